@@ -1,0 +1,1 @@
+"""SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs."""

@@ -1,0 +1,136 @@
+"""Sizes of the model, as frozen dataclasses: the released checkpoint and smaller trunks.
+
+Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint.
+"""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+  """The ViT that encodes an image: `groups` times (`windowed` windowed blocks + 1 global block)."""
+
+  width: int = 1024
+  heads: int = 16
+  mlp_width: int = 4736  # 4.625 * width
+  groups: int = 4
+  windowed: int = 7  # windowed blocks in a group; the group's last block attends globally
+  window: int = 24  # patches a side
+  pretrain_grid: int = 24  # patches a side of the learned position table, tiled over the image
+  drop_path: float = 0.1  # of the last block, growing linearly from 0; in training only
+
+  def __post_init__(self):
+    if self.width % (4 * self.heads):
+      raise ValueError(
+        f"trunk width {self.width} must be a multiple of 4 * heads = {4 * self.heads} "
+        "(two rotated axes of channel pairs in each head); change width or heads."
+      )
+
+  @property
+  def blocks(self) -> int:
+    return self.groups * (self.windowed + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+  """The causal text transformer (CLIP's architecture and vocabulary)."""
+
+  width: int = 1024
+  heads: int = 16
+  mlp_width: int = 4096  # 4 * width
+  layers: int = 24
+  context: int = 32  # tokens of a phrase, start and end included
+  vocabulary: int = 49408
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """The whole detector; the defaults are the released checkpoint."""
+
+  trunk: TrunkConfig = TrunkConfig()
+  text: TextConfig = TextConfig()
+  image_size: int = 1008  # pixels a side; every image is resized to this square
+  patch: int = 14  # pixels a side
+  width: int = 256  # channels of everything after trunk and text encoder
+  heads: int = 8
+  mlp_width: int = 2048
+  geometry_layers: int = 3
+  fusion_layers: int = 6
+  decoder_layers: int = 6
+  queries: int = 200
+  concept_points: bool = True  # Meta's checkpoint has the tensors of point prompts; others do not
+  dropout: float = 0.1  # geometry, fusion, decoder and scoring; in training only
+
+  def __post_init__(self):
+    if self.image_size % self.patch:
+      raise ValueError(
+        f"image_size {self.image_size} must be a multiple of the patch, {self.patch} pixels."
+      )
+    if self.grid % self.trunk.window:
+      raise ValueError(
+        f"the grid of {self.grid} patches (image_size / patch) must be a multiple of the window, "
+        f"{self.trunk.window} patches; change image_size or window."
+      )
+
+  @property
+  def grid(self) -> int:
+    """Patches a side."""
+    return self.image_size // self.patch
+
+  @property
+  def mask_size(self) -> int:
+    """Cells a side of the decoder's masks."""
+    return 4 * self.grid
+
+  def to_dict(self) -> dict[str, Any]:
+    """Nested plain values, ready for JSON."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, values: dict[str, Any]) -> "Config":
+    """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing."""
+    return _from_dict(cls, {**values}, "config")
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
+  if not isinstance(values, dict):
+    raise ValueError(
+      f"{where} must be an object with the fields of {cls.__name__}; got {values!r}."
+    )
+  fields = {f.name: f for f in dataclasses.fields(cls)}
+  if values.keys() != fields.keys():
+    raise ValueError(
+      f"{where} must have exactly the fields of {cls.__name__}; unknown: "
+      f"{sorted(values.keys() - fields.keys())}, missing: {sorted(fields.keys() - values.keys())}. "
+      "Convert the checkpoint again with this version of sam3-jax."
+    )
+  nested = {"trunk": TrunkConfig, "text": TextConfig}
+  return cls(
+    **{
+      name: _from_dict(nested[name], value, f"{where}.{name}")
+      if name in nested and cls is Config
+      else _typed(value, fields[name].type, f"{where}.{name}")
+      for name, value in values.items()
+    }
+  )
+
+
+def _typed(value: Any, expected: Any, where: str) -> Any:
+  if type(value) is expected or (expected is float and type(value) is int):
+    return value
+  raise ValueError(f"{where} must be of type {expected.__name__}; got {value!r}.")
+
+
+RELEASED = Config()
+
+# Width, depth and heads of the smaller trunks are those of DeiT-Ti, DeiT-S (Touvron et al. 2021,
+# arXiv:2012.12877, table 1) and ViT-B (Dosovitskiy et al. 2021, arXiv:2010.11929, table 1), with the
+# released trunk's MLP ratio of 4.625 and its four global blocks; no such weights were released.
+# Text encoder and everything after the trunk stay as released.
+SIZES = {
+  "tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),
+  "small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
+  "base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
+  "large": RELEASED,
+}

@@ -1,0 +1,1 @@
+"""The detector as functional Linen modules; `sam3.py` wires them."""

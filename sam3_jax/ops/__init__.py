@@ -1,0 +1,1 @@
+"""Pure functions that the modules stand on."""

@@ -1,0 +1,188 @@
+"""The pytrees at the joints of the model, and the glossary of dimension letters.
+
+  B  images                  T  text tokens (32)          H, W  cells of a grid
+  P  prompts                 N  boxes of a prompt         Hm, Wm  cells of a mask
+  Q  queries (200)           S  prompt tokens, T + N + 1  L  layers
+  K  kept queries            D  width (256)               M  points of a prompt
+
+One letter means one thing everywhere. Boxes are xyxy or cxcywh as each name or docstring says, x
+before y, and always fractions of the picture's width and height inside the model. All of these are
+`flax.struct` pytrees: they stay on the device, and can be mapped, sharded, sliced and saved.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+if TYPE_CHECKING:
+  from sam3_jax.postprocess import Instances
+
+
+class Rows:
+  """Slicing along the first axis, and saving: what all pytrees below can do."""
+
+  def __getitem__(self, index) -> Self:
+    """The rows that `index` (a slice, or an integer array) selects; the axis stays."""
+    if isinstance(index, int):
+      raise TypeError(f"use [{index}:{index + 1}] rather than [{index}]: the first axis must stay.")
+    return jax.tree.map(lambda array: array[index], self)
+
+  def __len__(self) -> int:
+    return jax.tree.leaves(self)[0].shape[0]
+
+  def save(self, path: str | Path) -> None:
+    """Writes a safetensors file, bit for bit, any dtype."""
+    from safetensors.flax import save_file
+
+    save_file(_arrays(self), str(path))
+
+  @classmethod
+  def load(cls, path: str | Path) -> Self:
+    """Reads what `save` wrote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.flax import load_file
+
+    try:
+      arrays = load_file(str(path))
+    except SafetensorError as error:
+      raise ValueError(f"{path} is not a file that {cls.__name__}.save wrote: {error}.") from error
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    if not set(arrays) <= set(names):
+      raise ValueError(
+        f"{path} holds {sorted(arrays)}, but {cls.__name__} has {names}; "
+        "load it with the class that saved it."
+      )
+    return cls(**arrays)
+
+
+def _arrays(pytree) -> Mapping[str, Array]:
+  fields = {field.name: getattr(pytree, field.name) for field in dataclasses.fields(pytree)}
+  return {name: value for name, value in fields.items() if value is not None}
+
+
+@struct.dataclass
+class ImageEmbedding(Rows):
+  """What `encode` makes of images, once; prompts are decoded against it.
+
+  Attributes:
+    fine: for masks; 4 times the trunk's grid (288 x 288 for the released model).
+    middle: for masks; 2 times the grid.
+    coarse: the grid itself (72 x 72); what the prompts attend to.
+    sizes: height and width of the source picture in pixels, after EXIF rotation.
+  """
+
+  fine: Float[Array, "B Hf Wf D"]
+  middle: Float[Array, "B Hn Wn D"]
+  coarse: Float[Array, "B H W D"]
+  sizes: Int[Array, "B 2"]
+
+
+@struct.dataclass
+class TextEmbedding(Rows):
+  """Encoded phrases.
+
+  Attributes:
+    features: one vector a token.
+    valid: False on padding.
+  """
+
+  features: Float[Array, "P T D"]
+  valid: Bool[Array, "P T"]
+
+
+@struct.dataclass
+class Points(Rows):
+  """Points inside a concept prompt (functional layer only; in the API a point is a visual prompt).
+
+  Attributes:
+    xy: x, y as fractions of the picture's width and height.
+    positive: True on an example, False on a counterexample.
+    valid: False on padding, wherever it stands.
+  """
+
+  xy: Float[Array, "P M 2"]
+  positive: Bool[Array, "P M"]
+  valid: Bool[Array, "P M"]
+
+
+@struct.dataclass
+class Prompts(Rows):
+  """Concept prompts as the model takes them: padded, normalised, encoded.
+
+  Attributes:
+    image: row of the embedding that the prompt is about.
+    first_id: identity of the prompt's query 0; query q has identity first_id + q.
+    text: of the phrase; of the word "visual" for a prompt of boxes alone.
+    boxes: cxcywh as fractions of the picture's width and height.
+    positive: True on an example, False on a counterexample.
+    valid: False on padding, wherever it stands.
+    points: None, or points beside the boxes.
+  """
+
+  image: Int[Array, "P"]
+  first_id: Int[Array, "P"]
+  text: TextEmbedding
+  boxes: Float[Array, "P N 4"]
+  positive: Bool[Array, "P N"]
+  valid: Bool[Array, "P N"]
+  points: Points | None = None
+
+
+@struct.dataclass
+class Predictions:
+  """Every decoder layer's raw prediction, and the last one's masks: what training needs.
+
+  Attributes:
+    logits: of the queries, clamped to +-12; without presence.
+    boxes: cxcywh as fractions, not clipped.
+    presence: logit that the image holds the concept at all.
+    mask_logits: before the sigmoid, of the last layer.
+    semantic_logits: of "this cell belongs to the concept", whichever instance.
+  """
+
+  logits: Float[Array, "L P Q"]
+  boxes: Float[Array, "L P Q 4"]
+  presence: Float[Array, "L P"]
+  mask_logits: Float[Array, "P Q Hm Wm"]
+  semantic_logits: Float[Array, "P Hm Wm"]
+
+
+@struct.dataclass
+class Detections(Rows):
+  """Every query's prediction, before any threshold; one row a prompt.
+
+  Attributes:
+    scores: sigmoid(query logit) * sigmoid(presence logit), in [0, 1].
+    boxes: xyxy, as fractions of the picture; not clipped, so they may leave [0, 1].
+    mask_logits: before the sigmoid, on the decoder's grid (288 x 288 for the released model).
+    presence: logit that the image holds the concept at all.
+    semantic_logits: of "this cell belongs to the concept", whichever instance.
+    image_index: row of the embedding that the prompt was about.
+    sizes: height and width of the source picture, in pixels.
+    ids: unique in an image within one decode call, over all its prompts.
+  """
+
+  scores: Float[Array, "P K"]
+  boxes: Float[Array, "P K 4"]
+  mask_logits: Float[Array, "P K Hm Wm"]
+  presence: Float[Array, "P"]
+  semantic_logits: Float[Array, "P Hm Wm"]
+  image_index: Int[Array, "P"]
+  sizes: Int[Array, "P 2"]
+  ids: Int[Array, "P K"]
+
+  def instances(self, threshold=0.5) -> "list[Instances]":
+    """The instances that score above `threshold`; see `sam3_jax.postprocess.instances`."""
+    from sam3_jax import postprocess  # a method for the user's sake: it uses what stands above
+
+    return postprocess.instances(self, threshold)
