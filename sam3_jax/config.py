@@ -125,8 +125,8 @@ def _typed(value: Any, expected: Any, where: str) -> Any:
 RELEASED = Config()
 
 # Width, depth and heads of the smaller trunks are those of DeiT-Ti, DeiT-S (Touvron et al. 2021,
-# arXiv:2012.12877, table 1) and ViT-B (Dosovitskiy et al. 2021, arXiv:2010.11929, table 1), with the
-# released trunk's MLP ratio of 4.625 and its four global blocks; no such weights were released.
+# arXiv:2012.12877, table 1) and ViT-B (Dosovitskiy et al. 2021, arXiv:2010.11929, table 1), with
+# the released trunk's MLP ratio of 4.625 and its four global blocks; no such weights were released.
 # Text encoder and everything after the trunk stay as released.
 SIZES = {
   "tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),

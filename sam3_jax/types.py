@@ -129,8 +129,8 @@ class Prompts(Rows):
     points: None, or points beside the boxes.
   """
 
-  image: Int[Array, "P"]
-  first_id: Int[Array, "P"]
+  image: Int[Array, " P"]
+  first_id: Int[Array, " P"]
   text: TextEmbedding
   boxes: Float[Array, "P N 4"]
   positive: Bool[Array, "P N"]
@@ -175,9 +175,9 @@ class Detections(Rows):
   scores: Float[Array, "P K"]
   boxes: Float[Array, "P K 4"]
   mask_logits: Float[Array, "P K Hm Wm"]
-  presence: Float[Array, "P"]
+  presence: Float[Array, " P"]
   semantic_logits: Float[Array, "P Hm Wm"]
-  image_index: Int[Array, "P"]
+  image_index: Int[Array, " P"]
   sizes: Int[Array, "P 2"]
   ids: Int[Array, "P K"]
 
