@@ -1,0 +1,152 @@
+"""The query decoder: queries become boxes, layer by layer, and a presence token says whether the
+image holds the concept at all.
+
+DETR's decoder (Carion et al. 2020, arXiv:2005.12872) with queries that are boxes (DAB-DETR, Liu et
+al. 2022, arXiv:2201.12329) and attention biased by box (Lin et al. 2023, arXiv:2308.01904).
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.model.layers import Attention, Mlp, layer_norm, stacked
+from sam3_jax.model.positions import sine_code
+from sam3_jax.ops.boxes import cxcywh_to_xyxy, refine
+
+
+class Decoder(nn.Module):
+  """Queries to states, boxes and presence after every layer."""
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    memory: Float[Array, "P H W D"],
+    position: Float[Array, "HW D"],
+    prompt: Float[Array, "P S D"],
+    valid: Bool[Array, "P S"],
+  ) -> tuple[Float[Array, "L P Q D"], Float[Array, "L P Q 4"], Float[Array, "L P"]]:
+    """Normed query states, boxes (cxcywh fractions, not clipped) and presence logits."""
+    config, width, prompts = self.config, self.config.width, len(memory)
+    side, normal = memory.shape[1], nn.initializers.normal(1.0)
+    queries = self.param("query_embedding", normal, (config.queries, width))
+    anchors = self.param("reference_points", normal, (config.queries, 4))
+    presence_token = self.param("presence_token", normal, (1, width))
+
+    # What all layers share is applied as a function: a scan would stack its parameters.
+    state, alone = queries[None], {"dtype": self.dtype, "parent": None}
+    norm = self._shared("norm", layer_norm(**alone), state)
+    presence_norm = self._shared("presence_norm", layer_norm(**alone), state)
+    box_head = self._shared("box_head", Mlp((width, width, 4), **alone), state)
+    presence_head = self._shared("presence_head", Mlp((width, width, 1), **alone), state)
+    query_position = self._shared(
+      "query_position", Mlp((width,) * 2, **alone), _sine_boxes(anchors, width // 2)
+    )
+    bias = BoxBias(width, config.heads, side, parent=None)
+    box_bias = self._shared("box_bias", bias, anchors[None])
+
+    memory = memory.reshape(prompts, -1, width)
+    keys = memory + position.astype(self.dtype)
+
+    def step(layer, carry):
+      x, anchor, reference = carry
+      place = query_position(_sine_boxes(anchor, width // 2))
+      place = jnp.pad(place, ((0, 0), (1, 0), (0, 0)))  # the presence token has no position
+      x = layer(x, place, prompt, valid, keys, memory, box_bias(anchor))
+      normed = norm(x[:, 1:])
+      delta = box_head(normed).astype(jnp.float32)
+      presence = presence_head(presence_norm(x[:, 0]))[..., 0]
+      # Outputs look forward twice (Zhang et al. 2022, arXiv:2203.03605): their reference keeps its
+      # gradient, the anchor of the next layer does not.
+      refined = refine(anchor, delta)
+      carry = x, jax.lax.stop_gradient(refined), refined
+      return carry, (normed, refine(reference, delta), presence.astype(jnp.float32))
+
+    x = jnp.concatenate([presence_token, queries]).astype(self.dtype)
+    x = jnp.broadcast_to(x, (prompts, *x.shape))
+    boxes = jnp.broadcast_to(jax.nn.sigmoid(anchors), (prompts, *anchors.shape))
+    layer = DecoderLayer(config, self.dtype, self.train, name="layers")
+    _, outputs = stacked(step, config.decoder_layers)(layer, (x, boxes, boxes))
+    return outputs
+
+  def _shared(self, name: str, module: nn.Module, example: Array) -> Callable[[Array], Array]:
+    """`module` as a pure function, its parameters under `name`."""
+    parameters = self.param(name, lambda key: module.init(key, example)["params"])
+    return lambda x: module.apply({"params": parameters}, x)
+
+
+class DecoderLayer(nn.Module):
+  """Post-norm layer: queries look at each other, at the prompt, and at the image."""
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "P Q1 D"],
+    place: Float[Array, "P Q1 D"],
+    prompt: Float[Array, "P S D"],
+    valid: Bool[Array, "P S"],
+    keys: Float[Array, "P HW D"],
+    memory: Float[Array, "P HW D"],
+    bias: Float[Array, "P heads Q1 HW"],
+  ) -> Float[Array, "P Q1 D"]:
+    """`x` holds the presence token, then the queries."""
+    rate = self.config.dropout
+
+    def attend(name):
+      heads = self.config.heads
+      return Attention(heads, self.dtype, dropout=rate, train=self.train, name=name)
+
+    def add(x, branch, norm):
+      branch = nn.Dropout(rate, deterministic=not self.train)(branch)
+      return layer_norm(dtype=self.dtype, name=norm)(x + branch)
+
+    placed = x + place
+    x = add(x, attend("self_attn")(placed, placed, x), "norm_self")
+    x = add(x, attend("text_attn")(x + place, prompt, prompt, valid=valid), "norm_text")
+    x = add(x, attend("image_attn")(x + place, keys, memory, bias=bias), "norm_image")
+    widths = (self.config.mlp_width, x.shape[-1])
+    mlp = Mlp(widths, self.dtype, dropout=rate, train=self.train, name="mlp")
+    return add(x, mlp(x), "norm_mlp")
+
+
+def _sine_boxes(boxes: Float[Array, "*rows 4"], channels: int) -> Array:
+  """Codes of y, x, width and height of cxcywh boxes, in this order."""
+  return jnp.concatenate([sine_code(boxes[..., i], channels) for i in (1, 0, 2, 3)], axis=-1)
+
+
+class BoxBias(nn.Module):
+  """Bias of the attention logits by where each cell lies relative to a query's box; float32."""
+
+  width: int
+  heads: int
+  side: int
+
+  @nn.compact
+  def __call__(self, boxes: Float[Array, "P Q 4"]) -> Float[Array, "P heads Q1 HW"]:
+    """`boxes` are cxcywh fractions; a row of zeros for the presence token comes first."""
+    cells = jnp.arange(self.side) / self.side  # a cell's start, not its centre
+    edges = cxcywh_to_xyxy(boxes)
+    y, x = (
+      self._axis(cells[:, None] - edges[..., None, axis::2], name)
+      for axis, name in ((1, "y"), (0, "x"))
+    )
+    bias = y[..., :, None, :] + x[..., None, :, :]
+    bias = jnp.moveaxis(bias, -1, 1).reshape(len(boxes), self.heads, -1, self.side**2)
+    return jnp.pad(bias, ((0, 0), (0, 0), (1, 0), (0, 0)))
+
+  def _axis(self, delta: Float[Array, "P Q cells 2"], name: str) -> Float[Array, "P Q cells heads"]:
+    delta = jnp.sign(delta) * jnp.log2(jnp.abs(8 * delta) + 1) / math.log2(8)
+    return Mlp((self.width, self.heads), name=name)(delta)

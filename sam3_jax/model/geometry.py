@@ -1,0 +1,104 @@
+"""The geometry encoder: example boxes (and points) as tokens beside the phrase's.
+
+No position says where a token stands in the prompt, so padding may stand anywhere, and the class
+token simply comes last (Meta's code moves it behind each row's last valid box).
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.model.layers import ContextLayer, conv, dense, layer_norm, stacked
+from sam3_jax.model.positions import sine_code, sine_map
+from sam3_jax.ops.boxes import cxcywh_to_xyxy
+from sam3_jax.ops.roi_align import roi_align
+from sam3_jax.types import Points, Prompts
+
+ROI_SIZE = 7
+
+
+class GeometryEncoder(nn.Module):
+  """Boxes, optionally points, and a class token, each having looked at the image."""
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(
+    self, image: Float[Array, "P H W D"], prompts: Prompts
+  ) -> tuple[Float[Array, "P G D"], Bool[Array, "P G"]]:
+    """Tokens (points, boxes, class token) and which of them are valid. `image` is the coarse map of
+    each prompt's image."""
+    config, width = self.config, self.config.width
+    normed = layer_norm(dtype=self.dtype, name="image_norm")(image)
+    labels = self.param("label_embedding", nn.initializers.normal(1.0), (2, width))
+    class_token = self.param("cls_token", nn.initializers.normal(1.0), (1, width))
+
+    class_tokens = jnp.broadcast_to(class_token.astype(self.dtype), (len(image), 1, width))
+    tokens = [self._boxes(normed, prompts.boxes) + self._label(labels, prompts.positive)]
+    tokens, valid = [*tokens, class_tokens], [prompts.valid, jnp.ones((len(image), 1), bool)]
+    if config.concept_points:
+      points = prompts.points if prompts.points is not None else _no_points(len(image))
+      tokens.insert(0, self._points(normed, points.xy) + self._label(labels, points.positive))
+      valid.insert(0, points.valid)
+    elif prompts.points is not None:
+      raise ValueError(
+        "this checkpoint has no concept points (its config says concept_points=False); "
+        "use boxes, or convert Meta's own checkpoint, which has them."
+      )
+    x, valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
+
+    x = layer_norm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
+    context = image.reshape(len(image), -1, width)
+    position = sine_map(*image.shape[1:3], width).reshape(-1, width).astype(self.dtype)
+    layers = stacked(ContextLayer, config.geometry_layers)(
+      config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
+    )
+    x, _ = layers(x, None, valid, context + position, context, None)
+    return layer_norm(dtype=self.dtype, name="norm_final")(x), valid
+
+  def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):
+    """Sum of three views of each box (cxcywh): coordinates, features inside, sine code."""
+    width = self.config.width
+    regions = roi_align(image, cxcywh_to_xyxy(boxes), ROI_SIZE)
+    pool = conv(width, ROI_SIZE, self.dtype, "box_pool_project", padding="VALID")
+    pooled = pool(regions.reshape(-1, ROI_SIZE, ROI_SIZE, width)).reshape(*boxes.shape[:2], width)
+    # y before x, and then height before width, as the weights were trained.
+    codes = [sine_code(boxes[..., 1], width // 2), sine_code(boxes[..., 0], width // 2)]
+    code = jnp.concatenate([*codes, boxes[..., 3:], boxes[..., 2:3]], axis=-1)
+    direct = dense(width, self.dtype, "box_project")(boxes)
+    return direct + pooled + dense(width, self.dtype, "box_position_project")(code)
+
+  def _points(self, image: Float[Array, "P H W D"], xy: Float[Array, "P M 2"]):
+    """Sum of three views of each point: coordinates, the feature there, sine code (x before y)."""
+    width = self.config.width
+    feature = jax.vmap(_sample)(image, xy)
+    code = [sine_code(xy[..., 0], width // 2), sine_code(xy[..., 1], width // 2)]
+    direct = dense(width, self.dtype, "point_project")(xy)
+    pooled = dense(width, self.dtype, "point_pool_project")(feature)
+    place = dense(width, self.dtype, "point_position_project")(jnp.concatenate(code, axis=-1))
+    return direct + pooled + place
+
+  def _label(self, table: Float[Array, "2 D"], positive: Bool[Array, "P N"]):
+    return table.astype(self.dtype)[positive.astype(jnp.int32)]
+
+
+def _no_points(prompts: int) -> Points:
+  return Points(
+    jnp.zeros((prompts, 0, 2)), jnp.zeros((prompts, 0), bool), jnp.zeros((prompts, 0), bool)
+  )
+
+
+def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Array, "M D"]:
+  """Bilinear samples at fractions of the picture, zero outside it (PyTorch's `grid_sample` with
+  align_corners=False)."""
+
+  def weights(fraction, cells):
+    return jnp.maximum(0, 1 - jnp.abs(fraction[:, None] * cells - 0.5 - jnp.arange(cells)))
+
+  rows, columns = weights(xy[:, 1], image.shape[0]), weights(xy[:, 0], image.shape[1])
+  return jnp.einsum("mh,mw,hwd->md", rows, columns, image.astype(jnp.float32)).astype(image.dtype)

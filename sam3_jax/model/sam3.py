@@ -1,0 +1,150 @@
+"""The detector: wiring of SAM 3's promptable concept segmentation (Meta, arXiv:2511.16719).
+
+Heavy and once an image: `encode_image`. Light and once a prompt: `encode_text`, then `detect`
+(scores, boxes, masks) or `predict` (every layer, for training). Behaviour follows Meta's released
+code, with which the weights were trained.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.model.decoder import Decoder
+from sam3_jax.model.fusion import FusionEncoder
+from sam3_jax.model.geometry import GeometryEncoder
+from sam3_jax.model.masks import MaskHead
+from sam3_jax.model.neck import Neck
+from sam3_jax.model.positions import sine_map
+from sam3_jax.model.scoring import Scoring
+from sam3_jax.model.text import TextEncoder
+from sam3_jax.model.vit import Trunk
+from sam3_jax.ops.boxes import cxcywh_to_xyxy
+from sam3_jax.types import Detections, ImageEmbedding, Predictions, Prompts, TextEmbedding
+
+
+class Detector(nn.Module):
+  """SAM 3's image model, parameters only.
+
+  Attributes:
+    config: sizes.
+    dtype: of the computation; norms' statistics, softmax, boxes and scores are float32 regardless.
+    train: dropout and stochastic depth are on; `apply` then needs `rngs={"dropout": key}`.
+  """
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  def setup(self):
+    config, rest = self.config, (self.dtype, self.train)
+    self.trunk = Trunk(config.trunk, config.patch, *rest)
+    self.neck = Neck(config.width, self.dtype)
+    self.text = TextEncoder(config.text, config.width, *rest)
+    self.geometry = GeometryEncoder(config, *rest)
+    self.fusion = FusionEncoder(config, *rest)
+    self.decoder = Decoder(config, *rest)
+    self.scoring = Scoring(config, *rest)
+    self.masks = MaskHead(config, self.dtype)
+
+  def encode_image(
+    self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]
+  ) -> ImageEmbedding:
+    """Encodes square images, normalised to [-1, 1]; `sizes` are height and width of the sources."""
+    fine, middle, coarse = self.neck(self.trunk(images))
+    return ImageEmbedding(fine, middle, coarse, sizes)
+
+  def encode_text(self, tokens: Int[Array, "P T"]) -> TextEmbedding:
+    """Encodes token ids (start, phrase, end, then 0)."""
+    return self.text(tokens)
+
+  def predict(self, embedding: ImageEmbedding, prompts: Prompts) -> Predictions:
+    """Every decoder layer's predictions, and the masks of all queries of the last one."""
+    prompt, valid, memory, states, boxes, presence = self._decode(embedding, prompts)
+    masks, semantic = self._masks(embedding, prompts, states[-1], memory, prompt, valid)
+    logits = self.scoring(states, prompt, valid)
+    return Predictions(logits, boxes, presence, masks, semantic)
+
+  def detect(
+    self, embedding: ImageEmbedding, prompts: Prompts, max_detections: int | None = None
+  ) -> Detections:
+    """Scores, boxes and masks.
+
+    Args:
+      embedding: of all images that the prompts are about.
+      prompts: each names its image.
+      max_detections: keeps the best so many queries by score, in descending order, ties by query
+        number, before masks are made. None keeps all, in the queries' order.
+    """
+    prompt, valid, memory, states, boxes, presence = self._decode(embedding, prompts)
+    states, boxes, presence = states[-1], boxes[-1], presence[-1]
+    logits = self.scoring(states, prompt, valid)
+    scores = jax.nn.sigmoid(logits) * jax.nn.sigmoid(presence)[:, None]
+    query = jnp.broadcast_to(jnp.arange(scores.shape[1]), scores.shape)
+    if max_detections is not None:
+      scores, query = jax.lax.top_k(scores, min(max_detections, scores.shape[1]))
+      states = jnp.take_along_axis(states, query[..., None], axis=1)
+      boxes = jnp.take_along_axis(boxes, query[..., None], axis=1)
+    masks, semantic = self._masks(embedding, prompts, states, memory, prompt, valid)
+    return Detections(
+      scores=scores,
+      boxes=cxcywh_to_xyxy(boxes),
+      mask_logits=masks,
+      presence=presence,
+      semantic_logits=semantic,
+      image_index=prompts.image,
+      sizes=embedding.sizes[prompts.image],
+      ids=prompts.first_id[:, None] + query,
+    )
+
+  def _decode(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[Array, ...]:
+    """Prompt tokens and which are valid, conditioned image map, states, boxes, presence."""
+    width = self.config.width
+    image = embedding.coarse[prompts.image]
+    position = sine_map(*image.shape[1:3], width).reshape(-1, width)
+    geometry, geometry_valid = self.geometry(image, prompts)
+    prompt = jnp.concatenate([prompts.text.features, geometry], axis=1)
+    valid = jnp.concatenate([prompts.text.valid, geometry_valid], axis=1)
+    tokens = image.reshape(len(image), -1, width)
+    memory = self.fusion(tokens, position, prompt, valid).reshape(image.shape)
+    return prompt, valid, memory, *self.decoder(memory, position, prompt, valid)
+
+  def _masks(
+    self,
+    embedding: ImageEmbedding,
+    prompts: Prompts,
+    states: Float[Array, "P K D"],
+    memory: Float[Array, "P H W D"],
+    prompt: Float[Array, "P S D"],
+    valid: Bool[Array, "P S"],
+  ) -> tuple[Float[Array, "P K Hm Wm"], Float[Array, "P Hm Wm"]]:
+    levels = embedding.middle[prompts.image], embedding.fine[prompts.image]
+    return self.masks(states, memory, levels, prompt, valid)
+
+  def everything(self, images, tokens, boxes) -> Predictions:
+    """All parts once, one prompt an image: what `init` runs to make every parameter."""
+    rows = jnp.arange(len(images))
+    labels = jnp.ones(boxes.shape[:2], bool)
+    embedding = self.encode_image(images, jnp.ones((len(images), 2), jnp.int32))
+    prompts = Prompts(rows, rows, self.encode_text(tokens), boxes, labels, labels)
+    return self.predict(embedding, prompts)
+
+
+def init(config: Config, key: Array) -> dict[str, Any]:
+  """Random parameters, float32."""
+  side = config.image_size
+  images = jnp.zeros((1, side, side, 3))
+  tokens = jnp.zeros((1, config.text.context), jnp.int32)
+  boxes = jnp.full((1, 1, 4), 0.5)
+  make = functools.partial(Detector(config).init, method=Detector.everything)
+  return make(key, images, tokens, boxes)["params"]
+
+
+def parameter_shapes(config: Config) -> dict[str, Any]:
+  """The tree of `init` with shapes in place of arrays; costs no memory, however large the model."""
+  return jax.eval_shape(functools.partial(init, config), jax.random.key(0))

@@ -1,0 +1,39 @@
+"""Scores: how well each query matches the prompt, and whether the concept is there at all."""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.model.layers import Mlp, dense, layer_norm
+
+LIMIT = 12.0  # logits are clamped to +- this
+
+
+class Scoring(nn.Module):
+  """Scaled dot product of each query with the mean of the prompt's valid tokens."""
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(
+    self,
+    states: Float[Array, "*layers P Q D"],
+    prompt: Float[Array, "P S D"],
+    valid: Bool[Array, "P S"],
+  ) -> Float[Array, "*layers P Q"]:
+    width, rate = self.config.width, self.config.dropout
+    widths = (self.config.mlp_width, width)
+    branch = Mlp(widths, self.dtype, dropout=rate, train=self.train, name="prompt_mlp")(prompt)
+    branch = nn.Dropout(rate, deterministic=not self.train)(branch)
+    prompt = layer_norm(dtype=jnp.float32, name="prompt_norm")(prompt + branch)
+    mean = jnp.mean(prompt, axis=1, where=valid[..., None])
+    concept = dense(width, jnp.float32, "prompt_project")(mean)
+    queries = dense(width, jnp.float32, "query_project")(states)
+    logits = jnp.einsum("...pqd,pd->...pq", queries, concept) / math.sqrt(width)
+    return jnp.clip(logits, -LIMIT, LIMIT)

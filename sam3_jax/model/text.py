@@ -1,0 +1,38 @@
+"""The text encoder: CLIP's causal transformer (Radford et al. 2021, arXiv:2103.00020), of which all
+token states are used, projected to the detector's width."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import TextConfig
+from sam3_jax.model.layers import Block, dense, layer_norm, stacked
+from sam3_jax.types import TextEmbedding
+
+PADDING = 0  # also the id of "!" inside a word, which Meta's code therefore masks out; so do we
+
+
+class TextEncoder(nn.Module):
+  """Token ids to one vector a token.
+
+  Padding needs no mask: it stands at the end, where causal attention keeps it from valid tokens.
+  """
+
+  config: TextConfig
+  width: int
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, tokens: Int[Array, "P T"]) -> TextEmbedding:
+    config = self.config
+    table = nn.Embed(config.vocabulary, config.width, dtype=self.dtype, name="token_embedding")
+    shape = (config.context, config.width)
+    position = self.param("position", nn.initializers.normal(0.01), shape)
+    x = table(tokens) + position[: tokens.shape[1]].astype(self.dtype)
+    blocks = stacked(Block, config.layers)
+    sizes = (config.heads, config.mlp_width, self.dtype)
+    x, _ = blocks(*sizes, causal=True, train=self.train, name="blocks")(x, 0.0)
+    x = layer_norm(dtype=self.dtype, name="norm_final")(x)
+    return TextEmbedding(dense(self.width, self.dtype, "project")(x), tokens != PADDING)

@@ -1,0 +1,81 @@
+"""The image trunk: a ViT with windowed and global attention (ViTDet, Li et al. 2022,
+arXiv:2203.16527) and rotary positions over two axes.
+
+Blocks come in groups of n windowed blocks and a global one. A group stays partitioned into windows
+through its windowed blocks, and the groups are one scan: a fraction of the code to compile.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import TrunkConfig
+from sam3_jax.model.layers import Block, conv, layer_norm, stacked
+
+
+class Trunk(nn.Module):
+  """Encodes normalised images into one map of features."""
+
+  config: TrunkConfig
+  patch: int
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
+    config = self.config
+    patch = {"strides": self.patch, "padding": "VALID", "use_bias": False}
+    x = conv(config.width, self.patch, self.dtype, "patch_embed", **patch)(images)
+    side = x.shape[1]
+
+    shape = (config.pretrain_grid, config.pretrain_grid, config.width)
+    position = self.param("position", nn.initializers.truncated_normal(0.02), shape)
+    # Tiled, not interpolated: the released weights were trained so.
+    repeats = -(-side // config.pretrain_grid)
+    position = jnp.tile(position, (repeats, repeats, 1))[:side, :side]
+    x = layer_norm(dtype=self.dtype, name="norm_pre")(x + position.astype(self.dtype))
+
+    drop_path = jnp.linspace(0, config.drop_path, config.blocks).reshape(config.groups, -1)
+    groups = stacked(Group, config.groups, in_axes=0)
+    x = x.reshape(len(x), side * side, config.width)
+    x, _ = groups(config, side, self.dtype, self.train, name="groups")(x, drop_path)
+    return x.reshape(-1, side, side, config.width)
+
+
+class Group(nn.Module):
+  """Windowed blocks, then a global one, over tokens in row order."""
+
+  config: TrunkConfig
+  side: int
+  dtype: DTypeLike = jnp.float32
+  train: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B HW C"], drop_path: Float[Array, " blocks"]
+  ) -> tuple[Float[Array, "B HW C"], None]:
+    config, side, window = self.config, self.side, self.config.window
+    sizes = (config.heads, config.mlp_width, self.dtype)
+    windowed = stacked(Block, config.windowed, in_axes=0)(
+      *sizes, windows=(side // window) ** 2, rope=(window, 1.0), train=self.train, name="windowed"
+    )
+    x, _ = windowed(to_windows(x, side, window), drop_path[:-1])
+    x = from_windows(x, side, window)
+    # Global blocks see the positions of the pretraining: the whole grid spans one window.
+    rope = (side, window / side)
+    return Block(*sizes, rope=rope, train=self.train, name="global")(x, drop_path[-1])
+
+
+def to_windows(x: Float[Array, "B HW C"], side: int, window: int) -> Float[Array, "B HW C"]:
+  """Tokens in row order to tokens window by window, each window in row order."""
+  return _swap_middle(x, (side // window, window, side // window, window))
+
+
+def from_windows(x: Float[Array, "B HW C"], side: int, window: int) -> Float[Array, "B HW C"]:
+  """The inverse of `to_windows`."""
+  return _swap_middle(x, (side // window, side // window, window, window))
+
+
+def _swap_middle(x: Array, split: tuple[int, int, int, int]) -> Array:
+  return x.reshape(len(x), *split, x.shape[-1]).swapaxes(2, 3).reshape(x.shape)

@@ -1,0 +1,96 @@
+"""Attention that never holds the logits of all heads and queries at once.
+
+The logits of the released trunk's global blocks would take 1.7 GB in float32. So heads, and where
+needed queries, are walked in steps of at most `LOGITS` values: they stay in a TPU's VMEM and near a
+CPU's caches, and the backward pass computes them again instead of keeping them.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+LOGITS = 2 * 576 * 5184  # two heads of 576 queries over the released grid: 24 MB in float32
+
+
+def attention(
+  query: Float[Array, "A I Heads C"],
+  key: Float[Array, "A J Heads C"],
+  value: Float[Array, "A J Heads C"],
+  *,
+  bias: Float[Array, "A Heads I J"] | None = None,
+  valid: Bool[Array, "A J"] | None = None,
+  causal: bool = False,
+  dropout: float = 0.0,
+  dropout_key: Key[Array, ""] | None = None,
+) -> Float[Array, "A I Heads C"]:
+  """Softmax attention, scaled by 1 / sqrt(C); logits and softmax in float32.
+
+  Args:
+    query, key, value: tokens before heads, any leading axis A.
+    bias: added to the scaled logits.
+    valid: False on keys that no query may attend to; every row needs a True.
+    causal: query i attends to keys 0 .. i only.
+    dropout: rate at which attention weights are dropped; needs `dropout_key`.
+    dropout_key: randomness of the dropout; None for none.
+  """
+  rows, queries, heads, _ = query.shape
+  keys = key.shape[1]
+  query, key, value = (_heads_first(x) for x in (query, key, value))
+  operands = {"query": query, "key": key, "value": value}
+  if bias is not None:
+    operands["bias"] = bias.reshape(rows * heads, queries, keys)
+  if valid is not None:
+    operands["valid"] = jnp.repeat(valid, heads, axis=0)
+  if dropout and dropout_key is not None:
+    operands["dropout_key"] = jax.random.split(dropout_key, rows * heads)
+
+  def some_heads(operands):
+    return jax.vmap(lambda one: _head(**one, causal=causal, dropout=dropout))(operands)
+
+  heads_a_step = _divisor(rows * heads, LOGITS // (queries * keys))
+  if heads_a_step == rows * heads:
+    out = some_heads(operands)
+  else:
+    steps = jax.tree.map(lambda x: x.reshape(-1, heads_a_step, *x.shape[1:]), operands)
+    out = jax.lax.map(jax.checkpoint(some_heads), steps)
+  return out.reshape(rows, heads, queries, -1).swapaxes(1, 2)
+
+
+def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
+  return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal, dropout):
+  """One head: query [I, C], key and value [J, C], bias [I, J], valid [J]."""
+  block = _divisor(len(query), LOGITS // len(key))
+  if block == len(query) or causal or dropout_key is not None:
+    return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
+  blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
+  one = jax.checkpoint(lambda b: _block(*b, key, value, valid, None, causal, dropout))
+  return jax.lax.map(one, blocks).reshape(query.shape)
+
+
+def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
+  logits = jnp.einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
+  logits = logits / math.sqrt(query.shape[-1])
+  if bias is not None:
+    logits += bias
+  if valid is not None:
+    logits = jnp.where(valid, logits, -jnp.inf)
+  if causal:
+    logits = jnp.where(jnp.tri(*logits.shape, dtype=bool), logits, -jnp.inf)
+  weights = jax.nn.softmax(logits)
+  if dropout_key is not None:
+    kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
+    weights = jnp.where(kept, weights / (1 - dropout), 0)
+  out = jnp.einsum(
+    "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+  )
+  return out.astype(value.dtype)
+
+
+def _divisor(number: int, limit: int) -> int:
+  """The largest divisor of `number` that is at most `limit`, and at least 1."""
+  return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)

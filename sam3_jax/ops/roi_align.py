@@ -1,0 +1,46 @@
+"""ROI align (He et al. 2017, arXiv:1703.06870) as two small matrix products.
+
+Bilinear sampling is separable, and so is the average over a bin's grid of samples: a box's pooled
+features are rows @ map @ columns with a matrix of weights an axis. Numbers as torchvision's
+`roi_align(aligned=False, sampling_ratio=-1)`.
+"""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def roi_align(
+  features: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"], size: int
+) -> Float[Array, "P N size size D"]:
+  """Average of bilinear samples in each of size x size bins of each box.
+
+  Args:
+    features: one map a prompt.
+    boxes: xyxy as fractions of the map's extent; each side at most twice the map's (a longer one is
+      sampled more thinly than torchvision does).
+    size: bins a side.
+  """
+  height, width = features.shape[1:3]
+  boxes = boxes.astype(jnp.float32)
+  rows = _axis_weights(boxes[..., 1], boxes[..., 3], height, size).astype(features.dtype)
+  columns = _axis_weights(boxes[..., 0], boxes[..., 2], width, size).astype(features.dtype)
+  bands = jnp.einsum("pnih,phwd->pniwd", rows, features)
+  return jnp.einsum("pnjw,pniwd->pnijd", columns, bands)
+
+
+def _axis_weights(
+  low: Float[Array, "P N"], high: Float[Array, "P N"], cells: int, size: int
+) -> Float[Array, "P N size cells"]:
+  """How much each cell of one axis counts in each bin; `low` and `high` are fractions."""
+  low, high = (x[..., None, None] * cells for x in (low, high))
+  bin_extent = jnp.maximum(high - low, 1) / size  # not aligned: at least one cell
+  samples = jnp.ceil(bin_extent)
+  sample = jnp.arange(math.ceil(2 * cells / size))
+  bins = jnp.arange(size)[:, None]
+  position = low + bin_extent * (bins + (sample + 0.5) / samples)
+  counted = (sample < samples) & (position >= -1) & (position <= cells)
+  position = jnp.clip(position, 0, cells - 1)
+  hat = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(cells)))
+  return jnp.sum(jnp.where(counted[..., None], hat, 0), axis=-2) / samples
