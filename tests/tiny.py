@@ -1,0 +1,197 @@
+"""The tiny model of the goldens: configuration, seeded weights, and its parameters put together by
+hand, so that the converters have an independent oracle.
+
+`weights.py` makes each tensor from its name and shape in Meta's layout; the goldens are the outputs
+of Meta's code on those.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from weights import weights
+
+from sam3_jax.config import Config, TextConfig, TrunkConfig
+
+GOLDENS = pathlib.Path(__file__).parent / "goldens"
+CONFIG = Config(
+  trunk=TrunkConfig(
+    width=64, heads=4, mlp_width=296, groups=2, windowed=1, window=4, pretrain_grid=4
+  ),
+  text=TextConfig(width=32, heads=2, mlp_width=128, layers=2),
+  image_size=168,
+  width=128,
+  mlp_width=256,
+  geometry_layers=2,
+  fusion_layers=2,
+  decoder_layers=3,
+  queries=10,
+)
+
+
+def meta_weights(prefix: str = "detector.") -> dict[str, np.ndarray]:
+  """Every float tensor of the tiny model by its name in Meta's layout."""
+  rows = (line.split("\t") for line in (GOLDENS / "tiny_keys.txt").read_text().splitlines())
+  return {
+    name: weights(name, tuple(int(n) for n in shape.strip("()").split(",") if n.strip()))
+    for name, shape, dtype in rows
+    if dtype == "float32" and name.startswith(prefix)
+  }
+
+
+@functools.cache
+def parameters() -> dict:
+  """The tiny model's parameters in our layout."""
+  w = {name.removeprefix("detector."): x for name, x in meta_weights().items()}
+
+  def dense(name):
+    return {"kernel": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]}
+
+  def conv(name, axes=(2, 3, 1, 0)):
+    bias = {"bias": w[f"{name}.bias"]} if f"{name}.bias" in w else {}
+    return {"kernel": w[f"{name}.weight"].transpose(axes)} | bias
+
+  def norm(name):
+    return {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}
+
+  def mlp(*names):
+    return {f"fc{i}": dense(name) for i, name in enumerate(names, start=1)}
+
+  def attention(name, fused, out, halve=0):
+    parts = {}
+    for i, part in enumerate(("query", "key", "value")):
+      kernel = np.split(w[f"{name}.{fused}weight"], 3)[i].T
+      bias = np.split(w[f"{name}.{fused}bias"], 3)[i]
+      if halve and part != "value":  # adjacent channel pairs of each head become halves
+        order = np.arange(len(bias)).reshape(halve, -1, 2).swapaxes(1, 2).ravel()
+        kernel, bias = kernel[:, order], bias[order]
+      parts[part] = {"kernel": kernel, "bias": bias}
+    return parts | {"out": dense(f"{name}.{out}")}
+
+  def torch_attention(name):
+    return attention(name, "in_proj_", "out_proj")
+
+  def stack(layers):
+    return jax.tree.map(lambda *x: np.stack(x), *layers)
+
+  def trunk_block(i):
+    name = f"backbone.vision_backbone.trunk.blocks.{i}"
+    return {
+      "norm1": norm(f"{name}.norm1"),
+      "attn": attention(f"{name}.attn", "qkv.", "proj", halve=CONFIG.trunk.heads),
+      "norm2": norm(f"{name}.norm2"),
+      "mlp": mlp(f"{name}.mlp.fc1", f"{name}.mlp.fc2"),
+    }
+
+  def text_block(i):
+    name = f"backbone.language_backbone.encoder.transformer.resblocks.{i}"
+    return {
+      "norm1": norm(f"{name}.ln_1"),
+      "attn": torch_attention(f"{name}.attn"),
+      "norm2": norm(f"{name}.ln_2"),
+      "mlp": mlp(f"{name}.mlp.c_fc", f"{name}.mlp.c_proj"),
+    }
+
+  def context_layer(name):
+    return {
+      "norm1": norm(f"{name}.norm1"),
+      "self_attn": torch_attention(f"{name}.self_attn"),
+      "norm2": norm(f"{name}.norm2"),
+      "cross_attn": torch_attention(f"{name}.cross_attn_image"),
+      "norm3": norm(f"{name}.norm3"),
+      "mlp": mlp(f"{name}.linear1", f"{name}.linear2"),
+    }
+
+  def decoder_layer(i):
+    name = f"transformer.decoder.layers.{i}"
+    return {
+      "self_attn": torch_attention(f"{name}.self_attn"),
+      "norm_self": norm(f"{name}.norm2"),
+      "text_attn": torch_attention(f"{name}.ca_text"),
+      "norm_text": norm(f"{name}.catext_norm"),
+      "image_attn": torch_attention(f"{name}.cross_attn"),
+      "norm_image": norm(f"{name}.norm1"),
+      "mlp": mlp(f"{name}.linear1", f"{name}.linear2"),
+      "norm_mlp": norm(f"{name}.norm3"),
+    }
+
+  def level(i, doublings):
+    name, up = f"backbone.vision_backbone.convs.{i}", (2, 3, 0, 1)
+    doubles = {f"up{j + 1}": conv(f"{name}.{part}", up) for j, part in enumerate(doublings)}
+    return doubles | {"project": conv(f"{name}.conv_1x1"), "smooth": conv(f"{name}.conv_3x3")}
+
+  trunk, text = "backbone.vision_backbone.trunk", "backbone.language_backbone"
+  geometry, decoder = "geometry_encoder", "transformer.decoder"
+  masks, scoring = "segmentation_head", "dot_prod_scoring"
+  numbered = lambda name, n: [f"{name}.layers.{i}" for i in range(n)]  # noqa: E731
+  tree = {
+    "trunk": {
+      "patch_embed": conv(f"{trunk}.patch_embed.proj"),
+      "position": w[f"{trunk}.pos_embed"][0, 1:].reshape(4, 4, -1),
+      "norm_pre": norm(f"{trunk}.ln_pre"),
+      "groups": {
+        "windowed": stack([stack([trunk_block(0)]), stack([trunk_block(2)])]),
+        "global": stack([trunk_block(1), trunk_block(3)]),
+      },
+    },
+    "neck": {
+      "level0": level(0, ("dconv_2x2_0", "dconv_2x2_1")),
+      "level1": level(1, ("dconv_2x2",)),
+      "level2": level(2, ()),
+    },
+    "text": {
+      "token_embedding": {"embedding": w[f"{text}.encoder.token_embedding.weight"]},
+      "position": w[f"{text}.encoder.positional_embedding"],
+      "blocks": stack([text_block(i) for i in range(2)]),
+      "norm_final": norm(f"{text}.encoder.ln_final"),
+      "project": dense(f"{text}.resizer"),
+    },
+    "geometry": {
+      "box_project": dense(f"{geometry}.boxes_direct_project"),
+      "box_pool_project": conv(f"{geometry}.boxes_pool_project"),
+      "box_position_project": dense(f"{geometry}.boxes_pos_enc_project"),
+      "point_project": dense(f"{geometry}.points_direct_project"),
+      "point_pool_project": dense(f"{geometry}.points_pool_project"),
+      "point_position_project": dense(f"{geometry}.points_pos_enc_project"),
+      "label_embedding": w[f"{geometry}.label_embed.weight"],
+      "cls_token": w[f"{geometry}.cls_embed.weight"],
+      "image_norm": norm(f"{geometry}.img_pre_norm"),
+      "project": dense(f"{geometry}.final_proj"),
+      "norm": norm(f"{geometry}.norm"),
+      "layers": stack([context_layer(f"{geometry}.encode.{i}") for i in range(2)]),
+      "norm_final": norm(f"{geometry}.encode_norm"),
+    },
+    "fusion": {
+      "layers": stack([context_layer(f"transformer.encoder.layers.{i}") for i in range(2)])
+    },
+    "decoder": {
+      "query_embedding": w[f"{decoder}.query_embed.weight"],
+      "reference_points": w[f"{decoder}.reference_points.weight"],
+      "presence_token": w[f"{decoder}.presence_token.weight"],
+      "layers": stack([decoder_layer(i) for i in range(3)]),
+      "norm": norm(f"{decoder}.norm"),
+      "presence_norm": norm(f"{decoder}.presence_token_out_norm"),
+      "box_head": mlp(*numbered(f"{decoder}.bbox_embed", 3)),
+      "presence_head": mlp(*numbered(f"{decoder}.presence_token_head", 3)),
+      "query_position": mlp(*numbered(f"{decoder}.ref_point_head", 2)),
+      "box_bias": {a: mlp(*numbered(f"{decoder}.boxRPB_embed_{a}", 2)) for a in ("x", "y")},
+    },
+    "scoring": {
+      "prompt_mlp": mlp(*numbered(f"{scoring}.prompt_mlp", 2)),
+      "prompt_norm": norm(f"{scoring}.prompt_mlp.out_norm"),
+      "prompt_project": dense(f"{scoring}.prompt_proj"),
+      "query_project": dense(f"{scoring}.hs_proj"),
+    },
+    "masks": {
+      "prompt_norm": norm(f"{masks}.cross_attn_norm"),
+      "prompt_attn": torch_attention(f"{masks}.cross_attend_prompt"),
+      **{f"conv{i}": conv(f"{masks}.pixel_decoder.conv_layers.{i}") for i in range(2)},
+      **{f"norm{i}": norm(f"{masks}.pixel_decoder.norms.{i}") for i in range(2)},
+      "instance_project": conv(f"{masks}.instance_seg_head"),
+      "semantic_project": conv(f"{masks}.semantic_seg_head"),
+      "mask_embed": mlp(*numbered(f"{masks}.mask_predictor.mask_embed", 3)),
+    },
+  }
+  return jax.tree.map(jnp.asarray, tree)
