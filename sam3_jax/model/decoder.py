@@ -42,8 +42,9 @@ class Decoder(nn.Module):
     anchors = self.param("reference_points", normal, (config.queries, 4))
     presence_token = self.param("presence_token", normal, (1, width))
 
-    # What all layers share is applied as a function: a scan would stack its parameters.
-    state, alone = queries[None], {"dtype": self.dtype, "parent": None}
+    # What all layers share is applied as a function, since a scan would stack its parameters; in
+    # float32, as boxes move by fractions of a pixel.
+    state, alone = queries[None], {"dtype": jnp.float32, "parent": None}
     norm = self._shared("norm", layer_norm(**alone), state)
     presence_norm = self._shared("presence_norm", layer_norm(**alone), state)
     box_head = self._shared("box_head", Mlp((width, width, 4), **alone), state)
@@ -59,17 +60,17 @@ class Decoder(nn.Module):
 
     def step(layer, carry):
       x, anchor, reference = carry
-      place = query_position(_sine_boxes(anchor, width // 2))
+      place = query_position(_sine_boxes(anchor, width // 2)).astype(self.dtype)
       place = jnp.pad(place, ((0, 0), (1, 0), (0, 0)))  # the presence token has no position
       x = layer(x, place, prompt, valid, keys, memory, box_bias(anchor))
       normed = norm(x[:, 1:])
-      delta = box_head(normed).astype(jnp.float32)
+      delta = box_head(normed)
       presence = presence_head(presence_norm(x[:, 0]))[..., 0]
       # Outputs look forward twice (Zhang et al. 2022, arXiv:2203.03605): their reference keeps its
       # gradient, the anchor of the next layer does not.
       refined = refine(anchor, delta)
       carry = x, jax.lax.stop_gradient(refined), refined
-      return carry, (normed, refine(reference, delta), presence.astype(jnp.float32))
+      return carry, (normed, refine(reference, delta), presence)
 
     x = jnp.concatenate([presence_token, queries]).astype(self.dtype)
     x = jnp.broadcast_to(x, (prompts, *x.shape))

@@ -1,0 +1,154 @@
+"""Checkpoints by name, and the call of KerasHub's model card of `sam3_pcs` as it is printed there.
+
+`keras_hub.models` replaced by `sam3_jax` is all a user of the card has to change.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from sam3_jax.inference import Sam3
+from sam3_jax.prompts import Prompt
+
+PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
+SOURCE_FILES = ["*.safetensors", "*.json", "merges.txt", "*.txt.gz"]
+
+
+def find_checkpoint(name: str | Path) -> Path:
+  """The folder of the checkpoint called `name`.
+
+  Looks for: a folder of this path; `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged
+  `sam3_tiny`; `hf://org/name` on the Hugging Face hub, converted once into the cache (needs the
+  extra `hub`). Underscores and hyphens of a name are the same.
+
+  Raises:
+    FileNotFoundError: none of these; the message lists them and says how to convert.
+  """
+  if str(name).startswith("hf://"):
+    return _from_hub(str(name).removeprefix("hf://"))
+  shelves = [Path("checkpoints"), *_packaged()]
+  if shelf := os.environ.get("SAM3_JAX_CHECKPOINTS"):
+    shelves.insert(0, Path(shelf))
+  spellings = dict.fromkeys((str(name), str(name).replace("_", "-")))
+  places = [Path(name), *(shelf / one for shelf in shelves for one in spellings)]
+  for place in places:
+    if place.is_dir():
+      return place
+  raise FileNotFoundError(
+    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, places))}. Convert the released "
+    f"weights with `sam3-jax convert SOURCE checkpoints/{Path(name).name}`, or use sam3_tiny."
+  )
+
+
+class SAM3PromptableConceptImageSegmenter:
+  """Promptable concept segmentation with the inputs and outputs of KerasHub's class of this name.
+
+  The numbers are those of Meta's released code, from which KerasHub's differ.
+  """
+
+  def __init__(self, model: Sam3):
+    self.model = model
+
+  @classmethod
+  def from_preset(cls, preset: str, *, dtype: str | None = None) -> Self:
+    """Loads the checkpoint called `preset` (`find_checkpoint`); `dtype` as `Sam3.from_checkpoint`."""
+    return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype))
+
+  def predict(self, inputs: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "B ..."]]:
+    """Segments one prompt in each image.
+
+    Args:
+      inputs: a mapping with
+        images: [B, h, w, 3], or one image [h, w, 3]; values 0..255 (floats are rounded);
+        prompts: a phrase an image; may be left out when there are boxes;
+        boxes: [B, N, 4] x0, y0, x1, y1 in pixels; may be left out when there are prompts;
+        box_labels: [B, N] with 1 for an example, 0 for a counterexample, -10 for padding; may be left
+          out: all 1.
+
+    Returns:
+      scores [B, Q]; boxes [B, Q, 4], x0, y0, x1, y1 as fractions of width and height; masks
+      [B, Q, Hm, Wm], probabilities on the decoder's grid. One image counts as B = 1.
+
+    Raises:
+      ValueError: values outside 0..255, unequal numbers of images and prompts, neither prompts nor
+        boxes, an unknown key.
+    """
+    if unknown := inputs.keys() - {"images", "prompts", "boxes", "box_labels"}:
+      raise ValueError(
+        f"unknown inputs {sorted(unknown)}; there are images, prompts, boxes and box_labels."
+      )
+    if inputs.get("images") is None:
+      raise ValueError("inputs need images: an array [B, h, w, 3] with values 0..255.")
+    images = _images(inputs["images"])
+    prompts = _prompts(inputs, len(images))
+    embedding = self.model.encode(list(images))
+    found = self.model.decode(embedding, prompts, range(len(images)))
+    logits = np.asarray(found.mask_logits, np.float32)
+    return {
+      "scores": np.asarray(found.scores),
+      "boxes": np.asarray(found.boxes),
+      "masks": 0.5 * (1 + np.tanh(0.5 * logits)),  # the sigmoid, without overflow
+    }
+
+
+def _images(images: Any) -> np.ndarray:
+  images = np.asarray(images)
+  if images.ndim == 3:
+    images = images[None]
+  if images.ndim != 4 or images.shape[-1] != 3:
+    raise ValueError(f"images must be [B, h, w, 3] or [h, w, 3]; got shape {images.shape}.")
+  if not np.all((images >= 0) & (images <= 255)):  # NaN fails too
+    raise ValueError(
+      f"images must have values 0..255; got {np.min(images)} to {np.max(images)}. "
+      "Scale them first: no scale is guessed."
+    )
+  return np.rint(images).astype(np.uint8)
+
+
+def _prompts(inputs: Mapping[str, Any], count: int) -> list[Prompt]:
+  """One prompt an image, of the phrases and the boxes that are not padding."""
+  texts, boxes, labels = (inputs.get(key) for key in ("prompts", "boxes", "box_labels"))
+  texts = [texts] if isinstance(texts, str) else [None] * count if texts is None else list(texts)
+  boxes = np.zeros((count, 0, 4)) if boxes is None else np.asarray(boxes, np.float64)
+  boxes = boxes[None] if boxes.ndim == 2 else boxes
+  labels = np.ones(boxes.shape[:-1]) if labels is None else np.asarray(labels)
+  labels = labels[None] if labels.ndim == 1 else labels
+  if boxes.ndim != 3 or boxes.shape[-1] != 4 or labels.shape != boxes.shape[:2]:
+    raise ValueError(
+      f"boxes must be [B, N, 4] and box_labels [B, N]; got {boxes.shape} and {labels.shape}."
+    )
+  if not count == len(texts) == len(boxes):
+    raise ValueError(
+      f"{count} images need as many prompts and rows of boxes; got {len(texts)} and {len(boxes)}."
+    )
+  there = labels != PADDING_LABEL
+  return [
+    Prompt(text, box[use], label[use])
+    for text, box, label, use in zip(texts, boxes, labels, there, strict=True)
+  ]
+
+
+def _packaged() -> list[Path]:
+  """Where the embedded checkpoint lies: in the package, or beside it in a clone."""
+  package = Path(__file__).parent
+  return [package / "checkpoints", package.parent / "checkpoints"]
+
+
+def _from_hub(name: str) -> Path:
+  try:
+    from huggingface_hub import snapshot_download
+  except ImportError as error:
+    raise ImportError(
+      f"hf://{name} needs the package huggingface_hub: pip install 'sam3-jax[hub]'."
+    ) from error
+  from sam3_jax.converters import convert
+
+  cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+  target = cache / "sam3-jax" / name.replace("/", "--")
+  if not target.is_dir():
+    convert(snapshot_download(name, allow_patterns=SOURCE_FILES), target)
+  return target

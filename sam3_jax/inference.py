@@ -1,0 +1,257 @@
+"""`Sam3`: a checkpoint bound to jitted encode and decode.
+
+A program is compiled for each shape of its inputs, so images, phrases and prompts are cut into
+batches of the few sizes below: no padding is computed, and the compilations are bounded.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from sam3_jax import checkpoint
+from sam3_jax.config import Config
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.preprocess import MAX_PIXELS, ImageSource, normalize, read_image, resize
+from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+
+IMAGE_BATCHES = (4, 1)
+TEXT_BATCHES = (16, 4, 1)
+PROMPT_BATCHES = (4, 1)  # of one image; batches over several images have the first of these sizes
+
+
+class Sam3:
+  """SAM 3's promptable concept segmentation: encode an image once, prompt it many times.
+
+  Attributes:
+    config: sizes of the model.
+    params: pytree of its parameters.
+    tokenizer: phrases to token ids.
+    info: what the checkpoint says of itself: name, source, licence, whether it is trained.
+    dtype: of the computation.
+  """
+
+  def __init__(self, config: Config, params: Any, tokenizer: Tokenizer, *, info=None, dtype=None):
+    """Binds parameters (`model.sam3.init` makes random ones) to jitted functions.
+
+    Args:
+      config: sizes of the model.
+      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape.
+      tokenizer: phrases to token ids.
+      info: what `save` should note about them.
+      dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
+    """
+    self.config, self.params, self.tokenizer = config, params, tokenizer
+    self.info = dict(info or {})
+    self.dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    detector = Detector(config, self.dtype)
+
+    def encode_image(params, pixels, sizes):
+      images = normalize(pixels)
+      return detector.apply({"params": params}, images, sizes, method=Detector.encode_image)
+
+    def encode_text(params, tokens):
+      return detector.apply({"params": params}, tokens, method=Detector.encode_text)
+
+    def detect(params, embedding, prompts, max_detections):
+      variables = {"params": params}
+      return detector.apply(variables, embedding, prompts, max_detections, method=Detector.detect)
+
+    self._encode_image = jax.jit(encode_image)
+    self._encode_text = jax.jit(encode_text)
+    self._detect = jax.jit(detect, static_argnames="max_detections")
+
+  @classmethod
+  def from_checkpoint(
+    cls, path: str | Path, *, dtype: str | None = None, verify: bool = False
+  ) -> "Sam3":
+    """Loads a bundle.
+
+    Args:
+      path: the bundle's folder; `sam3-jax convert` writes one from released weights.
+      dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
+      verify: compare checksums too (shapes and dtypes always are).
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: not a bundle, or a damaged one; the message names the first fault.
+    """
+    dtype = default_dtype() if dtype is None else dtype
+    bundle = checkpoint.load(path, dtype=dtype, verify=verify)
+    tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
+    return cls(bundle.config, bundle.params, tokenizer, info=bundle.info, dtype=dtype)
+
+  def encode(
+    self, images: ImageSource | Sequence[ImageSource], *, max_pixels: int = MAX_PIXELS
+  ) -> ImageEmbedding:
+    """Encodes one image or a list of them, each once, whatever will be asked about it.
+
+    Args:
+      images: path, bytes, PIL image, or uint8 array [h, w, 3]; see `preprocess.read_image`.
+      max_pixels: larger images are refused.
+
+    Raises:
+      FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`; nothing is lost.
+    """
+    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not sources:
+      raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
+    rows = [self._pixels(source, max_pixels) for source in sources]
+    pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
+    batches = _batches(np.arange(len(rows)), IMAGE_BATCHES)
+    return _join([self._encode_image(self.params, pixels[i], sizes[i]) for i in batches])
+
+  def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
+    """Encodes the phrase of each prompt; `decode(..., text=)` takes the result, again and again."""
+    phrases = [prompt.phrase for prompt in as_prompts(prompts)]
+    tokens = self.tokenizer(phrases)
+    batches = _batches(np.arange(len(tokens)), TEXT_BATCHES)
+    return _join([self._encode_text(self.params, tokens[i]) for i in batches])
+
+  def decode(
+    self,
+    embedding: ImageEmbedding,
+    prompts: str | Prompt | Sequence[str | Prompt],
+    image_index: int | Sequence[int] | None = None,
+    *,
+    text: TextEmbedding | None = None,
+    max_detections: int | None = None,
+  ) -> Detections:
+    """Finds what the prompts name: any number of prompts over any number of encoded images.
+
+    Args:
+      embedding: of one or several images.
+      prompts: phrases, or `Prompt`s; mixed as you like.
+      image_index: row of the embedding for each prompt; one number for all of them; None when the
+        embedding has one image.
+      text: `encode_text(prompts)`, when it is at hand; else it is computed, once a distinct phrase.
+      max_detections: keep the best so many of each prompt, in descending order; None keeps all
+        queries in their order.
+
+    Returns:
+      One row a prompt, in the prompts' order, on the device. `.instances()` thresholds them.
+
+    Raises:
+      ValueError: no prompt, a box outside its image, an image that is not there.
+    """
+    prompts = as_prompts(prompts)
+    images = _image_index(image_index, len(prompts), len(embedding))
+    sizes = np.asarray(embedding.sizes)[images]
+    for prompt, size in zip(prompts, sizes, strict=True):
+      check_boxes(prompt, *size.tolist())
+    if max_detections is not None and max_detections < 1:
+      raise ValueError(f"max_detections must be at least 1, or None for all; got {max_detections}.")
+    rows = np.arange(len(prompts))
+    if text is None:
+      phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
+      text = self.encode_text(phrases)
+      rows = np.array([phrases.index(prompt.phrase) for prompt in prompts])
+    elif len(text) != len(prompts):
+      raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
+    first_ids = 1 + self.config.queries * _ordinal(images)
+
+    def detect(batch: np.ndarray) -> Detections:
+      sources, source = np.unique(images[batch], return_inverse=True)
+      if len(sources) > 1:  # one row of the embedding a prompt: the batch's size, not a new shape
+        sources, source = images[batch], np.arange(len(batch))
+      packed = pack(
+        [prompts[i] for i in batch], sizes[batch],
+        image=source.astype(np.int32), first_id=first_ids[batch], text=_take(text, rows[batch]),
+      )  # fmt: skip
+      return self._detect(self.params, _take(embedding, sources), packed, max_detections)
+
+    order = list(_prompt_batches(images))
+    found = [
+      detect(batch).replace(image_index=jnp.asarray(images[batch], jnp.int32)) for batch in order
+    ]
+    return _take(_join(found), np.argsort(np.concatenate(order)))
+
+  @property
+  def compilations(self) -> int:
+    """How many programs `decode` has compiled so far, from jit's own cache: at most 6 for each
+    value of max_detections."""
+    return self._detect._cache_size()
+
+  def save(self, path: str | Path) -> None:
+    """Writes a bundle that `from_checkpoint` reads."""
+    checkpoint.save(path, self.params, self.config, self.tokenizer.model, info=self.info)
+
+  def _pixels(
+    self, source: ImageSource, max_pixels: int
+  ) -> tuple[UInt8[np.ndarray, "S S 3"], Int[np.ndarray, "2"]]:
+    image = read_image(source, max_pixels=max_pixels)
+    return resize(image, self.config.image_size), np.array(image.shape[:2], np.int32)
+
+
+def default_dtype() -> str:
+  """bfloat16 where the hardware multiplies it faster, float32 on a CPU."""
+  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -> np.ndarray:
+  if index is None and images != 1:
+    raise ValueError(
+      f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
+    )
+  index = np.asarray(0 if index is None else index)
+  if index.shape not in ((), (prompts,)) or not np.issubdtype(index.dtype, np.integer):
+    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index.tolist()}.")
+  for i in index.reshape(-1):
+    if not 0 <= i < images:
+      raise ValueError(f"image_index {i} is not in the embedding, which has {images} images.")
+  return np.broadcast_to(index, prompts)
+
+
+def _ordinal(images: np.ndarray) -> np.ndarray:
+  """For each prompt, how many prompts before it are about the same image."""
+  seen: dict[int, int] = {}
+  places = []
+  for image in images.tolist():
+    places.append(seen.get(image, 0))
+    seen[image] = places[-1] + 1
+  return np.array(places, np.int32)
+
+
+def _batches(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+  """Cuts rows into batches of these sizes, the largest that fits first."""
+  while len(rows):
+    size = next(size for size in sizes if size <= len(rows))
+    yield rows[:size]
+    rows = rows[size:]
+
+
+def _prompt_batches(images: np.ndarray) -> Iterator[np.ndarray]:
+  """Batches of prompts about one image; what is left over, in batches about several."""
+  rest = []
+  for image in np.unique(images):
+    for batch in _batches(np.flatnonzero(images == image), PROMPT_BATCHES):
+      if len(batch) == PROMPT_BATCHES[0]:
+        yield batch
+      else:
+        rest.append(batch)
+  if rest:
+    yield from _batches(np.concatenate(rest), PROMPT_BATCHES)
+
+
+def _join(parts: list) -> Any:
+  if len(parts) == 1:
+    return parts[0]
+  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+@jax.jit
+def _gather(pytree: Any, rows: Array) -> Any:
+  return jax.tree.map(lambda array: array[rows], pytree)
+
+
+def _take(pytree: Any, rows: np.ndarray) -> Any:
+  """Rows of each array; without a copy if these are all of them in order."""
+  if np.array_equal(rows, np.arange(len(pytree))):
+    return pytree
+  return _gather(pytree, rows)

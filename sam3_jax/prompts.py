@@ -1,0 +1,142 @@
+"""Concept prompts: what a user may ask, checked, and packed into the model's padded arrays."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sam3_jax.types import Prompts, TextEmbedding
+
+VISUAL = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
+BOX_SIZES = (8, 128)  # boxes of a prompt are padded to one of these, so that few programs do
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A noun phrase, example boxes, or both: "all instances of this".
+
+  Attributes:
+    text: a short noun phrase, "yellow school bus"; None for boxes alone.
+    boxes: x0, y0, x1, y1 of each example, in pixels of the source picture as displayed (EXIF
+      orientation applied); at most 128. They may reach beyond the picture, and may have no area.
+    box_labels: 1 for an example, 0 for a counterexample, one a box; None for all 1.
+
+  Raises:
+    ValueError: neither text nor a box, an empty phrase, or faulty boxes or labels.
+    TypeError: text is no string.
+  """
+
+  text: str | None = None
+  boxes: Any = None
+  box_labels: Any = None
+
+  def __post_init__(self):
+    if self.text is not None and not isinstance(self.text, str):
+      raise TypeError(f"text must be a string; got {self.text!r}. Use one Prompt a phrase.")
+    if self.text is not None and not self.text.strip():
+      raise ValueError("the phrase is empty; name what to find, or leave text out and give boxes.")
+    boxes = _boxes(self.boxes)
+    if self.text is None and not boxes:
+      raise ValueError("a prompt needs a phrase or a box: Prompt(text=...), Prompt(boxes=...).")
+    object.__setattr__(self, "boxes", boxes)
+    object.__setattr__(self, "box_labels", _labels(self.box_labels, len(boxes)))
+
+  @property
+  def phrase(self) -> str:
+    """What the text encoder reads."""
+    return VISUAL if self.text is None else self.text
+
+
+def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
+  """One or several phrases or prompts as a list of prompts."""
+  if isinstance(prompts, (str, Prompt)):
+    prompts = [prompts]
+  if not prompts:
+    raise ValueError("no prompt given; pass a phrase, a Prompt, or a list of them.")
+  return [one if isinstance(one, Prompt) else Prompt(text=one) for one in prompts]
+
+
+def check_boxes(prompt: Prompt, height: int, width: int) -> None:
+  """Raises ValueError unless each box touches the picture of this size and is at most twice as
+  large."""
+  for box in prompt.boxes:
+    x0, y0, x1, y1 = box
+    if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
+      raise ValueError(
+        f"box {list(box)} lies wholly outside the {width} x {height} picture; boxes are x0, y0, x1, "
+        "y1 in its pixels."
+      )
+    if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
+      raise ValueError(
+        f"box {list(box)} is more than twice as large as the {width} x {height} picture; "
+        "boxes are x0, y0, x1, y1 in its pixels."
+      )
+
+
+def pack(
+  prompts: Sequence[Prompt],
+  sizes: np.ndarray,
+  *,
+  image: np.ndarray,
+  first_id: np.ndarray,
+  text: TextEmbedding,
+) -> Prompts:
+  """Prompts as arrays, their boxes as cxcywh fractions, padded to one of `BOX_SIZES`.
+
+  Args:
+    prompts: checked against their pictures.
+    sizes: height and width of each prompt's picture, [P, 2].
+    image, first_id, text: as in `Prompts`, a row a prompt.
+  """
+  most = max(len(prompt.boxes) for prompt in prompts)
+  slots = next(size for size in BOX_SIZES if size >= most)
+  boxes = np.full((len(prompts), slots, 4), 0.5, np.float32)
+  positive = np.zeros((len(prompts), slots), bool)
+  valid = np.zeros((len(prompts), slots), bool)
+  for i, (prompt, (height, width)) in enumerate(zip(prompts, sizes, strict=True)):
+    if prompt.boxes:
+      n = len(prompt.boxes)
+      x0, y0, x1, y1 = (np.asarray(prompt.boxes) / [width, height, width, height]).T
+      boxes[i, :n] = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
+      positive[i, :n] = prompt.box_labels
+      valid[i, :n] = True
+  arrays = (jnp.asarray(x) for x in (boxes, positive, valid))
+  return Prompts(jnp.asarray(image), jnp.asarray(first_id), text, *arrays)
+
+
+def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
+  rows = [] if boxes is None else np.asarray(boxes, dtype=object).tolist()
+  if len(rows) > BOX_SIZES[-1]:
+    raise ValueError(f"a prompt takes at most {BOX_SIZES[-1]} boxes; got {len(rows)}.")
+  return tuple(_box(row, i) for i, row in enumerate(rows))
+
+
+def _box(row: Any, i: int) -> tuple[float, ...]:
+  try:
+    box = tuple(float(value) for value in row)
+  except (TypeError, ValueError):
+    box = ()
+  if len(box) != 4:
+    raise ValueError(f"box {i} must be four numbers x0, y0, x1, y1 in pixels; got {row!r}.")
+  if not np.all(np.isfinite(box)):
+    raise ValueError(f"box {i} must be finite; got {list(box)}.")
+  if box[2] < box[0] or box[3] < box[1]:
+    raise ValueError(
+      f"box {i} has a negative extent: {list(box)}; the order is x0, y0, x1, y1. "
+      "For cxcywh use ops.boxes.cxcywh_to_xyxy."
+    )
+  return box
+
+
+def _labels(labels: Any, count: int) -> tuple[bool, ...]:
+  if labels is None:
+    return (True,) * count
+  labels = np.asarray(labels).tolist()
+  if not isinstance(labels, list) or len(labels) != count:
+    raise ValueError(f"box_labels must be one a box: {count}; got {labels!r}.")
+  for label in labels:
+    if label not in (0, 1):
+      raise ValueError(f"box labels are 1 (example) or 0 (counterexample); got {label!r}.")
+  return tuple(bool(label) for label in labels)
