@@ -55,7 +55,7 @@ class SAM3PromptableConceptImageSegmenter:
 
   @classmethod
   def from_preset(cls, preset: str, *, dtype: str | None = None) -> Self:
-    """Loads the checkpoint called `preset` (`find_checkpoint`); `dtype` as `Sam3.from_checkpoint`."""
+    """Loads the checkpoint that `find_checkpoint` finds; `dtype` as in `Sam3.from_checkpoint`."""
     return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype))
 
   def predict(self, inputs: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "B ..."]]:
@@ -66,7 +66,7 @@ class SAM3PromptableConceptImageSegmenter:
         images: [B, h, w, 3], or one image [h, w, 3]; values 0..255 (floats are rounded);
         prompts: a phrase an image; may be left out when there are boxes;
         boxes: [B, N, 4] x0, y0, x1, y1 in pixels; may be left out when there are prompts;
-        box_labels: [B, N] with 1 for an example, 0 for a counterexample, -10 for padding; may be left
+        box_labels: [B, N], 1 for an example, 0 for a counterexample, -10 for padding; may be left
           out: all 1.
 
     Returns:

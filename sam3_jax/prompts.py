@@ -65,8 +65,8 @@ def check_boxes(prompt: Prompt, height: int, width: int) -> None:
     x0, y0, x1, y1 = box
     if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
       raise ValueError(
-        f"box {list(box)} lies wholly outside the {width} x {height} picture; boxes are x0, y0, x1, "
-        "y1 in its pixels."
+        f"box {list(box)} lies wholly outside the {width} x {height} picture; "
+        "boxes are x0, y0, x1, y1 in its pixels."
       )
     if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
       raise ValueError(

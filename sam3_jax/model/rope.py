@@ -1,8 +1,8 @@
 """Rotary position embedding over two axes (Su et al. 2021, arXiv:2104.09864; axial, as in SAM 2).
 
 The halves of a head's channels are the real and the imaginary parts: no stride-2 access, which
-takes a TPU twice the time. Meta's weights have them in adjacent channels; the converters reorder the
-columns of the query and key projections once.
+takes a TPU twice the time. Meta's weights have them in adjacent channels; the converters reorder
+the columns of the query and key projections once.
 """
 
 import jax.numpy as jnp
