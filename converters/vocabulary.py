@@ -1,0 +1,269 @@
+"""CLIP's vocabulary, in any of its published forms, into `tokenizer.model`.
+
+  tokenizer.json                  Hugging Face, fast tokenizers
+  vocab.json and merges.txt       Hugging Face, slow tokenizers
+  bpe_simple_vocab_16e6.txt.gz    OpenAI's CLIP, open_clip, Meta's SAM 3
+
+All three hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
+that end a word (`</w>`), the merges' results, start and end. What a form says beside the merges is
+compared with that. `sam3_jax.tokenizer` says what the pieces mean and why SentencePiece then merges
+as CLIP does. The model is written field by field (sentencepiece_model.proto), so that equal merges
+give equal bytes and no protobuf package is needed.
+"""
+
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sam3_jax.tokenizer import END, INSIDE, LAST, START
+
+MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
+ENTRIES = MERGES + 514
+FORMS = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")  # looked for in this order
+
+_END_OF_WORD = "</w>"
+_EXPECTED = f"CLIP's vocabulary of {ENTRIES:,} entries ({MERGES:,} merges) was expected"
+
+Merge = tuple[str, str]
+
+
+def find_vocabulary(folder: Path) -> Path:
+  """The file in `folder` to give to `build_tokenizer`, the first there is of `FORMS`.
+
+  Raises:
+    FileNotFoundError: none is there, or only vocab.json without its merges.txt.
+  """
+  for name in FORMS:
+    path = Path(folder) / name
+    if path.is_file() and (name != "vocab.json" or path.with_name("merges.txt").is_file()):
+      return path
+  raise FileNotFoundError(
+    f"{folder} holds no vocabulary: looked for tokenizer.json, vocab.json with merges.txt, and "
+    "bpe_simple_vocab_16e6.txt.gz; put one of them beside the weights."
+  )
+
+
+def build_tokenizer(source: Path) -> bytes:
+  """Builds a SentencePiece model with exactly CLIP's ids.
+
+  Args:
+    source: one of `FORMS` (merges.txt is read beside vocab.json), or a folder that has one.
+
+  Returns:
+    The bytes of `tokenizer.model`; the same bytes whichever form they come from.
+
+  Raises:
+    FileNotFoundError: `source` or its merges.txt does not exist.
+    ValueError: a file is damaged, or holds another vocabulary.
+  """
+  source = Path(source)
+  if source.is_dir():
+    source = find_vocabulary(source)
+  if source.name.endswith(".gz"):
+    merges, vocabulary = _parse_merges(_unzip(source), source, limit=MERGES), None
+  elif source.name == "tokenizer.json":
+    merges, vocabulary = _parse_fast(source)
+  elif source.name == "vocab.json":
+    beside = source.with_name("merges.txt")
+    merges, vocabulary = _parse_merges(_text(_bytes(beside), beside), beside), _json(source)
+  else:
+    raise ValueError(f"{source} is none of the known vocabulary files: {', '.join(FORMS)}.")
+  entries = _entries(merges, source)
+  if vocabulary is not None:
+    _compare(vocabulary, entries, source)
+  return _model([_spell(entry) for entry in entries])
+
+
+def _parse_fast(source: Path) -> tuple[list[Merge], dict[str, Any]]:
+  """Merges and ids of a tokenizer.json; a merge is "a b" or, since tokenizers 0.20, ["a", "b"]."""
+  content = _json(source)
+  try:
+    vocabulary = dict(content["model"]["vocab"])
+    vocabulary |= {token["content"]: token["id"] for token in content.get("added_tokens") or ()}
+    merges = [m.split(" ") if isinstance(m, str) else m for m in content["model"]["merges"]]
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{source} has no model.vocab and model.merges; {_EXPECTED}.") from error
+  return _checked(merges, source), vocabulary
+
+
+def _parse_merges(text: str, source: Path, limit: int | None = None) -> list[Merge]:
+  """One merge a line under a `#version` line; CLIP reads the first `limit` of OpenAI's file."""
+  head, *lines = text.rstrip("\n").split("\n")
+  if "#version" not in head:
+    raise ValueError(f"{source} does not begin with a #version line; {_EXPECTED}.")
+  return _checked([line.split() for line in lines[:limit]], source)
+
+
+def _checked(merges: Sequence[Any], source: Path) -> list[Merge]:
+  if len(merges) != MERGES:
+    raise ValueError(f"{source} holds {len(merges):,} merges; {_EXPECTED}.")
+  for rank, merge in enumerate(merges):
+    pair = isinstance(merge, list) and len(merge) == 2
+    if not pair or not all(isinstance(part, str) for part in merge):
+      raise ValueError(f"{source}: merge {rank} is {merge!r:.60}, not two symbols; {_EXPECTED}.")
+  return [(left, right) for left, right in merges]
+
+
+def _entries(merges: Iterable[Merge], source: Path) -> list[str]:
+  """CLIP's entries by id, less start and end: what any form of the vocabulary must hold."""
+  alphabet = list(_alphabet())
+  entries = dict.fromkeys([*alphabet, *(symbol + _END_OF_WORD for symbol in alphabet)])
+  for rank, (left, right) in enumerate(merges):
+    known = left in entries and right in entries and not left.endswith(_END_OF_WORD)
+    if not known or left + right in entries:
+      raise ValueError(
+        f"{source}: merge {rank} ({left!r:.40}, {right!r:.40}) does not follow from those before "
+        f"it; {_EXPECTED}."
+      )
+    entries[left + right] = None
+  if not any(entry.endswith(_END_OF_WORD) for entry in list(entries)[512:]):
+    raise ValueError(f"{source} has no merge that ends a word with {_END_OF_WORD}; {_EXPECTED}.")
+  return list(entries)
+
+
+def _compare(vocabulary: Mapping[str, Any], entries: Sequence[str], source: Path) -> None:
+  """Refuses ids that do not follow from the merges; start and end may have any name."""
+  if len(vocabulary) != ENTRIES:
+    raise ValueError(f"{source} holds {len(vocabulary):,} entries; {_EXPECTED}.")
+  for index, entry in enumerate(entries):
+    if vocabulary.get(entry) != index:
+      raise ValueError(
+        f"{source} gives {entry!r} the id {vocabulary.get(entry)!r:.40} where its merges give "
+        f"{index}; {_EXPECTED}."
+      )
+  special = [vocabulary[name] for name in vocabulary.keys() - set(entries)]
+  if sorted(special, key=str) != [ENTRIES - 2, ENTRIES - 1]:
+    raise ValueError(f"{source} has start and end at {special}, not the last two ids; {_EXPECTED}.")
+
+
+def _alphabet() -> dict[str, int]:
+  """GPT-2's printable stand-ins for the 256 bytes, in the order of their ids, and their bytes.
+
+  A printable character of Latin-1 stands for itself, the other bytes for U+0100 and up, in order.
+  """
+  printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+  others = [byte for byte in range(256) if byte not in printable]
+  alphabet = {chr(byte): byte for byte in printable}
+  return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+_INSIDE = {ord(symbol): chr(INSIDE + byte) for symbol, byte in _alphabet().items()}
+_LAST = {ord(symbol): chr(LAST + byte) for symbol, byte in _alphabet().items()}
+
+
+def _spell(entry: str) -> str:
+  """An entry of CLIP's in the private-use characters of `sam3_jax.tokenizer`."""
+  if not entry.endswith(_END_OF_WORD):
+    return entry.translate(_INSIDE)
+  body = entry.removesuffix(_END_OF_WORD)
+  return body[:-1].translate(_INSIDE) + body[-1].translate(_LAST)
+
+
+# sentencepiece_model.proto: the numbers of the fields and enumerators that the model needs.
+_MODEL = {"pieces": 1, "trainer_spec": 2, "normalizer_spec": 3}
+_PIECE = {"piece": 1, "score": 2, "type": 3}
+_UNKNOWN, _CONTROL = 2, 3
+_TRAINER = {
+  "model_type": 3,
+  "vocab_size": 4,
+  "unk_id": 40,
+  "bos_id": 41,
+  "eos_id": 42,
+  "pad_id": 43,
+}
+_TRAINER |= {"unk_piece": 45, "bos_piece": 46, "eos_piece": 47}
+_BPE = 2
+_NORMALIZER = {"name": 1, "add_dummy_prefix": 3, "remove_extra_whitespaces": 4}
+_NORMALIZER |= {"escape_whitespaces": 5}
+
+
+def _model(pieces: Sequence[str]) -> bytes:
+  """A serialised ModelProto: BPE over `pieces`, then start, end and <unk>; no normalisation."""
+  messages = [
+    _message(_PIECE, piece=piece, score=float(min(512 - index, 0)))
+    for index, piece in enumerate(pieces)
+  ]
+  messages += [_message(_PIECE, piece=piece, type=_CONTROL) for piece in (START, END)]
+  messages += [_message(_PIECE, piece="<unk>", type=_UNKNOWN)]  # SentencePiece insists on one
+  unknown = len(messages) - 1
+  trainer = _message(
+    _TRAINER,
+    model_type=_BPE,
+    vocab_size=len(messages),
+    unk_id=unknown,
+    bos_id=unknown - 2,
+    eos_id=unknown - 1,
+    pad_id=-1,  # CLIP pads with an id that is also a piece
+    unk_piece="<unk>",
+    bos_piece=START,
+    eos_piece=END,
+  )
+  normalizer = _message(
+    _NORMALIZER,
+    name="identity",
+    add_dummy_prefix=0,
+    remove_extra_whitespaces=0,
+    escape_whitespaces=0,
+  )
+  return b"".join(
+    [_field(_MODEL["pieces"], message) for message in messages]
+    + [_field(_MODEL["trainer_spec"], trainer), _field(_MODEL["normalizer_spec"], normalizer)]
+  )
+
+
+def _message(numbers: Mapping[str, int], **fields: str | int | float) -> bytes:
+  return b"".join(_field(numbers[name], value) for name, value in fields.items())
+
+
+def _field(number: int, value: bytes | str | int | float) -> bytes:
+  """One protobuf field: varint (0), length-delimited (2) or float (5)."""
+  if isinstance(value, int):
+    return _varint(number << 3) + _varint(value)
+  if isinstance(value, float):
+    return _varint(number << 3 | 5) + struct.pack("<f", value)
+  data = value.encode() if isinstance(value, str) else value
+  return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+  value &= (1 << 64) - 1  # a negative number is written as its two's complement
+  encoded = bytearray()
+  while value > 0x7F:
+    encoded.append(value & 0x7F | 0x80)
+    value >>= 7
+  return bytes([*encoded, value])
+
+
+def _bytes(path: Path) -> bytes:
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} is no file; {_EXPECTED} there.")
+  return path.read_bytes()
+
+
+def _text(data: bytes, path: Path) -> str:
+  try:
+    return data.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is not UTF-8 text; {_EXPECTED}.") from error
+
+
+def _unzip(path: Path) -> str:
+  try:
+    data = gzip.decompress(_bytes(path))
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise ValueError(f"{path} is no whole gzip file ({error}); {_EXPECTED}.") from error
+  return _text(data, path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+  try:
+    content = json.loads(_text(_bytes(path), path))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is no JSON ({error}); {_EXPECTED}.") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {_EXPECTED}.")
+  return content

@@ -1,0 +1,145 @@
+"""Phrases to token ids: CLIP's byte-level BPE (49,408 entries), run by SentencePiece.
+
+Owns the cleaning and splitting of text and the meaning of `tokenizer.model`; the file itself is
+built from CLIP's published vocabulary by `sam3_jax.converters.vocabulary`. Ids are exactly those of
+SAM 3's released tokenizer (`SimpleTokenizer` in facebookresearch/sam3, sam3/model/tokenizer_ve.py,
+after OpenAI's CLIP, Radford et al. 2021, arXiv:2103.00020).
+
+How a byte-level BPE becomes a SentencePiece model: CLIP merges symbols inside one word at a time,
+and a word's last byte is a symbol of its own (`</w>`). So each of the 256 byte values is written as
+one of two private-use characters, `INSIDE + byte` or `LAST + byte`; the model's pieces are those
+512 characters and then every merge's result, in CLIP's order, with the score -rank. SentencePiece's
+BPE joins the best-scored neighbours first, the leftmost of equals, which is CLIP's rule. Piece ids
+are CLIP's ids; the one piece more, `<unk>`, has the last id and never comes out, as all 512 symbols
+are pieces.
+"""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import ftfy
+import numpy as np
+import regex
+import sentencepiece
+from jaxtyping import Int
+
+INSIDE = 0xE000  # + byte: the character that stands for a byte inside a word
+LAST = 0xE100  # + byte: the same for a word's last byte, CLIP's `</w>`
+START = "<start_of_text>"
+END = "<end_of_text>"
+
+PADDING = 0  # Meta pads with zeros; it is also the id of "!" inside a word, so the model masks both
+
+# Meta's pattern, letter for letter; `regex` rather than `re`, which does not know \p{L} and \p{N}.
+_WORD = regex.compile(
+  f"{START}|{END}" + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+  regex.IGNORECASE,
+)
+
+
+class Tokenizer:
+  """SAM 3's tokenizer: cleans and splits phrases as CLIP does, encodes word by word.
+
+  Attributes:
+    model: the bytes of `tokenizer.model`.
+    context: ids in a row, T.
+    vocabulary: number of ids the text encoder's table needs (49,408).
+    start, end: ids that open and close every row (49406, 49407).
+  """
+
+  def __init__(self, source: str | Path | bytes, context: int = 32):
+    """Reads a model.
+
+    Args:
+      source: path of a `tokenizer.model`, or its bytes.
+      context: ids in a row, at least 2; 32 for the released model.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is no SentencePiece model, or one of another vocabulary; or `context` < 2.
+    """
+    if context < 2:
+      raise ValueError(f"context must be at least 2 (start and end), got {context}; SAM 3 has 32.")
+    self.model = _read(source)
+    self.context = context
+    self._pieces = _load(self.model, "the given bytes" if isinstance(source, bytes) else source)
+    self.start = self._pieces.bos_id()
+    self.end = self._pieces.eos_id()
+    self.vocabulary = len(self._pieces) - 1  # all but <unk>
+
+  def __call__(self, phrases: Sequence[str]) -> Int[np.ndarray, " P T"]:
+    """Encodes phrases to rows of ids.
+
+    Args:
+      phrases: P strings; an empty one gives start and end alone.
+
+    Returns:
+      int32 [P, context]: start, the words' ids, end, then zeros. A longer phrase is cut, and its
+      row still closes with the end id.
+
+    Raises:
+      TypeError: `phrases` is a single string, or holds something that is no string.
+    """
+    if isinstance(phrases, str | bytes):
+      raise TypeError(f"phrases must be a sequence of strings; write [{phrases!r:.60}] for one.")
+    rows = np.full((len(phrases), self.context), PADDING, np.int32)
+    for row, phrase in zip(rows, phrases, strict=True):
+      if not isinstance(phrase, str):
+        raise TypeError(f"a phrase must be a str, got {phrase!r:.60} ({type(phrase).__name__}).")
+      ids = [self.start, *self.encode(phrase, limit=self.context - 2), self.end]
+      row[: len(ids)] = ids
+    return rows
+
+  def encode(self, text: str, limit: int | None = None) -> list[int]:
+    """The ids of one text, cleaned and split, without start, end or padding; the first `limit`."""
+    ids: list[int] = []
+    for match in _WORD.finditer(clean(text)):
+      if limit is not None and len(ids) >= limit:
+        break  # a page of text costs no more than a row
+      ids += self._encode_word(match.group())
+    return ids[:limit]
+
+  def _encode_word(self, word: str) -> list[int]:
+    if word in (START, END):
+      return [self.start if word == START else self.end]
+    return self._pieces.encode(symbols(word.encode()))
+
+
+def clean(text: str) -> str:
+  """CLIP's cleaning: mojibake and HTML entities mended, white space collapsed, lower case."""
+  text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+  return regex.sub(r"\s+", " ", text).strip().lower()
+
+
+def symbols(word: bytes) -> str:
+  """A word as the model's pieces spell it: one private-use character a byte (see above)."""
+  return "".join([chr(INSIDE + byte) for byte in word[:-1]]) + chr(LAST + word[-1])
+
+
+def _read(source: str | Path | bytes) -> bytes:
+  if isinstance(source, bytes):
+    return source
+  path = Path(source)
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path} is no file; a tokenizer.model was expected there, as `sam3-jax convert` writes it."
+    )
+  return path.read_bytes()
+
+
+def _load(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:
+  """The processor, once it is certain that it holds a vocabulary in this module's form."""
+  remedy = "give the tokenizer.model that `sam3-jax convert` writes."
+  try:
+    if not model:  # which SentencePiece accepts, and then logs to stderr at every use
+      raise RuntimeError("it is empty")
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+  except RuntimeError as error:
+    raise ValueError(f"{name} is no SentencePiece model, or a damaged one; {remedy}") from error
+  alphabet = {chr(first + byte) for first in (INSIDE, LAST) for byte in range(256)}
+  found = {pieces.id_to_piece(index) for index in range(min(512, len(pieces)))}
+  last = len(pieces) - 1
+  if found != alphabet or (pieces.bos_id(), pieces.eos_id()) != (last - 2, last - 1):
+    raise ValueError(f"{name} is a SentencePiece model, but not of CLIP's vocabulary; {remedy}")
+  return pieces
