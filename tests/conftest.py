@@ -1,0 +1,17 @@
+"""Set up before anything is imported: eight CPU devices, exact products, shapes checked.
+
+Signatures of sam3_jax.model and sam3_jax.ops are checked at run time. The struct dataclasses of
+types.py are not: JAX puts other things than arrays into them on its way through transformations.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+import jaxtyping
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jaxtyping.install_import_hook(["sam3_jax.model", "sam3_jax.ops"], "beartype.beartype")

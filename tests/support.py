@@ -1,0 +1,88 @@
+"""What several test files share: how far two results may differ, and the tiny model, jitted."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tiny import CONFIG, parameters
+
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.types import Prompts, TextEmbedding
+
+
+def difference(got: Any, want: Any) -> float:
+  """Largest absolute difference over largest magnitude of `want`; 0 of empty arrays."""
+  got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+  assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
+  if not want.size:
+    return 0.0
+  return float(np.abs(got - want).max() / max(np.abs(want).max(), np.finfo(np.float32).tiny))
+
+
+def assert_close(got: Any, want: Any, *, rel: float, what: str = "") -> None:
+  """Two arrays, or two pytrees leaf by leaf, `difference` by at most `rel`."""
+  paths, structure = jax.tree_util.tree_flatten_with_path(want)
+  assert structure == jax.tree.structure(got)
+  for (path, wanted), gotten in zip(paths, jax.tree.leaves(got), strict=True):
+    off = difference(gotten, wanted)
+    assert off <= rel, f"{what}{jax.tree_util.keystr(path)}: off by {off:.2e}, allowed {rel:.2e}"
+
+
+def run(method: str, *args: Any, key: jax.Array | None = None, params=None, **options: Any) -> Any:
+  """The tiny detector's `method`, jitted. Options: dtype, train, capture (returns intermediates
+  too), and static arguments of the method."""
+  params = parameters() if params is None else params
+  return _run(params, key, args, method=method, options=tuple(options.items()))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "options"))
+def _run(params, key, args, *, method, options):
+  options = dict(options)
+  detector = Detector(CONFIG, options.pop("dtype", jnp.float32), options.pop("train", False))
+  captured = options.pop("capture", False)
+  return detector.apply(
+    {"params": params},
+    *args,
+    **options,
+    method=method,
+    rngs=None if key is None else {"dropout": key},
+    capture_intermediates=captured,
+    mutable=["intermediates"] if captured else False,
+  )
+
+
+def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
+  """Phrases of so many tokens (start and end included), padded with 0."""
+  tokens = rng.integers(1, 49000, (len(lengths), CONFIG.text.context), np.int32)
+  tokens[:, 0] = 49406
+  for row, length in zip(tokens, lengths, strict=True):
+    row[length - 1] = 49407
+    row[length:] = 0
+  return tokens
+
+
+def random_images(rng: np.random.Generator, images: int) -> np.ndarray:
+  """Smooth normalised pictures of the tiny model's size, values in [-1, 1]."""
+  side = CONFIG.image_size
+  y, x = np.indices((side, side)) / side
+  waves = rng.uniform(2, 20, (images, 3, 2))[..., None, None]
+  return np.sin(waves[:, :, 0] * y + waves[:, :, 1] * x).transpose(0, 2, 3, 1).astype(np.float32)
+
+
+def random_prompts(
+  rng: np.random.Generator, text: TextEmbedding, image: list[int], boxes: list[int], slots: int
+) -> Prompts:
+  """Row p is about image[p] and has boxes[p] boxes in its first slots, padding behind them."""
+  rows = len(image)
+  extents = rng.uniform(0.1, 0.5, (rows, slots, 2))
+  centres = rng.uniform(0.2, 0.8, (rows, slots, 2))
+  return Prompts(
+    image=jnp.asarray(image, jnp.int32),
+    first_id=jnp.arange(rows, dtype=jnp.int32) * CONFIG.queries,
+    text=text,
+    boxes=jnp.asarray(np.concatenate([centres, extents], axis=-1), jnp.float32),
+    positive=jnp.asarray(rng.random((rows, slots)) < 0.7),
+    valid=jnp.asarray(np.arange(slots) < np.asarray(boxes)[:, None]),
+  )
