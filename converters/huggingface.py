@@ -1,0 +1,265 @@
+"""Hugging Face's names: `model.safetensors` and `config.json` as transformers writes them.
+
+The layout of facebook/sam3 (`detector_model.*`, `tracker_model.*`, `tracker_neck.*`) is taken as
+canonical. `Sam3Model` writes the detector without its prefix; transformers 5.23 doubles
+`tracker_model.` for a model that was built rather than loaded; `Sam3TrackerModel` writes neither
+text encoder nor detector and cannot be converted. None has the tensors of concept points.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sam3_jax.config import Config, TextConfig, TrunkConfig
+
+from .rules import (
+  CONV,
+  DECONV,
+  Grid,
+  HalfSplit,
+  Rule,
+  Table,
+  Transform,
+  dense,
+  norm,
+  rule,
+)
+
+# What our code does and a configuration could ask otherwise. Their layer_norm_eps is left out: it
+# differs from the 1e-5 of Meta's code, with which the weights were trained, and we keep to that.
+_FIXED = {
+  "vision_config.backbone_config.hidden_act": "gelu",
+  "vision_config.backbone_config.num_channels": 3,
+  "vision_config.backbone_config.layer_scale_init_value": None,
+  "vision_config.backbone_config.rope_parameters.rope_theta": 10000.0,
+  "vision_config.scale_factors": [4.0, 2.0, 1.0, 0.5],
+  "text_config.hidden_act": "gelu",
+  "geometry_encoder_config.hidden_act": "relu",
+  "geometry_encoder_config.roi_size": 7,
+  "detr_encoder_config.hidden_act": "relu",
+  "detr_decoder_config.hidden_act": "relu",
+  "mask_decoder_config.num_upsampling_stages": 3,
+}
+_MODEL_TYPES = ("sam3", "sam3_video")
+
+
+def matches(names: Iterable[str]) -> bool:
+  """Whether these are Hugging Face's names for SAM 3, its tracker alone included."""
+  return any("vision_encoder.backbone." in name for name in names)
+
+
+def require_detector(names: Iterable[str], where: str) -> None:
+  """Raises ValueError for a file of `Sam3TrackerModel`, which lacks most of the detector."""
+  if not any(".text_model." in name for name in names):
+    raise ValueError(
+      f"{where} holds only SAM 3's tracker (Sam3TrackerModel: no text encoder, no detector); "
+      "convert the model.safetensors of facebook/sam3 (Sam3VideoModel) or of Sam3Model."
+    )
+
+
+def canonical(name: str) -> str:
+  """The name in facebook/sam3 of a tensor of any of the layouts."""
+  if name.startswith("tracker_model.tracker_model."):
+    return name.removeprefix("tracker_model.")
+  if name.startswith(("detector_model.", "tracker_model.", "tracker_neck.")):
+    return name
+  return f"detector_model.{name}"
+
+
+def read_config(values: Mapping[str, Any], where: str) -> Config:
+  """Our configuration from the contents of a config.json; what it leaves out is as released.
+
+  Raises:
+    ValueError: it is of another model, contradicts itself, or asks for what the code does not do.
+  """
+  kind = values.get("model_type") if isinstance(values, Mapping) else None
+  if kind not in _MODEL_TYPES:
+    raise ValueError(
+      f"{where} is of model_type {kind!r}; expected one of {', '.join(_MODEL_TYPES)}: the "
+      "config.json of facebook/sam3 or of a Sam3Model."
+    )
+  detector = values.get("detector_config", values)
+
+  def get(path: str, default: Any) -> Any:
+    node = detector
+    for key in path.split("."):
+      node = node.get(key, default) if isinstance(node, Mapping) else default
+    numeric = type(default) is float and type(node) is int
+    if default is not None and type(node) is not type(default) and not numeric:
+      raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")
+    return node
+
+  def same(key: str, default: Any, *parts: str) -> Any:
+    found = {part: get(f"{part}_config.{key}", default) for part in parts}
+    if len(set(found.values())) > 1:
+      raise ValueError(f"{where} must have one {key} for these parts, has {found}.")
+    return found[parts[0]]
+
+  for path, wanted in _FIXED.items():
+    if (value := get(path, wanted)) != wanted:
+      raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
+  trunk, text = "vision_config.backbone_config", "text_config"
+  attending = "geometry_encoder", "detr_encoder", "detr_decoder"
+  patch = get(f"{trunk}.patch_size", 14)
+  blocks = get(f"{trunk}.num_hidden_layers", 32)
+  ends = get(f"{trunk}.global_attn_indexes", [7, 15, 23, 31])
+  if not ends or ends != list(range(ends[0], blocks, ends[0] + 1)) or ends[-1] != blocks - 1:
+    raise ValueError(
+      f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
+      "ending with its global block."
+    )
+  return Config(
+    trunk=TrunkConfig(
+      width=get(f"{trunk}.hidden_size", 1024),
+      heads=get(f"{trunk}.num_attention_heads", 16),
+      mlp_width=get(f"{trunk}.intermediate_size", 4736),
+      groups=len(ends),
+      windowed=ends[0],
+      window=get(f"{trunk}.window_size", 24),
+      pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
+    ),
+    text=TextConfig(
+      width=get(f"{text}.hidden_size", 1024),
+      heads=get(f"{text}.num_attention_heads", 16),
+      mlp_width=get(f"{text}.intermediate_size", 4096),
+      layers=get(f"{text}.num_hidden_layers", 24),
+      context=get(f"{text}.max_position_embeddings", 32),
+      vocabulary=get(f"{text}.vocab_size", 49408),
+    ),
+    image_size=get(f"{trunk}.image_size", 1008),
+    patch=patch,
+    width=same("hidden_size", 256, *attending, "mask_decoder"),
+    heads=same("num_attention_heads", 8, *attending),
+    mlp_width=same("intermediate_size", 2048, *attending),
+    geometry_layers=get("geometry_encoder_config.num_layers", 3),
+    fusion_layers=get("detr_encoder_config.num_layers", 6),
+    decoder_layers=get("detr_decoder_config.num_layers", 6),
+    queries=get("detr_decoder_config.num_queries", 200),
+    concept_points=False,
+    dropout=float(same("dropout", 0.1, *attending)),
+  )
+
+
+def _attention(source: str, target: str, *rotate: Transform, out: str = "o_proj"):
+  return (
+    *dense(f"{source}.q_proj", f"{target}/query", *rotate),
+    *dense(f"{source}.k_proj", f"{target}/key", *rotate),
+    *dense(f"{source}.v_proj", f"{target}/value"),
+    *dense(f"{source}.{out}", f"{target}/out"),
+  )
+
+
+def _mlp(source: str, target: str, layers: int) -> tuple[Rule, ...]:
+  return sum((dense(f"{source}.layer{i}", f"{target}/fc{i}") for i in range(1, layers + 1)), ())
+
+
+def _encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *norm(f"{source}.layer_norm1", f"{target}/norm1"),
+    *_attention(f"{source}.self_attn", f"{target}/self_attn"),
+    *norm(f"{source}.layer_norm2", f"{target}/norm2"),
+    *_attention(f"{source}.cross_attn", f"{target}/cross_attn"),
+    *norm(f"{source}.layer_norm3", f"{target}/norm3"),
+    *dense(f"{source}.mlp.fc1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.mlp.fc2", f"{target}/mlp/fc2"),
+  )
+
+
+_TRUNK = "vision_encoder.backbone"
+_BLOCK = f"{_TRUNK}.layers.*"
+_NECK = "vision_encoder.neck.fpn_layers"
+_TEXT = "text_encoder.text_model"
+_TEXT_BLOCK = f"{_TEXT}.encoder.layers.*"
+_GEOMETRY = "geometry_encoder"
+_DECODER = "detr_decoder"
+_DECODER_LAYER = f"{_DECODER}.layers.*"
+_SCORING = "dot_product_scoring"
+_MASKS = "mask_decoder"
+
+TABLE = Table(
+  name="huggingface",
+  prefix="detector_model.",
+  canonical=canonical,
+  rules=(
+    *rule(f"{_TRUNK}.embeddings.position_embeddings", "trunk/position", Grid()),
+    *rule(
+      f"{_TRUNK}.embeddings.patch_embeddings.projection.weight", "trunk/patch_embed/kernel", CONV
+    ),
+    *norm(f"{_TRUNK}.layer_norm", "trunk/norm_pre"),
+    *norm(f"{_BLOCK}.layer_norm1", "trunk/blocks/*/norm1"),
+    *_attention(f"{_BLOCK}.attention", "trunk/blocks/*/attn", HalfSplit()),
+    *norm(f"{_BLOCK}.layer_norm2", "trunk/blocks/*/norm2"),
+    *dense(f"{_BLOCK}.mlp.fc1", "trunk/blocks/*/mlp/fc1"),
+    *dense(f"{_BLOCK}.mlp.fc2", "trunk/blocks/*/mlp/fc2"),
+    *dense(f"{_NECK}.0.scale_layers.0", "neck/level0/up1", kernel=DECONV),
+    *dense(f"{_NECK}.0.scale_layers.2", "neck/level0/up2", kernel=DECONV),
+    *dense(f"{_NECK}.0.proj1", "neck/level0/project", kernel=CONV),
+    *dense(f"{_NECK}.0.proj2", "neck/level0/smooth", kernel=CONV),
+    *dense(f"{_NECK}.1.scale_layers.0", "neck/level1/up1", kernel=DECONV),
+    *dense(f"{_NECK}.1.proj1", "neck/level1/project", kernel=CONV),
+    *dense(f"{_NECK}.1.proj2", "neck/level1/smooth", kernel=CONV),
+    *dense(f"{_NECK}.2.proj1", "neck/level2/project", kernel=CONV),
+    *dense(f"{_NECK}.2.proj2", "neck/level2/smooth", kernel=CONV),
+    *rule(f"{_TEXT}.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
+    *rule(f"{_TEXT}.embeddings.position_embedding.weight", "text/position"),
+    *norm(f"{_TEXT_BLOCK}.layer_norm1", "text/blocks/*/norm1"),
+    *_attention(f"{_TEXT_BLOCK}.self_attn", "text/blocks/*/attn", out="out_proj"),
+    *norm(f"{_TEXT_BLOCK}.layer_norm2", "text/blocks/*/norm2"),
+    *dense(f"{_TEXT_BLOCK}.mlp.fc1", "text/blocks/*/mlp/fc1"),
+    *dense(f"{_TEXT_BLOCK}.mlp.fc2", "text/blocks/*/mlp/fc2"),
+    *norm(f"{_TEXT}.final_layer_norm", "text/norm_final"),
+    *dense("text_projection", "text/project"),
+    *rule(f"{_GEOMETRY}.label_embed.weight", "geometry/label_embedding"),
+    *rule(f"{_GEOMETRY}.cls_embed.weight", "geometry/cls_token"),
+    *dense(f"{_GEOMETRY}.boxes_direct_project", "geometry/box_project"),
+    *dense(f"{_GEOMETRY}.boxes_pool_project", "geometry/box_pool_project", kernel=CONV),
+    *dense(f"{_GEOMETRY}.boxes_pos_enc_project", "geometry/box_position_project"),
+    *dense(f"{_GEOMETRY}.final_proj", "geometry/project"),
+    *norm(f"{_GEOMETRY}.prompt_layer_norm", "geometry/norm"),
+    *norm(f"{_GEOMETRY}.vision_layer_norm", "geometry/image_norm"),
+    *norm(f"{_GEOMETRY}.output_layer_norm", "geometry/norm_final"),
+    *_encoder_layer(f"{_GEOMETRY}.layers.*", "geometry/layers/*"),
+    *_encoder_layer("detr_encoder.layers.*", "fusion/layers/*"),
+    *_attention(f"{_DECODER_LAYER}.self_attn", "decoder/layers/*/self_attn"),
+    *norm(f"{_DECODER_LAYER}.self_attn_layer_norm", "decoder/layers/*/norm_self"),
+    *_attention(f"{_DECODER_LAYER}.text_cross_attn", "decoder/layers/*/text_attn"),
+    *norm(f"{_DECODER_LAYER}.text_cross_attn_layer_norm", "decoder/layers/*/norm_text"),
+    *_attention(f"{_DECODER_LAYER}.vision_cross_attn", "decoder/layers/*/image_attn"),
+    *norm(f"{_DECODER_LAYER}.vision_cross_attn_layer_norm", "decoder/layers/*/norm_image"),
+    *dense(f"{_DECODER_LAYER}.mlp.fc1", "decoder/layers/*/mlp/fc1"),
+    *dense(f"{_DECODER_LAYER}.mlp.fc2", "decoder/layers/*/mlp/fc2"),
+    *norm(f"{_DECODER_LAYER}.mlp_layer_norm", "decoder/layers/*/norm_mlp"),
+    *norm(f"{_DECODER}.output_layer_norm", "decoder/norm"),
+    *norm(f"{_DECODER}.presence_layer_norm", "decoder/presence_norm"),
+    *rule(f"{_DECODER}.query_embed.weight", "decoder/query_embedding"),
+    *rule(f"{_DECODER}.reference_points.weight", "decoder/reference_points"),
+    *rule(f"{_DECODER}.presence_token.weight", "decoder/presence_token"),
+    *_mlp(f"{_DECODER}.box_head", "decoder/box_head", 3),
+    *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
+    *_mlp(f"{_DECODER}.presence_head", "decoder/presence_head", 3),
+    *_mlp(f"{_DECODER}.box_rpb_embed_x", "decoder/box_bias/x", 2),
+    *_mlp(f"{_DECODER}.box_rpb_embed_y", "decoder/box_bias/y", 2),
+    *_mlp(f"{_SCORING}.text_mlp", "scoring/prompt_mlp", 2),
+    *norm(f"{_SCORING}.text_mlp_out_norm", "scoring/prompt_norm"),
+    *dense(f"{_SCORING}.text_proj", "scoring/prompt_project"),
+    *dense(f"{_SCORING}.query_proj", "scoring/query_project"),
+    *norm(f"{_MASKS}.prompt_cross_attn_norm", "masks/prompt_norm"),
+    *_attention(f"{_MASKS}.prompt_cross_attn", "masks/prompt_attn"),
+    *dense(f"{_MASKS}.pixel_decoder.conv_layers.0", "masks/conv0", kernel=CONV),
+    *dense(f"{_MASKS}.pixel_decoder.conv_layers.1", "masks/conv1", kernel=CONV),
+    *norm(f"{_MASKS}.pixel_decoder.norms.0", "masks/norm0"),
+    *norm(f"{_MASKS}.pixel_decoder.norms.1", "masks/norm1"),
+    *dense(f"{_MASKS}.instance_projection", "masks/instance_project", kernel=CONV),
+    *dense(f"{_MASKS}.semantic_projection", "masks/semantic_project", kernel=CONV),
+    *dense(f"{_MASKS}.mask_embedder.layers.0", "masks/mask_embed/fc1"),
+    *dense(f"{_MASKS}.mask_embedder.layers.1", "masks/mask_embed/fc2"),
+    *dense(f"{_MASKS}.mask_embedder.layers.2", "masks/mask_embed/fc3"),
+  ),
+  unread={
+    r"detector_model\.vision_encoder\.neck\.fpn_layers\.3\..*": "half-resolution level: unused",
+    r"detector_model\.text_encoder\.text_projection\.weight": "computed, unused",
+    r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
+    r"tracker_neck\..*": "neck of visual prompts and video",
+    r"tracker_model\..*": "visual prompts and video",
+  },
+  dropped={},
+)

@@ -1,0 +1,118 @@
+"""A configuration read off the shapes of a checkpoint that brings none.
+
+Shapes do not tell the number of heads of trunk and text encoder, the window, or which blocks attend
+globally. Meta's stored RoPE tables do, but for the text encoder; otherwise a checkpoint of the
+released widths is taken to be the released model, and any other needs its config.json.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+from sam3_jax.config import RELEASED, Config, TextConfig, TrunkConfig
+
+from .rules import Table
+
+
+def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
+  """The configuration of a checkpoint.
+
+  Args:
+    table: its layout.
+    shapes: of its tensors, under its own names.
+
+  Raises:
+    ValueError: a tensor that tells a size is missing, or the shapes are not enough.
+  """
+  found = {table.canonical(name): shape for name, shape in shapes.items()}
+  names = {item.targets[0]: table.prefix + item.source for item in table.rules}
+
+  def shape(target: str, layer: int = 0, rank: int = 2) -> tuple[int, ...]:
+    name = names[target].replace("*", str(layer))
+    if len(found.get(name, ())) != rank:
+      raise ValueError(
+        f"{name} of {rank} axes, from which the model's size is read, is "
+        f"{list(found[name]) if name in found else 'missing'}; this is no complete SAM 3."
+      )
+    return found[name]
+
+  def layers(target: str) -> int:
+    pattern = re.compile(re.escape(names[target]).replace(r"\*", r"(\d+)"))
+    return 1 + max((int(m[1]) for name in found if (m := pattern.fullmatch(name))), default=-1)
+
+  width, _, patch, _ = shape("trunk/patch_embed/kernel", rank=4)
+  vocabulary, text_width = shape("text/token_embedding/embedding")
+  queries, model_width = shape("decoder/query_embedding")
+  blocks = layers("trunk/blocks/*/norm1/scale")
+  rope = _rope_facts(found, width) or _released_facts(width, blocks)
+  return Config(
+    trunk=TrunkConfig(
+      width=width,
+      heads=rope["heads"],
+      mlp_width=shape("trunk/blocks/*/mlp/fc1/kernel")[0],
+      groups=blocks // (rope["windowed"] + 1),
+      windowed=rope["windowed"],
+      window=rope["window"],
+      pretrain_grid=math.isqrt(shape("trunk/position", rank=3)[1]),
+    ),
+    text=TextConfig(
+      width=text_width,
+      heads=_text_heads(text_width),
+      mlp_width=shape("text/blocks/*/mlp/fc1/kernel")[0],
+      layers=layers("text/blocks/*/norm1/scale"),
+      context=shape("text/position")[0],
+      vocabulary=vocabulary,
+    ),
+    image_size=rope["grid"] * patch,
+    patch=patch,
+    width=model_width,
+    heads=shape("decoder/box_bias/x/fc2/kernel")[0],
+    mlp_width=shape("fusion/layers/*/mlp/fc1/kernel")[0],
+    geometry_layers=layers("geometry/layers/*/norm1/scale"),
+    fusion_layers=layers("fusion/layers/*/norm1/scale"),
+    decoder_layers=layers("decoder/layers/*/norm_self/scale"),
+    queries=queries,
+    concept_points=any(
+      names[target] in found for target in names if target.startswith("geometry/point_")
+    ),
+  )
+
+
+def _rope_facts(found: Mapping[str, tuple[int, ...]], width: int) -> dict[str, int]:
+  """From Meta's tables of (positions, channel pairs), if there are some of two sizes."""
+  pattern = re.compile(r".*\.trunk\.blocks\.(\d+)\.attn\.freqs_cis")
+  tables = {int(m[1]): shape for name, shape in found.items() if (m := pattern.fullmatch(name))}
+  rows = {shape[0] for shape in tables.values()}
+  if len(rows) != 2:
+    return {}
+  first_global = min(block for block, shape in tables.items() if shape[0] == max(rows))
+  return {
+    "grid": math.isqrt(max(rows)),
+    "window": math.isqrt(min(rows)),
+    "windowed": first_global,
+    "heads": width // (2 * tables[first_global][1]),
+  }
+
+
+def _released_facts(width: int, blocks: int) -> dict[str, int]:
+  trunk = RELEASED.trunk
+  if (width, blocks) != (trunk.width, trunk.blocks):
+    raise ValueError(
+      f"the shapes of a trunk {width} wide with {blocks} blocks do not tell its heads and windows; "
+      "put the model's config.json beside the weights, or pass config=."
+    )
+  return {
+    "grid": RELEASED.grid,
+    "window": trunk.window,
+    "windowed": trunk.windowed,
+    "heads": trunk.heads,
+  }
+
+
+def _text_heads(width: int) -> int:
+  if width != RELEASED.text.width:
+    raise ValueError(
+      f"the shapes of a text encoder {width} wide do not tell its heads; put the model's "
+      "config.json beside the weights, or pass config=."
+    )
+  return RELEASED.text.heads

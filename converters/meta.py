@@ -1,0 +1,192 @@
+"""Meta's names: the layout of `sam3.pt` (facebookresearch/sam3, `Sam3VideoInference.state_dict()`).
+
+`detector.*` is the image model, `tracker.*` the video model on top of it. The image model's own
+state has no `detector.` in front.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.config import Config
+
+from .infer import infer_config
+from .rules import (
+  CONV,
+  DECONV,
+  DENSE,
+  Grid,
+  HalfSplit,
+  Rule,
+  Table,
+  Transform,
+  convert_arrays,
+  dense,
+  norm,
+  rule,
+)
+
+
+def from_arrays(
+  arrays: Mapping[str, np.ndarray], config: Config | None = None, dtype: str = "float32"
+) -> tuple[Config, dict[str, Any]]:
+  """Our configuration and parameters, in memory, from arrays under Meta's names.
+
+  Raises:
+    ValueError: one line for everything that is missing, unknown, mis-shaped or not finite, or for a
+      configuration that the shapes do not tell.
+  """
+  config = config or infer_config(TABLE, {name: array.shape for name, array in arrays.items()})
+  return config, convert_arrays(TABLE, arrays, expected_shapes(config), config, dtype)
+
+
+def matches(names: Iterable[str]) -> bool:
+  """Whether these are Meta's names for SAM 3."""
+  return any("backbone.vision_backbone.trunk." in name for name in names)
+
+
+def canonical(name: str) -> str:
+  """The name in sam3.pt of a tensor of any of Meta's models."""
+  name = name.replace("inst_interactive_predictor.model.", "tracker.", 1)
+  return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
+
+
+def _fused(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
+  """The rows of query, key and value in one matrix; `source` ends where weight or bias follow."""
+  places = [f"{target}/{name}" for name in ("query", "key", "value")]
+  turns = (rotate, rotate, ())
+  return (
+    Rule(
+      f"{source}weight",
+      tuple(f"{place}/kernel" for place in places),
+      tuple((*turn, DENSE) for turn in turns),
+    ),
+    Rule(f"{source}bias", tuple(f"{place}/bias" for place in places), turns),
+  )
+
+
+def _attention(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *_fused(f"{source}.in_proj_", target),
+    *dense(f"{source}.out_proj", f"{target}/out"),
+  )
+
+
+def _mlp(source: str, target: str, layers: int) -> tuple[Rule, ...]:
+  return sum((dense(f"{source}.layers.{i}", f"{target}/fc{i + 1}") for i in range(layers)), ())
+
+
+def _encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *norm(f"{source}.norm1", f"{target}/norm1"),
+    *_attention(f"{source}.self_attn", f"{target}/self_attn"),
+    *norm(f"{source}.norm2", f"{target}/norm2"),
+    *_attention(f"{source}.cross_attn_image", f"{target}/cross_attn"),
+    *norm(f"{source}.norm3", f"{target}/norm3"),
+    *dense(f"{source}.linear1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.linear2", f"{target}/mlp/fc2"),
+  )
+
+
+_TRUNK = "backbone.vision_backbone.trunk"
+_BLOCK = f"{_TRUNK}.blocks.*"
+_NECK = "backbone.vision_backbone.convs"
+_TEXT = "backbone.language_backbone.encoder"
+_TEXT_BLOCK = f"{_TEXT}.transformer.resblocks.*"
+_GEOMETRY = "geometry_encoder"
+_DECODER = "transformer.decoder"
+_DECODER_LAYER = f"{_DECODER}.layers.*"
+_MASKS = "segmentation_head"
+
+TABLE = Table(
+  name="meta",
+  prefix="detector.",
+  canonical=canonical,
+  rules=(
+    *rule(f"{_TRUNK}.pos_embed", "trunk/position", Grid(), skip=1),  # row 0: a class token's
+    *rule(f"{_TRUNK}.patch_embed.proj.weight", "trunk/patch_embed/kernel", CONV),
+    *norm(f"{_TRUNK}.ln_pre", "trunk/norm_pre"),
+    *norm(f"{_BLOCK}.norm1", "trunk/blocks/*/norm1"),
+    *_fused(f"{_BLOCK}.attn.qkv.", "trunk/blocks/*/attn", HalfSplit()),
+    *dense(f"{_BLOCK}.attn.proj", "trunk/blocks/*/attn/out"),
+    *norm(f"{_BLOCK}.norm2", "trunk/blocks/*/norm2"),
+    *dense(f"{_BLOCK}.mlp.fc1", "trunk/blocks/*/mlp/fc1"),
+    *dense(f"{_BLOCK}.mlp.fc2", "trunk/blocks/*/mlp/fc2"),
+    *dense(f"{_NECK}.0.dconv_2x2_0", "neck/level0/up1", kernel=DECONV),
+    *dense(f"{_NECK}.0.dconv_2x2_1", "neck/level0/up2", kernel=DECONV),
+    *dense(f"{_NECK}.0.conv_1x1", "neck/level0/project", kernel=CONV),
+    *dense(f"{_NECK}.0.conv_3x3", "neck/level0/smooth", kernel=CONV),
+    *dense(f"{_NECK}.1.dconv_2x2", "neck/level1/up1", kernel=DECONV),
+    *dense(f"{_NECK}.1.conv_1x1", "neck/level1/project", kernel=CONV),
+    *dense(f"{_NECK}.1.conv_3x3", "neck/level1/smooth", kernel=CONV),
+    *dense(f"{_NECK}.2.conv_1x1", "neck/level2/project", kernel=CONV),
+    *dense(f"{_NECK}.2.conv_3x3", "neck/level2/smooth", kernel=CONV),
+    *rule(f"{_TEXT}.token_embedding.weight", "text/token_embedding/embedding"),
+    *rule(f"{_TEXT}.positional_embedding", "text/position"),
+    *norm(f"{_TEXT_BLOCK}.ln_1", "text/blocks/*/norm1"),
+    *_attention(f"{_TEXT_BLOCK}.attn", "text/blocks/*/attn"),
+    *norm(f"{_TEXT_BLOCK}.ln_2", "text/blocks/*/norm2"),
+    *dense(f"{_TEXT_BLOCK}.mlp.c_fc", "text/blocks/*/mlp/fc1"),
+    *dense(f"{_TEXT_BLOCK}.mlp.c_proj", "text/blocks/*/mlp/fc2"),
+    *norm(f"{_TEXT}.ln_final", "text/norm_final"),
+    *dense("backbone.language_backbone.resizer", "text/project"),
+    *rule(f"{_GEOMETRY}.label_embed.weight", "geometry/label_embedding"),
+    *rule(f"{_GEOMETRY}.cls_embed.weight", "geometry/cls_token"),
+    *dense(f"{_GEOMETRY}.points_direct_project", "geometry/point_project"),
+    *dense(f"{_GEOMETRY}.points_pool_project", "geometry/point_pool_project"),
+    *dense(f"{_GEOMETRY}.points_pos_enc_project", "geometry/point_position_project"),
+    *dense(f"{_GEOMETRY}.boxes_direct_project", "geometry/box_project"),
+    *dense(f"{_GEOMETRY}.boxes_pool_project", "geometry/box_pool_project", kernel=CONV),
+    *dense(f"{_GEOMETRY}.boxes_pos_enc_project", "geometry/box_position_project"),
+    *dense(f"{_GEOMETRY}.final_proj", "geometry/project"),
+    *norm(f"{_GEOMETRY}.norm", "geometry/norm"),
+    *norm(f"{_GEOMETRY}.img_pre_norm", "geometry/image_norm"),
+    *norm(f"{_GEOMETRY}.encode_norm", "geometry/norm_final"),
+    *_encoder_layer(f"{_GEOMETRY}.encode.*", "geometry/layers/*"),
+    *_encoder_layer("transformer.encoder.layers.*", "fusion/layers/*"),
+    *_attention(f"{_DECODER_LAYER}.self_attn", "decoder/layers/*/self_attn"),
+    *norm(f"{_DECODER_LAYER}.norm2", "decoder/layers/*/norm_self"),  # Meta numbers them oddly
+    *_attention(f"{_DECODER_LAYER}.ca_text", "decoder/layers/*/text_attn"),
+    *norm(f"{_DECODER_LAYER}.catext_norm", "decoder/layers/*/norm_text"),
+    *_attention(f"{_DECODER_LAYER}.cross_attn", "decoder/layers/*/image_attn"),
+    *norm(f"{_DECODER_LAYER}.norm1", "decoder/layers/*/norm_image"),
+    *dense(f"{_DECODER_LAYER}.linear1", "decoder/layers/*/mlp/fc1"),
+    *dense(f"{_DECODER_LAYER}.linear2", "decoder/layers/*/mlp/fc2"),
+    *norm(f"{_DECODER_LAYER}.norm3", "decoder/layers/*/norm_mlp"),
+    *norm(f"{_DECODER}.norm", "decoder/norm"),
+    *norm(f"{_DECODER}.presence_token_out_norm", "decoder/presence_norm"),
+    *rule(f"{_DECODER}.query_embed.weight", "decoder/query_embedding"),
+    *rule(f"{_DECODER}.reference_points.weight", "decoder/reference_points"),
+    *rule(f"{_DECODER}.presence_token.weight", "decoder/presence_token"),
+    *_mlp(f"{_DECODER}.bbox_embed", "decoder/box_head", 3),
+    *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
+    *_mlp(f"{_DECODER}.presence_token_head", "decoder/presence_head", 3),
+    *_mlp(f"{_DECODER}.boxRPB_embed_x", "decoder/box_bias/x", 2),
+    *_mlp(f"{_DECODER}.boxRPB_embed_y", "decoder/box_bias/y", 2),
+    *_mlp("dot_prod_scoring.prompt_mlp", "scoring/prompt_mlp", 2),
+    *norm("dot_prod_scoring.prompt_mlp.out_norm", "scoring/prompt_norm"),
+    *dense("dot_prod_scoring.prompt_proj", "scoring/prompt_project"),
+    *dense("dot_prod_scoring.hs_proj", "scoring/query_project"),
+    *norm(f"{_MASKS}.cross_attn_norm", "masks/prompt_norm"),
+    *_attention(f"{_MASKS}.cross_attend_prompt", "masks/prompt_attn"),
+    *dense(f"{_MASKS}.pixel_decoder.conv_layers.0", "masks/conv0", kernel=CONV),
+    *dense(f"{_MASKS}.pixel_decoder.conv_layers.1", "masks/conv1", kernel=CONV),
+    *norm(f"{_MASKS}.pixel_decoder.norms.0", "masks/norm0"),
+    *norm(f"{_MASKS}.pixel_decoder.norms.1", "masks/norm1"),
+    *dense(f"{_MASKS}.instance_seg_head", "masks/instance_project", kernel=CONV),
+    *dense(f"{_MASKS}.semantic_seg_head", "masks/semantic_project", kernel=CONV),
+    *_mlp(f"{_MASKS}.mask_predictor.mask_embed", "masks/mask_embed", 3),
+  ),
+  unread={
+    r"detector\.backbone\.vision_backbone\.convs\.3\..*": "half-resolution level: computed, unused",
+    r"detector\.backbone\.vision_backbone\.sam2_convs\..*": "neck of visual prompts and video",
+    r"detector\.backbone\.language_backbone\.encoder\.text_projection": "computed, unused",
+    r"detector\.segmentation_head\.pixel_decoder\.(conv_layers|norms)\.2\..*": "third pair, unused",
+    r"tracker\..*": "visual prompts and video",
+  },
+  dropped={
+    r"detector\.backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "computed anew",
+  },
+)

@@ -1,0 +1,132 @@
+"""Safetensors files, sharded or not, as tensors that are read from a memory map when asked for.
+
+The format (huggingface/safetensors): 8 bytes of header length, a JSON header, then the tensors, one
+after another. The package's NumPy reader does not know bfloat16, hence this one. It trusts nothing:
+a file that contradicts itself is refused before any tensor is touched.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from .rules import Source
+
+INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes, as in the package
+DTYPES = {
+  "F64": "float64",
+  "F32": "float32",
+  "F16": "float16",
+  "BF16": "bfloat16",
+  "I64": "int64",
+  "I32": "int32",
+  "I16": "int16",
+  "I8": "int8",
+  "U8": "uint8",
+  "BOOL": "bool",
+  "C64": "complex64",
+}
+
+
+def open_safetensors(path: Path) -> dict[str, Source]:
+  """The tensors of a file, or of all shards that an index file names.
+
+  Raises:
+    FileNotFoundError: a shard is not there.
+    ValueError: a file is truncated, damaged or something else.
+  """
+  return _open_shards(path) if path.suffix == ".json" else _open_file(path)
+
+
+def _open_shards(index: Path) -> dict[str, Source]:
+  try:
+    places = json.loads(index.read_bytes())["weight_map"]
+    shards = sorted(set(places.values()))
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{index} is no index of shards ({error!r}); download it again.") from error
+  sources: dict[str, Source] = {}
+  for shard in shards:
+    path = index.parent / shard
+    if path.parent != index.parent:
+      raise ValueError(f"{index} names the shard {shard!r}; a shard must lie beside its index.")
+    if not path.is_file():
+      raise FileNotFoundError(f"{path}, one of {len(shards)} shards, is missing; download it.")
+    found = _open_file(path)
+    wanted = {name for name, place in places.items() if place == shard}
+    if found.keys() != wanted:
+      name = min(found.keys() ^ wanted)
+      raise ValueError(
+        f"{path} and {index.name} disagree about {name} (and {len(found.keys() ^ wanted) - 1} more "
+        "tensors); download both again."
+      )
+    sources |= found
+  return sources
+
+
+def _open_file(path: Path) -> dict[str, Source]:
+  size = path.stat().st_size
+  with path.open("rb") as file:
+    start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:] != b"{" or length > MAX_HEADER:
+      raise ValueError(f"{path} is no safetensors file; give model.safetensors or its folder.")
+    file.seek(8)
+    text = file.read(length)
+  truncated = f"{path} is truncated at {size:,} bytes; download it again."
+  if len(text) < length:
+    raise ValueError(truncated)
+  try:
+    header = json.loads(text, object_pairs_hook=_unique)
+  except ValueError as error:
+    raise ValueError(f"the header of {path} is damaged ({error}); download it again.") from error
+  header.pop("__metadata__", None)
+  entries = sorted((_entry(path, name, entry) for name, entry in header.items()), key=_begin)
+  end = 0
+  for name, _, _, begin, next_end in entries:
+    if begin != end:
+      raise ValueError(f"{name} in {path} does not begin where the tensor before it ends.")
+    end = next_end
+  data_size = size - 8 - length
+  if data_size < end:
+    raise ValueError(truncated)
+  if data_size > end or not entries:
+    raise ValueError(f"{path} has {data_size - end:,} bytes that belong to no tensor.")
+  data = np.memmap(path, np.uint8, "r", offset=8 + length) if data_size else np.empty(0, np.uint8)
+
+  def source(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> Source:
+    return Source(shape, dtype, lambda: data[begin:end].view(jnp.dtype(dtype)).reshape(shape))
+
+  return {name: source(dtype, shape, begin, end) for name, dtype, shape, begin, end in entries}
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
+  """Name, dtype, shape, begin and end of a tensor, after checking that they agree."""
+  try:
+    shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    dtype = DTYPES.get(entry["dtype"])
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+      raise ValueError("a size is not a whole number")
+    if dtype is None:
+      raise ValueError(f"dtype {entry['dtype']!r} is not known")
+    if end - begin != math.prod(shape) * jnp.dtype(dtype).itemsize:
+      raise ValueError(f"{dtype} {list(shape)} does not take {end - begin:,} bytes")
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{name} in the header of {path} is damaged: {error}.") from error
+  return name, dtype, shape, begin, end
+
+
+def _begin(entry: tuple[str, str, tuple[int, ...], int, int]) -> tuple[int, int]:
+  return entry[3], entry[4]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+  values = dict(pairs)
+  if len(values) != len(pairs):
+    names = [name for name, _ in pairs]
+    raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+  return values

@@ -1,0 +1,267 @@
+"""A checkpoint is a folder: what is in it, and how it is written and read.
+
+  config.json       format version, model configuration, what the checkpoint says of itself
+  params/ITEM/      Orbax; a large part of the tree (trunk, text) is an item, the others are `rest`
+  unread/           Orbax; tensors of the source that nothing reads, under the source's names
+  tokenizer.model   SentencePiece
+  manifest.json     each parameter's shape, dtype and checksum; where the source's tensors went
+
+Orbax restores a wrong shape silently when no sharding is given, and a flipped bit always: hence the
+manifest, which is compared with the model and with what is stored before anything is restored. A
+folder appears under its name only when it is complete.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
+from sam3_jax.trees import compare, flatten, not_finite, raise_faults
+from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+  """A loaded checkpoint.
+
+  Attributes:
+    config: the model's.
+    params: the tree that the Flax modules take as `{"params": params}`.
+    tokenizer: the bytes of tokenizer.model.
+    info: what it says of itself: name, source, licence, whether it is trained; see `save`.
+  """
+
+  config: Config
+  params: dict[str, Any]
+  tokenizer: bytes
+  info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """What `inspect` says, without reading a parameter.
+
+  Attributes:
+    path: of the folder.
+    config: the model's.
+    info: what it says of itself; see `save`.
+    parts: number of parameters of each top-level part.
+    parameters: their sum.
+    dtype: as stored, `mixed` if there are several.
+    stored_bytes: of all files.
+    source_tensors: for a converted checkpoint, tensors and parameters of the source that were read,
+      kept unread and dropped: `{"read": {"tensors": .., "parameters": ..}, ..}`; otherwise empty.
+    unread: reason, tensors and parameters of what the bundle keeps but the model does not read.
+    dropped: likewise, of what the source had and the bundle has not.
+  """
+
+  path: str
+  config: Config
+  info: dict[str, Any]
+  parts: dict[str, int]
+  parameters: int
+  dtype: str
+  stored_bytes: int
+  source_tensors: dict[str, dict[str, int]]
+  unread: dict[str, dict[str, int]]
+  dropped: dict[str, dict[str, int]]
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values, ready for JSON."""
+    return dataclasses.asdict(self)
+
+
+def save(
+  path: str | Path,
+  params: Mapping[str, Any],
+  config: Config,
+  tokenizer: bytes,
+  *,
+  info: Mapping[str, Any] | None = None,
+  unread: Mapping[str, np.ndarray] | None = None,
+) -> None:
+  """Writes a checkpoint; it appears at `path` when it is complete.
+
+  Args:
+    path: a folder that does not exist yet, or is empty.
+    params: NumPy or JAX arrays, float32 or bfloat16; each process must hold all of them.
+    config: the model's.
+    tokenizer: the bytes of a SentencePiece model.
+    info: what it should say of itself, plain values: `name`, `source` (what it was made from),
+      `licence` (of the weights), `trained` (False for random parameters).
+    unread: tensors to keep beside the parameters, by name.
+
+  Raises:
+    ValueError: the parameters do not fit the configuration or are not finite, or `path` is not
+      empty or cannot be written.
+  """
+  flat = flatten(params)
+  faults = compare({name: array.shape for name, array in flat.items()}, expected_shapes(config))
+  faults += [
+    f"{name} is {array.dtype}; expected one of {', '.join(DTYPES)}"
+    for name, array in flat.items()
+    if str(array.dtype) not in DTYPES
+  ]
+  raise_faults(faults or not_finite(flat), "these parameters cannot be saved")
+  with Writer(path) as writer:
+    for part, tree in params.items():
+      writer.add(part, jax.tree.map(np.asarray, tree))
+    writer.finish(config, tokenizer, info=info or {}, unread=unread or {})
+
+
+def load(
+  path: str | Path,
+  *,
+  dtype: DTypeLike | None = None,
+  sharding: Shardings | None = None,
+  verify: bool = False,
+) -> Bundle:
+  """Reads a checkpoint, after checking that it is complete and fits the model.
+
+  Args:
+    path: the folder.
+    dtype: of the parameters, whatever they are stored in; None leaves them as stored.
+    sharding: of the parameters; None puts them on the first device.
+    verify: compare every tensor's checksum first; see the function `verify`.
+
+  Raises:
+    FileNotFoundError: there is nothing at `path`.
+    ValueError: it is not a complete checkpoint of this format version, or a parameter is missing,
+      unknown, of the wrong shape or not finite.
+  """
+  path, info, manifest, config = _open(path)
+  if verify:
+    compare_checksums(path, manifest)
+  given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params: dict[str, Any] = {}
+  for item in manifest["items"]:
+    params |= restore_item(path / "params" / item, manifest["parameters"], dtype, given)
+  raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
+  return Bundle(config, params, (path / "tokenizer.model").read_bytes(), info)
+
+
+def load_unread(path: str | Path) -> dict[str, np.ndarray]:
+  """The tensors that the source had and nothing reads, by the source's names."""
+  path, _, manifest, _ = _open(path)
+  return read_item(path / "unread") if manifest["unread"] else {}
+
+
+def verify(path: str | Path) -> None:
+  """Reads every stored tensor and compares its checksum; ValueError names those that differ."""
+  path, _, manifest, _ = _open(path)
+  compare_checksums(path, manifest)
+
+
+def inspect(path: str | Path) -> Summary:
+  """Says what a checkpoint holds; raises as `load` does, but reads no parameter."""
+  path, info, manifest, config = _open(path)
+  parameters = manifest["parameters"]
+  parts: dict[str, int] = {}
+  for name, entry in parameters.items():
+    part = name.partition("/")[0]
+    parts[part] = parts.get(part, 0) + math.prod(entry["shape"])
+  dtypes = {entry["dtype"] for entry in parameters.values()}
+  return Summary(
+    path=str(path),
+    config=config,
+    info=info,
+    parts=parts,
+    parameters=sum(parts.values()),
+    dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+    stored_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    source_tensors=manifest["source_tensors"],
+    unread=_by_reason(manifest["unread"]),
+    dropped=_by_reason(manifest["dropped"]),
+  )
+
+
+@functools.lru_cache
+def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+  """The shape of every parameter of the model, by path, as its modules make them."""
+  from sam3_jax.model.sam3 import parameter_shapes  # a second of imports and tracing
+
+  return {name: leaf.shape for name, leaf in flatten(parameter_shapes(config)).items()}
+
+
+def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
+  """Everything but the arrays, after all checks that need none."""
+  path = Path(path).expanduser().absolute()
+  if not path.exists():
+    raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
+  if not path.is_dir():
+    raise ValueError(f"{path} is a file, but a checkpoint is a folder; convert it first.")
+  if not any(path.iterdir()):
+    raise ValueError(f"{path} is an empty folder; `sam3-jax convert` makes a checkpoint.")
+  lacking = [
+    name
+    for name in ("config.json", "manifest.json", "params", "tokenizer.model")
+    if not (path / name).exists()
+  ]
+  if lacking:
+    raise ValueError(
+      f"{path} is no checkpoint or only part of one: it lacks {', '.join(lacking)}. "
+      "Convert or copy it again."
+    )
+  settings, manifest = _read_json(path / "config.json"), _read_json(path / "manifest.json")
+  for values in (settings, manifest):
+    if (version := values.get("format_version")) != FORMAT_VERSION:
+      raise ValueError(
+        f"{path} is of format version {version!r}, this is sam3-jax for version {FORMAT_VERSION}; "
+        "convert the weights again."
+      )
+  try:
+    info, config = dict(settings["info"]), Config.from_dict(settings["model"])
+    parameters = {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
+    items = [str(item) for item in manifest["items"]]
+    _ = manifest["unread"], manifest["dropped"], manifest["source_tensors"]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"config.json or manifest.json in {path} is damaged ({error!r}); convert the weights again."
+    ) from error
+  faults = compare(parameters, expected_shapes(config))
+  stored: dict[str, Any] = {}
+  for item in items:
+    if not re.fullmatch(r"\w+", item):
+      raise ValueError(f"{path}/manifest.json names an item {item!r}; convert the weights again.")
+    stored |= stored_arrays(path / "params" / item)
+  faults = faults or compare({name: entry.shape for name, entry in stored.items()}, parameters)
+  faults = faults or [
+    f"{name} is {entry.dtype}, expected {manifest['parameters'][name].get('dtype')}"
+    for name, entry in stored.items()
+    if str(entry.dtype) != manifest["parameters"][name].get("dtype")
+  ]
+  raise_faults(faults, f"{path} does not fit the model")
+  return path, info, manifest, config
+
+
+def _by_reason(entries: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+  reasons: dict[str, dict[str, int]] = {}
+  for entry in entries.values():
+    sums = reasons.setdefault(entry["reason"], {"tensors": 0, "parameters": 0})
+    sums["tensors"] += 1
+    sums["parameters"] += math.prod(entry["shape"])
+  return reasons
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    values = json.loads(path.read_bytes())
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{path} is not readable JSON ({error}); convert the weights again."
+    ) from error
+  if not isinstance(values, dict):
+    raise ValueError(f"{path} must hold an object; convert the weights again.")
+  return values

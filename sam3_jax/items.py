@@ -1,0 +1,84 @@
+"""One Orbax item: a tree of arrays in a folder. Reading raises ValueError in one line."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import DTypeLike
+
+from sam3_jax.trees import flatten, nest
+
+# One sharding for all parameters, or a function of path and shape.
+Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+
+
+def save_item(folder: Path, tree: dict[str, Any]) -> None:
+  """Writes NumPy arrays, one of whose axes is 0 nowhere."""
+  with _checkpointer() as checkpointer:
+    checkpointer.save(folder, tree)
+
+
+def restore_item(
+  folder: Path, entries: Mapping[str, Any], dtype: DTypeLike | None, sharding: Shardings
+) -> dict[str, Any]:
+  """An item as JAX arrays, straight to their dtype and sharding."""
+  import orbax.checkpoint as ocp
+
+  def wanted(name: str) -> ocp.ArrayRestoreArgs:
+    shape = tuple(entries[name]["shape"])
+    return ocp.ArrayRestoreArgs(
+      dtype=jnp.dtype(dtype or entries[name]["dtype"]),
+      sharding=sharding(name, shape) if callable(sharding) else sharding,
+    )
+
+  arguments = nest({name: wanted(name) for name in stored_arrays(folder)})
+  with _readable(folder), _checkpointer() as checkpointer:
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
+def read_item(folder: Path) -> dict[str, Any]:
+  """An item as NumPy arrays, as stored."""
+  import orbax.checkpoint as ocp
+
+  with _readable(folder), _checkpointer() as checkpointer:
+    arguments = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+      checkpointer.metadata(folder).item_metadata.tree,
+    )
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
+def stored_arrays(folder: Path) -> dict[str, Any]:
+  """Shape and dtype of an item's arrays, by path."""
+  with _readable(folder), _checkpointer() as checkpointer:
+    return flatten(checkpointer.metadata(folder).item_metadata.tree)
+
+
+def _checkpointer():
+  """Orbax, without its copy of the arrays and without compression, which weights do not bear."""
+  import orbax.checkpoint as ocp
+
+  handlers = ocp.type_handlers
+  registry = handlers.create_type_handler_registry(
+    (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
+    (jax.Array, handlers.ArrayHandler()),
+  )
+  return ocp.Checkpointer(
+    ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+  )
+
+
+@contextlib.contextmanager
+def _readable(folder: Path):
+  try:
+    yield
+  except Exception as error:  # Orbax and TensorStore raise whatever they meet, over many lines
+    reason = str(error).strip().partition("\n")[0][:200]
+    raise ValueError(
+      f"{folder} cannot be read ({type(error).__name__}: {reason}); convert or copy the checkpoint "
+      "again."
+    ) from error

@@ -1,0 +1,78 @@
+"""Trees of parameters by path, `a/b/c`: what is in them, and what is wrong with them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+SHOWN_FAULTS = 5
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Leaves of nested dictionaries by path, `a/b/c`."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}/")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *folders, leaf = path.split("/")
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[leaf] = value
+  return tree
+
+
+def compare(found: Shapes, wanted: Shapes) -> list[str]:
+  """What is wrong with `found`, a line each."""
+  faults = [f"{name} is missing" for name in wanted if name not in found]
+  faults += [f"{name} is unknown" for name in found if name not in wanted]
+  return faults + [
+    f"{name} is {list(found[name])}, expected {list(shape)}"
+    for name, shape in wanted.items()
+    if name in found and tuple(found[name]) != tuple(shape)
+  ]
+
+
+def not_finite(flat: Mapping[str, Any]) -> list[str]:
+  """The arrays with infinities or NaN in them, a line each.
+
+  Done on the host: one compilation a shape would take many times as long as the copy.
+  """
+  return [
+    f"{name} holds values that are not finite"
+    for name, array in flat.items()
+    if not all(np.isfinite(piece).all() for piece in _on_host(array))
+  ]
+
+
+def raise_faults(
+  faults: list[str], what: str, remedy: str = "Convert or copy the checkpoint again."
+) -> None:
+  """Raises one ValueError for all faults, if there are any."""
+  if faults:
+    more = len(faults) - SHOWN_FAULTS
+    raise ValueError(
+      f"{what}, {len(faults)} fault{'s' if len(faults) > 1 else ''}: "
+      + "; ".join(faults[:SHOWN_FAULTS])
+      + (f"; and {more} more. " if more > 0 else ". ")
+      + remedy
+    )
+
+
+def _on_host(array: Any) -> Iterable[np.ndarray]:
+  """This process's pieces of an array, each once."""
+  if isinstance(array, np.ndarray):
+    return [array]
+  pieces = {str(shard.index): shard.data for shard in array.addressable_shards}
+  return map(np.asarray, pieces.values())

@@ -1,0 +1,175 @@
+"""Writes a checkpoint so that it appears under its name only when it is complete."""
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from sam3_jax.config import Config
+from sam3_jax.items import read_item, save_item
+from sam3_jax.trees import flatten, raise_faults
+
+FORMAT_VERSION = 1
+OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
+_PARTIAL = ".partial"
+
+
+class Writer:
+  """Writes a checkpoint part by part, under another name until it is complete.
+
+  with Writer(path) as writer:
+    for part in parts:
+      writer.add(part, tree)
+    writer.finish(config, tokenizer, info=info)
+
+  Leaving without `finish` leaves nothing behind, and a killed process nothing that loads.
+  """
+
+  def __init__(self, path: str | Path):
+    self._path = Path(path).expanduser().absolute()
+    if self._path.exists() and not (self._path.is_dir() and not any(self._path.iterdir())):
+      raise ValueError(f"{self._path} exists already; give another path, or remove it first.")
+    parent, name = self._path.parent, self._path.name
+    try:
+      parent.mkdir(parents=True, exist_ok=True)
+      _remove_leftovers(parent, name)
+      self._temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{name}.{os.getpid()}.", parent))
+    except OSError as error:
+      raise ValueError(f"cannot write to {parent}: {error.strerror}.") from error
+    self._parameters: dict[str, Any] = {}
+    self._items: list[str] = []
+    self._rest: dict[str, Any] = {}
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_) -> None:
+    shutil.rmtree(self._temporary, ignore_errors=True)
+
+  def add(self, part: str, tree: Mapping[str, Any]) -> None:
+    """Takes a top-level part of the tree, NumPy arrays; a large one is written at once."""
+    flat = flatten(tree, f"{part}/")
+    self._parameters |= {name: _describe(array) for name, array in flat.items()}
+    if sum(array.nbytes for array in flat.values()) < OWN_ITEM:
+      self._rest[part] = tree
+    else:
+      self._save(part, {part: tree})
+
+  def finish(
+    self,
+    config: Config,
+    tokenizer: bytes,
+    *,
+    info: Mapping[str, Any],
+    unread: Mapping[str, np.ndarray] | None = None,
+    unread_reasons: Mapping[str, str] | None = None,
+    dropped: Mapping[str, Mapping[str, Any]] | None = None,
+    source_tensors: Mapping[str, Any] | None = None,
+    verify: bool = False,
+  ) -> None:
+    """Writes what is left and makes the checkpoint appear.
+
+    Args:
+      config: the model's.
+      tokenizer: the bytes of a SentencePiece model.
+      info: what it should say of itself; see `save`.
+      unread: tensors to keep beside the parameters, by name.
+      unread_reasons: why nothing reads them.
+      dropped: shape, dtype and reason of the source's tensors that are not kept.
+      source_tensors: see `Summary`.
+      verify: read everything back and compare the checksums before that.
+    """
+    if self._rest:
+      self._save("rest", self._rest)
+    if unread:
+      save_item(self._temporary / "unread", dict(unread))
+    reasons = unread_reasons or {}
+    manifest = {
+      "format_version": FORMAT_VERSION,
+      "items": self._items,
+      "parameters": self._parameters,
+      "unread": {
+        name: {**_describe(array), "reason": reasons.get(name, "")}
+        for name, array in (unread or {}).items()
+      },
+      "dropped": dropped or {},
+      "source_tensors": source_tensors or {},
+    }
+    settings = {
+      "format_version": FORMAT_VERSION,
+      "info": dict(info),
+      "model": config.to_dict(),
+    }
+    (self._temporary / "tokenizer.model").write_bytes(tokenizer)
+    _write_json(self._temporary / "config.json", settings)
+    _write_json(self._temporary / "manifest.json", manifest)
+    if verify:
+      compare_checksums(self._temporary, manifest)
+    _sync(self._temporary)
+    self._temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+    os.rename(self._temporary, self._path)
+
+  def _save(self, item: str, tree: dict[str, Any]) -> None:
+    save_item(self._temporary / "params" / item, tree)
+    self._items.append(item)
+
+
+def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:
+  faults = []
+  folders = [(path / "params" / item, manifest["parameters"]) for item in manifest["items"]]
+  if manifest["unread"]:
+    folders.append((path / "unread", manifest["unread"]))
+  for folder, entries in folders:
+    for name, array in flatten(read_item(folder)).items():
+      if name not in entries or _describe(array)["sha256"] != entries[name].get("sha256"):
+        faults.append(f"{name} differs from its checksum")
+  raise_faults(faults, f"{path} is damaged")
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+  return {
+    "shape": list(array.shape),
+    "dtype": str(array.dtype),
+    "sha256": hashlib.sha256(data.data).hexdigest(),
+  }
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+  """Removes what killed processes left of the same checkpoint."""
+  for folder in parent.glob(f".{glob.escape(name)}.*{_PARTIAL}"):
+    process = re.match(r"\d+", folder.name.removeprefix(f".{name}."))
+    if process and not _alive(int(process[0])):
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+  try:
+    os.kill(process, 0)
+  except ProcessLookupError:
+    return False
+  except PermissionError:
+    return True
+  return True
+
+
+def _sync(folder: Path) -> None:
+  """Makes a folder's files safe from a power cut."""
+  for path in [*folder.rglob("*"), folder]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)

@@ -1,0 +1,235 @@
+"""The tables of names and the engine, against the parameters that tiny.py puts together by hand."""
+
+import collections
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+from layouts import layout
+from tiny import CONFIG, meta_weights, parameters
+
+from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.config import RELEASED, SIZES
+from sam3_jax.converters import huggingface, meta
+from sam3_jax.converters.infer import infer_config
+from sam3_jax.converters.rules import (
+  CONV,
+  DECONV,
+  DENSE,
+  Grid,
+  HalfSplit,
+  Source,
+  convert_arrays,
+  export_arrays,
+  plan,
+)
+from sam3_jax.trees import flatten
+
+NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)
+FIRST = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
+
+
+def sources(arrays):
+  return {name: Source(a.shape, str(a.dtype), lambda a=a: a) for name, a in arrays.items()}
+
+
+def planned(arrays, table=meta.TABLE, config=CONFIG):
+  return plan(table, sources(arrays), expected_shapes(config), config)
+
+
+def assert_same(got, want):
+  got, want = flatten(got), flatten(want)
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def oracle(points=True):
+  tree = jax.tree.map(np.asarray, parameters())
+  if not points:
+    tree["geometry"] = {n: a for n, a in tree["geometry"].items() if not n.startswith("point_")}
+  return tree
+
+
+def test_meta_names_give_the_tree_made_by_hand():
+  config, params = meta.from_arrays(meta_weights(), CONFIG)
+  assert config == CONFIG
+  assert_same(params, oracle())
+
+
+def test_the_image_models_own_names_are_the_same_without_prefix():
+  arrays = {name.removeprefix("detector."): array for name, array in meta_weights().items()}
+  arrays |= {
+    name.replace("tracker.", "inst_interactive_predictor.model."): array
+    for name, array in meta_weights("tracker.").items()
+  }
+  assert_same(meta.from_arrays(arrays, CONFIG)[1], oracle())
+  assert set(planned(arrays).unread) == set(planned(layout("meta")).unread)
+
+
+@pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
+def test_huggingface_names_give_the_same_tree_less_points(kind):
+  shapes = expected_shapes(NO_POINTS)
+  assert_same(convert_arrays(huggingface.TABLE, layout(kind), shapes, NO_POINTS), oracle(False))
+
+
+@pytest.mark.parametrize("kind", ["meta", "hub"])
+def test_the_way_back_is_bit_equal_and_complete(kind):
+  table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
+  arrays, faults = layout(kind), []
+  there = planned(arrays, table, config)
+  params = {part: there.read(part, "float32", faults) for part in there.parts}
+  unread = there.read_unread(faults)
+  assert not faults
+  assert_same(dict(export_arrays(table, params, unread, config)), arrays)
+  bare = dict(export_arrays(table, params, {}, config))
+  assert bare.keys() == there.entries.keys()
+  if kind == "meta":
+    position = bare["detector.backbone.vision_backbone.trunk.pos_embed"]
+    assert position.shape == (1, 17, 64)
+    assert not position[:, 0].any()
+
+
+@pytest.mark.parametrize("config", [SIZES["tiny"], RELEASED], ids=["tiny", "released"])
+@pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
+def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config):
+  config = dataclasses.replace(config, concept_points=table is meta.TABLE)
+  shapes, entries = expected_shapes(config), table.entries(config)
+  filled = collections.Counter()
+  slots = list(itertools.chain.from_iterable(entry.slots for entry in entries.values()))
+  assert len(slots) == len(set(slots))
+  for path, index in slots:
+    filled[path] += math.prod(shapes[path][len(index) :])
+  assert filled == {path: math.prod(shape) for path, shape in shapes.items()}
+  for name in entries:
+    assert table.canonical(name) == name
+    assert table.reason(table.unread, name) is None
+    assert table.reason(table.dropped, name) is None
+
+
+def test_released_counts_are_those_of_the_published_checkpoints():
+  # Of 860,055,224 parameters in sam3.pt and 859,921,848 in facebook/sam3.
+  assert sum(map(math.prod, expected_shapes(RELEASED).values())) == 838_541_366
+  assert len(meta.TABLE.entries(RELEASED)) == 1093
+  released = dataclasses.replace(RELEASED, concept_points=False)
+  assert sum(map(math.prod, expected_shapes(released).values())) == 838_409_014
+  assert len(huggingface.TABLE.entries(released)) == 1459
+
+
+def test_transforms_do_what_they_say():
+  rng = np.random.default_rng(0)
+  kernel = rng.standard_normal((5, 4, 3, 2))  # out, in, rows, columns
+  for o, i, r, c in np.ndindex(kernel.shape):
+    assert CONV.apply(kernel, CONFIG)[r, c, i, o] == kernel[o, i, r, c]
+    assert DECONV.apply(kernel, CONFIG)[r, c, o, i] == kernel[o, i, r, c]
+  assert DENSE.apply(kernel[..., 0, 0], CONFIG).shape == (4, 5)
+  heads, size = CONFIG.trunk.heads, CONFIG.trunk.width // CONFIG.trunk.heads
+  rows = np.arange(CONFIG.trunk.width)
+  turned = HalfSplit().apply(rows, CONFIG)
+  for head, pair, which in np.ndindex(heads, size // 2, 2):
+    assert turned[head * size + which * size // 2 + pair] == head * size + 2 * pair + which
+  table = rng.standard_normal((1, 16, 3))
+  np.testing.assert_array_equal(Grid().apply(table, CONFIG)[2, 3], table[0, 11])
+  for transform, array in (
+    (CONV, kernel),
+    (DECONV, kernel),
+    (HalfSplit(), rng.standard_normal((CONFIG.trunk.width, 3))),
+    (Grid(), table),
+  ):
+    np.testing.assert_array_equal(transform.undo(transform.apply(array, CONFIG), CONFIG), array)
+
+
+def test_all_faults_are_reported_together():
+  arrays = meta_weights()
+  missing, mis_shaped, broken = "ln_pre.weight", "ln_pre.bias", "blocks.1.attn.qkv.weight"
+  trunk = "detector.backbone.vision_backbone.trunk."
+  del arrays[trunk + missing]
+  arrays[trunk + mis_shaped] = np.zeros((3, 2), np.float32)
+  arrays[trunk + broken] = np.full_like(arrays[trunk + broken], np.nan)
+  arrays["detector.nonsense"] = np.zeros(4, np.float32)
+  arrays["backbone.language_backbone.resizer.bias"] = np.zeros(128, np.float32)
+  with pytest.raises(ValueError) as caught:
+    planned(arrays)
+  text = str(caught.value)
+  assert "\n" not in text
+  assert "5 faults" in text
+  assert "resizer.bias is there twice" in text
+  assert "detector.nonsense [4] is not a name" in text
+  assert f"{trunk}{missing} is missing" in text
+  assert f"{trunk}{mis_shaped} is [3, 2]; expected [64]" in text
+  assert f"{trunk}{broken} holds values that are not finite" in text
+
+
+def test_more_faults_than_are_shown_are_counted():
+  count = len(meta.TABLE.entries(CONFIG))
+  with pytest.raises(ValueError, match=f"{count} faults.*; and {count - 5} more"):
+    planned({})
+
+
+@pytest.mark.parametrize(
+  ("array", "match"),
+  [
+    (np.zeros(64, np.int64), "is int64; expected one of float32, bfloat16, float16"),
+    (np.zeros((64, 0), np.float32), r"is \[64, 0\]; expected \[64\]"),
+    (np.float32(1), r"is \[\]; expected \[64\]"),
+  ],
+)
+def test_a_tensor_of_another_dtype_or_rank(array, match):
+  with pytest.raises(ValueError, match=match):
+    planned(meta_weights() | {FIRST: np.asarray(array)})
+
+
+def test_an_empty_unread_tensor_is_a_fault():
+  with pytest.raises(ValueError, match=r"tracker.x \[0\] is empty"):
+    planned(meta_weights() | {"tracker.x": np.zeros(0, np.float32)})
+
+
+def test_values_that_overflow_the_wanted_dtype_are_a_fault():
+  arrays = meta_weights() | {FIRST: np.full(64, 3.4e38, np.float32)}
+  with pytest.raises(ValueError, match=f"{FIRST} holds values that are not finite in bfloat16"):
+    meta.from_arrays(arrays, CONFIG, "bfloat16")
+
+
+def test_half_of_the_point_tensors_is_a_fault():
+  arrays = meta_weights()
+  del arrays["detector.geometry_encoder.points_pool_project.bias"]
+  with pytest.raises(ValueError, match=r"points_pool_project.bias is missing"):
+    meta.from_arrays(arrays, CONFIG)
+
+
+def released_shapes(table, config):
+  shapes = expected_shapes(config)
+  return {name: entry.shape(shapes, config) for name, entry in table.entries(config).items()}
+
+
+def test_a_released_checkpoint_needs_no_configuration():
+  assert infer_config(meta.TABLE, released_shapes(meta.TABLE, RELEASED)) == RELEASED
+  released = dataclasses.replace(RELEASED, concept_points=False)
+  assert infer_config(huggingface.TABLE, released_shapes(huggingface.TABLE, released)) == released
+
+
+def test_rope_tables_tell_the_trunk():
+  config = dataclasses.replace(
+    SIZES["tiny"], trunk=dataclasses.replace(SIZES["tiny"].trunk, window=12), image_size=672
+  )
+  shapes = released_shapes(meta.TABLE, config)
+  name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"
+  shapes |= {name.format(i): (48**2 if i % 3 == 2 else 12**2, 32) for i in range(12)}
+  assert infer_config(meta.TABLE, shapes) == config
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda shapes: shapes, "trunk 64 wide with 4 blocks do not tell its heads"),
+    (lambda shapes: {}, "is missing; this is no complete SAM 3"),
+    (lambda shapes: shapes | {FIRST.replace("ln_pre", "patch_embed.proj"): (64,)}, r"is \[64\]"),
+  ],
+)
+def test_shapes_that_do_not_tell_the_configuration(change, match):
+  shapes = {name: array.shape for name, array in meta_weights().items()}
+  with pytest.raises(ValueError, match=match):
+    infer_config(meta.TABLE, change(shapes))
