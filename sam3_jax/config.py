@@ -90,7 +90,7 @@ class Config:
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "Config":
     """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing."""
-    return _from_dict(cls, {**values}, "config")
+    return _from_dict(cls, values, "config")
 
 
 def _from_dict(cls: type, values: Any, where: str) -> Any:

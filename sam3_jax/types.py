@@ -11,11 +11,11 @@ before y, and always fractions of the picture's width and height inside the mode
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,22 +24,27 @@ if TYPE_CHECKING:
 
 
 class Rows:
-  """Slicing along the first axis, and saving: what all pytrees below can do."""
+  """Slicing along the first axis."""
 
   def __getitem__(self, index) -> Self:
     """The rows that `index` (a slice, or an integer array) selects; the axis stays."""
-    if isinstance(index, int):
+    if not isinstance(index, slice) and np.ndim(index) == 0:
       raise TypeError(f"use [{index}:{index + 1}] rather than [{index}]: the first axis must stay.")
     return jax.tree.map(lambda array: array[index], self)
 
   def __len__(self) -> int:
     return jax.tree.leaves(self)[0].shape[0]
 
+
+class SavedRows(Rows):
+  """Slicing, and saving: of pytrees whose fields are all arrays."""
+
   def save(self, path: str | Path) -> None:
     """Writes a safetensors file, bit for bit, any dtype."""
     from safetensors.flax import save_file
 
-    save_file(_arrays(self), str(path))
+    fields = dataclasses.fields(self)  # type: ignore[arg-type]
+    save_file({field.name: getattr(self, field.name) for field in fields}, str(path))
 
   @classmethod
   def load(cls, path: str | Path) -> Self:
@@ -57,7 +62,7 @@ class Rows:
     except SafetensorError as error:
       raise ValueError(f"{path} is not a file that {cls.__name__}.save wrote: {error}.") from error
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    if not set(arrays) <= set(names):
+    if set(arrays) != set(names):
       raise ValueError(
         f"{path} holds {sorted(arrays)}, but {cls.__name__} has {names}; "
         "load it with the class that saved it."
@@ -65,13 +70,8 @@ class Rows:
     return cls(**arrays)
 
 
-def _arrays(pytree) -> Mapping[str, Array]:
-  fields = {field.name: getattr(pytree, field.name) for field in dataclasses.fields(pytree)}
-  return {name: value for name, value in fields.items() if value is not None}
-
-
 @struct.dataclass
-class ImageEmbedding(Rows):
+class ImageEmbedding(SavedRows):
   """What `encode` makes of images, once; prompts are decoded against it.
 
   Attributes:
@@ -88,7 +88,7 @@ class ImageEmbedding(Rows):
 
 
 @struct.dataclass
-class TextEmbedding(Rows):
+class TextEmbedding(SavedRows):
   """Encoded phrases.
 
   Attributes:
@@ -158,7 +158,7 @@ class Predictions:
 
 
 @struct.dataclass
-class Detections(Rows):
+class Detections(SavedRows):
   """Every query's prediction, before any threshold; one row a prompt.
 
   Attributes:

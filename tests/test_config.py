@@ -1,0 +1,96 @@
+"""Configurations: round trip through plain values, and what is refused."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from sam3_jax.config import RELEASED, SIZES, Config, TextConfig, TrunkConfig
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_round_trip_through_json(size):
+  config = SIZES[size]
+  assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+  assert hash(config) == hash(dataclasses.replace(config))  # a static argument of jit
+
+
+def test_defaults_are_the_released_sizes():
+  assert SIZES["large"] is RELEASED
+  assert (RELEASED.grid, RELEASED.mask_size, RELEASED.trunk.blocks) == (72, 288, 32)
+  assert RELEASED.trunk.mlp_width == 4.625 * RELEASED.trunk.width
+  assert RELEASED.text.mlp_width == 4 * RELEASED.text.width
+
+
+@pytest.mark.parametrize(
+  ("size", "width", "heads", "depth"),
+  [("tiny", 192, 3, 12), ("small", 384, 6, 12), ("base", 768, 12, 12), ("large", 1024, 16, 32)],
+)
+def test_trunks(size, width, heads, depth):
+  trunk = SIZES[size].trunk
+  assert (trunk.width, trunk.heads, trunk.blocks, trunk.groups) == (width, heads, depth, 4)
+  assert trunk.mlp_width == 4.625 * width
+  assert dataclasses.replace(SIZES[size], trunk=RELEASED.trunk) == RELEASED
+
+
+def test_configurations_are_frozen_and_keyword_only():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    RELEASED.width = 1
+  with pytest.raises(TypeError):
+    TextConfig(32)
+
+
+@pytest.mark.parametrize(
+  ("make", "message"),
+  [
+    (
+      lambda: TrunkConfig(width=100, heads=4),
+      "trunk width 100 must be a multiple of 4 * heads = 16 (two rotated axes of channel pairs in "
+      "each head); change width or heads.",
+    ),
+    (
+      lambda: Config(image_size=1000),
+      "image_size 1000 must be a multiple of the patch, 14 pixels.",
+    ),
+    (
+      lambda: Config(image_size=350),
+      "the grid of 25 patches (image_size / patch) must be a multiple of the window, 24 patches; "
+      "change image_size or window.",
+    ),
+    (
+      lambda: Config.from_dict([]),
+      "config must be an object with the fields of Config; got [].",
+    ),
+    (
+      lambda: _changed(trunk=7),
+      "config.trunk must be an object with the fields of TrunkConfig; got 7.",
+    ),
+    (
+      lambda: _changed(depth=3),
+      "config must have exactly the fields of Config; unknown: ['depth'], missing: []. "
+      "Convert the checkpoint again with this version of sam3-jax.",
+    ),
+    (
+      lambda: _changed(text={"width": 3}),
+      "config.text must have exactly the fields of TextConfig; unknown: [], missing: ['context', "
+      "'heads', 'layers', 'mlp_width', 'vocabulary']. "
+      "Convert the checkpoint again with this version of sam3-jax.",
+    ),
+    (lambda: _changed(width="256"), "config.width must be of type int; got '256'."),
+    (lambda: _changed(width=True), "config.width must be of type int; got True."),
+    (lambda: _changed(concept_points=1), "config.concept_points must be of type bool; got 1."),
+    (lambda: _changed(dropout=None), "config.dropout must be of type float; got None."),
+  ],
+)
+def test_errors_say_what_and_why(make, message):
+  with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    make()
+
+
+def test_a_whole_number_may_stand_for_a_float():
+  assert _changed(dropout=0).dropout == 0
+
+
+def _changed(**values):
+  return Config.from_dict(RELEASED.to_dict() | values)

@@ -1,0 +1,125 @@
+"""The pytrees at the joints: slicing, saving, and staying pytrees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sam3_jax.types import Detections, ImageEmbedding, Points, Predictions, Prompts, TextEmbedding
+
+
+def make(cls, rows, dtype=jnp.float32):
+  """A pytree of this class with different numbers in every leaf."""
+  numbers = np.random.default_rng(0)
+
+  def real(*shape):
+    return jnp.asarray(numbers.standard_normal((rows, *shape)), dtype)
+
+  def whole(*shape):
+    return jnp.asarray(numbers.integers(0, 99, (rows, *shape)), jnp.int32)
+
+  def truth(*shape):
+    return jnp.asarray(numbers.random((rows, *shape)) < 0.5)
+
+  fields = {
+    ImageEmbedding: lambda: (real(8, 8, 3), real(4, 4, 3), real(2, 2, 3), whole(2)),
+    TextEmbedding: lambda: (real(5, 3), truth(5)),
+    Points: lambda: (real(2, 2), truth(2), truth(2)),
+    Prompts: lambda: (whole(), whole(), make(TextEmbedding, rows), real(2, 4), truth(2), truth(2)),
+    Detections: lambda: (
+      real(6), real(6, 4), real(6, 8, 8), real(), real(8, 8), whole(), whole(2), whole(6)
+    ),
+  }  # fmt: skip
+  return cls(*fields[cls]())
+
+
+def assert_same(got, want):
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert one.dtype == other.dtype
+    np.testing.assert_array_equal(one, other)
+
+
+ALL = (ImageEmbedding, TextEmbedding, Points, Prompts, Detections)
+SAVED = (ImageEmbedding, TextEmbedding, Detections)
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("rows", [0, 1, 4])
+def test_slices_keep_the_first_axis(cls, rows):
+  whole = make(cls, rows)
+  assert len(whole) == rows
+  assert_same(whole[:], whole)
+  assert len(whole[1:3]) == len(range(rows)[1:3])
+  if rows == 4:
+    assert_same(jax.tree.map(lambda *x: jnp.concatenate(x), whole[:1], whole[1:]), whole)
+    order = np.array([2, 0, 3])
+    assert_same(whole[order], jax.tree.map(lambda x: x[order], whole))
+    assert_same(whole[jnp.array([True, False, False, True])], whole[np.array([0, 3])])
+
+
+@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("index", [2, np.int64(2), jnp.int32(2)])
+def test_an_integer_would_drop_the_first_axis(cls, index):
+  with pytest.raises(TypeError, match=r"^use \[2:3\] rather than \[2\]: the first axis must stay"):
+    make(cls, 4)[index]
+
+
+@pytest.mark.parametrize("cls", SAVED)
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_saved_and_loaded_bit_for_bit(cls, rows, dtype, tmp_path):
+  whole = make(cls, rows, dtype)
+  whole.save(tmp_path / "whole.safetensors")
+  assert_same(cls.load(tmp_path / "whole.safetensors"), whole)
+  whole.save(str(tmp_path / "text path"))
+  assert_same(cls.load(str(tmp_path / "text path")), whole)
+
+
+def test_saved_slices_load(tmp_path):
+  """A slice is a view of more than it shows."""
+  whole = make(ImageEmbedding, 4)
+  whole[2:3].save(tmp_path / "slice")
+  assert_same(ImageEmbedding.load(tmp_path / "slice"), whole[2:3])
+
+
+def test_what_cannot_be_loaded(tmp_path):
+  path = tmp_path / "file"
+  with pytest.raises(FileNotFoundError):
+    TextEmbedding.load(path)
+  path.write_bytes(b"no such format")
+  with pytest.raises(ValueError, match=r"file is not a file that TextEmbedding.save wrote: "):
+    TextEmbedding.load(path)
+  path.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"file is not a file that TextEmbedding.save wrote: "):
+    TextEmbedding.load(path)
+  make(ImageEmbedding, 1).save(path)
+  with pytest.raises(ValueError, match=r"file holds \['coarse', .*but TextEmbedding has \['feat"):
+    TextEmbedding.load(path)
+  save_file({"features": np.zeros((1, 2, 3), np.float32)}, path)
+  with pytest.raises(ValueError, match=r"file holds \['features'\], but TextEmbedding has .*valid"):
+    TextEmbedding.load(path)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_they_are_pytrees(cls):
+  whole = make(cls, 3)
+  assert_same(jax.jit(lambda x: x)(whole), whole)
+  assert_same(jax.vmap(lambda x: x)(whole), whole)
+  shapes = jax.eval_shape(lambda: make(cls, 3))
+  assert jax.tree.structure(shapes) == jax.tree.structure(whole)
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.shape == b.shape, shapes, whole)))
+
+
+def test_prompts_without_and_with_points():
+  prompts = make(Prompts, 2)
+  assert prompts.points is None
+  assert prompts[:1].points is None
+  with_points = prompts.replace(points=make(Points, 2))
+  assert_same(with_points[1:].points, with_points.points[1:])
+
+
+def test_predictions_have_layers_first_and_so_no_rows():
+  assert not hasattr(Predictions, "save")
+  assert not hasattr(Predictions, "__getitem__")
