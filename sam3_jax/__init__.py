@@ -1,1 +1,33 @@
-"""SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs."""
+"""SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs.
+
+    model = sam3_jax.Sam3.from_checkpoint("checkpoints/sam3-tiny")
+    embedding = model.encode("photo.jpg")
+    instances = model.decode(embedding, "yellow school bus").instances()
+"""
+
+from sam3_jax.config import RELEASED, SIZES, Config
+from sam3_jax.hub import SAM3PromptableConceptImageSegmenter, find_checkpoint
+from sam3_jax.inference import Sam3
+from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.preprocess import read_image
+from sam3_jax.prompts import Prompt
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+
+__all__ = [
+  "RELEASED",
+  "SIZES",
+  "Config",
+  "Detections",
+  "ImageEmbedding",
+  "Instances",
+  "Masks",
+  "Prompt",
+  "SAM3PromptableConceptImageSegmenter",
+  "Sam3",
+  "TextEmbedding",
+  "Tokenizer",
+  "find_checkpoint",
+  "read_image",
+]
+__version__ = "0.1.0"

@@ -5,6 +5,7 @@ types.py are not: JAX puts other things than arrays into them on its way through
 """
 
 import os
+from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -12,6 +13,13 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import jaxtyping
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jaxtyping.install_import_hook(["sam3_jax.model", "sam3_jax.ops"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+  """The one copy of CLIP's vocabulary."""
+  return Path(__file__).parent.parent / "checkpoints" / "sam3-tiny" / "tokenizer.model"

@@ -1,0 +1,219 @@
+"""Sam3 on the tiny model: batching, invariances, identities, compilations, errors."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from support import assert_close
+
+from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.types import Detections, Prompts, TextEmbedding
+
+QUERIES = tiny.CONFIG.queries
+# Sizes of batches change the order of sums: scores and boxes differ by 3e-7, masks by 2e-6 of their
+# largest value.
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer_path):
+  return Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def images():
+  sizes = [(40, 60), (33, 20), (1, 1), (100, 100), (64, 48)]
+  rng = np.random.default_rng(0)
+  return [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
+
+
+@pytest.fixture(scope="module")
+def embedding(model, images):
+  return model.encode(images)
+
+
+PROMPTS = [
+  "yellow school bus",
+  Prompt(boxes=[[3, 4, 20, 30]]),
+  Prompt("ear", boxes=[[0, 0, 10, 10], [5, 5, 15, 20]], box_labels=[1, 0]),
+  "cat",
+  Prompt("dog", boxes=[[1, 1, 9, 9]] * 9),
+  "ear",
+]
+INDEX = [0, 0, 3, 3, 0, 4]
+
+
+def assert_same(got: Detections, want: Detections):
+  for name in ("scores", "boxes", "mask_logits", "presence", "semantic_logits"):
+    assert_close(getattr(got, name), getattr(want, name), rel=CLOSE)
+  for name in ("image_index", "sizes", "ids"):
+    np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+
+
+def test_shapes_and_dtypes(model, embedding):
+  found = model.decode(embedding, PROMPTS, INDEX)
+  size = tiny.CONFIG.mask_size
+  assert found.scores.shape == (6, QUERIES)
+  assert found.mask_logits.shape == (6, QUERIES, size, size)
+  assert found.semantic_logits.shape == (6, size, size)
+  assert found.image_index.tolist() == INDEX
+  assert found.sizes.tolist()[2] == [100, 100]
+  assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32"), jnp.dtype("int32")}
+  assert ((found.scores >= 0) & (found.scores <= 1)).all()
+
+
+def test_equals_the_functional_layer(model, embedding):
+  """Against one call of the module with arrays made here."""
+  found = model.decode(embedding, Prompt("ear", [[6, 4, 30, 20]]), 0)
+  text = model.encode_text("ear")
+  box = jnp.array([[[18 / 60, 12 / 40, 24 / 60, 16 / 40]]])
+  true, zero = jnp.ones((1, 1), bool), jnp.zeros(1, jnp.int32)
+  prompts = Prompts(zero, zero, text, box, true, true)
+  variables = {"params": model.params}
+  want = Detector(tiny.CONFIG).apply(variables, embedding[:1], prompts, method=Detector.detect)
+  assert_same(found, want.replace(ids=want.ids + 1))
+
+
+def test_many_in_one_call_equal_one_by_one(model, embedding):
+  together = model.decode(embedding, PROMPTS, INDEX)
+  for i, (prompt, image) in enumerate(zip(PROMPTS, INDEX, strict=True)):
+    alone = model.decode(embedding[image : image + 1], prompt)
+    first = sum(other == image for other in INDEX[:i]) * QUERIES
+    alone = alone.replace(ids=alone.ids + first, image_index=jnp.array([image]))
+    assert_same(together[i : i + 1], alone)
+
+
+def test_order_of_prompts_does_not_matter(model, embedding):
+  order = np.array([4, 2, 0, 5, 3, 1])
+  want = model.decode(embedding, PROMPTS, INDEX)
+  got = model.decode(embedding, [PROMPTS[i] for i in order], [INDEX[i] for i in order])
+  back = got[np.argsort(order)]
+  assert_same(back.replace(ids=want.ids), want)
+
+
+def test_images_in_one_call_equal_one_by_one(model, images, embedding):
+  for i, image in enumerate(images):
+    alone = model.encode(image)
+    for name in ("fine", "middle", "coarse"):
+      assert_close(getattr(alone, name), getattr(embedding[i : i + 1], name), rel=CLOSE)
+    assert alone.sizes.tolist() == [list(image.shape[:2])]
+
+
+def test_every_kind_of_source_gives_the_same(model, images, tmp_path):
+  image = images[0]
+  picture = Image.fromarray(image)
+  picture.save(tmp_path / "a.png")
+  file = io.BytesIO()
+  picture.save(file, "png")
+  sources = [image, picture, tmp_path / "a.png", str(tmp_path / "a.png"), file.getvalue()]
+  found = [model.encode(source).coarse for source in sources]
+  for other in found[1:]:
+    np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_saved_embedding_equals_a_direct_call(model, embedding, tmp_path):
+  embedding[3:4].save(tmp_path / "image")
+  model.encode_text(PROMPTS).save(tmp_path / "text")
+  cached, text = ImageEmbedding.load(tmp_path / "image"), TextEmbedding.load(tmp_path / "text")
+  prompt = Prompt("ear", boxes=[[0, 0, 10, 10], [5, 5, 15, 20]], box_labels=[1, 0])
+  want = model.decode(embedding, prompt, 3)
+  got = model.decode(cached, prompt, text=text[2:3])
+  assert_same(got.replace(image_index=want.image_index), want)
+
+
+def test_max_detections_are_the_best_in_order(model, embedding):
+  every = model.decode(embedding, PROMPTS, INDEX)
+  some = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
+  order = np.argsort(-np.asarray(every.scores), axis=1, kind="stable")[:, :4]
+  rows = np.arange(len(PROMPTS))[:, None]
+  np.testing.assert_array_equal(some.ids, np.asarray(every.ids)[rows, order])
+  assert_close(some.scores, every.scores[rows, order], rel=CLOSE)
+  assert_close(some.boxes, every.boxes[rows, order], rel=CLOSE)
+  assert_close(some.mask_logits, every.mask_logits[rows, order], rel=CLOSE)
+  assert (np.diff(some.scores, axis=1) <= 0).all()
+  assert model.decode(embedding, "a", 0, max_detections=999).scores.shape == (1, QUERIES)
+
+
+def test_ids_are_unique_in_an_image(model, embedding):
+  found = model.decode(embedding, PROMPTS, INDEX)
+  for image in set(INDEX):
+    ids = np.concatenate([found.ids[i] for i, other in enumerate(INDEX) if other == image])
+    assert len(set(ids.tolist())) == len(ids)
+    assert ids.min() == 1
+
+
+def test_instances_have_source_pixels(model, embedding):
+  found = model.decode(embedding, ["cat", "dog"], [0, 3])
+  cats, dogs = found.instances(threshold=[0.0, 0.0])
+  assert len(cats) == len(dogs) == QUERIES
+  assert cats.masks[0].shape == (40, 60)
+  assert dogs.masks[0].shape == (100, 100)
+  best = int(np.argmax(found.scores[0]))
+  np.testing.assert_allclose(
+    cats.boxes[0], found.boxes[0, best] * np.array([60, 40, 60, 40]), rtol=1e-6
+  )
+  assert len(found.instances(threshold=1.0)[0]) == 0
+
+
+def test_few_compilations(tokenizer_path, images):
+  """Any mix of prompts, boxes and images takes at most 6 programs; 8 are allowed."""
+  model = Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype="float32")
+  assert model.compilations == 0
+  rng = np.random.default_rng(1)
+  for count in (1, 2, 3, 4, 5, 7, 11):
+    embedding = model.encode([images[3]] * int(rng.integers(1, 6)))
+    boxes = [int(rng.choice([0, 1, 8, 9, 100])) for _ in range(count)]
+    prompts = [Prompt("a", [[1, 1, 9, 9]] * n) for n in boxes]
+    model.decode(embedding, prompts, rng.integers(0, len(embedding), count))
+  assert 0 < model.compilations <= 6
+
+
+def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
+  half = Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype="bfloat16")
+  got = half.decode(half.encode(images[3]), "ear")
+  want = model.decode(embedding, "ear", 3)
+  assert got.scores.dtype == got.boxes.dtype == got.presence.dtype == jnp.float32
+  assert got.mask_logits.dtype == jnp.bfloat16
+  assert_close(got.boxes, want.boxes, rel=0.1)
+  assert_close(got.scores, want.scores, rel=0.1)
+
+
+def test_save_and_load(model, embedding, tmp_path):
+  model.save(tmp_path / "bundle")
+  again = Sam3.from_checkpoint(tmp_path / "bundle", verify=True)
+  assert again.config == model.config
+  assert_same(again.decode(embedding, "ear", 3), model.decode(embedding, "ear", 3))
+
+
+@pytest.mark.parametrize(
+  ("prompts", "index", "settings", "message"),
+  [
+    ([], None, {}, "no prompt given"),
+    ("a", None, {}, "the embedding has 5 images"),
+    ("a", 5, {}, "image_index 5 is not in the embedding"),
+    ("a", -1, {}, "image_index -1 is not in the embedding"),
+    (["a", "b"], [0], {}, "one integer a prompt, 2"),
+    ("a", [0.5], {}, "one integer a prompt, 1"),
+    (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 picture"),
+    ("a", 0, {"max_detections": 0}, "max_detections must be at least 1"),
+  ],
+)
+def test_faults_are_one_line(model, embedding, prompts, index, settings, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    model.decode(embedding, prompts, index, **settings)
+  assert "\n" not in str(caught.value)
+
+
+def test_text_needs_a_row_a_prompt(model, embedding):
+  with pytest.raises(ValueError, match="text has 1 rows for 2 prompts"):
+    model.decode(embedding, ["a", "b"], 0, text=model.encode_text("a"))
+
+
+def test_no_image(model):
+  with pytest.raises(ValueError, match="no image given"):
+    model.encode([])
