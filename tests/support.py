@@ -53,6 +53,10 @@ def _run(params, key, args, *, method, options):
   )
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
 def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
   """Phrases of so many tokens (start and end included), padded with 0."""
   tokens = rng.integers(1, 49000, (len(lengths), CONFIG.text.context), np.int32)

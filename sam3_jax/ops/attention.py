@@ -35,7 +35,7 @@ def attention(
     dropout: rate at which attention weights are dropped; needs `dropout_key`.
     dropout_key: randomness of the dropout; None for none.
   """
-  rows, queries, heads, _ = query.shape
+  rows, queries, heads, channels = query.shape
   keys = key.shape[1]
   query, key, value = (_heads_first(x) for x in (query, key, value))
   operands = {"query": query, "key": key, "value": value}
@@ -49,23 +49,24 @@ def attention(
   def some_heads(operands):
     return jax.vmap(lambda one: _head(**one, causal=causal, dropout=dropout))(operands)
 
-  heads_a_step = _divisor(rows * heads, LOGITS // (queries * keys))
-  if heads_a_step == rows * heads:
+  heads_a_step = _divisor(rows * heads, LOGITS // max(1, queries * keys))
+  if heads_a_step >= rows * heads:
     out = some_heads(operands)
   else:
     steps = jax.tree.map(lambda x: x.reshape(-1, heads_a_step, *x.shape[1:]), operands)
     out = jax.lax.map(jax.checkpoint(some_heads), steps)
-  return out.reshape(rows, heads, queries, -1).swapaxes(1, 2)
+  return out.reshape(rows, heads, queries, channels).swapaxes(1, 2)
 
 
 def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
-  return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+  rows, tokens, heads, channels = x.shape
+  return x.swapaxes(1, 2).reshape(rows * heads, tokens, channels)
 
 
 def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal, dropout):
   """One head: query [I, C], key and value [J, C], bias [I, J], valid [J]."""
   block = _divisor(len(query), LOGITS // len(key))
-  if block == len(query) or causal or dropout_key is not None:
+  if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
   blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
   one = jax.checkpoint(lambda b: _block(*b, key, value, valid, None, causal, dropout))

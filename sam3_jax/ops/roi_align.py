@@ -35,11 +35,12 @@ def _axis_weights(
 ) -> Float[Array, "P N size cells"]:
   """How much each cell of one axis counts in each bin; `low` and `high` are fractions."""
   low, high = (x[..., None, None] * cells for x in (low, high))
-  bin_extent = jnp.maximum(high - low, 1) / size  # not aligned: at least one cell
-  samples = jnp.ceil(bin_extent)
+  extent = jnp.maximum(high - low, 1)  # not aligned: at least one cell
   sample = jnp.arange(math.ceil(2 * cells / size))
+  # ceil(extent / size). XLA's division may be one bit off, and then ceil by one.
+  samples = jnp.sum(sample * size < extent, axis=-1, keepdims=True)
   bins = jnp.arange(size)[:, None]
-  position = low + bin_extent * (bins + (sample + 0.5) / samples)
+  position = low + extent / size * (bins + (sample + 0.5) / samples)
   counted = (sample < samples) & (position >= -1) & (position <= cells)
   position = jnp.clip(position, 0, cells - 1)
   hat = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(cells)))

@@ -1,0 +1,109 @@
+"""Attention against softmax written out in NumPy, float64; whole, by heads, by queries."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import softmax
+from support import assert_close, normal
+
+import sam3_jax.ops.attention
+from sam3_jax.ops.attention import attention
+
+ROWS, QUERIES, KEYS, HEADS, CHANNELS = 3, 6, 10, 4, 8
+
+
+def tensors(queries=QUERIES, keys=KEYS, rows=ROWS):
+  shapes = [(rows, n, HEADS, CHANNELS) for n in (queries, keys, keys)]
+  return [normal(i, *shape) for i, shape in enumerate(shapes)]
+
+
+def plain_attention(query, key, value, bias=None, valid=None, causal=False):
+  logits = np.einsum("aihc,ajhc->ahij", np.float64(query), key) / math.sqrt(query.shape[-1])
+  if bias is not None:
+    logits = logits + np.asarray(bias)
+  if valid is not None:
+    logits = np.where(np.asarray(valid)[:, None, None], logits, -np.inf)
+  if causal:
+    logits = np.where(
+      np.arange(logits.shape[3]) > np.arange(logits.shape[2])[:, None], -np.inf, logits
+    )
+  return np.einsum("ahij,ajhc->aihc", softmax(logits, axis=-1), np.float64(value))
+
+
+def options(names, queries=QUERIES, keys=KEYS):
+  valid = jnp.asarray(np.arange(keys) % 3 != 1) & (jnp.arange(keys) < 1 + jnp.arange(4, 7)[:, None])
+  every = {"bias": normal(9, ROWS, HEADS, queries, keys), "valid": valid, "causal": True}
+  return {name: every[name] for name in names}
+
+
+# All logits at once, a step a head, and blocks of queries in each head.
+LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS, 1)
+CHOICES = ((), ("bias",), ("valid",), ("causal",), ("bias", "valid"), ("valid", "causal"))
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("names", CHOICES, ids="+".join)
+def test_attention(monkeypatch, names, limit):
+  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
+  got = attention(*tensors(), **options(names))
+  assert_close(got, plain_attention(*tensors(), **options(names)), rel=1e-6)  # measured 1.8e-7
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (7, 1), (0, 3)])
+def test_few_tokens(queries, keys):
+  x = tensors(queries, keys)
+  assert_close(attention(*x), plain_attention(*x), rel=1e-6)  # measured 1.0e-7
+
+
+def test_no_rows():
+  assert attention(*tensors(rows=0)).shape == (0, QUERIES, HEADS, CHANNELS)
+
+
+@pytest.mark.parametrize("limit", [QUERIES * KEYS, 3 * KEYS])
+@pytest.mark.parametrize("names", [("bias", "valid"), ("causal",)], ids="+".join)
+def test_gradients_in_steps(monkeypatch, names, limit):
+  """The backward pass computes the logits of each step again."""
+  weights = normal(5, ROWS, QUERIES, HEADS, CHANNELS)
+  static = {name: x for name, x in options(names).items() if name != "bias"}
+  bias = {name: x for name, x in options(names).items() if name == "bias"}
+
+  def gradients():  # a new function each time, so that jit does not remember the other limit
+    total = lambda x, bias: (weights * attention(*x, **static, **bias)).sum()  # noqa: E731
+    return jax.jit(jax.grad(total, (0, 1)))(tensors(), bias)
+
+  want = gradients()
+  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
+  assert_close(gradients(), want, rel=2e-6)  # measured 3.2e-7
+
+
+def test_dropout(monkeypatch):
+  """A weight vanishes at the rate, or grows by 1 / (1 - rate); each by its own choice."""
+  query, key, _ = tensors(QUERIES, CHANNELS)
+  value = jnp.broadcast_to(jnp.eye(CHANNELS)[:, None], (ROWS, CHANNELS, HEADS, CHANNELS))
+  weights = attention(query, key, value)  # with this value, the weights themselves
+
+  def dropped(key_):
+    return attention(query, key, value, dropout=0.25, dropout_key=key_)
+
+  keys = jax.random.split(jax.random.key(0), 300)
+  some = jax.lax.map(dropped, keys)
+  kept = np.asarray(some) > 0
+  want = np.where(kept, weights / 0.75, 0)
+  assert_close(some, want, rel=1e-6)  # measured 1.3e-7
+  assert abs(kept.mean() - 0.75) < 0.003
+  assert 0.5 < kept.mean(0).min() <= kept.mean(0).max() < 0.95
+  assert_close(attention(query, key, value, dropout=0.25), weights, rel=0)  # no key, no dropout
+
+  # A key a head: the same choices however the heads are walked.
+  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", QUERIES * CHANNELS)
+  assert_close(dropped(keys[0]), want[0], rel=1e-6)  # measured 1.3e-7
+
+
+def test_bfloat16():
+  x = [t.astype(jnp.bfloat16) for t in tensors()]
+  got, want = attention(*x), plain_attention(*(np.asarray(t, np.float64) for t in x))
+  assert got.dtype == jnp.bfloat16
+  assert_close(got, want, rel=2e-2)  # measured 4.2e-3
