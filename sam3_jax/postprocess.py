@@ -93,8 +93,8 @@ class Masks:
   `len(masks)`; `masks[i]` is bool [h, w]; `masks[a:b]` is again `Masks`; `masks.rle(i)` is COCO's
   run-length encoding; `np.asarray(masks)` is bool [n, h, w], all of them at once.
 
-  Beside its result, a mask takes under 40 MB at 20,000 x 15,000; so does `rle`, which never has
-  the whole mask in memory.
+  Beside its result, a mask takes some 70 MB at 20,000 x 15,000. `rle` never has the whole mask in
+  memory and takes the same, and what its runs take.
 
   Args:
     logits: before the sigmoid, on the decoder's grid.
@@ -209,8 +209,10 @@ def _strips(
 def _taps(source: int, result: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """The two cells that each result lies between, and the second's weight; as PyTorch, float32."""
   scale = np.float32(source) / np.float32(result)
-  index = np.arange(part.start, part.stop, dtype=np.float32)
-  position = np.maximum(scale * (index + np.float32(0.5)) - np.float32(0.5), 0)
+  # PyTorch rounds once here, after a fused multiply-add: hence the detour over float64.
+  index = np.arange(part.start, part.stop)
+  position = (scale.astype(np.float64) * (index + 0.5) - 0.5).astype(np.float32)
+  position = np.maximum(position, 0)
   lower = np.minimum(position.astype(np.int64), source - 1)
   weight = np.clip(position - lower.astype(np.float32), 0, 1)
   return lower, np.minimum(lower + 1, source - 1), weight

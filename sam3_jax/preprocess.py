@@ -7,9 +7,7 @@ for bit, and `normalize` maps 0..255 to -1..1. Meta's model sees exactly these t
 
 import io
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,21 +35,8 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what undoes each orientation
   8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's decoders raise on a broken file, beside OSError.
-_DECODER_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  EOFError,
-  IndexError,
-  KeyError,
-  TypeError,
-  NotImplementedError,
-  struct.error,
-  zlib.error,
-)
-
-_BLOCK = 8  # results of one matrix product along the filtered axis
+_BLOCK = 8  # results of one matrix product along the filtered axis, at most
+_WINDOW = 128  # source pixels that a block of several results may span, about
 _STRIP = 512  # source rows in work at a time, if a block needs no more
 # OpenBLAS computes a product of at most this many multiplications on one thread. Above, its threads
 # spin while they wait: on a busy machine that made a resize of 20 ms take up to 12 seconds.
@@ -133,14 +118,14 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s
   height, width, _ = image.shape
   across, down = _filter(width, size), _filter(height, size)
   dtype = np.float64 if max(across.total, down.total) >= 2**24 else np.float32
-  # One GEMM turns `_BLOCK` pixels of a row at once; the channels do not mix.
+  # One product makes a block of a row's pixels; the channels do not mix.
   across_weights = np.stack([np.kron(weights, np.eye(3)) for weights in across.weights])
   across_weights = across_weights.astype(dtype)
   down_weights = down.weights.transpose(0, 2, 1).astype(dtype)
 
-  blocks, window = down.weights.shape[:2]
-  result = np.empty((blocks, _BLOCK, across.weights.shape[0], _BLOCK * 3), np.uint8)
-  stride = max(1, _STRIP * size // (_BLOCK * height))
+  blocks, length, window = down_weights.shape
+  result = np.empty((blocks, length, len(across_weights), across_weights.shape[2]), np.uint8)
+  stride = max(1, _STRIP * size // (length * height))
   for first in range(0, blocks, stride):
     starts = down.starts[first : first + stride]
     strip = image[starts[0] : starts[-1] + window].reshape(-1, width * 3)
@@ -149,7 +134,7 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s
       block = down_weights[first + i] @ middle[:, start : start + window]
       block += 0.5
       result[first + i] = np.minimum(block, 255, out=block).transpose(1, 0, 2)
-  return np.ascontiguousarray(result.reshape(blocks * _BLOCK, -1, 3)[:size, :size])
+  return np.ascontiguousarray(result.reshape(blocks * length, -1, 3)[:size, :size])
 
 
 def _filter_rows(
@@ -203,13 +188,14 @@ def _filter(source: int, size: int) -> _Filter:
     precision += 1
   whole = np.floor(weights * 2**precision + 0.5)
 
-  blocks = -(-size // _BLOCK)
-  begin, end = first[::_BLOCK], last[np.minimum(np.arange(1, blocks + 1) * _BLOCK, size) - 1]
+  length = min(_BLOCK, max(1, _WINDOW * size // source))
+  blocks = -(-size // length)
+  begin, end = first[::length], last[np.minimum(np.arange(1, blocks + 1) * length, size) - 1]
   window = (end - begin).max()
   starts = np.minimum(begin, source - window)
-  table = np.zeros((blocks, window + len(taps), _BLOCK))  # + taps: those of weight 0 may stick out
+  table = np.zeros((blocks, window + len(taps), length))  # + taps: those of weight 0 may stick out
   result = np.arange(size)
-  block, column = np.divmod(result, _BLOCK)
+  block, column = np.divmod(result, length)
   rows = (first - starts[block])[:, None] + taps
   table[block[:, None], rows, column[:, None]] = whole / 2**precision
   total = int(255 * whole.sum(axis=1).max()) + 2**precision
@@ -224,7 +210,7 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
       hint = "np.moveaxis(image, 0, -1) puts channels last" if shape[0] in (1, 3, 4) else "use RGB"
     raise ValueError(f"image arrays must be [h, w] or [h, w, 1, 3 or 4], not {shape}: {hint}.")
   _check_size("the image array", shape[0], shape[1], max_pixels)
-  if dtype == np.uint16:
+  if dtype.newbyteorder("=") == np.uint16:
     array = _to_8_bits(array)
   elif dtype != np.uint8:
     raise TypeError(
@@ -243,25 +229,16 @@ def _from_file(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
     raise ValueError(f"{name} is empty (0 bytes): get the file again.")
   file.seek(0)
   with _no_pixel_limit():
-    try:
+    with _decoding(name):
       image = Image.open(file)
-    except UnidentifiedImageError:
-      raise ValueError(
-        f"{name} is not an image, or only the beginning of one: give a JPEG, PNG, WebP, TIFF or "
-        "another format that Pillow reads."
-      ) from None
-    except _DECODER_ERRORS as error:
-      raise _damaged(name, error) from error
     with image:
       return _from_pillow(image, name, max_pixels)
 
 
 def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
   _check_size(name, image.height, image.width, max_pixels)
-  try:
+  with _decoding(name):
     image.load()
-  except _DECODER_ERRORS as error:
-    raise _damaged(name, error) from error
   try:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
   except SyntaxError:  # EXIF that is none: Pillow itself ignores that in a JPEG, but not in a PNG
@@ -283,9 +260,20 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     raise ValueError(f"{name} has pixels in mode {image.mode}: convert it to RGB first.") from error
 
 
-def _damaged(name: str, error: Exception) -> ValueError:
-  reason = " ".join(str(error).split()).rstrip(".")
-  return ValueError(f"{name} is truncated or damaged ({reason}): get the file again.")
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+  try:
+    yield
+  except MemoryError:
+    raise
+  except UnidentifiedImageError:
+    raise ValueError(
+      f"{name} is not an image, or only the beginning of one: give a JPEG, PNG, WebP, TIFF or "
+      "another format that Pillow reads."
+    ) from None
+  except Exception as error:  # decoders raise all kinds of errors on a broken file
+    reason = " ".join(str(error).split()).rstrip(".")
+    raise ValueError(f"{name} is truncated or damaged ({reason}): get the file again.") from error
 
 
 def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
@@ -307,10 +295,8 @@ def _opaque(image: Image.Image) -> np.ndarray:
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
   """round(values / 257), without leaving 16 bits."""
-  scaled = values >> 8
-  np.subtract(values, scaled, out=scaled)
-  scaled += 128
-  scaled >>= 8
+  scaled = values // 257
+  scaled += values - scaled * 257 > 128
   return scaled.astype(np.uint8)
 
 
