@@ -1,0 +1,272 @@
+"""The command `sam3-jax`: segment pictures, convert checkpoints, look into them.
+
+Only this module prints. JAX and everything that needs it is imported inside the commands, so that
+help and usage errors come at once.
+"""
+
+import enum
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sam3_jax import arguments
+from sam3_jax.terminal import complain, one_line, progress, say, silence
+
+if TYPE_CHECKING:
+  from sam3_jax.checkpoint import Summary
+
+FAILED = 2  # exit status of every error
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+  help="SAM 3 in JAX: find, box and mask every instance of a concept in a picture.",
+  add_completion=False,
+  rich_markup_mode="markdown",
+  pretty_exceptions_enable=False,
+)
+# The base of all errors of usage; typer exports it in some versions only.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+class Device(enum.StrEnum):
+  cpu = "cpu"
+  gpu = "gpu"
+  tpu = "tpu"
+
+
+class Dtype(enum.StrEnum):
+  auto = "auto"
+  float32 = "float32"
+  bfloat16 = "bfloat16"
+
+
+class StoredDtype(enum.StrEnum):
+  float32 = "float32"
+  bfloat16 = "bfloat16"
+
+
+class Format(enum.StrEnum):
+  auto = "auto"
+  meta = "meta"
+  huggingface = "huggingface"
+  keras = "keras"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+
+
+def main(typed: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status: 0, 2 after an error, 130 when interrupted.
+
+  Args:
+    typed: what stands after `sam3-jax`; None takes it from the process.
+  """
+  typed = list(sys.argv[1:] if typed is None else typed) or ["--help"]
+  debug, status = "--debug" in typed, FAILED
+  with silence(debug):
+    try:
+      status = app(typed, prog_name="sam3-jax", standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+      status = INTERRUPTED
+    except _UsageError as error:
+      command = error.ctx.command_path if error.ctx else "sam3-jax"
+      complain(f"{error.format_message()} See `{command} --help`.")
+    except Exception as error:
+      if debug:
+        traceback.print_exc()
+      complain(one_line(error))
+  if status == INTERRUPTED:
+    complain("interrupted; the files already written are complete.")
+  return status
+
+
+def _show_version(wanted: bool) -> None:
+  if wanted:
+    print(f"sam3-jax {version('sam3-jax')}")
+    raise typer.Exit
+
+
+@app.callback()
+def _root(
+  version: Annotated[
+    bool,
+    typer.Option(
+      "--version", is_eager=True, callback=_show_version, help="Print the version and exit."
+    ),
+  ] = False,
+) -> None:
+  pass
+
+
+@app.command()
+def segment(
+  images: Annotated[
+    list[Path], typer.Argument(metavar="IMAGE", help="Pictures: JPEG, PNG, WebP, TIFF and so on.")
+  ],
+  text: Annotated[
+    list[str] | None,
+    typer.Option(metavar="PHRASE", help="What to find: a short noun phrase. Repeat for several."),
+  ] = None,
+  box: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="X0,Y0,X1,Y1[,0|1]",
+      help="An example in pixels of the picture as displayed (1, the default) or a counterexample "
+      "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it.",
+    ),
+  ] = None,
+  checkpoint: Annotated[
+    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+  ] = "sam3-tiny",
+  threshold: Annotated[
+    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
+  ] = 0.5,
+  out: Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Where NAME.sam3.jpg and NAME.sam3.json of a picture go."),
+  ] = Path("out"),
+  device: Annotated[
+    Device | None, typer.Option(help="Where to compute; the fastest there is, if not given.")
+  ] = None,
+  dtype: Annotated[
+    Dtype, typer.Option(help="Of the computation; auto is float32 on a CPU, else bfloat16.")
+  ] = Dtype.auto,
+  max_detections: Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+  ] = None,
+  max_pixels: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+  ] = 300_000_000,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Find, box and mask all instances of phrases or example boxes in pictures.
+
+  Everything given is checked before any work, and a fault stops the run. A file that turns out to
+  be no picture, or a damaged one, is reported and left out; the others are done, and the exit
+  status is 2. Of pictures with the same name the second's results are called NAME-2, and so on.
+  """
+  if not 0 <= threshold <= 1:  # NaN too
+    raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
+  arguments.check_writable(out)
+  images = arguments.images(images)
+  arguments.use_device(device)
+
+  from sam3_jax.hub import find_checkpoint
+  from sam3_jax.segment import Job, run
+
+  job = Job(
+    images=images,
+    prompts=arguments.prompts(text or [], box or []),
+    out=out,
+    threshold=threshold,
+    max_detections=max_detections,
+    max_pixels=max_pixels,
+  )
+  precision = None if dtype is Dtype.auto else dtype.value
+  if run(
+    job,
+    find_checkpoint(checkpoint),
+    precision,
+    Console(quiet=quiet),
+    Console(stderr=True, quiet=quiet),
+  ):
+    raise typer.Exit(FAILED)
+
+
+@app.command()
+def convert(
+  source: Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="model.safetensors of a release, or its folder.")
+  ],
+  out: Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
+  ],
+  format: Annotated[
+    Format, typer.Option(help="Whose names and layout SOURCE has; auto looks.")
+  ] = Format.auto,
+  dtype: Annotated[StoredDtype, typer.Option(help="Of the parameters.")] = StoredDtype.float32,
+  tokenizer: Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CLIP's vocabulary, if it is not beside the weights."),
+  ] = None,
+  verify: Annotated[bool, typer.Option(help="Read everything back and compare checksums.")] = True,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Make a checkpoint of released weights."""
+  arguments.use_device("cpu")
+
+  from sam3_jax.checkpoint import inspect
+  from sam3_jax.converters import convert as run
+
+  with progress(Console(stderr=True, quiet=quiet), bar=True) as step:
+    run(
+      source,
+      out,
+      format=format.value,
+      dtype=dtype.value,
+      tokenizer=tokenizer,
+      verify=verify,
+      progress=step,
+    )
+  summary = inspect(out)
+  say(Console(quiet=quiet), f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+
+
+@app.command()
+def inspect(
+  checkpoint: Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="Folder or name of a checkpoint.")
+  ],
+  as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+  debug: Debug = False,
+) -> None:
+  """Say what a checkpoint holds, without reading its parameters."""
+  arguments.use_device("cpu")
+
+  from sam3_jax.checkpoint import inspect
+  from sam3_jax.hub import find_checkpoint
+
+  summary = inspect(find_checkpoint(checkpoint))
+  if as_json:
+    print(json.dumps(summary.to_dict(), indent=2))
+  else:
+    Console().print(_describe(summary))
+
+
+def _describe(summary: "Summary") -> Table:
+  info, config = summary.info, summary.config
+  trunk, trained = config.trunk, str(info.get("trained"))
+  rows = {
+    "name": info.get("name", "?"),
+    "source": info.get("source", "?"),
+    "licence": info.get("licence", "?"),
+    "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
+    "parameters": f"{summary.parameters:,} in {summary.dtype}",
+    **{f"  {part}": f"{count:,}" for part, count in summary.parts.items()},
+    "picture": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
+    "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
+    "concept points": "yes" if config.concept_points else "no",
+    "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
+  }
+  for name, sums in summary.source_tensors.items():
+    rows[f"source, {name}"] = f"{sums['tensors']:,} tensors, {sums['parameters']:,} parameters"
+  for kind, reasons in (("unread", summary.unread), ("dropped", summary.dropped)):
+    for reason, sums in reasons.items():
+      line = f"{sums['tensors']:,} tensors: {reason}"
+      rows[kind] = f"{rows[kind]}\n{line}" if kind in rows else line
+  table = Table(title=Text(summary.path), show_header=False, title_style="")
+  for name, value in rows.items():
+    table.add_row(name, Text(str(value)))
+  return table

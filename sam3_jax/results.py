@@ -1,0 +1,121 @@
+"""Results on disk: COCO-style JSON with run-length masks, beside the picture of `visualize`.
+
+The format is that of COCO's instance annotations (https://cocodataset.org/#format-data), with a
+`score` as in its results, and an `info` that says which checkpoint was asked what.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+  from sam3_jax.postprocess import Instances
+
+PICTURE, ANNOTATIONS = ".sam3.jpg", ".sam3.json"  # endings that no input of a user's has by chance
+
+
+def coco(
+  file_name: str,
+  size: tuple[int, int],
+  instances: "Sequence[Instances]",
+  phrases: Sequence[str],
+  info: Mapping[str, Any],
+) -> dict[str, Any]:
+  """One picture's instances as a COCO data set.
+
+  Args:
+    file_name: what the picture is called.
+    size: its height and width in pixels.
+    instances: what was found, one entry a phrase.
+    phrases: distinct; they become the categories, found or not.
+    info: of the whole, plain values.
+
+  Returns:
+    Plain values, ready for JSON. Annotations are sorted by phrase, then by descending score; their
+    ids are the identities. `bbox` is x, y, width, height in pixels, clipped to the picture;
+    `segmentation` is compressed RLE, which pycocotools reads; `area` counts its pixels.
+  """
+  height, width = size
+  annotations = [
+    annotation
+    for category, found in enumerate(instances, start=1)
+    for annotation in _annotations(found, category, height, width)
+  ]
+  return {
+    "info": dict(info),
+    "images": [{"id": 1, "file_name": file_name, "width": width, "height": height}],
+    "categories": [{"id": i, "name": phrase} for i, phrase in enumerate(phrases, start=1)],
+    "annotations": annotations,
+  }
+
+
+def _annotations(
+  found: "Instances", category: int, height: int, width: int
+) -> list[dict[str, Any]]:
+  from pycocotools import mask
+
+  scores = np.asarray(found.scores, np.float64)
+  boxes = np.clip(np.asarray(found.boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2)
+  annotations = []
+  for i in np.argsort(-scores, kind="stable").tolist():
+    rle: Any = found.masks.rle(i)
+    x0, y0, x1, y1 = (round(v, 2) for v in boxes[i].tolist())
+    annotations.append(
+      {
+        "id": int(found.ids[i]),
+        "image_id": 1,
+        "category_id": category,
+        "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+        "area": int(mask.area(rle)),
+        "iscrowd": 0,
+        "score": round(float(scores[i]), 6),
+        "segmentation": rle,
+      }
+    )
+  return annotations
+
+
+def output_stems(paths: Sequence[Path]) -> list[str]:
+  """What each picture's results are called, before the ending: its name without the suffix.
+
+  Of pictures with the same name (whatever the case, as some file systems do not tell `A` from `a`),
+  the second becomes `name-2`, and so on, in the order given.
+  """
+  taken = {path.stem.casefold() for path in paths}
+  seen: set[str] = set()
+  stems = []
+  for path in paths:
+    stem, count = path.stem, 1
+    while stem.casefold() in seen or (count > 1 and stem.casefold() in taken):
+      count += 1
+      stem = f"{path.stem}-{count}"
+    seen.add(stem.casefold())
+    stems.append(stem)
+  return stems
+
+
+def write_json(path: Path, values: Any) -> None:
+  """Writes a file that appears when it is complete, or not at all."""
+  text = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+  _write(path, lambda file: file.write(text.encode()))
+
+
+def write_picture(path: Path, picture: Any) -> None:
+  """Writes a PIL picture as JPEG, colours at full resolution; it appears when it is complete."""
+  _write(path, lambda file: picture.save(file, "JPEG", quality=92, subsampling=0))
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  draft = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    with draft.open("wb") as file:
+      write(file)
+    draft.replace(path)
+  except BaseException:
+    draft.unlink(missing_ok=True)
+    raise

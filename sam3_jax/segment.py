@@ -1,0 +1,176 @@
+"""The work of `sam3-jax segment`: pictures in, overlays, JSON and a table out."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+from PIL import ExifTags, Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sam3_jax.inference import Sam3
+from sam3_jax.preprocess import read_image
+from sam3_jax.prompts import Prompt, check_boxes
+from sam3_jax.results import ANNOTATIONS, PICTURE, coco, output_stems, write_json, write_picture
+from sam3_jax.terminal import complain, progress, say
+from sam3_jax.visualize import overlay
+
+LISTED = 10  # pictures whose files are named one by one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What to segment, how, and where to.
+
+  Attributes:
+    images: files that exist, each once.
+    prompts: of every picture.
+    out: folder; made when there is something to write.
+    threshold: instances score above it.
+    max_detections: of each prompt, the best; None for all.
+    max_pixels: larger pictures are refused.
+  """
+
+  images: Sequence[Path]
+  prompts: Sequence[Prompt]
+  out: Path
+  threshold: float
+  max_detections: int | None
+  max_pixels: int
+
+  @property
+  def phrases(self) -> list[str]:
+    return [prompt.phrase for prompt in self.prompts]
+
+  @property
+  def outputs(self) -> list[tuple[Path, Path]]:
+    """Overlay and JSON of each picture."""
+    stems = output_stems(self.images)
+    return [(self.out / (stem + PICTURE), self.out / (stem + ANNOTATIONS)) for stem in stems]
+
+  def check(self) -> None:
+    """Raises ValueError where a box misses a picture, or an output would replace an input."""
+    inputs = {path.resolve() for path in self.images}
+    for path in (path for pair in self.outputs for path in pair):
+      if path.resolve() in inputs:
+        raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
+    if any(prompt.boxes for prompt in self.prompts):
+      for path in self.images:
+        if (size := _displayed_size(path)) is not None:
+          for prompt in self.prompts:
+            check_boxes(prompt, *size)
+
+
+def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors: Console) -> int:
+  """Does a job.
+
+  Args:
+    job: what to do.
+    checkpoint: folder of the model.
+    dtype: as in `Sam3.from_checkpoint`.
+    console: for the table and the paths.
+    errors: for progress, notes and faulty pictures.
+
+  Returns:
+    How many pictures could not be read, each reported on `errors`.
+
+  Raises:
+    ValueError, OSError: whatever else goes wrong. What was written before is complete.
+  """
+  job.check()
+  failures, done = 0, []
+  with progress(errors, bar=len(job.images) > 1) as step:
+    step(f"loading {checkpoint.name}", 0)
+    model = Sam3.from_checkpoint(checkpoint, dtype=dtype)
+    table = _table(model, checkpoint.name)
+    for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
+      wait = "" if done else ", compiling first, which can take a minute"
+      step(f"{path.name}{wait}", i / len(job.images))
+      try:
+        rows = _segment(model, job, path, outputs)
+      except _BadPictureError as error:
+        complain(str(error))
+        failures += 1
+      else:
+        done.append(outputs)
+        for row in rows:
+          table.add_row(*row)
+  if done:
+    if model.info.get("trained") is False:
+      note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds means"
+      say(errors, f"{note} nothing. Convert the released weights with `sam3-jax convert`.")
+    console.print(table)
+    _say_where(console, job.out, done)
+  return failures
+
+
+class _BadPictureError(Exception):
+  """A file that holds no picture that can be used; the others may."""
+
+
+def _segment(
+  model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
+) -> list[tuple[str | Text, ...]]:
+  """Segments one picture and writes its files; returns its rows of the table."""
+  start = time.perf_counter()
+  try:
+    image = read_image(path, max_pixels=job.max_pixels)
+  except (ValueError, TypeError, OSError) as error:
+    raise _BadPictureError(str(error)) from error
+  embedding = model.encode(image, max_pixels=job.max_pixels)
+  found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
+  instances = found.instances(job.threshold)
+  info = {
+    "description": f"sam3-jax {version('sam3-jax')}",
+    "checkpoint": model.info,
+    "threshold": job.threshold,
+  }
+  picture, annotations = outputs
+  size = (image.shape[0], image.shape[1])
+  write_json(annotations, coco(str(path), size, instances, job.phrases, info))
+  write_picture(picture, overlay(image, instances, job.phrases))
+  seconds = f"{time.perf_counter() - start:.1f}"
+  return [
+    (
+      Text(path.name if i == 0 else ""),
+      Text(phrase),
+      str(len(one)),
+      f"{max(one.scores):.2f}" if len(one) else "-",
+      seconds if i == 0 else "",
+    )
+    for i, (phrase, one) in enumerate(zip(job.phrases, instances, strict=True))
+  ]
+
+
+def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
+  for picture, annotations in done[:LISTED]:
+    say(console, f"{picture}\n{annotations}")
+  if len(done) > LISTED:
+    say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
+
+
+def _table(model: Sam3, name: str) -> Table:
+  platform = jax.tree.leaves(model.params)[0].devices().pop().platform
+  table = Table(
+    title=Text(f"{name}, {model.dtype} on {platform}"),
+    caption="The first picture's seconds include compiling.",
+  )
+  table.add_column("Image", overflow="fold")
+  table.add_column("Phrase", overflow="fold")
+  for heading in ("Instances", "Best score", "Seconds"):
+    table.add_column(heading, justify="right")
+  return table
+
+
+def _displayed_size(path: Path) -> tuple[int, int] | None:
+  """Height and width from the file's header; None where `read_image` will say what is wrong."""
+  try:
+    with Image.open(path) as image:
+      turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+      return (image.width, image.height) if turned else (image.height, image.width)
+  except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
+    return None

@@ -1,0 +1,63 @@
+"""What the command shows: lines, progress and errors."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+
+Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that
+
+
+def say(console: Console, line: str) -> None:
+  """Prints a line as it is, however narrow the terminal."""
+  console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def complain(message: str) -> None:
+  """Reports a fault on stderr, in one line."""
+  say(Console(stderr=True), f"sam3-jax: error: {' '.join(message.split())}")
+
+
+def one_line(error: Exception) -> str:
+  """An exception in words; those that no one foresaw with their kind."""
+  if isinstance(error, OSError) and error.strerror:
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+  if isinstance(error, ValueError | TypeError | OSError | ImportError):
+    return str(error)
+  return f"{type(error).__name__}: {error} (--debug shows where)"
+
+
+@contextlib.contextmanager
+def progress(console: Console, bar: bool) -> Iterator[Step]:
+  """A spinner, and a bar if asked for, while a terminal is watching; gone at the end."""
+  columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
+  columns += [BarColumn(), TaskProgressColumn()] if bar else []
+  shown = console.is_terminal and not console.quiet
+  with Progress(*columns, console=console, transient=True, disable=not shown) as live:
+    task = live.add_task("", total=1.0)
+
+    def step(what: str, fraction: float) -> None:
+      live.update(task, description=what, completed=fraction)
+
+    yield step
+
+
+@contextlib.contextmanager
+def silence(debug: bool) -> Iterator[None]:
+  """Keeps warnings and logs of the libraries off the terminal, unless `debug`."""
+  if debug:
+    yield
+    return
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own
+  before = logging.root.manager.disable
+  logging.disable(logging.ERROR)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      yield
+  finally:
+    logging.disable(before)

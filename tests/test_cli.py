@@ -1,0 +1,353 @@
+"""The command: what it writes and prints; one line and status 2 for everything that is wrong."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import layouts
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from sam3_jax import cli, segment
+from sam3_jax.inference import Sam3
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="session")
+def model() -> Sam3:
+  return Sam3.from_checkpoint(CHECKPOINT)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+  """Where the command runs: a photo, and one that stands on its side."""
+  monkeypatch.chdir(tmp_path)
+  y, x = np.mgrid[:120, :200]
+  image = np.stack([x, y, (x // 20 + y // 20) % 2 * 200], -1).astype(np.uint8)
+  Image.fromarray(image).save("photo.png")
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(image).save("turned.jpg", exif=exif)
+  return tmp_path
+
+
+@pytest.fixture
+def ready(folder, model, monkeypatch) -> Path:
+  """The folder, and the model loaded and compiled once for all tests."""
+  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda path, dtype: model)
+  return folder
+
+
+def listing(folder: Path) -> list[tuple[str, bytes]]:
+  return sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def fails(folder, capsys):
+  """Runs the command, which must fail in one line and leave the folder as it was; the line."""
+
+  def run(*typed: object) -> str:
+    before = listing(folder)
+    status = cli.main([str(one) for one in typed])
+    captured = capsys.readouterr()
+    assert status == 2, captured
+    assert captured.out == ""
+    assert captured.err.startswith("sam3-jax: error: ")
+    assert captured.err.count("\n") == 1, captured.err
+    assert listing(folder) == before
+    return captured.err
+
+  return run
+
+
+class TestSegment:
+  def test_from_the_embedded_checkpoint(self, folder, capsys):
+    typed = ["segment", "photo.png", "--text", "cat", "--text", "dog"]
+    assert cli.main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads((folder / "out" / "photo.sam3.json").read_text())
+    assert record["images"] == [{"id": 1, "file_name": "photo.png", "width": 200, "height": 120}]
+    assert [category["name"] for category in record["categories"]] == ["cat", "dog"]
+    trained = record["info"]["checkpoint"]["trained"]
+    assert ("untrained" in err) == (not trained)
+    with Image.open(folder / "out" / "photo.sam3.jpg") as picture:
+      assert picture.width == 800
+      assert picture.height > 480  # a legend below
+    assert out.count("photo.sam3.jpg") == out.count("photo.sam3.json") == 1
+    assert "sam3-tiny, float32 on cpu" in out
+    assert sorted(path.name for path in folder.rglob("*.sam3.*")) == [
+      "photo.sam3.jpg",
+      "photo.sam3.json",
+    ]
+
+  def test_json_is_what_the_api_gives(self, ready, model):
+    typed = ["segment", "photo.png", "--text", "cat", "--box", "10,20,90,80", "--box=5,5,9,9,0"]
+    assert cli.main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
+    from sam3_jax import Prompt
+
+    prompt = Prompt(text="cat", boxes=[[10, 20, 90, 80], [5, 5, 9, 9]], box_labels=[1, 0])
+    detections = model.decode(model.encode("photo.png"), prompt, max_detections=5)
+    [found] = detections.instances(0)
+    record = json.loads((ready / "new" / "folder" / "photo.sam3.json").read_text())
+    assert len(record["annotations"]) == len(found) == 5
+    for i, annotation in enumerate(record["annotations"]):
+      mask = rle.decode(annotation["segmentation"]).astype(bool)
+      assert np.array_equal(mask, found.masks[i])
+      assert annotation["area"] == mask.sum()
+      x0, y0, x1, y1 = np.clip(found.boxes[i], 0, [200, 120, 200, 120])
+      assert np.allclose(annotation["bbox"], [x0, y0, x1 - x0, y1 - y0], atol=0.011)
+      assert annotation["id"] == found.ids[i]
+    assert record["info"]["threshold"] == 0
+
+  def test_a_box_alone_and_pictures_that_are_turned(self, ready, capsys):
+    assert cli.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
+    record = json.loads((ready / "out" / "turned.sam3.json").read_text())
+    assert record["categories"] == [{"id": 1, "name": "visual"}]
+    assert (record["images"][0]["width"], record["images"][0]["height"]) == (120, 200)
+
+  def test_several_pictures_of_one_name(self, ready, capsys):
+    (ready / "more").mkdir()
+    shutil.copy("photo.png", "more/photo.png")
+    shutil.copy("photo.png", "more/Photo.PNG")
+    names = ["photo.png", "more/photo.png", "more/Photo.PNG", "./photo.png"]
+    assert cli.main(["segment", *names, "--text", "cat"]) == 0
+    files = {path.name: json.loads(path.read_text()) for path in (ready / "out").glob("*.json")}
+    assert {name: record["images"][0]["file_name"] for name, record in files.items()} == {
+      "photo.sam3.json": "photo.png",
+      "photo-2.sam3.json": "more/photo.png",
+      "Photo-3.sam3.json": "more/Photo.PNG",
+    }
+
+  def test_a_broken_picture_among_others(self, ready, capsys):
+    (ready / "broken.jpg").write_bytes((ready / "turned.jpg").read_bytes()[:2000])
+    (ready / "notes.txt").write_text("no picture")
+    images = ["broken.jpg", "photo.png", "notes.txt", "turned.jpg"]
+    assert cli.main(["segment", *images, "--text", "cat", "--quiet"]) == 2
+    captured = capsys.readouterr()
+    faults = [line for line in captured.err.splitlines() if "error" in line]
+    assert len(faults) == 2
+    assert "broken.jpg is truncated or damaged" in faults[0]
+    assert "notes.txt is not an image" in faults[1]
+    assert {path.name for path in (ready / "out").iterdir()} == {
+      f"{name}.sam3.{kind}" for name in ("photo", "turned") for kind in ("jpg", "json")
+    }
+
+  def test_quiet(self, ready, capsys):
+    assert cli.main(["segment", "photo.png", "--text", "cat", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+  def test_odd_phrases_are_printed_as_they_are(self, ready, capsys):
+    assert cli.main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
+    assert "[red]cat[/red]" in capsys.readouterr().out
+
+  def test_phrases_given_twice_count_once(self, ready):
+    assert cli.main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
+    record = json.loads((ready / "out" / "photo.sam3.json").read_text())
+    assert [category["name"] for category in record["categories"]] == ["cat"]
+
+  def test_many_pictures_are_not_listed_one_by_one(self, ready, capsys):
+    names = [f"{i}.png" for i in range(12)]
+    for name in names:
+      Image.new("RGB", (8, 8)).save(name)
+    assert cli.main(["segment", *names, "--text", "cat"]) == 0
+    assert "... and 4 more files in out" in capsys.readouterr().out
+
+  def test_a_full_disk(self, ready, monkeypatch, capsys):
+    def full(*args):
+      raise OSError(28, "No space left on device", "out/x")
+
+    monkeypatch.setattr(segment, "write_picture", full)
+    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 2
+    assert capsys.readouterr().err == "sam3-jax: error: No space left on device: out/x\n"
+
+  def test_control_c(self, ready, monkeypatch, capsys):
+    def interrupt(*args, **options):
+      raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment, "read_image", interrupt)
+    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+  def test_traceback_only_with_debug(self, ready, monkeypatch, capsys):
+    def fault(*args, **options):
+      raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(segment, "read_image", fault)
+    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 2
+    err = capsys.readouterr().err
+    assert err == "sam3-jax: error: RuntimeError: two lines (--debug shows where)\n"
+    assert cli.main(["segment", "photo.png", "--text", "cat", "--debug"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+class TestBadInput:
+  @pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"text", "is not an image"), (None, "is truncated or damaged")],
+  )
+  def test_a_single_file_that_is_no_picture(self, ready, fails, content, message):
+    whole = (ready / "photo.png").read_bytes()
+    (ready / "bad.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert f"bad.png {message}" in fails("segment", "bad.png", "--text", "cat")
+
+  @pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+      ([], "nothing to look for: give --text PHRASE or --box"),
+      (["--text", ""], "the phrase is empty"),
+      (["--text", "  "], "the phrase is empty"),
+      (["--text", "cat", "--text", ""], "the phrase is empty"),
+      (["--box", "1,2,3"], "'1,2,3' must be four numbers"),
+      (["--box", "1,2,3,4,1,1"], "must be four numbers"),
+      (["--box", "1,2,3,x"], "must be four numbers"),
+      (["--box", ""], "must be four numbers"),
+      (["--box", "1,2,nan,4"], "must be finite"),
+      (["--box", "1,2,inf,4"], "must be finite"),
+      (["--box", "50,2,3,40"], "has a negative extent"),
+      (["--box", "1,2,30,40,7"], "must end in ,1 (an example) or ,0"),
+      (["--box", "500,2,600,40"], "lies wholly outside the 200 x 120 picture"),
+      (["--box", "-5,-5,-1,-1"], "lies wholly outside the 200 x 120 picture"),
+      (["--text", "a", "--text", "b", "--box", "1,2,30,40"], "--box beside 2 --text is ambiguous"),
+      (["--text", "a", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
+      (["--text", "a", "--threshold", "-0.1"], "--threshold must be between 0 and 1; got -0.1"),
+      (["--text", "a", "--threshold", "nan"], "--threshold must be between 0 and 1; got nan"),
+      (["--text", "a", "--threshold", "high"], "--threshold"),
+      (["--text", "a", "--max-detections", "0"], "--max-detections"),
+      (["--text", "a", "--max-pixels", "100"], "24,000 pixels, more than 100"),
+      (["--text", "a", "--dtype", "float16"], "'float32'"),
+      (["--text", "a", "--device", "npu"], "'cpu'"),
+      (["--text", "a", "--device", "tpu"], "JAX finds none here, only cpu"),
+      (["--text", "a", "--nonsense"], "--nonsense"),
+      (["--text"], "--text"),
+      (["--text", "a", "--checkpoint", "nowhere"], "sam3-jax convert"),
+      (["--text", "a", "--out", "photo.png"], "cannot write to photo.png"),
+      (["--text", "a", "--out", "photo.png/deeper"], "cannot write to photo.png/deeper"),
+      (["--text", "a", "--out", "/proc/none"], "cannot write to /proc/none"),
+      (["missing.jpg", "--text", "a"], "there is no file missing.jpg"),
+      ([".", "--text", "a"], "is a folder; name the pictures in it"),
+    ],
+  )
+  def test_options(self, ready, fails, typed, message):
+    assert message in fails("segment", "photo.png", *typed)
+
+  def test_boxes_must_touch_every_picture(self, ready, fails):
+    fails("segment", "photo.png", "turned.jpg", "--box", "10,150,90,190")
+
+  def test_results_never_replace_a_picture(self, ready, fails):
+    shutil.copy("turned.jpg", "photo.sam3.jpg")
+    line = fails("segment", "photo.png", "photo.sam3.jpg", "--text", "a", "--out", ".")
+    assert "photo.sam3.jpg is an input and would be overwritten" in line
+
+  @pytest.mark.parametrize("typed", [["segment"], ["inspect"], ["convert", "x"], ["nonsense"]])
+  def test_usage(self, fails, typed):
+    assert "--help`." in fails(*typed)
+
+  def test_checkpoints(self, folder, fails):
+    (folder / "empty").mkdir()
+    shutil.copytree(CHECKPOINT, folder / "half", ignore=shutil.ignore_patterns("manifest.json"))
+    for name, edit in {
+      "version": lambda values: values.update(format_version=99),
+      "missing": lambda values: values["parameters"].popitem(),
+      "extra": lambda values: values["parameters"].update(
+        new={"shape": [1], "dtype": "float32", "checksum": ""}
+      ),
+      "shape": lambda values: values["parameters"]["text/position"].update(shape=[3, 3]),
+    }.items():
+      shutil.copytree(CHECKPOINT, folder / name)
+      values = json.loads((folder / name / "manifest.json").read_text())
+      edit(values)
+      (folder / name / "manifest.json").write_text(json.dumps(values))
+    for name, message in {
+      "empty": "is an empty folder",
+      "half": "it lacks manifest.json",
+      "version": "is of format version 99",
+      "missing": "does not fit the model",
+      "extra": "new",
+      "shape": "text/position",
+      "photo.png": "photo.png",
+      "hf:/": "hf:/",
+    }.items():
+      assert message in fails("segment", "photo.png", "--text", "a", "--checkpoint", name)
+      assert message in fails("inspect", name)
+
+
+class TestConvert:
+  def test_and_inspect(self, folder, capsys):
+    layouts.write_folder(folder / "source", layouts.layout("hub"))
+    typed = ["convert", "source", "new", "--dtype", "bfloat16", "--tokenizer", layouts.TOKENIZER]
+    assert cli.main([str(one) for one in typed]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("new: ")
+    assert "bfloat16" in out
+    assert err == ""
+    assert cli.main(["inspect", "new", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["dtype"] == "bfloat16"
+    assert summary["info"]["trained"] is True
+    assert f"{summary['parameters']:,} parameters" in out
+    assert cli.main(["inspect", str(folder / "new")]) == 0
+    table = capsys.readouterr().out
+    assert f"{summary['parameters']:,} in bfloat16" in table
+
+  def test_bad_input(self, folder, fails):
+    (folder / "notes.txt").write_text("This is no checkpoint.")
+    (folder / "empty").mkdir()
+    assert "notes.txt" in fails("convert", "notes.txt", "new")
+    assert "nowhere" in fails("convert", "nowhere", "new")
+    assert "empty" in fails("convert", "empty", "new")
+    assert "--format" in fails("convert", "empty", "new", "--format", "onnx")
+    assert "--dtype" in fails("convert", "empty", "new", "--dtype", "float64")
+
+
+class TestInspect:
+  def test_the_embedded_checkpoint(self, folder, capsys):
+    assert cli.main(["inspect", "sam3-tiny"]) == 0
+    table = capsys.readouterr().out
+    assert "sam3-tiny" in table
+    assert "trunk" in table
+    assert cli.main(["inspect", str(CHECKPOINT), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert sum(summary["parts"].values()) == summary["parameters"]
+
+
+class TestProgram:
+  def test_help_and_version(self, folder, capsys):
+    for typed in ([], ["--help"], ["segment", "--help"], ["convert", "--help"]):
+      assert cli.main(typed) == 0
+      assert "Usage: sam3-jax" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sam3-jax {version('sam3-jax')}\n"
+
+  def test_as_a_process(self, folder):
+    """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
+    command = [sys.executable, "-c", "import sys; from sam3_jax.cli import main; sys.exit(main())"]
+    typed = ["segment", "photo.png", "--text", "cat", "--device", "cpu"]
+    done = subprocess.run([*command, *typed], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("note:") for line in done.stderr.splitlines()), done.stderr
+    assert (folder / "out" / "photo.sam3.jpg").exists()
+    failed = subprocess.run([*command, "segment"], capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+
+
+def test_progress_is_for_terminals_only():
+  from rich.console import Console
+
+  from sam3_jax.terminal import progress
+
+  for terminal in (True, False):
+    file = io.StringIO()
+    with progress(Console(file=file, force_terminal=terminal), bar=True) as step:
+      step("[loading]", 0.5)
+    assert ("[loading]" in file.getvalue()) == terminal
