@@ -1,0 +1,147 @@
+"""What must not change a result: padding, order and company, in the tiny model."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import assert_close, random_images, random_prompts, random_tokens, run
+from tiny import CONFIG, parameters
+
+from sam3_jax.model.geometry import GeometryEncoder
+from sam3_jax.types import Points
+
+# Measured 1.4e-6 at worst, and 0 where the order of the sums stays.
+ROUNDING = 1e-5
+SLOTS, IMAGE, BOXES = 4, [1, 0, 1, 0], [0, 1, 2, 4]
+
+
+@pytest.fixture(scope="module")
+def base():
+  """Two images, and four prompts with 0, 1, 2 and 4 boxes in their first slots."""
+  rng = np.random.default_rng(0)
+  images, sizes = random_images(rng, 2), np.array([[300, 400], [500, 200]], np.int32)
+  tokens = random_tokens(rng, [3, 4, 10, 32])
+  embedding = run("encode_image", images, sizes)
+  prompts = random_prompts(rng, run("encode_text", tokens), IMAGE, BOXES, SLOTS)
+  predictions = run("predict", embedding, prompts)
+  return types.SimpleNamespace(**locals())
+
+
+def rows(predictions, index):
+  """These prompts' predictions."""
+  layered = {"logits", "boxes", "presence"}
+  return {
+    name: value[:, index] if name in layered else value[index]
+    for name, value in vars(predictions).items()
+  }
+
+
+def everything(predictions):
+  return rows(predictions, slice(None))
+
+
+def test_results_depend_on_what_they_should(base):
+  """Or the tests below would be empty."""
+  assert np.unique(np.round(base.predictions.presence, 4)).size == base.predictions.presence.size
+  swapped = base.prompts.replace(positive=~base.prompts.positive)
+  other = run("predict", base.embedding, swapped)
+  moved = np.abs(other.logits - base.predictions.logits).max(axis=(0, 2))
+  assert moved[0] == 0  # it has no boxes
+  assert moved[1:].min() > 1e-3
+
+
+def test_a_batch_of_images_is_the_images_one_by_one(base):
+  for i in range(2):
+    alone = run("encode_image", base.images[i : i + 1], base.sizes[i : i + 1])
+    assert_close(alone, base.embedding[i : i + 1], rel=4e-6)  # measured 4.4e-7
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_a_prompt_alone_without_padding(base, row):
+  """On its own image's own embedding: no other prompt, no other image and no padded slot."""
+  image, boxes = IMAGE[row], BOXES[row]
+  prompt = base.prompts[row : row + 1]
+  prompt = prompt.replace(
+    image=jnp.zeros(1, jnp.int32),
+    boxes=prompt.boxes[:, :boxes],
+    positive=prompt.positive[:, :boxes],
+    valid=prompt.valid[:, :boxes],
+  )
+  alone = run("predict", base.embedding[image : image + 1], prompt)
+  assert_close(everything(alone), rows(base.predictions, slice(row, row + 1)), rel=ROUNDING)
+
+
+def test_permuting_prompts_permutes_results(base):
+  order = np.array([2, 0, 3, 1])
+  permuted = run("predict", base.embedding, base.prompts[order])
+  assert_close(everything(permuted), rows(base.predictions, order), rel=ROUNDING)
+
+
+def test_permuting_images_changes_nothing(base):
+  flipped = base.prompts.replace(image=1 - base.prompts.image)
+  got = run("predict", base.embedding[::-1], flipped)
+  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+
+
+def test_order_and_padding_of_boxes_change_nothing(base):
+  """Boxes in any slots; numbers in padded slots are free, even a box far outside."""
+  rng = np.random.default_rng(1)
+  prompts = base.prompts
+  order = jnp.asarray(rng.permuted(np.tile(np.arange(SLOTS), (4, 1)), axis=1))
+  assert (jnp.sort(order) != order).any()
+  valid = jnp.take_along_axis(prompts.valid, order, axis=1)
+  boxes = jnp.take_along_axis(prompts.boxes, order[..., None], axis=1)
+  labels = jnp.take_along_axis(prompts.positive, order, axis=1)
+  free = jnp.asarray(rng.uniform(-9, 9, boxes.shape), jnp.float32)
+  moved = prompts.replace(
+    boxes=jnp.where(valid[..., None], boxes, free),
+    positive=jnp.where(valid, labels, ~labels),
+    valid=valid,
+  )
+  got = run("predict", base.embedding, moved)
+  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+
+
+def test_padding_of_texts_changes_nothing(base):
+  text = base.prompts.text
+  noise = jnp.asarray(np.random.default_rng(2).normal(0, 50, text.features.shape), jnp.float32)
+  features = jnp.where(text.valid[..., None], text.features, noise)
+  assert (features != text.features).any()
+  prompts = base.prompts.replace(text=text.replace(features=features))
+  got = run("predict", base.embedding, prompts)
+  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+
+
+def test_tokens_see_only_earlier_tokens(base):
+  short = run("encode_text", base.tokens[:, :10])
+  whole = base.prompts.text
+  assert_close(short.features, whole.features[:, :10], rel=4e-6)  # measured 4.4e-7
+  np.testing.assert_array_equal(short.valid, whole.valid[:, :10])
+  np.testing.assert_array_equal(whole.valid, base.tokens != 0)
+
+
+def test_padding_of_points_changes_nothing(base):
+  """Two points beside the boxes, then the same with padding between them."""
+  rng = np.random.default_rng(3)
+  xy = jnp.asarray(rng.uniform(0, 1, (4, 2, 2)), jnp.float32)
+  points = Points(xy, jnp.asarray(rng.random((4, 2)) < 0.5), jnp.ones((4, 2), bool))
+  padded = Points(
+    xy=jnp.insert(points.xy, 1, 9.0, axis=1),
+    positive=jnp.insert(points.positive, 1, True, axis=1),
+    valid=jnp.insert(points.valid, 1, False, axis=1),
+  )
+
+  @jax.jit
+  def encode(points):
+    image, prompts = base.embedding.coarse[base.prompts.image], base.prompts
+    params = {"params": parameters()["geometry"]}
+    return GeometryEncoder(CONFIG).apply(params, image, prompts.replace(points=points))
+
+  without, _ = encode(None)
+  want, valid = encode(points)
+  assert np.abs(want[:, 2:] - without).max() > 1e-2
+  got, padded_valid = encode(padded)
+  assert padded_valid[:, 1].tolist() == [False] * 4
+  assert_close(got[padded_valid], want[valid], rel=ROUNDING)
