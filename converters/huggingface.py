@@ -82,7 +82,11 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   def get(path: str, default: Any) -> Any:
     node = detector
     for key in path.split("."):
-      node = node.get(key, default) if isinstance(node, Mapping) else default
+      if not isinstance(node, Mapping):
+        raise ValueError(f"{where} has {node!r} where {path} is looked for; expected an object.")
+      if key not in node:
+        return default
+      node = node[key]
     numeric = type(default) is float and type(node) is int
     if default is not None and type(node) is not type(default) and not numeric:
       raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")

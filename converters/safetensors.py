@@ -46,18 +46,18 @@ def open_safetensors(path: Path) -> dict[str, Source]:
 def _open_shards(index: Path) -> dict[str, Source]:
   try:
     places = json.loads(index.read_bytes())["weight_map"]
-    shards = sorted(set(places.values()))
+    shards = sorted({Path(place) for place in places.values()})
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{index} is no index of shards ({error!r}); download it again.") from error
   sources: dict[str, Source] = {}
   for shard in shards:
     path = index.parent / shard
-    if path.parent != index.parent:
-      raise ValueError(f"{index} names the shard {shard!r}; a shard must lie beside its index.")
+    if shard.name != str(shard) or not shard.name:
+      raise ValueError(f"{index} names the shard {shard}; a shard must lie beside its index.")
     if not path.is_file():
       raise FileNotFoundError(f"{path}, one of {len(shards)} shards, is missing; download it.")
     found = _open_file(path)
-    wanted = {name for name, place in places.items() if place == shard}
+    wanted = {name for name, place in places.items() if place == shard.name}
     if found.keys() != wanted:
       name = min(found.keys() ^ wanted)
       raise ValueError(

@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike
 from sam3_jax.config import Config
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.trees import compare, flatten, not_finite, raise_faults
-from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums
+from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums, file_sizes
 
 DTYPES = ("float32", "bfloat16")
 
@@ -235,6 +235,7 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   for item in items:
     if not re.fullmatch(r"\w+", item):
       raise ValueError(f"{path}/manifest.json names an item {item!r}; convert the weights again.")
+    _check_files(path / "params" / item, manifest.get("files", {}).get(item, {}))
     stored |= stored_arrays(path / "params" / item)
   faults = faults or compare({name: entry.shape for name, entry in stored.items()}, parameters)
   faults = faults or [
@@ -244,6 +245,22 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   ]
   raise_faults(faults, f"{path} does not fit the model")
   return path, info, manifest, config
+
+
+def _check_files(folder: Path, wanted: Mapping[str, int]) -> None:
+  """Finds what was not copied to its end, which Orbax would meet halfway through restoring.
+
+  An item that Orbax has written again has files of other names, and is left to the other checks.
+  """
+  found = file_sizes(folder)
+  if found.keys() <= wanted.keys():
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [
+      f"{name} has {size:,} bytes, expected {wanted[name]:,}"
+      for name, size in found.items()
+      if size != wanted[name]
+    ]
+    raise_faults(faults, f"{folder} is only part of what was written")
 
 
 def _by_reason(entries: Mapping[str, Any]) -> dict[str, dict[str, int]]:

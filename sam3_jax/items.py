@@ -12,13 +12,15 @@ from numpy.typing import DTypeLike
 
 from sam3_jax.trees import flatten, nest
 
+AGAIN = "convert or copy the checkpoint again."
+
 # One sharding for all parameters, or a function of path and shape.
 Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def save_item(folder: Path, tree: dict[str, Any]) -> None:
   """Writes NumPy arrays, one of whose axes is 0 nowhere."""
-  with _checkpointer() as checkpointer:
+  with _one_line(folder, "written", "is the disk full?"), _checkpointer() as checkpointer:
     checkpointer.save(folder, tree)
 
 
@@ -36,7 +38,7 @@ def restore_item(
     )
 
   arguments = nest({name: wanted(name) for name in stored_arrays(folder)})
-  with _readable(folder), _checkpointer() as checkpointer:
+  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
     return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
@@ -44,7 +46,7 @@ def read_item(folder: Path) -> dict[str, Any]:
   """An item as NumPy arrays, as stored."""
   import orbax.checkpoint as ocp
 
-  with _readable(folder), _checkpointer() as checkpointer:
+  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
     arguments = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
       checkpointer.metadata(folder).item_metadata.tree,
@@ -54,7 +56,7 @@ def read_item(folder: Path) -> dict[str, Any]:
 
 def stored_arrays(folder: Path) -> dict[str, Any]:
   """Shape and dtype of an item's arrays, by path."""
-  with _readable(folder), _checkpointer() as checkpointer:
+  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
     return flatten(checkpointer.metadata(folder).item_metadata.tree)
 
 
@@ -73,12 +75,11 @@ def _checkpointer():
 
 
 @contextlib.contextmanager
-def _readable(folder: Path):
+def _one_line(folder: Path, verb: str, remedy: str):
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise whatever they meet, over many lines
     reason = str(error).strip().partition("\n")[0][:200]
     raise ValueError(
-      f"{folder} cannot be read ({type(error).__name__}: {reason}); convert or copy the checkpoint "
-      "again."
+      f"{folder} cannot be {verb} ({type(error).__name__}: {reason}); {remedy}"
     ) from error

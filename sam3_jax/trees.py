@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 SHOWN_FAULTS = 5
@@ -75,4 +76,11 @@ def _on_host(array: Any) -> Iterable[np.ndarray]:
   if isinstance(array, np.ndarray):
     return [array]
   pieces = {str(shard.index): shard.data for shard in array.addressable_shards}
-  return map(np.asarray, pieces.values())
+  return (np.asarray(_passing(piece)) for piece in pieces.values())
+
+
+def _passing(piece: jax.Array) -> jax.Array:
+  """A copy on the device: an array keeps the copy that NumPy asked it for as long as it lives."""
+  if piece.platform() == "cpu":  # there NumPy looks at the same memory
+    return piece
+  return jax.device_put(piece, piece.sharding, may_alias=False)

@@ -102,6 +102,7 @@ class Writer:
       },
       "dropped": dropped or {},
       "source_tensors": source_tensors or {},
+      "files": {item: file_sizes(self._temporary / "params" / item) for item in self._items},
     }
     settings = {
       "format_version": FORMAT_VERSION,
@@ -120,6 +121,12 @@ class Writer:
   def _save(self, item: str, tree: dict[str, Any]) -> None:
     save_item(self._temporary / "params" / item, tree)
     self._items.append(item)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+  """Bytes of each file in a folder and the folders in it."""
+  files = sorted(path for path in folder.rglob("*") if path.is_file())
+  return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:

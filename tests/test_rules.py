@@ -9,10 +9,6 @@ import jax
 import numpy as np
 import pytest
 from layouts import layout
-from tiny import CONFIG, meta_weights, parameters
-
-from sam3_jax.checkpoint import expected_shapes
-from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.converters import huggingface, meta
 from sam3_jax.converters.infer import infer_config
 from sam3_jax.converters.rules import (
@@ -26,6 +22,10 @@ from sam3_jax.converters.rules import (
   export_arrays,
   plan,
 )
+from tiny import CONFIG, meta_weights, parameters
+
+from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.trees import flatten
 
 NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)

@@ -1,0 +1,422 @@
+"""Checkpoints: what is written is read back, in any dtype and place, and no fault goes unseen."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tiny import CONFIG, parameters
+
+from sam3_jax import checkpoint, writer
+from sam3_jax.items import read_item, restore_item, save_item, stored_arrays
+from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
+
+INFO = {"name": "tiny", "source": "a seed", "licence": "Apache-2.0", "trained": False}
+UNREAD = {
+  "../tracker.x[:, :1]": np.arange(6, dtype=np.float16).reshape(2, 3),
+  "tracker.scalar": np.float32([2.5]),
+}
+SCALE = "trunk/norm_pre/scale"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+  path = tmp_path_factory.mktemp("saved") / "tiny"
+  checkpoint.save(path, parameters(), CONFIG, b"model", info=INFO, unread=UNREAD)
+  return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  return shutil.copytree(saved, tmp_path / "tiny")
+
+
+def assert_params(got, want, dtype=None):
+  got, want = flatten(got), flatten(want)
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    assert isinstance(got[name], jax.Array)
+    expected = np.asarray(array).astype(dtype or array.dtype)
+    assert got[name].dtype == expected.dtype, name
+    np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
+
+
+def test_what_is_saved_is_loaded(saved):
+  bundle = checkpoint.load(saved, verify=True)
+  assert (bundle.config, bundle.tokenizer, bundle.info) == (CONFIG, b"model", INFO)
+  assert_params(bundle.params, parameters())
+  unread = checkpoint.load_unread(saved)
+  assert unread.keys() == UNREAD.keys()
+  for name, array in UNREAD.items():
+    assert unread[name].dtype == array.dtype
+    np.testing.assert_array_equal(unread[name], array)
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wanted", [None, "float32", "bfloat16", jnp.bfloat16])
+def test_any_dtype_out_of_any(tmp_path, stored, wanted):
+  params = jax.tree.map(lambda x: x.astype(stored), parameters())
+  checkpoint.save(tmp_path / "x", params, CONFIG, b"")
+  loaded = checkpoint.load(tmp_path / "x", dtype=wanted)
+  assert_params(loaded.params, params, jnp.dtype(wanted or stored))
+  assert loaded.info == {}
+  assert checkpoint.load_unread(tmp_path / "x") == {}
+  assert checkpoint.inspect(tmp_path / "x").dtype == stored
+
+
+def test_restored_straight_to_a_sharding(saved):
+  mesh = Mesh(np.array(jax.devices()), ("devices",))
+
+  def sharding(path, shape):
+    axis = next((i for i, size in enumerate(shape) if size % 8 == 0 and "trunk" in path), None)
+    spec = [None] * len(shape)
+    if axis is not None:
+      spec[axis] = "devices"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  params = checkpoint.load(saved, sharding=sharding).params
+  assert_params(params, parameters())
+  for name, array in flatten(params).items():
+    assert array.sharding == sharding(name, array.shape)
+  position = params["trunk"]["groups"]["windowed"]["mlp"]["fc1"]["kernel"]
+  assert position.addressable_shards[0].data.size * 8 == position.size
+  replicated = NamedSharding(mesh, PartitionSpec())
+  assert checkpoint.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
+
+
+def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
+  saved, tmp_path, monkeypatch
+):
+  assert [path.name for path in (saved / "params").iterdir()] == ["rest"]
+  assert sum(path.is_file() for path in saved.rglob("*")) < 40  # measured 22 to 25
+  monkeypatch.setattr(writer, "OWN_ITEM", 500_000)
+  checkpoint.save(tmp_path / "x", parameters(), CONFIG, b"")
+  items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
+  assert {"rest", "trunk", "text"} < items
+  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
+
+
+def test_plain_orbax_reads_it(saved):
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(saved / "params" / "rest")
+  np.testing.assert_array_equal(tree["trunk"]["position"], parameters()["trunk"]["position"])
+
+
+def test_writing_again_gives_the_same_manifest(saved, tmp_path):
+  checkpoint.save(tmp_path / "x", parameters(), CONFIG, b"model", info=INFO, unread=UNREAD)
+  first, second = (
+    json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
+  )
+  for manifest in (first, second):
+    assert manifest.pop("files")["rest"]  # Orbax names and dates its files anew each time
+  assert first == second
+  assert (tmp_path / "x" / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+
+
+def test_inspect_counts(saved):
+  summary = checkpoint.inspect(saved)
+  assert summary.parts == {
+    part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in parameters().items()
+  }
+  assert summary.parameters == sum(x.size for x in jax.tree.leaves(parameters()))
+  assert summary.stored_bytes > 4 * summary.parameters
+  assert (summary.config, summary.info, summary.dtype) == (CONFIG, INFO, "float32")
+  assert summary.unread == {"": {"tensors": 2, "parameters": 7}}
+  assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
+
+
+# --- what cannot be loaded
+
+
+def refused(path, match, error=ValueError, **options):
+  for use in (checkpoint.load, checkpoint.inspect) if not options else (checkpoint.load,):
+    with pytest.raises(error, match=match) as caught:
+      use(path, **options)
+    assert "\n" not in str(caught.value)
+    assert type(caught.value) is error
+
+
+def test_nothing_a_file_or_an_empty_folder(tmp_path):
+  refused(tmp_path / "none", "there is no checkpoint at .*none", FileNotFoundError)
+  (tmp_path / "file").write_text("hello")
+  refused(tmp_path / "file", "is a file, but a checkpoint is a folder")
+  (tmp_path / "empty").mkdir()
+  refused(tmp_path / "empty", "is an empty folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "params", "tokenizer.model"])
+def test_half_written(copy, name):
+  path = copy / name
+  shutil.rmtree(path) if path.is_dir() else path.unlink()
+  refused(copy, f"only part of one: it lacks {name}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json"])
+@pytest.mark.parametrize(
+  ("text", "match"),
+  [
+    ("{", "is not readable JSON"),
+    ("[]", "must hold an object"),
+    ('{"format_version": 99}', "is of format version 99, this is sam3-jax for version 1"),
+    ("{}", "is of format version None"),
+    ('{"format_version": 1}', "is damaged"),
+    ('{"format_version": 1, "info": 3, "model": {}, "parameters": [], "items": []}', "damaged"),
+  ],
+)
+def test_damaged_json(copy, name, text, match):
+  (copy / name).write_text(text)
+  refused(copy, match)
+
+
+def edit(path, name, change):
+  values = json.loads((path / name).read_text())
+  change(values)
+  (path / name).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda v: v["parameters"].pop(SCALE), f"1 fault: {SCALE} is missing"),
+    (lambda v: v["parameters"].update(x=v["parameters"][SCALE]), "x is unknown"),
+    (lambda v: v["parameters"][SCALE].update(shape=[32]), rf"{SCALE} is \[32\], expected \[64\]"),
+    (lambda v: v["parameters"][SCALE].update(dtype="bfloat16"), f"{SCALE} is float32, expected bf"),
+    (lambda v: v.update(items=["../params/rest"]), "names an item"),
+    (lambda v: v.update(items=["other"]), "other cannot be read"),
+    (lambda v: v.update(items=[]), "255 faults|[0-9]+ faults: .* is missing"),
+  ],
+)
+def test_a_manifest_that_fits_neither_model_nor_files(copy, change, match):
+  edit(copy, "manifest.json", change)
+  refused(copy, match)
+
+
+def test_a_configuration_of_another_size_or_with_other_fields(copy):
+  edit(copy, "config.json", lambda v: v["model"].update(queries=11))
+  refused(copy, r"decoder/query_embedding is \[10, 128\], expected \[11, 128\]")
+  edit(copy, "config.json", lambda v: v["model"].update(colour="red"))
+  refused(copy, "unknown: \\['colour'\\]")
+
+
+def tamper(path, change):
+  """Rewrites the stored arrays behind the manifest's back."""
+  folder = path / "params" / "rest"
+  flat = flatten(read_item(folder))
+  change(flat)
+  shutil.rmtree(folder)
+  save_item(folder, nest(flat))
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda flat: flat.pop(SCALE), f"{SCALE} is missing"),
+    (lambda flat: flat.update({"trunk/extra": np.ones(3)}), "trunk/extra is unknown"),
+    (lambda flat: flat.update({SCALE: np.ones(63, np.float32)}), rf"{SCALE} is \[63\], expected"),
+    (lambda flat: flat.update({SCALE: np.ones(64, np.float16)}), f"{SCALE} is float16, expected"),
+  ],
+)
+def test_stored_arrays_that_differ_from_the_manifest(copy, change, match):
+  tamper(copy, change)
+  refused(copy, match)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_finite(copy, value):
+  tamper(copy, lambda flat: flat[SCALE].put(5, value))
+  refused(copy, f"1 fault: {SCALE} holds values that are not finite", dtype="bfloat16")
+
+
+def test_another_value_or_a_flipped_bit_is_found_by_the_checksum(copy):
+  tamper(copy, lambda flat: flat[SCALE].put(5, 0.25))
+  checkpoint.load(copy)
+  refused(copy, f"is damaged, 1 fault: {SCALE} differs from its checksum", verify=True)
+  with pytest.raises(ValueError, match=SCALE):
+    checkpoint.verify(copy)
+
+
+def data_files(path):
+  files = [file for file in (path / "params" / "rest").rglob("d/*") if file.is_file()]
+  return sorted(files, key=lambda file: file.stat().st_size)
+
+
+def test_every_flipped_bit_is_found(copy):
+  rng = np.random.default_rng(0)
+  file = data_files(copy)[-1]
+  content = file.read_bytes()
+  for position in rng.integers(len(content) // 4, len(content), 3):
+    changed = bytearray(content)
+    changed[position] ^= 1 << int(rng.integers(8))
+    file.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"differs from its checksum|cannot be read"):
+      checkpoint.verify(copy)
+  file.write_bytes(content)
+  checkpoint.verify(copy)
+
+
+def test_truncated_or_missing_files_of_orbax(copy):
+  file = data_files(copy)[-1]
+  content = file.read_bytes()
+  file.write_bytes(content[: len(content) // 2])
+  refused(copy, f"only part of what was written, 1 fault: .*{file.name} has .* bytes, expected")
+  file.unlink()
+  refused(copy, f"1 fault: .*{file.name} is missing")
+  file.write_bytes(content)
+  checkpoint.load(copy, verify=True)
+  shutil.rmtree(copy / "params" / "rest" / "ocdbt.process_0")
+  refused(copy, "is missing; .* is missing")
+  shutil.rmtree(copy / "params" / "rest")
+  refused(copy, "is missing")
+
+
+# --- what cannot be saved
+
+
+@pytest.mark.parametrize(
+  ("change", "match"),
+  [
+    (lambda flat: flat.pop(SCALE), f"{SCALE} is missing"),
+    (lambda flat: flat.update(x=np.ones(3, np.float32)), "x is unknown"),
+    (
+      lambda flat: flat.update({SCALE: np.ones((64, 1), np.float32)}),
+      r"\[64, 1\], expected \[64\]",
+    ),
+    (lambda flat: flat.update({SCALE: np.ones(64)}), f"{SCALE} is float64; expected one of"),
+    (lambda flat: flat.update({SCALE: np.full(64, np.nan, np.float32)}), "not finite"),
+  ],
+)
+def test_parameters_that_do_not_fit_are_not_saved(tmp_path, change, match):
+  flat = flatten(parameters())
+  change(flat)
+  with pytest.raises(ValueError, match=match):
+    checkpoint.save(tmp_path / "x", nest(flat), CONFIG, b"")
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_is_taken_or_cannot_be_written(saved, tmp_path):
+  before = sorted(saved.rglob("*"))
+  with pytest.raises(ValueError, match="exists already; give another path"):
+    checkpoint.save(saved, parameters(), CONFIG, b"")
+  assert sorted(saved.rglob("*")) == before
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "x"):
+    with pytest.raises(ValueError, match=r"exists already|cannot write to"):
+      checkpoint.save(path, parameters(), CONFIG, b"")
+  (tmp_path / "empty").mkdir()
+  checkpoint.save(tmp_path / "empty", parameters(), CONFIG, b"")
+  checkpoint.save(tmp_path / "deep" / "er", parameters(), CONFIG, b"")
+  assert checkpoint.load(tmp_path / "deep" / "er").config == CONFIG
+
+
+def test_an_unfinished_writer_leaves_nothing(tmp_path):
+  with pytest.raises(KeyError), writer.Writer(tmp_path / "x") as unfinished:  # noqa: PT012
+    unfinished.add("trunk", {"a": np.ones(3, np.float32)})
+    assert [path.name for path in tmp_path.iterdir()] != ["x"]
+    raise KeyError
+  assert not any(tmp_path.iterdir())
+
+
+def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):
+  dead = subprocess.Popen([sys.executable, "-c", ""])
+  dead.wait()
+  for name in (f".x.{dead.pid}.abc.partial", f".x.{os.getpid()}.abc.partial", ".y.1.abc.partial"):
+    (tmp_path / name).mkdir()
+  with writer.Writer(tmp_path / "x"):
+    pass
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+    [f".x.{os.getpid()}.abc.partial", ".y.1.abc.partial"]
+  )
+
+
+# --- the parts it is made of
+
+
+def test_items(tmp_path):
+  tree = {"a": {"b": np.ones((1, 2), np.float32), "c": np.float32([3])}}
+  save_item(tmp_path / "item", tree)
+  found = stored_arrays(tmp_path / "item")
+  assert {name: (tuple(x.shape), str(x.dtype)) for name, x in found.items()} == {
+    "a/b": ((1, 2), "float32"),
+    "a/c": ((1,), "float32"),
+  }
+  entries = {name: {"shape": x.shape, "dtype": "float32"} for name, x in found.items()}
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+  restored = restore_item(tmp_path / "item", entries, "bfloat16", device)
+  assert restored["a"]["b"].devices() == {jax.devices()[3]}
+  np.testing.assert_array_equal(read_item(tmp_path / "item")["a"]["c"], [3])
+  with pytest.raises(ValueError, match="none cannot be read"):
+    read_item(tmp_path / "none")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=r"x cannot be written .*disk full") as caught:
+    save_item(tmp_path / "file" / "x", tree)
+  assert "\n" not in str(caught.value)
+
+
+def test_flatten_and_nest():
+  tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+  assert flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
+  assert nest(flatten(tree)) == tree
+  assert flatten({}) == nest({}) == {}
+
+
+def test_compare_names_every_difference():
+  wanted = {"a": (1,), "b": (2, 3), "c": ()}
+  assert compare(wanted, wanted) == []
+  assert compare({"a": (1,), "b": [2, 3], "c": ()}, wanted) == []
+  assert compare({"b": (3, 2), "c": (), "d": (1,)}, wanted) == [
+    "a is missing",
+    "d is unknown",
+    "b is [3, 2], expected [2, 3]",
+  ]
+
+
+def test_not_finite_looks_at_every_shard():
+  sharding = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), PartitionSpec("x"))
+  good = jax.device_put(jnp.ones(16), sharding)
+  bad = jax.device_put(jnp.ones(16).at[13].set(jnp.nan), sharding)
+  flat = {"good": good, "bad": bad, "empty": np.ones(0), "half": np.array([np.inf], jnp.bfloat16)}
+  assert not_finite(flat) == [
+    f"{name} holds values that are not finite" for name in ("bad", "half")
+  ]
+
+
+def test_raise_faults():
+  raise_faults([], "nothing")
+  with pytest.raises(ValueError, match=r"^x, 1 fault: a\. Do y\.$"):
+    raise_faults(["a"], "x", "Do y.")
+  with pytest.raises(ValueError, match=r"^x, 7 faults: 0; 1; 2; 3; 4; and 2 more\. Do y\.$"):
+    raise_faults([str(i) for i in range(7)], "x", "Do y.")
+
+
+def test_expected_shapes_are_the_models():
+  shapes = {name: array.shape for name, array in flatten(parameters()).items()}
+  assert checkpoint.expected_shapes(CONFIG) == shapes
+  other = checkpoint.expected_shapes(dataclasses.replace(CONFIG, concept_points=False))
+  assert {name for name in shapes if name not in other} == {
+    name for name in shapes if name.startswith("geometry/point_")
+  }
+
+
+def test_saving_and_loading_print_nothing(tmp_path):
+  code = (
+    "import sys; sys.path[:0] = sys.argv[2:]\n"
+    "from sam3_jax import checkpoint; from tiny import CONFIG, parameters\n"
+    "checkpoint.save(sys.argv[1], parameters(), CONFIG, b'')\n"
+    "checkpoint.load(sys.argv[1], verify=True)\n"
+    "checkpoint.inspect(sys.argv[1])\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", code, tmp_path / "x", *sys.path],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

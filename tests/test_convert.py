@@ -1,0 +1,430 @@
+"""`convert` from files: every layout gives the tree of tiny.py, and every fault is named."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
+from safetensors.numpy import save_file
+from sam3_jax.converters import convert, find_weights, huggingface
+from sam3_jax.converters.safetensors import open_safetensors
+from tiny import CONFIG, meta_weights, parameters
+
+from sam3_jax import checkpoint
+from sam3_jax.config import RELEASED
+from sam3_jax.trees import flatten
+
+HUB = dataclasses.replace(CONFIG, concept_points=False)
+SCALE = "detector_model.vision_encoder.backbone.layer_norm.weight"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+  return write_folder(tmp_path_factory.mktemp("source") / "hub", layout("hub"))
+
+
+def converted(source, out, **options):
+  convert(source, out, tokenizer=TOKENIZER, **options)
+  return checkpoint.load(out, verify=True)
+
+
+def assert_tree(params, points=False, dtype="float32", through=None):
+  want = flatten(jax.tree.map(np.asarray, parameters()))
+  want = {name: x for name, x in want.items() if points or not name.startswith("geometry/point_")}
+  got = flatten(params)
+  assert got.keys() == want.keys()
+  for name, array in want.items():
+    expected = array.astype(through or array.dtype).astype(dtype)
+    np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_every_huggingface_layout(tmp_path, kind, shards):
+  source = write_folder(tmp_path / "source", layout(kind), shards)
+  bundle = converted(source, tmp_path / "out")
+  assert_tree(bundle.params)
+  assert bundle.config == HUB
+  assert bundle.tokenizer == TOKENIZER.read_bytes()
+  assert bundle.info["trained"] is True
+  assert "layout huggingface" in bundle.info["source"]
+  kept = checkpoint.load_unread(tmp_path / "out")
+  names = {n for n in layout("hub") if kind != "detector" or n.startswith("detector_model.")}
+  assert kept.keys() < names
+  for name, array in kept.items():
+    np.testing.assert_array_equal(array, layout("hub")[name])
+  counts = checkpoint.inspect(tmp_path / "out").source_tensors
+  assert sum(group["tensors"] for group in counts.values()) == len(names)
+  assert sum(group["parameters"] for group in counts.values()) == sum(
+    layout("hub")[name].size for name in names
+  )
+
+
+def test_metas_names_in_safetensors(tmp_path):
+  save_file(meta_weights(""), tmp_path / "sam3.safetensors")
+  bundle = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
+  assert bundle.config == CONFIG
+  assert_tree(bundle.params, points=True)
+  kept = checkpoint.load_unread(tmp_path / "out")
+  position = "detector.backbone.vision_backbone.trunk.pos_embed"
+  np.testing.assert_array_equal(kept[f"{position}[:, :1]"], meta_weights()[position][:, :1])
+  assert meta_weights("tracker.").keys() < kept.keys()
+  assert "a class token's row: cut off before use" in checkpoint.inspect(tmp_path / "out").unread
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_dtypes(tmp_path, stored, wanted):
+  arrays = {name: array.astype(jnp.dtype(stored)) for name, array in layout("detector").items()}
+  source = write_folder(tmp_path / "source", arrays)
+  bundle = converted(source, tmp_path / "out", dtype=wanted)
+  assert_tree(bundle.params, dtype=jnp.dtype(wanted), through=jnp.dtype(stored))
+  assert {str(x.dtype) for x in checkpoint.load_unread(tmp_path / "out").values()} == {stored}
+
+
+def test_a_file_and_its_folder_are_the_same(hub, tmp_path):
+  index = write_folder(tmp_path / "s", layout("hub"), shards=2) / "model.safetensors.index.json"
+  for i, source in enumerate([hub, hub / "model.safetensors", str(hub), index]):
+    assert_tree(converted(source, tmp_path / str(i)).params)
+  renamed = shutil.copytree(hub, tmp_path / "renamed")
+  (renamed / "model.safetensors").rename(renamed / "sam3.safetensors")
+  assert find_weights(renamed) == renamed / "sam3.safetensors"
+  shutil.copy(renamed / "sam3.safetensors", renamed / "b.safetensors")
+  with pytest.raises(ValueError, match=r"holds 2 \.safetensors files; name the one"):
+    find_weights(renamed)
+
+
+def test_the_vocabulary_beside_the_weights(hub, tmp_path):
+  import gzip
+
+  from clip_bpe import merges
+
+  with pytest.raises(FileNotFoundError, match="holds no vocabulary"):
+    convert(hub, tmp_path / "out")
+  assert not any(tmp_path.iterdir())
+  source = shutil.copytree(hub, tmp_path / "source")
+  lines = ["#version: 0.2", *(" ".join(merge) for merge in merges())]
+  with gzip.open(source / "bpe_simple_vocab_16e6.txt.gz", "wt", encoding="utf-8") as file:
+    file.write("\n".join(lines) + "\n")
+  convert(source, tmp_path / "out")
+  assert checkpoint.load(tmp_path / "out").tokenizer == TOKENIZER.read_bytes()
+
+
+def test_progress_is_told(hub, tmp_path):
+  told = []
+  convert(hub, tmp_path / "out", tokenizer=TOKENIZER, progress=lambda *what: told.append(what))
+  assert [what for what, _ in told][1:-1] == list(checkpoint.inspect(tmp_path / "out").parts)
+  fractions = [fraction for _, fraction in told]
+  assert fractions == sorted(fractions)
+  assert (fractions[0], fractions[-1]) == (0, 1)
+
+
+# --- config.json
+
+
+def test_configurations_of_both_models():
+  values = tiny_config()
+  assert huggingface.read_config(values, "x") == HUB
+  assert huggingface.read_config(values["detector_config"], "x") == HUB
+  released = dataclasses.replace(RELEASED, concept_points=False)
+  assert huggingface.read_config({"model_type": "sam3"}, "x") == released
+  assert huggingface.read_config({"model_type": "sam3_video"}, "x") == released
+
+
+BACKBONE = ("vision_config", "backbone_config")
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "match"),
+  [
+    (("model_type",), "sam2", "model_type 'sam2'; expected one of sam3"),
+    (("model_type",), None, "model_type None"),
+    ((*BACKBONE, "hidden_act"), "relu", "hidden_act = 'relu'; only 'gelu' can be converted"),
+    ((*BACKBONE, "rope_parameters", "rope_theta"), 500.0, "rope_theta = 500.0; only 10000.0"),
+    ((*BACKBONE, "global_attn_indexes"), [1, 2], r"global_attn_indexes \[1, 2\] of 4 blocks"),
+    ((*BACKBONE, "global_attn_indexes"), [], "expected equal groups"),
+    ((*BACKBONE, "hidden_size"), "64", "hidden_size = '64'; expected something like 1024"),
+    ((*BACKBONE, "hidden_size"), 66, "trunk width 66 must be a multiple of 4"),
+    ((*BACKBONE, "window_size"), 5, "must be a multiple of the window"),
+    (("detr_encoder_config", "hidden_size"), 64, "one hidden_size for these parts"),
+    (("text_config",), 3, "has 3 where text_config.hidden_act is looked for"),
+  ],
+)
+def test_configurations_that_cannot_be_converted(hub, tmp_path, path, value, match):
+  config = tiny_config()["detector_config"] | {"model_type": "sam3"}
+  node = config
+  for key in path[:-1]:
+    node = node[key]
+  node[path[-1]] = value
+  source = shutil.copytree(hub, tmp_path / "source")
+  (source / "config.json").write_text(json.dumps(config))
+  refused(source, tmp_path, match)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_damaged_configuration(hub, tmp_path, text):
+  source = shutil.copytree(hub, tmp_path / "source")
+  (source / "config.json").write_text(text)
+  refused(source, tmp_path, "config.json is (not readable JSON|of model_type None)")
+
+
+def test_a_configuration_of_another_size(hub, tmp_path):
+  config = tiny_config()
+  config["detector_config"]["detr_decoder_config"]["num_queries"] = 11
+  source = shutil.copytree(hub, tmp_path / "source")
+  (source / "config.json").write_text(json.dumps(config))
+  refused(source, tmp_path, r"query_embed.weight is \[10, 128\]; expected \[11, 128\]")
+
+
+def test_no_configuration(hub, tmp_path):
+  source = shutil.copytree(hub, tmp_path / "source")
+  (source / "config.json").unlink()
+  refused(source, tmp_path, "do not tell its heads and windows; put the model's config.json")
+
+
+# --- sources that are something else, or damaged
+
+
+def refused(source, tmp_path, match, error=ValueError, **options):
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(error, match=match) as caught:
+    convert(source, tmp_path / "out", tokenizer=TOKENIZER, **options)
+  assert "\n" not in str(caught.value)
+  assert type(caught.value) is error
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+  ("content", "match"),
+  [
+    (b"", "is no safetensors file"),
+    (b"hello, this is a text file\n", "is no safetensors file"),
+    (b"12345678{", "is no safetensors file"),
+    (b"PK\x03\x04 and so on", "is a PyTorch file, which this version does not read"),
+    (b"\x80\x02ctorch", "is a PyTorch file"),
+    (b"\x89HDF\r\n", "is an HDF5 file"),
+    ((1 << 60).to_bytes(8, "little") + b"{}", "is no safetensors file"),
+    ((50).to_bytes(8, "little") + b"{}", "is truncated at 10 bytes"),
+    ((2).to_bytes(8, "little") + b"{]", "header of .* is damaged"),
+    ((2).to_bytes(8, "little") + b"{}", "0 bytes that belong to no tensor"),
+    ((2).to_bytes(8, "little") + b"{}abc", "3 bytes that belong to no tensor"),
+  ],
+)
+def test_a_file_of_another_kind(tmp_path, content, match):
+  (tmp_path / "model.safetensors").write_bytes(content)
+  refused(tmp_path / "model.safetensors", tmp_path, match)
+
+
+def safetensors(path, header, data=b""):
+  text = header if isinstance(header, bytes) else json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+  return path
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+  return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+  ("header", "match"),
+  [
+    ({"a": entry(shape=[3])}, r"a in the header .*float32 \[3\] does not take 8 bytes"),
+    ({"a": entry(dtype="F4")}, "dtype 'F4' is not known"),
+    ({"a": entry(shape=[-2])}, "a size is not a whole number"),
+    ({"a": entry(shape=[2.0])}, "a size is not a whole number"),
+    ({"a": entry(shape=[1 << 62, 4], offsets=(0, 1 << 66))}, "is truncated"),
+    ({"a": entry(offsets=(0,))}, "a in the header .* is damaged"),
+    ({"a": {"dtype": "F32"}}, "a in the header .* is damaged: 'shape'"),
+    ({"a": 3}, "a in the header .* is damaged"),
+    ({"a": entry(), "b": entry()}, "b in .* does not begin where the tensor before it ends"),
+    ({"a": entry(offsets=(4, 12))}, "does not begin where"),
+    (b'{"a": {"dtype": "F32"}, "a": 3}', "'a' is there twice"),
+    (b"\xff\xfe", "is no safetensors file"),
+  ],
+)
+def test_a_header_that_contradicts_itself_or_the_file(tmp_path, header, match):
+  path = safetensors(tmp_path / "model.safetensors", header, bytes(8))
+  with pytest.raises(ValueError, match=match):
+    open_safetensors(path)
+
+
+def test_tensors_are_read_as_written(tmp_path):
+  arrays = {
+    "zero": np.zeros((0, 3), np.float32),
+    "one": np.float32([[1.5]]),
+    "half": np.arange(5, dtype=np.float16),
+    "brain": np.arange(6).reshape(2, 3).astype(jnp.bfloat16),
+    "int": np.arange(3),
+  }
+  save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
+  found = open_safetensors(tmp_path / "x.safetensors")
+  assert found.keys() == arrays.keys()
+  for name, array in arrays.items():
+    assert (found[name].shape, found[name].dtype) == (array.shape, str(array.dtype))
+    assert found[name].parameters == array.size
+    np.testing.assert_array_equal(found[name].read(), array)
+
+
+def test_truncated_anywhere(hub, tmp_path):
+  source = tmp_path / "model.safetensors"
+  content = (hub / "model.safetensors").read_bytes()
+  for length in [8, 9, 100, *np.random.default_rng(0).integers(101, len(content), 20)]:
+    source.write_bytes(content[: int(length)])
+    refused(source, tmp_path, "is truncated at|is no safetensors file")
+
+
+def test_shards_that_are_missing_or_elsewhere(tmp_path):
+  source = write_folder(tmp_path / "source", layout("hub"), shards=3)
+  index = source / "model.safetensors.index.json"
+  values = json.loads(index.read_text())
+  shard = source / "model-00002-of-00003.safetensors"
+  content = shard.read_bytes()
+  shard.unlink()
+  refused(source, tmp_path, "00002-of-00003.safetensors, one of 3 shards", FileNotFoundError)
+  shard.write_bytes(content)
+  values["weight_map"][SCALE] = "model-00001-of-00003.safetensors"
+  values["weight_map"]["more"] = "model-00001-of-00003.safetensors"
+  index.write_text(json.dumps(values))
+  refused(source, tmp_path, "disagree about .* more tensors")
+  values["weight_map"][SCALE] = "../elsewhere.safetensors"
+  index.write_text(json.dumps(values))
+  refused(source, tmp_path, "a shard must lie beside its index")
+  for text in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
+    index.write_text(text)
+    refused(source, tmp_path, "is no index of shards")
+
+
+def test_the_tracker_alone(tmp_path):
+  source = write_folder(tmp_path / "source", layout("tracker"))
+  refused(source, tmp_path, r"only SAM 3's tracker \(Sam3TrackerModel.*Sam3VideoModel")
+
+
+def test_missing_empty_other_or_converted_sources(hub, tmp_path):
+  refused(tmp_path / "none", tmp_path, "there is nothing at", FileNotFoundError)
+  (tmp_path / "empty").mkdir()
+  refused(tmp_path / "empty", tmp_path, "holds no model.safetensors")
+  save_file({"bert.weight": np.ones(3, np.float32)}, tmp_path / "bert.safetensors")
+  refused(tmp_path / "bert.safetensors", tmp_path, "does not hold SAM 3 in any known layout")
+  convert(hub, tmp_path / "done", tokenizer=TOKENIZER)
+  refused(tmp_path / "done", tmp_path, "is a checkpoint of sam3-jax already")
+
+
+def test_options_that_do_not_exist(hub, tmp_path):
+  refused(hub, tmp_path, "dtype 'float64' must be one of float32, bfloat16", dtype="float64")
+  refused(hub, tmp_path, "format 'tf' must be auto or one of huggingface, meta", format="tf")
+  refused(hub, tmp_path, "does not hold SAM 3 in the meta layout", format="meta")
+  assert_tree(converted(hub, tmp_path / "x", format="huggingface").params)
+
+
+def test_an_output_that_is_taken_or_cannot_be_written(hub, tmp_path):
+  (tmp_path / "taken").mkdir()
+  (tmp_path / "taken" / "mine").write_text("keep")
+  (tmp_path / "file").write_text("keep")
+  for out in ("taken", "file", "file/x"):
+    with pytest.raises(ValueError, match=r"exists already|cannot write to"):
+      convert(hub, tmp_path / out, tokenizer=TOKENIZER)
+  assert (tmp_path / "taken" / "mine").read_text() == (tmp_path / "file").read_text() == "keep"
+  assert len(list(tmp_path.rglob("*"))) == 3
+
+
+def one_fault(rng, arrays):
+  """One tensor changed; its name, and the arrays."""
+  unread = ("fpn_layers.3", "text_encoder.text_projection")
+  names = [n for n in arrays if n.startswith("detector_model.") and "proj" in n]
+  name = str(rng.choice([n for n in names if not any(part in n for part in unread)]))
+  array = arrays[name]
+  match rng.choice(["missing", "extra", "renamed", "shape", "dtype", "nan", "rank"]):
+    case "missing":
+      del arrays[name]
+    case "extra":
+      name += "2"
+      arrays[name] = array
+    case "renamed":
+      arrays[name[:-1]] = arrays.pop(name)
+    case "shape":
+      arrays[name] = array[:-1]
+    case "dtype":
+      arrays[name] = array.astype(np.int32)
+    case "nan":
+      arrays[name] = array.copy()
+      arrays[name].flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf])
+    case "rank":
+      arrays[name] = array[None]
+  return name
+
+
+def test_single_faults_are_found_and_named(tmp_path):
+  rng = np.random.default_rng(0)
+  source = write_folder(tmp_path / "source", {"x": np.ones(1)})
+  for _ in range(40):
+    changed = dict(layout("hub"))
+    name = one_fault(rng, changed)
+    save_file(
+      {n: np.ascontiguousarray(a) for n, a in changed.items()}, source / "model.safetensors"
+    )
+    refused(source, tmp_path, name.replace(".", r"\."))
+
+
+def test_a_tensor_that_is_not_finite_among_the_unread(tmp_path):
+  arrays = dict(huggingface_weights())
+  arrays["tracker_neck.fpn_layers.0.proj1.bias"] = np.full(128, np.nan, np.float32)
+  source = write_folder(tmp_path / "source", arrays)
+  refused(source, tmp_path, "1 fault: tracker_neck.fpn_layers.0.proj1.bias holds values that are")
+
+
+# --- killed
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[4:]
+from sam3_jax import writer
+from sam3_jax.converters import convert
+writer.OWN_ITEM = 500_000
+stop = sys.argv[3]
+def progress(what, fraction):
+  if what == stop:
+    os.kill(os.getpid(), signal.SIGKILL)
+if stop == "rename":
+  os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+convert(sys.argv[1], sys.argv[2], tokenizer=%r, progress=progress)
+"""
+
+
+@pytest.mark.parametrize("stop", ["fusion", "rename"])
+def test_a_killed_conversion_leaves_nothing_that_loads(hub, tmp_path, stop):
+  out = tmp_path / "out"
+  done = subprocess.run(
+    [sys.executable, "-c", KILLED % str(TOKENIZER), hub, out, stop, *sys.path], check=False
+  )
+  assert done.returncode == -signal.SIGKILL
+  (left,) = tmp_path.iterdir()
+  assert left.name.startswith(".out.")
+  assert left.name.endswith(".partial")
+  with pytest.raises(FileNotFoundError):
+    checkpoint.load(out)
+  if stop != "rename":  # everything but the name was there
+    with pytest.raises(ValueError, match="only part of one"):
+      checkpoint.load(left)
+  assert_tree(converted(hub, out).params)
+  assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_of_the_source_is_copied_into_memory(hub):
+  """Sources are views of one memory map until a part is filled."""
+  sources = open_safetensors(Path(hub) / "model.safetensors")
+  array = sources[SCALE].read()
+  while array.base is not None and not isinstance(array, np.memmap):
+    array = array.base
+  assert isinstance(array, np.memmap)
+  assert not sources[SCALE].read().flags.writeable
+  assert os.path.samefile(array.filename, hub / "model.safetensors")
