@@ -1,6 +1,6 @@
 """The command `sam3-jax`: segment pictures, convert checkpoints, look into them.
 
-Only this module prints. JAX and everything that needs it is imported inside the commands, so that
+JAX and everything that needs it is imported inside the commands, so that
 help and usage errors come at once.
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sam3_jax import arguments
-from sam3_jax.terminal import complain, one_line, progress, say, silence
+from sam3_jax.terminal import complain, forgive_encodings, one_line, progress, say, silence
 
 if TYPE_CHECKING:
   from sam3_jax.checkpoint import Summary
@@ -73,6 +73,7 @@ def main(typed: Sequence[str] | None = None) -> int:
   """
   typed = list(sys.argv[1:] if typed is None else typed) or ["--help"]
   debug, status = "--debug" in typed, FAILED
+  forgive_encodings()
   with silence(debug):
     try:
       status = app(typed, prog_name="sam3-jax", standalone_mode=False) or 0
@@ -173,14 +174,8 @@ def segment(
     max_detections=max_detections,
     max_pixels=max_pixels,
   )
-  precision = None if dtype is Dtype.auto else dtype.value
-  if run(
-    job,
-    find_checkpoint(checkpoint),
-    precision,
-    Console(quiet=quiet),
-    Console(stderr=True, quiet=quiet),
-  ):
+  found, precision = find_checkpoint(checkpoint), None if dtype is Dtype.auto else dtype.value
+  if run(job, found, precision, Console(quiet=quiet), Console(stderr=True)):
     raise typer.Exit(FAILED)
 
 
@@ -210,7 +205,7 @@ def convert(
   from sam3_jax.checkpoint import inspect
   from sam3_jax.converters import convert as run
 
-  with progress(Console(stderr=True, quiet=quiet), bar=True) as step:
+  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
     run(
       source,
       out,

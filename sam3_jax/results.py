@@ -100,7 +100,7 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
 
 def write_json(path: Path, values: Any) -> None:
   """Writes a file that appears when it is complete, or not at all."""
-  text = json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
+  text = json.dumps(values, allow_nan=False) + "\n"
   _write(path, lambda file: file.write(text.encode()))
 
 

@@ -72,7 +72,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
     job: what to do.
     checkpoint: folder of the model.
     dtype: as in `Sam3.from_checkpoint`.
-    console: for the table and the paths.
+    console: for the table and the paths; if it is quiet, there are no progress and notes either.
     errors: for progress, notes and faulty pictures.
 
   Returns:
@@ -83,7 +83,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   """
   job.check()
   failures, done = 0, []
-  with progress(errors, bar=len(job.images) > 1) as step:
+  with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
     step(f"loading {checkpoint.name}", 0)
     model = Sam3.from_checkpoint(checkpoint, dtype=dtype)
     table = _table(model, checkpoint.name)
@@ -93,14 +93,14 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
       try:
         rows = _segment(model, job, path, outputs)
       except _BadPictureError as error:
-        complain(str(error))
+        complain(str(error), errors)
         failures += 1
       else:
         done.append(outputs)
         for row in rows:
           table.add_row(*row)
   if done:
-    if model.info.get("trained") is False:
+    if model.info.get("trained") is False and not console.quiet:
       note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds means"
       say(errors, f"{note} nothing. Convert the released weights with `sam3-jax convert`.")
     console.print(table)

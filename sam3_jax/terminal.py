@@ -1,8 +1,10 @@
 """What the command shows: lines, progress and errors."""
 
 import contextlib
+import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -17,9 +19,9 @@ def say(console: Console, line: str) -> None:
   console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def complain(message: str) -> None:
-  """Reports a fault on stderr, in one line."""
-  say(Console(stderr=True), f"sam3-jax: error: {' '.join(message.split())}")
+def complain(message: str, console: Console | None = None) -> None:
+  """Reports a fault in one line, on stderr if not on a console that shows progress there."""
+  say(console or Console(stderr=True), f"sam3-jax: error: {' '.join(message.split())}")
 
 
 def one_line(error: Exception) -> str:
@@ -32,12 +34,12 @@ def one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def progress(console: Console, bar: bool) -> Iterator[Step]:
-  """A spinner, and a bar if asked for, while a terminal is watching; gone at the end."""
+def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
+  """A spinner, and a bar if asked for, on a terminal that is not to be quiet; gone at the end."""
   columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
   columns += [BarColumn(), TaskProgressColumn()] if bar else []
-  shown = console.is_terminal and not console.quiet
-  with Progress(*columns, console=console, transient=True, disable=not shown) as live:
+  hidden = quiet or not console.is_terminal
+  with Progress(*columns, console=console, transient=True, disable=hidden) as live:
     task = live.add_task("", total=1.0)
 
     def step(what: str, fraction: float) -> None:
@@ -61,3 +63,10 @@ def silence(debug: bool) -> Iterator[None]:
       yield
   finally:
     logging.disable(before)
+
+
+def forgive_encodings() -> None:
+  """Has stdout and stderr replace what they cannot encode, such as an odd file name."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="replace")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
+from rich.console import Console
 
-from sam3_jax import cli, segment
+from sam3_jax import Prompt, cli, segment
 from sam3_jax.inference import Sam3
+from sam3_jax.terminal import progress
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
 
@@ -93,8 +95,6 @@ class TestSegment:
   def test_json_is_what_the_api_gives(self, ready, model):
     typed = ["segment", "photo.png", "--text", "cat", "--box", "10,20,90,80", "--box=5,5,9,9,0"]
     assert cli.main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
-    from sam3_jax import Prompt
-
     prompt = Prompt(text="cat", boxes=[[10, 20, 90, 80], [5, 5, 9, 9]], box_labels=[1, 0])
     detections = model.decode(model.encode("photo.png"), prompt, max_detections=5)
     [found] = detections.instances(0)
@@ -149,6 +149,18 @@ class TestSegment:
   def test_odd_phrases_are_printed_as_they_are(self, ready, capsys):
     assert cli.main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
     assert "[red]cat[/red]" in capsys.readouterr().out
+
+  def test_a_terminal_of_few_letters(self, ready, monkeypatch):
+    """Phrases and file names that stdout cannot encode must not end a run."""
+    path = ready / "caf\udce9.png"  # a name that is no UTF-8
+    (ready / "photo.png").rename(path)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli.main(["segment", str(path), "--text", "crème"]) == 0
+    stdout.seek(0)
+    assert "cr?me" in stdout.read()
+    [file] = (ready / "out").glob("*.json")
+    assert json.loads(file.read_bytes())["categories"][0]["name"] == "crème"
 
   def test_phrases_given_twice_count_once(self, ready):
     assert cli.main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
@@ -341,13 +353,9 @@ class TestProgram:
     assert failed.stderr.count("\n") == 1
 
 
-def test_progress_is_for_terminals_only():
-  from rich.console import Console
-
-  from sam3_jax.terminal import progress
-
-  for terminal in (True, False):
-    file = io.StringIO()
-    with progress(Console(file=file, force_terminal=terminal), bar=True) as step:
-      step("[loading]", 0.5)
-    assert ("[loading]" in file.getvalue()) == terminal
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_progress_is_for_terminals_only(terminal, quiet):
+  file = io.StringIO()
+  with progress(Console(file=file, force_terminal=terminal), bar=True, quiet=quiet) as step:
+    step("[loading]", 0.5)
+  assert ("[loading]" in file.getvalue()) == (terminal and not quiet)
