@@ -1,8 +1,8 @@
 """The tiny model of the goldens: configuration, seeded weights, and its parameters put together by
 hand, so that the converters have an independent oracle.
 
-`weights.py` makes each tensor from its name and shape in Meta's layout; the goldens are the outputs
-of Meta's code on those.
+`benchmarks/weights.py` makes each tensor from its name and shape in Meta's layout; the goldens are
+the outputs of Meta's code on those.
 """
 
 import functools

@@ -1,0 +1,127 @@
+"""Our side of `parity.py`: converts the seeded checkpoint, and answers the questions."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from timing import peak_memory, timed
+
+
+def convert(folder: Path, bundle: Path) -> None:
+  """The checkpoint that `reference.py make` wrote, as a bundle; figures go beside the checkpoint.
+
+  The tokenizer is the packaged model's, so that nothing need be downloaded: CLIP's, as any SAM 3's.
+  """
+  from sam3_jax import converters
+  from sam3_jax.hub import find_checkpoint
+
+  tokenizer = find_checkpoint("sam3_tiny") / "tokenizer.model"
+  _, figures = timed(lambda: converters.convert(folder, bundle, tokenizer=tokenizer), repeats=0)
+  figures["memory"] = peak_memory()
+  (folder / "convert.json").write_text(json.dumps(figures))
+
+
+def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str, repeats: int) -> None:
+  """Answers `prompts` about the photo; writes arrays and figures, and the questions in numbers (ids
+  and box fractions) for the other side."""
+  start = time.perf_counter()
+  import flax
+  import jax
+  import jaxlib
+
+  from sam3_jax import Prompt, Sam3
+
+  imported = time.perf_counter()
+  model = Sam3.from_checkpoint(bundle, dtype=dtype)
+  jax.block_until_ready(model.params)
+  loaded = time.perf_counter()
+  asked = {kind: Prompt(**prompt) for kind, prompt in json.loads(prompts.read_text()).items()}
+  figures = {
+    "import": imported - start,
+    "load": loaded - imported,
+    "memory": {"loaded": peak_memory()},
+    "versions": {m.__name__: m.__version__ for m in (jax, jaxlib, flax)},
+    "device": str(jax.devices()[0]),
+  }
+  embedding, figures["encode"] = timed(lambda: jax.block_until_ready(model.encode(photo)), repeats)
+  figures["memory"]["encode"] = peak_memory()
+  figures["decode"], found = {}, {}
+  for kind, prompt in asked.items():
+    found[kind], figures["decode"][kind] = timed(
+      lambda p=prompt: jax.block_until_ready(model.decode(embedding, p)), repeats
+    )
+  figures["memory"]["decode"] = peak_memory()
+  figures["compilations"] = model.compilations
+
+  arrays, questions = {}, {}
+  for kind, detections in found.items():
+    arrays |= {
+      f"{kind}/logits": _logits(model, embedding, asked[kind]),
+      f"{kind}/presence": np.asarray(detections.presence[0], np.float32),
+      f"{kind}/boxes": np.asarray(detections.boxes[0], np.float32),
+      f"{kind}/mask_logits": np.asarray(detections.mask_logits[0], np.float32),
+      f"{kind}/semantic_logits": np.asarray(detections.semantic_logits[0], np.float32),
+      f"{kind}/masks": _source_masks(detections),
+      f"{kind}/scores": np.asarray(detections.scores[0], np.float32),
+    }
+    questions[kind] = _question(model, asked[kind], np.asarray(embedding.sizes[0]))
+  np.savez(out, figures=json.dumps(figures), **arrays)
+  out.with_suffix(".questions.json").write_text(json.dumps(questions))
+
+
+def _logits(model, embedding, prompt) -> np.ndarray:
+  """The last layer's query logits, which `decode` only returns multiplied by presence."""
+  import jax
+
+  from sam3_jax.model.sam3 import Detector
+  from sam3_jax.prompts import pack
+
+  detector, one = Detector(model.config, model.dtype), np.ones(1, np.int32)
+  sizes, text = np.asarray(embedding.sizes), model.encode_text(prompt)
+  packed = pack([prompt], sizes, image=0 * one, first_id=one, text=text)
+
+  @jax.jit  # which leaves out the masks that nothing here asks for
+  def logits(params, embedding, packed):
+    found = detector.apply({"params": params}, embedding, packed, method=Detector.predict)
+    return found.logits[-1, 0]
+
+  return np.asarray(logits(model.params, embedding, packed), np.float32)
+
+
+def _source_masks(detections) -> np.ndarray:
+  """Every query's mask at the picture's size, in the queries' order, a bit a pixel."""
+  [instances] = detections.instances(threshold=0.0)
+  order = np.argsort(np.asarray(instances.ids))
+  masks = (np.packbits(np.asarray(instances.masks[int(i)])) for i in order)
+  return np.stack(list(masks))
+
+
+def _question(model, prompt, size: np.ndarray) -> dict:
+  height, width = (int(n) for n in size)
+  boxes = [
+    [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]
+    for x0, y0, x1, y1 in prompt.boxes
+  ]
+  ids = model.tokenizer([prompt.phrase])[0].tolist()
+  return {"ids": ids, "boxes": boxes, "labels": [int(label) for label in prompt.box_labels]}
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  steps = parser.add_subparsers(dest="step", required=True)
+  step = steps.add_parser("convert")
+  step.add_argument("folder", type=Path)
+  step.add_argument("bundle", type=Path)
+  step = steps.add_parser("run")
+  for name in ("bundle", "photo", "prompts", "out"):
+    step.add_argument(name, type=Path)
+  step.add_argument("--dtype", required=True)
+  step.add_argument("--repeats", type=int, required=True)
+  arguments = vars(parser.parse_args())
+  {"convert": convert, "run": run}[arguments.pop("step")](**arguments)
+
+
+if __name__ == "__main__":
+  main()

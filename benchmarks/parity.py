@@ -1,0 +1,256 @@
+"""Our answers beside transformers' on one photograph, at full size, with seconds and memory.
+
+  pip install -e ".[reference]"
+  python benchmarks/parity.py                 # 840 M parameters: 11 GB of disk, 24 GB of memory
+  python benchmarks/parity.py --size tiny     # the same path in a minute or two
+
+A checkpoint of seeded weights in transformers' layout (that of Sam3Model, names without a prefix)
+is converted; then each side answers text, box and text + box prompts in a process of its own, one
+after the other. The exit status is 1 if a difference is over its limit.
+
+Both get the same token ids. Where transformers departs from Meta's released code, with which the
+weights were trained and which we follow, it is set right from outside: its trunk's LayerNorm
+epsilon is 1e-5 in config.json, and a prompt without a box carries one box of padding, without which
+it leaves out the class token. It clamps presence logits to +-10 and Meta does not: ours are, for
+comparison.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from timing import machine
+
+HERE = Path(__file__).parent
+PHOTO = "coffee"  # of scikit-image: 600 x 400 pixels, a cup on a saucer and a spoon
+CUP, SPOON = [165, 65, 435, 325], [440, 110, 575, 300]  # x0, y0, x1, y1
+PROMPTS = {
+  "text": {"text": "coffee cup"},
+  "box": {"boxes": [CUP]},
+  "text + box": {"text": "coffee cup", "boxes": [CUP]},
+  "text + box + counterexample": {"text": "cup", "boxes": [CUP, SPOON], "box_labels": [1, 0]},
+}
+DTYPES = ("float32", "bfloat16")
+LEAST_IOU = 0.999
+COVERAGE = 0.01, 0.99  # of the picture by a mask: outside this an IoU says little
+COMPARED = 20  # masks at least, or all queries of a smaller model
+SURE = 1.0  # absolute mask logit; nearer to 0 a cell may fall on either side in bfloat16
+PRESENCE_CLAMP = 10.0
+
+
+def main() -> int:
+  arguments = _arguments()
+  with tempfile.TemporaryDirectory(prefix="sam3-jax-parity-") as temporary:
+    work = (arguments.work or Path(temporary)).resolve()
+    answers = measure(work, arguments)
+    report = {
+      "size": arguments.size,
+      "machine": machine(),
+      "limit": arguments.limit,
+      "convert": json.loads((work / "checkpoint" / "convert.json").read_text()),
+      "figures": {name: json.loads(str(answer["figures"])) for name, answer in answers.items()},
+      "parity": compare(answers["ours float32"], answers["transformers float32"]),
+    }
+    if "bfloat16" in arguments.dtypes:
+      report["bfloat16"] = {
+        side: compare(answers[f"{side} bfloat16"], answers[f"{side} float32"])
+        for side in ("ours", "transformers")
+      }
+  faults = list(broken(report["parity"], arguments.limit))
+  text = markdown(report)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"parity-{arguments.size}"
+    (arguments.out / f"{name}.md").write_text(text + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+  for fault in faults:
+    print(f"over the limit: {fault}", file=sys.stderr)
+  return 1 if faults else 0
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
+  """Arrays and figures of both sides in each dtype, from one process each."""
+  checkpoint, bundle, prompts = work / "checkpoint", work / "bundle", work / "prompts.json"
+  work.mkdir(parents=True, exist_ok=True)
+  prompts.write_text(json.dumps(PROMPTS))
+
+  def step(python: str, script: str, *command) -> None:
+    subprocess.run([python, str(HERE / script), *map(str, command)], check=True)
+
+  reference = arguments.reference_python
+  if not (checkpoint / "photo.png").exists():
+    step(reference, "reference.py", "make", "--size", arguments.size, "--photo", PHOTO, checkpoint)
+  if not bundle.exists():
+    step(sys.executable, "ours.py", "convert", checkpoint, bundle)
+  answers = {}
+  for dtype in arguments.dtypes:
+    settings = ("--dtype", dtype, "--repeats", arguments.repeats)
+    ours, theirs = work / f"ours-{dtype}.npz", work / f"transformers-{dtype}.npz"
+    photo = checkpoint / "photo.png"
+    step(sys.executable, "ours.py", "run", bundle, photo, prompts, ours, *settings)
+    questions = ours.with_suffix(".questions.json")
+    step(reference, "reference.py", "run", checkpoint, questions, theirs, *settings)
+    answers |= {f"ours {dtype}": np.load(ours), f"transformers {dtype}": np.load(theirs)}
+  return answers
+
+
+def compare(got, want) -> dict[str, dict[str, float]]:
+  """Differences for each kind of prompt; `want` is the side that errors are relative to."""
+  return {kind: _compare(got, want, kind) for kind in PROMPTS}
+
+
+def _compare(got, want, kind: str) -> dict[str, float]:
+  def both(name):
+    return got[f"{kind}/{name}"], want[f"{kind}/{name}"]
+
+  def off(name):
+    one, other = both(name)
+    return float(np.abs(one - other).max())
+
+  def relative(name):
+    return off(name) / float(np.abs(want[f"{kind}/{name}"]).max())
+
+  logits, wanted_logits = both("mask_logits")
+  pixels, wanted_pixels = (np.unpackbits(masks, axis=1).astype(bool) for masks in both("masks"))
+  covered = wanted_pixels.mean(axis=1)
+  compared = (covered >= COVERAGE[0]) & (covered <= COVERAGE[1])
+  ious = _ious(pixels[compared], wanted_pixels[compared])
+  sure = np.abs(wanted_logits[compared]) > SURE
+  sure_ious = _ious((logits[compared] > 0) & sure, (wanted_logits[compared] > 0) & sure)
+  presence = (np.clip(x, -PRESENCE_CLAMP, PRESENCE_CLAMP) for x in both("presence"))
+  return {
+    "logits": off("logits"),
+    "presence": float(np.abs(np.subtract(*presence))),
+    "boxes": off("boxes"),
+    "mask_logits": relative("mask_logits"),
+    "semantic_logits": relative("semantic_logits"),
+    "least_iou": float(ious.min(initial=1)),
+    "median_iou": float(np.median(ious)) if len(ious) else 1.0,
+    "least_sure_iou": float(sure_ious.min(initial=1)),
+    "sure_part": float(sure.mean()) if sure.size else 0.0,
+    "compared": int(compared.sum()),
+    "queries": len(compared),
+    "coverage": [float(x) for x in np.quantile(covered, (0, 0.5, 1))],
+  }
+
+
+def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  axes = tuple(range(1, one.ndim))
+  union = (one | other).sum(axes)
+  return np.where(union > 0, (one & other).sum(axes) / np.maximum(union, 1), 1.0)
+
+
+def broken(parity: dict[str, dict[str, float]], limit: float):
+  """What is over its limit, in words."""
+  for kind, row in parity.items():
+    for name in ("logits", "presence", "boxes", "mask_logits", "semantic_logits"):
+      if not row[name] <= limit:  # NaN is over, too
+        yield f"{kind}: {name} differ by {row[name]:.1e}, limit {limit:.0e}"
+    if not row["least_iou"] >= LEAST_IOU:
+      yield f"{kind}: least mask IoU {row['least_iou']:.4f}, limit {LEAST_IOU}"
+    if row["compared"] < min(COMPARED, row["queries"]):
+      yield f"{kind}: only {row['compared']} masks cover 1 to 99 % of the picture"
+
+
+def markdown(report: dict) -> str:
+  """The tables, as the README shows them."""
+  versions = {}
+  for figures in report["figures"].values():
+    versions |= figures["versions"]
+  versions = ", ".join(f"{name} {version}" for name, version in versions.items())
+  least, most = (f"{part:.0%}" for part in COVERAGE)
+  lines = [
+    f"Machine: {report['machine']}; {versions}. "
+    f"IoU of the masks that cover {least} to {most} of the photograph.",
+    "",
+    f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {LEAST_IOU}):",
+    "",
+    *_parity_table(report["parity"]),
+  ]
+  for side, rows in report.get("bfloat16", {}).items():
+    name = side.replace("ours", "sam3-jax")
+    lines += ["", f"bfloat16 against float32, {name}:", "", *_parity_table(rows, sure=True)]
+  return "\n".join([*lines, "", *_cost_table(report)])
+
+
+def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
+  head = [
+    "prompt",
+    "logits",
+    "presence",
+    "boxes",
+    "mask logits, relative",
+    "concept mask, relative",
+  ]
+  head += ["mask IoU, least / median", *[f"least IoU where \\|logit\\| > {SURE:g}"] * sure, "masks"]
+  lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+  for kind, row in rows.items():
+    errors = ("logits", "presence", "boxes", "mask_logits", "semantic_logits")
+    cells = [kind, *(f"{row[name]:.1e}" for name in errors)]
+    cells += [f"{row['least_iou']:.5f} / {row['median_iou']:.5f}"]
+    cells += [f"{row['least_sure_iou']:.5f} ({row['sure_part']:.0%} of the cells)"] * sure
+    lines.append(f"| {' | '.join([*cells, str(row['compared'])])} |")
+  return lines
+
+
+def _cost_table(report: dict) -> list[str]:
+  order = [
+    f"{side} {dtype}"
+    for dtype in DTYPES
+    for side in ("transformers", "ours")
+    if f"{side} {dtype}" in report["figures"]
+  ]
+  columns = [report["figures"][name] for name in order]
+  names = [name.replace("ours", "sam3-jax") for name in order]
+  lines = [
+    f"| seconds (first call / later) | {' | '.join(names)} |",
+    "|---" * (len(names) + 1) + "|",
+  ]
+
+  def row(label, cells):
+    lines.append(f"| {' | '.join([label, *cells])} |")
+
+  row("import, load", [f"{c['import']:.1f}, {c['load']:.1f}" for c in columns])
+  row("encode", [_seconds(c["encode"]) for c in columns])
+  for kind in PROMPTS:
+    row(f"decode, {kind}", [_seconds(c["decode"][kind]) for c in columns])
+  for stage in ("loaded", "encode", "decode"):
+    row(f"peak memory, {stage}", [f"{c['memory'][stage] / 1e9:.1f} GB" for c in columns])
+  convert = report["convert"]
+  memory = f"peak memory {convert['memory'] / 1e9:.1f} GB"
+  return [*lines, "", f"Conversion: {convert['first']:.0f} s, {memory}."]
+
+
+def _seconds(figures: dict[str, float]) -> str:
+  return f"{figures['first']:.2f} / {figures['later']:.2f}"
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--size", choices=("full", "tiny"), default="full")
+  parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+  parser.add_argument("--repeats", type=int, default=3, help="calls after the first")
+  parser.add_argument("--limit", type=float, default=1e-3, help="on the differences in float32")
+  parser.add_argument(
+    "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
+  )
+  parser.add_argument("--work", type=Path, help="keeps checkpoint and bundle here, and reuses them")
+  parser.add_argument("--out", type=Path, help="folder for parity-SIZE.md and parity-SIZE.json")
+  arguments = parser.parse_args()
+  if "float32" not in arguments.dtypes:
+    parser.error("--dtypes must include float32, against which the others are compared")
+  if shutil.which(arguments.reference_python) is None:
+    parser.error(f"--reference-python {arguments.reference_python} cannot be run")
+  return arguments
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,42 @@
+"""Seconds, peak memory, and the machine they were taken on; standard library alone."""
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
+  """The last result, and seconds of the first call and the median of `repeats` later ones.
+
+  `function` must wait for its result.
+  """
+  seconds = []
+  for _ in range(1 + repeats):
+    start = time.perf_counter()
+    result = function()
+    seconds.append(time.perf_counter() - start)
+  return result, {"first": seconds[0], "later": statistics.median(seconds[1:] or seconds)}
+
+
+def peak_memory() -> int:
+  """Bytes that this process has had resident at most, pages of mapped files included."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def machine() -> str:
+  """Processor, cores that this process may use, and memory."""
+  processor = platform.processor() or platform.machine()
+  info = Path("/proc/cpuinfo")
+  if info.exists():
+    rows = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    processor = next((value.strip() for key, value in rows if "model name" in key), processor)
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+  return f"{processor}, {cores} cores, {memory:.0f} GiB, {platform.system()}"
