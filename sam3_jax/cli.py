@@ -134,7 +134,7 @@ def segment(
   ] = 0.5,
   out: Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Where NAME.sam3.jpg and NAME.sam3.json of a picture go."),
+    typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of a picture go."),
   ] = Path("out"),
   device: Annotated[
     Device | None, typer.Option(help="Where to compute; the fastest there is, if not given.")

@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
   from sam3_jax.postprocess import Instances
 
-PICTURE, ANNOTATIONS = ".sam3.jpg", ".sam3.json"  # endings that no input of a user's has by chance
+PICTURE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
 
 
 def coco(
@@ -105,8 +105,9 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_picture(path: Path, picture: Any) -> None:
-  """Writes a PIL picture as JPEG, colours at full resolution; it appears when it is complete."""
-  _write(path, lambda file: picture.save(file, "JPEG", quality=92, subsampling=0))
+  """Writes a PIL picture as PNG; it appears when it is complete."""
+  # Level 4 takes a third of level 6's time, and 3 % more bytes.
+  _write(path, lambda file: picture.save(file, "PNG", compress_level=4))
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -82,14 +82,14 @@ class TestSegment:
     assert [category["name"] for category in record["categories"]] == ["cat", "dog"]
     trained = record["info"]["checkpoint"]["trained"]
     assert ("untrained" in err) == (not trained)
-    with Image.open(folder / "out" / "photo.sam3.jpg") as picture:
+    with Image.open(folder / "out" / "photo.sam3.png") as picture:
       assert picture.width == 800
       assert picture.height > 480  # a legend below
-    assert out.count("photo.sam3.jpg") == out.count("photo.sam3.json") == 1
+    assert out.count("photo.sam3.png") == out.count("photo.sam3.json") == 1
     assert "sam3-tiny, float32 on cpu" in out
     assert sorted(path.name for path in folder.rglob("*.sam3.*")) == [
-      "photo.sam3.jpg",
       "photo.sam3.json",
+      "photo.sam3.png",
     ]
 
   def test_json_is_what_the_api_gives(self, ready, model):
@@ -139,7 +139,7 @@ class TestSegment:
     assert "broken.jpg is truncated or damaged" in faults[0]
     assert "notes.txt is not an image" in faults[1]
     assert {path.name for path in (ready / "out").iterdir()} == {
-      f"{name}.sam3.{kind}" for name in ("photo", "turned") for kind in ("jpg", "json")
+      f"{name}.sam3.{kind}" for name in ("photo", "turned") for kind in ("png", "json")
     }
 
   def test_quiet(self, ready, capsys):
@@ -256,9 +256,9 @@ class TestBadInput:
     fails("segment", "photo.png", "turned.jpg", "--box", "10,150,90,190")
 
   def test_results_never_replace_a_picture(self, ready, fails):
-    shutil.copy("turned.jpg", "photo.sam3.jpg")
-    line = fails("segment", "photo.png", "photo.sam3.jpg", "--text", "a", "--out", ".")
-    assert "photo.sam3.jpg is an input and would be overwritten" in line
+    shutil.copy("turned.jpg", "photo.sam3.png")
+    line = fails("segment", "photo.png", "photo.sam3.png", "--text", "a", "--out", ".")
+    assert "photo.sam3.png is an input and would be overwritten" in line
 
   @pytest.mark.parametrize("typed", [["segment"], ["inspect"], ["convert", "x"], ["nonsense"]])
   def test_usage(self, fails, typed):
@@ -347,7 +347,7 @@ class TestProgram:
     done = subprocess.run([*command, *typed], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("note:") for line in done.stderr.splitlines()), done.stderr
-    assert (folder / "out" / "photo.sam3.jpg").exists()
+    assert (folder / "out" / "photo.sam3.png").exists()
     failed = subprocess.run([*command, "segment"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
