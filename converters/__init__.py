@@ -1,8 +1,8 @@
 """Checkpoints of other programs into ours: `convert`.
 
-`safetensors.py` reads files, `meta.py` and `huggingface.py` hold the names and layouts of each
-source, `rules.py` is the engine that applies them, `infer.py` reads a configuration off shapes and
-`vocabulary.py` makes the tokenizer.
+`safetensors.py` reads files; `meta.py` and `huggingface.py` hold the names and layouts of each
+source, `rules.py` is the language they are written in and `engine.py` carries them out; `infer.py`
+reads a configuration off shapes, and `vocabulary.py` makes the tokenizer.
 """
 
 import json
@@ -16,8 +16,9 @@ from sam3_jax.trees import raise_faults
 from sam3_jax.writer import Writer
 
 from . import huggingface, meta
+from .engine import REMEDY, Plan, plan
 from .infer import infer_config
-from .rules import REMEDY, Plan, Source, Table, plan
+from .rules import Source, Table
 from .safetensors import INDEX, open_safetensors
 from .vocabulary import build_tokenizer, find_vocabulary
 

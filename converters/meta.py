@@ -12,6 +12,7 @@ import numpy as np
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import Config
 
+from .engine import convert_arrays
 from .infer import infer_config
 from .rules import (
   CONV,
@@ -22,7 +23,6 @@ from .rules import (
   Rule,
   Table,
   Transform,
-  convert_arrays,
   dense,
   norm,
   rule,

@@ -1,25 +1,19 @@
-"""The engine of conversion: which tensor of a source goes where, forwards and back.
+"""The language of conversion: which tensor of a source goes where, and how its layout changes.
 
 A `Table` names every tensor of one layout: the ones that are read, each with its place in our tree
-and the change of layout on the way, and the ones that are not, each with the reason. Nothing is
-read before every name and every shape has been accounted for, and then one top-level part of the
-tree at a time, layer by layer into the stacked arrays. All faults are reported together.
+and the change of layout on the way, and the ones that are not, each with the reason. `engine.py`
+carries it out; every change can be undone, for the way back.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from sam3_jax.config import Config
-from sam3_jax.trees import flatten, nest, raise_faults
-
-READABLE = ("float32", "bfloat16", "float16")
-REMEDY = "Download or save the checkpoint again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,186 +188,6 @@ class Entry:
     return (shape[0], shape[1] + self.rule.skip, *shape[2:]) if self.rule.skip else shape
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """A source whose every tensor is accounted for, ready to be read.
-
-  Attributes:
-    entries: the tensors that are read, by canonical name.
-    unread: the ones that are kept, with the reason.
-    dropped: the ones that are not, with the reason.
-    sources: all of them.
-  """
-
-  table: Table
-  config: Config
-  shapes: Mapping[str, tuple[int, ...]]
-  sources: Mapping[str, Source]
-  entries: Mapping[str, Entry]
-  unread: Mapping[str, str]
-  dropped: Mapping[str, str]
-
-  @property
-  def parts(self) -> list[str]:
-    return list(dict.fromkeys(path.partition("/")[0] for path in self.shapes))
-
-  def parameters(self, part: str | None = None) -> int:
-    """How many our tree has, or a part of it."""
-    return sum(
-      math.prod(shape)
-      for path, shape in self.shapes.items()
-      if part is None or path.startswith(f"{part}/")
-    )
-
-  def reasons(self) -> dict[str, str]:
-    """Why nothing reads what `read_unread` keeps."""
-    skipped = {
-      skipped_name(name, entry.rule): SKIPPED
-      for name, entry in self.entries.items()
-      if entry.rule.skip
-    }
-    return {**self.unread, **skipped}
-
-  def counts(self) -> dict[str, dict[str, int]]:
-    """What became of the source's tensors; a skipped row counts as an unread parameter."""
-    groups = {"read": self.entries, "unread": self.unread, "dropped": self.dropped}
-    counts = {
-      group: {
-        "tensors": len(names),
-        "parameters": sum(self.sources[name].parameters for name in names),
-      }
-      for group, names in groups.items()
-    }
-    skipped = sum(
-      math.prod(self.sources[name].shape) // self.sources[name].shape[1] * entry.rule.skip
-      for name, entry in self.entries.items()
-      if entry.rule.skip
-    )
-    counts["read"]["parameters"] -= skipped
-    counts["unread"]["parameters"] += skipped
-    return counts
-
-  def read(self, part: str, dtype: str, faults: list[str]) -> dict[str, Any]:
-    """A top-level part of the tree, in the wanted dtype; appends to `faults` what is not finite."""
-    arrays = {
-      path: np.empty(shape, jnp.dtype(dtype))
-      for path, shape in self.shapes.items()
-      if path.startswith(f"{part}/")
-    }
-    for name, entry in self.entries.items():
-      if entry.part != part:
-        continue
-      pieces = entry.rule.split(self.sources[name].read(), self.config)
-      for (path, index), piece in zip(entry.slots, pieces, strict=True):
-        layer = arrays[path][index]
-        layer[...] = piece
-        if not np.isfinite(layer).all():
-          faults.append(f"{name} holds values that are not finite in {dtype}")
-          break
-    return nest(arrays)[part]
-
-  def read_unread(self, faults: list[str]) -> dict[str, np.ndarray]:
-    """The tensors that are kept as they are, in the source's dtype."""
-    kept = {name: self.sources[name].read() for name in self.unread}
-    for name, entry in self.entries.items():
-      if entry.rule.skip:
-        kept[skipped_name(name, entry.rule)] = self.sources[name].read()[:, : entry.rule.skip]
-    for name, array in kept.items():
-      if not np.isfinite(array).all():
-        faults.append(f"{name} holds values that are not finite")
-    return kept
-
-
-SKIPPED = "a class token's row: cut off before use"
-
-
-def skipped_name(name: str, item: Rule) -> str:
-  """What `unread` calls the entries of a tensor that its rule skips."""
-  return f"{name}[:, :{item.skip}]"
-
-
-def plan(
-  table: Table, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], config: Config
-) -> Plan:
-  """Accounts for every tensor, or raises one ValueError that lists all faults.
-
-  Args:
-    table: the source's layout.
-    sources: its tensors, under its own names.
-    shapes: of our arrays by path; what the model wants, see `checkpoint.expected_shapes`.
-    config: the model's.
-  """
-  entries = table.entries(config)
-  faults, found = [], {}
-  for original, source in sources.items():
-    name = table.canonical(original)
-    if name in found:
-      faults.append(f"{original} is there twice, as {name} too")
-    found[name] = source
-  unread, dropped = {}, {}
-  for name, source in found.items():
-    unread_reason, dropped_reason = (
-      table.reason(kind, name) for kind in (table.unread, table.dropped)
-    )
-    if dropped_reason:
-      dropped[name] = dropped_reason
-    elif name not in entries and not unread_reason:
-      faults.append(f"{name} {list(source.shape)} is not a name of this layout and configuration")
-    elif source.dtype not in READABLE:
-      faults.append(f"{name} is {source.dtype}; expected one of {', '.join(READABLE)}")
-    elif unread_reason:
-      unread[name] = unread_reason
-      if source.parameters == 0:
-        faults.append(f"{name} {list(source.shape)} is empty")
-  for name, entry in entries.items():
-    if name not in found:
-      faults.append(f"{name} is missing")
-    elif found[name].shape != (shape := entry.shape(shapes, config)):
-      faults.append(f"{name} is {list(found[name].shape)}; expected {list(shape)}")
-  if faults:
-    faults += _not_finite(found)
-  raise_faults(faults, f"this is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY)
-  return Plan(table, config, shapes, found, entries, unread, dropped)
-
-
-def convert_arrays(
-  table: Table,
-  arrays: Mapping[str, np.ndarray],
-  shapes: Mapping[str, tuple[int, ...]],
-  config: Config,
-  dtype: str = "float32",
-) -> dict[str, Any]:
-  """The whole tree in memory, for small models; raises as `plan` does."""
-  sources = {name: Source(a.shape, str(a.dtype), lambda a=a: a) for name, a in arrays.items()}
-  planned, faults = plan(table, sources, shapes, config), []
-  params = {part: planned.read(part, dtype, faults) for part in planned.parts}
-  raise_faults(faults, "these arrays cannot be used", REMEDY)
-  return params
-
-
-def export_arrays(
-  table: Table, params: Mapping[str, Any], unread: Mapping[str, np.ndarray], config: Config
-) -> Iterator[tuple[str, np.ndarray]]:
-  """The way back: every tensor of the layout, one at a time.
-
-  Args:
-    table: the layout that is wanted.
-    params: our tree, of NumPy arrays.
-    unread: what `Plan.read_unread` kept of a source in the same layout; what it skipped is zero
-      where this lacks it.
-    config: the model's.
-  """
-  flat = flatten(params)
-  for name, entry in table.entries(config).items():
-    array = entry.rule.join((flat[path][index] for path, index in entry.slots), config)
-    if entry.rule.skip:
-      shape = (array.shape[0], entry.rule.skip, *array.shape[2:])
-      head = unread.get(skipped_name(name, entry.rule), np.zeros(shape, array.dtype))
-      array = np.concatenate([head, array], axis=1)
-    yield name, array
-  yield from ((name, array) for name, array in unread.items() if "[" not in name)
-
-
 def _layers(stack: str, config: Config) -> int:
   return {
     "trunk/blocks": config.trunk.blocks,
@@ -395,11 +209,3 @@ def _slot(target: str, layer: int, config: Config) -> tuple[str, tuple[int, ...]
   if member == config.trunk.windowed:
     return f"trunk/groups/global/{rest}", (group,)
   return f"trunk/groups/windowed/{rest}", (group, member)
-
-
-def _not_finite(sources: Mapping[str, Source]) -> list[str]:
-  return [
-    f"{name} holds values that are not finite"
-    for name, source in sources.items()
-    if source.dtype in READABLE and not np.isfinite(source.read()).all()
-  ]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from layouts import layout
 from sam3_jax.converters import huggingface, meta
+from sam3_jax.converters.engine import convert_arrays, export_arrays, plan
 from sam3_jax.converters.infer import infer_config
 from sam3_jax.converters.rules import (
   CONV,
@@ -18,9 +19,6 @@ from sam3_jax.converters.rules import (
   Grid,
   HalfSplit,
   Source,
-  convert_arrays,
-  export_arrays,
-  plan,
 )
 from tiny import CONFIG, meta_weights, parameters
 
