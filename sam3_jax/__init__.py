@@ -1,8 +1,8 @@
 """SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs.
 
-    model = sam3_jax.Sam3.from_checkpoint("checkpoints/sam3-tiny")
-    embedding = model.encode("photo.jpg")
-    instances = model.decode(embedding, "yellow school bus").instances()
+model = sam3_jax.Sam3.from_checkpoint("checkpoints/sam3-tiny")
+embedding = model.encode("photo.jpg")
+instances = model.decode(embedding, "yellow school bus").instances()
 """
 
 from sam3_jax.config import RELEASED, SIZES, Config

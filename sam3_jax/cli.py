@@ -203,7 +203,9 @@ def convert(
   arguments.use_device("cpu")
 
   from sam3_jax.checkpoint import inspect
-  from sam3_jax.converters import convert as run
+
+  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  from sam3_jax.converters import convert as run  # pyright: ignore[reportMissingImports]
 
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
     run(

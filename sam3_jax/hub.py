@@ -140,12 +140,13 @@ def _packaged() -> list[Path]:
 
 def _from_hub(name: str) -> Path:
   try:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError(
       f"hf://{name} needs the package huggingface_hub: pip install 'sam3-jax[hub]'."
     ) from error
-  from sam3_jax.converters import convert
+  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
   cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
   target = cache / "sam3-jax" / name.replace("/", "--")

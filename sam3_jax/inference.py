@@ -4,6 +4,7 @@ A program is compiled for each shape of its inputs, so images, phrases and promp
 batches of the few sizes below: no padding is computed, and the compilations are bounded.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ class Sam3:
     Raises:
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`; nothing is lost.
     """
-    sources = list(images) if isinstance(images, (list, tuple)) else [images]
+    sources: Any = images if isinstance(images, (list, tuple)) else [images]
     if not sources:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     rows = [self._pixels(source, max_pixels) for source in sources]
@@ -168,7 +169,8 @@ class Sam3:
 
     order = list(_prompt_batches(images))
     found = [
-      detect(batch).replace(image_index=jnp.asarray(images[batch], jnp.int32)) for batch in order
+      dataclasses.replace(detect(batch), image_index=jnp.asarray(images[batch], jnp.int32))
+      for batch in order
     ]
     return _take(_join(found), np.argsort(np.concatenate(order)))
 
@@ -176,7 +178,7 @@ class Sam3:
   def compilations(self) -> int:
     """How many programs `decode` has compiled so far, from jit's own cache: at most 6 for each
     value of max_detections."""
-    return self._detect._cache_size()
+    return self._detect._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads."""
@@ -199,13 +201,13 @@ def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -
     raise ValueError(
       f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
     )
-  index = np.asarray(0 if index is None else index)
-  if index.shape not in ((), (prompts,)) or not np.issubdtype(index.dtype, np.integer):
-    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index.tolist()}.")
-  for i in index.reshape(-1):
-    if not 0 <= i < images:
-      raise ValueError(f"image_index {i} is not in the embedding, which has {images} images.")
-  return np.broadcast_to(index, prompts)
+  rows = np.asarray(0 if index is None else index)
+  if rows.shape not in ((), (prompts,)) or not np.issubdtype(rows.dtype, np.integer):
+    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {rows.tolist()}.")
+  for row in rows.reshape(-1):
+    if not 0 <= row < images:
+      raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")
+  return np.broadcast_to(rows, prompts)
 
 
 def _ordinal(images: np.ndarray) -> np.ndarray:

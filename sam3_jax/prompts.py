@@ -102,8 +102,14 @@ def pack(
       boxes[i, :n] = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
       positive[i, :n] = prompt.box_labels
       valid[i, :n] = True
-  arrays = (jnp.asarray(x) for x in (boxes, positive, valid))
-  return Prompts(jnp.asarray(image), jnp.asarray(first_id), text, *arrays)
+  return Prompts(
+    image=jnp.asarray(image),
+    first_id=jnp.asarray(first_id),
+    text=text,
+    boxes=jnp.asarray(boxes),
+    positive=jnp.asarray(positive),
+    valid=jnp.asarray(valid),
+  )
 
 
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:

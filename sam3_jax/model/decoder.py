@@ -5,14 +5,16 @@ DETR's decoder (Carion et al. 2020, arXiv:2005.12872) with queries that are boxe
 al. 2022, arXiv:2201.12329) and attention biased by box (Lin et al. 2023, arXiv:2308.01904).
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import Attention, Mlp, layer_norm, stacked
@@ -79,10 +81,10 @@ class Decoder(nn.Module):
     _, outputs = stacked(step, config.decoder_layers)(layer, (x, boxes, boxes))
     return outputs
 
-  def _shared(self, name: str, module: nn.Module, example: Array) -> Callable[[Array], Array]:
+  def _shared(self, name: str, module: nn.Module, example: Array) -> Callable[..., Any]:
     """`module` as a pure function, its parameters under `name`."""
     parameters = self.param(name, lambda key: module.init(key, example)["params"])
-    return lambda x: module.apply({"params": parameters}, x)
+    return functools.partial(module.apply, {"params": parameters})
 
 
 class DecoderLayer(nn.Module):

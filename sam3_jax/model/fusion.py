@@ -3,8 +3,8 @@ cross-attention, Carion et al. 2020, arXiv:2005.12872)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import ContextLayer, stacked

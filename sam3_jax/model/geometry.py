@@ -7,8 +7,8 @@ token simply comes last (Meta's code moves it behind each row's last valid box).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import ContextLayer, conv, dense, layer_norm, stacked
@@ -54,11 +54,11 @@ class GeometryEncoder(nn.Module):
 
     x = layer_norm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
     context = image.reshape(len(image), -1, width)
-    position = sine_map(*image.shape[1:3], width).reshape(-1, width).astype(self.dtype)
+    position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
     layers = stacked(ContextLayer, config.geometry_layers)(
       config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
     )
-    x, _ = layers(x, None, valid, context + position, context, None)
+    x, _ = layers(x, None, valid, context + position.astype(self.dtype), context, None)
     return layer_norm(dtype=self.dtype, name="norm_final")(x), valid
 
   def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):

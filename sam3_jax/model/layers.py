@@ -11,8 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.ops.attention import attention

@@ -6,8 +6,8 @@ Meta's checkpoint has a third pair of convolution and norm that its code never r
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import Attention, Mlp, conv, layer_norm

@@ -6,8 +6,8 @@ Meta's checkpoint has a fourth level at half the resolution that nothing reads; 
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.model.layers import conv, gelu
 

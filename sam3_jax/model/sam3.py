@@ -11,8 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.decoder import Decoder
@@ -106,7 +106,7 @@ class Detector(nn.Module):
     """Prompt tokens and which are valid, conditioned image map, states, boxes, presence."""
     width = self.config.width
     image = embedding.coarse[prompts.image]
-    position = sine_map(*image.shape[1:3], width).reshape(-1, width)
+    position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
     geometry, geometry_valid = self.geometry(image, prompts)
     prompt = jnp.concatenate([prompts.text.features, geometry], axis=1)
     valid = jnp.concatenate([prompts.text.valid, geometry_valid], axis=1)
@@ -141,8 +141,8 @@ def init(config: Config, key: Array) -> dict[str, Any]:
   images = jnp.zeros((1, side, side, 3))
   tokens = jnp.zeros((1, config.text.context), jnp.int32)
   boxes = jnp.full((1, 1, 4), 0.5)
-  make = functools.partial(Detector(config).init, method=Detector.everything)
-  return make(key, images, tokens, boxes)["params"]
+  variables = Detector(config).init(key, images, tokens, boxes, method=Detector.everything)
+  return dict(variables["params"])
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import math
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import Mlp, dense, layer_norm

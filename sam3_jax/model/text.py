@@ -3,8 +3,8 @@ token states are used, projected to the detector's width."""
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import TextConfig
 from sam3_jax.model.layers import Block, dense, layer_norm, stacked

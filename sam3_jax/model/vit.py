@@ -7,8 +7,8 @@ through its windowed blocks, and the groups are one scan: a fraction of the code
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from numpy.typing import DTypeLike
 
 from sam3_jax.config import TrunkConfig
 from sam3_jax.model.layers import Block, conv, layer_norm, stacked

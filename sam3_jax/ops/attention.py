@@ -69,7 +69,12 @@ def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal,
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
   blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
-  one = jax.checkpoint(lambda b: _block(*b, key, value, valid, None, causal, dropout))
+
+  @jax.checkpoint
+  def one(part):
+    query, bias = part
+    return _block(query, bias, key, value, valid, None, causal, dropout)
+
   return jax.lax.map(one, blocks).reshape(query.shape)
 
 
