@@ -38,7 +38,7 @@ def data():
 
 
 @functools.partial(jax.jit, static_argnames="train", compiler_options=QUICK)
-def predictions_and_gradients(params, data, weights, key, *, train=False):
+def predictions_and_gradients(params, data, weights, key, train):
   """From pixels and token ids; gradients of the sum of `weights`, a pytree like the
   predictions, times these."""
   images, sizes, tokens, prompts = data
@@ -72,7 +72,7 @@ def weights(data):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_every_parameter_has_a_gradient(data, weights, train):
-  _, gradients = predictions_and_gradients(parameters(), data, weights, KEY, train=train)
+  _, gradients = predictions_and_gradients(parameters(), data, weights, KEY, train)
   assert flatten(gradients).keys() == flatten(parameters()).keys()
   silent = []
   for path, gradient in flatten(gradients).items():
@@ -94,14 +94,14 @@ def test_boxes_look_forward_twice(data, weights, layer):
 
   The head's last bias is in each of these outputs once, and reaches nothing else.
   """
-  predictions, _ = predictions_and_gradients(parameters(), data, weights, KEY)
+  predictions, _ = predictions_and_gradients(parameters(), data, weights, KEY, False)
   boxes = predictions.boxes[layer]
   assert 2e-3 < boxes.min() <= boxes.max() < 1 - 2e-3  # inside the clamps
   chosen = normal(2, *boxes.shape)
   nothing = jax.tree.map(jnp.zeros_like, weights)
   of_logits = nothing.boxes.at[layer].set(chosen / (boxes * (1 - boxes)))
   only = nothing.replace(boxes=of_logits)
-  _, gradients = predictions_and_gradients(parameters(), data, only, KEY)
+  _, gradients = predictions_and_gradients(parameters(), data, only, KEY, False)
 
   decoder = gradients["decoder"]
   times = 1 if layer == 0 else 2
@@ -119,7 +119,7 @@ def test_boxes_look_forward_twice(data, weights, layer):
 def test_noise_in_training_only(data, weights):
   def predict(seed, train):
     key = jax.random.key(seed)
-    return predictions_and_gradients(parameters(), data, weights, key, train=train)[0]
+    return predictions_and_gradients(parameters(), data, weights, key, train)[0]
 
   assert_close(predict(0, False), predict(1, False), rel=0)
   assert_close(predict(0, True), predict(0, True), rel=0)

@@ -76,7 +76,8 @@ class Decoder(nn.Module):
 
     x = jnp.concatenate([presence_token, queries]).astype(self.dtype)
     x = jnp.broadcast_to(x, (prompts, *x.shape))
-    boxes = jnp.broadcast_to(jax.nn.sigmoid(anchors), (prompts, *anchors.shape))
+    boxes = jax.nn.sigmoid(anchors.astype(jnp.float32))
+    boxes = jnp.broadcast_to(boxes, (prompts, *boxes.shape))
     layer = DecoderLayer(config, self.dtype, self.train, name="layers")
     _, outputs = stacked(step, config.decoder_layers)(layer, (x, boxes, boxes))
     return outputs

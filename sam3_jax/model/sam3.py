@@ -138,11 +138,15 @@ class Detector(nn.Module):
 def init(config: Config, key: Array) -> dict[str, Any]:
   """Random parameters, float32."""
   side = config.image_size
-  images = jnp.zeros((1, side, side, 3))
-  tokens = jnp.zeros((1, config.text.context), jnp.int32)
-  boxes = jnp.full((1, 1, 4), 0.5)
-  variables = Detector(config).init(key, images, tokens, boxes, method=Detector.everything)
-  return dict(variables["params"])
+
+  @jax.jit  # so that nothing but the parameters is computed
+  def make(key):
+    images = jnp.zeros((1, side, side, 3))
+    tokens = jnp.zeros((1, config.text.context), jnp.int32)
+    boxes = jnp.full((1, 1, 4), 0.5)
+    return Detector(config).init(key, images, tokens, boxes, method=Detector.everything)["params"]
+
+  return make(key)
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:

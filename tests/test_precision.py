@@ -1,0 +1,67 @@
+"""The tiny model with parameters and computation in bfloat16, against float32."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from support import assert_close, difference, random_images, random_prompts, random_tokens, run
+from tiny import parameters
+
+WIDE, NARROW = jnp.float32, jnp.bfloat16
+
+
+@pytest.fixture(scope="module")
+def both():
+  """Results in float32, then in bfloat16."""
+  rng = np.random.default_rng(0)
+  sizes, tokens = np.array([[300, 400]], np.int32), random_tokens(rng, [3, 4, 10, 32])
+  images, results = random_images(rng, 1), []
+  for dtype in (WIDE, NARROW):
+    params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), parameters())
+    embedding = run("encode_image", images, sizes, params=params, dtype=dtype)
+    text = run("encode_text", tokens, params=params, dtype=dtype)
+    prompts = random_prompts(np.random.default_rng(1), text, [0] * 4, [0, 1, 2, 4], 4)
+    predictions = run("predict", embedding, prompts, params=params, dtype=dtype)
+    results.append(types.SimpleNamespace(embedding=embedding, text=text, predictions=predictions))
+  return results
+
+
+# Largest difference over largest magnitude as measured on a CPU; three times as much is allowed.
+MEASURED = {
+  "embedding": {"fine": 1.1e-2, "middle": 8.9e-3, "coarse": 9.4e-3, "sizes": 0},
+  "text": {"features": 1.1e-2, "valid": 0},
+  "predictions": {
+    "logits": 2.6e-2,
+    "boxes": 3.3e-3,
+    "presence": 1.8e-2,
+    "mask_logits": 3.2e-2,
+    "semantic_logits": 1.6e-2,
+  },
+}
+
+
+def test_dtypes(both):
+  for dtype, results in zip((WIDE, NARROW), both, strict=True):
+    embedding, predictions = results.embedding, results.predictions
+    low = [embedding.fine, embedding.middle, embedding.coarse, results.text.features]
+    low += [predictions.mask_logits, predictions.semantic_logits]
+    assert {x.dtype for x in low} == {jnp.dtype(dtype)}
+    high = [predictions.logits, predictions.boxes, predictions.presence]
+    assert {x.dtype for x in high} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("stage", MEASURED)
+def test_bfloat16_is_near_float32(both, stage):
+  want, got = (vars(getattr(results, stage)) for results in both)
+  assert want.keys() == MEASURED[stage].keys()
+  for name, measured in MEASURED[stage].items():
+    assert_close(got[name], want[name], rel=3 * measured, what=name)
+    assert measured == 0 or difference(got[name], want[name]) > 1e-4  # it did compute in bfloat16
+
+
+def test_masks_agree(both):
+  want, got = (np.asarray(results.predictions.mask_logits, np.float32) > 0 for results in both)
+  iou = (want & got).sum((2, 3)) / (want | got).sum((2, 3))
+  assert iou.min() > 0.97  # measured 0.979 at worst
