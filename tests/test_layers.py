@@ -1,0 +1,63 @@
+"""The smallest shared layers against formulas."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+from support import assert_close, normal
+
+from sam3_jax.model.layers import Mlp, gelu, layer_norm
+from sam3_jax.model.neck import Double
+
+
+def test_gelu():
+  x = np.linspace(-8, 8, 4001, dtype=np.float32)
+  want = np.float64(x) * 0.5 * (1 + erf(np.float64(x) / math.sqrt(2)))
+  assert_close(gelu(jnp.asarray(x)), want, rel=8e-7)  # measured 8.7e-8
+  assert gelu(jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_adds_up_in_float32(dtype):
+  """In bfloat16, 256 + 1 is 256: a sum that was kept in it would stop growing there."""
+  x = jnp.ones((1, 1000), dtype)
+  params = {"fc1": {"kernel": jnp.ones((1000, 2)), "bias": jnp.zeros(2)}}
+  out = Mlp((2,), dtype).apply({"params": params}, x)
+  assert out.dtype == dtype
+  assert out.tolist() == [[1000, 1000]]
+
+
+@pytest.mark.parametrize(("offset", "measured"), [(0.0, 1.0e-7), (1000.0, 4.5e-5)])
+def test_layer_norm(offset, measured):
+  """Statistics in two passes: the mean of squares less the square of the mean would lose them."""
+  x = normal(0, 3, 16) + offset
+  wide = np.float64(x)
+  deviation = np.sqrt(wide.var(axis=-1, keepdims=True) + 1e-5)
+  want = (wide - wide.mean(axis=-1, keepdims=True)) / deviation
+  params = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+  assert_close(layer_norm().apply({"params": params}, x), want, rel=10 * measured)
+
+
+def test_mlp():
+  x, kernels = normal(0, 5, 3), [normal(1, 3, 4), normal(2, 4, 6), normal(3, 6, 2)]
+  biases = [normal(i, kernel.shape[1]) for i, kernel in enumerate(kernels)]
+  layers = zip(kernels, biases, strict=True)
+  params = {f"fc{i}": {"kernel": k, "bias": b} for i, (k, b) in enumerate(layers, start=1)}
+  want = np.float64(x)
+  for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+    want = want @ np.float64(kernel) + np.float64(bias)
+    want = np.maximum(want, 0) if i < 2 else want
+  assert_close(Mlp((4, 6, 2)).apply({"params": params}, x), want, rel=1e-6)  # measured 1.1e-7
+
+
+def test_double():
+  """A transposed convolution of stride 2: each cell times the kernel's four matrices."""
+  x, kernel, bias = normal(0, 2, 3, 4, 5), normal(1, 2, 2, 5, 6), normal(2, 6)
+  want = np.zeros((2, 6, 8, 6))
+  for y, x_, i, j in np.ndindex(3, 4, 2, 2):
+    want[:, 2 * y + i, 2 * x_ + j] = np.float64(x[:, y, x_]) @ np.float64(kernel[i, j]) + bias
+  assert_close(
+    Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x), want, rel=6e-7
+  )  # 6.7e-8
