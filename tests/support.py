@@ -11,6 +11,9 @@ from tiny import CONFIG, parameters
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import Prompts, TextEmbedding
 
+# Nearly all of the time of these tests is compilation: half of it is LLVM's optimisations.
+QUICK = {"xla_backend_optimization_level": 0}
+
 
 def difference(got: Any, want: Any) -> float:
   """Largest absolute difference over largest magnitude of `want`; 0 of empty arrays."""
@@ -31,14 +34,20 @@ def assert_close(got: Any, want: Any, *, rel: float, what: str = "") -> None:
 
 
 def run(method: str, *args: Any, key: jax.Array | None = None, params=None, **options: Any) -> Any:
-  """The tiny detector's `method`, jitted. Options: dtype, train, capture (returns intermediates
-  too), and static arguments of the method."""
+  """What the tiny detector's `method`, jitted, returns, as NumPy arrays. Options: dtype, train,
+  capture (returns intermediates too), and static arguments of the method."""
   params = parameters() if params is None else params
-  return _run(params, key, args, method=method, options=tuple(options.items()))
+  # NumPy then looks at them: JAX would compile each slice and each comparison by itself.
+  return jax.device_get(_jitted(params, key, args, method, tuple(options.items())))
 
 
-@functools.partial(jax.jit, static_argnames=("method", "options"))
-def _run(params, key, args, *, method, options):
+def shapes(method: str, *args: Any, **options: Any) -> Any:
+  """What `run` would return, as shapes and dtypes."""
+  apply = functools.partial(_apply, method=method, options=options)
+  return jax.eval_shape(apply, parameters(), None, args)
+
+
+def _apply(params, key, args, method, options):
   options = dict(options)
   detector = Detector(CONFIG, options.pop("dtype", jnp.float32), options.pop("train", False))
   captured = options.pop("capture", False)
@@ -51,6 +60,9 @@ def _run(params, key, args, *, method, options):
     capture_intermediates=captured,
     mutable=["intermediates"] if captured else False,
   )
+
+
+_jitted = jax.jit(_apply, static_argnames=("method", "options"), compiler_options=QUICK)
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -83,10 +95,10 @@ def random_prompts(
   extents = rng.uniform(0.1, 0.5, (rows, slots, 2))
   centres = rng.uniform(0.2, 0.8, (rows, slots, 2))
   return Prompts(
-    image=jnp.asarray(image, jnp.int32),
-    first_id=jnp.arange(rows, dtype=jnp.int32) * CONFIG.queries,
+    image=np.asarray(image, np.int32),
+    first_id=np.arange(rows, dtype=np.int32) * CONFIG.queries,
     text=text,
-    boxes=jnp.asarray(np.concatenate([centres, extents], axis=-1), jnp.float32),
-    positive=jnp.asarray(rng.random((rows, slots)) < 0.7),
-    valid=jnp.asarray(np.arange(slots) < np.asarray(boxes)[:, None]),
+    boxes=np.concatenate([centres, extents], axis=-1, dtype=np.float32),
+    positive=rng.random((rows, slots)) < 0.7,
+    valid=np.arange(slots) < np.asarray(boxes)[:, None],
   )

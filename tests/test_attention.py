@@ -40,15 +40,15 @@ def options(names, queries=QUERIES, keys=KEYS):
 
 
 # All logits at once, a step a head, and blocks of queries in each head.
-LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS, 1)
-CHOICES = ((), ("bias",), ("valid",), ("causal",), ("bias", "valid"), ("valid", "causal"))
+LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS)
+CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("names", CHOICES, ids="+".join)
 def test_attention(monkeypatch, names, limit):
   monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
-  got = attention(*tensors(), **options(names))
+  got = jax.jit(lambda *x: attention(*x, **options(names)))(*tensors())
   assert_close(got, plain_attention(*tensors(), **options(names)), rel=1e-6)  # measured 1.8e-7
 
 
@@ -76,21 +76,21 @@ def test_gradients_in_steps(monkeypatch, names, limit):
 
   want = gradients()
   monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
-  assert_close(gradients(), want, rel=2e-6)  # measured 3.2e-7
+  assert_close(gradients(), want, rel=8e-7)  # measured 8.1e-8
 
 
 def test_dropout(monkeypatch):
   """A weight vanishes at the rate, or grows by 1 / (1 - rate); each by its own choice."""
   query, key, _ = tensors(QUERIES, CHANNELS)
   value = jnp.broadcast_to(jnp.eye(CHANNELS)[:, None], (ROWS, CHANNELS, HEADS, CHANNELS))
-  weights = attention(query, key, value)  # with this value, the weights themselves
+  weights = np.asarray(attention(query, key, value))  # with this value, the weights themselves
 
   def dropped(key_):
     return attention(query, key, value, dropout=0.25, dropout_key=key_)
 
   keys = jax.random.split(jax.random.key(0), 300)
-  some = jax.lax.map(dropped, keys)
-  kept = np.asarray(some) > 0
+  some = np.asarray(jax.jit(lambda keys: jax.lax.map(dropped, keys))(keys))
+  kept = some > 0
   want = np.where(kept, weights / 0.75, 0)
   assert_close(some, want, rel=1e-6)  # measured 1.3e-7
   assert abs(kept.mean() - 0.75) < 0.003

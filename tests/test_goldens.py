@@ -6,7 +6,6 @@ padding that Meta's own runs did not have.
 
 import types
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,14 +15,15 @@ from tiny import CONFIG, GOLDENS, parameters
 
 from sam3_jax.model.decoder import BoxBias
 from sam3_jax.model.positions import sine_map
+from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.vit import from_windows
 from sam3_jax.types import Points, Prompts
 
 KINDS = ("text", "text_boxes", "box", "batch_padded", "concept_points")
 
-# Largest difference over largest magnitude as measured on a CPU, the worst of all kinds of prompts.
-# Ten times as much is allowed, and never more than the contract.
-CONTRACT = 1e-4
+# Largest difference over largest magnitude as measured on a CPU: the worst of all kinds of prompts,
+# compiled with LLVM's optimisations or without. Ten times as much is allowed: less than the 1e-4
+# that Meta's numbers have to be met to.
 MEASURED_IMAGE = {
   "patch_embed": 8.6e-7,
   "ln_pre": 6.0e-7,
@@ -73,7 +73,6 @@ MEASURED = {
   "out.pred_boxes_xyxy": 3.0e-7,
   "out.pred_masks": 2.5e-6,
   "out.semantic_seg": 1.8e-6,
-  "out.presence_logit_dec": 2.0e-5,  # of a single number near 0
   "final.scores": 8.3e-6,
   "final.boxes": 3.3e-7,
 }
@@ -81,6 +80,7 @@ INPUTS = {"text", "input_ids", "boxes", "labels", "box_padding", "points", "poin
 ELSEWHERE = {
   "geometry_mask",  # compared with each stage that it masks
   "prompt_mask",
+  "out.presence_logit_dec",  # the last of presence_logits
   "final.top",  # the order of final.scores
   "final.masks_prob_top_every_8th",  # post-processing
 }
@@ -131,18 +131,14 @@ def decoded(image):
   prompts = Prompts(
     np.zeros_like(rows), rows * CONFIG.queries, text, boxes, labels == 1, labels >= 0, points
   )
-  predictions, state = run("predict", image.embedding, prompts, capture=True)
+  detections, state = run("detect", image.embedding, prompts, capture=True)
   first = np.cumsum([0] + [len(golden["input_ids"]) for golden in goldens.values()])
-  results = {
-    "prompts": prompts,
-    "predictions": predictions,
-    "detections": run("detect", image.embedding, prompts),
-    "inner": text_state["intermediates"] | state["intermediates"],
-  }
   return types.SimpleNamespace(
     goldens=goldens,
     rows={kind: slice(*first[i : i + 2]) for i, kind in enumerate(KINDS)},
-    **jax.tree.map(np.asarray, results),
+    prompts=prompts,
+    detections=detections,
+    inner=text_state["intermediates"] | state["intermediates"],
   )
 
 
@@ -181,8 +177,7 @@ def test_prompt_stages(decoded, kind):
 
 def _our_stages(decoded, rows, golden):
   """Our values of every stage, in the layout of Meta's."""
-  width, outputs = CONFIG.width, decoded.predictions
-  prompts, detections = decoded.prompts[rows], decoded.detections[rows]
+  width, prompts, detections = CONFIG.width, decoded.prompts[rows], decoded.detections[rows]
   text, geometry, decoder, masks = (
     decoded.inner[name] for name in ("text", "geometry", "decoder", "masks")
   )
@@ -198,9 +193,11 @@ def _our_stages(decoded, rows, golden):
 
   fused = _out(decoded.inner["fusion"]["layers"])[0][:, rows]
   layers = _out(decoder["layers"])[:, rows]
-  boxes, presence = outputs.boxes[:, rows], outputs.presence[:, rows]
-  anchors = np.broadcast_to(expit(parameters()["decoder"]["reference_points"]), boxes[0].shape)
+  states, boxes, presence = (x[:, rows] for x in _out(decoder))
+  anchors = expit(np.asarray(parameters()["decoder"]["reference_points"]))
+  anchors = np.broadcast_to(anchors, boxes[0].shape)
   high, wide = detections.sizes[0]
+  logits = _scores(states, prompt, prompt_valid)
   pooled = view("box_pool_project", "boxes").swapaxes(0, 1).reshape(-1, width, 1, 1)
   return {
     "text_encoder": _out(text["norm_final"])[rows],
@@ -220,26 +217,25 @@ def _our_stages(decoded, rows, golden):
     "rpb_0": _box_bias(anchors),
     **{f"dec_{i}": x[:, 1:] for i, x in enumerate(layers)},
     **{f"dec_presence_{i}": x[:, :1] for i, x in enumerate(layers)},
-    "hs": _out(decoder)[0][:, rows],
+    "hs": states,
     "reference_boxes": np.stack([anchors, *boxes[:-1]]),
-    "presence_logits": presence,
-    "scores_all": outputs.logits[:, rows, :, None],
+    "presence_logits": np.stack([*presence[:-1], detections.presence]),
+    "scores_all": logits[..., None],
     "mask_embed": _out(masks["mask_embed"])[rows],
     "pixel_embed": _channels_first(np.maximum(_out(masks["norm1"])[rows], 0)),
     "instance_embeds": _channels_first(_out(masks["instance_project"])[rows]),
-    "out.pred_logits": outputs.logits[-1, rows, :, None],
+    "out.pred_logits": _out(decoded.inner["scoring"])[rows][..., None],
     "out.pred_boxes": boxes[-1],
     "out.pred_boxes_xyxy": detections.boxes,
-    "out.pred_masks": outputs.mask_logits[rows],
-    "out.semantic_seg": outputs.semantic_logits[rows, None],
-    "out.presence_logit_dec": presence[-1][:, None],
+    "out.pred_masks": detections.mask_logits,
+    "out.semantic_seg": detections.semantic_logits[:, None],
     "final.scores": detections.scores[0],
     "final.boxes": detections.boxes[0] * [wide, high, wide, high],
   }
 
 
 def _check(stage, got, want, measured):
-  assert_close(got, want, rel=min(10 * measured[stage], CONTRACT), what=stage)
+  assert_close(got, want, rel=10 * measured[stage], what=stage)
 
 
 def _out(inner):
@@ -261,7 +257,7 @@ def _trunk_block(groups, i):
     x = _out(groups["global"])[0][group]
   else:
     x = _out(groups["windowed"])[0][group, block]
-    x = from_windows(x, CONFIG.grid, CONFIG.trunk.window)
+    x = np.asarray(from_windows(jnp.asarray(x), CONFIG.grid, CONFIG.trunk.window))
   return x.reshape(1, CONFIG.grid, CONFIG.grid, -1)
 
 
@@ -272,3 +268,9 @@ def _box_bias(boxes):
   )
   assert not bias[:, :, 0].any()  # the presence token's row, which Meta's golden leaves out
   return bias[:, :, 1:]
+
+
+def _scores(states, prompt, valid):
+  """Of all layers; `detect` makes the last one's only."""
+  params = {"params": parameters()["scoring"]}
+  return np.asarray(Scoring(CONFIG).apply(params, *map(jnp.asarray, (states, prompt, valid))))

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import assert_close, normal, random_images, random_prompts, random_tokens, run
+from support import (
+  QUICK,
+  assert_close,
+  normal,
+  random_images,
+  random_prompts,
+  random_tokens,
+  run,
+  shapes,
+)
 from tiny import CONFIG, parameters
 
 from sam3_jax.model.layers import Block
@@ -14,8 +23,6 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.trees import flatten
 from sam3_jax.types import Points
 
-# Nearly all of this file's time is compilation, and it asks for no speed.
-QUICK = {"xla_backend_optimization_level": 0}
 KEY = jax.random.key(0)  # unused without training
 STACKS = ("groups", "layers", "blocks")
 
@@ -37,10 +44,14 @@ def data():
   )
 
 
+def predictions_and_gradients(*args):
+  """From pixels and token ids; the gradients are those of the sum of the predictions times
+  `weights`, a pytree like them."""
+  return jax.device_get(_predictions_and_gradients(*args))
+
+
 @functools.partial(jax.jit, static_argnames="train", compiler_options=QUICK)
-def predictions_and_gradients(params, data, weights, key, train):
-  """From pixels and token ids; gradients of the sum of `weights`, a pytree like the
-  predictions, times these."""
+def _predictions_and_gradients(params, data, weights, key, train):
   images, sizes, tokens, prompts = data
   detector = Detector(CONFIG, train=train)
 
@@ -62,12 +73,9 @@ def predictions_and_gradients(params, data, weights, key, train):
 @pytest.fixture(scope="module")
 def weights(data):
   """Of every number of the predictions, all different."""
-  embedding = jax.eval_shape(lambda: run("encode_image", *data[:2]))
-  shapes = jax.eval_shape(lambda e: run("predict", e, data[3]), embedding)
+  predictions = shapes("predict", shapes("encode_image", *data[:2]), data[3])
   rng = np.random.default_rng(1)
-  return jax.tree.map(
-    lambda x: jnp.asarray(rng.standard_normal(x.shape) / x.size**0.5, jnp.float32), shapes
-  )
+  return jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), predictions)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -76,9 +84,9 @@ def test_every_parameter_has_a_gradient(data, weights, train):
   assert flatten(gradients).keys() == flatten(parameters()).keys()
   silent = []
   for path, gradient in flatten(gradients).items():
-    assert jnp.isfinite(gradient).all(), path
+    assert np.isfinite(gradient).all(), path
     windowed, stacked = "/windowed/" in path, any(f"/{x}/" in path for x in STACKS)
-    layers = jnp.abs(gradient).reshape(*gradient.shape[: windowed + stacked], -1).max(axis=-1)
+    layers = np.abs(gradient).reshape(*gradient.shape[: windowed + stacked], -1).max(axis=-1)
     if not (layers > 1e-9).all():
       silent.append(path)
   # The bias of keys adds the same to all logits of a softmax, which does not see it; unless they
@@ -97,10 +105,9 @@ def test_boxes_look_forward_twice(data, weights, layer):
   predictions, _ = predictions_and_gradients(parameters(), data, weights, KEY, False)
   boxes = predictions.boxes[layer]
   assert 2e-3 < boxes.min() <= boxes.max() < 1 - 2e-3  # inside the clamps
-  chosen = normal(2, *boxes.shape)
-  nothing = jax.tree.map(jnp.zeros_like, weights)
-  of_logits = nothing.boxes.at[layer].set(chosen / (boxes * (1 - boxes)))
-  only = nothing.replace(boxes=of_logits)
+  chosen = np.asarray(normal(2, *boxes.shape))
+  only = jax.tree.map(np.zeros_like, weights)
+  only.boxes[layer] = chosen / (boxes * (1 - boxes))
   _, gradients = predictions_and_gradients(parameters(), data, only, KEY, False)
 
   decoder = gradients["decoder"]
@@ -108,10 +115,10 @@ def test_boxes_look_forward_twice(data, weights, layer):
   assert_close(decoder["box_head"]["fc3"]["bias"], times * chosen.sum((0, 1)), rel=5e-7)  # 5.6e-8
   for path, gradient in flatten(decoder["layers"]).items():
     if path.endswith("kernel"):
-      reached = jnp.abs(gradient).reshape(CONFIG.decoder_layers, -1).max(axis=1) > 0
+      reached = np.abs(gradient).reshape(CONFIG.decoder_layers, -1).max(axis=1) > 0
       assert reached.tolist() == [i <= layer for i in range(CONFIG.decoder_layers)], path
   for name in ("reference_points", "query_embedding"):
-    assert jnp.abs(decoder[name]).min() > 0
+    assert np.abs(decoder[name]).min() > 0
   for part in (decoder["presence_head"], gradients["scoring"], gradients["masks"]):
     assert not any(x.any() for x in jax.tree.leaves(part))
 
@@ -130,7 +137,7 @@ def test_noise_in_training_only(data, weights):
 
 def test_training_needs_a_key(data):
   with pytest.raises(Exception, match='needs PRNG for "dropout"'):
-    jax.eval_shape(lambda: run("encode_image", *data[:2], train=True))
+    shapes("encode_image", *data[:2], train=True)
 
 
 def test_the_text_encoder_has_no_noise(data):
@@ -144,11 +151,11 @@ def test_drop_path(rate):
   """A row leaves its branch out at this rate, or has it divided by 1 - rate."""
   rows, x = 200, normal(0, 1, 3, 8)
   block, noisy = Block(2, 16), Block(2, 16, train=True)
-  params = block.init(jax.random.key(0), x)["params"]
+  params = jax.jit(block.init)(jax.random.key(0), x)["params"]
   params["mlp"]["fc2"] = jax.tree.map(jnp.zeros_like, params["mlp"]["fc2"])  # one branch only
-  branch = block.apply({"params": params}, x)[0] - x
+  branch = jax.jit(block.apply)({"params": params}, x)[0] - x
   many = jnp.broadcast_to(x, (rows, 3, 8))
-  got, _ = noisy.apply({"params": params}, many, rate, rngs={"dropout": jax.random.key(1)})
+  got, _ = jax.jit(noisy.apply)({"params": params}, many, rate, rngs={"dropout": KEY})
   kept = jnp.abs(got - many).max(axis=(1, 2)) > 0
   assert abs(kept.mean() - (1 - rate)) < 0.1
   if rate < 1:

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny import CONFIG, parameters
 
@@ -83,18 +84,20 @@ def test_no_points_no_tensors_for_them():
 
 
 def test_initial_parameters():
-  quick = jax.jit(init, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
-  params, others = (flatten(quick(CONFIG, jax.random.key(seed))) for seed in (0, 1))
+  parts = ("trunk", "scoring")  # the others are left out as compiling them takes long
+  make = jax.jit(lambda key: {part: init(CONFIG, key)[part] for part in parts})
+  params, others = (flatten(jax.device_get(make(jax.random.key(seed)))) for seed in (0, 1))
   for path, x in params.items():
     assert x.dtype == jnp.float32
-    assert jnp.isfinite(x).all(), path
+    assert np.isfinite(x).all(), path
     if path.endswith(("kernel", "embedding", "position", "token")):
       assert x.std() > 0, path
       assert (x != others[path]).mean() > 0.9, path
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+  ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("large", jnp.bfloat16)]
+)
 def test_shapes_of_every_size(size, dtype):
   config, images, prompts = SIZES[size], 2, 3
   detector, params = Detector(config, dtype), shapes_of(config)

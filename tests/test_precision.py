@@ -16,13 +16,13 @@ WIDE, NARROW = jnp.float32, jnp.bfloat16
 def both():
   """Results in float32, then in bfloat16."""
   rng = np.random.default_rng(0)
-  sizes, tokens = np.array([[300, 400]], np.int32), random_tokens(rng, [3, 4, 10, 32])
-  images, results = random_images(rng, 1), []
+  sizes = np.array([[300, 400], [500, 200]], np.int32)
+  images, tokens, results = random_images(rng, 2), random_tokens(rng, [3, 4, 10, 32]), []
   for dtype in (WIDE, NARROW):
     params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), parameters())
     embedding = run("encode_image", images, sizes, params=params, dtype=dtype)
     text = run("encode_text", tokens, params=params, dtype=dtype)
-    prompts = random_prompts(np.random.default_rng(1), text, [0] * 4, [0, 1, 2, 4], 4)
+    prompts = random_prompts(np.random.default_rng(1), text, [1, 0, 1, 0], [0, 1, 2, 4], 4)
     predictions = run("predict", embedding, prompts, params=params, dtype=dtype)
     results.append(types.SimpleNamespace(embedding=embedding, text=text, predictions=predictions))
   return results
@@ -30,11 +30,11 @@ def both():
 
 # Largest difference over largest magnitude as measured on a CPU; three times as much is allowed.
 MEASURED = {
-  "embedding": {"fine": 1.1e-2, "middle": 8.9e-3, "coarse": 9.4e-3, "sizes": 0},
+  "embedding": {"fine": 1.2e-2, "middle": 1.0e-2, "coarse": 9.4e-3, "sizes": 0},
   "text": {"features": 1.1e-2, "valid": 0},
   "predictions": {
-    "logits": 2.6e-2,
-    "boxes": 3.3e-3,
+    "logits": 2.8e-2,
+    "boxes": 3.9e-3,
     "presence": 1.8e-2,
     "mask_logits": 3.2e-2,
     "semantic_logits": 1.6e-2,
