@@ -17,6 +17,7 @@ comparison.
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,12 @@ PRESENCE_CLAMP = 10.0
 def main() -> int:
   arguments = _arguments()
   with tempfile.TemporaryDirectory(prefix="sam3-jax-parity-") as temporary:
-    work = (arguments.work or Path(temporary)).resolve()
+    work, load = (arguments.work or Path(temporary)).resolve(), os.getloadavg()[0]
     answers = measure(work, arguments)
     report = {
       "size": arguments.size,
       "machine": machine(),
+      "load": load,
       "limit": arguments.limit,
       "convert": json.loads((work / "checkpoint" / "convert.json").read_text()),
       "figures": {name: json.loads(str(answer["figures"])) for name, answer in answers.items()},
@@ -166,7 +168,7 @@ def markdown(report: dict) -> str:
   versions = ", ".join(f"{name} {version}" for name, version in versions.items())
   least, most = (f"{part:.0%}" for part in COVERAGE)
   lines = [
-    f"Machine: {report['machine']}; {versions}. "
+    f"Machine: {report['machine']}, load {report['load']:.1f} beforehand; {versions}. "
     f"IoU of the masks that cover {least} to {most} of the photograph.",
     "",
     f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {LEAST_IOU}):",
@@ -209,7 +211,7 @@ def _cost_table(report: dict) -> list[str]:
   columns = [report["figures"][name] for name in order]
   names = [name.replace("ours", "sam3-jax") for name in order]
   lines = [
-    f"| seconds (first call / later) | {' | '.join(names)} |",
+    f"| seconds (first call / later calls / processor time of these) | {' | '.join(names)} |",
     "|---" * (len(names) + 1) + "|",
   ]
 
@@ -228,7 +230,7 @@ def _cost_table(report: dict) -> list[str]:
 
 
 def _seconds(figures: dict[str, float]) -> str:
-  return f"{figures['first']:.2f} / {figures['later']:.2f}"
+  return " / ".join(f"{figures[name]:.2f}" for name in ("first", "later", "processor"))
 
 
 def _arguments() -> argparse.Namespace:
