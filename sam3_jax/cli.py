@@ -4,14 +4,16 @@ JAX and everything that needs it is imported inside the commands, so that
 help and usage errors come at once.
 """
 
+import contextlib
 import enum
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -63,6 +65,17 @@ class Format(enum.StrEnum):
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+
+
+def entry() -> NoReturn:
+  """The program: `main`, and the process's end."""
+  status = main()
+  if status == INTERRUPTED:  # XLA, torn down in the middle of its work, would crash
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
+      sys.stderr.flush()
+    os._exit(status)
+  sys.exit(status)
 
 
 def main(typed: Sequence[str] | None = None) -> int:

@@ -342,7 +342,7 @@ class TestProgram:
 
   def test_as_a_process(self, folder):
     """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
-    command = [sys.executable, "-c", "import sys; from sam3_jax.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()"]
     typed = ["segment", "photo.png", "--text", "cat", "--device", "cpu"]
     done = subprocess.run([*command, *typed], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -351,6 +351,18 @@ class TestProgram:
     failed = subprocess.run([*command, "segment"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
+
+
+  @pytest.mark.parametrize("status", [0, 2, cli.INTERRUPTED])
+  def test_the_end_of_the_process(self, monkeypatch, status):
+    """After Ctrl-C nothing is torn down: XLA would crash, and the status be that of a crash."""
+    ended = []
+    monkeypatch.setattr(cli, "main", lambda: status)
+    monkeypatch.setattr(cli.os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as end:
+      cli.entry()
+    assert end.value.code == status
+    assert ended == ([status] if status == cli.INTERRUPTED else [])
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
