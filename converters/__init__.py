@@ -12,6 +12,7 @@ from typing import Any
 
 from sam3_jax.checkpoint import DTYPES, expected_shapes
 from sam3_jax.config import Config
+from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import raise_faults
 from sam3_jax.writer import Writer
 
@@ -155,7 +156,7 @@ def _config(sources: Mapping[str, Source], table: Table, weights: Path) -> Confi
 
 def _tokenizer(given: str | Path | None, folder: Path) -> bytes:
   path = Path(given).expanduser() if given else find_vocabulary(folder)
-  return path.read_bytes() if path.suffix == ".model" else build_tokenizer(path)
+  return Tokenizer(path).model if path.suffix == ".model" else build_tokenizer(path)
 
 
 def _describe_dropped(planned: Plan) -> dict[str, dict[str, Any]]:

@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike
 
 from sam3_jax.config import Config
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
+from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, not_finite, raise_faults
 from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums, file_sizes
 
@@ -104,8 +105,8 @@ def save(
     unread: tensors to keep beside the parameters, by name.
 
   Raises:
-    ValueError: the parameters do not fit the configuration or are not finite, or `path` is not
-      empty or cannot be written.
+    ValueError: the parameters do not fit the configuration or are not finite, `tokenizer` is no
+      CLIP vocabulary, or `path` is not empty or cannot be written.
   """
   flat = flatten(params)
   faults = compare({name: array.shape for name, array in flat.items()}, expected_shapes(config))
@@ -115,6 +116,7 @@ def save(
     if str(array.dtype) not in DTYPES
   ]
   raise_faults(faults or not_finite(flat), "these parameters cannot be saved")
+  Tokenizer(tokenizer)
   with Writer(path) as writer:
     for part, tree in params.items():
       writer.add(part, jax.tree.map(np.asarray, tree))

@@ -13,12 +13,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters
 
 from sam3_jax import checkpoint, writer
 from sam3_jax.items import read_item, restore_item, save_item, stored_arrays
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 
+TOKENIZER = TOKENIZER_PATH.read_bytes()
 INFO = {"name": "tiny", "source": "a seed", "licence": "Apache-2.0", "trained": False}
 UNREAD = {
   "../tracker.x[:, :1]": np.arange(6, dtype=np.float16).reshape(2, 3),
@@ -30,7 +32,7 @@ SCALE = "trunk/norm_pre/scale"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   path = tmp_path_factory.mktemp("saved") / "tiny"
-  checkpoint.save(path, parameters(), CONFIG, b"model", info=INFO, unread=UNREAD)
+  checkpoint.save(path, parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   return path
 
 
@@ -51,7 +53,7 @@ def assert_params(got, want, dtype=None):
 
 def test_what_is_saved_is_loaded(saved):
   bundle = checkpoint.load(saved, verify=True)
-  assert (bundle.config, bundle.tokenizer, bundle.info) == (CONFIG, b"model", INFO)
+  assert (bundle.config, bundle.tokenizer, bundle.info) == (CONFIG, TOKENIZER, INFO)
   assert_params(bundle.params, parameters())
   unread = checkpoint.load_unread(saved)
   assert unread.keys() == UNREAD.keys()
@@ -64,7 +66,7 @@ def test_what_is_saved_is_loaded(saved):
 @pytest.mark.parametrize("wanted", [None, "float32", "bfloat16", jnp.bfloat16])
 def test_any_dtype_out_of_any(tmp_path, stored, wanted):
   params = jax.tree.map(lambda x: x.astype(stored), parameters())
-  checkpoint.save(tmp_path / "x", params, CONFIG, b"")
+  checkpoint.save(tmp_path / "x", params, CONFIG, TOKENIZER)
   loaded = checkpoint.load(tmp_path / "x", dtype=wanted)
   assert_params(loaded.params, params, jnp.dtype(wanted or stored))
   assert loaded.info == {}
@@ -98,7 +100,7 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   assert [path.name for path in (saved / "params").iterdir()] == ["rest"]
   assert sum(path.is_file() for path in saved.rglob("*")) < 40  # measured 22 to 25
   monkeypatch.setattr(writer, "OWN_ITEM", 500_000)
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, b"")
+  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
   assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
@@ -111,7 +113,7 @@ def test_plain_orbax_reads_it(saved):
 
 
 def test_writing_again_gives_the_same_manifest(saved, tmp_path):
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, b"model", info=INFO, unread=UNREAD)
+  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   first, second = (
     json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
   )
@@ -297,22 +299,30 @@ def test_parameters_that_do_not_fit_are_not_saved(tmp_path, change, match):
   flat = flatten(parameters())
   change(flat)
   with pytest.raises(ValueError, match=match):
-    checkpoint.save(tmp_path / "x", nest(flat), CONFIG, b"")
+    checkpoint.save(tmp_path / "x", nest(flat), CONFIG, TOKENIZER)
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", [b"", b"junk", bytes(1000)])
+def test_a_tokenizer_that_is_none_is_not_saved(tmp_path, model):
+  with pytest.raises(ValueError, match="the given bytes is no SentencePiece model") as caught:
+    checkpoint.save(tmp_path / "x", parameters(), CONFIG, model)
+  assert "\n" not in str(caught.value)
   assert not any(tmp_path.iterdir())
 
 
 def test_a_place_that_is_taken_or_cannot_be_written(saved, tmp_path):
   before = sorted(saved.rglob("*"))
   with pytest.raises(ValueError, match="exists already; give another path"):
-    checkpoint.save(saved, parameters(), CONFIG, b"")
+    checkpoint.save(saved, parameters(), CONFIG, TOKENIZER)
   assert sorted(saved.rglob("*")) == before
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "x"):
     with pytest.raises(ValueError, match=r"exists already|cannot write to"):
-      checkpoint.save(path, parameters(), CONFIG, b"")
+      checkpoint.save(path, parameters(), CONFIG, TOKENIZER)
   (tmp_path / "empty").mkdir()
-  checkpoint.save(tmp_path / "empty", parameters(), CONFIG, b"")
-  checkpoint.save(tmp_path / "deep" / "er", parameters(), CONFIG, b"")
+  checkpoint.save(tmp_path / "empty", parameters(), CONFIG, TOKENIZER)
+  checkpoint.save(tmp_path / "deep" / "er", parameters(), CONFIG, TOKENIZER)
   assert checkpoint.load(tmp_path / "deep" / "er").config == CONFIG
 
 
@@ -409,7 +419,8 @@ def test_saving_and_loading_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
     "from sam3_jax import checkpoint; from tiny import CONFIG, parameters\n"
-    "checkpoint.save(sys.argv[1], parameters(), CONFIG, b'')\n"
+    "from layouts import TOKENIZER\n"
+    "checkpoint.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
     "checkpoint.load(sys.argv[1], verify=True)\n"
     "checkpoint.inspect(sys.argv[1])\n"
   )
