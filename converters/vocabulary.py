@@ -174,11 +174,17 @@ _TRAINER = {
   "bos_id": 41,
   "eos_id": 42,
   "pad_id": 43,
+  "unk_piece": 45,
+  "bos_piece": 46,
+  "eos_piece": 47,
 }
-_TRAINER |= {"unk_piece": 45, "bos_piece": 46, "eos_piece": 47}
 _BPE = 2
-_NORMALIZER = {"name": 1, "add_dummy_prefix": 3, "remove_extra_whitespaces": 4}
-_NORMALIZER |= {"escape_whitespaces": 5}
+_NORMALIZER = {
+  "name": 1,
+  "add_dummy_prefix": 3,
+  "remove_extra_whitespaces": 4,
+  "escape_whitespaces": 5,
+}
 
 
 def _model(pieces: Sequence[str]) -> bytes:
