@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.checkpoint import DTYPES, expected_shapes
+from sam3_jax.checkpoint import check_dtype, expected_shapes
 from sam3_jax.config import Config
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import raise_faults
@@ -61,8 +61,7 @@ def convert(
     ValueError: the source is something else, is damaged, or does not fit its configuration, with
       all faults in one line; or `out` is not empty or cannot be written. Nothing is left then.
   """
-  if dtype not in DTYPES:
-    raise ValueError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}.")
+  check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
   tell("reading names and shapes", 0.0)
   weights = find_weights(Path(source).expanduser())

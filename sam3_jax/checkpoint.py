@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
@@ -134,15 +135,17 @@ def load(
 
   Args:
     path: the folder.
-    dtype: of the parameters, whatever they are stored in; None leaves them as stored.
+    dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
     sharding: of the parameters; None puts them on the first device.
     verify: compare every tensor's checksum first; see the function `verify`.
 
   Raises:
     FileNotFoundError: there is nothing at `path`.
     ValueError: it is not a complete checkpoint of this format version, or a parameter is missing,
-      unknown, of the wrong shape or not finite.
+      unknown, of the wrong shape or not finite; or `dtype` is another.
   """
+  if dtype is not None:
+    check_dtype(dtype)
   path, info, manifest, config = _open(path)
   if verify:
     compare_checksums(path, manifest)
@@ -187,6 +190,17 @@ def inspect(path: str | Path) -> Summary:
     unread=_by_reason(manifest["unread"]),
     dropped=_by_reason(manifest["dropped"]),
   )
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype:
+  """The dtype of parameters or computation; ValueError unless it is one of `DTYPES`."""
+  try:
+    found = jnp.dtype(dtype)
+  except TypeError:
+    found = None
+  if found is None or found.name not in DTYPES:
+    raise ValueError(f"dtype must be {' or '.join(DTYPES)}; got {dtype!r}.")
+  return found
 
 
 @functools.lru_cache

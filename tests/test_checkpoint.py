@@ -74,6 +74,14 @@ def test_any_dtype_out_of_any(tmp_path, stored, wanted):
   assert checkpoint.inspect(tmp_path / "x").dtype == stored
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bogus", jnp.float16, 3])
+def test_another_dtype(saved, dtype):
+  refused(saved, "dtype must be float32 or bfloat16; got ", dtype=dtype)
+  with pytest.raises(ValueError, match="dtype must be"):
+    checkpoint.check_dtype(dtype)
+  assert checkpoint.check_dtype(jnp.bfloat16) == checkpoint.check_dtype("bfloat16") == jnp.bfloat16
+
+
 def test_restored_straight_to_a_sharding(saved):
   mesh = Mesh(np.array(jax.devices()), ("devices",))
 

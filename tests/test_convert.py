@@ -327,7 +327,7 @@ def test_missing_empty_other_or_converted_sources(hub, tmp_path):
 
 
 def test_options_that_do_not_exist(hub, tmp_path):
-  refused(hub, tmp_path, "dtype 'float64' must be one of float32, bfloat16", dtype="float64")
+  refused(hub, tmp_path, "dtype must be float32 or bfloat16; got 'float64'", dtype="float64")
   refused(hub, tmp_path, "format 'tf' must be auto or one of huggingface, meta", format="tf")
   refused(hub, tmp_path, "does not hold SAM 3 in the meta layout", format="meta")
   assert_tree(converted(hub, tmp_path / "x", format="huggingface").params)
