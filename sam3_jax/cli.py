@@ -21,7 +21,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sam3_jax import arguments
-from sam3_jax.terminal import complain, forgive_encodings, one_line, progress, say, silence
+from sam3_jax.terminal import (
+  complain,
+  forgive_encodings,
+  interruptible,
+  one_line,
+  progress,
+  say,
+  silence,
+)
 
 if TYPE_CHECKING:
   from sam3_jax.checkpoint import Summary
@@ -87,9 +95,11 @@ def main(typed: Sequence[str] | None = None) -> int:
   typed = list(sys.argv[1:] if typed is None else typed) or ["--help"]
   debug, status = "--debug" in typed, FAILED
   forgive_encodings()
-  with silence(debug):
+  with silence(debug), interruptible() as interrupted:
     try:
       status = app(typed, prog_name="sam3-jax", standalone_mode=False) or 0
+      if interrupted.is_set():
+        raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
       status = INTERRUPTED
     except _UsageError as error:
@@ -98,9 +108,12 @@ def main(typed: Sequence[str] | None = None) -> int:
     except Exception as error:
       if debug:
         traceback.print_exc()
-      complain(one_line(error))
-  if status == INTERRUPTED:
-    complain("interrupted; the files already written are complete.")
+      if interrupted.is_set():  # what XLA makes of it
+        status = INTERRUPTED
+      else:
+        complain(one_line(error))
+    if status == INTERRUPTED:
+      complain("interrupted; files written before are complete.")
   return status
 
 

@@ -4,14 +4,19 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
 Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that
+
+_interrupted = threading.Event()
 
 
 def say(console: Console, line: str) -> None:
@@ -43,9 +48,44 @@ def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
     task = live.add_task("", total=1.0)
 
     def step(what: str, fraction: float) -> None:
+      if _interrupted.is_set():
+        raise KeyboardInterrupt
       live.update(task, description=what, completed=fraction)
 
     yield step
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+  """Notes Ctrl-C beside raising it: in a callback of XLA's the exception would be lost.
+
+  `progress` raises it again at its next step.
+
+  Yields:
+    Is set once Ctrl-C was pressed.
+  """
+  _interrupted.clear()
+  handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not with nohup
+  if not handled or threading.current_thread() is not threading.main_thread():
+    yield _interrupted
+    return
+  report = sys.unraisablehook
+
+  def interrupt(*_: object) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+  def report_others(lost: Any) -> None:
+    if lost.exc_type is not KeyboardInterrupt:
+      report(lost)
+
+  signal.signal(signal.SIGINT, interrupt)
+  sys.unraisablehook = report_others
+  try:
+    yield _interrupted
+  finally:
+    sys.unraisablehook = report
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """The command: what it writes and prints; one line and status 2 for everything that is wrong."""
 
+import contextlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -190,6 +192,30 @@ class TestSegment:
     assert cli.main(["segment", "photo.png", "--text", "cat"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 
+  def test_control_c_that_others_catch(self, ready, monkeypatch, capsys):
+    """As XLA's callbacks do: the next step ends the run, and so does an exception made of it."""
+    read, calls = segment.read_image, []
+
+    def swallow(*args, **options):
+      calls.append(args)
+      with contextlib.suppress(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+      return read(*args, **options)
+
+    def replace(*args, **options):
+      try:
+        signal.raise_signal(signal.SIGINT)
+      except KeyboardInterrupt:
+        raise RuntimeError("INTERNAL: a callback failed") from None
+
+    for read_image in (swallow, replace):
+      monkeypatch.setattr(segment, "read_image", read_image)
+      assert cli.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
+      message = "sam3-jax: error: interrupted; files written before are complete.\n"
+      assert capsys.readouterr().err == message
+      assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(calls) == 1
+
   def test_traceback_only_with_debug(self, ready, monkeypatch, capsys):
     def fault(*args, **options):
       raise RuntimeError("two\nlines")
@@ -351,7 +377,6 @@ class TestProgram:
     failed = subprocess.run([*command, "segment"], capture_output=True, text=True, check=False)
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
-
 
   @pytest.mark.parametrize("status", [0, 2, cli.INTERRUPTED])
   def test_the_end_of_the_process(self, monkeypatch, status):
