@@ -1,6 +1,7 @@
 """One Orbax item: a tree of arrays in a folder. Reading raises ValueError in one line."""
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def _one_line(folder: Path, verb: str, remedy: str):
   try:
     yield
   except Exception as error:  # Orbax and TensorStore raise whatever they meet, over many lines
-    reason = str(error).strip().partition("\n")[0][:200]
+    reason = textwrap.shorten(str(error).strip().partition("\n")[0], 200, placeholder=" ...")
     raise ValueError(
       f"{folder} cannot be {verb} ({type(error).__name__}: {reason}); {remedy}"
     ) from error

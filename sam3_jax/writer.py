@@ -1,12 +1,15 @@
 """Writes a checkpoint so that it appears under its name only when it is complete."""
 
+import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -52,7 +55,11 @@ class Writer:
     return self
 
   def __exit__(self, *_) -> None:
-    shutil.rmtree(self._temporary, ignore_errors=True)
+    for _ in range(100):
+      if not self._temporary.exists():
+        return
+      shutil.rmtree(self._temporary, ignore_errors=True)
+      time.sleep(0.1)  # Orbax's threads write on for a while after one of them has failed
 
   def add(self, part: str, tree: Mapping[str, Any]) -> None:
     """Takes a top-level part of the tree, NumPy arrays; a large one is written at once."""
@@ -90,7 +97,7 @@ class Writer:
     if self._rest:
       self._save("rest", self._rest)
     if unread:
-      save_item(self._temporary / "unread", dict(unread))
+      self._write("unread", dict(unread))
     reasons = unread_reasons or {}
     manifest = {
       "format_version": FORMAT_VERSION,
@@ -109,18 +116,41 @@ class Writer:
       "info": dict(info),
       "model": config.to_dict(),
     }
-    (self._temporary / "tokenizer.model").write_bytes(tokenizer)
-    _write_json(self._temporary / "config.json", settings)
-    _write_json(self._temporary / "manifest.json", manifest)
-    if verify:
-      compare_checksums(self._temporary, manifest)
-    _sync(self._temporary)
-    self._temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-    os.rename(self._temporary, self._path)
+    with self._under_its_name():
+      (self._temporary / "tokenizer.model").write_bytes(tokenizer)
+      _write_json(self._temporary / "config.json", settings)
+      _write_json(self._temporary / "manifest.json", manifest)
+      if verify:
+        compare_checksums(self._temporary, manifest)
+      _sync(self._temporary)
+      self._temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+      os.rename(self._temporary, self._path)
 
   def _save(self, item: str, tree: dict[str, Any]) -> None:
-    save_item(self._temporary / "params" / item, tree)
+    self._write(f"params/{item}", tree)
     self._items.append(item)
+
+  def _write(self, folder: str, tree: dict[str, Any]) -> None:
+    """Writes an Orbax item, if there is room for it: Orbax meets a full disk in many threads."""
+    needed = sum(array.nbytes for array in flatten(tree).values())
+    with self._under_its_name():
+      free = shutil.disk_usage(self._temporary).free
+      if needed > free:
+        raise ValueError(
+          f"cannot write to {self._path.parent}: {math.ceil(needed / 1e6):,} MB needed, "
+          f"{math.floor(free / 1e6):,} MB free; make room, or give a path on another disk."
+        )
+      save_item(self._temporary / folder, tree)
+
+  @contextlib.contextmanager
+  def _under_its_name(self):
+    """Turns errors into one line that names the checkpoint rather than the temporary folder."""
+    try:
+      yield
+    except OSError as error:
+      raise ValueError(f"cannot write {self._path}: {error.strerror}.") from error
+    except ValueError as error:
+      raise ValueError(str(error).replace(str(self._temporary), str(self._path))) from error
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -1,11 +1,15 @@
 """Checkpoints: what is written is read back, in any dtype and place, and no fault goes unseen."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -339,6 +343,45 @@ def test_an_unfinished_writer_leaves_nothing(tmp_path):
     unfinished.add("trunk", {"a": np.ones(3, np.float32)})
     assert [path.name for path in tmp_path.iterdir()] != ["x"]
     raise KeyError
+  assert not any(tmp_path.iterdir())
+
+
+def test_too_little_room(tmp_path, monkeypatch):
+  usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+  monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
+  needed = sum(x.nbytes for x in jax.tree.leaves(parameters())) // 1_000_000 + 1
+  with pytest.raises(ValueError, match=f"^cannot write to {tmp_path}: {needed} MB needed, 10 MB f"):
+    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkeypatch):
+  def late(folder):
+    for i in range(20):
+      folder.mkdir(parents=True, exist_ok=True)
+      with contextlib.suppress(FileNotFoundError):
+        (folder / str(i)).write_text("late")
+      time.sleep(0.02)
+
+  def save_item(folder, tree):
+    threading.Thread(target=late, args=[folder]).start()
+    raise ValueError(f"{folder} cannot be written")
+
+  monkeypatch.setattr(writer, "save_item", save_item)
+  with pytest.raises(ValueError, match=f"^{tmp_path}/x/params/rest cannot be written$"):
+    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+  assert not any(tmp_path.iterdir())
+  time.sleep(0.5)
+  assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
+  def full(path, values):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+  monkeypatch.setattr(writer, "_write_json", full)
+  with pytest.raises(ValueError, match=f"^cannot write {tmp_path}/x: No space left on device.$"):
+    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
