@@ -4,6 +4,7 @@ The format is that of COCO's instance annotations (https://cocodataset.org/#form
 `score` as in its results, and an `info` that says which checkpoint was asked what.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
   from sam3_jax.postprocess import Instances
 
 PICTURE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
+
+Write = Callable[[IO[bytes]], Any]  # writes into a file
 
 
 def coco(
@@ -98,25 +101,37 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
   return stems
 
 
-def write_json(path: Path, values: Any) -> None:
-  """Writes a file that appears when it is complete, or not at all."""
-  text = json.dumps(values, allow_nan=False) + "\n"
-  _write(path, lambda file: file.write(text.encode()))
+def write(files: Mapping[Path, Write]) -> None:
+  """Writes files that all appear when all are complete, or not at all.
 
-
-def write_picture(path: Path, picture: Any) -> None:
-  """Writes a PIL picture as PNG; it appears when it is complete."""
-  # Level 4 takes a third of level 6's time, and 3 % more bytes.
-  _write(path, lambda file: picture.save(file, "PNG", compress_level=4))
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f".{path.name}.{os.getpid()}")
+  Raises:
+    OSError: with the name of the file, and the reason.
+  """
+  drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
+  path = None
   try:
-    with draft.open("wb") as file:
-      write(file)
-    draft.replace(path)
-  except BaseException:
-    draft.unlink(missing_ok=True)
-    raise
+    for path, draft in drafts.items():
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with draft.open("wb") as file:
+        files[path](file)
+    for path, draft in drafts.items():
+      draft.replace(path)
+  except OSError as error:  # which names the draft, or nothing
+    reason = error.strerror or str(error)
+    raise OSError(error.errno, reason, str(path)) from error
+  finally:
+    for draft in drafts.values():
+      with contextlib.suppress(OSError):  # there is none, mostly
+        draft.unlink()
+
+
+def json_of(values: Any) -> Write:
+  """Writes plain values."""
+  text = json.dumps(values, allow_nan=False) + "\n"
+  return lambda file: file.write(text.encode())
+
+
+def png_of(picture: Any) -> Write:
+  """Writes a PIL picture."""
+  # Level 4 takes a third of level 6's time, and 3 % more bytes.
+  return lambda file: picture.save(file, "PNG", compress_level=4)

@@ -15,7 +15,7 @@ from rich.text import Text
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt, check_boxes
-from sam3_jax.results import ANNOTATIONS, PICTURE, coco, output_stems, write_json, write_picture
+from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
 from sam3_jax.terminal import complain, progress, say
 from sam3_jax.visualize import overlay
 
@@ -82,29 +82,32 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
     ValueError, OSError: whatever else goes wrong. What was written before is complete.
   """
   job.check()
-  failures, done = 0, []
-  with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
-    step(f"loading {checkpoint.name}", 0)
-    model = Sam3.from_checkpoint(checkpoint, dtype=dtype)
-    table = _table(model, checkpoint.name)
-    for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
-      wait = "" if done else ", compiling first, which can take a minute"
-      step(f"{path.name}{wait}", i / len(job.images))
-      try:
-        rows = _segment(model, job, path, outputs)
-      except _BadPictureError as error:
-        complain(str(error), errors)
-        failures += 1
-      else:
-        done.append(outputs)
-        for row in rows:
-          table.add_row(*row)
-  if done:
-    if model.info.get("trained") is False and not console.quiet:
-      note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds means"
-      say(errors, f"{note} nothing. Convert the released weights with `sam3-jax convert`.")
-    console.print(table)
-    _say_where(console, job.out, done)
+  failures, done, table, trained = 0, [], _table(), None
+  try:
+    with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
+      step(f"loading {checkpoint.name}", 0)
+      model = Sam3.from_checkpoint(checkpoint, dtype=dtype)
+      trained = model.info.get("trained")
+      table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
+      for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
+        wait = "" if done else ", compiling first, which can take a minute"
+        step(f"{path.name}{wait}", i / len(job.images))
+        try:
+          rows = _segment(model, job, path, outputs)
+        except _BadPictureError as error:
+          complain(str(error), errors)
+          failures += 1
+        else:
+          done.append(outputs)
+          for row in rows:
+            table.add_row(*row)
+  finally:  # what is done is shown even if the rest is not
+    if done:
+      if trained is False and not console.quiet:
+        note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds"
+        say(errors, f"{note} means nothing. Convert the released weights with `sam3-jax convert`.")
+      console.print(table)
+      _say_where(console, job.out, done)
   return failures
 
 
@@ -131,8 +134,14 @@ def _segment(
   }
   picture, annotations = outputs
   size = (image.shape[0], image.shape[1])
-  write_json(annotations, coco(str(path), size, instances, job.phrases, info))
-  write_picture(picture, overlay(image, instances, job.phrases))
+  record = coco(str(path), size, instances, job.phrases, info)
+  drawn = overlay(image, instances, job.phrases)
+  try:
+    write({annotations: json_of(record), picture: png_of(drawn)})
+  except OSError as error:
+    raise OSError(
+      f"cannot write {error.filename}: {error.strerror}; free some space or choose another --out."
+    ) from error
   seconds = f"{time.perf_counter() - start:.1f}"
   return [
     (
@@ -153,17 +162,17 @@ def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -
     say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
 
 
-def _table(model: Sam3, name: str) -> Table:
-  platform = jax.tree.leaves(model.params)[0].devices().pop().platform
-  table = Table(
-    title=Text(f"{name}, {model.dtype} on {platform}"),
-    caption="The first picture's seconds include compiling.",
-  )
+def _table() -> Table:
+  table = Table(caption="The first picture's seconds include compiling.")
   table.add_column("Image", overflow="fold")
   table.add_column("Phrase", overflow="fold")
   for heading in ("Instances", "Best score", "Seconds"):
     table.add_column(heading, justify="right")
   return table
+
+
+def _platform(model: Sam3) -> str:
+  return jax.tree.leaves(model.params)[0].devices().pop().platform
 
 
 def _displayed_size(path: Path) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from rich.console import Console
 
-from sam3_jax import Prompt, cli, segment
+from sam3_jax import Prompt, cli, segment, visualize
 from sam3_jax.inference import Sam3
 from sam3_jax.terminal import progress
 
@@ -50,6 +50,14 @@ def ready(folder, model, monkeypatch) -> Path:
   """The folder, and the model loaded and compiled once for all tests."""
   monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda path, dtype: model)
   return folder
+
+
+class Full:
+  """A picture for which there is no room."""
+
+  def save(self, file, *args, **options):
+    file.write(b"half")
+    raise OSError(28, "No space left on device")
 
 
 def listing(folder: Path) -> list[tuple[str, bytes]]:
@@ -177,12 +185,25 @@ class TestSegment:
     assert "... and 4 more files in out" in capsys.readouterr().out
 
   def test_a_full_disk(self, ready, monkeypatch, capsys):
-    def full(*args):
-      raise OSError(28, "No space left on device", "out/x")
+    """The second picture's drawing fails: nothing of it stays, and the first is shown."""
+    drawn = []
 
-    monkeypatch.setattr(segment, "write_picture", full)
-    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 2
-    assert capsys.readouterr().err == "sam3-jax: error: No space left on device: out/x\n"
+    def overlay(*args):
+      drawn.append(Full() if drawn else visualize.overlay(*args))
+      return drawn[-1]
+
+    monkeypatch.setattr(segment, "overlay", overlay)
+    assert cli.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == (
+      "sam3-jax: error: cannot write out/turned.sam3.png: No space left on device; "
+      "free some space or choose another --out."
+    )
+    assert "photo.png" in out
+    assert "out/photo.sam3.json" in out
+    assert "turned" not in out
+    files = sorted(path.name for path in (ready / "out").iterdir())
+    assert files == ["photo.sam3.json", "photo.sam3.png"]
 
   def test_control_c(self, ready, monkeypatch, capsys):
     def interrupt(*args, **options):
@@ -212,7 +233,7 @@ class TestSegment:
       monkeypatch.setattr(segment, "read_image", read_image)
       assert cli.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
       message = "sam3-jax: error: interrupted; files written before are complete.\n"
-      assert capsys.readouterr().err == message
+      assert capsys.readouterr().err.endswith(message)
       assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(calls) == 1
 

@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from sam3_jax.postprocess import Instances, Masks
-from sam3_jax.results import coco, output_stems, write_json, write_picture
+from sam3_jax.results import coco, json_of, output_stems, png_of, write
 
 SIZE = (70, 90)
 
@@ -39,7 +39,7 @@ def record() -> dict:
 
 
 def test_pycocotools_reads_it(record, tmp_path):
-  write_json(tmp_path / "a.json", record)
+  write({tmp_path / "a.json": json_of(record)})
   with contextlib.redirect_stdout(io.StringIO()):
     data = COCO(str(tmp_path / "a.json"))
   assert [c["name"] for c in data.loadCats(data.getCatIds())] == ["cat", "dog", "café [1]"]
@@ -108,28 +108,39 @@ def test_output_stems(paths, stems):
 
 class TestWriting:
   def test_makes_the_folder(self, tmp_path):
-    write_json(tmp_path / "a" / "b" / "c.json", {"é": 1})
+    write({tmp_path / "a" / "b" / "c.json": json_of({"é": 1})})
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == {"é": 1}
 
   def test_picture(self, tmp_path):
     picture = Image.new("RGB", (70, 50), (200, 30, 40))
-    write_picture(tmp_path / "a.png", picture)
+    write({tmp_path / "a.png": png_of(picture)})
     with Image.open(tmp_path / "a.png") as read:
       assert (read.format, read.size) == ("PNG", (70, 50))
       assert np.all(np.asarray(read) == (200, 30, 40))
 
-  def test_a_failure_leaves_what_was_there(self, tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, {"old": 1})
+  def test_only_plain_numbers(self):
     with pytest.raises(ValueError):
-      write_json(path, {"new": float("nan")})
+      json_of({"new": float("nan")})
 
-    class Full:
-      def save(self, file, *args, **options):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
+  @pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+      (OSError(28, "No space left on device", "draft"), "No space left on device"),
+      (OSError("encoder error"), "encoder error"),
+      (KeyboardInterrupt(), None),
+    ],
+  )
+  def test_a_failure_leaves_what_was_there(self, tmp_path, error, reason):
+    first, second = tmp_path / "a.json", tmp_path / "a.png"
+    write({first: json_of({"old": 1})})
 
-    with pytest.raises(OSError, match="No space left"):
-      write_picture(path, Full())
-    assert json.loads(path.read_text()) == {"old": 1}
+    def fail(file):
+      file.write(b"half")
+      raise error
+
+    with pytest.raises(type(error)) as raised:
+      write({first: json_of({"new": 1}), second: fail})
+    if reason:
+      assert (raised.value.strerror, raised.value.filename) == (reason, str(second))
+    assert json.loads(first.read_text()) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
