@@ -27,9 +27,12 @@ def find_checkpoint(name: str | Path) -> Path:
 
   Raises:
     FileNotFoundError: none of these; the message lists them and says how to convert.
+    ValueError: an empty name.
   """
   if str(name).startswith("hf://"):
     return _from_hub(str(name).removeprefix("hf://"))
+  if not str(name):
+    raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3_tiny.")
   shelves = [Path("checkpoints"), *_packaged()]
   if shelf := os.environ.get("SAM3_JAX_CHECKPOINTS"):
     shelves.insert(0, Path(shelf))
@@ -77,6 +80,8 @@ class SAM3PromptableConceptImageSegmenter:
       ValueError: values outside 0..255, unequal numbers of images and prompts, neither prompts nor
         boxes, an unknown key.
     """
+    if not isinstance(inputs, Mapping):
+      raise TypeError(f"predict takes a mapping with images and prompts; got {type(inputs)}.")
     if unknown := inputs.keys() - {"images", "prompts", "boxes", "box_labels"}:
       raise ValueError(
         f"unknown inputs {sorted(unknown)}; there are images, prompts, boxes and box_labels."
@@ -135,7 +140,9 @@ def _prompts(inputs: Mapping[str, Any], count: int) -> list[Prompt]:
 def _packaged() -> list[Path]:
   """Where the embedded checkpoint lies: in the package, or beside it in a clone."""
   package = Path(__file__).parent
-  return [package / "checkpoints", package.parent / "checkpoints"]
+  clone = package.parent
+  beside = [clone / "checkpoints"] if (clone / "pyproject.toml").is_file() else []
+  return [package / "checkpoints", *beside]
 
 
 def _from_hub(name: str) -> Path:

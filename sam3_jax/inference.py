@@ -5,6 +5,7 @@ batches of the few sizes below: no padding is computed, and the compilations are
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Sam3:
     """
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.info = dict(info or {})
-    self.dtype = jnp.dtype(default_dtype() if dtype is None else dtype)
+    dtype = default_dtype() if dtype is None else dtype
+    checkpoint.check_dtype(dtype)
+    self.dtype = jnp.dtype(dtype)
     detector = Detector(config, self.dtype)
 
     def encode_image(params, pixels, sizes):
@@ -136,18 +139,24 @@ class Sam3:
         queries in their order.
 
     Returns:
-      One row a prompt, in the prompts' order, on the device. `.instances()` thresholds them.
+      One row a prompt, in the prompts' order, on the device. `.instances()` thresholds them. Masks
+      take 66 MB a prompt in float32 at the released size: `max_detections` makes it less.
 
     Raises:
       ValueError: no prompt, a box outside its image, an image that is not there.
+      TypeError: what should be an embedding, a prompt or encoded text is something else.
     """
+    if not isinstance(embedding, ImageEmbedding):
+      raise TypeError(f"decode takes what encode returns, then prompts; got {type(embedding)}.")
+    if not isinstance(text, TextEmbedding | None):
+      raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
     prompts = as_prompts(prompts)
     images = _image_index(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_boxes(prompt, *size.tolist())
-    if max_detections is not None and max_detections < 1:
-      raise ValueError(f"max_detections must be at least 1, or None for all; got {max_detections}.")
+    if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
+      raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections}.")
     rows = np.arange(len(prompts))
     if text is None:
       phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
@@ -167,17 +176,19 @@ class Sam3:
       )  # fmt: skip
       return self._detect(self.params, _take(embedding, sources), packed, max_detections)
 
-    order = list(_prompt_batches(images))
-    found = [
-      dataclasses.replace(detect(batch), image_index=jnp.asarray(images[batch], jnp.int32))
-      for batch in order
-    ]
-    return _take(_join(found), np.argsort(np.concatenate(order)))
+    found = None
+    for batch in _prompt_batches(images):
+      part = dataclasses.replace(detect(batch), image_index=jnp.asarray(images[batch], jnp.int32))
+      if np.array_equal(batch, np.arange(len(prompts))):
+        return part
+      found = _place(_room(part, len(prompts)) if found is None else found, part, batch)
+    return found  # pyright: ignore[reportReturnType]
 
   @property
   def compilations(self) -> int:
-    """How many programs `decode` has compiled so far, from jit's own cache: at most 6 for each
-    value of max_detections."""
+    """How often the detector has been compiled for `decode` so far, from jit's own cache: at most 6
+    programs for each value of max_detections. (Putting results together takes a trivial program
+    more for each new number of prompts.)"""
     return self._detect._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
 
   def save(self, path: str | Path) -> None:
@@ -186,7 +197,7 @@ class Sam3:
 
   def _pixels(
     self, source: ImageSource, max_pixels: int
-  ) -> tuple[UInt8[np.ndarray, "S S 3"], Int[np.ndarray, "2"]]:
+  ) -> tuple[UInt8[np.ndarray, "Hi Wi 3"], Int[np.ndarray, "2"]]:
     image = read_image(source, max_pixels=max_pixels)
     return resize(image, self.config.image_size), np.array(image.shape[:2], np.int32)
 
@@ -250,6 +261,15 @@ def _join(parts: list) -> Any:
 @jax.jit
 def _gather(pytree: Any, rows: Array) -> Any:
   return jax.tree.map(lambda array: array[rows], pytree)
+
+
+def _room(part: Any, rows: int) -> Any:
+  return jax.tree.map(lambda array: jnp.zeros((rows, *array.shape[1:]), array.dtype), part)
+
+
+@functools.partial(jax.jit, donate_argnums=0)  # in place: masks of many prompts fit once, not twice
+def _place(whole: Any, part: Any, rows: Array) -> Any:
+  return jax.tree.map(lambda w, p: w.at[rows].set(p, unique_indices=True), whole, part)
 
 
 def _take(pytree: Any, rows: np.ndarray) -> Any:

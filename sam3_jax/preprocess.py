@@ -254,10 +254,15 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
     return np.repeat(_to_8_bits(values.astype(np.uint16))[..., None], 3, axis=2)
   if image.mode == "F":
     raise ValueError(f"{name} holds floating-point values: scale them to 0..255 and save as uint8.")
-  try:
-    return _opaque(image) if image.has_transparency_data else np.asarray(image.convert("RGB"))
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  opaque = not image.has_transparency_data
+  try:  # in strips: Pillow's own copies of a large picture take four times its memory
+    for top in range(0, image.height, _STRIP):
+      strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+      pixels[top : top + _STRIP] = strip.convert("RGB") if opaque else _opaque(strip)
   except ValueError as error:
     raise ValueError(f"{name} has pixels in mode {image.mode}: convert it to RGB first.") from error
+  return pixels
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Concept prompts: what a user may ask, checked, and packed into the model's padded arrays."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from sam3_jax.tokenizer import clean
 from sam3_jax.types import Prompts, TextEmbedding
 
 VISUAL = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
@@ -20,7 +21,8 @@ class Prompt:
   Attributes:
     text: a short noun phrase, "yellow school bus"; None for boxes alone.
     boxes: x0, y0, x1, y1 of each example, in pixels of the source picture as displayed (EXIF
-      orientation applied); at most 128. They may reach beyond the picture, and may have no area.
+      orientation applied); at most 128. They may reach beyond the picture, be up to twice its size,
+      and have no area.
     box_labels: 1 for an example, 0 for a counterexample, one a box; None for all 1.
 
   Raises:
@@ -35,7 +37,7 @@ class Prompt:
   def __post_init__(self):
     if self.text is not None and not isinstance(self.text, str):
       raise TypeError(f"text must be a string; got {self.text!r}. Use one Prompt a phrase.")
-    if self.text is not None and not self.text.strip():
+    if self.text is not None and not clean(self.text):
       raise ValueError("the phrase is empty; name what to find, or leave text out and give boxes.")
     boxes = _boxes(self.boxes)
     if self.text is None and not boxes:
@@ -53,6 +55,10 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
   """One or several phrases or prompts as a list of prompts."""
   if isinstance(prompts, (str, Prompt)):
     prompts = [prompts]
+  try:
+    prompts = list(prompts)
+  except TypeError:
+    raise TypeError(f"pass a phrase, a Prompt, or a list of them; got {prompts!r}.") from None
   if not prompts:
     raise ValueError("no prompt given; pass a phrase, a Prompt, or a list of them.")
   return [one if isinstance(one, Prompt) else Prompt(text=one) for one in prompts]
@@ -113,7 +119,9 @@ def pack(
 
 
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
-  rows = [] if boxes is None else np.asarray(boxes, dtype=object).tolist()
+  if not isinstance(boxes, Iterable | None):
+    raise ValueError(f"boxes must be a list of x0, y0, x1, y1 in pixels; got {boxes!r}.")
+  rows = [] if boxes is None else list(boxes)
   if len(rows) > BOX_SIZES[-1]:
     raise ValueError(f"a prompt takes at most {BOX_SIZES[-1]} boxes; got {len(rows)}.")
   return tuple(_box(row, i) for i, row in enumerate(rows))
@@ -139,10 +147,10 @@ def _box(row: Any, i: int) -> tuple[float, ...]:
 def _labels(labels: Any, count: int) -> tuple[bool, ...]:
   if labels is None:
     return (True,) * count
-  labels = np.asarray(labels).tolist()
-  if not isinstance(labels, list) or len(labels) != count:
+  values = list(labels) if isinstance(labels, Iterable) else None
+  if values is None or len(values) != count:
     raise ValueError(f"box_labels must be one a box: {count}; got {labels!r}.")
-  for label in labels:
-    if label not in (0, 1):
+  for label in values:
+    if isinstance(label, Iterable) or label not in (0, 1):
       raise ValueError(f"box labels are 1 (example) or 0 (counterexample); got {label!r}.")
-  return tuple(bool(label) for label in labels)
+  return tuple(bool(label) for label in values)

@@ -4,10 +4,13 @@
   P  prompts                 N  boxes of a prompt         Hm, Wm  cells of a mask
   Q  queries (200)           S  prompt tokens, T + N + 1  L  layers
   K  kept queries            D  width (256)               M  points of a prompt
+  C  channels of any layer   A, I, J  rows, queries, keys of an attention
+  G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
 
-One letter means one thing everywhere. Boxes are xyxy or cxcywh as each name or docstring says, x
-before y, and always fractions of the picture's width and height inside the model. All of these are
-`flax.struct` pytrees: they stay on the device, and can be mapped, sharded, sliced and saved.
+One letter means one thing everywhere; Q1 is Q + 1, H2 and C2 are what a layer makes of H and C.
+Boxes are xyxy or cxcywh as each name or docstring says, x before y, and always fractions of the
+picture's width and height inside the model. All of these are `flax.struct` pytrees: they stay on
+the device, and can be mapped, sharded, sliced and saved.
 """
 
 import dataclasses

@@ -126,6 +126,16 @@ def test_an_unknown_preset_says_where_it_looked(tmp_path, monkeypatch):
   assert "\n" not in message
 
 
+def test_an_empty_name():
+  with pytest.raises(ValueError, match="the checkpoint's name is empty"):
+    hub.find_checkpoint("")
+
+
+def test_predict_takes_a_mapping(segmenter):
+  with pytest.raises(TypeError, match="predict takes a mapping"):
+    segmenter.predict(np.zeros((1, 8, 8, 3)))
+
+
 def test_the_hub_without_its_package(monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[hub\]'"):

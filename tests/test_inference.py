@@ -53,8 +53,9 @@ INDEX = [0, 0, 3, 3, 0, 4]
 
 
 def assert_same(got: Detections, want: Detections):
-  for name in ("scores", "boxes", "mask_logits", "presence", "semantic_logits"):
+  for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
     assert_close(getattr(got, name), getattr(want, name), rel=CLOSE)
+  np.testing.assert_allclose(got.presence, want.presence, atol=CLOSE)  # a logit; measured 3.9e-6
   for name in ("image_index", "sizes", "ids"):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
@@ -204,13 +205,32 @@ def test_save_and_load(model, embedding, tmp_path):
     (["a", "b"], [0], {}, "one integer a prompt, 2"),
     ("a", [0.5], {}, "one integer a prompt, 1"),
     (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 picture"),
-    ("a", 0, {"max_detections": 0}, "max_detections must be at least 1"),
+    ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
   ],
 )
 def test_faults_are_one_line(model, embedding, prompts, index, settings, message):
   with pytest.raises(ValueError, match=message) as caught:
     model.decode(embedding, prompts, index, **settings)
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [1.5, -1, "3"])
+def test_max_detections_is_a_positive_integer(model, embedding, value):
+  with pytest.raises(ValueError, match="max_detections must be 1, 2"):
+    model.decode(embedding, "a", 0, max_detections=value)
+
+
+def test_what_is_no_embedding(model, embedding):
+  with pytest.raises(TypeError, match="decode takes what encode returns"):
+    model.decode("a.jpg", "cat")
+  with pytest.raises(TypeError, match="text must be what encode_text returns"):
+    model.decode(embedding, "cat", 0, text="cat")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float16", "bogus"])
+def test_dtypes_that_are_not_there(model, dtype):
+  with pytest.raises(ValueError, match=f"float32 or bfloat16; got .*{dtype}"):
+    Sam3(model.config, model.params, model.tokenizer, dtype=dtype)
 
 
 def test_text_needs_a_row_a_prompt(model, embedding):

@@ -51,6 +51,9 @@ def test_one_prompt_is_a_list_of_one():
     ({"boxes": [BOX], "box_labels": [7]}, r"1 \(example\) or 0 \(counterexample\); got 7"),
     ({"boxes": [BOX], "box_labels": [1, 0]}, "one a box: 1"),
     ({"boxes": [BOX], "box_labels": 1}, "one a box: 1"),
+    ({"boxes": [BOX, BOX], "box_labels": [[1], [1, 2]]}, r"got \[1\]"),
+    ({"boxes": 5}, "boxes must be a list of x0, y0, x1, y1 in pixels; got 5"),
+    ({"text": "&nbsp;"}, "phrase is empty"),
     ({"text": "a", "box_labels": [1]}, "one a box: 0"),
     ({"boxes": [BOX] * 129}, "at most 128 boxes; got 129"),
   ],
@@ -66,6 +69,12 @@ def test_text_must_be_a_string():
     Prompt(text=3)
   with pytest.raises(TypeError, match="text must be a string"):
     as_prompts([["a"]])
+  with pytest.raises(TypeError, match="a list of them; got 3"):
+    as_prompts(3)
+
+
+def test_arrays_of_phrases():
+  assert as_prompts(np.array(["a", "b"])) == [Prompt("a"), Prompt("b")]
 
 
 def test_no_prompt():

@@ -87,6 +87,7 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
     logits = jnp.where(valid, logits, -jnp.inf)
   if causal:
     logits = jnp.where(jnp.tri(*logits.shape, dtype=bool), logits, -jnp.inf)
+  # As in jax.nn.softmax, the shift cancels out and needs no gradient.
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
   total = weights.sum(axis=1, keepdims=True)
   if dropout_key is not None:
