@@ -23,6 +23,7 @@ def save_item(folder: Path, tree: dict[str, Any]) -> None:
   """Writes NumPy arrays, one of whose axes is 0 nowhere."""
   with _one_line(folder, "written", "is the disk full?"), _checkpointer() as checkpointer:
     checkpointer.save(folder, tree)
+  (folder / "commit_success.txt").unlink(missing_ok=True)  # it only says on which path it was
 
 
 def restore_item(

@@ -118,6 +118,11 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
 
 
+def test_nothing_tells_where_it_was_written(saved):
+  for file in saved.rglob("*"):
+    assert not file.is_file() or str(saved.parent).encode() not in file.read_bytes(), file
+
+
 def test_plain_orbax_reads_it(saved):
   with ocp.StandardCheckpointer() as checkpointer:
     tree = checkpointer.restore(saved / "params" / "rest")
