@@ -68,7 +68,6 @@ class Format(enum.StrEnum):
   auto = "auto"
   meta = "meta"
   huggingface = "huggingface"
-  keras = "keras"
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]

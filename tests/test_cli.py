@@ -364,7 +364,7 @@ class TestConvert:
     assert "notes.txt" in fails("convert", "notes.txt", "new")
     assert "nowhere" in fails("convert", "nowhere", "new")
     assert "empty" in fails("convert", "empty", "new")
-    assert "--format" in fails("convert", "empty", "new", "--format", "onnx")
+    assert "--format" in fails("convert", "empty", "new", "--format", "keras")
     assert "--dtype" in fails("convert", "empty", "new", "--dtype", "float64")
 
 
