@@ -44,7 +44,11 @@ class Job:
 
   @property
   def phrases(self) -> list[str]:
-    return [prompt.phrase for prompt in self.prompts]
+    """What is shown for each prompt."""
+    return [
+      prompt.text or ("example box" if len(prompt.boxes) == 1 else "example boxes")
+      for prompt in self.prompts
+    ]
 
   @property
   def outputs(self) -> list[tuple[Path, Path]]:
@@ -131,6 +135,14 @@ def _segment(
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
     "threshold": job.threshold,
+    "prompts": [
+      {
+        "text": prompt.text,
+        "boxes": [list(box) for box in prompt.boxes],
+        "box_labels": [int(label) for label in prompt.box_labels],
+      }
+      for prompt in job.prompts
+    ],
   }
   picture, annotations = outputs
   size = (image.shape[0], image.shape[1])

@@ -118,11 +118,16 @@ class TestSegment:
       assert np.allclose(annotation["bbox"], [x0, y0, x1 - x0, y1 - y0], atol=0.011)
       assert annotation["id"] == found.ids[i]
     assert record["info"]["threshold"] == 0
+    asked = {"text": "cat", "boxes": [[10, 20, 90, 80], [5, 5, 9, 9]], "box_labels": [1, 0]}
+    assert record["info"]["prompts"] == [asked]
 
   def test_a_box_alone_and_pictures_that_are_turned(self, ready, capsys):
     assert cli.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
-    assert record["categories"] == [{"id": 1, "name": "visual"}]
+    assert record["categories"] == [{"id": 1, "name": "example box"}]
+    asked = {"text": None, "boxes": [[10, 150, 90, 190]], "box_labels": [1]}
+    assert record["info"]["prompts"] == [asked]
+    assert "example box" in capsys.readouterr().out
     assert (record["images"][0]["width"], record["images"][0]["height"]) == (120, 200)
 
   def test_several_pictures_of_one_name(self, ready, capsys):
