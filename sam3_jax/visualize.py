@@ -48,8 +48,8 @@ def overlay(
 
   A picture whose longer side is over 2,048 pixels is drawn on a copy of that size, one under 800 on
   an enlarged copy; masks are made in the copy's size. Several phrases get a legend below the
-  picture. The built-in font holds ASCII: accents are dropped, and other characters become question
-  marks.
+  picture. The built-in font holds ASCII: accents are dropped, other characters become question
+  marks, and a phrase of nothing else is called by its place, "#1".
 
   Args:
     image: the picture, or a smaller copy of it, such as `canvas` makes.
@@ -69,7 +69,8 @@ def overlay(
       f"got {len(phrases)} phrases."
     )
   picture = canvas(image)
-  groups = list(_items(instances, [_ascii(phrase) for phrase in phrases], picture.size))
+  labels = [_drawable(phrase, place) for place, phrase in enumerate(phrases, start=1)]
+  groups = list(_items(instances, labels, picture.size))
   items = [item for group in groups for item in group]
 
   line = max(1.0, math.sqrt(picture.width * picture.height) / 700)
@@ -79,7 +80,7 @@ def overlay(
     _draw_box(picture, item.box, item.color, line)
   font = ImageFont.load_default(size=max(13, round(11.5 * line)))
   _draw_labels(picture, sorted(items, key=lambda item: -item.score), font)
-  return picture if len(phrases) < 2 else _with_legend(picture, phrases, groups, font)
+  return picture if len(phrases) < 2 else _with_legend(picture, labels, groups, font)
 
 
 def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
@@ -211,17 +212,17 @@ def _overlap(rect: Rect, others: np.ndarray) -> float:
 
 
 def _with_legend(
-  picture: Image.Image, phrases: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
+  picture: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
 ) -> Image.Image:
   """The picture with a strip below it: each phrase, its colours, and how many there are."""
   pad, row = round(0.6 * font.size), round(1.5 * font.size)
   dot = round(0.75 * font.size)
   entries = []
-  for phrase, group in zip(phrases, groups, strict=True):
+  for label, group in zip(labels, groups, strict=True):
     dots = [item.color for item in group[:5]]
     swatches = len(dots) * (dot + 2)
     room = picture.width - 2 * pad - swatches - font.getlength("  (0000)")
-    text = f"{_shorten(_ascii(phrase), room, font)} ({len(group)})"
+    text = f"{_shorten(label, room, font)} ({len(group)})"
     entries.append((dots, swatches, text, swatches + pad // 2 + font.getlength(text) + 2 * pad))
   places, x, y = [], pad, pad
   for *_, length in entries:
@@ -252,9 +253,12 @@ def _shorten(text: str, room: float, font: Any) -> str:
   return text.rstrip() + "..." if text else ""
 
 
-def _ascii(text: str) -> str:
-  plain = unicodedata.normalize("NFKD", " ".join(text.split()))
+def _drawable(phrase: str, place: int) -> str:
+  """The phrase in characters that the font has; "#1" for the first phrase, if it has none."""
+  plain = unicodedata.normalize("NFKD", " ".join(phrase.split()))
   plain = "".join(c for c in plain if not unicodedata.combining(c))
+  if plain and not any("!" <= c <= "~" for c in plain):
+    return f"#{place}"
   return plain.encode("ascii", "replace").decode()
 
 

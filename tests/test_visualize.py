@@ -180,11 +180,19 @@ class TestLabels:
     overlay(grey(800, 800), [found([[100, 100, 200, 200]], (800, 800))], ["word " * 100])
     assert chips[0][2] - chips[0][0] < 0.5 * 800
 
-  @pytest.mark.parametrize(("phrase", "plain"), [("café crème", "cafe creme"), ("猫", "?")])
+  @pytest.mark.parametrize(
+    ("phrase", "plain"),
+    [("café crème", "cafe creme"), ("猫", "#1"), ("黄色 猫", "#1"), ("猫 cat", "? cat")],
+  )
   def test_what_the_font_lacks(self, phrase, plain):
     results = [found([[100, 100, 400, 400]], (800, 800))]
     drawn = [overlay(grey(800, 800), results, [text]).tobytes() for text in (phrase, plain)]
     assert drawn[0] == drawn[1]
+
+  def test_phrases_that_the_font_lacks_are_told_apart(self):
+    results = [found([box], (800, 800)) for box in ([100, 100, 300, 300], [400, 400, 700, 700])]
+    drawn = [overlay(grey(800, 800), results, two) for two in (["猫", "犬"], ["#1", "#2"])]
+    assert drawn[0].tobytes() == drawn[1].tobytes()
 
 
 class TestLegend:
