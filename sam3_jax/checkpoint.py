@@ -238,20 +238,23 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
         "convert the weights again."
       )
   try:
-    info, config = dict(settings["info"]), Config.from_dict(settings["model"])
-    parameters = {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
-    items = [str(item) for item in manifest["items"]]
-    _ = manifest["unread"], manifest["dropped"], manifest["source_tensors"]
-  except (KeyError, TypeError, AttributeError) as error:
+    info, model = dict(settings["info"]), settings["model"]
+    parameters = _check_manifest(manifest)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(
       f"config.json or manifest.json in {path} is damaged ({error!r}); convert the weights again."
     ) from error
+  try:
+    config = Config.from_dict(model)
+  except ValueError as error:
+    raise ValueError(f"{path / 'config.json'}: {error}") from error
+  Tokenizer(path / "tokenizer.model")
   faults = compare(parameters, expected_shapes(config))
   stored: dict[str, Any] = {}
-  for item in items:
+  for item in manifest["items"]:
     if not re.fullmatch(r"\w+", item):
       raise ValueError(f"{path}/manifest.json names an item {item!r}; convert the weights again.")
-    _check_files(path / "params" / item, manifest.get("files", {}).get(item, {}))
+    _check_files(path / "params" / item, manifest["files"].get(item, {}))
     stored |= stored_arrays(path / "params" / item)
   faults = faults or compare({name: entry.shape for name, entry in stored.items()}, parameters)
   faults = faults or [
@@ -261,6 +264,20 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   ]
   raise_faults(faults, f"{path} does not fit the model")
   return path, info, manifest, config
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """The parameters' shapes. Raises what Python does when a manifest is not as `Writer` makes it."""
+  for counts in [*manifest["files"].values(), *manifest["source_tensors"].values()]:
+    for name, count in counts.items():
+      if type(count) is not int:
+        raise TypeError(f"{name}: {count!r}")
+  _by_reason(manifest["unread"])
+  _by_reason(manifest["dropped"])
+  for item in manifest["items"]:
+    if type(item) is not str:
+      raise TypeError(f"item {item!r}")
+  return {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
 
 
 def _check_files(folder: Path, wanted: Mapping[str, int]) -> None:

@@ -218,11 +218,43 @@ def test_a_manifest_that_fits_neither_model_nor_files(copy, change, match):
   refused(copy, match)
 
 
+@pytest.mark.parametrize(
+  ("name", "values"),
+  [
+    ("files", [3, None, [1], {"rest": 3}, {"rest": {"a": "b"}}]),
+    ("unread", [3, [1], {"a": 3}, {"a": {"shape": ["x"], "reason": ""}}, {"a": {"shape": [1]}}]),
+    ("dropped", [3, [1], {"a": {"shape": [1], "reason": []}}]),
+    ("source_tensors", [3, [1], {"read": 3}, {"read": {"tensors": "many"}}]),
+    ("parameters", [3, [1], {"a": 3}, {"a": {"shape": 3}}]),
+    ("items", [3, [1], None]),
+  ],
+)
+def test_a_manifest_of_other_types(copy, name, values):
+  for value in values:
+    edit(copy, "manifest.json", lambda v, value=value: v.update({name: value}))
+    refused(copy, r"manifest\.json in .* is damaged \(")
+  edit(copy, "manifest.json", lambda v: v.pop(name))
+  refused(copy, f"is damaged .*{name}")
+
+
+@pytest.mark.parametrize("info", [3, "name", [1]])
+def test_what_it_says_of_itself_is_no_object(copy, info):
+  edit(copy, "config.json", lambda v: v.update(info=info))
+  refused(copy, r"config\.json or .* is damaged \(")
+
+
+@pytest.mark.parametrize("model", [b"", b"junk"])
+def test_a_broken_tokenizer_is_found_before_parameters_are_read(copy, model):
+  (copy / "tokenizer.model").write_bytes(model)
+  shutil.rmtree(copy / "params" / "rest")
+  refused(copy, f"^{copy}/tokenizer.model is no SentencePiece model")
+
+
 def test_a_configuration_of_another_size_or_with_other_fields(copy):
   edit(copy, "config.json", lambda v: v["model"].update(queries=11))
   refused(copy, r"decoder/query_embedding is \[10, 128\], expected \[11, 128\]")
   edit(copy, "config.json", lambda v: v["model"].update(colour="red"))
-  refused(copy, "unknown: \\['colour'\\]")
+  refused(copy, r"config\.json: config must .* unknown: \['colour'\]")
 
 
 def tamper(path, change):
