@@ -7,6 +7,16 @@ import dataclasses
 from typing import Any
 
 
+# Above its callers, as the defaults below are made when this file is imported.
+def _check_ranges(config: Any, of: str = "") -> None:
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if field.type is int and value < 1:
+      raise ValueError(f"{of}{field.name} must be at least 1; got {value}.")
+    if field.type is float and not 0 <= value < 1:
+      raise ValueError(f"{of}{field.name} must be in [0, 1); got {value}.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
   """The ViT that encodes an image: `groups` times (`windowed` windowed blocks + 1 global block)."""
@@ -21,6 +31,7 @@ class TrunkConfig:
   drop_path: float = 0.1  # of the last block, growing linearly from 0; in training only
 
   def __post_init__(self):
+    _check_ranges(self, "trunk ")
     if self.width % (4 * self.heads):
       raise ValueError(
         f"trunk width {self.width} must be a multiple of 4 * heads = {4 * self.heads} "
@@ -43,6 +54,13 @@ class TextConfig:
   context: int = 32  # tokens of a phrase, start and end included
   vocabulary: int = 49408
 
+  def __post_init__(self):
+    _check_ranges(self, "text ")
+    if self.width % self.heads:
+      raise ValueError(
+        f"text width {self.width} must be a multiple of the heads, {self.heads}; change either."
+      )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -63,6 +81,12 @@ class Config:
   dropout: float = 0.1  # geometry, fusion, decoder and scoring; in training only
 
   def __post_init__(self):
+    _check_ranges(self)
+    if self.width % self.heads or self.width % 8:
+      raise ValueError(
+        f"width {self.width} must be a multiple of the heads, {self.heads}, and of 8 (the groups "
+        "of the masks' GroupNorm; sine codes need 4); change width or heads."
+      )
     if self.image_size % self.patch:
       raise ValueError(
         f"image_size {self.image_size} must be a multiple of the patch, {self.patch} pixels."

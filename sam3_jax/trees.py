@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-SHOWN_FAULTS = 5
+SHOWN_FAULTS = 20
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -50,6 +50,21 @@ def test_configurations_are_frozen_and_keyword_only():
       "each head); change width or heads.",
     ),
     (
+      lambda: TextConfig(width=100, heads=8),
+      "text width 100 must be a multiple of the heads, 8; change either.",
+    ),
+    *[
+      (
+        lambda width=width, heads=heads: Config(width=width, heads=heads),
+        f"width {width} must be a multiple of the heads, {heads}, and of 8 (the groups of the "
+        "masks' GroupNorm; sine codes need 4); change width or heads.",
+      )
+      for width, heads in [(250, 5), (256, 3), (4, 1), (100, 1)]
+    ],
+    (lambda: Config(dropout=1.0), "dropout must be in [0, 1); got 1.0."),
+    (lambda: TrunkConfig(drop_path=-0.1), "trunk drop_path must be in [0, 1); got -0.1."),
+    (lambda: _changed(dropout=float("nan")), "dropout must be in [0, 1); got nan."),
+    (
       lambda: Config(image_size=1000),
       "image_size 1000 must be a multiple of the patch, 14 pixels.",
     ),
@@ -86,6 +101,18 @@ def test_configurations_are_frozen_and_keyword_only():
 def test_errors_say_what_and_why(make, message):
   with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
     make()
+
+
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize(
+  ("cls", "of"), [(Config, ""), (TrunkConfig, "trunk "), (TextConfig, "text ")]
+)
+def test_integers_are_positive(cls, of, value):
+  names = [field.name for field in dataclasses.fields(cls) if field.type is int]
+  assert len(names) >= 6
+  for name in names:
+    with pytest.raises(ValueError, match=rf"^{of}{name} must be at least 1; got {value}\.$"):
+      cls(**{name: value})
 
 
 def test_a_whole_number_may_stand_for_a_float():
