@@ -42,6 +42,7 @@ app = typer.Typer(
   add_completion=False,
   rich_markup_mode="markdown",
   pretty_exceptions_enable=False,
+  context_settings={"help_option_names": ["-h", "--help"]},
 )
 # The base of all errors of usage; typer exports it in some versions only.
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -70,8 +71,11 @@ class Format(enum.StrEnum):
   huggingface = "huggingface"
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.")]
+# An empty metavar, as a flag takes no value.
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
+Debug = Annotated[
+  bool, typer.Option("--debug", metavar="", help="Print the traceback of an error.")
+]
 
 
 def entry() -> NoReturn:
@@ -127,7 +131,11 @@ def _root(
   version: Annotated[
     bool,
     typer.Option(
-      "--version", is_eager=True, callback=_show_version, help="Print the version and exit."
+      "--version",
+      is_eager=True,
+      callback=_show_version,
+      metavar="",
+      help="Print the version and exit.",
     ),
   ] = False,
 ) -> None:
@@ -172,7 +180,7 @@ def segment(
   ] = None,
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
-  ] = 300_000_000,
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
@@ -207,7 +215,12 @@ def segment(
 @app.command()
 def convert(
   source: Annotated[
-    Path, typer.Argument(metavar="SOURCE", help="model.safetensors of a release, or its folder.")
+    Path,
+    typer.Argument(
+      metavar="SOURCE",
+      help="model.safetensors of a release, or its folder. config.json belongs in that folder, and "
+      "the tokenizer: tokenizer.json, or vocab.json and merges.txt.",
+    ),
   ],
   out: Annotated[
     Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
@@ -220,7 +233,9 @@ def convert(
     Path | None,
     typer.Option(metavar="FILE", help="CLIP's vocabulary, if it is not beside the weights."),
   ] = None,
-  verify: Annotated[bool, typer.Option(help="Read everything back and compare checksums.")] = True,
+  verify: Annotated[
+    bool, typer.Option(metavar="", help="Read everything back and compare checksums.")
+  ] = True,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
@@ -251,16 +266,22 @@ def inspect(
   checkpoint: Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="Folder or name of a checkpoint.")
   ],
-  as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+  as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+  quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Say what a checkpoint holds, without reading its parameters."""
+  """Say what a checkpoint holds, without reading its parameters.
+
+  With --quiet the exit status alone says whether it is a checkpoint.
+  """
   arguments.use_device("cpu")
 
   from sam3_jax.checkpoint import inspect
   from sam3_jax.hub import find_checkpoint
 
   summary = inspect(find_checkpoint(checkpoint))
+  if quiet:
+    return
   if as_json:
     print(json.dumps(summary.to_dict(), indent=2))
   else:
@@ -271,6 +292,7 @@ def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))
   rows = {
+    "path": summary.path,
     "name": info.get("name", "?"),
     "source": info.get("source", "?"),
     "licence": info.get("licence", "?"),
@@ -288,7 +310,9 @@ def _describe(summary: "Summary") -> Table:
     for reason, sums in reasons.items():
       line = f"{sums['tensors']:,} tensors: {reason}"
       rows[kind] = f"{rows[kind]}\n{line}" if kind in rows else line
-  table = Table(title=Text(summary.path), show_header=False, title_style="")
+  table = Table(show_header=False)
+  table.add_column()
+  table.add_column(overflow="fold")
   for name, value in rows.items():
     table.add_row(name, Text(str(value)))
   return table

@@ -1,6 +1,7 @@
 """The command: what it writes and prints; one line and status 2 for everything that is wrong."""
 
 import contextlib
+import inspect
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from sam3_jax import Prompt, cli, segment, visualize
 from sam3_jax.inference import Sam3
+from sam3_jax.preprocess import MAX_PIXELS
 from sam3_jax.terminal import progress
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
@@ -383,14 +385,32 @@ class TestInspect:
     summary = json.loads(capsys.readouterr().out)
     assert sum(summary["parts"].values()) == summary["parameters"]
 
+  def test_quiet(self, fails, capsys):
+    assert cli.main(["inspect", "sam3-tiny", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    fails("inspect", "nowhere", "--quiet")
+
+  def test_a_long_path_is_shown_whole(self, folder, capsys):
+    path = folder / ("long" * 30)
+    shutil.copytree(CHECKPOINT, path)
+    assert cli.main(["inspect", str(path)]) == 0
+    cells = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert str(path) in "".join(cells)
+
 
 class TestProgram:
   def test_help_and_version(self, folder, capsys):
-    for typed in ([], ["--help"], ["segment", "--help"], ["convert", "--help"]):
+    for typed in ([], ["-h"], ["segment", "--help"], ["convert", "-h"], ["inspect", "-h"]):
       assert cli.main(typed) == 0
-      assert "Usage: sam3-jax" in capsys.readouterr().out
+      out = capsys.readouterr().out
+      assert "Usage: sam3-jax" in out
+      assert all("--help" in line for line in out.splitlines() if "<bool>" in line)  # typer's own
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"sam3-jax {version('sam3-jax')}\n"
+
+  def test_the_default_of_max_pixels(self):
+    default = inspect.signature(cli.segment).parameters["max_pixels"].default
+    assert default == MAX_PIXELS
 
   def test_as_a_process(self, folder):
     """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
