@@ -257,7 +257,7 @@ def _drawable(phrase: str, place: int) -> str:
   """The phrase in characters that the font has; "#1" for the first phrase, if it has none."""
   plain = unicodedata.normalize("NFKD", " ".join(phrase.split()))
   plain = "".join(c for c in plain if not unicodedata.combining(c))
-  if plain and not any("!" <= c <= "~" for c in plain):
+  if phrase.strip() and not any("!" <= c <= "~" for c in plain):
     return f"#{place}"
   return plain.encode("ascii", "replace").decode()
 
