@@ -90,6 +90,8 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
     numeric = type(default) is float and type(node) is int
     if default is not None and type(node) is not type(default) and not numeric:
       raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")
+    if type(default) is int and default > 0 and node < 1:
+      raise ValueError(f"{where} has {path} = {node}; expected at least 1.")
     return node
 
   def same(key: str, default: Any, *parts: str) -> Any:
@@ -106,7 +108,8 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   patch = get(f"{trunk}.patch_size", 14)
   blocks = get(f"{trunk}.num_hidden_layers", 32)
   ends = get(f"{trunk}.global_attn_indexes", [7, 15, 23, 31])
-  if not ends or ends != list(range(ends[0], blocks, ends[0] + 1)) or ends[-1] != blocks - 1:
+  group = blocks // max(len(ends), 1)
+  if group < 2 or blocks % group or ends != list(range(group - 1, blocks, group)):
     raise ValueError(
       f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
       "ending with its global block."
@@ -117,7 +120,7 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
       heads=get(f"{trunk}.num_attention_heads", 16),
       mlp_width=get(f"{trunk}.intermediate_size", 4736),
       groups=len(ends),
-      windowed=ends[0],
+      windowed=group - 1,
       window=get(f"{trunk}.window_size", 24),
       pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
     ),
