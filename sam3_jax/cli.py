@@ -8,6 +8,7 @@ import contextlib
 import enum
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ Debug = Annotated[
 def entry() -> NoReturn:
   """The program: `main`, and the process's end."""
   status = main()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
   if status == INTERRUPTED:  # XLA, torn down in the middle of its work, would crash
     with contextlib.suppress(OSError):
       sys.stdout.flush()

@@ -75,12 +75,12 @@ def interruptible() -> Iterator[threading.Event]:
     _interrupted.set()
     raise KeyboardInterrupt
 
-  def report_others(lost: Any) -> None:
-    if lost.exc_type is not KeyboardInterrupt:
+  def report_before(lost: Any) -> None:
+    if not _interrupted.is_set():  # after it: the interruption, and what it broke
       report(lost)
 
   signal.signal(signal.SIGINT, interrupt)
-  sys.unraisablehook = report_others
+  sys.unraisablehook = report_before
   try:
     yield _interrupted
   finally:

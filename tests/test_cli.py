@@ -430,6 +430,7 @@ class TestProgram:
     ended = []
     monkeypatch.setattr(cli, "main", lambda: status)
     monkeypatch.setattr(cli.os, "_exit", ended.append)
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     with pytest.raises(SystemExit) as end:
       cli.entry()
     assert end.value.code == status
