@@ -51,9 +51,7 @@ class Sam3:
     """
     self.config, self.params, self.tokenizer = config, params, tokenizer
     self.info = dict(info or {})
-    dtype = default_dtype() if dtype is None else dtype
-    checkpoint.check_dtype(dtype)
-    self.dtype = jnp.dtype(dtype)
+    self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
     detector = Detector(config, self.dtype)
 
     def encode_image(params, pixels, sizes):
