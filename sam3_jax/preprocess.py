@@ -259,7 +259,8 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
   try:  # in strips: Pillow's own copies of a large picture take four times its memory
     for top in range(0, image.height, _STRIP):
       strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-      pixels[top : top + _STRIP] = strip.convert("RGB") if opaque else _opaque(strip)
+      strip = np.asarray(strip.convert("RGB")) if opaque else _opaque(strip)
+      pixels[top : top + _STRIP] = strip
   except ValueError as error:
     raise ValueError(f"{name} has pixels in mode {image.mode}: convert it to RGB first.") from error
   return pixels
