@@ -13,7 +13,6 @@ picture's width and height inside the model. All of these are `flax.struct` pytr
 the device, and can be mapped, sharded, sliced and saved.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -46,8 +45,7 @@ class SavedRows(Rows):
     """Writes a safetensors file, bit for bit, any dtype."""
     from safetensors.flax import save_file
 
-    fields = dataclasses.fields(self)  # type: ignore[arg-type]
-    save_file({field.name: getattr(self, field.name) for field in fields}, str(path))
+    save_file(vars(self), str(path))
 
   @classmethod
   def load(cls, path: str | Path) -> Self:
@@ -64,7 +62,7 @@ class SavedRows(Rows):
       arrays = load_file(str(path))
     except SafetensorError as error:
       raise ValueError(f"{path} is not a file that {cls.__name__}.save wrote: {error}.") from error
-    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    names = list(cls.__annotations__)
     if set(arrays) != set(names):
       raise ValueError(
         f"{path} holds {sorted(arrays)}, but {cls.__name__} has {names}; "

@@ -184,8 +184,8 @@ def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
   want = model.decode(embedding, "ear", 3)
   assert got.scores.dtype == got.boxes.dtype == got.presence.dtype == jnp.float32
   assert got.mask_logits.dtype == jnp.bfloat16
-  assert_close(got.boxes, want.boxes, rel=0.1)
-  assert_close(got.scores, want.scores, rel=0.1)
+  assert_close(got.boxes, want.boxes, rel=0.02)  # measured 3.8e-3
+  assert_close(got.scores, want.scores, rel=0.1)  # measured 3.8e-2
 
 
 def test_save_and_load(model, embedding, tmp_path):
