@@ -220,8 +220,11 @@ class TestSegment:
     assert cli.main(["segment", "photo.png", "--text", "cat"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 
-  def test_control_c_that_others_catch(self, ready, monkeypatch, capsys):
+  def test_control_c_that_others_catch(self, ready, monkeypatch, capsys, request):
     """As XLA's callbacks do: the next step ends the run, and so does an exception made of it."""
+    # A shell's background jobs start with the signal ignored, and so would this test.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     read, calls = segment.read_image, []
 
     def swallow(*args, **options):
