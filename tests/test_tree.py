@@ -14,12 +14,14 @@ ROWS = (
   {"config", "types", "trees", "colors", "terminal"},
   {"ops"},
   {"model"},
-  {"items", "preprocess", "tokenizer", "postprocess"},
+  {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize", "arguments"},
   {"checkpoint"},
   {"converters"},
   {"inference"},
   {"hub", "segment"},
+  {"evaluation"},
+  {"training"},
   {"cli"},
 )
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row}

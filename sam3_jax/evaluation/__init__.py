@@ -1,0 +1,1 @@
+"""Evaluation: cgF1 and its parts, COCO's average precision."""
