@@ -1,1 +1,452 @@
-"""Annotation files: pairs of a picture and a phrase, with the objects that match."""
+"""Annotation files: pairs of a picture and a phrase, with the objects that match, and their faults.
+
+Two layouts are read, told apart by `text_input`:
+
+- SA-Co's (Meta, `sam3/eval/cgf1_eval.py`): an entry of `images` is a pair of a picture and a
+  phrase; a pair without annotations is a negative.
+- COCO's instances (https://cocodataset.org/#format-data): the phrases are the names of the
+  categories; some that a picture lacks become its negatives, drawn at random but always the same.
+
+`check` looks for what would spoil training or figures; all faults come in one report.
+"""
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+from PIL import ExifTags, Image
+
+from sam3_jax.trees import raise_faults
+
+if TYPE_CHECKING:
+  from sam3_jax.tokenizer import Tokenizer
+
+Rle = dict[str, Any]  # {"size": [height, width], "counts": str | bytes}: COCO's compressed runs
+Segmentation = Any  # polygons, or runs compressed or not
+
+SLACK = 1.0  # pixels by which a box may reach beyond the picture: annotators round
+REMEDY = "Correct the annotation file, or name the right one."
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """One thing in a picture.
+
+  Attributes:
+    rle: its mask, in COCO's compressed run lengths.
+    box: x, y, width, height in pixels of the picture.
+    crowd: the mask covers several things that were not told apart.
+  """
+
+  rle: Rle
+  box: tuple[float, float, float, float]
+  crowd: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+  """A picture, a phrase, and all objects in the picture that match it (none: a negative).
+
+  Attributes:
+    id: of SA-Co's entry in `images`; with COCO's layout, its place in the list.
+    file_name: of the picture, below the folder of pictures.
+    width, height: of the picture, in pixels.
+    exhaustive: every object that matches is annotated.
+  """
+
+  id: int
+  file_name: str
+  width: int
+  height: int
+  phrase: str
+  exhaustive: bool = True
+  objects: tuple[Object, ...] = ()
+
+
+def read(path: str | Path, *, negatives: int | None = None, seed: int = 0) -> list[Pair]:
+  """The pairs of an annotation file, in its order.
+
+  Args:
+    path: a JSON file in either layout.
+    negatives: with COCO's layout, phrases a picture that are absent from it; None for as many as
+      are present, and at least one. SA-Co's layout has its own.
+    seed: of their choice, which depends on nothing but this and the picture's place in the file.
+
+  Returns:
+    With COCO's layout, a picture's pairs follow each other, present phrases first.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: it is no such file, or its entries contradict each other; all faults are named.
+  """
+  pairs, faults = _read(Path(path), negatives, seed)
+  raise_faults(faults, str(path), REMEDY)
+  return pairs
+
+
+def read_checked(
+  path: str | Path,
+  images: str | Path,
+  tokenizer: "Tokenizer | None" = None,
+  *,
+  negatives: int | None = None,
+  seed: int = 0,
+) -> list[Pair]:
+  """`read` and `check`, with one report for the faults of both.
+
+  Raises:
+    FileNotFoundError: no such annotation file.
+    ValueError: of any fault, in one line that names the first twenty and counts them all.
+  """
+  pairs, faults = _read(Path(path), negatives, seed)
+  faults += check(pairs, images, tokenizer)
+  raise_faults(list(dict.fromkeys(faults)), str(path), REMEDY)
+  return pairs
+
+
+def check(
+  pairs: Sequence[Pair], images: str | Path | None, tokenizer: "Tokenizer | None" = None
+) -> list[str]:
+  """All faults of all pairs, a line each; an empty list if there are none.
+
+  Found are: ids that occur twice; pictures that are missing, unreadable, or of another size than
+  the file says; boxes without area or more than a pixel outside the picture; masks that are empty,
+  damaged, or not of the picture's size; phrases that are empty or of too many tokens.
+
+  Args:
+    images: the folder of pictures; None leaves them unopened.
+    tokenizer: counts the tokens; None leaves that out.
+  """
+  faults = []
+  ids: set[int] = set()
+  for pair in pairs:
+    if pair.id in ids:
+      faults.append(_twice("image", pair.id))
+    ids.add(pair.id)
+  if images is not None:
+    sizes = {pair.file_name: (pair.width, pair.height) for pair in pairs}
+    faults += _picture_faults(Path(images), sizes)
+  for pair in pairs:
+    where = f"{pair.file_name}, {pair.phrase!r}"
+    for i, one in enumerate(pair.objects, start=1):
+      faults += [f"{where}, object {i}: {fault}" for fault in _object_faults(one, pair)]
+  faults += _phrase_faults(dict.fromkeys(pair.phrase for pair in pairs), tokenizer)
+  return faults
+
+
+def runs(rle: Rle) -> Int[np.ndarray, " n"]:
+  """Lengths of a mask's runs down its columns, the first one outside; COCO's `rleFrString`.
+
+  Raises:
+    ValueError: the counts are no such string.
+  """
+  counts = rle["counts"]
+  data = counts.encode("latin-1", "replace") if isinstance(counts, str) else bytes(counts)
+  codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48  # six bits, the first: one more comes
+  if not len(codes):
+    return codes
+  ends = np.flatnonzero(codes < 32)
+  if codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes) - 1:
+    raise ValueError("the mask's run lengths are damaged")
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+  if place.max() > 6:
+    raise ValueError("the mask's run lengths are damaged")
+  values = np.add.reduceat((codes & 31) << (5 * place), starts)
+  negative = (codes[ends] & 16) > 0
+  values[negative] -= np.left_shift(1, 5 * (ends - starts + 1))[negative]
+  values[1::2] = np.cumsum(values[1::2])  # from the fourth on: the difference to the last but one
+  values[2::2] = np.cumsum(values[2::2])
+  return values
+
+
+def compress(segmentation: Segmentation, height: int, width: int) -> Rle:
+  """Any of COCO's three forms of a mask as compressed runs.
+
+  Args:
+    segmentation: a list of polygons [x0, y0, x1, y1, ...] in pixels, or {"size", "counts"} with
+      counts as a list or a string.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  from pycocotools import mask as coco  # not at the top: it is slow to import
+
+  api: Any = coco
+  if isinstance(segmentation, list):
+    if not segmentation or not all(_polygon(one) for one in segmentation):
+      raise ValueError(
+        "its polygons must be lists of at least three points x, y, such as [[x0, y0, x1, y1, ...]]"
+      )
+    parts = [[float(value) for value in one] for one in segmentation]
+    rle = api.merge(api.frPyObjects(parts, height, width))
+  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+    counts, (rows, columns) = segmentation["counts"], _size(segmentation)
+    if not all(type(count) is int and count >= 0 for count in counts):
+      raise ValueError("its run lengths must be whole numbers from 0")
+    rle = api.frPyObjects({"size": [rows, columns], "counts": counts}, rows, columns)
+  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
+    return {"size": list(_size(segmentation)), "counts": segmentation["counts"]}
+  else:
+    raise ValueError("it has no segmentation (polygons or run lengths), so no mask")
+  return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def _polygon(one: Any) -> bool:
+  return isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and _finite(one)
+
+
+def _finite(values: Iterable[Any]) -> bool:
+  return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _size(segmentation: dict[str, Any]) -> tuple[int, int]:
+  match segmentation.get("size"):
+    case [int(height), int(width)] if height > 0 and width > 0:
+      return height, width
+  raise ValueError(
+    f"its mask's size must be [height, width] in pixels; got {segmentation.get('size')!r:.40}"
+  )
+
+
+def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], list[str]]:
+  if negatives is not None and negatives < 0:
+    raise ValueError(f"negatives must be None or at least 0 phrases a picture; got {negatives}.")
+  content = _load(path)
+  faults: list[str] = []
+  entries = {}
+  for entry in content["images"]:
+    try:
+      _check_image(entry)
+      if entry["id"] in entries:
+        raise ValueError(_twice("image", entry["id"]))
+      entries[entry["id"]] = entry
+    except ValueError as error:
+      faults.append(str(error))
+  phrases = any("text_input" in entry for entry in entries.values())
+  names = {} if phrases else _categories(content, faults)
+  objects = _objects(content, entries, None if phrases else names, faults)
+  if phrases:
+    return list(_pairs(entries.values(), objects, faults)), faults
+  return list(_coco_pairs(list(entries.values()), names, objects, negatives, seed)), faults
+
+
+_LISTS = ("images", "annotations")
+
+
+def _load(path: Path) -> dict[str, Any]:
+  remedy = "give COCO's instances or SA-Co's annotations: an object with `images`, `annotations`."
+  if not path.is_file():
+    raise FileNotFoundError(f"there is no annotation file {path}: check the path.")
+  try:
+    content = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON ({error}); {remedy}") from error
+  lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
+  if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
+    raise ValueError(f"{path} is no annotation file; {remedy}")
+  return content
+
+
+def _check_image(entry: dict[str, Any]) -> None:
+  types = {"id": int, "file_name": str, "width": int, "height": int}
+  for key, expected in types.items():
+    if type(entry.get(key)) is not expected:
+      raise ValueError(
+        f"image {entry.get('id')!r}: {key} must be of type {expected.__name__}; "
+        f"got {entry.get(key)!r:.40}"
+      )
+  if min(entry["width"], entry["height"]) < 1:
+    raise ValueError(
+      f"image {entry['id']}: width and height must be at least 1; "
+      f"got {entry['width']} x {entry['height']}"
+    )
+
+
+def _categories(content: dict[str, Any], faults: list[str]) -> dict[Any, str]:
+  """Phrases by category id: the names, with spaces for the underscores of LVIS and others."""
+  names: dict[Any, str] = {}
+  for entry in content.get("categories") or []:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str) or type(entry.get("id")) is not int:
+      faults.append(f"category {entry!r:.60}: it must have an id and a name")
+    elif entry["id"] in names:
+      faults.append(_twice("category", entry["id"]))
+    else:
+      names[entry["id"]] = " ".join(name.replace("_", " ").split())
+  if not names:
+    faults.append("it has neither text_input in its images (SA-Co) nor categories (COCO)")
+  return names
+
+
+def _objects(
+  content: dict[str, Any],
+  entries: dict[Any, dict[str, Any]],
+  names: dict[Any, str] | None,
+  faults: list[str],
+) -> dict[tuple[Any, str | None], list[Object]]:
+  """Objects by image and phrase; by image and None where the image is a pair already."""
+  fractions = names is None and _are_fractions(content["annotations"])
+  objects = defaultdict(list)
+  ids = set()
+  for i, annotation in enumerate(content["annotations"]):
+    number = annotation.get("id", f"number {i + 1}")
+    image = annotation.get("image_id")
+    try:
+      if "id" in annotation and str(number) in ids:
+        raise ValueError(_twice("annotation", number))
+      ids.add(str(number))
+      if image not in entries:
+        raise ValueError(f"annotation {number}: there is no image {image!r:.40}")
+      category = annotation.get("category_id")
+      if names is not None and category not in names:
+        raise ValueError(f"annotation {number}: there is no category {category!r:.40}")
+      try:
+        one = _object(annotation, entries[image], fractions)
+      except ValueError as error:
+        raise ValueError(f"annotation {number}: {error}") from error
+      objects[image, None if names is None else names[category]].append(one)
+    except (ValueError, TypeError) as error:
+      faults.append(str(error))
+  return objects
+
+
+def _are_fractions(annotations: list[dict[str, Any]]) -> bool:
+  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file."""
+  boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
+  values = [value for box in boxes for value in box if type(value) in (int, float)]
+  return bool(values) and max(values) <= 1
+
+
+def _object(annotation: dict[str, Any], entry: dict[str, Any], fractions: bool) -> Object:
+  width, height = entry["width"], entry["height"]
+  rle = compress(annotation.get("segmentation"), height, width)
+  box = annotation.get("bbox")
+  if box is None:
+    from pycocotools import mask as coco
+
+    encoded: Any = rle
+    box = coco.toBbox(encoded).tolist()
+  elif not isinstance(box, list) or len(box) != 4 or not _finite(box):
+    raise ValueError(f"bbox must be [x, y, width, height]; got {box!r:.60}")
+  elif fractions:
+    box = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
+  x, y, w, h = (float(value) for value in box)
+  return Object(rle=rle, box=(x, y, w, h), crowd=bool(annotation.get("iscrowd", 0)))
+
+
+def _pairs(entries: Iterable[dict[str, Any]], objects, faults: list[str]) -> Iterator[Pair]:
+  for entry in entries:
+    phrase = entry.get("text_input")
+    if not isinstance(phrase, str):
+      faults.append(f"image {entry['id']}: text_input must be a string; got {phrase!r:.40}")
+      continue
+    exhaustive = bool(entry.get("is_instance_exhaustive", 1))
+    yield _pair(entry["id"], entry, phrase, objects.get((entry["id"], None), ()), exhaustive)
+
+
+def _coco_pairs(
+  entries: list[dict[str, Any]],
+  names: dict[Any, str],
+  objects: dict[tuple[Any, str | None], list[Object]],
+  negatives: int | None,
+  seed: int,
+) -> Iterator[Pair]:
+  phrases = list(dict.fromkeys(names.values()))  # categories of one name are one phrase
+  count = 0
+  for index, entry in enumerate(entries):
+    # LVIS says which categories were looked for in a picture, and which not to the end.
+    unfinished = {names.get(c) for c in entry.get("not_exhaustive_category_ids", ())}
+    looked_for = {names.get(c) for c in entry.get("neg_category_ids", names)}
+    present = [phrase for phrase in phrases if (entry["id"], phrase) in objects]
+    absent = [phrase for phrase in phrases if phrase in looked_for and phrase not in present]
+    wanted = max(1, len(present)) if negatives is None else negatives
+    order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
+    for phrase in present + [absent[i] for i in sorted(order)]:
+      found = objects.get((entry["id"], phrase), ())
+      yield _pair(count, entry, phrase, found, phrase not in unfinished)
+      count += 1
+
+
+def _pair(
+  number: int, entry: dict[str, Any], phrase: str, objects: Iterable[Object], exhaustive: bool
+) -> Pair:
+  return Pair(
+    id=number,
+    file_name=entry["file_name"],
+    width=entry["width"],
+    height=entry["height"],
+    phrase=phrase,
+    exhaustive=exhaustive,
+    objects=tuple(objects),
+  )
+
+
+def _twice(kind: str, number: Any) -> str:
+  return f"{kind} {number}: this id occurs twice"
+
+
+def _picture_faults(folder: Path, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
+  for name, size in sizes.items():
+    try:
+      found = _displayed_size(folder / name)
+    except FileNotFoundError:
+      yield f"{folder / name}: there is no such picture"
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+      yield f"{folder / name}: it is no picture, or only the beginning of one"
+    else:
+      if found != size:
+        yield (
+          f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
+          f"{size[0]} x {size[1]} (width x height)"
+        )
+
+
+def _displayed_size(path: Path) -> tuple[int, int]:
+  """Width and height as a viewer shows the picture, from its first bytes."""
+  with Image.open(path) as image:
+    width, height = image.size
+    turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+  return (height, width) if turned else (width, height)
+
+
+def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
+  x, y, w, h = one.box
+  shown = ", ".join(f"{value:g}" for value in one.box)
+  if w <= 0 or h <= 0:
+    yield f"its box {shown} (x, y, width, height) has no area"
+  elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
+    yield f"its box {shown} (x, y, width, height) leaves the {pair.width} x {pair.height} picture"
+  height, width = one.rle["size"]
+  try:
+    lengths = runs(one.rle)
+  except ValueError as error:
+    yield str(error)
+    return
+  if (height, width) != (pair.height, pair.width):
+    yield f"its mask is {width} x {height}, but the picture {pair.width} x {pair.height}"
+  elif (lengths < 0).any() or lengths.sum() != height * width:
+    yield f"its mask's runs cover {lengths.sum()} pixels, not the picture's {height * width}"
+  elif not lengths[1::2].any():
+    yield "its mask is empty"
+
+
+def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:
+  from sam3_jax.tokenizer import clean
+
+  for phrase in phrases:
+    if not clean(phrase):
+      yield f"phrase {phrase!r} is empty"
+    elif tokenizer is not None:
+      tokens = 2 + len(tokenizer.encode(phrase))
+      if tokens > tokenizer.context:
+        yield (
+          f"phrase {phrase[:60]!r} has {tokens} tokens with start and end; the text encoder reads "
+          f"{tokenizer.context}"
+        )
