@@ -1,0 +1,184 @@
+"""Batches without end, the same in every run: shuffled, shared out to processes, resumable.
+
+What a batch holds depends on the seed and the batch's number alone: a picture's place in the
+sequence gives the epoch, and the random numbers of its example come from (seed, epoch, picture).
+So the position to resume from is one number, and neither threads nor worker processes nor how
+many processes share the work change what is in a batch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.training.batch import Batch
+from sam3_jax.training.examples import DataConfig, Picture, Source, example
+from sam3_jax.training.sources import PairSource
+
+__all__ = ["Batches", "DataConfig", "PairSource", "Picture", "Source"]
+
+
+class Batches(Iterator[Batch]):
+  """An endless iterator over batches of NumPy arrays.
+
+  Its state is a plain dictionary that JSON holds; after `set_state` the same batches come as came
+  after `get_state`, also with another number of workers or processes.
+
+  Epochs follow each other without a gap: a batch may hold the last pictures of one and the first of
+  the next, so each picture is seen once an epoch however large the batch.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    *,
+    process: int = 0,
+    processes: int = 1,
+  ):
+    """Prepares the sequence; nothing is read yet.
+
+    Args:
+      source: any random-access list of `Picture`; with workers, one that can be pickled.
+      tokenizer: the checkpoint's.
+      config: its `batch` is of all processes; each gets its share.
+      process, processes: which of how many this is; `jax.process_index()`, `jax.process_count()`.
+
+    Raises:
+      ValueError: an empty source, or a batch that the processes cannot share.
+    """
+    if len(source) < 1:
+      raise ValueError("the source has no picture; there is nothing to train on.")
+    if not 0 <= process < processes:
+      raise ValueError(f"process {process} is none of the {processes} processes (from 0).")
+    if config.batch % processes:
+      raise ValueError(
+        f"the batch of {config.batch} pictures cannot be shared by {processes} processes; "
+        "make it a multiple."
+      )
+    self.source = source
+    self.config = config
+    self._examples = _Examples(source, tokenizer, config)
+    self._share = process, processes
+    self._next = 0
+    self._iterator: Any = None
+
+  def __next__(self) -> Batch:
+    if self._iterator is None:
+      self._iterator = iter(self._dataset(self._next))
+    batch = next(self._iterator)
+    self._next += 1
+    return batch
+
+  @property
+  def epoch(self) -> float:
+    """How many times the source was gone through."""
+    return self._next * self.config.batch / len(self.source)
+
+  def get_state(self) -> dict[str, int]:
+    """What `set_state` needs to go on after the batch that came last."""
+    return {"batch": self._next, **self._identity()}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to where `get_state` was called.
+
+    Raises:
+      ValueError: the state is of another sequence: of another seed, batch size or source.
+    """
+    for key, value in self._identity().items():
+      if state.get(key) != value:
+        raise ValueError(
+          f"the data's state was saved with {key} {state.get(key)!r}, but now it is {value!r}: "
+          "go on with the same data and settings, or start anew."
+        )
+    self.close()
+    self._next = int(state["batch"])
+
+  def name(self, index: int) -> str:
+    """What a picture is called, for messages: its file, if the source knows it."""
+    name = getattr(self.source, "name", None)
+    return name(index) if name else f"picture {index}"
+
+  def close(self) -> None:
+    """Ends threads and worker processes; `next` starts them again."""
+    if self._iterator is not None and hasattr(self._iterator, "close"):
+      self._iterator.close()
+    self._iterator = None
+
+  def _identity(self) -> dict[str, int]:
+    config = self.config
+    return {
+      "seed": config.seed,
+      "pictures": len(self.source),
+      "pictures_a_batch": config.batch,
+      "shuffle": int(config.shuffle),
+    }
+
+  def _dataset(self, first: int) -> Any:
+    """Grain's data set of this process's batches from number `first` on."""
+    import grain
+
+    config = self.config
+    process, processes = self._share
+    order = grain.MapDataset.range(len(self.source))
+    if config.shuffle:
+      order = order.seed(config.seed).shuffle()
+    batches = (
+      order.repeat()
+      .map_with_index(self._examples)
+      .slice(slice(first * config.batch + process, None, processes))
+      .batch(config.batch // processes, batch_fn=_stack)
+    )
+    if not config.workers:
+      threads = int(config.ahead > 0)
+      return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.ahead)
+      )
+    _parse_flags()
+    one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    return batches.to_iter_dataset(one_by_one).mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers=config.workers, per_worker_buffer_size=max(1, config.ahead)
+      )
+    )
+
+
+class _Examples:
+  """Place in the sequence and picture to an example; can be pickled, for workers."""
+
+  def __init__(self, source: Source, tokenizer: Tokenizer, config: DataConfig):
+    self.source = source
+    self.tokenizer = tokenizer
+    self.config = config
+    self._rows: dict[str, np.ndarray] = {}
+
+  def __call__(self, place: int, index: int) -> Batch:
+    epoch = place // len(self.source)
+    generator = np.random.default_rng((self.config.seed, epoch, index))
+    picture = self.source[index]
+    return example(Picture(*picture), index, self.config, self._tokenize, generator)
+
+  def _tokenize(self, phrases) -> np.ndarray:
+    """The tokenizer, with a memory: phrases come again and again."""
+    if len(self._rows) > 2**16:
+      self._rows.clear()
+    for phrase in phrases:
+      if phrase not in self._rows:
+        self._rows[phrase] = self.tokenizer([phrase])[0]
+    return np.stack([self._rows[phrase] for phrase in phrases])
+
+
+def _stack(rows: Any) -> Batch:
+  import jax
+
+  return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+
+
+def _parse_flags() -> None:
+  """Grain's workers are told absl's flags, and a program without absl has not parsed them."""
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
