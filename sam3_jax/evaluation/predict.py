@@ -1,0 +1,178 @@
+"""Predictions of a model for pairs: each picture is encoded once, whatever is asked about it.
+
+Pictures are read ahead by a thread, and encoded and prompted in batches of one size each, so that
+four programs are compiled whatever the data. Masks leave the device as run lengths, batch by batch.
+"""
+
+import collections
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from sam3_jax.annotations import Pair
+from sam3_jax.evaluation.predictions import Prediction
+from sam3_jax.inference import IMAGE_BATCHES, PROMPT_BATCHES, TEXT_BATCHES, Sam3
+from sam3_jax.postprocess import Instances, instances
+from sam3_jax.preprocess import read_image
+from sam3_jax.prompts import Prompt
+from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+
+Ask = Literal["text", "box", "text+box"]
+
+LEAST = 0.05  # lower scores are of no account for average precision either
+MOST = 100  # predictions of a pair: as many as COCO's average precision takes
+REMEMBERED = 4096  # phrases whose encoding is kept: 130 MB for the released model
+
+Progress = Callable[[str, float], None]  # a picture's name, and the fraction done before it
+
+
+def predict(
+  model: Sam3,
+  pairs: Sequence[Pair],
+  images: str | Path,
+  *,
+  prompt: Ask = "text",
+  least: float = LEAST,
+  progress: Progress | None = None,
+) -> Iterator[tuple[Pair, list[Prediction]]]:
+  """What the model finds for each pair.
+
+  Args:
+    model: its `params` are read at each batch; one `Sam3` given new ones compiles nothing again.
+    pairs: each once.
+    images: the folder that their file names are below.
+    prompt: what the model is told: the phrase; the largest box of the pair's objects (the first of
+      equals, no crowd); or the phrase, and that box if there is one. With "box", pairs without
+      objects are left out.
+    least: lower scores are left out; of a pair, the best 100 are kept.
+
+  Yields:
+    Each pair with its predictions, best first, picture by picture. Boxes are clipped to the picture
+    and rounded to hundredths of a pixel, as they go on disk.
+
+  Raises:
+    FileNotFoundError, ValueError: of pictures that cannot be read, and faulty phrases and boxes.
+  """
+  by_picture = collections.defaultdict(list)
+  for pair in pairs:
+    if (asked := as_prompt(pair, prompt)) is not None:
+      by_picture[pair.file_name].append((pair, asked))
+  pictures, texts = list(by_picture.items()), _Phrases(model)
+  size = min(len(pictures), IMAGE_BATCHES[0])
+  batches = [pictures[i : i + size] for i in range(0, len(pictures), size or 1)]
+  waiting = None
+  with ThreadPoolExecutor(1) as pool:
+    loads = _ahead(pool, batches, Path(images))
+    for i, (batch, pixels) in enumerate(zip(batches, loads, strict=True)):
+      if progress is not None:
+        progress(batch[0][0], i / len(batches))
+      embedding = model.encode(pixels + pixels[-1:] * (size - len(pixels)))
+      asked = [(row, *one) for row, (_, several) in enumerate(batch) for one in several]
+      texts.learn([one for *_, one in asked])
+      for group in _groups(asked):
+        found = _decode(model, embedding, group, texts)
+        if waiting is not None:  # the device works on the next batch meanwhile
+          yield from _results(*waiting, least)
+        waiting = found, [pair for _, pair, _ in group]
+  if waiting is not None:
+    yield from _results(*waiting, least)
+
+
+def as_prompt(pair: Pair, prompt: Ask) -> Prompt | None:
+  """What is asked about a pair; see `predict`. None if there is nothing to ask with."""
+  objects = [one for one in pair.objects if not one.crowd]
+  boxes = []
+  if prompt != "text" and objects:
+    x, y, w, h = max(objects, key=lambda one: one.box[2] * one.box[3]).box
+    boxes = [(x, y, x + w, y + h)]
+  if prompt == "box":
+    return Prompt(boxes=boxes) if boxes else None
+  return Prompt(text=pair.phrase, boxes=boxes)
+
+
+_Asked = tuple[int, Pair, Prompt]  # row of the embedding, what it is about, and the prompt
+
+
+def _ahead(
+  pool: ThreadPoolExecutor, batches: Sequence[Sequence[tuple[str, list]]], images: Path
+) -> Iterator[list[UInt8[np.ndarray, "h w 3"]]]:
+  """The pictures of each batch, read while the one before is in work."""
+
+  def read(batch):
+    return [read_image(images / name) for name, _ in batch]
+
+  following = pool.submit(read, batches[0]) if batches else None
+  for i in range(len(batches)):
+    pictures = following.result()  # pyright: ignore[reportOptionalMemberAccess]
+    following = pool.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
+    yield pictures
+
+
+def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+  """Groups of at most one batch, of one picture where it fills them, else of several."""
+  size, rest = PROMPT_BATCHES[0], []
+  for row in sorted({row for row, *_ in asked}):
+    own = [one for one in asked if one[0] == row]
+    whole = len(own) // size * size
+    yield from (own[i : i + size] for i in range(0, whole, size))
+    rest += own[whole:]
+  yield from (rest[i : i + size] for i in range(0, len(rest), size))
+
+
+def _decode(
+  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: "_Phrases"
+) -> Detections:
+  """A full batch: the last prompt fills it up."""
+  group = [*group, *[group[-1]] * (PROMPT_BATCHES[0] - len(group))]
+  prompts = [prompt for *_, prompt in group]
+  rows, most = [row for row, *_ in group], min(MOST, model.config.queries)
+  return model.decode(embedding, prompts, rows, text=texts[prompts], max_detections=most)
+
+
+def _results(
+  found: Detections, pairs: Sequence[Pair], least: float
+) -> Iterator[tuple[Pair, list[Prediction]]]:
+  above = float(np.nextafter(np.float32(least), np.float32(0)))  # `instances` takes those over it
+  filling = len(found) - len(pairs)
+  found_in = instances(found, [above] * len(pairs) + [1.0] * filling)  # none is over 1
+  for pair, one in zip(pairs, found_in, strict=False):
+    yield pair, _predictions(one, pair)
+
+
+def _predictions(found: Instances, pair: Pair) -> list[Prediction]:
+  corners = np.clip(found.boxes.astype(np.float64), 0, [pair.width, pair.height] * 2)
+  boxes = np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 2)
+  # Nine digits keep float32 scores apart, so that none is rounded over a threshold.
+  return [
+    Prediction(round(float(score), 9), (x, y, w, h), found.masks.rle(i))
+    for i, (score, (x, y, w, h)) in enumerate(zip(found.scores, boxes.tolist(), strict=True))
+  ]
+
+
+class _Phrases:
+  """Encoded phrases, each computed once and kept on the host."""
+
+  def __init__(self, model: Sam3):
+    self._model = model
+    self._known: dict[str, TextEmbedding] = {}
+
+  def learn(self, prompts: Sequence[Prompt]) -> None:
+    """Encodes what is new, in full batches; forgets all else when there is too much."""
+    wanted = list(dict.fromkeys(prompt.phrase for prompt in prompts))
+    if len(self._known) + len(wanted) > REMEMBERED:
+      self._known.clear()
+    new, size = [phrase for phrase in wanted if phrase not in self._known], TEXT_BATCHES[0]
+    for start in range(0, len(new), size):
+      phrases = new[start : start + size]
+      text = self._model.encode_text(phrases + phrases[-1:] * (size - len(phrases)))
+      rows = jax.device_get(text)
+      self._known |= {phrase: rows[i : i + 1] for i, phrase in enumerate(phrases)}
+
+  def __getitem__(self, prompts: Sequence[Prompt]) -> TextEmbedding:
+    rows = [self._known[prompt.phrase] for prompt in prompts]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
