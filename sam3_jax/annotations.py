@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image
 
 from sam3_jax.trees import raise_faults
@@ -164,6 +164,23 @@ def runs(rle: Rle) -> Int[np.ndarray, " n"]:
   values[1::2] = np.cumsum(values[1::2])  # from the fourth on: the difference to the last but one
   values[2::2] = np.cumsum(values[2::2])
   return values
+
+
+def decode(rle: Rle) -> UInt8[np.ndarray, "h w"]:
+  """A mask of 0 and 1 from its run lengths.
+
+  The same as pycocotools' `decode`, which warns with NumPy 2, and reads past the end of damaged
+  counts where this raises ValueError.
+  """
+  height, width = rle["size"]
+  lengths = runs(rle)
+  if (lengths < 0).any() or lengths.sum() != height * width:
+    raise ValueError(
+      f"the mask's runs cover {lengths.sum()} pixels, not {width} x {height}; annotations.check "
+      "finds such faults before training."
+    )
+  inside = (np.arange(len(lengths)) % 2).astype(np.uint8)
+  return np.repeat(inside, lengths).reshape(width, height).T
 
 
 def compress(segmentation: Segmentation, height: int, width: int) -> Rle:

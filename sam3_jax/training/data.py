@@ -6,9 +6,11 @@ So the position to resume from is one number, and neither threads nor worker pro
 many processes share the work change what is in a batch.
 """
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from sam3_jax.tokenizer import Tokenizer
@@ -63,14 +65,16 @@ class Batches(Iterator[Batch]):
     self._examples = _Examples(source, tokenizer, config)
     self._share = process, processes
     self._next = 0
-    self._iterator: Any = None
+    self._running: list[Any] = []  # Grain's iterator, if it was started
+    weakref.finalize(self, _end, self._running)  # at exit too, while modules are alive
 
   def __next__(self) -> Batch:
-    if self._iterator is None:
-      self._iterator = iter(self._dataset(self._next))
-    batch = next(self._iterator)
+    if not self._running:
+      self._running.append(iter(self._dataset(self._next)))
+    batch = next(self._running[0])
     self._next += 1
-    return batch
+    # A worker's arrays lie in shared memory, which is freed once they are copied.
+    return jax.tree.map(np.array, batch) if self.config.workers else batch
 
   @property
   def epoch(self) -> float:
@@ -103,9 +107,7 @@ class Batches(Iterator[Batch]):
 
   def close(self) -> None:
     """Ends threads and worker processes; `next` starts them again."""
-    if self._iterator is not None and hasattr(self._iterator, "close"):
-      self._iterator.close()
-    self._iterator = None
+    _end(self._running)
 
   def _identity(self) -> dict[str, int]:
     config = self.config
@@ -171,9 +173,12 @@ class _Examples:
 
 
 def _stack(rows: Any) -> Batch:
-  import jax
-
   return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
+
+
+def _end(running: list[Any]) -> None:
+  while running:
+    running.pop().close()
 
 
 def _parse_flags() -> None:

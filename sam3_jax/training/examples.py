@@ -12,7 +12,7 @@ import numpy as np
 import regex
 from jaxtyping import Float, Int, UInt8
 
-from sam3_jax.annotations import Object, Pair
+from sam3_jax.annotations import Object, Pair, decode
 from sam3_jax.prompts import VISUAL
 from sam3_jax.training import frame as frames
 from sam3_jax.training.batch import Batch, Targets
@@ -197,7 +197,7 @@ def _find(objects: Sequence[Object], frame: frames.Frame, config: DataConfig) ->
     top, bottom = max(y, frame.top), min(y + h, frame.bottom)
     if left >= right or top >= bottom:
       continue
-    mask = api.decode(one.rle)[top:bottom, left:right]
+    mask = decode(one.rle)[top:bottom, left:right]
     area = np.count_nonzero(mask)
     if area:
       cut = (left, top, right, bottom) != (x, y, x + w, y + h)
