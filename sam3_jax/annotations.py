@@ -12,23 +12,19 @@ Two layouts are read, told apart by `text_input`:
 
 import dataclasses
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image
 
+from sam3_jax.rle import Rle, compress, finite, runs
 from sam3_jax.trees import raise_faults
 
 if TYPE_CHECKING:
   from sam3_jax.tokenizer import Tokenizer
-
-Rle = dict[str, Any]  # {"size": [height, width], "counts": str | bytes}: COCO's compressed runs
-Segmentation = Any  # polygons, or runs compressed or not
 
 SLACK = 1.0  # pixels by which a box may reach beyond the picture: annotators round
 REMEDY = "Correct the annotation file, or name the right one."
@@ -138,98 +134,6 @@ def check(
       faults += [f"{where}, object {i}: {fault}" for fault in _object_faults(one, pair)]
   faults += _phrase_faults(dict.fromkeys(pair.phrase for pair in pairs), tokenizer)
   return faults
-
-
-def runs(rle: Rle) -> Int[np.ndarray, " n"]:
-  """Lengths of a mask's runs down its columns, the first one outside; COCO's `rleFrString`.
-
-  Raises:
-    ValueError: the counts are no such string.
-  """
-  counts = rle["counts"]
-  data = counts.encode("latin-1", "replace") if isinstance(counts, str) else bytes(counts)
-  codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48  # six bits, the first: one more comes
-  if not len(codes):
-    return codes
-  ends = np.flatnonzero(codes < 32)
-  if codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes) - 1:
-    raise ValueError("the mask's run lengths are damaged")
-  starts = np.concatenate([[0], ends[:-1] + 1])
-  place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-  if place.max() > 6:
-    raise ValueError("the mask's run lengths are damaged")
-  values = np.add.reduceat((codes & 31) << (5 * place), starts)
-  negative = (codes[ends] & 16) > 0
-  values[negative] -= np.left_shift(1, 5 * (ends - starts + 1))[negative]
-  values[1::2] = np.cumsum(values[1::2])  # from the fourth on: the difference to the last but one
-  values[2::2] = np.cumsum(values[2::2])
-  return values
-
-
-def decode(rle: Rle) -> UInt8[np.ndarray, "h w"]:
-  """A mask of 0 and 1 from its run lengths.
-
-  The same as pycocotools' `decode`, which warns with NumPy 2, and reads past the end of damaged
-  counts where this raises ValueError.
-  """
-  height, width = rle["size"]
-  lengths = runs(rle)
-  if (lengths < 0).any() or lengths.sum() != height * width:
-    raise ValueError(
-      f"the mask's runs cover {lengths.sum()} pixels, not {width} x {height}; annotations.check "
-      "finds such faults before training."
-    )
-  inside = (np.arange(len(lengths)) % 2).astype(np.uint8)
-  return np.repeat(inside, lengths).reshape(width, height).T
-
-
-def compress(segmentation: Segmentation, height: int, width: int) -> Rle:
-  """Any of COCO's three forms of a mask as compressed runs.
-
-  Args:
-    segmentation: a list of polygons [x0, y0, x1, y1, ...] in pixels, or {"size", "counts"} with
-      counts as a list or a string.
-
-  Raises:
-    ValueError: it is none of them.
-  """
-  from pycocotools import mask as coco  # not at the top: it is slow to import
-
-  api: Any = coco
-  if isinstance(segmentation, list):
-    if not segmentation or not all(_polygon(one) for one in segmentation):
-      raise ValueError(
-        "its polygons must be lists of at least three points x, y, such as [[x0, y0, x1, y1, ...]]"
-      )
-    parts = [[float(value) for value in one] for one in segmentation]
-    rle = api.merge(api.frPyObjects(parts, height, width))
-  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
-    counts, (rows, columns) = segmentation["counts"], _size(segmentation)
-    if not all(type(count) is int and count >= 0 for count in counts):
-      raise ValueError("its run lengths must be whole numbers from 0")
-    rle = api.frPyObjects({"size": [rows, columns], "counts": counts}, rows, columns)
-  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
-    return {"size": list(_size(segmentation)), "counts": segmentation["counts"]}
-  else:
-    raise ValueError("it has no segmentation (polygons or run lengths), so no mask")
-  return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
-
-
-def _polygon(one: Any) -> bool:
-  return isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and _finite(one)
-
-
-def _finite(values: Iterable[Any]) -> bool:
-  return all(type(value) in (int, float) and math.isfinite(value) for value in values)
-
-
-def _size(segmentation: dict[str, Any]) -> tuple[int, int]:
-  match segmentation.get("size"):
-    case [int(height), int(width)] if height > 0 and width > 0:
-      return height, width
-  raise ValueError(
-    f"its mask's size must be [height, width] in pixels; got {segmentation.get('size')!r:.40}"
-  )
 
 
 def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], list[str]]:
@@ -350,7 +254,7 @@ def _object(annotation: dict[str, Any], entry: dict[str, Any], fractions: bool) 
 
     encoded: Any = rle
     box = coco.toBbox(encoded).tolist()
-  elif not isinstance(box, list) or len(box) != 4 or not _finite(box):
+  elif not isinstance(box, list) or len(box) != 4 or not finite(box):
     raise ValueError(f"bbox must be [x, y, width, height]; got {box!r:.60}")
   elif fractions:
     box = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]

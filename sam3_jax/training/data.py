@@ -16,9 +16,9 @@ import numpy as np
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
-from sam3_jax.training.sources import PairSource
+from sam3_jax.training.sources import PairSource, SceneSource
 
-__all__ = ["Batches", "DataConfig", "PairSource", "Picture", "Source"]
+__all__ = ["Batches", "DataConfig", "PairSource", "Picture", "SceneSource", "Source"]
 
 
 class Batches(Iterator[Batch]):

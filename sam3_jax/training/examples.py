@@ -12,8 +12,9 @@ import numpy as np
 import regex
 from jaxtyping import Float, Int, UInt8
 
-from sam3_jax.annotations import Object, Pair, decode
+from sam3_jax.annotations import Object, Pair
 from sam3_jax.prompts import VISUAL
+from sam3_jax.rle import decode
 from sam3_jax.training import frame as frames
 from sam3_jax.training.batch import Batch, Targets
 

@@ -1,10 +1,18 @@
-"""Sources of pictures for training: annotated files, and lists that are in memory."""
+"""Sources of pictures for training: annotated files, and scenes composed when asked for.
+
+A plain list of `Picture`s is a source too.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sam3_jax.annotations import Pair
+import numpy as np
+from jaxtyping import Bool
+
+from sam3_jax.annotations import Object, Pair
 from sam3_jax.preprocess import read_image
+from sam3_jax.training import drawings, scenes
 from sam3_jax.training.examples import Picture, usable
 
 
@@ -49,3 +57,73 @@ class PairSource:
   def name(self, index: int) -> str:
     """The file of a picture, for messages."""
     return self._pictures[index][0]
+
+
+class SceneSource:
+  """Scenes that are composed when asked for, and never stored: scene i is the same each time."""
+
+  def __init__(
+    self,
+    count: int,
+    seed: int,
+    styles: Sequence[str] = drawings.TRAINING,
+    *,
+    size: tuple[int, int] | None = None,
+    mixed: float = 0.0,
+    augment: float = 0.0,
+    absent: float = 1.0,
+    usual: float = 0.7,
+  ):
+    """Says what to compose.
+
+    Args:
+      count: scenes an epoch.
+      seed: another one gives other scenes.
+      styles, size, mixed, augment: as in `scenes.compose`.
+      absent, usual: as in `scenes.phrases`.
+    """
+    if count < 1:
+      raise ValueError(f"a source needs at least 1 scene; got count {count}.")
+    self.count = count
+    self.seed = seed
+    self._compose: dict[str, Any] = {
+      "styles": tuple(styles),
+      "size": size,
+      "mixed": mixed,
+      "augment": augment,
+    }
+    self._phrases: dict[str, Any] = {"absent": absent, "usual": usual}
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, index: int) -> Picture:
+    generator = np.random.default_rng((self.seed, index))
+    scene = scenes.compose(generator, **self._compose)
+    asked = scenes.phrases(generator, scene, **self._phrases)
+    height, width = scene.image.shape[:2]
+    objects = [_object(item.mask) for item in scene.objects]
+    pairs = [
+      Pair(
+        id=place,
+        file_name=self.name(index),
+        width=width,
+        height=height,
+        phrase=one.text,
+        objects=tuple(objects[i] for i in one.objects),
+      )
+      for place, one in enumerate(asked)
+    ]
+    return Picture(scene.image, pairs)
+
+  def name(self, index: int) -> str:
+    """What to compose again, for messages."""
+    return f"scene {index} of seed {self.seed}"
+
+
+def _object(mask: Bool[np.ndarray, "h w"]) -> Object:
+  from pycocotools import mask as coco
+
+  rle: Any = coco.encode(np.asfortranarray(mask, np.uint8))
+  x, y, w, h = coco.toBbox(rle).tolist()
+  return Object(rle=rle, box=(x, y, w, h))

@@ -1,0 +1,107 @@
+"""Masks as run lengths, COCO's way: down the columns, the first run outside.
+
+After COCO's `maskApi.c` (`rleFrString`, `rleDecode`), which checks nothing; `decode` and `runs` do.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+Rle = dict[str, Any]  # {"size": [height, width], "counts": str | bytes}: COCO's compressed runs
+Segmentation = Any  # polygons, or runs compressed or not
+
+
+def runs(rle: Rle) -> Int[np.ndarray, " n"]:
+  """Lengths of a mask's runs down its columns, the first one outside; COCO's `rleFrString`.
+
+  Raises:
+    ValueError: the counts are no such string.
+  """
+  counts = rle["counts"]
+  data = counts.encode("latin-1", "replace") if isinstance(counts, str) else bytes(counts)
+  codes = np.frombuffer(data, np.uint8).astype(np.int64) - 48  # six bits, the first: one more comes
+  if not len(codes):
+    return codes
+  ends = np.flatnonzero(codes < 32)
+  if codes.min() < 0 or codes.max() > 63 or not len(ends) or ends[-1] != len(codes) - 1:
+    raise ValueError("the mask's run lengths are damaged")
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
+  if place.max() > 6:
+    raise ValueError("the mask's run lengths are damaged")
+  values = np.add.reduceat((codes & 31) << (5 * place), starts)
+  negative = (codes[ends] & 16) > 0
+  values[negative] -= np.left_shift(1, 5 * (ends - starts + 1))[negative]
+  values[1::2] = np.cumsum(values[1::2])  # from the fourth on: the difference to the last but one
+  values[2::2] = np.cumsum(values[2::2])
+  return values
+
+
+def decode(rle: Rle) -> UInt8[np.ndarray, "h w"]:
+  """A mask of 0 and 1 from its run lengths.
+
+  The same as pycocotools' `decode`, which warns with NumPy 2, and reads past the end of damaged
+  counts where this raises ValueError.
+  """
+  height, width = rle["size"]
+  lengths = runs(rle)
+  if (lengths < 0).any() or lengths.sum() != height * width:
+    raise ValueError(
+      f"the mask's runs cover {lengths.sum()} pixels, not {width} x {height}; annotations.check "
+      "finds such faults before training."
+    )
+  inside = (np.arange(len(lengths)) % 2).astype(np.uint8)
+  return np.repeat(inside, lengths).reshape(width, height).T
+
+
+def compress(segmentation: Segmentation, height: int, width: int) -> Rle:
+  """Any of COCO's three forms of a mask as compressed runs.
+
+  Args:
+    segmentation: a list of polygons [x0, y0, x1, y1, ...] in pixels, or {"size", "counts"} with
+      counts as a list or a string.
+
+  Raises:
+    ValueError: it is none of them.
+  """
+  from pycocotools import mask as coco  # not at the top: it is slow to import
+
+  api: Any = coco
+  if isinstance(segmentation, list):
+    if not segmentation or not all(_polygon(one) for one in segmentation):
+      raise ValueError(
+        "its polygons must be lists of at least three points x, y, such as [[x0, y0, x1, y1, ...]]"
+      )
+    parts = [[float(value) for value in one] for one in segmentation]
+    rle = api.merge(api.frPyObjects(parts, height, width))
+  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
+    counts, (rows, columns) = segmentation["counts"], _size(segmentation)
+    if not all(type(count) is int and count >= 0 for count in counts):
+      raise ValueError("its run lengths must be whole numbers from 0")
+    rle = api.frPyObjects({"size": [rows, columns], "counts": counts}, rows, columns)
+  elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
+    return {"size": list(_size(segmentation)), "counts": segmentation["counts"]}
+  else:
+    raise ValueError("it has no segmentation (polygons or run lengths), so no mask")
+  return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+def finite(values: Iterable[Any]) -> bool:
+  """Whether all are numbers that JSON may hold: no bool, no NaN, no infinity."""
+  return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+
+
+def _polygon(one: Any) -> bool:
+  return isinstance(one, list) and len(one) >= 6 and len(one) % 2 == 0 and finite(one)
+
+
+def _size(segmentation: dict[str, Any]) -> tuple[int, int]:
+  match segmentation.get("size"):
+    case [int(height), int(width)] if height > 0 and width > 0:
+      return height, width
+  raise ValueError(
+    f"its mask's size must be [height, width] in pixels; got {segmentation.get('size')!r:.40}"
+  )
