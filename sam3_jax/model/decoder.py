@@ -36,8 +36,13 @@ class Decoder(nn.Module):
     position: Float[Array, "HW D"],
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
-  ) -> tuple[Float[Array, "L P Q D"], Float[Array, "L P Q 4"], Float[Array, "L P"]]:
-    """Normed query states, boxes (cxcywh fractions, not clipped) and presence logits."""
+    duplicate: bool = False,
+  ) -> tuple[Float[Array, "L P Q2 D"], Float[Array, "L P Q2 4"], Float[Array, "L P"]]:
+    """Normed query states, boxes (cxcywh fractions, not clipped) and presence logits.
+
+    `duplicate` puts a copy of all queries after them, for one-to-many matching in training; the
+    queries themselves do not see their copies.
+    """
     config, width, prompts = self.config, self.config.width, len(memory)
     side, normal = memory.shape[1], nn.initializers.normal(1.0)
     queries = self.param("query_embedding", normal, (config.queries, width))
@@ -74,6 +79,8 @@ class Decoder(nn.Module):
       carry = x, jax.lax.stop_gradient(refined), refined
       return carry, (normed, refine(reference, delta), presence)
 
+    if duplicate:
+      queries, anchors = (jnp.concatenate([x, x]) for x in (queries, anchors))
     x = jnp.concatenate([presence_token, queries]).astype(self.dtype)
     x = jnp.broadcast_to(x, (prompts, *x.shape))
     boxes = jax.nn.sigmoid(anchors.astype(jnp.float32))
@@ -98,16 +105,17 @@ class DecoderLayer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: Float[Array, "P Q1 D"],
-    place: Float[Array, "P Q1 D"],
+    x: Float[Array, "P Q2 D"],
+    place: Float[Array, "P Q2 D"],
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
     keys: Float[Array, "P HW D"],
     memory: Float[Array, "P HW D"],
-    bias: Float[Array, "P heads Q1 HW"],
-  ) -> Float[Array, "P Q1 D"]:
-    """`x` holds the presence token, then the queries."""
-    rate = self.config.dropout
+    bias: Float[Array, "P heads Q2 HW"],
+  ) -> Float[Array, "P Q2 D"]:
+    """`x` holds the presence token, then the queries, then perhaps their copies, which have no part
+    in self-attention."""
+    rate, own = self.config.dropout, self.config.queries + 1
 
     def attend(name):
       heads = self.config.heads
@@ -117,8 +125,10 @@ class DecoderLayer(nn.Module):
       branch = nn.Dropout(rate, deterministic=not self.train)(branch)
       return layer_norm(dtype=self.dtype, name=norm)(x + branch)
 
-    placed = x + place
-    x = add(x, attend("self_attn")(placed, placed, x), "norm_self")
+    placed = (x + place)[:, :own]
+    branch = attend("self_attn")(placed, placed, x[:, :own])
+    branch = jnp.pad(branch, ((0, 0), (0, x.shape[1] - own), (0, 0)))
+    x = add(x, branch, "norm_self")
     x = add(x, attend("text_attn")(x + place, prompt, prompt, valid=valid), "norm_text")
     x = add(x, attend("image_attn")(x + place, keys, memory, bias=bias), "norm_image")
     widths = (self.config.mlp_width, x.shape[-1])

@@ -63,11 +63,38 @@ class Detector(nn.Module):
     """Encodes token ids (start, phrase, end, then 0)."""
     return self.text(tokens)
 
-  def predict(self, embedding: ImageEmbedding, prompts: Prompts) -> Predictions:
-    """Every decoder layer's predictions, and the masks of all queries of the last one."""
-    prompt, valid, memory, states, boxes, presence = self._decode(embedding, prompts)
-    masks, semantic = self._masks(embedding, prompts, states[-1], memory, prompt, valid)
+  def predict(
+    self,
+    embedding: ImageEmbedding,
+    prompts: Prompts,
+    duplicate: bool = False,
+    masked: int | None = None,
+  ) -> Predictions:
+    """Every decoder layer's predictions, and the masks of all queries of the last one.
+
+    Args:
+      embedding: of all images that the prompts are about.
+      prompts: each names its image.
+      duplicate: predicts for 2 Q queries: the Q, as ever, then their copies, which do not attend to
+        each other and so may find an object together (DAC-DETR, Hu et al. 2023).
+      masked: makes masks for the first so many prompts of each image only; `prompts` then holds
+        equally many of each, image by image. None makes all.
+
+    Raises:
+      ValueError: `masked` with prompts that are no multiple of the images.
+    """
+    prompt, valid, memory, states, boxes, presence = self._decode(embedding, prompts, duplicate)
     logits = self.scoring(states, prompt, valid)
+    seen = prompts.image, states[-1], memory, prompt, valid
+    if masked is not None:
+      images, rows = len(embedding.coarse), len(prompt)
+      if rows % images:
+        raise ValueError(
+          f"masked={masked} needs equally many prompts of each image; got {rows} of {images} "
+          "images. Pad the prompts, or leave masked at None."
+        )
+      seen = jax.tree.map(lambda x: _first_of_each(x, images, masked), seen)
+    masks, semantic = self._masks(embedding, *seen)
     return Predictions(logits, boxes, presence, masks, semantic)
 
   def detect(
@@ -90,7 +117,7 @@ class Detector(nn.Module):
       scores, query = jax.lax.top_k(scores, min(max_detections, scores.shape[1]))
       states = jnp.take_along_axis(states, query[..., None], axis=1)
       boxes = jnp.take_along_axis(boxes, query[..., None], axis=1)
-    masks, semantic = self._masks(embedding, prompts, states, memory, prompt, valid)
+    masks, semantic = self._masks(embedding, prompts.image, states, memory, prompt, valid)
     return Detections(
       scores=scores,
       boxes=cxcywh_to_xyxy(boxes),
@@ -102,7 +129,9 @@ class Detector(nn.Module):
       ids=prompts.first_id[:, None] + query,
     )
 
-  def _decode(self, embedding: ImageEmbedding, prompts: Prompts) -> tuple[Array, ...]:
+  def _decode(
+    self, embedding: ImageEmbedding, prompts: Prompts, duplicate: bool = False
+  ) -> tuple[Array, ...]:
     """Prompt tokens and which are valid, conditioned image map, states, boxes, presence."""
     width = self.config.width
     image = embedding.coarse[prompts.image]
@@ -112,18 +141,18 @@ class Detector(nn.Module):
     valid = jnp.concatenate([prompts.text.valid, geometry_valid], axis=1)
     tokens = image.reshape(len(image), -1, width)
     memory = self.fusion(tokens, position, prompt, valid).reshape(image.shape)
-    return prompt, valid, memory, *self.decoder(memory, position, prompt, valid)
+    return prompt, valid, memory, *self.decoder(memory, position, prompt, valid, duplicate)
 
   def _masks(
     self,
     embedding: ImageEmbedding,
-    prompts: Prompts,
+    image: Int[Array, " P"],
     states: Float[Array, "P K D"],
     memory: Float[Array, "P H W D"],
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
   ) -> tuple[Float[Array, "P K Hm Wm"], Float[Array, "P Hm Wm"]]:
-    levels = embedding.middle[prompts.image], embedding.fine[prompts.image]
+    levels = embedding.middle[image], embedding.fine[image]
     return self.masks(states, memory, levels, prompt, valid)
 
   def everything(self, images, tokens, boxes) -> Predictions:
@@ -133,6 +162,12 @@ class Detector(nn.Module):
     embedding = self.encode_image(images, jnp.ones((len(images), 2), jnp.int32))
     prompts = Prompts(rows, rows, self.encode_text(tokens), boxes, labels, labels)
     return self.predict(embedding, prompts)
+
+
+def _first_of_each(x: Array, images: int, count: int) -> Array:
+  """The first `count` rows of each image's, of rows image by image."""
+  shape = x.shape[1:]
+  return x.reshape(images, -1, *shape)[:, :count].reshape(-1, *shape)
 
 
 def init(config: Config, key: Array) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""What is minimised in training: classification, presence, boxes, masks and the semantic map.
+
+Meta's `sam3/train/loss` with the weights of its fine-tuning configurations, as arrays of fixed
+shape: padding, of objects and of prompts, adds nothing to any sum, and all means are over the whole
+batch, so that a batch sharded over devices has the loss it has on one.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sam3_jax.training.batch import Targets
+from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
+from sam3_jax.types import Predictions
+
+Terms = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+  """Weights and shapes of the losses; a weight of 0 leaves its work out where it is large."""
+
+  class_weight: float = 20.0
+  positive_weight: float = 10.0  # of a positive query in the classification; 5 for ODinW
+  pad_queries: int = 200  # the classification's mean is over at least so many queries; 0 for as is
+  presence_weight: float = 20.0
+  box_weight: float = 5.0
+  giou_weight: float = 2.0
+  mask_weight: float = 200.0
+  dice_weight: float = 10.0
+  semantic_weight: float = 20.0
+  semantic_dice_weight: float = 30.0
+  many_weight: float = 2.0  # of each loss of the one-to-many queries
+  many_masks: bool = True  # whether their masks are trained
+  match_class: float = 2.0  # costs of the one-to-one assignment
+  match_box: float = 5.0
+  match_giou: float = 2.0
+  many_alpha: float = 0.3  # one to many: probability's share of a query's quality, IoU has the rest
+  many_threshold: float = 0.4
+  many_top: int = 4
+
+
+def loss(
+  predictions: Predictions,
+  queries: int,
+  targets: Targets,
+  prompt_valid: Bool[Array, " P"],
+  config: LossConfig,
+  images: int = 1,
+) -> tuple[Float[Array, ""], Terms]:
+  """The total, and its terms before their weights.
+
+  Args:
+    predictions: of `Detector.predict`; logits of [L, P, queries] or, with duplicates, [L, P, 2 *
+      queries]; masks of all prompts, or of the first n of each image's.
+    queries: one-to-one queries of the model, `Config.queries`.
+    targets: of the same prompts; objects beyond the `queries` get no query.
+    prompt_valid: False on padding.
+    config: weights.
+    images: that the prompts are about, equally many each, image by image; matters only where masks
+      are of some prompts.
+
+  Returns:
+    The sum of all terms times their weights, times the square root of the number of prompts; and
+    `class`, `presence`, `box`, `giou` of the last layer, the same with `_aux_i` of layer i before
+    it, `mask`, `dice`, `semantic`, `semantic_dice` of the last. Names that end in `_many` are of
+    the one-to-many queries, `many_weight` included. `prompts`, `objects` and `matched_iou` (mean
+    over the last layer's one-to-one pairs) are for the log.
+  """
+  layers, prompts = predictions.presence.shape
+  valid = targets.valid & prompt_valid[:, None]
+  # Padding may hold any box; one that is sound keeps NaN out of gradients.
+  wanted = jnp.where(valid[..., None], targets.boxes, 0.5).astype(jnp.float32)
+  some, objects = valid.any(axis=1), jnp.maximum(valid.sum(), 1)
+  count = jnp.maximum(prompt_valid.sum(), 1)
+
+  # The one-to-one queries, then the one-to-many ones: [sets, L, P, queries, ...].
+  logits, boxes = (
+    jnp.moveaxis(x.reshape(layers, prompts, -1, queries, *x.shape[3:]), 2, 0).astype(jnp.float32)
+    for x in (predictions.logits, predictions.boxes)
+  )
+  pairs = match(logits, boxes, wanted, valid, config)
+  box, giou, iou = _box_losses(boxes, wanted, pairs)
+  classes = _class_losses(logits, iou, pairs, some, config)
+  presence = _presence_losses(predictions.presence, some, prompt_valid)
+  terms = {
+    **_by_layer("class", classes / count, config),
+    **_by_layer("box", box / objects, config),
+    **_by_layer("giou", giou / objects, config),
+    **_by_layer("presence", presence[None] / count, config),
+  }
+
+  with_masks = functools.partial(_first, rows=len(predictions.mask_logits), images=images)
+  last, masks, valid = jax.tree.map(
+    with_masks, (jax.tree.map(lambda x: jnp.moveaxis(x[:, -1], 1, 0), pairs), targets.masks, valid)
+  )
+  terms |= _mask_terms(predictions.mask_logits, queries, last, masks, objects, config)
+  terms |= _semantic_terms(predictions.semantic_logits, masks, valid)
+
+  total = sum(_weight(name, config) * value for name, value in terms.items())
+  log = {
+    "prompts": count,
+    "objects": valid.sum(),
+    "matched_iou": iou[0, -1].sum() / jnp.maximum(pairs.matched[0, -1].sum(), 1),
+  }
+  return total * jnp.sqrt(count.astype(jnp.float32)), terms | log
+
+
+def match(
+  logits: Float[Array, "sets L P Q"],
+  boxes: Float[Array, "sets L P Q 4"],
+  wanted: Float[Array, "P O 4"],
+  valid: Bool[Array, "P O"],
+  config: LossConfig,
+) -> Pairs:
+  """The pairs [sets, L, P, O, M] of each set of queries in each layer: one to one, but one to many
+  in the last layer of the second set, if there are two."""
+  wanted = jnp.broadcast_to(wanted, (*logits.shape[:3], *wanted.shape[1:]))
+  valid = jnp.broadcast_to(valid, wanted.shape[:-1])
+  pairs = one_to_one(
+    logits, boxes, wanted, valid,
+    class_weight=config.match_class, l1_weight=config.match_box, giou_weight=config.match_giou,
+  )  # fmt: skip
+  if len(logits) == 1:
+    return pairs
+  many = one_to_many(
+    *(x[1, -1] for x in (logits, boxes, wanted, valid)),
+    alpha=config.many_alpha, threshold=config.many_threshold, top=config.many_top,
+  )  # fmt: skip
+  padding = [(0, 0)] * 4 + [(0, many.query.shape[-1] - 1)]
+  return jax.tree.map(lambda x, last: jnp.pad(x, padding).at[1, -1].set(last), pairs, many)
+
+
+def _box_losses(boxes, wanted, pairs):
+  """Sums [sets, L] of L1 distance and of 1 - GIoU, and each pair's IoU without gradient."""
+  found = _take(boxes, pairs.query)
+  l1 = jnp.abs(found - wanted[..., None, :]).sum(axis=-1)
+  iou, giou = overlap(found, wanted[..., None, :])
+  l1, giou = (jnp.where(pairs.matched, x, 0).sum(axis=(2, 3, 4)) for x in (l1, 1 - giou))
+  return l1, giou, jax.lax.stop_gradient(jnp.where(pairs.matched, iou, 0))
+
+
+def _class_losses(logits, iou, pairs, some, config):
+  """Sums [sets, L] over prompts that have objects of the mean over queries.
+
+  A positive query is to score by how well its box fits, a negative one 0 (IoU-aware BCE, as in
+  Align-DETR, Cai et al. 2023, arXiv:2304.07527). A query of several objects goes by the best.
+  """
+  probability = jax.nn.sigmoid(logits)
+  paired = _take(probability[..., None], pairs.query)[..., 0]
+  quality = jnp.maximum(paired**0.25 * iou**0.75, 0.01)
+  numbers = jnp.arange(logits.shape[-1])
+  chosen = (pairs.query[..., None] == numbers) & pairs.matched[..., None]
+  quality = jnp.where(chosen, quality[..., None], 0).max(axis=(3, 4), initial=0)
+  quality = jax.lax.stop_gradient(quality)
+
+  absent = jax.nn.softplus(logits)  # BCE to 0
+  positive = config.positive_weight * (absent - logits * quality)
+  losses = jnp.where(quality > 0, positive, absent * probability**2)
+  mean = losses.sum(axis=-1) / max(logits.shape[-1], config.pad_queries)
+  return jnp.where(some, mean, 0).sum(axis=-1)
+
+
+def _presence_losses(presence, some, prompt_valid):
+  """Sums [L] over prompts; half of the BCE, as a focal loss of alpha 0.5 has it."""
+  presence = presence.astype(jnp.float32)
+  losses = 0.5 * (jax.nn.softplus(presence) - presence * some)
+  return jnp.where(prompt_valid, losses, 0).sum(axis=-1)
+
+
+def _mask_terms(logits, queries, pairs, masks, objects, config):
+  """Focal and dice loss of each pair [P, sets, O, M], summed over both, a set each."""
+  sets = [jax.tree.map(lambda x: x[:, 0, :, :1], pairs)]  # one to one
+  if pairs.query.shape[1] == 2 and config.many_masks:
+    many = jax.tree.map(lambda x: x[:, 1], pairs)
+    sets.append(many.replace(query=many.query + queries))
+  joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *sets)
+
+  # Object by object: at the size of the targets, all of them would take gigabytes.
+  found = jax.vmap(lambda maps, query: maps[query], out_axes=1)(logits, joined.query)
+  focal, dice = jax.lax.map(
+    jax.checkpoint(lambda pair: _one_object(*pair)), (found, jnp.moveaxis(masks, 1, 0))
+  )
+  terms = {}
+  weights = jnp.moveaxis(joined.matched, 1, 0) / objects
+  for name, first, last, scale in (("", 0, 1, 1.0), ("_many", 1, None, config.many_weight)):
+    if last is None and len(sets) == 1:
+      break
+    part = (..., slice(first, last))
+    for kind, values in (("mask", focal), ("dice", dice)):
+      terms[kind + name] = scale * (values[part] * weights[part]).sum()
+  return terms
+
+
+def _one_object(logits: Float[Array, "P M Hm Wm"], mask: Array) -> tuple[Array, Array]:
+  """Of one object of each prompt, with several predictions of its mask [P, Ht, Wt]."""
+  mask = _fractions(mask)[:, None]
+  logits = _resized(logits.astype(jnp.float32), mask.shape[2:])
+  return _focal(logits, mask, alpha=0.25), _dice(logits, mask)
+
+
+def _semantic_terms(logits, masks, valid):
+  """Of the union of a prompt's objects; the mean over prompts that have any."""
+  union = _fractions(jnp.where(valid[..., None, None], masks, 0)).max(axis=1, initial=0)
+  logits = _resized(logits.astype(jnp.float32), union.shape[1:])
+  some = valid.any(axis=1)
+  weights = some / jnp.maximum(some.sum(), 1)
+  return {
+    "semantic": (weights * _focal(logits, union, alpha=0.6)).sum(),
+    "semantic_dice": (weights * _dice(logits, union)).sum(),
+  }
+
+
+def _focal(logits: Float[Array, "*rows H W"], mask: Array, alpha: float) -> Float[Array, "*rows"]:
+  """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells."""
+  probability = jax.nn.sigmoid(logits)
+  bce = jax.nn.softplus(logits) - logits * mask
+  miss = probability + mask - 2 * probability * mask
+  return (bce * miss**2 * (1 - alpha + (2 * alpha - 1) * mask)).mean(axis=(-2, -1))
+
+
+def _dice(logits: Float[Array, "*rows H W"], mask: Array) -> Float[Array, "*rows"]:
+  """1 - (2 intersection + 1) / (sum of areas + 1)."""
+  probability = jax.nn.sigmoid(logits)
+  inner = (probability * mask).sum(axis=(-2, -1))
+  areas = probability.sum(axis=(-2, -1)) + mask.sum(axis=(-2, -1))
+  return 1 - (2 * inner + 1) / (areas + 1)
+
+
+def _resized(maps: Float[Array, "*rows H W"], size: tuple[int, int]) -> Float[Array, "*rows H2 W2"]:
+  if maps.shape[-2:] == size:
+    return maps
+  return jax.image.resize(maps, (*maps.shape[:-2], *size), "linear", antialias=False)
+
+
+def _fractions(masks: Array) -> Float[Array, "*rows"]:
+  return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
+
+
+def _take(values: Float[Array, "*rows Q C"], query: Array) -> Float[Array, "*rows O M C"]:
+  """The rows of `values` that `query` [*rows, O, M] names."""
+  flat = query.reshape(*query.shape[:-2], -1, 1)
+  return jnp.take_along_axis(values, flat, axis=-2).reshape(*query.shape, values.shape[-1])
+
+
+def _first(x: Array, rows: int, images: int) -> Array:
+  """The first rows of each image's, `rows` in all, of prompts image by image."""
+  if len(x) == rows:
+    return x
+  return x.reshape(images, -1, *x.shape[1:])[:, : rows // images].reshape(rows, *x.shape[1:])
+
+
+def _by_layer(name: str, values: Float[Array, "sets L"], config: LossConfig) -> Terms:
+  terms = {}
+  for values_of_set, kind, scale in zip(
+    values, ("", "_many"), (1.0, config.many_weight), strict=False
+  ):
+    for i, value in enumerate(values_of_set):
+      layer = "" if i == len(values_of_set) - 1 else f"_aux_{i}"
+      terms[name + layer + kind] = scale * value
+  return terms
+
+
+def _weight(name: str, config: LossConfig) -> float:
+  return {
+    "class": config.class_weight,
+    "presence": config.presence_weight,
+    "box": config.box_weight,
+    "giou": config.giou_weight,
+    "mask": config.mask_weight,
+    "dice": config.dice_weight,
+    "semantic": config.semantic_weight,
+    "semantic_dice": config.semantic_dice_weight,
+  }[name.removesuffix("_many").partition("_aux_")[0]]

@@ -1,0 +1,134 @@
+"""Which query answers for which object: one to one (Hungarian), and one to many.
+
+Meta's `BinaryHungarianMatcherV2` and `BinaryOneToManyMatcher`, inside jit: all layers' and all
+prompts' problems are solved side by side, in float32. Nothing here has a gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from sam3_jax.ops.boxes import cxcywh_to_xyxy
+
+FORBIDDEN = 1e3  # above any cost of logits within +-12 and boxes in the picture
+
+
+@struct.dataclass
+class Pairs:
+  """The queries that answer for each object; the other rows of M are padding.
+
+  Attributes:
+    query: number of the query; 0 where there is none.
+    matched: False on padding.
+  """
+
+  query: Int[Array, "*rows O M"]
+  matched: Bool[Array, "*rows O M"]
+
+
+def one_to_one(
+  logits: Float[Array, "*rows Q"],
+  boxes: Float[Array, "*rows Q 4"],
+  wanted: Float[Array, "*rows O 4"],
+  valid: Bool[Array, "*rows O"],
+  *,
+  class_weight: float,
+  l1_weight: float,
+  giou_weight: float,
+) -> Pairs:
+  """The assignment of one query to each object that costs least in sum; M is 1.
+
+  The costs are the focal loss's difference between object and background (Deformable DETR, Zhu et
+  al. 2021, arXiv:2010.04159), the L1 distance of the boxes and minus their GIoU.
+
+  Args:
+    logits: of the queries, without presence.
+    boxes: of the queries, cxcywh.
+    wanted: the objects' boxes, cxcywh.
+    valid: False on padding.
+  """
+  probability = jax.nn.sigmoid(logits)[..., None, :]
+  log_yes, log_no = (jnp.log(p + 1e-8) for p in (probability, 1 - probability))
+  focal = -0.25 * (1 - probability) ** 2 * log_yes + 0.75 * probability**2 * log_no
+  l1 = jnp.abs(boxes[..., None, :, :] - wanted[..., :, None, :]).sum(axis=-1)
+  _, giou = _all_overlaps(boxes, wanted)
+  cost = class_weight * focal + l1_weight * l1 - giou_weight * giou
+  query, matched = assign(jax.lax.stop_gradient(cost), valid)
+  return Pairs(query[..., None], matched[..., None])
+
+
+def one_to_many(
+  logits: Float[Array, "*rows Q"],
+  boxes: Float[Array, "*rows Q 4"],
+  wanted: Float[Array, "*rows O 4"],
+  valid: Bool[Array, "*rows O"],
+  *,
+  alpha: float,
+  threshold: float,
+  top: int,
+) -> Pairs:
+  """Up to `top` queries for each object, or none; M is min(top, Q).
+
+  A query is one of them if its alpha * probability + (1 - alpha) * IoU is above `threshold` and
+  above the object's (1 - top / Q) quantile over all queries; it may answer for several objects.
+  """
+  probability = jax.nn.sigmoid(logits)[..., None, :]
+  iou, _ = _all_overlaps(boxes, wanted)
+  quality = jax.lax.stop_gradient(alpha * probability + (1 - alpha) * iou)
+  queries = quality.shape[-1]
+  best, query = jax.lax.top_k(quality, min(top + 1, queries))
+  if queries > top:
+    # The quantile lies between the best `top` and the next, where torch.quantile puts it.
+    low, high = best[..., top, None], best[..., top - 1, None]
+    quantile = low + (top / queries) * (high - low)
+    best, query = best[..., :top], query[..., :top]
+    matched = best > jnp.maximum(quantile, threshold)
+  else:
+    matched = best > threshold
+  matched &= valid[..., None]
+  return Pairs(jnp.where(matched, query, 0), matched)
+
+
+def overlap(
+  a: Float[Array, "*rows 4"], b: Float[Array, "*rows 4"]
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+  """IoU and GIoU (Rezatofighi et al. 2019, arXiv:1902.09630) of cxcywh boxes, elementwise."""
+  a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
+  inner = _area(jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:]))
+  outer = _area(jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:]))
+  union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - inner
+  union, outer = (jnp.maximum(x, 1e-12) for x in (union, outer))  # boxes without any extent
+  return inner / union, inner / union - (outer - union) / outer
+
+
+def assign(
+  cost: Float[Array, "*rows O Q"], valid: Bool[Array, "*rows O"]
+) -> tuple[Int[Array, "*rows O"], Bool[Array, "*rows O"]]:
+  """The query of each valid object, no query twice, at the least sum of costs; and which objects
+  have one: with fewer queries than objects some have none."""
+  *rows, objects, queries = cost.shape
+  if not cost.size:
+    return jnp.zeros((*rows, objects), jnp.int32), jnp.zeros((*rows, objects), bool)
+  # What is padding takes a query that is left over; where there may be too few, the dearest.
+  padding = 0.0 if objects <= queries else FORBIDDEN
+  cost = jnp.where(valid[..., None], cost.astype(jnp.float32), padding)
+  cost = jnp.where(jnp.isfinite(cost), cost, FORBIDDEN)  # the loss will tell; the loop must end
+
+  def solve(cost):
+    row, column = optax.assignment.hungarian_algorithm(cost)
+    return jnp.full(objects, -1).at[row].set(column)
+
+  query = jax.vmap(solve)(cost.reshape(-1, objects, queries)).reshape(*rows, objects)
+  matched = (query >= 0) & valid
+  return jnp.where(matched, query, 0), matched
+
+
+def _all_overlaps(boxes: Float[Array, "*rows Q 4"], wanted: Float[Array, "*rows O 4"]):
+  """IoU and GIoU of every object with every query, [..., O, Q]."""
+  return overlap(boxes[..., None, :, :], wanted[..., :, None, :])
+
+
+def _area(low: Float[Array, "*rows 2"], high: Float[Array, "*rows 2"]) -> Float[Array, "*rows"]:
+  return jnp.maximum(high - low, 0).prod(axis=-1)
