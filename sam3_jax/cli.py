@@ -78,6 +78,14 @@ class Format(enum.StrEnum):
   huggingface = "huggingface"
 
 
+class Style(enum.StrEnum):
+  train = "train"
+  noto = "noto"
+  noto_v1 = "noto-v1"
+  fluent = "fluent"
+  twemoji = "twemoji"
+
+
 # An empty metavar, as a flag takes no value.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
 Debug = Annotated[
@@ -372,6 +380,37 @@ def inspect(
     print(json.dumps(summary.to_dict(), indent=2))
   else:
     Console().print(_describe(summary))
+
+
+@app.command()
+def scenes(
+  out: Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder to make; it must not exist, or be empty.")
+  ],
+  count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures.")] = 100,
+  seed: Annotated[int, typer.Option(min=0, metavar="S", help="Decides all of them.")] = 0,
+  style: Annotated[
+    Style, typer.Option(help="Whose drawings; train is all that a model may be trained on.")
+  ] = Style.train,
+  unseen: Annotated[
+    bool,
+    typer.Option("--unseen", metavar="", help="Ask by words that training on scenes never uses."),
+  ] = False,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Compose pictures of drawings, with phrases and the masks that match, to train or to measure on.
+
+  What an interrupted run left in the folder is done again.
+  """
+  arguments.check_writable(out)
+
+  from sam3_jax.training.scene_files import write
+
+  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    done = write(out, count, seed, style.value, unseen=unseen, progress=step)
+  counts = ", ".join(f"{number:,} {what}" for what, number in done.items())
+  say(Console(quiet=quiet), f"{out / 'annotations.json'}: {counts}")
 
 
 def _describe(summary: "Summary") -> Table:

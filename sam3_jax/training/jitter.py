@@ -80,7 +80,8 @@ def _recolored(
   colors = drawn.convert("RGB").convert("RGB", _color_matrix(rng, concept, augment))
   if rng.random() < 0.5 * augment:
     gamma = np.exp(rng.uniform(-0.5, 0.5))
-    colors = colors.point([round(255 * (value / 255) ** gamma) for value in range(256)] * 3)
+    curve = np.rint(255 * np.linspace(0, 1, 256) ** gamma).astype(int).tolist()
+    colors = colors.point(curve * 3)
   if rng.random() < 0.25 * augment:
     few = colors.quantize(int(rng.integers(12, 32)), Image.Quantize.FASTOCTREE)
     colors = few.convert("RGB")
@@ -95,7 +96,7 @@ def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tup
   if concepts()[concept].any_color and rng.random() < 0.6 * augment:
     hue = rng.uniform(-np.pi, np.pi)
   else:
-    hue = np.deg2rad(rng.uniform(-1, 1) * (6 + 6 * augment))
+    hue = np.deg2rad(rng.uniform(-1, 1) * (6 + 3 * augment))
   wide = 0.12 + 0.3 * augment
   # Not much paler: red, green and brown must stay apart.
   saturation = np.exp(rng.uniform(-wide / 2, wide))

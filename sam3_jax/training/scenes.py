@@ -108,24 +108,29 @@ def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
   """Concepts of the objects, from the back to the front, and their sizes."""
   everything = len(drawings.concepts())
   if rng.random() < 0.08:  # many things, each once
-    total = rng.integers(4, CROWD + 1)
-    wanted = list(rng.choice(everything, total, replace=False))
+    wanted = list(rng.choice(everything, rng.integers(4, CROWD + 1), replace=False))
   else:
-    wanted = []
-    kinds: list[int] = []
-    for _ in range(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2])):
-      kin = [one for kind in kinds for one in lookalikes(kind)]
-      alike = kin and rng.random() < 0.35
-      kind = int(kin[rng.integers(len(kin))] if alike else rng.integers(everything))
-      kinds.append(kind)
-      wanted += [kind] * int(rng.choice([1, 1, 1, 2, 2, 3, 4, 5, 6, 8, CROWD]))
-    wanted = list(rng.permutation(wanted)[:CROWD])
+    kinds = _kinds(rng)
+    crowd = rng.random() < 0.1
+    counts = [rng.choice([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6]) for _ in kinds]
+    counts[0] = rng.integers(7, CROWD + 1) if crowd else counts[0]
+    wanted = list(rng.permutation(np.repeat(kinds, counts))[:CROWD])
   most = min(MOST, 1.7 / np.sqrt(len(wanted)))
   if rng.random() < 0.5:
     shares = rng.uniform(LEAST, most, len(wanted))
   else:  # much of a size
     shares = rng.uniform(LEAST, most) * rng.uniform(0.7, 1.3, len(wanted))
   return [(int(concept), share) for concept, share in zip(wanted, shares, strict=True)]
+
+
+def _kinds(rng: np.random.Generator) -> list[int]:
+  """A few concepts, more often look-alikes than chance would have it."""
+  kinds: list[int] = []
+  for _ in range(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2])):
+    kin = [one for kind in kinds for one in lookalikes(kind) if one not in kinds]
+    alike = kin and rng.random() < 0.35
+    kinds.append(int(rng.choice(kin) if alike else rng.integers(len(drawings.concepts()))))
+  return kinds
 
 
 def _place(

@@ -61,8 +61,8 @@ def concepts() -> tuple[Concept, ...]:
   lines = (HERE / "concepts.tsv").read_text(encoding="utf-8").splitlines()
   rows = [line.split("\t") for line in lines if not line.startswith("#")]
   return tuple(
-    Concept(name, *(tuple(filter(None, field.split("|"))) for field in fields), any_color == "yes")
-    for name, *fields, any_color in rows
+    Concept(name, _several(phrases), _several(synonyms), _several(unseen), any_color == "yes")
+    for name, phrases, synonyms, unseen, any_color in rows
   )
 
 
@@ -86,6 +86,10 @@ def photographs() -> tuple[Image.Image, ...]:
     with Image.open(file) as picture:
       pictures.append(picture.convert("RGB"))
   return tuple(pictures)
+
+
+def _several(field: str) -> tuple[str, ...]:
+  return tuple(field.split("|")) if field else ()
 
 
 @functools.cache

@@ -1,0 +1,159 @@
+"""Scenes as files, in the layout of SA-Co's annotations: a picture and a phrase make a pair.
+
+    OUT/annotations.json
+    OUT/images/000000_noto.jpg ...
+
+Every scene has a generator of its own, made of the seed and its number, so that more scenes of a
+seed begin with the same ones. The same versions of this package, NumPy and Pillow write the same
+bytes.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+
+from sam3_jax.training import drawings
+from sam3_jax.training.scenes import Scene, compose, phrases
+from sam3_jax.training.wording import Phrase
+
+TRAIN = "train"  # the style that is all styles of training
+ABSENT = 2.0  # phrases of what is not there for each of what is, as in the fixed scenes
+_QUALITY = 92  # of the JPEG files
+_UNFINISHED = ".unfinished-scenes"
+
+
+def write(
+  out: Path,
+  count: int,
+  seed: int,
+  style: str = TRAIN,
+  *,
+  unseen: bool = False,
+  progress: Callable[[str, float], None] = lambda what, fraction: None,
+) -> dict[str, int]:
+  """Writes scenes into a folder; annotations.json comes last, and at once.
+
+  Args:
+    out: must not exist, be empty, or hold what an interrupted call left, which is done again.
+    count: scenes, at least 1.
+    seed: decides all of them; at least 0.
+    style: one of drawings.STYLES, or "train".
+    unseen: ask by synonyms and plurals that training never uses.
+    progress: is called with what is being done and the fraction that was done before.
+
+  Returns:
+    Numbers of pictures, pairs and objects (an object for each pair it matches).
+
+  Raises:
+    ValueError: any of it is not as said, or nothing can be written to `out`.
+  """
+  styles = drawings.TRAINING if style == TRAIN else (style,)
+  if count < 1 or seed < 0:
+    raise ValueError(f"there must be 1 scene or more of a seed from 0; got {count} of seed {seed}.")
+  if not set(styles) <= set(drawings.STYLES):
+    raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
+  try:
+    _prepare(out)
+    record = _record(f"scenes: {count} of seed {seed}, style {style}")
+    for number in range(count):
+      progress("composing scenes", number / count)
+      rng = np.random.default_rng([seed, number])
+      scene = compose(rng, styles)
+      asked = phrases(rng, scene, absent=ABSENT, unseen=unseen)
+      file = f"images/{number:06d}_{scene.style}.jpg"
+      Image.fromarray(scene.image).save(out / file, quality=_QUALITY)
+      for phrase in asked:
+        _add(record, file, scene, phrase)
+    partial = out / f"{_UNFINISHED}.json"
+    partial.write_text(json.dumps(record) + "\n")
+    os.replace(partial, out / "annotations.json")
+    (out / _UNFINISHED).unlink()
+  except OSError as error:
+    raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
+  return {
+    "pictures": count,
+    "pairs": len(record["images"]),
+    "objects": len(record["annotations"]),
+  }
+
+
+def _prepare(out: Path) -> None:
+  """Makes the folder, marked as unfinished; empties one that is."""
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"{out} is a file; give another folder.")
+  there = {path.name for path in out.iterdir()} if out.exists() else set()
+  if there and _UNFINISHED not in there:
+    raise ValueError(f"{out} is not empty; give another folder, or remove it first.")
+  (out / "images").mkdir(parents=True, exist_ok=True)
+  (out / _UNFINISHED).touch()
+  for left in (*out.glob("images/*.jpg"), out / "annotations.json"):
+    left.unlink(missing_ok=True)
+
+
+def _record(description: str) -> dict[str, Any]:
+  return {
+    "info": {
+      "description": description,
+      "licence": "of the drawings: Noto Emoji and Noto Emoji v1 (Google, Apache-2.0), Fluent Emoji "
+      "Flat (Microsoft, MIT), Twemoji (Twitter and contributors, CC BY 4.0)",
+    },
+    "categories": [{"id": 1, "name": "visual"}],
+    "images": [],
+    "annotations": [],
+  }
+
+
+def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> None:
+  """A pair and the objects that match."""
+  height, width = scene.image.shape[:2]
+  pair = len(record["images"])
+  record["images"].append(
+    {
+      "id": pair,
+      "file_name": file,
+      "width": width,
+      "height": height,
+      "text_input": phrase.text,
+      "is_instance_exhaustive": 1,
+    }
+  )
+  for number in phrase.objects:
+    mask = scene.objects[number].mask
+    record["annotations"].append(
+      {
+        "id": len(record["annotations"]),
+        "image_id": pair,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": int(mask.sum()),
+        "bbox": _box(mask),
+        "segmentation": _encoded(mask),
+      }
+    )
+
+
+def _box(mask: Bool[np.ndarray, "h w"]) -> list[float]:
+  """Left, top, width, height of what is seen, as fractions of the picture."""
+  height, width = mask.shape
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  left, top = columns[0] / width, rows[0] / height
+  return [
+    float(left),
+    float(top),
+    float((columns[-1] + 1 - columns[0]) / width),
+    float((rows[-1] + 1 - rows[0]) / height),
+  ]
+
+
+def _encoded(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+  from pycocotools import mask as coco  # not at the top: it is slow to import
+
+  api: Any = coco
+  counts = api.encode(np.asfortranarray(mask, np.uint8))["counts"]
+  return {"size": list(mask.shape), "counts": counts.decode("ascii")}
