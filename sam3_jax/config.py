@@ -4,7 +4,8 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 """
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, get_args, get_origin
 
 
 # Above its callers, as the defaults below are made when this file is imported.
@@ -15,6 +16,18 @@ def _check_ranges(config: Any, of: str = "") -> None:
       raise ValueError(f"{of}{field.name} must be at least 1; got {value}.")
     if field.type is float and not 0 <= value < 1:
       raise ValueError(f"{of}{field.name} must be in [0, 1); got {value}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StemConfig:
+  """A stage of a convolutional stem."""
+
+  stride: int  # cells a side that become one
+  width: int
+  blocks: int  # residual blocks of two 3 x 3 convolutions
+
+  def __post_init__(self):
+    _check_ranges(self, "stem ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,7 @@ class TrunkConfig:
   window: int = 24  # patches a side
   pretrain_grid: int = 24  # patches a side of the learned position table, tiled over the image
   drop_path: float = 0.1  # of the last block, growing linearly from 0; in training only
+  stem: tuple[StemConfig, ...] = ()  # stages, finest first; none: a patch embedding
 
   def __post_init__(self):
     _check_ranges(self, "trunk ")
@@ -36,6 +50,10 @@ class TrunkConfig:
       raise ValueError(
         f"trunk width {self.width} must be a multiple of 4 * heads = {4 * self.heads} "
         "(two rotated axes of channel pairs in each head); change width or heads."
+      )
+    if self.stem and self.stem[-1].width != self.width:
+      raise ValueError(
+        f"the stem's last width {self.stem[-1].width} must be the trunk's, {self.width}."
       )
 
   @property
@@ -91,6 +109,11 @@ class Config:
       raise ValueError(
         f"image_size {self.image_size} must be a multiple of the patch, {self.patch} pixels."
       )
+    strides = math.prod(stage.stride for stage in self.trunk.stem)
+    if self.trunk.stem and strides != self.patch:
+      raise ValueError(
+        f"the stem's strides must multiply to the patch, {self.patch}; not {strides}."
+      )
     if self.grid % self.trunk.window:
       raise ValueError(
         f"the grid of {self.grid} patches (image_size / patch) must be a multiple of the window, "
@@ -129,18 +152,19 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
       f"{sorted(values.keys() - fields.keys())}, missing: {sorted(fields.keys() - values.keys())}. "
       "Convert the checkpoint again with this version of sam3-jax."
     )
-  nested = {"trunk": TrunkConfig, "text": TextConfig}
   return cls(
-    **{
-      name: _from_dict(nested[name], value, f"{where}.{name}")
-      if name in nested and cls is Config
-      else _typed(value, fields[name].type, f"{where}.{name}")
-      for name, value in values.items()
-    }
+    **{name: _typed(value, fields[name].type, f"{where}.{name}") for name, value in values.items()}
   )
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
+  if dataclasses.is_dataclass(expected):
+    return _from_dict(expected, value, where)
+  if get_origin(expected) is tuple:  # of any length; a list in JSON
+    if not isinstance(value, list | tuple):
+      raise ValueError(f"{where} must be a list; got {value!r}.")
+    (of, _) = get_args(expected)
+    return tuple(_typed(item, of, f"{where}[{i}]") for i, item in enumerate(value))
   if type(value) is expected or (expected is float and type(value) is int):
     return value
   raise ValueError(f"{where} must be of type {expected.__name__}; got {value!r}.")

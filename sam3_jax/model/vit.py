@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from sam3_jax.config import TrunkConfig
 from sam3_jax.model.layers import Block, conv, layer_norm, stacked
+from sam3_jax.model.stem import Stem
 
 
 class Trunk(nn.Module):
@@ -25,8 +26,11 @@ class Trunk(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
     config = self.config
-    patch = {"strides": self.patch, "padding": "VALID", "use_bias": False}
-    x = conv(config.width, self.patch, self.dtype, "patch_embed", **patch)(images)
+    if config.stem:
+      x = Stem(config.stem, self.dtype, name="stem")(images)
+    else:
+      patch = {"strides": self.patch, "padding": "VALID", "use_bias": False}
+      x = conv(config.width, self.patch, self.dtype, "patch_embed", **patch)(images)
     side = x.shape[1]
 
     shape = (config.pretrain_grid, config.pretrain_grid, config.width)
