@@ -223,17 +223,17 @@ def _objects(
       if "id" in annotation and str(number) in ids:
         raise ValueError(_twice("annotation", number))
       ids.add(str(number))
-      if image not in entries:
+      if type(image) is not int or image not in entries:
         raise ValueError(f"annotation {number}: there is no image {image!r:.40}")
       category = annotation.get("category_id")
-      if names is not None and category not in names:
+      if names is not None and (type(category) is not int or category not in names):
         raise ValueError(f"annotation {number}: there is no category {category!r:.40}")
       try:
         one = _object(annotation, entries[image], fractions)
       except ValueError as error:
         raise ValueError(f"annotation {number}: {error}") from error
-      objects[image, None if names is None else names[category]].append(one)
-    except (ValueError, TypeError) as error:
+      objects[image, names[category] if names is not None else None].append(one)
+    except ValueError as error:
       faults.append(str(error))
   return objects
 

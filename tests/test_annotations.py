@@ -1,0 +1,418 @@
+"""Both layouts of annotation files, and every fault that they may have."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from sam3_jax import annotations
+from sam3_jax.annotations import Object, Pair, check, read, read_checked
+from sam3_jax.rle import decode
+from sam3_jax.tokenizer import Tokenizer
+
+TOKENIZER = pathlib.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+HEIGHT, WIDTH = 12, 20
+
+
+def rle(x: int, y: int, w: int, h: int, size: tuple[int, int] = (HEIGHT, WIDTH)) -> dict:
+  mask = np.zeros(size, np.uint8, order="F")
+  mask[y : y + h, x : x + w] = 1
+  encoded: Any = coco.encode(mask)
+  return {"size": list(size), "counts": encoded["counts"].decode()}
+
+
+def annotation(number: int, image: int, box: tuple = (2, 3, 4, 5), **other) -> dict:
+  return {
+    "id": number,
+    "image_id": image,
+    "category_id": 1,
+    "iscrowd": 0,
+    "bbox": list(box),
+    "segmentation": rle(*box),
+  } | other
+
+
+def entry(number: int, file_name: str = "a.png", **other) -> dict:
+  return {"id": number, "file_name": file_name, "width": WIDTH, "height": HEIGHT} | other
+
+
+def sa_co() -> dict:
+  """Three pairs of two pictures; the second is a negative, the third not exhaustive."""
+  return {
+    "images": [
+      entry(7, text_input="red apple", is_instance_exhaustive=1),
+      entry(3, text_input="green apple", is_instance_exhaustive=1),
+      entry(9, "b.png", text_input="dog", is_instance_exhaustive=0),
+    ],
+    "annotations": [
+      annotation(1, 7),
+      annotation(2, 9, (0, 0, 20, 12), iscrowd=1),
+      annotation(3, 7, (10, 2, 5, 6)),
+    ],
+  }
+
+
+def instances() -> dict:
+  """Three pictures in COCO's layout, the last one without annotations."""
+  names = ["cat", "dog", "traffic_light", "bird", "cow", "fox"]
+  return {
+    "images": [entry(10), entry(20, "b.png"), entry(30, "c.png")],
+    "categories": [{"id": i, "name": name} for i, name in enumerate(names, start=5)],
+    "annotations": [
+      annotation(1, 20, category_id=7),
+      annotation(2, 10, category_id=5),
+      annotation(3, 10, (8, 1, 3, 3), category_id=6, iscrowd=1),
+      annotation(4, 10, (1, 1, 2, 2), category_id=5),
+    ],
+  }
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for name in ("a", "b", "c"):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / f"{name}.png")
+  return tmp_path
+
+
+@pytest.fixture
+def write(folder):
+  def to_file(content) -> pathlib.Path:
+    path = folder / "annotations.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+  return to_file
+
+
+def test_sa_co_layout(write):
+  pairs = read(write(sa_co()))
+  assert [(p.id, p.file_name, p.phrase, p.exhaustive) for p in pairs] == [
+    (7, "a.png", "red apple", True),
+    (3, "a.png", "green apple", True),
+    (9, "b.png", "dog", False),
+  ]
+  assert [(p.width, p.height) for p in pairs] == [(WIDTH, HEIGHT)] * 3
+  assert [[one.box for one in p.objects] for p in pairs] == [
+    [(2, 3, 4, 5), (10, 2, 5, 6)],
+    [],
+    [(0, 0, 20, 12)],
+  ]
+  assert [one.crowd for p in pairs for one in p.objects] == [False, False, True]
+  assert decode(pairs[0].objects[1].rle)[2:8, 10:15].all()
+  assert decode(pairs[0].objects[1].rle).sum() == 30
+
+
+def test_boxes_are_fractions_or_pixels_by_file(write):
+  content = sa_co()
+  for one in content["annotations"]:
+    x, y, w, h = one["bbox"]
+    one["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
+  boxes = [one.box for pair in read(write(content)) for one in pair.objects]
+  np.testing.assert_allclose(
+    boxes, [(2, 3, 4, 5), (10, 2, 5, 6), (0, 0, 20, 12)], atol=1e-12
+  )  # measured 0
+  content["annotations"][0]["bbox"] = [0, 0, 1.5, 1]  # one value above 1: all are pixels
+  boxes = [one.box for pair in read(write(content)) for one in pair.objects]
+  assert boxes[0] == (0, 0, 1.5, 1)
+  assert boxes[1] == (0.5, 2 / HEIGHT, 0.25, 0.5)
+
+
+def test_coco_boxes_are_pixels_however_small(write):
+  content = instances()
+  content["annotations"] = [annotation(1, 10, (0, 0, 1, 1), category_id=5)]
+  assert read(write(content))[0].objects[0].box == (0, 0, 1, 1)
+
+
+def test_a_missing_box_comes_from_the_mask(write):
+  content = sa_co()
+  del content["annotations"][2]["bbox"]
+  assert read(write(content))[0].objects[1].box == (10, 2, 5, 6)
+
+
+def test_every_form_of_mask_is_read(write):
+  content = sa_co()
+  content["annotations"][0]["segmentation"] = [[2, 3, 6, 3, 6, 8, 2, 8]]
+  before = [10 * HEIGHT + 2, *[6, 6] * 4, 6, HEIGHT - 8 + 5 * HEIGHT - HEIGHT]
+  before[-1] = HEIGHT * WIDTH - sum(before[:-1])
+  content["annotations"][2]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": before}
+  want = read(write(sa_co()))
+  got = read(write(content))
+  for a, b in zip(got, want, strict=True):
+    for one, other in zip(a.objects, b.objects, strict=True):
+      assert (decode(one.rle) == decode(other.rle)).all()
+
+
+def test_coco_layout(write):
+  pairs = read(write(instances()), negatives=0)
+  assert [(p.id, p.file_name, p.phrase, len(p.objects)) for p in pairs] == [
+    (0, "a.png", "cat", 2),
+    (1, "a.png", "dog", 1),
+    (2, "b.png", "traffic light", 1),
+  ]
+  assert [one.crowd for p in pairs for one in p.objects] == [False, False, True, False]
+
+
+def test_negatives_are_absent_categories(write):
+  """As many as are present, at least one; pictures without annotations have negatives only."""
+  pairs = read(write(instances()))
+  phrases = {name: [p for p in pairs if p.file_name == f"{name}.png"] for name in "abc"}
+  assert [len(p.objects) for p in phrases["a"]] == [2, 1, 0, 0]
+  assert [len(p.objects) for p in phrases["b"]] == [1, 0]
+  assert [len(p.objects) for p in phrases["c"]] == [0]
+  assert {p.phrase for p in phrases["a"][2:]} <= {"traffic light", "bird", "cow", "fox"}
+  assert [p.id for p in pairs] == list(range(7))
+
+
+def test_negatives_are_the_same_each_time_and_others_with_another_seed(write):
+  path = write(instances())
+  assert read(path, negatives=2, seed=4) == read(path, negatives=2, seed=4)
+  drawn = {tuple(p.phrase for p in read(path, negatives=2, seed=seed)) for seed in range(8)}
+  assert len(drawn) > 4
+
+
+@pytest.mark.parametrize("negatives", [0, 1, 3, 100])
+def test_number_of_negatives(write, negatives):
+  pairs = read(write(instances()), negatives=negatives)
+  absent = {name: {p.phrase for p in pairs if p.file_name == f"{name}.png" and not p.objects}
+            for name in "abc"}  # fmt: skip
+  assert {name: len(phrases) for name, phrases in absent.items()} == {
+    "a": min(negatives, 4),
+    "b": min(negatives, 5),
+    "c": min(negatives, 6),
+  }
+
+
+def test_negatives_do_not_depend_on_other_pictures(write):
+  whole = read(write(instances()))
+  content = instances()
+  content["images"] = content["images"][:2]
+  assert read(write(content)) == whole[:6]
+
+
+def test_lvis_says_what_was_looked_for(write):
+  content = instances()
+  content["images"][0] |= {"neg_category_ids": [10], "not_exhaustive_category_ids": [5]}
+  pairs = [p for p in read(write(content), negatives=5) if p.file_name == "a.png"]
+  assert [(p.phrase, p.exhaustive) for p in pairs] == [
+    ("cat", False),
+    ("dog", True),
+    ("fox", True),
+  ]
+
+
+def test_categories_of_one_name_are_one_phrase(write):
+  content = instances()
+  content["categories"][1]["name"] = "cat"
+  pairs = read(write(content), negatives=0)
+  assert [(p.phrase, len(p.objects)) for p in pairs] == [("cat", 3), ("traffic light", 1)]
+
+
+def test_no_pictures_are_no_pairs(write):
+  assert read(write(instances() | {"images": [], "annotations": []})) == []
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("{", "is not JSON"),
+    ("\x00", "is not JSON"),
+    ("[]", "is no annotation file"),
+    ("{}", "is no annotation file"),
+    ({"images": []}, "is no annotation file"),
+    ({"images": {}, "annotations": []}, "is no annotation file"),
+    ({"images": [1], "annotations": []}, "is no annotation file"),
+    ({"images": [entry(1)], "annotations": []}, "neither text_input"),
+  ],
+  ids=str,
+)
+def test_other_files_are_refused(write, content, message):
+  with pytest.raises(ValueError, match=message) as error:
+    read(write(content))
+  assert "\n" not in str(error.value)
+
+
+def test_no_file(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"there is no annotation file .*x\.json"):
+    read(tmp_path / "x.json")
+
+
+def test_negative_number_of_negatives(write):
+  with pytest.raises(ValueError, match="at least 0 phrases a picture; got -1"):
+    read(write(instances()), negatives=-1)
+
+
+def replaced(kind: str, place: int, **values):
+  """SA-Co's file with an entry's values replaced; those that are ... go."""
+  content = sa_co()
+  for key, value in values.items():
+    content[kind][place].pop(key, None)
+    if value is not ...:
+      content[kind][place][key] = value
+  return content
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (replaced("images", 1, id=7), "image 7: this id occurs twice"),
+    (replaced("images", 0, id="7"), "image '7': id must be of type int"),
+    (replaced("images", 0, width=...), "image 7: width must be of type int; got None"),
+    (replaced("images", 0, height=12.5), "image 7: height must be of type int; got 12.5"),
+    (replaced("images", 0, height=0), "image 7: width and height must be at least 1; got 20 x 0"),
+    (replaced("images", 0, file_name=5), "image 7: file_name must be of type str; got 5"),
+    (replaced("images", 0, text_input=...), "image 7: text_input must be a string; got None"),
+    (replaced("annotations", 0, image_id=8), "annotation 1: there is no image 8"),
+    (replaced("annotations", 0, image_id=[8]), r"annotation 1: there is no image \[8\]"),
+    (replaced("annotations", 1, id=1), "annotation 1: this id occurs twice"),
+    (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: bbox must be \[x, y, width"),
+    (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: bbox must be \[x, y"),
+    (replaced("annotations", 0, segmentation=...), "annotation 1: it has no segmentation"),
+    (replaced("annotations", 0, segmentation=[[1, 2]]), "annotation 1: its polygons must be"),
+  ],
+)
+def test_entries_that_contradict_each_other(write, content, message):
+  with pytest.raises(ValueError, match=message) as error:
+    read(write(content))
+  assert "\n" not in str(error.value)
+
+
+def test_coco_category_that_is_unknown_or_twice(write):
+  content = instances()
+  content["annotations"][0]["category_id"] = 99
+  content["categories"][1]["id"] = 5
+  content["categories"].append({"id": 3})
+  with pytest.raises(ValueError, match="4 faults") as error:
+    read(write(content))
+  for part in (
+    "category 5: this id occurs twice",
+    "annotation 1: there is no category 99",
+    "annotation 3: there is no category 6",
+    "it must have an id and a name",
+  ):
+    assert part in str(error.value)
+
+
+def pair(number: int = 0, *objects: Object, phrase: str = "cat", file_name: str = "a.png") -> Pair:
+  return Pair(number, file_name, WIDTH, HEIGHT, phrase, True, objects)
+
+
+def thing(box: tuple = (2, 3, 4, 5), mask: dict | None = None) -> Object:
+  return Object(rle(2, 3, 4, 5) if mask is None else mask, box)
+
+
+def test_good_pairs_have_no_fault(write, folder):
+  tokenizer = Tokenizer(TOKENIZER)
+  for content in (sa_co(), instances()):
+    assert check(read(write(content)), folder, tokenizer) == []
+    assert read_checked(write(content), folder, tokenizer) == read(write(content))
+  assert check([], folder, tokenizer) == []
+
+
+@pytest.mark.parametrize(
+  ("box", "fault"),
+  [
+    ((-1, 0, 4, 5), None),  # a pixel over the border: annotators round
+    ((16.5, 7.5, 4.5, 5.5), None),
+    ((-1.5, 0, 4, 5), "leaves the 20 x 12 picture"),
+    ((0, -1.5, 4, 5), "leaves the 20 x 12 picture"),
+    ((17, 3, 4.5, 5), "leaves the 20 x 12 picture"),
+    ((2, 9, 4, 5), "leaves the 20 x 12 picture"),
+    ((2, 3, 0, 5), "has no area"),
+    ((2, 3, 4, -1), "has no area"),
+  ],
+)
+def test_boxes(folder, box, fault):
+  faults = check([pair(0, thing(), thing(box))], folder)
+  assert len(faults) == (fault is not None)
+  if fault:
+    assert faults[0].startswith("a.png, 'cat', object 2: its box ")
+    assert fault in faults[0]
+
+
+@pytest.mark.parametrize(
+  ("mask", "fault"),
+  [
+    (rle(0, 0, 0, 0), "its mask is empty"),
+    (rle(2, 3, 4, 5, (WIDTH, HEIGHT)), "its mask is 12 x 20, but the picture 20 x 12"),
+    ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not"),
+    ({"size": [HEIGHT, WIDTH], "counts": "P"}, "the mask's run lengths are damaged"),
+  ],
+)
+def test_masks(folder, mask, fault):
+  faults = check([pair(0, thing(mask=mask))], folder)
+  assert len(faults) == 1
+  assert f"a.png, 'cat', object 1: {fault}" in faults[0]
+
+
+def test_pictures(folder):
+  """Each is named once, however many phrases it has."""
+  Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "turned.png")
+  (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:20])
+  names = ["a.png", "none.png", "turned.png", "broken.png"]
+  pairs = [pair(2 * i + j, file_name=name) for i, name in enumerate(names) for j in (0, 1)]
+  assert check(pairs, folder) == [
+    f"{folder / 'none.png'}: there is no such picture",
+    f"{folder / 'turned.png'} is displayed as 12 x 20, but the annotation file says 20 x 12 "
+    "(width x height)",
+    f"{folder / 'broken.png'}: it is no picture, or only the beginning of one",
+  ]
+  assert check(pairs, None) == []
+
+
+def test_pictures_are_measured_upright(folder):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # a quarter turn
+  Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "exif.jpg", exif=exif)
+  assert check([pair(0, file_name="exif.jpg")], folder) == []
+
+
+def test_phrases(folder):
+  tokenizer = Tokenizer(TOKENIZER)
+  fits, long = " ".join(["cat"] * 30), " ".join(["cat"] * 31)
+  pairs = [pair(i, phrase=phrase) for i, phrase in enumerate([fits, long, long, " ", ""])]
+  assert check(pairs, folder, tokenizer) == [
+    f"phrase {long[:60]!r} has 33 tokens with start and end; the text encoder reads 32",
+    "phrase ' ' is empty",
+    "phrase '' is empty",
+  ]
+
+
+def test_duplicate_ids(folder):
+  assert check([pair(4), pair(5), pair(4)], folder) == ["image 4: this id occurs twice"]
+
+
+def test_all_faults_come_in_one_report(write, folder):
+  """Those of reading and those of checking; each once."""
+  content = sa_co()
+  content["images"][1]["id"] = 7
+  content["images"][0]["text_input"] = "cat " * 40
+  content["images"][2]["file_name"] = "none.png"
+  content["annotations"][0] |= {"bbox": [15, 3, 14, 5]}
+  content["annotations"][1] |= {"segmentation": rle(0, 0, 0, 0)}
+  content["annotations"][2] |= {"image_id": 99}
+  with pytest.raises(ValueError) as error:
+    read_checked(write(content), folder, Tokenizer(TOKENIZER))
+  message = str(error.value)
+  assert "\n" not in message
+  assert "6 faults: " in message
+  assert message.endswith(annotations.REMEDY)
+  for part in (
+    "image 7: this id occurs twice",
+    "annotation 3: there is no image 99",
+    "none.png: there is no such picture",
+    "its box 15, 3, 14, 5 (x, y, width, height) leaves the 20 x 12 picture",
+    "its mask is empty",
+    "has 42 tokens",
+  ):
+    assert message.count(part) == 1
+
+
+def test_many_faults_are_counted(write, folder):
+  content = sa_co()
+  content["annotations"] += [annotation(i, 1000 + i) for i in range(10, 60)]
+  with pytest.raises(ValueError, match=r"50 faults: .*; and 30 more\. "):
+    read_checked(write(content), folder)

@@ -1,0 +1,97 @@
+"""Run lengths against pycocotools and against masks painted by hand."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from sam3_jax.rle import compress, decode, runs
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def masks():
+  """Masks of every kind of edge: none, all, one pixel, single rows and columns, noise, blobs."""
+  rng = np.random.default_rng(0)
+  yield np.zeros((1, 1), np.uint8)
+  yield np.ones((1, 1), np.uint8)
+  yield np.zeros((5, 7), np.uint8)
+  yield np.ones((300, 400), np.uint8)  # a run length of four characters
+  for corner in ((0, 0), (4, 6), (2, 3)):
+    yield np.eye(35, dtype=np.uint8)[corner[0] * 7 + corner[1]].reshape(5, 7)
+  for height, width in ((1, 40), (40, 1), (17, 23), (120, 90)):
+    for density in (0.02, 0.5, 0.9):
+      yield (rng.random((height, width)) < density).astype(np.uint8)
+  y, x = np.mgrid[:200, :150]
+  yield ((x - 60) ** 2 + (y - 90) ** 2 < 50**2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
+def test_runs_and_masks_equal_pycocotools(mask):
+  rle = coco.encode(np.asfortranarray(mask))
+  text = {"size": list(mask.shape), "counts": rle["counts"].decode()}
+  for one in (rle, text):
+    lengths = runs(one)
+    assert lengths.sum() == mask.size
+    assert lengths[1::2].sum() == coco.area(rle) == mask.sum()
+    assert (decode(one) == mask).all()
+    assert (decode(one) == coco.decode(rle)).all()
+    assert decode(one).dtype == np.uint8
+
+
+@pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
+def test_uncompressed_lengths_become_the_same_string(mask):
+  flat = mask.T.ravel()
+  change = np.flatnonzero(np.diff(flat)) + 1
+  lengths = np.diff(change, prepend=0, append=flat.size).tolist()
+  lengths = [0, *lengths] if flat[0] else lengths
+  rle = compress({"size": list(mask.shape), "counts": lengths}, *mask.shape)
+  assert (decode(rle) == mask).all()
+  assert compress(rle, *mask.shape) == rle
+  assert rle["counts"] == coco.encode(np.asfortranarray(mask))["counts"].decode()
+
+
+def test_polygons_are_joined():
+  """Two squares, the second with a corner that is no integer."""
+  rle = compress([[2, 1, 6, 1, 6, 5, 2, 5], [8.0, 2.0, 10.0, 2.0, 10.0, 4.0, 8.0, 4.0]], 8, 12)
+  want = np.zeros((8, 12), np.uint8)
+  want[1:5, 2:6] = 1
+  want[2:4, 8:10] = 1
+  assert rle["size"] == [8, 12]
+  assert (decode(rle) == want).all()
+
+
+@pytest.mark.parametrize(
+  ("segmentation", "message"),
+  [
+    (None, "no segmentation"),
+    ({}, "no segmentation"),
+    ({"size": [4, 4], "counts": 3}, "no segmentation"),
+    ([], "at least three points"),
+    ([[0, 0, 1, 1]], "at least three points"),
+    ([[0, 0, 1, 1, 2, 2, 3]], "at least three points"),
+    ([[0, 0, 1, 1, 2, float("nan")]], "at least three points"),
+    ([["0", 0, 1, 1, 2, 2]], "at least three points"),
+    ({"size": [4, 4], "counts": [3, -1, 14]}, "whole numbers from 0"),
+    ({"size": [4, 4], "counts": [3.5, 12.5]}, "whole numbers from 0"),
+    ({"size": [4], "counts": "0"}, r"must be \[height, width\]"),
+    ({"counts": "0"}, r"must be \[height, width\]"),
+    ({"size": [0, 4], "counts": "0"}, r"must be \[height, width\]"),
+  ],
+  ids=str,
+)
+def test_what_is_no_mask_is_refused(segmentation, message):
+  with pytest.raises(ValueError, match=message):
+    compress(segmentation, 4, 4)
+
+
+@pytest.mark.parametrize("counts", ["é", "P", "!", "0P", "PPPPPPPPP0", "o" * 30], ids=repr)
+def test_damaged_strings_are_refused(counts):
+  with pytest.raises(ValueError, match="damaged"):
+    runs({"size": [4, 4], "counts": counts})
+
+
+@pytest.mark.parametrize("counts", ["", "0", "00", "11", "o" + "0" * 5, b"5"], ids=repr)
+def test_runs_of_another_number_of_pixels_are_refused(counts):
+  with pytest.raises(ValueError, match="pixels, not 4 x 4"):
+    decode({"size": [4, 4], "counts": counts})
