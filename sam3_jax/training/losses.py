@@ -172,72 +172,64 @@ def _presence_losses(presence, some, prompt_valid):
 
 
 def _mask_terms(logits, queries, pairs, masks, objects, config):
-  """Focal and dice loss of each pair [P, sets, O, M], summed over both, a set each."""
+  """Focal and dice loss of the pairs [P, sets, O, M], summed in each set."""
   sets = [jax.tree.map(lambda x: x[:, 0, :, :1], pairs)]  # one to one
   if pairs.query.shape[1] == 2 and config.many_masks:
     many = jax.tree.map(lambda x: x[:, 1], pairs)
     sets.append(many.replace(query=many.query + queries))
   joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=-1), *sets)
 
-  # Object by object: at the size of the targets, all of them would take gigabytes.
-  found = jax.vmap(lambda maps, query: maps[query], out_axes=1)(logits, joined.query)
-  focal, dice = jax.lax.map(
-    jax.checkpoint(lambda pair: _one_object(*pair)), (found, jnp.moveaxis(masks, 1, 0))
-  )
+  # One pair of each prompt at a time, matched ones first, so that most of the steps have nothing to
+  # do: at the size of the targets all pairs would take gigabytes, and most of them are padding.
+  flat = jax.tree.map(lambda x: x.reshape(len(masks), -1), joined)
+  order = jnp.argsort(~flat.matched, axis=1)
+  query, matched = (jnp.take_along_axis(x, order, axis=1) for x in (flat.query, flat.matched))
+  target, place = jnp.divmod(order, joined.query.shape[-1])
+  found = jax.vmap(lambda maps, query: maps[query], out_axes=1)(logits, query)
+
+  @jax.checkpoint
+  def step(found, target, matched):
+    def losses(found):
+      mask = jnp.take_along_axis(masks, target[:, None, None, None], axis=1)[:, 0]
+      return _mask_losses(found, mask, alpha=0.25)
+
+    nothing = jnp.zeros(len(found))
+    return jax.lax.cond(matched.any(), losses, lambda _: (nothing, nothing), found)
+
+  focal, dice = jax.lax.map(lambda pair: step(*pair), (found, target.T, matched.T))
   terms = {}
-  weights = jnp.moveaxis(joined.matched, 1, 0) / objects
-  for name, first, last, scale in (("", 0, 1, 1.0), ("_many", 1, None, config.many_weight)):
-    if last is None and len(sets) == 1:
-      break
-    part = (..., slice(first, last))
-    for kind, values in (("mask", focal), ("dice", dice)):
-      terms[kind + name] = scale * (values[part] * weights[part]).sum()
+  for kind, chosen, scale in (("", place == 0, 1.0), ("_many", place > 0, config.many_weight)):
+    if not kind or len(sets) > 1:
+      weights = jnp.where(matched & chosen, scale / objects, 0).T
+      terms["mask" + kind] = (weights * focal).sum()
+      terms["dice" + kind] = (weights * dice).sum()
   return terms
-
-
-def _one_object(logits: Float[Array, "P M Hm Wm"], mask: Array) -> tuple[Array, Array]:
-  """Of one object of each prompt, with several predictions of its mask [P, Ht, Wt]."""
-  mask = _fractions(mask)[:, None]
-  logits = _resized(logits.astype(jnp.float32), mask.shape[2:])
-  return _focal(logits, mask, alpha=0.25), _dice(logits, mask)
 
 
 def _semantic_terms(logits, masks, valid):
   """Of the union of a prompt's objects; the mean over prompts that have any."""
-  union = _fractions(jnp.where(valid[..., None, None], masks, 0)).max(axis=1, initial=0)
-  logits = _resized(logits.astype(jnp.float32), union.shape[1:])
-  some = valid.any(axis=1)
-  weights = some / jnp.maximum(some.sum(), 1)
-  return {
-    "semantic": (weights * _focal(logits, union, alpha=0.6)).sum(),
-    "semantic_dice": (weights * _dice(logits, union)).sum(),
-  }
+  union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
+  focal, dice = _mask_losses(logits, union, alpha=0.6)
+  weights = valid.any(axis=1) / jnp.maximum(valid.any(axis=1).sum(), 1)
+  return {"semantic": (weights * focal).sum(), "semantic_dice": (weights * dice).sum()}
 
 
-def _focal(logits: Float[Array, "*rows H W"], mask: Array, alpha: float) -> Float[Array, "*rows"]:
-  """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells."""
+def _mask_losses(
+  logits: Float[Array, "P Hm Wm"], masks: Array, alpha: float
+) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
+  """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells, and dice
+  loss, 1 - (2 intersection + 1) / (sum of areas + 1), at the size of `masks` [P, Ht, Wt]."""
+  masks = masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
+  logits = logits.astype(jnp.float32)
+  if logits.shape != masks.shape:
+    logits = jax.image.resize(logits, masks.shape, "linear", antialias=False)
   probability = jax.nn.sigmoid(logits)
-  bce = jax.nn.softplus(logits) - logits * mask
-  miss = probability + mask - 2 * probability * mask
-  return (bce * miss**2 * (1 - alpha + (2 * alpha - 1) * mask)).mean(axis=(-2, -1))
-
-
-def _dice(logits: Float[Array, "*rows H W"], mask: Array) -> Float[Array, "*rows"]:
-  """1 - (2 intersection + 1) / (sum of areas + 1)."""
-  probability = jax.nn.sigmoid(logits)
-  inner = (probability * mask).sum(axis=(-2, -1))
-  areas = probability.sum(axis=(-2, -1)) + mask.sum(axis=(-2, -1))
-  return 1 - (2 * inner + 1) / (areas + 1)
-
-
-def _resized(maps: Float[Array, "*rows H W"], size: tuple[int, int]) -> Float[Array, "*rows H2 W2"]:
-  if maps.shape[-2:] == size:
-    return maps
-  return jax.image.resize(maps, (*maps.shape[:-2], *size), "linear", antialias=False)
-
-
-def _fractions(masks: Array) -> Float[Array, "*rows"]:
-  return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
+  inner = probability * masks
+  miss = probability + masks - 2 * inner
+  bce = jax.nn.softplus(logits) - logits * masks
+  focal = bce * miss**2 * (1 - alpha + (2 * alpha - 1) * masks)
+  areas = (probability + masks).sum(axis=(1, 2))
+  return focal.mean(axis=(1, 2)), 1 - (2 * inner.sum(axis=(1, 2)) + 1) / (areas + 1)
 
 
 def _take(values: Float[Array, "*rows Q C"], query: Array) -> Float[Array, "*rows O M C"]:
