@@ -147,9 +147,9 @@ def _results(
 def _predictions(found: Instances, pair: Pair) -> list[Prediction]:
   corners = np.clip(found.boxes.astype(np.float64), 0, [pair.width, pair.height] * 2)
   boxes = np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 2)
-  # Nine digits keep float32 scores apart, so that none is rounded over a threshold.
+  # As many digits as tell float32 scores apart: so none is rounded over a threshold.
   return [
-    Prediction(round(float(score), 9), (x, y, w, h), found.masks.rle(i))
+    Prediction(float(str(score)), (x, y, w, h), found.masks.rle(i))
     for i, (score, (x, y, w, h)) in enumerate(zip(found.scores, boxes.tolist(), strict=True))
   ]
 

@@ -100,7 +100,7 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
   if model is not None and model.info.get("trained") is False and not console.quiet:
     name = job.checkpoint.name if job.checkpoint else ""
     say(errors, f"note: {name} is untrained, its parameters are random: its figures mean nothing.")
-  _show(job, metrics, console)
+  _show(job, metrics, console, errors)
   return metrics
 
 
@@ -145,7 +145,9 @@ def _files(
   return files
 
 
-def _show(job: Job, metrics: dict[str, Any], console: Console) -> None:
+def _show(job: Job, metrics: dict[str, Any], console: Console, errors: Console) -> None:
+  if console.quiet:
+    return
   source = job.checkpoint or job.predictions
   asked = {"text": "phrases", "box": "a box each", "text+box": "phrases, and a box if there is one"}
   table = Table(title=Text(f"{source}, {metrics['pairs']:,} pairs, asked by {asked[job.prompt]}"))
@@ -159,7 +161,8 @@ def _show(job: Job, metrics: dict[str, Any], console: Console) -> None:
     cells = ["" if (v := metrics.get(key)) is None else f"{v:.{digits}f}" for key in keys]
     table.add_row(heading, *cells)
   if job.prompt == "box":
-    table.caption = "Pairs without objects are left out, so IL_MCC and cgF1 say nothing: see pmF1."
+    note = "note: pairs without objects are left out, so IL_MCC and cgF1 say nothing; see pmF1."
+    say(errors, note)
   console.print(table)
   say(console, str(job.out))
   if job.predictions is None:
