@@ -79,7 +79,7 @@ def _recolored(
   alpha = drawn.getchannel("A")
   colors = drawn.convert("RGB").convert("RGB", _color_matrix(rng, concept, augment))
   if rng.random() < 0.5 * augment:
-    gamma = np.exp(rng.uniform(-0.5, 0.5))
+    gamma = np.exp(rng.uniform(-0.3, 0.5))
     curve = np.rint(255 * np.linspace(0, 1, 256) ** gamma).astype(int).tolist()
     colors = colors.point(curve * 3)
   if rng.random() < 0.25 * augment:
@@ -98,9 +98,10 @@ def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tup
   else:
     hue = np.deg2rad(rng.uniform(-1, 1) * (6 + 3 * augment))
   wide = 0.12 + 0.3 * augment
-  # Not much paler: red, green and brown must stay apart.
-  saturation = np.exp(rng.uniform(-wide / 2, wide))
-  brightness, contrast = np.exp(rng.uniform(-wide, wide, 2))
+  # Not much paler, or red and green would look brown; not much brighter, as a channel that is cut
+  # off at 255 turns orange into yellow.
+  saturation = np.exp(rng.uniform(-wide, wide) / 2)
+  brightness, contrast = np.exp(rng.uniform(-wide, [wide / 4, wide / 2]))
   # A rotation around the grey axis.
   skew = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
   turned = np.cos(hue) * np.eye(3) + np.sin(hue) * skew + (1 - np.cos(hue)) / 3

@@ -38,7 +38,7 @@ grapes cherries
 key hammer guitar
 bell balloon
 wrapped-gift birthday-cake
-monkey dog lion
+monkey dog
 mushroom umbrella-on-ground
 sailboat bicycle
 top-hat t-shirt camera

@@ -1,0 +1,244 @@
+"""The sheet of drawings, what becomes of a drawing in a scene, and what lies behind."""
+
+import colorsys
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam3_jax.training import backgrounds, drawings, jitter
+from sam3_jax.training.drawings import make_sheet
+
+FOLDER = Path(drawings.__file__).parent
+NAMES = [concept.name for concept in drawings.concepts()]
+FIXED = Path(__file__).parent / "scenes"
+
+
+def seeded(*seed: int) -> np.random.Generator:
+  return np.random.default_rng(seed)
+
+
+def hue(pixels: np.ndarray) -> float:
+  """Degrees of the saturated opaque pixels' mean colour; of premultiplied RGBA."""
+  flat = pixels[pixels[..., 3] == 255][:, :3].astype(float)
+  spread = np.ptp(flat, axis=1)
+  flat = flat[spread >= np.percentile(spread, 60)]
+  return 360 * colorsys.rgb_to_hsv(*(flat.mean(0) / 255))[0]
+
+
+def apart(first: float, second: float) -> float:
+  return abs((first - second + 180) % 360 - 180)
+
+
+class TestSheet:
+  def test_has_78_things_by_four_artists(self):
+    assert len(NAMES) == len(set(NAMES)) == 78
+    for style in drawings.STYLES:
+      assert len(drawings.drawings(style)) == 78
+
+  def test_concepts_are_those_of_the_fixed_scenes(self):
+    first = {concept.phrases[0] for concept in drawings.concepts()}
+    for folder in ("known", "twemoji"):
+      record = json.loads((FIXED / folder / "annotations.json").read_text())
+      assert {pair["text_input"] for pair in record["images"]} <= first
+
+  def test_twemoji_is_no_style_of_training(self):
+    assert set(drawings.STYLES) - set(drawings.TRAINING) == {"twemoji"}
+
+  def test_an_unknown_style_is_named(self):
+    with pytest.raises(ValueError, match=r"no style 'crayon'; choose from noto, noto-v1, fluent"):
+      drawings.drawings("crayon")
+
+  def test_is_small_enough_to_commit(self):
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.suffix != ".pyc") < 3e6
+
+  def test_index_fits_the_picture(self):
+    index = json.loads((FOLDER / "sheet.json").read_text())
+    assert index["concepts"] == NAMES
+    assert tuple(index["sizes"]) == drawings.STYLES
+    with Image.open(FOLDER / "sheet.webp") as sheet:
+      assert sheet.width == index["columns"] * index["cell"]
+      assert sheet.height * index["columns"] >= 4 * 78 * index["cell"]
+
+  @pytest.mark.parametrize("style", drawings.STYLES)
+  def test_drawings_are_tight_and_whole(self, style):
+    """A drawing that reached into its neighbour's cell, or lost a side, would touch the margin."""
+    sizes = json.loads((FOLDER / "sheet.json").read_text())["sizes"][style]
+    for name, drawing, size in zip(NAMES, drawings.drawings(style), sizes, strict=True):
+      alpha = np.asarray(drawing.levels[0])[..., 3]
+      rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+      assert max(size) == 128, name
+      # An edge of alpha 12 or less at 512 pixels may round to nothing at 128.
+      assert rows[0] - drawings.MARGIN in (0, 1, 2), name
+      assert columns[0] - drawings.MARGIN in (0, 1, 2), name
+      assert size[1] - 2 <= np.ptp(rows) + 1 <= size[1], name
+      assert size[0] - 2 <= np.ptp(columns) + 1 <= size[0], name
+      assert (alpha >= drawings.OPAQUE).mean() > 0.05, name
+
+  def test_levels_halve(self):
+    for drawing in drawings.drawings("fluent")[::13]:
+      for finer, coarser in zip(drawing.levels, drawing.levels[1:], strict=False):
+        assert (coarser.width * 2, coarser.height * 2) == finer.size
+
+  def test_outline_spans_the_opaque_pixels(self):
+    drawing = drawings.drawings("noto")[NAMES.index("guitar")]
+    rows, columns = np.nonzero(np.asarray(drawing.levels[0])[..., 3] >= drawings.OPAQUE)
+    corners = np.stack([columns, rows], 1)[:, None] + [[0, 0], [0, 1], [1, 0], [1, 1]]
+    for angle in np.linspace(0, 2 * np.pi, 24):
+      way = np.array([np.cos(angle), np.sin(angle)])
+      assert (drawing.outline @ way).max() == pytest.approx((corners @ way).max(), abs=1e-9)
+
+  def test_notice_names_every_source(self):
+    notice = (FOLDER / "NOTICE.md").read_text()
+    for style in drawings.STYLES:
+      assert f"`{style}`" in notice
+    for licence in ("Apache-2.0", "MIT License", "CC BY 4.0"):
+      assert licence in notice
+    files = [file.name for file in (FOLDER / "photographs").iterdir()]
+    assert len(files) == len(drawings.photographs()) == len(make_sheet.PHOTOGRAPHS)
+    assert all(f"`{file}`" in notice for file in files)
+
+  def test_photographs_show_none_of_the_things(self):
+    """As far as names go: those of scikit-image's pictures that do."""
+    banned = {"chelsea", "astronaut", "camera", "rocket", "horse", "hubble_deep_field"}
+    assert not banned & {Path(name).stem for name in make_sheet.PHOTOGRAPHS}
+
+  def test_reduced_crops_and_keeps_the_aspect(self):
+    drawn = Image.new("RGBA", (512, 512))
+    drawn.paste((200, 30, 30, 255), (100, 50, 356, 178))
+    drawn.paste((0, 0, 0, make_sheet.FAINT), (0, 400, 512, 512))  # all but invisible: cropped
+    small = make_sheet.reduced(drawn)
+    assert small.size == (128, 64)
+    assert small.getpixel((64, 32)) == (200, 30, 30, 255)
+
+
+class TestRender:
+  DRAWING = drawings.drawings("noto-v1")[NAMES.index("key")]
+
+  @pytest.mark.parametrize("augment", [0.0, 1.0])
+  @pytest.mark.parametrize("side", [18.0, 60.0, 170.0])
+  def test_has_the_size_asked_for(self, side, augment, monkeypatch):
+    monkeypatch.setattr(jitter, "_outlined", lambda rng, drawn, alpha: drawn)  # a rim adds to it
+    for seed in range(30):
+      concept = seed * 2 % 78
+      drawing = drawings.drawings(drawings.STYLES[seed % 4])[concept]
+      mask = jitter.render(seeded(seed), drawing, concept, side, augment).mask
+      box = [np.ptp(np.flatnonzero(mask.any(axis))) + 1 for axis in (0, 1)]
+      # Less where parts are too thin for the size to be opaque, or blurred.
+      assert 0.7 * side - 2 <= max(box) <= side + 2, (NAMES[concept], seed)
+
+  def test_unchanged_at_its_own_size(self, plain):
+    box = self.DRAWING.outline
+    patch = jitter.render(seeded(0), self.DRAWING, 0, float(np.ptp(box, axis=0).max()), 0.0)
+    want = np.asarray(self.DRAWING.levels[0])
+    opaque = want[want[..., 3] >= drawings.OPAQUE]
+    got = patch.pixels[patch.mask]
+    assert len(got) == len(opaque)
+    assert np.abs(got.mean(0) - _premultiplied(opaque).mean(0)).max() < 0.2  # measured 0.02
+
+  @pytest.mark.parametrize(
+    ("shape", "turn"),
+    [
+      ([[-1, 0], [0, 1]], np.fliplr),
+      ([[-1, 0], [0, -1]], lambda mask: np.rot90(mask, 2)),
+      ([[0, -1], [1, 0]], lambda mask: np.rot90(mask, -1)),  # clockwise, as y points down
+    ],
+  )
+  def test_turns_and_mirrors(self, shape, turn, plain, monkeypatch):
+    upright = jitter.render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
+    monkeypatch.setattr(jitter, "_shape", lambda rng, augment: np.array(shape, float))
+    turned = jitter.render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
+    assert np.array_equal(turned, turn(upright))
+
+  def test_colors_are_times_alpha(self):
+    for seed in range(20):
+      patch = jitter.render(seeded(seed), self.DRAWING, NAMES.index("key"), 50.0, 1.0)
+      assert (patch.pixels[..., :3] <= patch.pixels[..., 3:].astype(int) + 2).all()
+      assert np.array_equal(patch.mask, patch.pixels[..., 3] >= drawings.OPAQUE)
+
+  def test_same_generator_same_patch(self):
+    first, second, other = (
+      jitter.render(seeded(seed), self.DRAWING, 3, 50.0, 1.0).pixels for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, second)
+    assert first.shape != other.shape or not np.array_equal(first, other)
+
+  @pytest.mark.parametrize("augment", [0.0, 1.0])
+  @pytest.mark.parametrize(
+    "name", ["red-apple", "green-apple", "blue-book", "orange-book", "green-book", "red-heart"]
+  )
+  def test_named_colors_stay(self, name, augment, monkeypatch):
+    """A hue moves by less than half of what lies between twins, 35 degrees at least."""
+    concept = NAMES.index(name)
+    for style in drawings.STYLES:
+      drawing = drawings.drawings(style)[concept]
+      with monkeypatch.context() as patched:
+        patched.setattr(jitter, "_color_matrix", lambda *_: (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))
+        want = hue(jitter.render(seeded(0), drawing, concept, 100.0, 0.0).pixels)
+      for seed in range(8):
+        got = hue(jitter.render(seeded(seed), drawing, concept, 100.0, augment).pixels)
+        assert apart(got, want) < 17.5, (style, seed)
+
+  def test_things_of_any_color_get_any(self):
+    concept = NAMES.index("balloon")
+    drawing = drawings.drawings("noto")[concept]
+    hues = [
+      hue(jitter.render(seeded(seed), drawing, concept, 60.0, 1.0).pixels) for seed in range(60)
+    ]
+    assert len({int(one // 60) for one in hues}) == 6
+
+  def test_an_outline_widens_the_mask(self):
+    drawn = self.DRAWING.levels[1]
+    alpha = drawn.getchannel("A")
+    rimmed = np.asarray(jitter._outlined(seeded(0), drawn, alpha))[..., 3]
+    before = np.asarray(alpha) == 255
+    grown = before.copy()
+    for axis in (0, 1):
+      grown |= np.roll(grown, 1, axis) | np.roll(grown, -1, axis)
+    assert (rimmed[grown] == 255).all()
+    assert (rimmed == 255).sum() > before.sum()
+
+
+class TestBackground:
+  KINDS = tuple(kind for kind, _ in backgrounds._KINDS)
+
+  @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+  @pytest.mark.parametrize(("height", "width"), [(64, 64), (97, 401), (500, 70)])
+  def test_fills_the_picture(self, kind, height, width):
+    pictures = [kind(seeded(seed), height, width) for seed in (0, 0, 1)]
+    assert all(one.shape == (height, width, 3) for one in pictures)
+    assert all(one.dtype == np.uint8 and one.flags.writeable for one in pictures)
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+
+  def test_all_kinds_come(self, monkeypatch):
+    came = []
+    weights = [weight for _, weight in backgrounds._KINDS]
+    kinds = [(lambda *_, n=n: came.append(n), weight) for n, weight in enumerate(weights)]
+    monkeypatch.setattr(backgrounds, "_KINDS", kinds)
+    for seed in range(400):
+      backgrounds.background(seeded(seed), 64, 64)
+    shares = np.bincount(came, minlength=len(kinds)) / 400
+    assert np.abs(shares - np.array(weights) / sum(weights)).max() < 0.08  # 3 standard deviations
+
+  def test_stripes_and_checks_have_two_colors(self):
+    assert len(np.unique(backgrounds._checks(seeded(0), 90, 90).reshape(-1, 3), axis=0)) == 2
+    ramp = np.unique(backgrounds._stripes(seeded(3), 90, 90).reshape(-1, 3).astype(int), axis=0)
+    ends = ramp[[0, -1]].astype(float)
+    way = (ends[1] - ends[0]) / np.linalg.norm(ends[1] - ends[0])
+    off = ramp - ends[0] - np.outer((ramp - ends[0]) @ way, way)
+    assert np.abs(off).max() < 2.5  # all on one line, but for rounding
+
+
+@pytest.fixture
+def plain(monkeypatch):
+  """Neither turned nor recoloured."""
+  monkeypatch.setattr(jitter, "_shape", lambda rng, augment: np.eye(2))
+  monkeypatch.setattr(jitter, "_recolored", lambda rng, drawn, concept, augment: drawn)
+
+
+def _premultiplied(pixels: np.ndarray) -> np.ndarray:
+  alpha = pixels[..., 3:].astype(float)
+  return np.concatenate([pixels[..., :3] * alpha / 255, alpha], -1)

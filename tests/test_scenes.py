@@ -1,0 +1,386 @@
+"""Scenes: what is composed is what the masks say, as hard as promised, and the same each time."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+
+from sam3_jax import annotations, cli
+from sam3_jax.training import drawings, scene_files, scenes
+from sam3_jax.training.wording import lookalikes
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+FIXED = Path(__file__).parent / "scenes"
+COUNT = 40
+
+
+def scene(*seed: int, **options) -> scenes.Scene:
+  return scenes.compose(np.random.default_rng(seed), **options)
+
+
+@pytest.fixture(scope="module")
+def many() -> list[scenes.Scene]:
+  return [scene(number, mixed=0.2, augment=number % 3 / 2) for number in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[list[tuple[int, float]]]:
+  return [scenes._plan(np.random.default_rng([11, number])) for number in range(300)]
+
+
+class Recorder(scenes._Canvas):
+  """Remembers what it started from and what was put onto it, and where."""
+
+  def __init__(self, image):
+    super().__init__(image)
+    self.first, self.record = image.copy(), []
+    Recorder.made = self
+
+  def put(self, patch, corner, concept):
+    done = super().put(patch, corner, concept)
+    if done:
+      self.record.append((patch, corner, concept))
+    return done
+
+
+def composed_again(recorder: Recorder):
+  """Picture, masks and fractions seen, pixel by pixel on a frame so wide that nothing is cut."""
+  edge = 300
+  height, width = recorder.first.shape[:2]
+  picture = np.pad(recorder.first.astype(float), ((edge, edge), (edge, edge), (0, 0)))
+  owners = np.full(picture.shape[:2], -1)
+  for number, (patch, (top, left), _) in enumerate(recorder.record):
+    rows, columns = patch.mask.shape
+    here = (
+      slice(top + edge, top + edge + rows),
+      slice(left + edge, left + edge + columns),
+    )
+    alpha = patch.pixels[..., 3:] / 255
+    picture[here] = np.minimum(patch.pixels[..., :3] + picture[here] * (1 - alpha), 255)
+    owners[here][patch.mask] = number
+  inside = (slice(edge, edge + height), slice(edge, edge + width))
+  masks = [owners[inside] == number for number in range(len(recorder.record))]
+  seen = [
+    mask.sum() / patch.mask.sum() for mask, (patch, *_) in zip(masks, recorder.record, strict=True)
+  ]
+  return picture[inside], masks, seen
+
+
+class TestCompose:
+  @pytest.mark.parametrize("seed", range(12))
+  def test_masks_are_exactly_what_is_seen(self, seed, monkeypatch):
+    monkeypatch.setattr(scenes, "_Canvas", Recorder)
+    made = scene(seed, augment=seed % 2)
+    picture, masks, seen = composed_again(Recorder.made)
+    assert [one.concept for one in made.objects] == [row[2] for row in Recorder.made.record]
+    assert all(np.array_equal(one.mask, m) for one, m in zip(made.objects, masks, strict=True))
+    assert np.allclose(made.visible, seen, rtol=1e-12)
+    # Rounded once an object: half a value for each that covers a pixel.
+    assert np.abs(made.image - picture).max() <= 2  # measured 1.17
+
+  def test_masks_share_no_pixel(self, many):
+    for one in many:
+      assert np.sum([item.mask for item in one.objects], axis=0).max() == 1
+      assert all(item.mask.any() for item in one.objects)
+
+  def test_shapes_and_types(self, many):
+    for one in many:
+      assert one.image.dtype == np.uint8
+      assert one.image.shape[:2] in scenes.SIZES
+      assert all(item.mask.shape == one.image.shape[:2] for item in one.objects)
+      assert all(item.mask.dtype == bool for item in one.objects)
+      assert all(0 <= item.concept < 78 for item in one.objects)
+
+  def test_one_to_twelve_at_least_half_seen(self, many):
+    counts = [len(one.objects) for one in many]
+    assert min(counts) >= 1
+    assert max(counts) == scenes.CROWD == 12
+    assert {1, 2, 3, 4} < set(counts)
+    seen = [value for one in many for value in one.visible]
+    assert min(seen) >= 0.5
+    assert np.mean([value < 0.75 for value in seen]) > 0.08  # measured 0.2
+
+  def test_sizes(self, many):
+    """8 to 60 % of the shorter side, where nothing hides or reshapes them."""
+    shares = []
+    for one in [scene(7, number, size=(128, 170)) for number in range(COUNT)]:
+      for item, seen in zip(one.objects, one.visible, strict=True):
+        box = [np.ptp(np.flatnonzero(item.mask.any(axis))) + 1 for axis in (0, 1)]
+        if seen == 1:
+          shares.append(max(box) / min(one.image.shape[:2]))
+    # The thinnest ends of a small object may not be opaque.
+    assert 0.06 < min(shares) < 0.12
+    assert 0.5 < max(shares) <= 0.605
+
+  def test_at_least_as_hard_as_the_fixed_scenes(self):
+    made = [scene(9, number, size=(120, 160)) for number in range(100)]
+    ours = np.array([len(one.objects) for one in made])
+    record = json.loads((FIXED / "known" / "annotations.json").read_text())
+    files = {pair["id"]: pair["file_name"] for pair in record["images"]}
+    objects = [files[one["image_id"]] for one in record["annotations"]]
+    fixed = np.unique(objects, return_counts=True)[1]
+    assert ours.mean() > fixed.mean()  # measured 6.6 and 5.9
+    areas = np.concatenate([[item.mask.mean() for item in one.objects] for one in made])
+    known = [
+      coco.area(one["segmentation"]) / np.prod(one["segmentation"]["size"])
+      for one in record["annotations"]
+    ]
+    assert np.percentile(areas, 10) < 1.2 * np.percentile(known, 10)
+
+  def test_look_alikes_stand_together(self, plans):
+    there = [{concept for concept, _ in plan} for plan in plans]
+    alike = [
+      any(set(lookalikes(one)) & all_of_them for one in all_of_them) for all_of_them in there
+    ]
+    assert np.mean(alike) > 0.25  # measured 0.43
+
+  def test_crowds(self, plans):
+    crowds = [np.bincount([concept for concept, _ in plan]).max() for plan in plans]
+    assert max(crowds) == 12
+    assert np.median(crowds) < 5
+    assert {len(plan) for plan in plans} == set(range(1, 13))
+
+  @pytest.mark.parametrize("options", [{}, {"mixed": 1.0, "augment": 1.0}])
+  def test_same_generator_same_scene(self, options):
+    first, second, other = (scene(seed, size=(120, 160), **options) for seed in (3, 3, 4))
+    assert np.array_equal(first.image, second.image)
+    assert first.visible == second.visible
+    assert all(
+      a.concept == b.concept and np.array_equal(a.mask, b.mask)
+      for a, b in zip(first.objects, second.objects, strict=True)
+    )
+    assert not np.array_equal(first.image, other.image)
+
+  def test_draws_from_its_generator_alone(self):
+    before = np.random.default_rng(3)
+    scenes.compose(before, size=(120, 160))
+    np.random.default_rng(8).random(5)
+    after = np.random.default_rng(3)
+    scenes.compose(after, size=(120, 160))
+    assert before.random() == after.random()
+
+  @pytest.mark.parametrize("size", [(64, 64), (64, 300), (500, 90), (128, 128)])
+  def test_any_size_from_64(self, size):
+    for number in range(5):
+      made = scene(number, size=size)
+      assert made.image.shape == (*size, 3)
+      assert made.objects
+
+  @pytest.mark.parametrize("size", [(63, 200), (200, 0)])
+  def test_too_small(self, size):
+    with pytest.raises(ValueError, match=r"must be at least 64 x 64 pixels; got"):
+      scene(0, size=size)
+
+  def test_unknown_style(self):
+    with pytest.raises(ValueError, match="no style 'crayon'"):
+      scene(0, styles=("crayon",))
+
+
+class TestStyles:
+  def test_twemoji_is_never_in_training(self, monkeypatch):
+    used = []
+    real = drawings.drawings
+    monkeypatch.setattr(drawings, "drawings", lambda style: used.append(style) or real(style))
+    named = {scene(number, mixed=0.3).style for number in range(40)}
+    assert set(used) == set(drawings.TRAINING) == {"noto", "noto-v1", "fluent"}
+    assert named == {*drawings.TRAINING, "mixed"}
+
+  @pytest.mark.parametrize("style", drawings.STYLES)
+  def test_one_artist_a_scene(self, style, monkeypatch):
+    used = []
+    real = drawings.drawings
+    monkeypatch.setattr(drawings, "drawings", lambda style: used.append(style) or real(style))
+    assert scene(0, styles=(style,)).style == style
+    assert set(used) == {style}
+
+  def test_mixed(self, monkeypatch):
+    used = []
+    real = drawings.drawings
+    monkeypatch.setattr(drawings, "drawings", lambda style: used.append(style) or real(style))
+    assert all(scene(number, mixed=1.0).style == "mixed" for number in range(5))
+    assert set(used) == set(drawings.TRAINING)
+
+
+def test_phrases_are_of_the_scene(many):
+  for number, one in enumerate(many):
+    asked = scenes.phrases(np.random.default_rng(number), one)
+    matched = sorted(index for phrase in asked for index in phrase.objects)
+    assert matched == list(range(len(one.objects)))
+    for phrase in asked:
+      assert all(one.objects[index].concept == phrase.concept for index in phrase.objects)
+      assert (phrase.concept is None) == (not phrase.objects)
+    absent = [phrase for phrase in asked if phrase.concept is None]
+    assert len(absent) >= len(asked) - len(absent)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+  out = tmp_path_factory.mktemp("scenes") / "new" / "folder"
+  done = scene_files.write(out, 12, 5)
+  record = json.loads((out / "annotations.json").read_text())
+  assert done == {
+    "pictures": 12,
+    "pairs": len(record["images"]),
+    "objects": len(record["annotations"]),
+  }
+  return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+  return {
+    file.relative_to(folder).as_posix(): file.read_bytes()
+    for file in sorted(folder.rglob("*"))
+    if file.is_file()
+  }
+
+
+class TestWrite:
+  def test_pycocotools_reads_the_masks(self, written, capsys):
+    dataset = COCO(written / "annotations.json")
+    capsys.readouterr()
+    made = [scenes.compose(np.random.default_rng([5, number])) for number in range(12)]
+    for annotation in dataset.dataset["annotations"]:
+      pair = dataset.imgs[annotation["image_id"]]
+      mask = dataset.annToMask(annotation).astype(bool)
+      number = int(Path(pair["file_name"]).name[:6])
+      assert any(np.array_equal(mask, item.mask) for item in made[number].objects)
+      assert annotation["area"] == mask.sum()
+      scale = np.array([pair["width"], pair["height"]] * 2)
+      box = coco.toBbox(annotation["segmentation"])
+      assert np.allclose(np.array(annotation["bbox"]) * scale, box, atol=1e-9)
+
+  def test_layout_is_that_of_the_fixed_scenes(self, written):
+    ours, fixed = (
+      json.loads((folder / "annotations.json").read_text()) for folder in (written, FIXED / "known")
+    )
+    assert set(ours) == set(fixed)
+    assert ours["categories"] == fixed["categories"]
+    for part in ("images", "annotations"):
+      assert {key: type(value) for key, value in ours[part][0].items()} == {
+        key: type(value) for key, value in fixed[part][0].items()
+      }
+
+  def test_our_reader_finds_no_fault(self, written):
+    pairs = annotations.read(written / "annotations.json")
+    assert len(annotations.check(pairs, written)) == 0
+    assert np.mean([not pair.objects for pair in pairs]) > 0.5
+    pictures = {pair.file_name for pair in pairs}
+    assert pictures == {name for name in contents(written) if name.endswith(".jpg")}
+
+  def test_pictures_are_the_scenes(self, written):
+    made = scenes.compose(np.random.default_rng([5, 0]))
+    with Image.open(written / "images" / f"000000_{made.style}.jpg") as picture:
+      stored = np.asarray(picture).astype(int)
+    assert stored.shape == made.image.shape
+    assert np.abs(stored - made.image).mean() < 6  # what JPEG loses
+
+  def test_same_seed_same_bytes_and_more_begin_the_same(self, written, tmp_path):
+    scene_files.write(tmp_path / "again", 12, 5)
+    assert contents(tmp_path / "again") == contents(written)
+    scene_files.write(tmp_path / "fewer", 3, 5)
+    fewer, all_of_them = contents(tmp_path / "fewer"), contents(written)
+    assert {name: fewer[name] for name in fewer if name.startswith("images/")}.items() <= (
+      all_of_them.items()
+    )
+    scene_files.write(tmp_path / "other", 3, 6)
+    assert not set(contents(tmp_path / "other").values()) & set(all_of_them.values())
+
+  def test_unseen_words(self, tmp_path):
+    scene_files.write(tmp_path / "out", 8, 5, unseen=True)
+    said = {pair.phrase for pair in annotations.read(tmp_path / "out" / "annotations.json")}
+    trained = {text for one in drawings.concepts() for text in (*one.phrases, *one.synonyms)}
+    assert said
+    assert not said & trained
+
+  def test_an_interrupted_run_is_done_again(self, written, tmp_path):
+    out = tmp_path / "out"
+
+    def stop(what: str, fraction: float) -> None:
+      if fraction > 0.5:
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+      scene_files.write(out, 20, 9, progress=stop)
+    assert not (out / "annotations.json").exists()
+    assert len(list(out.glob("images/*.jpg"))) > 10
+    scene_files.write(out, 12, 5)
+    assert contents(out) == contents(written)
+
+  def test_progress_is_told(self, tmp_path):
+    told = []
+    scene_files.write(tmp_path / "out", 4, 0, progress=lambda what, done: told.append(done))
+    assert told == [0, 0.25, 0.5, 0.75]
+
+  def test_a_full_disk(self, tmp_path, monkeypatch):
+    def full(*_, **__):
+      raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(ValueError, match=r"cannot write to .*out: No space left on device\."):
+      scene_files.write(tmp_path / "out", 1, 0)
+
+  @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (1, -1)])
+  def test_bad_numbers(self, count, seed, tmp_path):
+    with pytest.raises(ValueError, match=f"got {count} of seed {seed}"):
+      scene_files.write(tmp_path / "out", count, seed)
+    assert not list(tmp_path.iterdir())
+
+  def test_unknown_style(self, tmp_path):
+    with pytest.raises(ValueError, match=r"no style 'crayon'; choose from noto, .*, train"):
+      scene_files.write(tmp_path / "out", 1, 0, "crayon")
+    assert not list(tmp_path.iterdir())
+
+
+class TestCommand:
+  def test_writes_and_says_what(self, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    typed = ["scenes", "--out", "out", "--count", "3", "--seed", "2", "--style", "noto-v1"]
+    assert cli.main(typed) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    pairs = annotations.read("out/annotations.json")
+    assert out.startswith(f"out/annotations.json: 3 pictures, {len(pairs)} pairs, ")
+    assert out.count("\n") == 1
+    assert len(list(Path("out/images").glob("*_noto-v1.jpg"))) == 3
+    scene_files.write(Path("same"), 3, 2, "noto-v1")
+    assert contents(Path("same")) == contents(Path("out"))
+
+  def test_quiet(self, tmp_path, capsys):
+    assert cli.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+  def test_every_style_is_offered(self):
+    assert {style.value for style in cli.Style} == {*drawings.STYLES, scene_files.TRAIN}
+
+  @pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+      (["--out", "out", "--count", "0"], "--count"),
+      (["--out", "out", "--count", "many"], "--count"),
+      (["--out", "out", "--seed", "-1"], "--seed"),
+      (["--out", "out", "--style", "crayon"], "crayon"),
+      (["--count", "3"], "--out"),
+      (["--out", "there"], "there is not empty; give another folder, or remove it first."),
+      (["--out", "there/file"], "cannot write to there/file"),
+      (["--out", "there/file/below"], "cannot write to there/file/below"),
+    ],
+  )
+  def test_faults_in_one_line(self, typed, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("there/file").write_text("mine")
+    assert cli.main(["scenes", *typed]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sam3-jax: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert contents(tmp_path) == {"there/file": b"mine"}
+    assert not Path("out").exists()
