@@ -21,6 +21,11 @@ from sam3_jax.training.sources import PairSource, SceneSource
 __all__ = ["Batches", "DataConfig", "PairSource", "Picture", "SceneSource", "Source"]
 
 
+_PLACES = (
+  2**48
+)  # of a sequence without end: Grain's own exceeds a length with sources of one picture
+
+
 class Batches(Iterator[Batch]):
   """An endless iterator over batches of NumPy arrays.
 
@@ -128,7 +133,7 @@ class Batches(Iterator[Batch]):
     if config.shuffle:
       order = order.seed(config.seed).shuffle()
     batches = (
-      order.repeat()
+      order.repeat(_PLACES // len(self.source) + 1)
       .map_with_index(self._examples)
       .slice(slice(first * config.batch + process, None, processes))
       .batch(config.batch // processes, batch_fn=_stack)

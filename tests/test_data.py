@@ -1,0 +1,330 @@
+"""Sequences of batches: the same in every run, shared out, resumable; and their sources."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from sam3_jax import annotations
+from sam3_jax.annotations import Object, Pair
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.training.data import Batches, DataConfig, PairSource, Picture, SceneSource
+
+ROOT = pathlib.Path(__file__).parents[1]
+TOKENIZER = Tokenizer(ROOT / "checkpoints" / "sam3-tiny" / "tokenizer.model")
+CONFIG = DataConfig(
+  batch=4, image_size=32, mask_size=8, prompts=3, masked=2, objects=2, examples=2, box_only=0.3
+)
+
+
+def pictures(count: int) -> list[Picture]:
+  """A list in memory is a source: each picture has a phrase that is there and one that is not."""
+  rng = np.random.default_rng(0)
+  made = []
+  for i in range(count):
+    image = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
+    mask = np.zeros((18, 24), np.uint8, order="F")
+    mask[3:12, 5 : 8 + i % 9] = 1
+    thing = Object(coco.encode(mask), (5, 3, 3 + i % 9, 9))
+    common = {"file_name": f"{i}.png", "width": 24, "height": 18}
+    there = Pair(id=0, phrase=f"thing {i}", objects=(thing,), **common)
+    made.append(Picture(image, [there, Pair(id=1, phrase="nothing", **common)]))
+  return made
+
+
+def batches(count: int = 10, *, process: int = 0, processes: int = 1, **options) -> Batches:
+  config = DataConfig(**(vars(CONFIG) | options))
+  return Batches(pictures(count), TOKENIZER, config, process=process, processes=processes)
+
+
+def take(stream: Batches, count: int) -> list:
+  return [next(stream) for _ in range(count)]
+
+
+def ids(stream: Batches, count: int) -> list[int]:
+  return [int(i) for batch in take(stream, count) for i in batch.ids]
+
+
+def assert_same(got: list, want: list):
+  assert len(got) == len(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+
+
+def test_static_shapes():
+  stream = batches()
+  shapes = [
+    [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch)] for batch in take(stream, 8)
+  ]
+  assert all(one == shapes[0] for one in shapes)
+  batch = next(stream)
+  assert batch.images.shape == (4, 32, 32, 3)
+  assert batch.tokens.shape == (4, 3, 32)
+  assert batch.boxes.shape == (4, 3, 2, 4)
+  assert batch.targets.masks.shape == (4, 3, 2, 8, 8)
+  assert type(batch.images) is np.ndarray
+
+
+def test_tokens_are_the_tokenizers():
+  for batch in take(batches(box_only=0.0, text_and_box=0.0), 3):
+    for picture, rows, valid in zip(batch.ids, batch.tokens, batch.prompt_valid, strict=True):
+      np.testing.assert_array_equal(rows, TOKENIZER([f"thing {picture}", "nothing", ""]))
+      assert valid.tolist() == [True, True, False]
+
+
+def test_each_epoch_has_each_picture_once_in_another_order():
+  """Also where the batch does not divide the epoch: the next one begins in the same batch."""
+  sequence = ids(batches(10), 10)
+  epochs = [sequence[i : i + 10] for i in range(0, 40, 10)]
+  assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+  assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_without_shuffling_the_order_is_the_sources():
+  assert ids(batches(10, shuffle=False), 5) == [*range(10)] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_sources_smaller_than_a_batch(count):
+  sequence = ids(batches(count), 5)
+  assert sorted(sequence) == sorted(i % count for i in range(20))
+
+
+def test_a_picture_looks_different_in_each_epoch():
+  """Its random numbers depend on the epoch, not only on the picture."""
+  seen = take(batches(1, batch=1), 6)
+  assert len({batch.images.tobytes() for batch in seen}) == 6
+
+
+def test_two_runs_are_the_same_and_another_seed_is_not():
+  assert_same(take(batches(), 6), take(batches(), 6))
+  assert ids(batches(), 6) != ids(batches(seed=1), 6)
+  first, other = take(batches(1, batch=1), 1), take(batches(1, batch=1, seed=1), 1)
+  assert (first[0].images != other[0].images).any()
+
+
+def test_making_batches_ahead_changes_nothing():
+  want = take(batches(ahead=0), 5)
+  for ahead in (1, 3):
+    assert_same(take(batches(ahead=ahead), 5), want)
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+def test_resumed_is_uninterrupted(done):
+  """Through JSON, in another iterator, with more batches made ahead than were taken."""
+  stream = batches()
+  take(stream, done)
+  state = json.loads(json.dumps(stream.get_state()))
+  want = take(stream, 4)
+  other = batches()
+  take(other, 2)
+  other.set_state(state)
+  assert_same(take(other, 4), want)
+  stream.set_state(state)  # and back, in the same one
+  assert_same(take(stream, 4), want)
+  assert stream.get_state() == other.get_state()
+  assert stream.epoch == (done + 4) * 4 / 10
+
+
+@pytest.mark.parametrize(
+  ("options", "key"),
+  [
+    ({"seed": 3}, "seed 0, but now it is 3"),
+    ({"batch": 2}, "pictures_a_batch 4, but now it is 2"),
+    ({"shuffle": False}, "shuffle 1, but now it is 0"),
+    ({"count": 9}, "pictures 10, but now it is 9"),
+  ],
+)
+def test_states_of_other_sequences_are_refused(options, key):
+  with pytest.raises(ValueError, match=key):
+    batches(**options).set_state(batches().get_state())
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_processes_share_each_batch(processes):
+  """Together they have the pictures of one process, made the same, each once."""
+  want = take(batches(), 5)
+  shares = [take(batches(process=p, processes=processes), 5) for p in range(processes)]
+  for step, whole in enumerate(want):
+    rows = [jax.tree.map(lambda leaf: leaf[0], whole)] * 4
+    for p, share in enumerate(shares):
+      for i in range(4 // processes):
+        rows[p + i * processes] = jax.tree.map(lambda leaf, i=i: leaf[i], share[step])
+    assert_same([jax.tree.map(lambda *leaves: np.stack(leaves), *rows)], [whole])
+
+
+def test_states_fit_another_number_of_processes():
+  stream = batches()
+  take(stream, 3)
+  state, want = stream.get_state(), ids(stream, 2)
+  shares = [batches(process=p, processes=2) for p in (0, 1)]
+  for share in shares:
+    share.set_state(state)
+  got = [i for pair in zip(*(ids(share, 2) for share in shares), strict=True) for i in pair]
+  assert got == want
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"count": 0}, "the source has no picture"),
+    ({"processes": 3}, "batch of 4 pictures cannot be shared by 3 processes"),
+    ({"process": 2, "processes": 2}, "process 2 is none of the 2 processes"),
+    ({"process": -1}, "process -1 is none of the 1 processes"),
+  ],
+)
+def test_sequences_that_cannot_be(options, message):
+  with pytest.raises(ValueError, match=message):
+    batches(**options)
+
+
+def test_faults_of_a_source_reach_the_caller():
+  class Broken(list):
+    def __getitem__(self, index):
+      raise ValueError(f"picture {index} is damaged: get it again.")
+
+  stream = Batches(Broken(pictures(3)), TOKENIZER, CONFIG)
+  with pytest.raises(ValueError, match="is damaged"):
+    next(stream)
+  stream.close()
+
+
+def test_closing_twice_and_going_on():
+  stream = batches()
+  want = ids(batches(), 4)
+  stream.close()
+  got = ids(stream, 2)
+  stream.close()
+  stream.close()
+  assert got + ids(stream, 2) == want
+
+
+def test_worker_processes_change_nothing(tmp_path):
+  """In a program of its own, as users start it; it ends without a word, closed or not."""
+  program = tmp_path / "program.py"
+  program.write_text(
+    textwrap.dedent(f"""
+      import sys
+      import numpy as np
+      sys.path.insert(0, {str(ROOT / "tests")!r})
+      import jax
+      import test_data as t
+
+      if __name__ == "__main__":
+        want = t.take(t.batches(), 5)
+        stream = t.batches(workers=2)
+        t.assert_same(t.take(stream, 3), want[:3])
+        assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(next(stream)))
+        other = t.batches()
+        other.set_state(stream.get_state())
+        t.assert_same(t.take(other, 1), want[4:])
+        print("done")
+    """)
+  )
+  command = [sys.executable, "-W", "error::UserWarning", str(program)]
+  run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+  assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for name in ("a", "b", "c"):
+    noise = np.random.default_rng(ord(name)).integers(0, 256, (18, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"{name}.png")
+  return tmp_path
+
+
+def pair(number: int, name: str, *, crowd: bool = False, exhaustive: bool = True) -> Pair:
+  mask = coco.encode(np.ones((18, 24), np.uint8, order="F"))
+  things = (Object(mask, (0, 0, 24, 18), crowd),) if crowd else ()
+  return Pair(number, f"{name}.png", 24, 18, f"thing {number}", exhaustive, things)
+
+
+def test_pairs_are_grouped_by_picture(folder):
+  """Whatever their order; what cannot be trained on is left out and counted."""
+  pairs = [
+    pair(0, "b"),
+    pair(1, "a"),
+    pair(2, "c", crowd=True),
+    pair(3, "b"),
+    pair(4, "a", exhaustive=False),
+  ]
+  source = PairSource(pairs, folder)
+  assert len(source) == 2
+  assert source.left_out == 2
+  assert [source.name(i) for i in range(2)] == ["b.png", "a.png"]
+  assert [[one.id for one in source[i].pairs] for i in range(2)] == [[0, 3], [1]]
+  np.testing.assert_array_equal(source[1].image, np.asarray(Image.open(folder / "a.png")))
+
+
+def test_nothing_to_train_on(folder):
+  pairs = [pair(0, "a", crowd=True), pair(1, "b", exhaustive=False)]
+  with pytest.raises(ValueError, match="none of the 2 pairs can be trained on"):
+    PairSource(pairs, folder)
+
+
+def test_names_for_messages(folder):
+  stream = Batches(PairSource([pair(0, "b"), pair(1, "a")], folder), TOKENIZER, CONFIG)
+  assert [stream.name(i) for i in range(2)] == ["b.png", "a.png"]
+  assert batches().name(3) == "picture 3"
+
+
+def test_the_fixed_scenes_make_batches():
+  """From a file in SA-Co's layout to targets whose areas are the annotated ones."""
+  folder = ROOT / "tests" / "scenes" / "known"
+  pairs = annotations.read_checked(folder / "annotations.json", folder, TOKENIZER)
+  source = PairSource(pairs, folder)
+  assert (len(pairs), len(source), source.left_out) == (600, 90, 0)
+  config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12).plain()
+  stream = Batches(source, TOKENIZER, config)
+  for batch in take(stream, 2):
+    for i, picture in enumerate(batch.ids):
+      phrases = {tuple(TOKENIZER([one.phrase])[0]): one for one in source[int(picture)].pairs}
+      for r in np.flatnonzero(batch.prompt_valid[i]):
+        one = phrases[tuple(batch.tokens[i, r])]
+        valid = batch.targets.valid[i, r]
+        assert valid.sum() == len(one.objects)
+        areas = batch.targets.masks[i, r][valid].sum(axis=(1, 2), dtype=float) / 255 / 64**2
+        want = [coco.area(thing.rle) / one.width / one.height for thing in one.objects]
+        np.testing.assert_allclose(areas, want, atol=3e-5)  # rounding to 1/255: measured 1e-5
+
+
+def test_scenes_are_composed_when_asked_for():
+  source = SceneSource(5, seed=3, size=(64, 80), augment=0.5)
+  assert len(source) == 5
+  for i in (0, 4):
+    scene = source[i]
+    assert scene.image.shape == (64, 80, 3)
+    present = [one for one in scene.pairs if one.objects]
+    assert 1 <= len(present) <= len(scene.pairs) - 1
+    for one in scene.pairs:
+      assert (one.width, one.height, one.exhaustive) == (80, 64, True)
+      for thing in one.objects:
+        assert coco.toBbox(thing.rle).tolist() == list(thing.box)
+        assert coco.area(thing.rle) > 0
+    assert annotations.check(scene.pairs, None, TOKENIZER) == []
+    again = source[i]
+    np.testing.assert_array_equal(again.image, scene.image)
+    assert [one.phrase for one in again.pairs] == [one.phrase for one in scene.pairs]
+  assert (source[0].image != source[1].image).any()
+  assert (source[0].image != SceneSource(5, seed=4, size=(64, 80))[0].image).any()
+  assert source.name(2) == "scene 2 of seed 3"
+
+
+def test_no_scenes():
+  with pytest.raises(ValueError, match="at least 1 scene; got count 0"):
+    SceneSource(0, seed=0)
+
+
+def test_scenes_make_batches():
+  batch = next(Batches(SceneSource(9, seed=0, size=(64, 64)), TOKENIZER, CONFIG))
+  assert batch.prompt_valid[:, :2].all()
+  assert batch.targets.valid.any(axis=(1, 2)).all()

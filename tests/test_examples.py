@@ -1,0 +1,370 @@
+"""From a picture and phrases to a row of a batch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from sam3_jax.annotations import Object, Pair
+from sam3_jax.preprocess import resize
+from sam3_jax.prompts import VISUAL
+from sam3_jax.training.examples import DataConfig, Picture, example, usable
+
+HEIGHT, WIDTH = 36, 48
+IMAGE = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+CONFIG = DataConfig(image_size=64, mask_size=16, prompts=5, masked=3, objects=4, examples=3)
+# A row of tokens is its phrase's characters: the tests read phrases back.
+CONTEXT = 24
+
+
+def tokenize(phrases) -> np.ndarray:
+  rows = np.zeros((len(phrases), CONTEXT), np.int32)
+  for row, phrase in zip(rows, phrases, strict=True):
+    row[: len(phrase)] = [ord(letter) for letter in phrase]
+  return rows
+
+
+def phrases_of(row) -> list[str]:
+  return ["".join(map(chr, tokens[tokens > 0])) for tokens in row.tokens]
+
+
+def thing(x: int, y: int, w: int, h: int, *, crowd: bool = False) -> Object:
+  mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+  mask[y : y + h, x : x + w] = 1
+  rle: Any = coco.encode(mask)
+  return Object(rle, (x, y, w, h), crowd)
+
+
+def pair(phrase: str, *objects: Object, exhaustive: bool = True) -> Pair:
+  return Pair(0, "a.png", WIDTH, HEIGHT, phrase, exhaustive, objects)
+
+
+def row(pairs, seed: int = 0, config: DataConfig = CONFIG, **options):
+  if options:
+    config = DataConfig(**(vars(config) | options))
+  return example(Picture(IMAGE, pairs), 7, config, tokenize, np.random.default_rng(seed))
+
+
+PAIRS = (
+  pair("nothing"),
+  pair("cat", thing(4, 6, 10, 12), thing(30, 20, 6, 8)),
+  pair("no one"),
+  pair("dog", thing(20, 2, 8, 8)),
+)
+
+
+def check_promises(row, config: DataConfig = CONFIG):
+  """What holds for every row, whatever is drawn."""
+  valid, prompts = row.targets.valid, row.prompt_valid
+  present = valid.any(axis=1)
+  count = present.sum()
+  assert count <= config.masked
+  assert present[:count].all()  # phrases with objects come first
+  assert (prompts == (np.arange(config.prompts) < prompts.sum())).all()  # and padding last
+  assert not (present & ~prompts).any()
+  assert not row.targets.masks[~valid].any()
+  for boxes in (row.targets.boxes[valid], row.boxes[row.box_valid]):
+    low, high = boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2
+    assert (low > -1e-6).all()
+    assert (high < 1 + 1e-6).all()
+    assert (boxes[:, 2:] >= 0).all()
+  assert (row.targets.boxes[valid][:, 2:] > 0).all()
+  assert not (row.box_valid.any(axis=1) & ~present).any()
+  assert not (row.positive & ~row.box_valid).any()
+
+
+def test_shapes_and_types():
+  for pairs in ((), PAIRS[:1], PAIRS, PAIRS * 5):
+    got = row(pairs)
+    want = {
+      "images": ((64, 64, 3), np.uint8),
+      "sizes": ((2,), np.int32),
+      "ids": ((), np.int32),
+      "tokens": ((5, CONTEXT), np.int32),
+      "boxes": ((5, 3, 4), np.float32),
+      "positive": ((5, 3), bool),
+      "box_valid": ((5, 3), bool),
+      "prompt_valid": ((5,), bool),
+    }
+    for name, (shape, dtype) in want.items():
+      assert (getattr(got, name).shape, getattr(got, name).dtype) == (shape, dtype), name
+    assert got.targets.boxes.shape == (5, 4, 4)
+    assert got.targets.masks.shape == (5, 4, 16, 16)
+    assert got.targets.masks.dtype == np.uint8
+    assert got.targets.valid.shape == (5, 4)
+    assert got.sizes.tolist() == [HEIGHT, WIDTH]
+    assert got.ids == 7
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_promises(seed):
+  config = DataConfig(**(vars(CONFIG) | {"crop": 0.8, "box_only": 0.4, "text_and_box": 0.4}))
+  many = [pair(f"thing {i}", thing(5 * i, 4 * i, 7, 3 + i)) for i in range(8)]
+  for pairs in (PAIRS, many, PAIRS[:1]):
+    check_promises(row(pairs, seed, config), config)
+
+
+def test_plain_rows_hold_the_picture_as_inference_sees_it():
+  got = row(PAIRS, config=CONFIG.plain())
+  assert (got.images == resize(IMAGE, 64)).all()
+  phrases = phrases_of(got)
+  assert set(phrases[:2]) == {"cat", "dog"}
+  assert set(phrases[2:4]) == {"nothing", "no one"}
+  assert phrases[4] == ""
+  assert got.prompt_valid.tolist() == [True] * 4 + [False]
+  assert not got.box_valid.any()
+  cat, dog = phrases.index("cat"), phrases.index("dog")
+  assert got.targets.valid.sum(axis=1)[[cat, dog]].tolist() == [2, 1]
+  x, y, w, h = np.array([[4, 6, 10, 12], [30, 20, 6, 8]]).T
+  want = np.stack([(x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT], axis=1)
+  np.testing.assert_allclose(got.targets.boxes[cat, :2], want, atol=1e-7)  # measured 2e-8
+  # 3 x 2.25 pixels a cell: the cat's 10 x 12 cover 120 pixels.
+  assert abs(got.targets.masks[cat, 0].sum() / 255 * 3 * 2.25 - 120) < 1
+  assert got.targets.masks[cat, 0, 4, 3] == 255
+
+
+def test_masks_and_boxes_move_with_the_picture():
+  """The object is the only bright thing, so its target is where the picture is bright."""
+  image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+  image[6:30, 4:24] = 255
+  picture = Picture(image, [pair("cat", thing(4, 6, 20, 24))])
+  for seed in range(20):
+    config = DataConfig(**(vars(CONFIG) | {"mask_size": 64, "crop": 0.5}))
+    got = example(picture, 0, config, tokenize, np.random.default_rng(seed))
+    if not got.targets.valid[0, 0]:
+      continue
+    bright = got.images[..., 0].astype(int)
+    # The resize filter blurs edges where it magnifies, coverage does not: interiors must agree.
+    mask = got.targets.masks[0, 0].astype(int)
+    assert ((bright > 250) <= (mask > 100)).all()
+    assert ((mask > 250) <= (bright > 100)).all()
+    rows, columns = np.flatnonzero((mask > 127).any(1)), np.flatnonzero((mask > 127).any(0))
+    cx, cy, w, h = got.targets.boxes[0, 0] * 64
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], found, atol=0.6)
+
+
+def test_the_same_generator_makes_the_same_row():
+  def leaves(seed):
+    got = row(PAIRS, seed, box_only=0.5, crop=0.5)
+    return [*vars(got.targets).values(), *(v for k, v in vars(got).items() if k != "targets")]
+
+  assert all((a == b).all() for a, b in zip(leaves(3), leaves(3), strict=True))
+  assert any((a != b).any() for a, b in zip(leaves(3), leaves(4), strict=True))
+
+
+def test_too_many_phrases():
+  """At most `masked` with objects, then absent ones; over time all of them."""
+  present = [pair(f"p{i}", thing(2 * i, 3, 4, 5)) for i in range(6)]
+  absent = [pair(f"a{i}") for i in range(6)]
+  seen: set[str] = set()
+  for seed in range(40):
+    phrases = phrases_of(row(absent + present, seed, box_only=0.0))
+    assert [phrase[0] for phrase in phrases] == ["p"] * 3 + ["a"] * 2
+    assert len(set(phrases)) == 5
+    seen |= set(phrases)
+  assert len(seen) == 12
+
+
+def test_more_objects_than_places_keep_the_largest():
+  sizes = [3, 9, 2, 7, 5, 1, 8]
+  objects = [thing(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
+  got = row([pair("cat", *objects)], config=CONFIG.plain())
+  heights = np.rint(got.targets.boxes[0, :, 3] * HEIGHT).astype(int)
+  assert heights.tolist() == [9, 7, 5, 8]
+  assert got.targets.valid[0].all()
+
+
+def test_crowds_and_unfinished_pairs_are_left_out():
+  pairs = [
+    pair("crowd", thing(1, 1, 5, 5), thing(9, 9, 20, 20, crowd=True)),
+    pair("unfinished", thing(1, 1, 5, 5), exhaustive=False),
+    pair("unfinished negative", exhaustive=False),
+    pair("dog", thing(20, 2, 8, 8)),
+  ]
+  assert [usable(one) for one in pairs] == [False, False, False, True]
+  got = row(pairs, box_only=0.0)
+  assert phrases_of(got) == ["dog", "", "", "", ""]
+  assert got.prompt_valid.sum() == 1
+  assert row(pairs[:3]).prompt_valid.sum() == 0
+
+
+def test_what_a_crop_loses_is_absent():
+  """Its phrase comes after those that are still there, and stays a phrase to answer."""
+  pairs = [pair("left", thing(0, 0, 3, 36)), pair("right", thing(45, 0, 3, 36))]
+  pairs = [pair("west", *pairs[0].objects), pair("east", *pairs[1].objects)]
+  lost = 0
+  for seed in range(60):
+    got = row(pairs, seed, crop=1.0, crop_side=0.3, box_only=0.5)
+    check_promises(got)
+    assert got.prompt_valid.sum() == 2
+    gone = 2 - int(got.targets.valid.any(axis=1).sum())
+    phrases = phrases_of(got)[:2]
+    assert phrases.count(VISUAL) <= 2 - gone
+    lost += gone
+  assert lost > 20
+
+
+def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
+  """Of a ring: the box of what is seen, not the cut box of the whole."""
+  mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
+  mask[0:2, 0:48] = 1  # an L: along the top and down the left
+  mask[0:36, 0:2] = 1
+  rle: Any = coco.encode(mask)
+  pairs = [pair("corner", Object(rle, (0, 0, 48, 36)))]
+  seen = 0
+  for seed in range(60):
+    got = row(pairs, seed, crop=1.0, smallest=1.0, flip=0.0, mask_size=64)
+    if got.targets.valid[0, 0]:
+      grid = got.targets.masks[0, 0] > 0
+      rows, columns = np.flatnonzero(grid.any(1)), np.flatnonzero(grid.any(0))
+      cx, cy, w, h = got.targets.boxes[0, 0] * 64
+      found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+      # A cell with any coverage counts, so up to a cell wider.
+      box = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]
+      np.testing.assert_allclose(box, found, atol=1.01)
+      seen += 1
+  assert seen > 10
+
+
+@pytest.mark.parametrize(
+  ("phrase", "flips"),
+  [
+    ("cat", True),
+    ("leftover pizza", True),
+    ("bright light", True),
+    ("the left cat", False),
+    ("RIGHT-hand glove", False),
+    ("leftmost cat", False),
+    ("cat on the right", False),
+    ("righthand lane", False),
+    ("counterclockwise arrow", False),
+  ],
+)
+def test_flips_only_where_the_phrases_allow_it(phrase, flips):
+  pairs = [pair("cat", thing(4, 6, 10, 12)), pair(phrase)]
+  config = DataConfig(**(vars(CONFIG) | {"smallest": 1.0, "box_only": 0.0}))
+  turned = [
+    (row(pairs, seed, config).images == resize(IMAGE, 64)[:, ::-1]).all() for seed in range(24)
+  ]
+  assert any(turned) == flips
+  assert not all(turned)
+
+
+def test_kinds_of_prompts():
+  """About the shares asked for: phrase, boxes, both; absent phrases never have boxes."""
+  kinds = {"text": 0, "box": 0, "both": 0}
+  counts = []
+  for seed in range(300):
+    got = row(PAIRS, seed, box_only=0.3, text_and_box=0.2, counterexample=0.0)
+    check_promises(got)
+    phrases = phrases_of(got)
+    for i in np.flatnonzero(got.targets.valid.any(axis=1)):
+      boxes = got.box_valid[i].sum()
+      visual = phrases[i] == VISUAL
+      assert boxes or not visual
+      kinds["box" if visual else "both" if boxes else "text"] += 1
+      if boxes:
+        counts.append(int(boxes))
+      assert boxes <= got.targets.valid[i].sum()
+  shares = {kind: count / 600 for kind, count in kinds.items()}
+  assert abs(shares["box"] - 0.3) < 0.06
+  assert abs(shares["both"] - 0.2) < 0.06
+  assert set(counts) == {1, 2}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_boxes_for_none_and_for_all(share):
+  for seed in range(10):
+    got = row(PAIRS, seed, box_only=share, text_and_box=0.0)
+    assert got.box_valid.any(axis=1).sum() == 2 * share
+    assert phrases_of(got).count(VISUAL) == 2 * share
+
+
+def test_box_noise_is_bounded():
+  """A tenth of the box's extent a side, at most the limit, inside the picture."""
+  options = {"box_only": 1.0, "text_and_box": 0.0, "smallest": 1.0, "flip": 0.0}
+  options |= {"counterexample": 0.0, "examples": 1, "box_noise_limit": 4 / 64}
+  pairs = [pair("cat", thing(8, 6, 32, 24))]
+  moved = []
+  for seed in range(300):
+    got = row(pairs, seed, **options)
+    cx, cy, w, h = got.boxes[0, 0].astype(float)
+    want = [8 / 48, 6 / 36, 40 / 48, 30 / 36]
+    moved.append(np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) - want)
+  moved = np.array(moved)
+  assert np.abs(moved).max() <= 4 / 64 + 1e-6
+  # Normal with deviation 0.1 * 2 / 3, cut at 0.9375 of it: deviation about 0.0467.
+  assert np.all((moved.std(axis=0) > 0.04) & (moved.std(axis=0) < 0.053))
+  assert np.abs(moved.mean(axis=0)).max() < 0.01
+  still = row(pairs, 0, **options, box_noise=0.0)
+  np.testing.assert_allclose(still.boxes[0, 0], [0.5, 0.5, 2 / 3, 2 / 3], atol=1e-6)
+
+
+def test_noise_stays_in_the_picture_beside_padding():
+  pairs = [pair("cat", thing(0, 0, 48, 36))]
+  for seed in range(40):
+    got = row(pairs, seed, box_only=1.0, text_and_box=0.0, smallest=0.4, mask_size=64)
+    cells = np.argwhere(got.targets.masks[0, 0] > 0)
+    cx, cy, w, h = got.boxes[0, 0] * 64
+    assert cx - w / 2 >= cells[:, 1].min() - 1e-3
+    assert cx + w / 2 <= cells[:, 1].max() + 1 + 1e-3
+    assert cy - h / 2 >= cells[:, 0].min() - 1e-3
+    assert cy + h / 2 <= cells[:, 0].max() + 1 + 1e-3
+
+
+def test_counterexamples_are_of_other_things():
+  """Never an object that the phrase names too: "fruit" and "red fruit" share one."""
+  shared, other = thing(4, 6, 10, 12), thing(30, 20, 6, 8)
+  pairs = [pair("fruit", shared, other), pair("red fruit", shared)]
+  options = {"box_only": 0.0, "text_and_box": 1.0, "counterexample": 1.0, "box_noise": 0.0}
+  for seed in range(20):
+    got = row(pairs, seed, smallest=1.0, flip=0.0, **options)
+    phrases = phrases_of(got)
+    fruit, red = phrases.index("fruit"), phrases.index("red fruit")
+    negative = got.box_valid & ~got.positive
+    assert negative[fruit].sum() == 0
+    assert negative[red].sum() == 1
+    np.testing.assert_allclose(
+      got.boxes[red][negative[red]][0], [33 / 48, 24 / 36, 6 / 48, 8 / 36], atol=1e-6
+    )
+
+
+def test_no_counterexample_without_room():
+  pairs = [pair("cat", thing(4, 6, 10, 12)), pair("dog", thing(30, 20, 6, 8))]
+  got = row(pairs, box_only=0.0, text_and_box=1.0, counterexample=1.0, examples=1)
+  assert (got.positive == got.box_valid).all()
+
+
+def test_a_picture_of_one_pixel():
+  mask: Any = coco.encode(np.ones((1, 1), np.uint8, order="F"))
+  one = Pair(0, "a.png", 1, 1, "dot", True, (Object(mask, (0, 0, 1, 1)),))
+  picture = Picture(np.full((1, 1, 3), 200, np.uint8), [one])
+  for seed in range(5):
+    config = DataConfig(**(vars(CONFIG) | {"crop": 1.0, "box_only": 1.0, "text_and_box": 0.0}))
+    got = example(picture, 0, config, tokenize, np.random.default_rng(seed))
+    check_promises(got, config)
+    assert got.targets.valid.sum() == 1
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"prompts": 0}, "prompts must be a whole number from 1; got 0"),
+    ({"objects": 2.5}, "objects must be a whole number from 1; got 2.5"),
+    ({"batch": True}, "batch must be a whole number from 1; got True"),
+    ({"seed": -1}, "seed must be a whole number from 0; got -1"),
+    ({"workers": -1}, "workers must be a whole number from 0; got -1"),
+    ({"flip": 1.5}, r"flip must be in \[0, 1\]; got 1.5"),
+    ({"crop": float("nan")}, r"crop must be in \[0, 1\]; got nan"),
+    ({"masked": 9}, "masked is 9, more than the 8 prompts"),
+    ({"box_only": 0.6, "text_and_box": 0.5}, "together at most 1"),
+    ({"smallest": 0.0}, "must be above 0"),
+    ({"crop_side": 0.0}, "must be above 0"),
+  ],
+  ids=str,
+)
+def test_settings_that_cannot_be(options, message):
+  with pytest.raises(ValueError, match=message):
+    DataConfig(**options)
