@@ -7,19 +7,17 @@
 All three hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
 that end a word (`</w>`), the merges' results, start and end. What a form says beside the merges is
 compared with that. `sam3_jax.tokenizer` says what the pieces mean and why SentencePiece then merges
-as CLIP does. The model is written field by field (sentencepiece_model.proto), so that equal merges
-give equal bytes and no protobuf package is needed.
+as CLIP does.
 """
 
 import gzip
 import json
-import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.tokenizer import END, INSIDE, LAST, START
+from sam3_jax.pieces import INSIDE, LAST, write_model
 
 MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514
@@ -75,7 +73,7 @@ def build_tokenizer(source: Path) -> bytes:
   entries = _entries(merges, source)
   if vocabulary is not None:
     _compare(vocabulary, entries, source)
-  return _model([_spell(entry) for entry in entries])
+  return write_model([_spell(entry) for entry in entries])
 
 
 def _parse_fast(source: Path) -> tuple[list[Merge], dict[str, Any]]:
@@ -161,87 +159,6 @@ def _spell(entry: str) -> str:
     return entry.translate(_INSIDE)
   body = entry.removesuffix(_END_OF_WORD)
   return body[:-1].translate(_INSIDE) + body[-1].translate(_LAST)
-
-
-# sentencepiece_model.proto: the numbers of the fields and enumerators that the model needs.
-_MODEL = {"pieces": 1, "trainer_spec": 2, "normalizer_spec": 3}
-_PIECE = {"piece": 1, "score": 2, "type": 3}
-_UNKNOWN, _CONTROL = 2, 3
-_TRAINER = {
-  "model_type": 3,
-  "vocab_size": 4,
-  "unk_id": 40,
-  "bos_id": 41,
-  "eos_id": 42,
-  "pad_id": 43,
-  "unk_piece": 45,
-  "bos_piece": 46,
-  "eos_piece": 47,
-}
-_BPE = 2
-_NORMALIZER = {
-  "name": 1,
-  "add_dummy_prefix": 3,
-  "remove_extra_whitespaces": 4,
-  "escape_whitespaces": 5,
-}
-
-
-def _model(pieces: Sequence[str]) -> bytes:
-  """A serialised ModelProto: BPE over `pieces`, then start, end and <unk>; no normalisation."""
-  messages = [
-    _message(_PIECE, piece=piece, score=float(min(512 - index, 0)))
-    for index, piece in enumerate(pieces)
-  ]
-  messages += [_message(_PIECE, piece=piece, type=_CONTROL) for piece in (START, END)]
-  messages += [_message(_PIECE, piece="<unk>", type=_UNKNOWN)]  # SentencePiece insists on one
-  unknown = len(messages) - 1
-  trainer = _message(
-    _TRAINER,
-    model_type=_BPE,
-    vocab_size=len(messages),
-    unk_id=unknown,
-    bos_id=unknown - 2,
-    eos_id=unknown - 1,
-    pad_id=-1,  # CLIP pads with an id that is also a piece
-    unk_piece="<unk>",
-    bos_piece=START,
-    eos_piece=END,
-  )
-  normalizer = _message(
-    _NORMALIZER,
-    name="identity",
-    add_dummy_prefix=0,
-    remove_extra_whitespaces=0,
-    escape_whitespaces=0,
-  )
-  return b"".join(
-    [_field(_MODEL["pieces"], message) for message in messages]
-    + [_field(_MODEL["trainer_spec"], trainer), _field(_MODEL["normalizer_spec"], normalizer)]
-  )
-
-
-def _message(numbers: Mapping[str, int], **fields: str | int | float) -> bytes:
-  return b"".join(_field(numbers[name], value) for name, value in fields.items())
-
-
-def _field(number: int, value: bytes | str | int | float) -> bytes:
-  """One protobuf field: varint (0), length-delimited (2) or float (5)."""
-  if isinstance(value, int):
-    return _varint(number << 3) + _varint(value)
-  if isinstance(value, float):
-    return _varint(number << 3 | 5) + struct.pack("<f", value)
-  data = value.encode() if isinstance(value, str) else value
-  return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _varint(value: int) -> bytes:
-  value &= (1 << 64) - 1  # a negative number is written as its two's complement
-  encoded = bytearray()
-  while value > 0x7F:
-    encoded.append(value & 0x7F | 0x80)
-    value >>= 7
-  return bytes([*encoded, value])
 
 
 def _bytes(path: Path) -> bytes:

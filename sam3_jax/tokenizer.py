@@ -24,10 +24,7 @@ import regex
 import sentencepiece
 from jaxtyping import Int
 
-INSIDE = 0xE000  # + byte: the character that stands for a byte inside a word
-LAST = 0xE100  # + byte: the same for a word's last byte, CLIP's `</w>`
-START = "<start_of_text>"
-END = "<end_of_text>"
+from sam3_jax.pieces import END, INSIDE, LAST, START, write_model
 
 PADDING = 0  # Meta pads with zeros; it is also the id of "!" inside a word, so the model masks both
 
@@ -104,6 +101,23 @@ class Tokenizer:
     if word in (START, END):
       return [self.start if word == START else self.end]
     return self._pieces.encode(symbols(word.encode()))
+
+
+def trim(model: bytes, entries: int) -> bytes:
+  """The same tokenizer with the first merges only, for a small model: `entries` ids in all.
+
+  Rarer words come out in more pieces; nothing is lost, as every byte is a piece.
+
+  Raises:
+    ValueError: fewer entries than the 512 bytes' symbols, start and end, or more than there are.
+  """
+  pieces = _load(model, "the given bytes")
+  most = len(pieces) - 1  # all but <unk>
+  if not 514 <= entries <= most:
+    raise ValueError(
+      f"a vocabulary cut from {most:,} entries has 514 to {most:,}; not {entries:,}."
+    )
+  return write_model([pieces.id_to_piece(index) for index in range(entries - 2)])
 
 
 def clean(text: str) -> str:

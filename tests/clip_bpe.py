@@ -1,6 +1,6 @@
 """An oracle for the tokenizer tests: CLIP's algorithm, merge by merge, said plainly.
 
-Its vocabulary is taken out of the committed tokenizer.model (a second copy is not kept), and the
+Its vocabulary is taken out of the committed tokenizer.model (no other copy is kept), and the
 SHA-256 below ties it to OpenAI's file.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import ftfy
 import sentencepiece
 
-MODEL = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+MODEL = Path(__file__).parent / "goldens" / "tokenizer.model"  # of CLIP, 49,408 entries
 
 # zcat bpe_simple_vocab_16e6.txt.gz | sed -n 2,48895p | sha256sum
 PUBLISHED = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"

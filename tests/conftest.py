@@ -22,4 +22,4 @@ jaxtyping.install_import_hook(["sam3_jax.model", "sam3_jax.ops"], "beartype.bear
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:
   """The one copy of CLIP's vocabulary."""
-  return Path(__file__).parent.parent / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+  return Path(__file__).parent / "goldens" / "tokenizer.model"

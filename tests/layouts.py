@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tiny import GOLDENS, meta_weights
 
-TOKENIZER = pathlib.Path(__file__).parent.parent / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+TOKENIZER = pathlib.Path(__file__).parent / "goldens" / "tokenizer.model"
 DETECTOR, TRACKER = "detector_model.", "tracker_model."
 
 

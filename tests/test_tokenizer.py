@@ -293,3 +293,23 @@ def test_model_of_another_vocabulary():
   for foreign in (_foreign_model(), model[: 20 * 1000], model.replace("\ue041".encode(), b"abc")):
     with pytest.raises(ValueError, match=r"not of CLIP's vocabulary|damaged"):
       Tokenizer(foreign)
+
+
+def test_a_trimmed_vocabulary_keeps_the_first_merges(tokenize):
+  small = Tokenizer(tokenizer.trim(clip_bpe.MODEL.read_bytes(), 4098))
+  assert (small.vocabulary, small.start, small.end) == (4098, 4096, 4097)
+  assert len(small.model) < 100_000
+  for text, _ in GOLDEN:
+    ids, wanted = small.encode(text), tokenize.encode(text)
+    assert [i for i in ids if i < 4096] == ids or "<" in text
+    spelled = [small._pieces.id_to_piece(ids), tokenize._pieces.id_to_piece(wanted)]
+    assert "".join(spelled[0]) == "".join(spelled[1])
+    if all(i < 4096 for i in wanted):
+      assert ids == wanted
+  assert tokenizer.trim(clip_bpe.MODEL.read_bytes(), 49408) == clip_bpe.MODEL.read_bytes()
+
+
+@pytest.mark.parametrize("entries", [0, 513, 49409])
+def test_a_trimmed_vocabulary_has_bounds(entries):
+  with pytest.raises(ValueError, match=f"514 to 49,408; not {entries:,}"):
+    tokenizer.trim(clip_bpe.MODEL.read_bytes(), entries)
