@@ -20,10 +20,7 @@ from sam3_jax.training.sources import PairSource, SceneSource
 
 __all__ = ["Batches", "DataConfig", "PairSource", "Picture", "SceneSource", "Source"]
 
-
-_PLACES = (
-  2**48
-)  # of a sequence without end: Grain's own exceeds a length with sources of one picture
+_PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 
 
 class Batches(Iterator[Batch]):
