@@ -413,6 +413,93 @@ def scenes(
   say(Console(quiet=quiet), f"{out / 'annotations.json'}: {counts}")
 
 
+@app.command()
+def train(
+  config: Annotated[
+    Path | None,
+    typer.Argument(metavar="[CONFIG]", help="A TOML or JSON file with fields of TrainConfig."),
+  ] = None,
+  out: Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the run; needed.")
+  ] = None,
+  data: Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Annotations, SA-Co's or COCO's layout.")
+  ] = None,
+  images: Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of the annotated pictures.")
+  ] = None,
+  checkpoint: Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder or name of the checkpoint to start from.")
+  ] = None,
+  evaluation_data: Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Annotations to score on while training.")
+  ] = None,
+  evaluation_images: Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder of their pictures.")
+  ] = None,
+  evaluate_every: Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Steps between evaluations.")
+  ] = None,
+  steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the whole run.")] = None,
+  batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
+  learning_rate: Annotated[
+    float | None, typer.Option(metavar="RATE", help="Of all but trunk, neck and text.")
+  ] = None,
+  pattern: Annotated[
+    str | None,
+    typer.Option(
+      "--train",
+      metavar="REGEX",
+      help="Paths of the parameters to train; all but trunk/ and text/, if not given.",
+    ),
+  ] = None,
+  lora: Annotated[
+    int | None,
+    typer.Option(min=0, metavar="RANK", help="Train low-rank factors of this rank instead."),
+  ] = None,
+  plot: Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end (a PNG or SVG).")
+  ] = None,
+  device: Annotated[
+    Device | None, typer.Option(help="Where to compute; the fastest there is, if not given.")
+  ] = None,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Train or fine-tune a model; the same command again goes on where it was stopped.
+
+  Options stand over what CONFIG says. The result is the checkpoint DIR/final, and DIR/best the one
+  with the best evaluation.
+  """
+  if out is None:
+    raise ValueError("--out DIR is needed: the folder of the run.")
+  arguments.check_writable(out)
+  arguments.use_device(device)
+
+  from sam3_jax.training.command import run
+  from sam3_jax.training.config import TrainConfig, overlaid, read
+  from sam3_jax.training.log import require_matplotlib
+
+  if plot is not None:
+    require_matplotlib()
+  typed = {
+    "annotations": data,
+    "images": images,
+    "checkpoint": checkpoint,
+    "evaluation_annotations": evaluation_data,
+    "evaluation_images": evaluation_images,
+    "evaluate_every": evaluate_every,
+    "steps": steps,
+    "data.batch": batch,
+    "optimizer.learning_rate": learning_rate,
+    "train": pattern,
+    "lora.rank": lora,
+  }
+  values = overlaid({} if config is None else read(config), typed)
+  final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), picture=plot)
+  say(Console(quiet=quiet), f"{final}: the trained checkpoint")
+
+
 def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))

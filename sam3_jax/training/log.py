@@ -1,0 +1,111 @@
+"""What training tells: metrics as JSON lines, a progress bar, a plot."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class MetricsLog:
+  """A file of one JSON object a line, each with its `step`: how many steps were done.
+
+  A resumed run drops the lines of steps that it does again, and a line that a kill cut off.
+  """
+
+  def __init__(self, path: Path, done: int):
+    self.path = path
+    kept = [line for line in read_metrics(path) if line["step"] <= done] if path.exists() else []
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(partial, path)
+    self._file = path.open("a")
+
+  def add(self, values: Mapping[str, Any]) -> None:
+    """One line, at once on disk's side; six digits are enough to plot."""
+    rounded = {
+      name: float(f"{value:.6g}") if isinstance(value, float) else value
+      for name, value in values.items()
+    }
+    self._file.write(json.dumps(rounded) + "\n")
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """The whole lines of a metrics file."""
+  lines = []
+  for line in path.read_text().splitlines():
+    with contextlib.suppress(ValueError):
+      value = json.loads(line)
+      if isinstance(value, dict) and "step" in value:
+        lines.append(value)
+  return lines
+
+
+class Show(Protocol):
+  """What a training loop calls to be seen: steps done, if they are more, and figures by name."""
+
+  def __call__(self, done: int | None = None, **figures: str) -> None:
+    """Figures are `loss`, `best` and `speed`."""
+
+
+@contextlib.contextmanager
+def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
+  """A bar with the loss, the last evaluation's figure, images a second and the time left."""
+  names = ("loss", "best", "speed")
+  with Progress(
+    SpinnerColumn(),
+    TextColumn("step {task.completed}/{task.total}"),
+    BarColumn(),
+    *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in names),
+    TimeRemainingColumn(),
+    console=console,
+    transient=True,
+    disable=console.quiet or not console.is_terminal,
+    refresh_per_second=2,
+  ) as live:
+    task = live.add_task("", total=steps, completed=first, **dict.fromkeys(names, ""))
+
+    def show(done: int | None = None, **figures: Any) -> None:
+      live.update(task, completed=done, **figures)
+
+    yield show
+
+
+def require_matplotlib() -> None:
+  """Raises ImportError, in one line, unless `plot` can be drawn."""
+  try:
+    import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ImportError("--plot needs matplotlib: pip install 'sam3-jax[plots]'.") from error
+
+
+def plot(metrics: Path, picture: Path) -> None:
+  """Draws loss, gradient norm, learning rate and evaluations over the steps; needs matplotlib."""
+  require_matplotlib()
+  from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
+  lines = read_metrics(metrics)
+  evaluated = sorted({name for line in lines for name in line if name.startswith("evaluation/")})
+  wanted = ["loss", "grad_norm", "learning_rate", *evaluated]
+  panels = [name for name in wanted if any(name in line for line in lines)]
+  figure = Figure(figsize=(8, 2.2 * max(1, len(panels))), layout="constrained")
+  for place, name in enumerate(panels, start=1):
+    axes = figure.add_subplot(len(panels), 1, place)
+    points = [(line["step"], line[name]) for line in lines if name in line]
+    points = [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
+    axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", linewidth=1)
+    axes.set_ylabel(name.removeprefix("evaluation/"))
+    axes.set_yscale("log" if name in ("loss", "grad_norm") else "linear")
+  figure.supxlabel("step")
+  partial = picture.with_name(f".{picture.name}.partial")
+  figure.savefig(partial, format=picture.suffix.lstrip(".") or "png", dpi=120)
+  os.replace(partial, picture)

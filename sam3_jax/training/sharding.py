@@ -1,0 +1,74 @@
+"""Where training keeps what: a mesh with the axes `data` and `fsdp`, and the rules for arrays.
+
+Pictures are shared out over both axes. Parameters and the optimizer's state are cut along `fsdp`
+(fully sharded data parallel, Zhao et al. 2023, arXiv:2304.11277) and whole along `data`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from sam3_jax.training.optimizer import stacked_axes
+
+AXES = ("data", "fsdp")
+SMALL = 2**12  # numbers of a layer up to which a parameter is whole everywhere
+
+
+def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
+  """All devices, or these, `fsdp` of them to a group that shares one copy of the parameters.
+
+  Raises:
+    ValueError: the devices cannot be grouped so.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  if fsdp < 1 or len(devices) % fsdp:
+    raise ValueError(
+      f"fsdp must divide the number of devices, {len(devices)}; got {fsdp}. Use 1 for none."
+    )
+  return Mesh(
+    np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto)
+  )
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+  """The same everywhere."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+  """The first axis over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
+  """Cuts the largest axis that `fsdp` divides, the last of equals; never an axis that counts
+  layers, as each layer is used by itself. Small parameters are whole."""
+  parts, stack = mesh.shape["fsdp"], stacked_axes(path)
+  layer = shape[stack:]
+  fitting = [axis for axis, length in enumerate(layer) if length % parts == 0]
+  if parts == 1 or not fitting or np.prod(layer) <= SMALL:
+    return whole(mesh)
+  cut = max(fitting, key=lambda axis: (layer[axis], axis))
+  return NamedSharding(mesh, PartitionSpec(*[None] * (stack + cut), "fsdp"))
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+  """A sharding for each leaf of a tree whose innermost dictionaries hold parameters, or their
+  moments, by path; leaves outside of any are whole."""
+
+  def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    path = next((key.key for key in reversed(keys) if isinstance(key, jax.tree_util.DictKey)), None)
+    return whole(mesh) if path is None else parameter_sharding(mesh, path, leaf.shape)
+
+  return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+  """This process's rows of a batch, on its devices."""
+  sharding = by_rows(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(batch, sharding)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

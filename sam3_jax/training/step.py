@@ -1,0 +1,216 @@
+"""One step of training, a pure function for jit: predictions, losses, gradients, new state.
+
+The model is mapped over the devices' shares of a batch (`vmap`), so that no index, sort or loop in
+it reaches over pictures of other devices and the partitioner has no reason to gather activations.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Key
+
+from sam3_jax.config import Config
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.preprocess import normalize
+from sam3_jax.training.batch import Batch, flat_prompts, flatten
+from sam3_jax.training.dense import dense_loss
+from sam3_jax.training.losses import LossConfig, loss
+from sam3_jax.training.sharding import AXES, by_rows, state_shardings
+from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
+from sam3_jax.types import ImageEmbedding, Predictions, TextEmbedding
+
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings:
+  """What a step is compiled for.
+
+  Attributes:
+    model: sizes.
+    losses: weights.
+    objective: "detection", or "dense" for the pretraining of `dense`.
+    dtype: of the computation; parameters, their sums and their moments are float32.
+    duplicate: train one-to-many queries beside the model's own.
+    masked: masks are made for the first so many prompts of a picture; None for all.
+    accumulate: microbatches a step. The losses of each have their own normalisers (objects,
+      prompts), and the microbatches count alike.
+    average: decay of the parameters' exponential average; 0 for none.
+    lora_scale: on low-rank products.
+    frozen_parts: parts of the model without dropout and stochastic depth: those of which nothing is
+      trained.
+  """
+
+  model: Config
+  losses: LossConfig
+  objective: str = "detection"
+  dtype: DTypeLike = jnp.float32
+  duplicate: bool = True
+  masked: int | None = None
+  accumulate: int = 1
+  average: float = 0.0
+  lora_scale: float = 1.0
+  frozen_parts: tuple[str, ...] = ()
+
+
+def make_step(
+  settings: StepSettings,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable[[Array], Array],
+  mesh: Mesh,
+  state: TrainState,
+  frozen: Flat,
+  compiler_options: dict[str, Any] | None = None,
+) -> Callable[[TrainState, Flat, Batch], tuple[TrainState, Metrics]]:
+  """The jitted step: state, frozen parameters and a batch to the next state and scalars to log.
+
+  The state is donated: it must not be used again. `metrics` has `loss`, its terms, `grad_norm`
+  before clipping, and `learning_rate` before the factors of the parts.
+
+  Args:
+    settings: what the step does.
+    optimizer: of `optimizer.make_optimizer`.
+    schedule: of `optimizer.make_schedule`.
+    mesh: of `sharding.make_mesh`; the batch must be a multiple of devices times microbatches.
+    state, frozen: arrays, or shapes.
+    compiler_options: of `jax.jit`.
+  """
+  shards = mesh.size
+
+  def objective(trained: Flat, frozen: Flat, batch: Batch, key: Array):
+    parameters = model_parameters(trained, frozen, settings.lora_scale)
+    if settings.objective == "dense":
+      return dense_loss(*encode(parameters, batch, key, settings, shards), batch)
+    predictions = predict(parameters, batch, key, settings, shards)
+    flat = flatten(batch)
+    images, queries = len(batch.images), settings.model.queries
+    return loss(predictions, queries, flat.targets, flat.prompt_valid, settings.losses, images)
+
+  gradient = jax.value_and_grad(objective, has_aux=True)
+
+  def step(state: TrainState, frozen: Flat, batch: Batch) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(state.key, state.step)
+    if settings.accumulate == 1:
+      (total, terms), gradients = gradient(state.trained, frozen, batch, key)
+    else:
+      total, terms, gradients = _accumulated(gradient, state.trained, frozen, batch, key, settings)
+    updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
+    trained: Any = optax.apply_updates(state.trained, updates)
+    metrics = {
+      "loss": total,
+      **terms,
+      "grad_norm": optax.global_norm(gradients),
+      "learning_rate": schedule(state.step),
+    }
+    average = move_average(state.average, trained, state.step, settings.average)
+    following = TrainState(state.step + 1, trained, moments, average, state.key)
+    return following, metrics
+
+  placed, kept = state_shardings(mesh, state), state_shardings(mesh, frozen)
+  return jax.jit(
+    step,
+    in_shardings=(placed, kept, by_rows(mesh)),
+    out_shardings=(placed, None),
+    donate_argnums=0,
+    compiler_options=compiler_options,
+  )
+
+
+def predict(
+  parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
+) -> Predictions:
+  """Predictions for all prompts of a batch, picture by picture.
+
+  Args:
+    parameters: the model's tree.
+    batch: of a multiple of `shards` pictures.
+    key: of dropout; with more shards the numbers drawn are others.
+    settings: see there.
+    shards: shares of the batch that know nothing of each other.
+  """
+  detector = Detector(settings.model, settings.dtype, train=True)
+
+  def share(batch: Batch, key: Array) -> Predictions:
+    encoding, decoding = jax.random.split(key)
+    embedding, text = _encode(parameters, batch, encoding, settings)
+    prompts: Any = flat_prompts(batch, text)
+    found: Any = detector.apply(
+      {"params": parameters}, embedding, prompts, settings.duplicate, settings.masked,
+      method=Detector.predict, rngs={"dropout": decoding},
+    )  # fmt: skip
+    return found
+
+  found = _by_share(share, batch, key, shards)
+  if shards == 1:
+    return found
+  return Predictions(
+    *(_joined(x, 1) for x in (found.logits, found.boxes, found.presence)),
+    *(_joined(x, 0) for x in (found.mask_logits, found.semantic_logits)),
+  )
+
+
+def encode(
+  parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
+) -> tuple[ImageEmbedding, TextEmbedding]:
+  """Embeddings of a batch's pictures and of all its phrases; arguments as of `predict`."""
+
+  def share(batch: Batch, key: Array) -> tuple[ImageEmbedding, TextEmbedding]:
+    return _encode(parameters, batch, key, settings)
+
+  found = _by_share(share, batch, key, shards)
+  return found if shards == 1 else jax.tree.map(lambda x: _joined(x, 0), found)
+
+
+def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -> Any:
+  def apply(part: str, method: Callable[..., Any], *args: Any, key: Array) -> Any:
+    detector = Detector(settings.model, settings.dtype, part not in settings.frozen_parts)
+    return detector.apply({"params": parameters}, *args, method=method, rngs={"dropout": key})
+
+  keys = jax.random.split(key)
+  images, tokens = normalize(batch.images), batch.tokens.reshape(-1, batch.tokens.shape[-1])
+  embedding = apply("trunk", Detector.encode_image, images, batch.sizes, key=keys[0])
+  return embedding, apply("text", Detector.encode_text, tokens, key=keys[1])
+
+
+def _by_share(share: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
+  """What `share` makes of each device's pictures, along a new first axis if there are several."""
+  if shards == 1:
+    return share(batch, key)
+  shares = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
+  return jax.vmap(share, spmd_axis_name=AXES)(shares, jax.random.split(key, shards))
+
+
+def _joined(x: Array, axis: int) -> Array:
+  """The shares' rows, which are along `axis` of each, one after another."""
+  x = jnp.moveaxis(x, 0, axis)
+  return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _accumulated(gradient, trained, frozen, batch, key, settings):
+  """Means over microbatches, one after another. A microbatch takes every n-th picture, so that each
+  device finds its share among its own."""
+  count = settings.accumulate
+
+  def cut(x: Array) -> Array:
+    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+  def one(part: tuple[Array, Batch]) -> Any:
+    number, batch = part
+    (total, terms), gradients = gradient(trained, frozen, batch, jax.random.fold_in(key, number))
+    terms = {name: value.astype(jnp.float32) for name, value in terms.items()}  # some are counts
+    return total, terms, gradients
+
+  def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, one(part)), None
+
+  parts = jnp.arange(count), jax.tree.map(cut, batch)
+  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  sums, _ = jax.lax.scan(add, zeros, parts)
+  return jax.tree.map(lambda x: x / count, sums)
