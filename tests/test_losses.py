@@ -1,0 +1,272 @@
+"""Losses against loops over pairs in float64, and what must not change them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+from support import QUICK, assert_close
+
+from sam3_jax.training.batch import Targets
+from sam3_jax.training.losses import LossConfig, loss, match
+from sam3_jax.training.matcher import overlap
+from sam3_jax.types import Predictions
+
+QUERIES, LAYERS, CONFIG = 5, 2, LossConfig(pad_queries=0)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "images"), compiler_options=QUICK)
+def _evaluate(predictions, targets, prompt_valid, config, images):
+  def total(predictions):
+    return loss(predictions, QUERIES, targets, prompt_valid, config, images)
+
+  return jax.value_and_grad(total, has_aux=True)(predictions)
+
+
+def evaluate(predictions, targets, prompt_valid, config=CONFIG, images=1):
+  """The total, its terms, and the gradients of the predictions."""
+  inputs = jax.tree.map(jnp.asarray, (predictions, targets, prompt_valid))
+  (total, terms), gradients = jax.device_get(_evaluate(*inputs, config=config, images=images))
+  return total, terms, gradients
+
+
+def examples(prompts=4, counts=(2, 0, 3, 1), objects=3, masks=np.uint8, seed=0, sets=2):
+  """Predictions not far from some targets, of masks of half their size."""
+  rng = np.random.default_rng(seed)
+  boxes = rng.uniform(0.2, 0.5, (prompts, objects, 4)).astype(np.float32)
+  near = boxes[:, rng.integers(0, objects, sets * QUERIES)] if objects else 0.3
+  shape = (LAYERS, prompts, sets * QUERIES)
+  predictions = Predictions(
+    logits=rng.normal(0, 2, shape).astype(np.float32),
+    boxes=(near + rng.normal(0, 0.03, (*shape, 4))).astype(np.float32),
+    presence=rng.normal(0, 2, shape[:2]).astype(np.float32),
+    mask_logits=rng.normal(0, 2, (*shape[1:], 4, 4)).astype(np.float32),
+    semantic_logits=rng.normal(0, 2, (prompts, 4, 4)).astype(np.float32),
+  )
+  drawn = rng.integers(0, 256, (prompts, objects, 8, 8))
+  drawn = drawn.astype(np.uint8) if masks == np.uint8 else (drawn / 255).astype(masks)
+  valid = np.arange(objects) < np.array(counts)[:, None]
+  return predictions, Targets(boxes, drawn, valid), np.ones(prompts, bool)
+
+
+def test_terms_are_those_of_loops():
+  predictions, targets, prompt_valid = examples()
+  total, terms, _ = evaluate(predictions, targets, prompt_valid)
+  shape = (LAYERS, 4, 2, QUERIES)
+  logits, boxes = (
+    jnp.moveaxis(x.reshape(*shape, *x.shape[3:]), 2, 0)
+    for x in (predictions.logits, predictions.boxes)
+  )
+  pairs = jax.device_get(match(logits, boxes, targets.boxes, targets.valid, CONFIG))
+  assert pairs.matched[1, -1].sum() > targets.valid.sum()  # one to many
+  want = {}
+  for kind, layer in np.ndindex(2, LAYERS):
+    values = _loops(predictions, targets, pairs, kind, layer)
+    name = ("" if layer == LAYERS - 1 else f"_aux_{layer}") + ("_many" if kind else "")
+    want |= {term + name: (2 if kind else 1) * value for term, value in values.items()}
+  want |= _semantic(predictions, targets)
+  assert want.keys() == terms.keys() - {"prompts", "objects", "matched_iou"}
+  for name, value in want.items():
+    assert_close(terms[name], value, rel=5e-6, what=name)  # measured 5e-7
+  assert terms["prompts"] == 4
+  assert terms["objects"] == 6
+  assert 0.3 < terms["matched_iou"] < 1
+
+  weights = {"class": 20, "presence": 20, "box": 5, "giou": 2, "mask": 200, "dice": 10}
+  weights |= {"semantic": 20, "semantic_dice": 30}
+  parts = [
+    weights[name.removesuffix("_many").partition("_aux")[0]] * value for name, value in want.items()
+  ]
+  assert_close(total, 2 * sum(parts), rel=2e-6)  # sqrt(4 prompts); measured 2e-7
+
+
+def _loops(predictions, targets, pairs, kind, layer):
+  own = slice(kind * QUERIES, (kind + 1) * QUERIES)
+  count, last = targets.valid.sum(), layer == LAYERS - 1
+  terms = dict.fromkeys(["class", "box", "giou"] + ["mask", "dice"] * last, 0.0)
+  for p in np.flatnonzero(targets.valid.any(1)):
+    logits = predictions.logits[layer, p, own].astype(np.float64)
+    quality = np.zeros(QUERIES)
+    for o, m in np.argwhere(pairs.matched[kind, layer, p]):
+      q = pairs.query[kind, layer, p, o, m]
+      found, wanted = predictions.boxes[layer, p, own][q], targets.boxes[p, o]
+      iou, giou = map(float, overlap(jnp.asarray(found), jnp.asarray(wanted)))
+      terms["box"] += np.abs(found - wanted).sum() / count
+      terms["giou"] += (1 - giou) / count
+      quality[q] = max(quality[q], expit(logits[q]) ** 0.25 * iou**0.75, 0.01)
+      if last:
+        mask = targets.masks[p, o] / 255.0
+        focal, dice = _mask(predictions.mask_logits[p, own][q], mask, 0.25)
+        terms["mask"] += focal / count
+        terms["dice"] += dice / count
+    to_one, to_zero = np.logaddexp(0, -logits), np.logaddexp(0, logits)
+    positive = 10 * (quality * to_one + (1 - quality) * to_zero)
+    losses = np.where(quality > 0, positive, expit(logits) ** 2 * to_zero)
+    terms["class"] += losses.mean() / 4
+  if kind == 0:
+    sign = np.where(targets.valid.any(1), -1, 1)
+    terms["presence"] = np.logaddexp(0, sign * predictions.presence[layer]).mean() / 2
+  return terms
+
+
+def _mask(logits, mask, alpha):
+  """Upsampled by two: each cell is nine, three or one sixteenths of its neighbours."""
+  padded = np.pad(logits.astype(np.float64), 1, mode="edge")
+  for axis in (0, 1):
+    near, before, after = (
+      np.moveaxis(padded, axis, 0)[s] for s in (slice(1, -1), slice(-2), slice(2, None))
+    )
+    doubled = np.stack([0.75 * near + 0.25 * before, 0.75 * near + 0.25 * after], axis=1)
+    padded = np.moveaxis(doubled.reshape(-1, *near.shape[1:]), 0, axis)
+  p = expit(padded)
+  bce = mask * np.logaddexp(0, -padded) + (1 - mask) * np.logaddexp(0, padded)
+  right = p * mask + (1 - p) * (1 - mask)
+  focal = (alpha * mask + (1 - alpha) * (1 - mask)) * (1 - right) ** 2 * bce
+  return focal.mean(), 1 - (2 * (p * mask).sum() + 1) / (p.sum() + mask.sum() + 1)
+
+
+def _semantic(predictions, targets):
+  union = np.where(targets.valid[..., None, None], targets.masks / 255.0, 0).max(axis=1)
+  rows = np.flatnonzero(targets.valid.any(1))
+  values = [_mask(predictions.semantic_logits[p], union[p], 0.6) for p in rows]
+  return dict(zip(("semantic", "semantic_dice"), np.mean(values, axis=0), strict=True))
+
+
+def padded(predictions, targets, objects=0, prompts=0):
+  """With free numbers in so many further slots and prompts."""
+  rng = np.random.default_rng(9)
+
+  def pad(x, widths):
+    whole = np.pad(x, widths)
+    noise = (
+      rng.integers(0, 2, whole.shape) if x.dtype != np.float32 else rng.normal(0, 9, whole.shape)
+    )
+    kept = np.pad(np.ones(x.shape, bool), widths)
+    return np.where(kept, whole, noise.astype(x.dtype))
+
+  def rows(x, axis):
+    return pad(x, [(0, prompts if i == axis else 0) for i in range(x.ndim)])
+
+  layered = {"logits", "boxes", "presence"}
+  predictions = Predictions(**{k: rows(v, int(k in layered)) for k, v in vars(predictions).items()})
+  slots = [(0, prompts), (objects, 0)]
+  return predictions, Targets(
+    boxes=pad(targets.boxes, [*slots, (0, 0)]),
+    masks=pad(targets.masks, [*slots, (0, 0), (0, 0)]),
+    valid=np.pad(targets.valid, slots, constant_values=((0, True), (False, False))),
+  )
+
+
+@pytest.mark.parametrize(("objects", "prompts"), [(4, 0), (0, 3)])
+def test_padding_changes_nothing(objects, prompts):
+  predictions, targets, valid = examples()
+  total, terms, gradients = evaluate(predictions, targets, valid)
+  more = padded(predictions, targets, objects, prompts)
+  got = evaluate(*more, np.pad(valid, (0, prompts)))
+  assert_close(got[1], terms, rel=1.2e-6)  # measured 1.2e-7
+  assert_close(got[0], total, rel=1.2e-6)
+  rows = slice(0, 4)
+  for name, value in vars(gradients).items():
+    layered = name in {"logits", "boxes", "presence"}
+    kept = getattr(got[2], name)
+    assert_close(kept[:, rows] if layered else kept[rows], value, rel=2e-6, what=name)
+    assert not (kept[:, 4:] if layered else kept[4:]).any()
+
+
+def test_order_of_objects_and_prompts_changes_nothing():
+  predictions, targets, valid = examples()
+  total, terms, _ = evaluate(predictions, targets, valid)
+  flipped = jax.tree.map(lambda x: x[::-1, ::-1], targets)
+  layered = {"logits", "boxes", "presence"}
+  other = {k: v[:, ::-1] if k in layered else v[::-1] for k, v in vars(predictions).items()}
+  got = evaluate(Predictions(**other), flipped, valid)
+  assert_close(got[:2], (total, terms), rel=1.2e-6)  # measured 1.2e-7
+
+
+def test_masks_as_bytes_or_fractions():
+  whole, part = (evaluate(*examples(masks=dtype))[:2] for dtype in (np.uint8, np.float32))
+  assert_close(part, whole, rel=1.2e-6)  # measured 1.2e-7
+
+
+def test_masks_of_the_first_prompts_only():
+  """Two images of two prompts; the second ones have no objects."""
+  predictions, targets, valid = examples(counts=(2, 0, 3, 0))
+  total, terms, _ = evaluate(predictions, targets, valid, images=2)
+  first = predictions.replace(
+    mask_logits=predictions.mask_logits[::2], semantic_logits=predictions.semantic_logits[::2]
+  )
+  got = evaluate(first, targets, valid, images=2)
+  assert_close(got[:2], (total, terms), rel=1.2e-6)  # measured 0
+
+
+@pytest.mark.parametrize("objects", [0, 1, 3])
+def test_no_object_anywhere(objects):
+  predictions, targets, valid = examples(counts=(0,) * 4, objects=objects)
+  total, terms, gradients = evaluate(predictions, targets, valid)
+  assert np.isfinite(total)
+  for name, value in terms.items():
+    assert (value > 0) == (name.startswith("presence") or name == "prompts"), name
+  for name, value in vars(gradients).items():
+    assert value.any() == (name == "presence"), name
+    assert np.isfinite(value).all()
+
+
+def test_no_prompt_at_all():
+  predictions, targets, _ = examples()
+  total, _, gradients = evaluate(predictions, targets, np.zeros(4, bool))
+  assert total == 0
+  assert not any(np.any(x) for x in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("counts", [(7, 7, 7, 7), (6, 0, 1, 5)])
+def test_more_objects_than_queries(counts):
+  total, terms, gradients = evaluate(*examples(objects=7, counts=counts))
+  assert np.isfinite(total)
+  assert terms["objects"] == sum(counts)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
+
+
+def test_without_duplicates_or_their_masks():
+  predictions, targets, valid = examples()
+  _, terms, _ = evaluate(predictions, targets, valid)
+  alone = predictions.replace(
+    logits=predictions.logits[..., :QUERIES],
+    boxes=predictions.boxes[..., :QUERIES, :],
+    mask_logits=predictions.mask_logits[:, :QUERIES],
+  )
+  _, got, _ = evaluate(alone, targets, valid)
+  want = {name: value for name, value in terms.items() if not name.endswith("_many")}
+  assert_close(got, want, rel=1.2e-6)  # measured 0
+  config = dataclasses.replace(CONFIG, many_masks=False)
+  _, got, gradients = evaluate(predictions, targets, valid, config)
+  assert got.keys() == terms.keys() - {"mask_many", "dice_many"}
+  assert not gradients.mask_logits[:, QUERIES:].any()
+
+
+def test_padding_of_queries_scales_the_classification():
+  predictions, targets, valid = examples()
+  _, terms, _ = evaluate(predictions, targets, valid)
+  _, got, _ = evaluate(predictions, targets, valid, LossConfig())
+  for name, value in terms.items():
+    scale = QUERIES / 200 if name.startswith("class") else 1
+    assert_close(got[name], scale * value, rel=1.2e-6)  # measured 1.2e-7
+
+
+def test_a_sharded_batch_has_the_same_loss():
+  """Prompts over eight devices, counts of objects uneven."""
+  predictions, targets, _ = examples(prompts=8, counts=(2, 0, 3, 1, 0, 0, 3, 3))
+  valid = np.arange(8) != 4
+  total, terms, gradients = evaluate(predictions, targets, valid)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def put(x, axis=0):
+    spec = jax.sharding.PartitionSpec(*[None] * axis, "data")
+    return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+  layered = {"logits", "boxes", "presence"}
+  spread = Predictions(**{k: put(v, int(k in layered)) for k, v in vars(predictions).items()})
+  got = evaluate(spread, jax.tree.map(put, targets), put(valid))
+  assert_close(got, (total, terms, gradients), rel=2e-6)  # measured 2e-7
