@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import Attention, Mlp, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Attention, Layering, Mlp, layer_norm, stacked
 from sam3_jax.model.positions import sine_code
 from sam3_jax.ops.boxes import cxcywh_to_xyxy, refine
 
@@ -28,6 +28,7 @@ class Decoder(nn.Module):
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(
@@ -86,7 +87,9 @@ class Decoder(nn.Module):
     boxes = jax.nn.sigmoid(anchors.astype(jnp.float32))
     boxes = jnp.broadcast_to(boxes, (prompts, *boxes.shape))
     layer = DecoderLayer(config, self.dtype, self.train, name="layers")
-    _, outputs = stacked(step, config.decoder_layers)(layer, (x, boxes, boxes))
+    _, outputs = stacked(step, config.decoder_layers, layering=self.layering)(
+      layer, (x, boxes, boxes)
+    )
     return outputs
 
   def _shared(self, name: str, module: nn.Module, example: Array) -> Callable[..., Any]:

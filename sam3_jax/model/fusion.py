@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import ContextLayer, stacked
+from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, stacked
 
 
 class FusionEncoder(nn.Module):
@@ -16,6 +16,7 @@ class FusionEncoder(nn.Module):
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(
@@ -26,7 +27,7 @@ class FusionEncoder(nn.Module):
     valid: Bool[Array, "P S"],
   ) -> Float[Array, "P HW D"]:
     config = self.config
-    layers = stacked(ContextLayer, config.fusion_layers)(
+    layers = stacked(ContextLayer, config.fusion_layers, layering=self.layering)(
       config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
     )
     x, _ = layers(image, position, None, prompt, prompt, valid)

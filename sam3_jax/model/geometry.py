@@ -11,7 +11,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import ContextLayer, conv, dense, layer_norm, stacked
+from sam3_jax.model.layers import (
+  PLAIN,
+  ContextLayer,
+  Layering,
+  conv,
+  dense,
+  layer_norm,
+  stacked,
+)
 from sam3_jax.model.positions import sine_code, sine_map
 from sam3_jax.ops.boxes import cxcywh_to_xyxy
 from sam3_jax.ops.roi_align import roi_align
@@ -26,6 +34,7 @@ class GeometryEncoder(nn.Module):
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(
@@ -55,7 +64,7 @@ class GeometryEncoder(nn.Module):
     x = layer_norm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
     context = image.reshape(len(image), -1, width)
     position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
-    layers = stacked(ContextLayer, config.geometry_layers)(
+    layers = stacked(ContextLayer, config.geometry_layers, layering=self.layering)(
       config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
     )
     x, _ = layers(x, None, valid, context + position.astype(self.dtype), context, None)

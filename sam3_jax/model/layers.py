@@ -3,6 +3,7 @@
 Parameter names are an interface: checkpoints, sharding rules and learning rates refer to them.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -179,11 +180,36 @@ class ContextLayer(nn.Module):
     return x + drop(y), None
 
 
-def stacked(layer: Any, length: int, in_axes: Any = nn.broadcast) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Layering:
+  """How layers run in training; changes no number but by rounding.
+
+  Attributes:
+    again: a layer's activations are computed again in the backward pass and not kept.
+    gather: what becomes of a layer's parameters, a pytree, just before it runs: sharded ones are
+      brought together here. None leaves them.
+  """
+
+  again: bool = False
+  gather: Callable[[Any], Any] | None = None
+
+  def __call__(self, layer: Any) -> Any:
+    """`layer`, a module class or a function of a module, run so."""
+    if self.gather is not None:
+      layer = nn.map_variables(layer, "params", trans_in_fn=self.gather)
+    return nn.remat(layer, prevent_cse=False) if self.again else layer
+
+
+PLAIN = Layering()
+
+
+def stacked(
+  layer: Any, length: int, in_axes: Any = nn.broadcast, layering: Layering = PLAIN
+) -> Any:
   """`layer`, a module class or a function of a module, `length` times by `nn.scan`, its parameters
   stacked along a new first axis."""
   return nn.scan(
-    layer,
+    layering(layer),
     variable_axes={"params": 0, "intermediates": 0},
     split_rngs={"params": True, "dropout": True},
     in_axes=in_axes,

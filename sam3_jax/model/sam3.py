@@ -18,6 +18,7 @@ from sam3_jax.config import Config
 from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.fusion import FusionEncoder
 from sam3_jax.model.geometry import GeometryEncoder
+from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.masks import MaskHead
 from sam3_jax.model.neck import Neck
 from sam3_jax.model.positions import sine_map
@@ -35,21 +36,23 @@ class Detector(nn.Module):
     config: sizes.
     dtype: of the computation; norms' statistics, softmax, boxes and scores are float32 regardless.
     train: dropout and stochastic depth are on; `apply` then needs `rngs={"dropout": key}`.
+    layering: how stacked layers run, for the sake of memory.
   """
 
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   def setup(self):
-    config, rest = self.config, (self.dtype, self.train)
+    config, rest = self.config, (self.dtype, self.train, self.layering)
     self.trunk = Trunk(config.trunk, config.patch, *rest)
     self.neck = Neck(config.width, self.dtype)
     self.text = TextEncoder(config.text, config.width, *rest)
     self.geometry = GeometryEncoder(config, *rest)
     self.fusion = FusionEncoder(config, *rest)
     self.decoder = Decoder(config, *rest)
-    self.scoring = Scoring(config, *rest)
+    self.scoring = Scoring(config, self.dtype, self.train)
     self.masks = MaskHead(config, self.dtype)
 
   def encode_image(

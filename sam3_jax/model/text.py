@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from sam3_jax.config import TextConfig
-from sam3_jax.model.layers import Block, dense, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, dense, layer_norm, stacked
 from sam3_jax.types import TextEmbedding
 
 PADDING = 0  # also the id of "!" inside a word, which Meta's code therefore masks out; so do we
@@ -23,6 +23,7 @@ class TextEncoder(nn.Module):
   width: int
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(self, tokens: Int[Array, "P T"]) -> TextEmbedding:
@@ -31,7 +32,7 @@ class TextEncoder(nn.Module):
     shape = (config.context, config.width)
     position = self.param("position", nn.initializers.normal(0.01), shape)
     x = table(tokens) + position[: tokens.shape[1]].astype(self.dtype)
-    blocks = stacked(Block, config.layers)
+    blocks = stacked(Block, config.layers, layering=self.layering)
     sizes = (config.heads, config.mlp_width, self.dtype)
     x, _ = blocks(*sizes, causal=True, train=self.train, name="blocks")(x, 0.0)
     x = layer_norm(dtype=self.dtype, name="norm_final")(x)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sam3_jax.config import TrunkConfig
-from sam3_jax.model.layers import Block, conv, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, conv, layer_norm, stacked
 from sam3_jax.model.stem import Stem
 
 
@@ -22,6 +22,7 @@ class Trunk(nn.Module):
   patch: int
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(self, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
@@ -43,7 +44,7 @@ class Trunk(nn.Module):
     drop_path = jnp.linspace(0, config.drop_path, config.blocks).reshape(config.groups, -1)
     groups = stacked(Group, config.groups, in_axes=0)
     x = x.reshape(len(x), side * side, config.width)
-    x, _ = groups(config, side, self.dtype, self.train, name="groups")(x, drop_path)
+    x, _ = groups(config, side, self.dtype, self.train, self.layering, name="groups")(x, drop_path)
     return x.reshape(-1, side, side, config.width)
 
 
@@ -54,6 +55,7 @@ class Group(nn.Module):
   side: int
   dtype: DTypeLike = jnp.float32
   train: bool = False
+  layering: Layering = PLAIN
 
   @nn.compact
   def __call__(
@@ -61,14 +63,15 @@ class Group(nn.Module):
   ) -> tuple[Float[Array, "B HW C"], None]:
     config, side, window = self.config, self.side, self.config.window
     sizes = (config.heads, config.mlp_width, self.dtype)
-    windowed = stacked(Block, config.windowed, in_axes=0)(
+    windowed = stacked(Block, config.windowed, in_axes=0, layering=self.layering)(
       *sizes, windows=(side // window) ** 2, rope=(window, 1.0), train=self.train, name="windowed"
     )
     x, _ = windowed(to_windows(x, side, window), drop_path[:-1])
     x = from_windows(x, side, window)
     # Global blocks see the positions of the pretraining: the whole grid spans one window.
     rope = (side, window / side)
-    return Block(*sizes, rope=rope, train=self.train, name="global")(x, drop_path[-1])
+    whole = self.layering(Block)(*sizes, rope=rope, train=self.train, name="global")
+    return whole(x, drop_path[-1])
 
 
 def to_windows(x: Float[Array, "B HW C"], side: int, window: int) -> Float[Array, "B HW C"]:

@@ -29,13 +29,14 @@ from rich.console import Console
 from sam3_jax import checkpoint
 from sam3_jax.config import Config
 from sam3_jax.inference import Sam3, default_dtype
+from sam3_jax.model.layers import Layering
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import lora, state
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.config import TrainConfig, differences
 from sam3_jax.training.log import MetricsLog, Show, progress
 from sam3_jax.training.optimizer import make_optimizer, make_schedule
-from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings, whole
+from sam3_jax.training.sharding import gatherer, make_mesh, place_batch, state_shardings, whole
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.storage import Storage
 
@@ -208,6 +209,9 @@ class _Run:
       accumulate=config.accumulate,
       average=config.average,
       lora_scale=config.lora.scale,
+      layering=Layering(
+        config.remat == "full", gatherer(self._mesh, checkpoint.check_dtype(dtype))
+      ),
       frozen_parts=tuple(p for p in PARTS if not any(x.startswith(f"{p}/") for x in trained)),
     )
     schedule = make_schedule(config.optimizer, config.steps)

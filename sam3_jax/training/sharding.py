@@ -4,12 +4,14 @@ Pictures are shared out over both axes. Parameters and the optimizer's state are
 (fully sharded data parallel, Zhao et al. 2023, arXiv:2304.11277) and whole along `data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from sam3_jax.training.optimizer import stacked_axes
 
@@ -53,6 +55,35 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
     return whole(mesh)
   cut = max(fitting, key=lambda axis: (layer[axis], axis))
   return NamedSharding(mesh, PartitionSpec(*[None] * (stack + cut), "fsdp"))
+
+
+def gatherer(mesh: Mesh, dtype: DTypeLike) -> Callable[[Any], Any] | None:
+  """A function of a layer's parameters, a pytree, that brings their pieces together; None if they
+  are whole already.
+
+  Kernels travel in `dtype`, to which the layer would cast them anyway. Gradients are cut as the
+  parameters are, so that each device keeps its piece of their sum.
+  """
+  if mesh.shape["fsdp"] == 1:
+    return None
+
+  def gather(x: Array) -> Array:
+    cut = parameter_sharding(mesh, "", x.shape)
+    if cut == whole(mesh):
+      return x
+
+    @jax.custom_vjp
+    def collect(x):
+      x = x.astype(dtype) if x.ndim > 1 else x
+      return jax.lax.with_sharding_constraint(x, whole(mesh))
+
+    def backward(_, gradient):
+      return (jax.lax.with_sharding_constraint(gradient.astype(x.dtype), cut),)
+
+    collect.defvjp(lambda x: (collect(x), None), backward)
+    return collect(x)
+
+  return lambda parameters: jax.tree.map(gather, parameters)
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:

@@ -5,7 +5,7 @@ that gradients, moments and averages exist of them only.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from flax import struct
 from jaxtyping import Array, Int, Key
 
 from sam3_jax.training import lora
-from sam3_jax.training.optimizer import check_pattern
+from sam3_jax.training.optimizer import check_pattern, stacked_axes
 from sam3_jax.trees import nest
 
 Flat = dict[str, Array]
@@ -77,10 +77,17 @@ def split(
 
 
 def model_parameters(
-  trained: Mapping[str, Array], frozen: Mapping[str, Array], lora_scale: float
+  trained: Mapping[str, Array],
+  frozen: Mapping[str, Array],
+  lora_scale: float,
+  gather: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-  """The tree that the model's modules take: all together, low-rank products added."""
-  return nest(lora.merge({**frozen, **trained}, lora_scale))
+  """The tree that the model's modules take: all together, low-rank products added, and `gather`
+  applied to what is not of stacked layers."""
+  merged = lora.merge({**frozen, **trained}, lora_scale)
+  if gather is not None:
+    merged |= gather({path: x for path, x in merged.items() if not stacked_axes(path)})
+  return nest(merged)
 
 
 def averaged(state: TrainState) -> Flat:

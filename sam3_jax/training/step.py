@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
 from sam3_jax.config import Config
+from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
 from sam3_jax.training.batch import Batch, flat_prompts, flatten
@@ -45,6 +46,7 @@ class StepSettings:
     lora_scale: on low-rank products.
     frozen_parts: parts of the model without dropout and stochastic depth: those of which nothing is
       trained.
+    layering: how layers run; `gather` is applied to all other parameters too.
   """
 
   model: Config
@@ -57,6 +59,7 @@ class StepSettings:
   average: float = 0.0
   lora_scale: float = 1.0
   frozen_parts: tuple[str, ...] = ()
+  layering: Layering = PLAIN
 
 
 def make_step(
@@ -84,7 +87,8 @@ def make_step(
   shards = mesh.size
 
   def objective(trained: Flat, frozen: Flat, batch: Batch, key: Array):
-    parameters = model_parameters(trained, frozen, settings.lora_scale)
+    gather = settings.layering.gather
+    parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
     if settings.objective == "dense":
       return dense_loss(*encode(parameters, batch, key, settings, shards), batch)
     predictions = predict(parameters, batch, key, settings, shards)
@@ -134,7 +138,7 @@ def predict(
     settings: see there.
     shards: shares of the batch that know nothing of each other.
   """
-  detector = Detector(settings.model, settings.dtype, train=True)
+  detector = Detector(settings.model, settings.dtype, True, settings.layering)
 
   def share(batch: Batch, key: Array) -> Predictions:
     encoding, decoding = jax.random.split(key)
@@ -169,7 +173,8 @@ def encode(
 
 def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -> Any:
   def apply(part: str, method: Callable[..., Any], *args: Any, key: Array) -> Any:
-    detector = Detector(settings.model, settings.dtype, part not in settings.frozen_parts)
+    train = part not in settings.frozen_parts
+    detector = Detector(settings.model, settings.dtype, train, settings.layering)
     return detector.apply({"params": parameters}, *args, method=method, rngs={"dropout": key})
 
   keys = jax.random.split(key)
