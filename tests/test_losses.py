@@ -70,7 +70,7 @@ def test_terms_are_those_of_loops():
   want |= _semantic(predictions, targets)
   assert want.keys() == terms.keys() - {"prompts", "objects", "matched_iou"}
   for name, value in want.items():
-    assert_close(terms[name], value, rel=5e-6, what=name)  # measured 5e-7
+    assert_close(terms[name], value, rel=1.1e-6, what=name)  # measured 1.1e-7
   assert terms["prompts"] == 4
   assert terms["objects"] == 6
   assert 0.3 < terms["matched_iou"] < 1
@@ -80,7 +80,7 @@ def test_terms_are_those_of_loops():
   parts = [
     weights[name.removesuffix("_many").partition("_aux")[0]] * value for name, value in want.items()
   ]
-  assert_close(total, 2 * sum(parts), rel=2e-6)  # sqrt(4 prompts); measured 2e-7
+  assert_close(total, 2 * sum(parts), rel=5e-7)  # sqrt(4 prompts); measured 5.1e-8
 
 
 def _loops(predictions, targets, pairs, kind, layer):
@@ -166,13 +166,14 @@ def test_padding_changes_nothing(objects, prompts):
   total, terms, gradients = evaluate(predictions, targets, valid)
   more = padded(predictions, targets, objects, prompts)
   got = evaluate(*more, np.pad(valid, (0, prompts)))
-  assert_close(got[1], terms, rel=1.2e-6)  # measured 1.2e-7
-  assert_close(got[0], total, rel=1.2e-6)
+  # Measured 0: the padding adds zeros, and the order of the sums is the compiler's.
+  assert_close(got[1], terms, rel=1e-7)
+  assert_close(got[0], total, rel=1e-7)
   rows = slice(0, 4)
   for name, value in vars(gradients).items():
     layered = name in {"logits", "boxes", "presence"}
     kept = getattr(got[2], name)
-    assert_close(kept[:, rows] if layered else kept[rows], value, rel=2e-6, what=name)
+    assert_close(kept[:, rows] if layered else kept[rows], value, rel=1e-7, what=name)
     assert not (kept[:, 4:] if layered else kept[4:]).any()
 
 
@@ -183,12 +184,12 @@ def test_order_of_objects_and_prompts_changes_nothing():
   layered = {"logits", "boxes", "presence"}
   other = {k: v[:, ::-1] if k in layered else v[::-1] for k, v in vars(predictions).items()}
   got = evaluate(Predictions(**other), flipped, valid)
-  assert_close(got[:2], (total, terms), rel=1.2e-6)  # measured 1.2e-7
+  assert_close(got[:2], (total, terms), rel=1.6e-6)  # measured 1.6e-7
 
 
 def test_masks_as_bytes_or_fractions():
   whole, part = (evaluate(*examples(masks=dtype))[:2] for dtype in (np.uint8, np.float32))
-  assert_close(part, whole, rel=1.2e-6)  # measured 1.2e-7
+  assert_close(part, whole, rel=1.5e-6)  # measured 1.5e-7
 
 
 def test_masks_of_the_first_prompts_only():
@@ -199,7 +200,7 @@ def test_masks_of_the_first_prompts_only():
     mask_logits=predictions.mask_logits[::2], semantic_logits=predictions.semantic_logits[::2]
   )
   got = evaluate(first, targets, valid, images=2)
-  assert_close(got[:2], (total, terms), rel=1.2e-6)  # measured 0
+  assert_close(got[:2], (total, terms), rel=1e-7)  # measured 0
 
 
 @pytest.mark.parametrize("objects", [0, 1, 3])
@@ -239,7 +240,7 @@ def test_without_duplicates_or_their_masks():
   )
   _, got, _ = evaluate(alone, targets, valid)
   want = {name: value for name, value in terms.items() if not name.endswith("_many")}
-  assert_close(got, want, rel=1.2e-6)  # measured 0
+  assert_close(got, want, rel=1e-7)  # measured 0
   config = dataclasses.replace(CONFIG, many_masks=False)
   _, got, gradients = evaluate(predictions, targets, valid, config)
   assert got.keys() == terms.keys() - {"mask_many", "dice_many"}
@@ -252,7 +253,7 @@ def test_padding_of_queries_scales_the_classification():
   _, got, _ = evaluate(predictions, targets, valid, LossConfig())
   for name, value in terms.items():
     scale = QUERIES / 200 if name.startswith("class") else 1
-    assert_close(got[name], scale * value, rel=1.2e-6)  # measured 1.2e-7
+    assert_close(got[name], scale * value, rel=8e-7)  # measured 8.3e-8
 
 
 def test_a_sharded_batch_has_the_same_loss():
@@ -269,4 +270,4 @@ def test_a_sharded_batch_has_the_same_loss():
   layered = {"logits", "boxes", "presence"}
   spread = Predictions(**{k: put(v, int(k in layered)) for k, v in vars(predictions).items()})
   got = evaluate(spread, jax.tree.map(put, targets), put(valid))
-  assert_close(got, (total, terms, gradients), rel=2e-6)  # measured 2e-7
+  assert_close(got, (total, terms, gradients), rel=1.8e-6)  # measured 1.8e-7

@@ -42,8 +42,8 @@ def test_assignments_cost_least(objects, queries, alike):
     got, want = cost[row][matched[row], query[row][matched[row]]], cost[row][valid[row]]
     assert not (matched[row] & ~valid[row]).any()
     assert len(set(query[row][matched[row]])) == len(got) == min(valid[row].sum(), queries)
-    # measured 0 where there are enough queries, else 5.8e-5 of costs of up to 20
-    assert abs(got.sum() - want[linear_sum_assignment(want)].sum()) <= 5e-4
+    # Measured 0; float32 cannot tell sums apart that are nearer than this.
+    assert abs(got.sum() - want[linear_sum_assignment(want)].sum()) <= 1e-5
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
@@ -76,8 +76,8 @@ def test_overlap():
     [(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], axis=-1
   ).astype(np.float32)
   iou, giou = overlaps(boxes[:, 0], boxes[:, 1])
-  assert_close(iou, np.array([4 / 16, 0, 1 / 7, 0, 1, 0]), rel=1e-7)  # of float32's rounding
-  assert_close(giou, np.array([4 / 16, 0, 1 / 7 - 2 / 9, 2 / 16 - 1, 1, 0]), rel=1e-7)
+  assert_close(iou, np.array([4 / 16, 0, 1 / 7, 0, 1, 0]), rel=6e-8)  # measured 6.4e-9
+  assert_close(giou, np.array([4 / 16, 0, 1 / 7 - 2 / 9, 2 / 16 - 1, 1, 0]), rel=6e-8)
   both = jax.jit(jax.grad(lambda a, b: sum(x.sum() for x in overlap(a, b))))
   assert np.isfinite(both(boxes[:, 0], boxes[:, 1])).all()
 

@@ -4,6 +4,8 @@ B images, R prompts of an image (static), T text tokens, N example boxes of a pr
 prompt, Hi and Wi pixels of the model's square input, Ht and Wt cells of a target mask.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -76,4 +78,4 @@ def flatten(batch: Batch) -> Batch:
     name: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), getattr(batch, name))
     for name in prompts
   }
-  return batch.replace(**flat)
+  return dataclasses.replace(batch, **flat)
