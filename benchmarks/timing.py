@@ -1,5 +1,6 @@
 """Seconds, peak memory, and the machine they were taken on; standard library alone."""
 
+import json
 import os
 import platform
 import resource
@@ -26,6 +27,27 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, flo
   later, processor = seconds[1:] or seconds, processor[1:] or processor
   medians = {"later": statistics.median(later), "processor": statistics.median(processor)}
   return result, {"first": seconds[0]} | medians
+
+
+def serve(step: Callable[[], float], versions: dict[str, str], about: dict[str, Any]) -> None:
+  """Takes a step of training for every line of standard input, and answers each, and the start,
+  with a line of JSON: so one program can have others take turns.
+
+  Args:
+    step: waits for its result and returns the loss.
+    versions: of packages.
+    about: threads or device.
+  """
+
+  def answer(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+  answer(versions=versions, about=about)
+  for _ in sys.stdin:
+    loss, figures = timed(step, repeats=0)
+    answer(
+      loss=loss, seconds=figures["later"], processor=figures["processor"], memory=peak_memory()
+    )
 
 
 def peak_memory() -> int:

@@ -1,0 +1,275 @@
+"""The training step of the full model compiled for TPUs that are not here: memory and collectives.
+
+  python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
+  tpu/bin/python benchmarks/tpu.py --out benchmarks/results            # 16 chips of v5e, 4 x 4
+
+Nothing runs and no TPU is needed: libtpu compiles for a described topology on any Linux machine,
+and the program is read. What comes out is exact for memory and collectives, if the compiler is of
+the version that a pod has; it says nothing about time. The exit status is 1 if the peak of memory
+is over a chip's.
+"""
+
+import argparse
+import collections
+import json
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CHIPS = {"v5e": 16e9, "v6e": 32e9}  # bytes of memory
+TOPOLOGIES = {4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
+# So that libtpu looks for no TPU and for no metadata server; read when it loads.
+ENVIRONMENT = {
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
+BYTES = {"bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
+
+
+class Collective(NamedTuple):
+  """One instruction of a compiled program.
+
+  Attributes:
+    kind: such as "all-gather".
+    size: bytes of its result on each device.
+    times: how often it runs: the product of the trip counts of the loops around it.
+    scope: where in the model it comes from.
+  """
+
+  kind: str
+  size: int
+  times: int
+  scope: str
+
+
+def collectives(hlo: str) -> list[Collective]:
+  """Those of a compiled module's text, one for each instruction that runs."""
+  bodies, entry, name = collections.defaultdict(list), "", ""
+  for line in hlo.splitlines():
+    if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+      name = header[2]
+      entry = name if header[1] else entry
+    elif found := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)", line):
+      bodies[name].append(found.groups()[1:])
+  listed: list[Collective] = []
+
+  def visit(computation: str, times: int) -> None:
+    for shape, opcode, rest in bodies[computation]:
+      # An asynchronous one is a pair; the second's type is the result alone.
+      if kind := re.fullmatch(rf"({KINDS})(-done)?", opcode):
+        scope = re.search(r'op_name="([^"]*)"', rest)
+        listed.append(Collective(kind[1], _size(shape), times, scope[1] if scope else ""))
+      trips = _trips(rest, bodies) if opcode == "while" else 1
+      inner = r"(?:body|calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
+      for group in re.findall(inner, rest):
+        for called in re.findall(r"%([\w.\-]+)", group):
+          visit(called, times * trips)
+
+  visit(entry, 1)
+  return listed
+
+
+def _trips(rest: str, bodies: dict[str, list]) -> int:
+  """How often a loop runs: as the compiler notes it, or the one constant of its condition; 1 if
+  neither tells."""
+  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
+    return int(known[1])
+  condition = re.search(r"condition=%([\w.\-]+)", rest)
+  limits = [
+    text.split(")")[0]
+    for shape, opcode, text in bodies[condition[1] if condition else ""]
+    if opcode == "constant" and shape.startswith("s32[]")
+  ]
+  return int(limits[0]) if len(limits) == 1 else 1
+
+
+def _size(shape: str) -> int:
+  """Bytes of a type such as (f32[8,128]{1,0}, bf16[4]{0})."""
+  return sum(
+    BYTES.get(kind, 1) * math.prod(int(d) for d in dims.split(",") if d)
+    for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+  )
+
+
+def lower(arguments: argparse.Namespace) -> Any:
+  """The training step, traced for the chips: fully sharded data parallel over all of them."""
+  import jax
+  import jax.numpy as jnp
+  from jax.experimental import topologies
+
+  from sam3_jax.config import RELEASED, SIZES
+  from sam3_jax.model.layers import Layering
+  from sam3_jax.model.sam3 import parameter_shapes
+  from sam3_jax.training import state as states
+  from sam3_jax.training.losses import LossConfig
+  from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+  from sam3_jax.training.sharding import gatherer, make_mesh
+  from sam3_jax.training.step import StepSettings, make_step
+  from sam3_jax.trees import flatten
+
+  config = SIZES.get(arguments.size, RELEASED)
+  name = f"{arguments.target}:{TOPOLOGIES[arguments.chips]}"
+  devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+  mesh = make_mesh(devices, fsdp=arguments.chips)
+  trained, frozen = states.split(flatten(parameter_shapes(config)), arguments.train)
+  recipe = OptimizerConfig()
+  optimizer = make_optimizer(recipe, trained, config.trunk, 1000)
+  state = jax.eval_shape(
+    lambda arrays: states.create(
+      arrays, optimizer, jax.random.key(0), average=arguments.average > 0
+    ),
+    trained,
+  )
+  settings = StepSettings(
+    model=config,
+    losses=LossConfig(),
+    dtype=jnp.bfloat16,
+    masked=arguments.masked,
+    accumulate=arguments.accumulate,
+    average=arguments.average,
+    frozen_parts=tuple(
+      part for part in ("trunk", "text") if not any(x.startswith(f"{part}/") for x in trained)
+    ),
+    layering=Layering(arguments.remat == "full", gatherer(mesh, jnp.bfloat16)),
+  )
+  step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, frozen)
+  return step.lower(state, frozen, batch_shapes(config, arguments))
+
+
+def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
+  """Shapes of a batch with so many pictures for each chip."""
+  import jax
+  import jax.numpy as jnp
+
+  from sam3_jax.training.batch import Batch, Targets
+
+  def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  images = arguments.chips * arguments.images
+  rows, side, cells = (images, arguments.prompts), config.image_size, config.mask_size
+  targets: dict[str, Any] = {
+    "boxes": array(*rows, arguments.objects, 4),
+    "masks": array(*rows, arguments.objects, cells, cells, dtype=jnp.uint8),
+    "valid": array(*rows, arguments.objects, dtype=bool),
+  }
+  fields: dict[str, Any] = {
+    "images": array(images, side, side, 3, dtype=jnp.uint8),
+    "sizes": array(images, 2, dtype=jnp.int32),
+    "ids": array(images, dtype=jnp.int32),
+    "tokens": array(*rows, config.text.context, dtype=jnp.int32),
+    "boxes": array(*rows, arguments.examples, 4),
+    "positive": array(*rows, arguments.examples, dtype=bool),
+    "box_valid": array(*rows, arguments.examples, dtype=bool),
+    "prompt_valid": array(*rows, dtype=bool),
+  }
+  return Batch(**fields, targets=Targets(**targets))
+
+
+def markdown(report: dict[str, Any]) -> str:
+  """Memory, and the table of collectives, as docs/training-tpu.md shows them."""
+  memory, gb = report["memory"], 1e-9
+  lines = [
+    f"{report['what']}; {report['versions']}, compiled in {report['seconds']:.0f} s.",
+    "",
+    f"Peak memory of a chip: {memory['peak'] * gb:.2f} GB of {report['limit'] * gb:.0f} GB "
+    f"(arguments {memory['arguments'] * gb:.2f} GB, temporaries {memory['temporaries'] * gb:.2f} "
+    "GB).",
+    "",
+    "| part | collective | runs a step | MB of the largest | GB a step and chip |",
+    "|---|---|---|---|---|",
+  ]
+  total = 0.0
+  for row in report["collectives"]:
+    lines.append(
+      f"| {row['part']} | {row['kind']} | {row['times']} | {row['largest'] / 1e6:.2f} "
+      f"| {row['bytes'] * gb:.3f} |"
+    )
+    total += row["bytes"]
+  return "\n".join([*lines, f"| all | | | | {total * gb:.3f} |"])
+
+
+def by_part(listed: list[Collective], parts: tuple[str, ...]) -> list[dict[str, Any]]:
+  """Sums for each part of the model and kind, the most bytes first."""
+  rows: dict[tuple[str, str], dict[str, Any]] = {}
+  for kind, size, times, scope in listed:
+    part = next((p for p in parts if re.search(rf"[/(]{p}[/)]", scope)), "the rest")
+    row = rows.setdefault(
+      (part, kind), {"part": part, "kind": kind, "times": 0, "largest": 0, "bytes": 0}
+    )
+    row["times"] += times
+    row["bytes"] += times * size
+    row["largest"] = max(row["largest"], size)
+  return sorted(rows.values(), key=lambda row: -row["bytes"])
+
+
+PARTS = ("trunk", "neck", "text", "geometry", "fusion", "decoder", "scoring", "masks")
+
+
+def main() -> int:
+  arguments = _arguments()
+  os.environ |= {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+  import jax
+  import jaxlib
+
+  lowered, start = lower(arguments), time.perf_counter()
+  compiled = lowered.compile()
+  memory = compiled.memory_analysis()
+  hlo = compiled.as_text()
+  if arguments.hlo:
+    arguments.hlo.write_text(hlo)
+  report = {
+    "what": f"{arguments.target} {TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
+    f"{arguments.images} picture(s) a chip, {arguments.prompts} phrases each, masks for "
+    f"{arguments.masked}, up to {arguments.objects} objects; bfloat16, remat {arguments.remat}",
+    "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+    "seconds": time.perf_counter() - start,
+    "limit": CHIPS[arguments.target],
+    "memory": {
+      "peak": memory.peak_memory_in_bytes,
+      "arguments": memory.argument_size_in_bytes,
+      "temporaries": memory.temp_size_in_bytes,
+    },
+    "collectives": by_part(collectives(hlo), PARTS),
+  }
+  text = markdown(report)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"train-{arguments.target}-{arguments.chips}"
+    (arguments.out / f"{name}.md").write_text(text + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+  return 0 if report["memory"]["peak"] < report["limit"] else 1
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--target", choices=CHIPS, default="v5e")
+  parser.add_argument("--chips", type=int, choices=TOPOLOGIES, default=16)
+  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
+  parser.add_argument("--images", type=int, default=1, help="pictures a chip")
+  parser.add_argument("--prompts", type=int, default=4, help="phrases of a picture")
+  parser.add_argument("--masked", type=int, default=2, help="of these, at most so many present")
+  parser.add_argument("--objects", type=int, default=32, help="of a phrase")
+  parser.add_argument("--examples", type=int, default=4, help="boxes of a phrase")
+  parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
+  parser.add_argument("--average", type=float, default=0.999, help="decay of the average; 0: none")
+  parser.add_argument("--train", default=".*", help="pattern of the trained parameters' paths")
+  parser.add_argument("--remat", choices=("none", "full"), default="full")
+  parser.add_argument("--hlo", type=Path, help="file for the compiled program's text")
+  parser.add_argument("--out", type=Path, help="folder for train-TARGET-CHIPS.md and .json")
+  return parser.parse_args()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

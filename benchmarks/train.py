@@ -1,0 +1,198 @@
+"""Training steps: ours beside Meta's on one machine, and the full model on a CPU.
+
+  pip install torch torchvision; pip install --no-deps sam3==0.1.4 einops ftfy iopath portalocker \\
+    pycocotools scipy timm torchmetrics lightning-utilities wcwidth     # for Meta's side
+  python benchmarks/train.py speed --meta-python PYTHON_WITH_THESE --out benchmarks/results
+  python benchmarks/train.py full --mode detector     # 840 M parameters; or --mode lora
+
+`speed`: both sides have the same seeded weights and the same batch, and take whole steps: forward,
+all losses with one-to-many queries and masks, backward, clipping, AdamW; float32. Each way to do it
+runs in a process of its own, which waits between its steps, and all take turns, A B A B, so that
+whatever else the machine does disturbs all alike. The exit status is 1 if the first step's losses
+differ by more than 1e-4 of the total.
+
+`full`: random parameters, one picture at 1008 pixels, remat; prints seconds, losses and the peak of
+memory. Trunk and text are frozen with "detector"; "lora" trains low-rank factors of every attention
+and MLP kernel.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import machine
+
+HERE = Path(__file__).parent
+LIMIT = 1e-4  # of the first loss, relative to Meta's
+LEARNING_RATE = 1e-5
+# What is compared: name, script, its options. Meta's code as it is recomputes every layer.
+WAYS = (
+  ("Meta, layers recomputed (as it is)", "train_meta.py", ("--remat", "full")),
+  ("Meta, nothing recomputed", "train_meta.py", ("--remat", "none")),
+  ("sam3-jax (the default)", "train_ours.py", ("--remat", "none")),
+  ("sam3-jax, remat full", "train_ours.py", ("--remat", "full")),
+  ("sam3-jax, no scan", "train_ours.py", ("--remat", "none", "--unroll")),
+  ("sam3-jax, masks of absent phrases too", "train_ours.py", ("--remat", "none", "--all-masks")),
+)
+
+
+def speed(arguments: argparse.Namespace) -> int:
+  from train_batch import SIZES, make_batch
+
+  config = full_config(SIZES[arguments.size])
+  with tempfile.TemporaryDirectory(prefix="sam3-jax-train-") as temporary:
+    work, load = Path(temporary), os.getloadavg()[0]
+    (work / "config.json").write_text(json.dumps(config))
+    np.savez(work / "batch.npz", **make_batch(config, arguments.images, arguments.prompts))
+    rows = take_turns(work, arguments)
+  report = {
+    "size": arguments.size,
+    "images": arguments.images,
+    "prompts": arguments.prompts,
+    "machine": machine(),
+    "load": load,
+    "rows": rows,
+  }
+  text = markdown(report)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"train-{arguments.size}"
+    (arguments.out / f"{name}.md").write_text(text + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+  faults = [row for row in rows if not row["off"] <= LIMIT]  # NaN is over, too
+  for row in faults:
+    print(f"{row['name']}: the first loss is off by {row['off']:.1e}", file=sys.stderr)
+  return 1 if faults else 0
+
+
+def full_config(values: dict[str, Any]) -> dict[str, Any]:
+  """The released configuration with other values for some fields."""
+  from sam3_jax.config import Config
+
+  config = Config().to_dict()
+  for field, value in values.items():
+    config[field] = config[field] | value if isinstance(value, dict) else value
+  return json.loads(json.dumps(Config.from_dict(config).to_dict()))
+
+
+def take_turns(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+  """Each way's figures: the first step compiles and warms up, the later ones are timed."""
+  rows = []
+  with contextlib.ExitStack() as stack:
+    ways = []
+    for name, script, options in WAYS:
+      python = arguments.meta_python if script == "train_meta.py" else sys.executable
+      command = [python, str(HERE / script), str(work), *options]
+      command += ["--learning-rate", str(LEARNING_RATE)]
+      way = stack.enter_context(
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+      )
+      ways.append((way, _answer(way, name)))
+      rows.append({"name": name, "steps": []})
+      rows[-1]["steps"].append(_step(way, name))  # one at a time: compiling takes all cores
+    for _ in range(arguments.repeats):
+      for (way, _), row in zip(ways, rows, strict=True):
+        row["steps"].append(_step(way, row["name"]))
+    for way, _ in ways:
+      way.stdin.close()
+  for (_, about), row in zip(ways, rows, strict=True):
+    row |= about | _figures(row["steps"], arguments.images)
+    row["off"] = abs(row["steps"][0]["loss"] / rows[0]["steps"][0]["loss"] - 1)
+  return rows
+
+
+def _figures(steps: list[dict[str, float]], images: int) -> dict[str, float]:
+  seconds = [step["seconds"] for step in steps[1:]]
+  median = statistics.median(seconds)
+  return {
+    "first": steps[0]["seconds"],
+    "seconds": median,
+    "least": min(seconds),
+    "processor": statistics.median(step["processor"] for step in steps[1:]),
+    "images_per_second": images / median,
+    "memory": max(step["memory"] for step in steps),
+  }
+
+
+def _step(way: subprocess.Popen, name: str) -> dict[str, float]:
+  way.stdin.write("\n")
+  way.stdin.flush()
+  return _answer(way, name)
+
+
+def _answer(way: subprocess.Popen, name: str) -> dict[str, Any]:
+  if not (line := way.stdout.readline()):
+    raise SystemExit(f"{name} ended with status {way.wait()}; its message is above.")
+  return json.loads(line)
+
+
+def markdown(report: dict[str, Any]) -> str:
+  """The table, as the README shows it."""
+  rows, versions = report["rows"], {}
+  for row in rows:
+    versions |= row["versions"]
+  base = rows[0]["images_per_second"]
+  lines = [
+    f"Machine: {report['machine']}, load {report['load']:.1f} beforehand; "
+    + ", ".join(f"{name} {version}" for name, version in versions.items())
+    + f". {report['images']} pictures of {report['prompts']} phrases a step, size "
+    f"`{report['size']}`, float32, medians of {len(rows[0]['steps']) - 1} steps in turns.",
+    "",
+    "| training step | seconds (median, least) | processor seconds | images/s | ratio "
+    "| peak memory | first step | first loss off by |",
+    "|---" * 8 + "|",
+  ]
+  for row in rows:
+    lines.append(
+      f"| {row['name']} | {row['seconds']:.2f}, {row['least']:.2f} | {row['processor']:.2f} "
+      f"| {row['images_per_second']:.2f} | {row['images_per_second'] / base:.2f} "
+      f"| {row['memory'] / 1e9:.2f} GB | {row['first']:.1f} s | {row['off']:.1e} |"
+    )
+  return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parts = parser.add_subparsers(dest="part", required=True)
+  part = parts.add_parser("speed", help="beside Meta's training step")
+  part.add_argument("--size", choices=("tiny", "small"), default="small")
+  part.add_argument("--images", type=int, default=4)
+  part.add_argument("--prompts", type=int, default=3, help="of a picture, the last absent")
+  part.add_argument("--repeats", type=int, default=5, help="timed steps")
+  part.add_argument("--meta-python", default=sys.executable, help="interpreter with Meta's sam3")
+  part.add_argument("--out", type=Path, help="folder for train-SIZE.md and train-SIZE.json")
+  part = parts.add_parser("full", help="840 M parameters")
+  part.add_argument("--mode", choices=("detector", "lora"), required=True)
+  part.add_argument("--steps", type=int, default=2)
+  part.add_argument("--rank", type=int, default=16, help="of lora")
+  part.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny to try it")
+  part.add_argument("--out", type=Path, help="folder for train-full-MODE.json")
+  arguments = parser.parse_args()
+  if arguments.part == "speed" and shutil.which(arguments.meta_python) is None:
+    parser.error(f"--meta-python {arguments.meta_python} cannot be run")
+  return arguments
+
+
+def main() -> int:
+  arguments = _arguments()
+  if arguments.part == "speed":
+    return speed(arguments)
+  from train_full import full
+
+  return full(arguments.mode, arguments.steps, arguments.rank, arguments.size, arguments.out)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,75 @@
+"""The sizes and the batch on which both sides of `train.py` take their steps; NumPy alone."""
+
+from typing import Any
+
+import numpy as np
+
+EXAMPLES, OBJECTS = 2, 6  # slots for example boxes and for objects of a prompt
+
+# Fields of the configuration that differ from the released ones. "tiny" is the tests' model, of
+# which Meta's training step is kept in tests/goldens; "small" is larger, so that arithmetic and not
+# overhead is compared. Without dropout: the losses of both sides can then be compared, too.
+SIZES: dict[str, dict[str, Any]] = {
+  "tiny": {
+    "trunk": {
+      "width": 64, "heads": 4, "mlp_width": 296, "groups": 2, "windowed": 1, "window": 4,
+      "pretrain_grid": 4, "drop_path": 0.0,
+    },
+    "text": {"width": 32, "heads": 2, "mlp_width": 128, "layers": 2, "vocabulary": 1024},
+    "image_size": 168, "width": 128, "mlp_width": 256, "geometry_layers": 2, "fusion_layers": 2,
+    "decoder_layers": 3, "queries": 10, "dropout": 0.0,
+  },
+  "small": {
+    "trunk": {
+      "width": 192, "heads": 3, "mlp_width": 888, "groups": 2, "windowed": 2, "window": 8,
+      "pretrain_grid": 8, "drop_path": 0.0,
+    },
+    "text": {"width": 128, "heads": 2, "mlp_width": 512, "layers": 4, "vocabulary": 1024},
+    "image_size": 336, "width": 128, "mlp_width": 512, "geometry_layers": 2, "fusion_layers": 3,
+    "decoder_layers": 3, "queries": 50, "dropout": 0.0,
+  },
+}  # fmt: skip
+
+
+def make_batch(
+  config: dict[str, Any], images: int, prompts: int, *, mask_side: int = 0, seed: int = 0
+) -> dict[str, np.ndarray]:
+  """Random pictures with filled ellipses to find, the last prompt of each picture without any.
+
+  Args:
+    config: all fields of the model's configuration, as a dictionary.
+    images: B.
+    prompts: R of each image.
+    mask_side: cells a side of the target masks; 0 for the pictures', as Meta's code has it.
+    seed: of everything.
+
+  Returns:
+    images u8[B, S, S, 3]; tokens i32[B, R, T] (start, words, end, then 0); examples
+    f32[B, R, N, 4] with given bool[B, R, N], boxes f32[B, R, O, 4] with valid bool[B, R, O] (both
+    cxcywh fractions) and masks bool[B, R, O, M, M].
+  """
+  rng = np.random.default_rng(seed)
+  side, text = config["image_size"], config["text"]
+  counts = rng.integers(1, OBJECTS + 1, (images, prompts))
+  counts[:, -1] = 0
+  valid = np.arange(OBJECTS) < counts[..., None]
+  boxes = rng.uniform(0.1, 0.4, (images, prompts, OBJECTS, 4)).astype(np.float32)
+  boxes[..., :2] += boxes[..., 2:] / 2 + rng.uniform(0, 0.2, (*boxes.shape[:3], 2))
+  cells = mask_side or side
+  cells = (np.arange(cells, dtype=np.float32) + 0.5) / cells
+  cx, cy, w, h = (boxes[..., i, None, None] for i in range(4))
+  masks = ((cells - cx) / w) ** 2 + ((cells[:, None] - cy) / h) ** 2 < 0.25
+  tokens = np.zeros((images, prompts, text["context"]), np.int32)
+  length = min(6, text["context"])
+  tokens[..., :length] = rng.integers(1, text["vocabulary"], (images, prompts, length))
+  given = np.zeros((images, prompts, EXAMPLES), bool)
+  given[:, 0, 0] = True  # the first object of the first prompt is shown, too
+  return {
+    "images": rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8),
+    "tokens": tokens,
+    "examples": boxes[:, :, :EXAMPLES],
+    "given": given,
+    "boxes": boxes,
+    "valid": valid,
+    "masks": masks & valid[..., None, None],
+  }

@@ -1,0 +1,89 @@
+"""Our side of `train.py`: the step of `sam3_jax.training` on the same batch and weights."""
+
+import argparse
+import json
+from pathlib import Path
+
+import flax
+import flax.linen as nn
+import jax
+import numpy as np
+from sam3_jax.converters.meta import from_arrays
+from timing import serve
+from weights import weights
+
+from sam3_jax.config import Config
+from sam3_jax.model.layers import Layering
+from sam3_jax.training import state as states
+from sam3_jax.training.batch import Batch, Targets
+from sam3_jax.training.losses import LossConfig
+from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from sam3_jax.training.sharding import make_mesh
+from sam3_jax.training.step import StepSettings, make_step
+from sam3_jax.trees import flatten
+
+
+def make_batch(arrays: dict[str, np.ndarray]) -> Batch:
+  """The batch of `train_batch` as the step takes it."""
+  images = len(arrays["images"])
+  side = arrays["images"].shape[1]
+  return Batch(
+    images=arrays["images"],
+    sizes=np.full((images, 2), side, np.int32),
+    ids=np.arange(images, dtype=np.int32),
+    tokens=arrays["tokens"],
+    boxes=arrays["examples"],
+    positive=np.ones_like(arrays["given"]),
+    box_valid=arrays["given"],
+    prompt_valid=np.ones(arrays["given"].shape[:2], bool),
+    targets=Targets(arrays["boxes"], arrays["masks"].astype(np.uint8) * 255, arrays["valid"]),
+  )
+
+
+def unroll_layers() -> None:
+  """Has every stack of layers run one after another in the program instead of in a loop."""
+  scan = nn.scan
+  nn.scan = lambda layer, *, length, **rest: scan(layer, length=length, unroll=length, **rest)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("work", type=Path, help="has config.json, batch.npz and names.json")
+  parser.add_argument("--remat", choices=("none", "full"), required=True)
+  parser.add_argument("--learning-rate", type=float, required=True)
+  parser.add_argument("--unroll", action="store_true", help="layers without loops")
+  parser.add_argument("--all-masks", action="store_true", help="masks of absent phrases, too")
+  arguments = parser.parse_args()
+  if arguments.unroll:
+    unroll_layers()
+  config = Config.from_dict(json.loads((arguments.work / "config.json").read_text()))
+  names = json.loads((arguments.work / "names.json").read_text())
+  _, tree = from_arrays({n: weights(n, tuple(s)) for n, s in names.items()}, config)
+  parameters, batch = flatten(tree), make_batch(dict(np.load(arguments.work / "batch.npz")))
+  rows_with_objects = int(batch.targets.valid.any(axis=(0, 2)).sum())
+  settings = StepSettings(
+    model=config,
+    losses=LossConfig(),
+    masked=None if arguments.all_masks else rows_with_objects,
+    layering=Layering(again=arguments.remat == "full"),
+  )
+  recipe = OptimizerConfig(
+    learning_rate=arguments.learning_rate, multipliers=(), layer_decay=1.0, schedule="constant",
+    warmup=0, cooldown=0,
+  )  # fmt: skip
+  optimizer = make_optimizer(recipe, parameters, config.trunk, 1000)
+  state = states.create(parameters, optimizer, jax.random.key(0), average=False)
+  mesh = make_mesh(jax.devices()[:1])
+  step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, {})
+  placed = jax.device_put(batch)
+
+  def one() -> float:
+    nonlocal state
+    state, metrics = step(state, {}, placed)
+    return float(jax.block_until_ready((state, metrics))[1]["loss"])
+
+  serve(one, {m.__name__: m.__version__ for m in (jax, flax)}, {"device": str(jax.devices()[0])})
+
+
+if __name__ == "__main__":
+  main()
