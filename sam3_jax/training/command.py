@@ -15,7 +15,7 @@ from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
 from sam3_jax.training.log import plot
-from sam3_jax.training.loop import Evaluate, Start, prepare, train
+from sam3_jax.training.loop import Evaluate, Start, train
 from sam3_jax.training.sources import SceneSource
 from sam3_jax.trees import flatten
 
@@ -38,7 +38,6 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
   batches = open_data(config, tokenizer)
   evaluate = open_evaluation(config, tokenizer)
-  prepare(out, config, start.mark())
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
   finally:

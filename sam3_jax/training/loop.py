@@ -40,9 +40,10 @@ from sam3_jax.training.sharding import gatherer, make_mesh, place_batch, state_s
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.storage import Storage
 
+CONFIG, PARTIAL = "config.json", "config.json.partial"
 PARTS = ("trunk", "text")  # whose dropout rests while nothing of them is trained
 FIGURES = ("cgf1", "il_mcc", "pmf1")  # of an evaluation, that a bundle tells
-SHOWN = 20  # pictures named in an error
+SHOWN = 20  # pictures, or fields, named in an error
 
 Evaluate = Callable[[Sam3], Mapping[str, Any]]
 
@@ -82,34 +83,6 @@ class Start:
     return digest.hexdigest()[:16]
 
 
-def prepare(out: Path, config: TrainConfig, mark: str) -> None:
-  """Makes the output folder, or checks that it is of the same run.
-
-  Raises:
-    ValueError: it holds another run, or something else.
-  """
-  values = {"config": config.to_dict(), "start": mark}
-  file = out / "config.json"
-  if file.exists():
-    try:
-      before = json.loads(file.read_bytes())
-    except ValueError as error:
-      raise ValueError(f"{file} is damaged ({error}); give another --out.") from error
-    if names := differences(before, values):
-      shown = ", ".join(name.removeprefix("config.") for name in names[:10])
-      raise ValueError(
-        f"{out} holds a run that differs in {shown}; go on with what it was started with "
-        f"({file}), or give another --out."
-      )
-    return
-  if out.exists() and any(out.iterdir()):
-    raise ValueError(f"{out} is not empty and holds no training run; give another --out.")
-  out.mkdir(parents=True, exist_ok=True)
-  partial = out / ".config.partial"
-  partial.write_text(json.dumps(values, indent=2) + "\n")
-  os.replace(partial, file)
-
-
 def train(
   config: TrainConfig,
   start: Start,
@@ -125,7 +98,7 @@ def train(
     config: the run.
     start: what it starts from.
     batches: of `config.data.batch` pictures in all processes together.
-    out: a folder that `prepare` has seen.
+    out: a folder: of the same run, or empty, or to be made.
     evaluate: figures of a model; `config.best` among them, if best checkpoints are wanted.
     console: where the progress bar goes; None for no bar.
 
@@ -133,13 +106,17 @@ def train(
     The bundle `out/final`.
 
   Raises:
-    ValueError: a loss or gradient that is not finite: with the step, its pictures and the last good
-      checkpoint; the step is not saved.
+    ValueError: `out` holds another run, or something else; nothing matches what is to be trained;
+      the devices cannot share a batch; a loss or gradient is not finite: then with the step, its
+      pictures and the last good checkpoint. That step is not saved.
   """
+  values = {"config": config.to_dict(), "start": start.mark()}
+  _check_output(out, values)
   final = out / "final"
   if final.exists():
     return final
   run = _Run(config, start)
+  _write_config(out, values)
   storage = Storage(out / "steps", config.keep)
   done, best = 0, None
   if storage.latest is not None:
@@ -177,6 +154,34 @@ def train(
     log.close()
     storage.close()
   return final
+
+
+def _check_output(out: Path, values: dict[str, Any]) -> None:
+  file = out / CONFIG
+  if not file.exists():
+    if out.exists() and any(path.name != PARTIAL for path in out.iterdir()):
+      raise ValueError(f"{out} is not empty and holds no training run; give another --out.")
+    return
+  try:
+    before = json.loads(file.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{file} is damaged ({error}); give another --out.") from error
+  if names := differences(before, values):
+    shown = ", ".join(name.removeprefix("config.") for name in names[:SHOWN])
+    raise ValueError(
+      f"{out} holds a run that differs in {shown}; go on with what it was started with ({file}), "
+      "or give another --out."
+    )
+
+
+def _write_config(out: Path, values: dict[str, Any]) -> None:
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / PARTIAL
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, out / CONFIG)
+  except OSError as error:
+    raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
 
 
 class _Run:
