@@ -86,6 +86,12 @@ class Style(enum.StrEnum):
   twemoji = "twemoji"
 
 
+class New(enum.StrEnum):
+  avocado = "avocado"
+  crown = "crown"
+  owl = "owl"
+
+
 # An empty metavar, as a flag takes no value.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
 Debug = Annotated[
@@ -390,8 +396,22 @@ def scenes(
   count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures.")] = 100,
   seed: Annotated[int, typer.Option(min=0, metavar="S", help="Decides all of them.")] = 0,
   style: Annotated[
-    Style, typer.Option(help="Whose drawings; train is all that a model may be trained on.")
-  ] = Style.train,
+    list[Style] | None,
+    typer.Option(
+      help="Whose drawings; train, the default, is all that a model may be trained on. Repeat for "
+      "several."
+    ),
+  ] = None,
+  new: Annotated[
+    New | None,
+    typer.Option(
+      help="Show this thing, of which other scenes know nothing, in half of the pictures, and ask "
+      "for it in all; its pairs go to NAME.json too."
+    ),
+  ] = None,
+  augment: Annotated[
+    float, typer.Option(metavar="0..1", help="How strongly colours and shapes are changed.")
+  ] = 0.0,
   unseen: Annotated[
     bool,
     typer.Option("--unseen", metavar="", help="Ask by words that training on scenes never uses."),
@@ -408,9 +428,22 @@ def scenes(
   from sam3_jax.training.scene_files import write
 
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
-    done = write(out, count, seed, style.value, unseen=unseen, progress=step)
+    done = write(
+      out,
+      count,
+      seed,
+      [one.value for one in style or [Style.train]],
+      new=new and new.value,
+      augment=augment,
+      unseen=unseen,
+      progress=step,
+    )
   counts = ", ".join(f"{number:,} {what}" for what, number in done.items())
   say(Console(quiet=quiet), f"{out / 'annotations.json'}: {counts}")
+  if new:
+    say(
+      Console(quiet=quiet), f"{out / new.value}.json: those of its pairs that ask for {new.value}"
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The sheet of drawings, what becomes of a drawing in a scene, and what lies behind."""
 
 import colorsys
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,10 +34,19 @@ def apart(first: float, second: float) -> float:
 
 
 class TestSheet:
-  def test_has_78_things_by_four_artists(self):
+  def test_has_78_things_and_3_new_ones_by_four_artists(self):
     assert len(NAMES) == len(set(NAMES)) == 78
+    assert {one.name for one in drawings.new_concepts()} == {"avocado", "crown", "owl"}
+    assert drawings.everything() == drawings.concepts() + drawings.new_concepts()
     for style in drawings.STYLES:
-      assert len(drawings.drawings(style)) == 78
+      assert len(drawings.drawings(style)) == 81
+
+  def test_cells_of_the_78_stay_where_they_are(self):
+    """Scenes of a seed are the same for good. Of the cells before there were new ones."""
+    with Image.open(FOLDER / "sheet.webp") as sheet:
+      pixels = np.asarray(sheet.convert("RGBa"))[: 24 * 128]
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert digest == "99d55e873d4c15af2b36cbb41f9d5a41034a93c26f0c9b0c0abf34ca6037327b"
 
   def test_concepts_are_those_of_the_fixed_scenes(self):
     first = {concept.phrases[0] for concept in drawings.concepts()}
@@ -57,16 +67,19 @@ class TestSheet:
   def test_index_fits_the_picture(self):
     index = json.loads((FOLDER / "sheet.json").read_text())
     assert index["concepts"] == NAMES
-    assert tuple(index["sizes"]) == drawings.STYLES
+    assert tuple(index["sizes"]) == tuple(index["new"]["sizes"]) == drawings.STYLES
+    assert index["new"]["concepts"] == [one.name for one in drawings.new_concepts()]
     with Image.open(FOLDER / "sheet.webp") as sheet:
       assert sheet.width == index["columns"] * index["cell"]
-      assert sheet.height * index["columns"] >= 4 * 78 * index["cell"]
+      assert sheet.height * index["columns"] >= 4 * 81 * index["cell"]
 
   @pytest.mark.parametrize("style", drawings.STYLES)
   def test_drawings_are_tight_and_whole(self, style):
     """A drawing that reached into its neighbour's cell, or lost a side, would touch the margin."""
-    sizes = json.loads((FOLDER / "sheet.json").read_text())["sizes"][style]
-    for name, drawing, size in zip(NAMES, drawings.drawings(style), sizes, strict=True):
+    index = json.loads((FOLDER / "sheet.json").read_text())
+    sizes = index["sizes"][style] + index["new"]["sizes"][style]
+    names = [one.name for one in drawings.everything()]
+    for name, drawing, size in zip(names, drawings.drawings(style), sizes, strict=True):
       alpha = np.asarray(drawing.levels[0])[..., 3]
       rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
       assert max(size) == 128, name

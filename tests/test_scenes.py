@@ -1,6 +1,7 @@
 """Scenes: what is composed is what the masks say, as hard as promised, and the same each time."""
 
 import contextlib
+import hashlib
 import json
 from pathlib import Path
 
@@ -183,6 +184,41 @@ class TestCompose:
       scene(0, styles=("crayon",))
 
 
+class TestNew:
+  def test_scenes_without_it_are_the_same_as_ever(self):
+    """Digest of the scenes before there were new concepts."""
+    digest = hashlib.sha256()
+    for number in range(12):
+      rng = np.random.default_rng([5, number])
+      made = scenes.compose(rng, mixed=0.2, augment=0.5)
+      digest.update(made.image.tobytes())
+      said = [tuple(one)[:3] for one in scenes.phrases(rng, made, absent=1.5)]
+      digest.update(repr(said).encode())
+    assert digest.hexdigest() == "8f070f222cbf34b6d522ab40b897a82dee4c6e4c1a6e23f3280c28f7f37c1eb7"
+
+  def test_half_of_the_scenes_show_it(self):
+    new = 79
+    plans = []
+    for number in range(300):
+      rng = np.random.default_rng([3, number])
+      plan = scenes._plan(rng)
+      plans.append((plan, scenes._with_new(rng, plan, new)))
+    shown = [any(concept == new for concept, _ in after) for _, after in plans]
+    assert 0.4 < np.mean(shown) < 0.6
+    assert all([share for _, share in a] == [share for _, share in b] for a, b in plans)
+    alike = [not shows and a != b for shows, (a, b) in zip(shown, plans, strict=True)]
+    assert 0.1 < np.mean(alike) < 0.3
+
+  def test_it_is_drawn_and_asked_for(self):
+    made = [scene(number, new=80) for number in range(16)]
+    found = [scenes.phrases(np.random.default_rng(1), one, new=80) for one in made]
+    there = [80 in [item.concept for item in one.objects] for one in made]
+    assert 3 < sum(there) < 13
+    for phrases, shows in zip(found, there, strict=True):
+      [own] = [phrase for phrase in phrases if phrase.named == 80]
+      assert bool(own.objects) == shows
+
+
 class TestStyles:
   def test_twemoji_is_never_in_training(self, monkeypatch):
     used = []
@@ -292,6 +328,29 @@ class TestWrite:
     scene_files.write(tmp_path / "other", 3, 6)
     assert not set(contents(tmp_path / "other").values()) & set(all_of_them.values())
 
+  def test_a_new_concept_has_a_file_of_its_own(self, tmp_path):
+    scene_files.write(tmp_path / "out", 10, 5, ("noto", "fluent", "noto"), new="crown")
+    pairs = annotations.read(tmp_path / "out" / "annotations.json")
+    own = annotations.read(tmp_path / "out" / "crown.json")
+    assert len(own) == len({pair.file_name for pair in pairs}) == 10
+    assert {pair.id: pair for pair in own}.items() <= {pair.id: pair for pair in pairs}.items()
+    assert all("crown" in pair.phrase for pair in own)
+    assert sum("crown" in pair.phrase for pair in pairs) == 10
+    assert 1 < sum(bool(pair.objects) for pair in own) < 9
+    styles = {name[14:-4] for name in contents(tmp_path / "out") if name.endswith(".jpg")}
+    assert styles == {"noto", "fluent"}
+
+  def test_augment_changes_pictures(self, written, tmp_path):
+    scene_files.write(tmp_path / "out", 2, 5, augment=1.0)
+    assert set(contents(tmp_path / "out").values()).isdisjoint(contents(written).values())
+    with pytest.raises(ValueError, match=r"augment must be between 0 and 1; got 1\.5"):
+      scene_files.write(tmp_path / "more", 2, 5, augment=1.5)
+
+  def test_unknown_new_concept(self, tmp_path):
+    with pytest.raises(ValueError, match=r"no new concept 'cat'; choose from avocado, crown, owl"):
+      scene_files.write(tmp_path / "out", 1, 0, new="cat")
+    assert not list(tmp_path.iterdir())
+
   def test_unseen_words(self, tmp_path):
     scene_files.write(tmp_path / "out", 8, 5, unseen=True)
     said = {pair.phrase for pair in annotations.read(tmp_path / "out" / "annotations.json")}
@@ -356,8 +415,19 @@ class TestCommand:
     assert cli.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
-  def test_every_style_is_offered(self):
+  def test_every_style_and_new_concept_is_offered(self):
     assert {style.value for style in cli.Style} == {*drawings.STYLES, scene_files.TRAIN}
+    assert [new.value for new in cli.New] == [one.name for one in drawings.new_concepts()]
+
+  def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    typed = ["--count=4", "--style=noto", "--style=twemoji", "--new=owl", "--augment=0.5"]
+    assert cli.main(["scenes", "--out=out", *typed]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("out/annotations.json: 4 pictures, ")
+    assert second.startswith("out/owl.json: ")
+    scene_files.write(Path("same"), 4, 0, ["noto", "twemoji"], new="owl", augment=0.5)
+    assert contents(Path("same")) == contents(Path("out"))
 
   @pytest.mark.parametrize(
     ("typed", "message"),
@@ -366,6 +436,9 @@ class TestCommand:
       (["--out", "out", "--count", "many"], "--count"),
       (["--out", "out", "--seed", "-1"], "--seed"),
       (["--out", "out", "--style", "crayon"], "crayon"),
+      (["--out", "out", "--style", "noto", "--style", "crayon"], "crayon"),
+      (["--out", "out", "--new", "cat"], "cat"),
+      (["--out", "out", "--augment", "nan"], "got nan"),
       (["--count", "3"], "--out"),
       (["--out", "there"], "there is not empty; give another folder, or remove it first."),
       (["--out", "there/file"], "cannot write to there/file"),

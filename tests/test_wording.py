@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sam3_jax.training.drawings import concepts
+from sam3_jax.training.drawings import concepts, everything, new_concepts
 from sam3_jax.training.wording import _text, ask, lookalikes, plural
 
 NAMES = [concept.name for concept in concepts()]
@@ -28,13 +28,13 @@ def spoken(seed: int, concept: int) -> str:
 
 class TestConcepts:
   def test_no_phrase_names_two_things(self):
-    everything = [
+    every = [
       form
-      for concept in concepts()
+      for concept in everything()
       for text in (*concept.phrases, *concept.synonyms, *concept.unseen)
       for form in {text, plural(text)}
     ]
-    assert len(everything) == len(set(everything))
+    assert len(every) == len(set(every))
 
   def test_things_of_any_color_are_not_called_by_one(self):
     colors = {"red", "green", "blue", "yellow", "orange", "purple", "pink", "black", "brown"}
@@ -125,6 +125,38 @@ class TestAsk:
     assert not any(text.startswith(("a a", "a e", "a i", "a o", "an b", "an c")) for text in texts)
     assert "a pair of cherries" in texts
     assert not {"a cherries", "a grapes", "a tropical fish"} & texts
+
+
+class TestNew:
+  NUMBERS = range(78, 81)
+
+  def test_is_asked_for_in_any_case(self):
+    for new in self.NUMBERS:
+      there, *_ = asked_new = ask(np.random.default_rng(0), [new, 3, new], new=new)
+      assert (there.concept, there.objects, there.named) == (new, (0, 2), new)
+      assert sum(one.named == new for one in asked_new) == 1
+      absent = [one for one in ask(np.random.default_rng(0), [3], new=new) if one.named == new]
+      assert [(one.concept, one.objects) for one in absent] == [(None, ())]
+
+  def test_the_others_are_asked_for_as_ever(self):
+    for seed in range(20):
+      names = [one.named for one in ask(np.random.default_rng(seed), [3, 4], absent=2.0)]
+      more = [one.named for one in ask(np.random.default_rng(seed), [3, 4], absent=2.0, new=79)]
+      assert [one for one in more if one != 79] == names
+
+  def test_no_other_scene_asks_for_it(self):
+    words = {text for one in new_concepts() for text in (*one.phrases, *one.synonyms)}
+    for seed in range(60):
+      rng = np.random.default_rng(seed)
+      found = ask(rng, rng.choice(78, 5).tolist(), absent=4.0, usual=0.0)
+      assert all(one.named < 78 for one in found)
+      assert not words & {one.text for one in found}
+
+  def test_is_taken_for_known_things(self):
+    for new in self.NUMBERS:
+      assert lookalikes(new)
+      assert max(lookalikes(new)) < 78
+    assert all(max(lookalikes(one)) < 78 for one in range(78))
 
 
 class TestUnseen:

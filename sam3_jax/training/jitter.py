@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
-from sam3_jax.training.drawings import OPAQUE, Drawing, concepts
+from sam3_jax.training.drawings import OPAQUE, Drawing, everything
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _EDGE = 3  # pixels around a patch, for soft edges and outlines
@@ -93,7 +93,7 @@ def _recolored(
 
 def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tuple[float, ...]:
   """Rows of three gains and an offset; hues stay what their names say."""
-  if concepts()[concept].any_color and rng.random() < 0.6 * augment:
+  if everything()[concept].any_color and rng.random() < 0.6 * augment:
     hue = rng.uniform(-np.pi, np.pi)
   else:
     hue = np.deg2rad(rng.uniform(-1, 1) * (6 + 3 * augment))

@@ -1,6 +1,7 @@
 """Scenes as files, in the layout of SA-Co's annotations: a picture and a phrase make a pair.
 
     OUT/annotations.json
+    OUT/crown.json               the pairs of a new concept, if one is wanted
     OUT/images/000000_noto.jpg ...
 
 Every scene has a generator of its own, made of the seed and its number, so that more scenes of a
@@ -10,7 +11,7 @@ bytes.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ def write(
   out: Path,
   count: int,
   seed: int,
-  style: str = TRAIN,
+  style: str | Sequence[str] = TRAIN,
   *,
+  new: str | None = None,
+  augment: float = 0.0,
   unseen: bool = False,
   progress: Callable[[str, float], None] = lambda what, fraction: None,
 ) -> dict[str, int]:
@@ -43,7 +46,10 @@ def write(
     out: must not exist, be empty, or hold what an interrupted call left, which is done again.
     count: scenes, at least 1.
     seed: decides all of them; at least 0.
-    style: one of drawings.STYLES, or "train".
+    style: one of drawings.STYLES, or "train", or several of them.
+    new: name of a new concept (see drawings.new_concepts), which is asked of every scene and is in
+      about half of them; its pairs alone stand in NAME.json too, to score them.
+    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
     unseen: ask by synonyms and plurals that training never uses.
     progress: is called with what is being done and the fraction that was done before.
 
@@ -53,26 +59,32 @@ def write(
   Raises:
     ValueError: any of it is not as said, or nothing can be written to `out`.
   """
-  styles = drawings.TRAINING if style == TRAIN else (style,)
+  chosen = (style,) if isinstance(style, str) else tuple(style)
+  styles, number_of_new = _styles(chosen), _number(new)
   if count < 1 or seed < 0:
     raise ValueError(f"there must be 1 scene or more of a seed from 0; got {count} of seed {seed}.")
-  if not set(styles) <= set(drawings.STYLES):
-    raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
+  if not 0 <= augment <= 1:  # NaN too
+    raise ValueError(f"augment must be between 0 and 1; got {augment}.")
   try:
     _prepare(out)
-    record = _record(f"scenes: {count} of seed {seed}, style {style}")
+    about = f", new: {new}" if new else ""
+    record = _record(f"scenes: {count} of seed {seed}, style {', '.join(chosen)}{about}")
+    of_new = set()
     for number in range(count):
       progress("composing scenes", number / count)
       rng = np.random.default_rng([seed, number])
-      scene = compose(rng, styles)
-      asked = phrases(rng, scene, absent=ABSENT, unseen=unseen)
+      scene = compose(rng, styles, augment=augment, new=number_of_new)
+      asked = phrases(rng, scene, absent=ABSENT, unseen=unseen, new=number_of_new)
       file = f"images/{number:06d}_{scene.style}.jpg"
       Image.fromarray(scene.image).save(out / file, quality=_QUALITY)
       for phrase in asked:
-        _add(record, file, scene, phrase)
-    partial = out / f"{_UNFINISHED}.json"
-    partial.write_text(json.dumps(record) + "\n")
-    os.replace(partial, out / "annotations.json")
+        pair = _add(record, file, scene, phrase)
+        of_new |= {pair} if phrase.named == number_of_new else set()
+    files = {f"{new}.json": _only(record, of_new)} if new else {}
+    for name, content in {**files, "annotations.json": record}.items():
+      partial = out / f"{_UNFINISHED}.json"
+      partial.write_text(json.dumps(content) + "\n")
+      os.replace(partial, out / name)
     (out / _UNFINISHED).unlink()
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
@@ -81,6 +93,25 @@ def write(
     "pairs": len(record["images"]),
     "objects": len(record["annotations"]),
   }
+
+
+def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
+  """Each artist once, in the order given."""
+  for style in chosen:
+    if style not in (*drawings.STYLES, TRAIN):
+      raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
+  each = [one for style in chosen for one in (drawings.TRAINING if style == TRAIN else (style,))]
+  return tuple(dict.fromkeys(each))
+
+
+def _number(new: str | None) -> int | None:
+  """Of a new concept."""
+  if new is None:
+    return None
+  names = [one.name for one in drawings.new_concepts()]
+  if new not in names:
+    raise ValueError(f"no new concept {new!r}; choose from {', '.join(names)}.")
+  return len(drawings.concepts()) + names.index(new)
 
 
 def _prepare(out: Path) -> None:
@@ -92,7 +123,7 @@ def _prepare(out: Path) -> None:
     raise ValueError(f"{out} is not empty; give another folder, or remove it first.")
   (out / "images").mkdir(parents=True, exist_ok=True)
   (out / _UNFINISHED).touch()
-  for left in (*out.glob("images/*.jpg"), out / "annotations.json"):
+  for left in (*out.glob("images/*.jpg"), *out.glob("*.json")):
     left.unlink(missing_ok=True)
 
 
@@ -109,8 +140,17 @@ def _record(description: str) -> dict[str, Any]:
   }
 
 
-def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> None:
-  """A pair and the objects that match."""
+def _only(record: dict[str, Any], pairs: set[int]) -> dict[str, Any]:
+  """What a record says of some of its pairs."""
+  return {
+    **record,
+    "images": [one for one in record["images"] if one["id"] in pairs],
+    "annotations": [one for one in record["annotations"] if one["image_id"] in pairs],
+  }
+
+
+def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int:
+  """Adds a pair and the objects that match; returns its id."""
   height, width = scene.image.shape[:2]
   pair = len(record["images"])
   record["images"].append(
@@ -136,6 +176,7 @@ def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> Non
         "segmentation": _encoded(mask),
       }
     )
+  return pair
 
 
 def _box(mask: Bool[np.ndarray, "h w"]) -> list[float]:

@@ -20,6 +20,7 @@ SIZES = ((240, 320), (320, 240), (256, 256), (224, 400), (288, 288), (400, 224))
 LEAST, MOST = 0.08, 0.6  # an object's longer side, as a fraction of the picture's shorter one
 CROWD = 12  # objects
 VISIBLE = 0.5  # of each object, at least
+NEW, NEW_LOOKALIKE = 0.5, 0.2  # of the scenes that know a new concept: show it, or what is like it
 _ATTEMPTS = 8  # to find a place for an object
 _SMALLEST = 64  # pixels of a picture's side
 
@@ -55,6 +56,7 @@ def compose(
   *,
   mixed: float = 0.0,
   augment: float = 0.0,
+  new: int | None = None,
 ) -> Scene:
   """A scene, which `rng` alone decides.
 
@@ -64,6 +66,7 @@ def compose(
     size: height and width in pixels, at least 64; None draws one of SIZES.
     mixed: probability of a scene each of whose objects has an artist of its own.
     augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
+    new: number of a new concept, which about half of the scenes show; None for none.
 
   Raises:
     ValueError: a style that there is not, or a size too small.
@@ -77,7 +80,8 @@ def compose(
   mix = rng.random() < mixed
   artist = styles[int(rng.integers(len(styles)))]
   while not canvas.items:  # a tiny object may have no opaque pixel
-    for concept, share in _plan(rng):
+    plan = _plan(rng)
+    for concept, share in plan if new is None else _with_new(rng, plan, new):
       artist = styles[int(rng.integers(len(styles)))] if mix else artist
       drawing = drawings.drawings(artist)[concept]
       _place(rng, canvas, drawing, concept, share * min(height, width), augment)
@@ -98,10 +102,11 @@ def phrases(
   absent: float = 1.0,
   usual: float = 0.7,
   unseen: bool = False,
+  new: int | None = None,
 ) -> list[Phrase]:
   """Phrases to ask of a scene, each with the objects it matches; see `wording.ask`."""
   present = [concept for concept, _ in scene.objects]
-  return ask(rng, present, absent=absent, usual=usual, unseen=unseen)
+  return ask(rng, present, absent=absent, usual=usual, unseen=unseen, new=new)
 
 
 def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
@@ -121,6 +126,18 @@ def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
   else:  # much of a size
     shares = rng.uniform(LEAST, most) * rng.uniform(0.7, 1.3, len(wanted))
   return [(int(concept), share) for concept, share in zip(wanted, shares, strict=True)]
+
+
+def _with_new(
+  rng: np.random.Generator, plan: list[tuple[int, float]], new: int
+) -> list[tuple[int, float]]:
+  """The plan with a new concept in the place of another, or with what it is taken for; or as it
+  is."""
+  kind, chance = plan[rng.integers(len(plan))][0], rng.random()
+  if chance >= NEW + NEW_LOOKALIKE:
+    return plan
+  other = new if chance < NEW else int(rng.choice(lookalikes(new)))
+  return [(other if concept == kind else concept, share) for concept, share in plan]
 
 
 def _kinds(rng: np.random.Generator) -> list[int]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam3_jax.training.drawings import concepts
+from sam3_jax.training.drawings import concepts, everything
 
 # Groups of things that are easily taken for each other, by the names of concepts.tsv; the closest
 # first. A thing may be in several.
@@ -43,6 +43,12 @@ mushroom umbrella-on-ground
 sailboat bicycle
 top-hat t-shirt camera
 """
+# What the new things are taken for; scenes without them do not know of it.
+_NEW_LOOKALIKES = {
+  "avocado": "green-apple lemon watermelon green-heart",
+  "crown": "birthday-cake top-hat bell star",
+  "owl": "penguin monkey cat",
+}
 _PLURALS = {
   "slice of pizza": "slices of pizza",
   "piece of pizza": "pieces of pizza",
@@ -63,11 +69,13 @@ _EVERY = 6  # of so many concepts one is never asked in the plural in training
 
 
 class Phrase(NamedTuple):
-  """A phrase, the number of its concept (None: nothing of it is there), and which objects match."""
+  """A phrase, the number of its concept (None: nothing of it is there), which objects match, and
+  the number of the concept that it names, there or not."""
 
   text: str
   concept: int | None
   objects: tuple[int, ...]
+  named: int
 
 
 def ask(
@@ -77,6 +85,7 @@ def ask(
   absent: float = 1.0,
   usual: float = 0.7,
   unseen: bool = False,
+  new: int | None = None,
 ) -> list[Phrase]:
   """One phrase for each concept that is there, and at least as many for others.
 
@@ -88,27 +97,31 @@ def ask(
       with an article.
     unseen: call every concept by a synonym or a plural that training never uses; concepts that
       have neither are left out.
+    new: a new concept, which is asked for in any case.
 
   Returns:
     Those of what is there, then look-alikes of it that are not, then others.
   """
   there = list(dict.fromkeys(present))
   others = _missing(rng, there, max(1, round(absent * len(there))))
+  if new is not None and new not in there:
+    others = [new, *others]
   asked = []
   for concept in [*there, *others]:
     text = _unseen(rng, concept) if unseen else _text(rng, concept, usual)
     if text:
       objects = tuple(number for number, one in enumerate(present) if one == concept)
-      asked.append(Phrase(text, concept if objects else None, objects))
+      asked.append(Phrase(text, concept if objects else None, objects, concept))
   return asked
 
 
 @functools.cache
 def lookalikes(concept: int) -> tuple[int, ...]:
   """Numbers of the things that this one is easily taken for, the closest first."""
-  names = [one.name for one in concepts()]
+  names = [one.name for one in everything()]
   groups = [line.split() for line in _LOOKALIKES.strip().splitlines()]
   alike = [name for group in groups if names[concept] in group for name in group]
+  alike += _NEW_LOOKALIKES.get(names[concept], "").split()
   return tuple(names.index(name) for name in dict.fromkeys(alike) if name != names[concept])
 
 
@@ -137,7 +150,7 @@ def _missing(rng: np.random.Generator, there: Sequence[int], count: int) -> list
 
 
 def _text(rng: np.random.Generator, concept: int, usual: float) -> str:
-  known = concepts()[concept]
+  known = everything()[concept]
   if rng.random() < usual:
     return known.phrases[0]
   every = (*known.phrases, *known.synonyms)
@@ -152,7 +165,7 @@ def _text(rng: np.random.Generator, concept: int, usual: float) -> str:
 
 
 def _unseen(rng: np.random.Generator, concept: int) -> str | None:
-  known = concepts()[concept]
+  known = everything()[concept]
   texts = list(known.unseen)
   if concept % _EVERY == 0 and plural(known.phrases[0]) != known.phrases[0]:
     texts.append(plural(known.phrases[0]))

@@ -1,5 +1,7 @@
 """The drawings that scenes are made of: 78 things, each by four artists, from one committed sheet.
 
+Three more things are on it that no scene shows unless it is asked to: `new_concepts`.
+
 Sources and licences are in NOTICE.md beside this file, which make_sheet.py made the sheet from.
 """
 
@@ -57,25 +59,34 @@ class Drawing:
 
 @functools.cache
 def concepts() -> tuple[Concept, ...]:
-  """All things, in the order of their numbers."""
-  lines = (HERE / "concepts.tsv").read_text(encoding="utf-8").splitlines()
-  rows = [line.split("\t") for line in lines if not line.startswith("#")]
-  return tuple(
-    Concept(name, _several(phrases), _several(synonyms), _several(unseen), any_color == "yes")
-    for name, phrases, synonyms, unseen, any_color in rows
-  )
+  """All things of which scenes are made, in the order of their numbers."""
+  return _read(HERE / "concepts.tsv")
+
+
+@functools.cache
+def new_concepts() -> tuple[Concept, ...]:
+  """Things that no scene shows unless it is asked to: fine-tuning learns them as new."""
+  return _read(HERE / "new.tsv")
+
+
+@functools.cache
+def everything() -> tuple[Concept, ...]:
+  """`concepts`, and `new_concepts` whose numbers follow."""
+  return (*concepts(), *new_concepts())
 
 
 @functools.cache
 def drawings(style: str) -> tuple[Drawing, ...]:
-  """One of each concept by an artist, in the order of `concepts`."""
+  """One of each thing by an artist, in the order of `everything`."""
   if style not in STYLES:
     raise ValueError(f"there is no style {style!r}; choose from {', '.join(STYLES)}.")
-  index = _index()
-  first = list(index["sizes"]).index(style) * len(index["concepts"])
-  return tuple(
-    _drawing(_cell(first + number, size)) for number, size in enumerate(index["sizes"][style])
-  )
+  drawn, before = [], 0  # cells of the sheet
+  for part in (_index(), _index()["new"]):
+    first = before + list(part["sizes"]).index(style) * len(part["concepts"])
+    sizes = part["sizes"][style]
+    drawn += [_drawing(_cell(first + number, size)) for number, size in enumerate(sizes)]
+    before += len(part["sizes"]) * len(part["concepts"])
+  return tuple(drawn)
 
 
 @functools.cache
@@ -86,6 +97,15 @@ def photographs() -> tuple[Image.Image, ...]:
     with Image.open(file) as picture:
       pictures.append(picture.convert("RGB"))
   return tuple(pictures)
+
+
+def _read(file: Path) -> tuple[Concept, ...]:
+  lines = file.read_text(encoding="utf-8").splitlines()
+  rows = [line.split("\t") for line in lines if not line.startswith("#")]
+  return tuple(
+    Concept(name, _several(phrases), _several(synonyms), _several(unseen), any_color == "yes")
+    for name, phrases, synonyms, unseen, any_color in rows
+  )
 
 
 def _several(field: str) -> tuple[str, ...]:

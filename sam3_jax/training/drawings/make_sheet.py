@@ -6,7 +6,7 @@
   pip install resvg-py scikit-image
   python sam3_jax/training/drawings/make_sheet.py .
 
-Names and phrases of what is drawn are read from concepts.tsv beside this file.
+Names and phrases of what is drawn are read from concepts.tsv and new.tsv beside this file.
 """
 
 import io
@@ -44,22 +44,26 @@ PHOTOGRAPH = 320  # pixels of a photograph's longer side
 
 
 def main(packages: Path) -> None:
-  lines = (HERE / "concepts.tsv").read_text().splitlines()
-  names = [line.split("\t")[0] for line in lines if not line.startswith("#")]
-  styles = {style: drawings(packages / folder, names) for style, folder in PACKAGES.items()}
-  everything = [drawing for style in styles.values() for drawing in style]
+  parts = [drawn(packages, HERE / file) for file in ("concepts.tsv", "new.tsv")]
+  everything = [one for _, styles in parts for style in styles.values() for one in style]
   sheet = Image.new("RGBA", (COLUMNS * CELL, -(-len(everything) // COLUMNS) * CELL))
   for number, drawing in enumerate(everything):
     sheet.paste(drawing, (number % COLUMNS * CELL, number // COLUMNS * CELL))
   sheet.save(HERE / "sheet.webp", lossless=True, quality=100, method=6)
-  index = {
-    "cell": CELL,
-    "columns": COLUMNS,
-    "concepts": names,
-    "sizes": {style: [list(drawing.size) for drawing in styles[style]] for style in styles},
-  }
+  known, new = (
+    {"concepts": names, "sizes": {style: [one.size for one in styles[style]] for style in styles}}
+    for names, styles in parts
+  )
+  index = {"cell": CELL, "columns": COLUMNS, **known, "new": new}
   (HERE / "sheet.json").write_text(json.dumps(index) + "\n")
   photographs()
+
+
+def drawn(packages: Path, file: Path) -> tuple[list[str], dict[str, list[Image.Image]]]:
+  """Names of the things of a file, and each artist's drawings of them."""
+  lines = file.read_text().splitlines()
+  names = [line.split("\t")[0] for line in lines if not line.startswith("#")]
+  return names, {style: drawings(packages / folder, names) for style, folder in PACKAGES.items()}
 
 
 def drawings(package: Path, names: list[str]) -> list[Image.Image]:
