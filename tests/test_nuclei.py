@@ -1,0 +1,104 @@
+"""Label images as COCO's annotations: nothing moved, nothing lost but slivers."""
+
+import json
+import sys
+
+import nuclei
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco
+
+from sam3_jax import annotations
+
+# pycocotools' own, with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def cells() -> tuple[np.ndarray, np.ndarray]:
+  """32 discs of radius 7 on a grid, brighter the higher their number, with cuts at tile borders."""
+  labels = np.zeros((96, 128), np.uint16)
+  y, x = np.ogrid[:96, :128]
+  for number in range(32):
+    row, column = divmod(number, 8)
+    labels[(y - 14 - 22 * row) ** 2 + (x - 9 - 16 * column) ** 2 <= 49] = number + 1
+  return (labels * 100).astype(np.uint16), labels
+
+
+@pytest.fixture(scope="module")
+def written(cells, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("nuclei")
+  with pytest.MonkeyPatch.context() as patch:
+    for name, array in zip(("cells.tif", "labels.tif"), cells, strict=True):
+      Image.fromarray(array).save(folder / name)
+    files = ["--picture", str(folder / "cells.tif"), "--labels", str(folder / "labels.tif")]
+    patch.setattr(sys, "argv", ["nuclei.py", str(folder / "out"), "--tile=48", *files])
+    nuclei.main()
+  return folder / "out"
+
+
+def test_halves_share_no_pixel(cells):
+  numbers = np.arange(96 * 128).reshape(96, 128)
+  tiles = nuclei.halves(numbers, cells[1], 48)
+  seen = {
+    name: {p for tile in several for p in tile.pixels.ravel()} for name, several in tiles.items()
+  }
+  assert not seen["train"] & seen["score"]
+  assert all(p % 128 < 64 for p in seen["train"])
+  assert len(tiles["score"]) == 2
+  assert len(tiles["train"]) == 3 * 4  # overlapping, to four sides
+
+
+def test_turns_pixels_and_labels_alike(cells):
+  for tile in nuclei.halves(*cells, 48)["train"]:
+    assert np.array_equal(tile.pixels, tile.labels * 100)
+
+
+def test_our_reader_finds_no_fault(written):
+  for name, pictures in (("train", 12), ("score", 2)):
+    pairs = annotations.read(written / name / "annotations.json")
+    assert annotations.check(pairs, written / name) == []
+    assert len({pair.file_name for pair in pairs}) == pictures
+    for pair in pairs:
+      assert bool(pair.objects) == (pair.phrase == "cell nucleus")
+    assert sum(not pair.objects for pair in pairs) == pictures  # a phrase for nothing each
+
+
+def test_masks_are_the_labels(written, cells):
+  record = json.loads((written / "score" / "annotations.json").read_text())
+  for number, top in enumerate((0, 48)):
+    labels = cells[1][top : top + 48, 64:112]
+    with Image.open(written / "score" / record["images"][number]["file_name"]) as picture:
+      stored = np.asarray(picture)
+    assert np.array_equal(stored, np.rint(labels * (255 / 32)).astype(np.uint8))
+    found = [one for one in record["annotations"] if one["image_id"] == number]
+    areas = np.bincount(labels.ravel(), minlength=33)[1:]
+    assert sorted(one["area"] for one in found) == sorted(areas[areas >= nuclei.SMALLEST])
+    assert (areas[areas > 0] < nuclei.SMALLEST).sum() > 0  # slivers there are
+    for one in found:
+      mask = coco.decode(one["segmentation"]).astype(bool)
+      [value] = np.unique(labels[mask])
+      assert np.array_equal(mask, labels == value)
+      rows, columns = np.nonzero(mask)
+      assert one["bbox"] == [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+
+
+@pytest.mark.parametrize("brightest", [0, 1, 235, 65535])
+def test_brightest_pixel_is_255(brightest, tmp_path):
+  Image.fromarray(np.array([[0, brightest]], np.uint16)).save(tmp_path / "a.tif")
+  assert nuclei.read(tmp_path / "a.tif").tolist() == [[0, 255 if brightest else 0]]
+
+
+def test_faults(cells, monkeypatch):
+  with pytest.raises(SystemExit, match="room for a tile of 65 x 65"):
+    nuclei.halves(*cells, 65)
+  with pytest.raises(SystemExit, match="must have one size"):
+    nuclei.halves(cells[0], cells[1][1:], 48)
+  monkeypatch.setattr(nuclei.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(SystemExit, match="pip install --no-deps stardist"):
+    nuclei.shipped("img2d.tif")
+
+
+def test_empty_labels_have_no_objects():
+  assert list(nuclei.objects(np.zeros((5, 5), np.uint16))) == []
