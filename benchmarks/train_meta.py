@@ -189,7 +189,7 @@ def make_input(batch: dict[str, np.ndarray]) -> data_misc.BatchedDatapoint:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("work", type=Path, help="has config.json and batch.npz; names.json goes here")
-  parser.add_argument("--remat", choices=("none", "full"), required=True)
+  parser.add_argument("--remat", choices=("none", "full"), default="none")
   parser.add_argument("--learning-rate", type=float, required=True)
   arguments = parser.parse_args()
   if arguments.remat == "none":
