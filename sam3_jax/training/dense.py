@@ -1,68 +1,196 @@
-"""Dense pretraining: each cell of the neck's maps is to say which of the picture's phrases it shows.
+"""Dense pretraining: every cell of the image is a query of all its picture's phrases at once.
 
-A small model trained from scratch first learns so what things look like and what they are called,
-at a fraction of the cost of a training step with prompts: the trunk and the neck run once a picture
-and the text encoder once a phrase, nothing else does.
+A small model trained from scratch learns so, many times faster than through its queries, what
+things look like, what they are called, and where they end: a cell says which of the phrases it
+shows, and where there is an object, its box and its mask, by the same heads that later serve the
+queries. Trunk, neck, fusion encoder and mask head run once a picture, the text encoder once a
+phrase; the geometry encoder and the decoder's layers are left for what follows.
 """
 
+from typing import Any, NamedTuple
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from sam3_jax.model.layers import Mlp, layer_norm
+from sam3_jax.model.positions import sine_map
+from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch, flatten
+from sam3_jax.training.matcher import overlap
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
-WEIGHTS = {"coarse": 1.0, "middle": 0.5, "fine": 0.5}
+WEIGHTS = {
+  "coarse": 1.0, "middle": 0.5, "fine": 0.5,
+  "class": 2.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 2.0, "semantic_dice": 0.5,
+}  # fmt: skip
+OBJECTS = 8  # of a picture, drawn at random, whose masks are asked of one of their cells
+INSIDE = 0.4  # of a cell: so much of it an object must cover to be asked for its box
+
+
+class Survey(NamedTuple):
+  """What the cells say: `logits` of each phrase, `memory` after fusion, masks of some cells."""
+
+  logits: Float[Array, "B R HW"]
+  memory: Float[Array, "B HW D"]
+  mask_logits: Float[Array, "B O Hm Wm"]
+  semantic_logits: Float[Array, "B Hm Wm"]
 
 
 def dense_loss(
-  embedding: ImageEmbedding, text: TextEmbedding, batch: Batch
+  parameters: Any,
+  detector: Detector,
+  embedding: ImageEmbedding,
+  text: TextEmbedding,
+  batch: Batch,
+  key: Key[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-  """Cross-entropy of each cell over the picture's phrases and "none of them".
-
-  A cell's logit for a phrase is the scaled product of its features with the mean of the phrase's;
-  for none of them it is 0. Cells on an edge are shared by coverage, and those of two phrases for
-  the same thing between them.
+  """The weighted sum of the losses, and its terms.
 
   Args:
+    parameters: the model's tree.
+    detector: the model.
     embedding: of the batch's images.
     text: of its tokens, flattened.
     batch: masks of the size of `embedding.fine`, or larger by a whole number.
+    key: draws objects, cells and dropout.
 
   Returns:
-    The weighted sum over the three maps, and its terms: `coarse`, `middle`, `fine`, and `accuracy`
-    of the coarse cells that show an object.
+    Total and terms. `coarse`, `middle`, `fine`: cross-entropy of the neck's cells over the phrases
+    and none of them. After fusion, `class`: of each cell and phrase; `box` (L1 of cxcywh), `giou`:
+    of the cells that show an object; `mask`, `dice`: of one cell of each of some objects;
+    `semantic_dice`: of all phrases' union. For the log, `accuracy` of the coarse cells that show an
+    object, and `iou`, the mean of their boxes'.
   """
   images, rows = batch.prompt_valid.shape
+  side = embedding.coarse.shape[1]
   targets = flatten(batch).targets
-  covered = jnp.where(targets.valid[..., None, None], targets.masks, 0).max(axis=1)
-  covered = covered.astype(jnp.float32) / (255 if targets.masks.dtype == jnp.uint8 else 1)
-  covered = covered.reshape(images, rows, *covered.shape[1:])
-  phrases = jnp.mean(text.features, axis=1, where=text.valid[..., None]).astype(jnp.float32)
-  phrases = phrases.reshape(images, rows, -1)
+  valid = (batch.targets.valid & batch.prompt_valid[..., None]).reshape(images, -1)
+  covered = targets.masks.reshape(images, -1, *targets.masks.shape[2:]).astype(jnp.float32)
+  covered = covered / (255 if targets.masks.dtype == jnp.uint8 else 1)
+  covered = jnp.where(valid[..., None, None], covered, 0)  # [B, R * O, Ht, Wt]
+  in_cells = _shrunk(covered, side).reshape(*covered.shape[:2], -1)
+  phrases = covered.reshape(images, rows, -1, *covered.shape[2:]).max(axis=2)
 
-  terms = {}
-  for name in WEIGHTS:
-    features = getattr(embedding, name).astype(jnp.float32)
-    logits = jnp.einsum("bhwd,brd->brhw", features, phrases) / features.shape[-1] ** 0.5
-    logits = jnp.where(batch.prompt_valid[..., None, None], logits, -1e9)
-    logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1)
-    wanted = _shares(_shrunk(covered, logits.shape[-1]))
-    terms[name] = -(wanted * jax.nn.log_softmax(logits, axis=1)).sum(axis=1).mean()
-    if name == "coarse":
-      shown = wanted[:, 0] < 0.5
-      right = shown & (logits.argmax(axis=1) == wanted.argmax(axis=1))
-      terms["accuracy"] = right.sum() / jnp.maximum(shown.sum(), 1)
+  which, cells, dropout = jax.random.split(key, 3)
+  number = min(OBJECTS, valid.shape[1])
+  drawn, chosen = jax.lax.top_k(valid * (1 + jax.random.uniform(which, valid.shape)), number)
+  shares = jnp.take_along_axis(in_cells, chosen[..., None], axis=1)
+  likely = shares >= 0.5 * shares.max(axis=2, keepdims=True)
+  cell = jnp.argmax(likely * (1 + jax.random.uniform(cells, shares.shape)), axis=2)
+  found = detector.apply(
+    {"params": parameters}, embedding, text, batch.prompt_valid, cell,
+    method=_survey, rngs={"dropout": dropout},
+  )  # fmt: skip
+
+  terms = _naming(embedding, text, batch, phrases)
+  terms["class"] = _classes(found.logits, _shrunk(phrases, side), batch.prompt_valid)
+  boxes = batch.targets.boxes.reshape(images, -1, 4)
+  terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes)
+  wanted = _shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
+  weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)
+  bce = jax.nn.softplus(found.mask_logits) - found.mask_logits * wanted
+  terms["mask"] = (weights * bce.mean(axis=(2, 3))).sum()
+  terms["dice"] = (weights * _dice(found.mask_logits, wanted)).sum()
+  terms["semantic_dice"] = _dice(
+    found.semantic_logits, _shrunk(phrases.max(axis=1), 4 * side)
+  ).mean()
   return sum(weight * terms[name] for name, weight in WEIGHTS.items()), terms
 
 
-def _shrunk(maps: Float[Array, "B R Ht Wt"], side: int) -> Float[Array, "B R H W"]:
+def _survey(
+  detector: Any,
+  embedding: ImageEmbedding,
+  text: TextEmbedding,
+  valid: Bool[Array, "B R"],
+  cells: Int[Array, "B O"],
+) -> Survey:
+  """The model without its queries. A phrase is one token here, the mean of its own."""
+  images, rows = valid.shape
+  coarse, width = embedding.coarse, embedding.coarse.shape[-1]
+  position = sine_map(*coarse.shape[1:3], width).reshape(-1, width)
+  phrases = _means(text).reshape(images, rows, width).astype(coarse.dtype)
+  valid = valid.at[:, 0].set(True)  # attention needs something to look at
+  memory = detector.fusion(coarse.reshape(images, -1, width), position, phrases, valid)
+  states = jnp.take_along_axis(memory, cells[..., None], axis=1)
+  levels = embedding.middle, embedding.fine
+  masks, semantic = detector.masks(states, memory.reshape(coarse.shape), levels, phrases, valid)
+  logits = detector.scoring(jnp.repeat(memory, rows, axis=0), text.features, text.valid)
+  masks, semantic = masks.astype(jnp.float32), semantic.astype(jnp.float32)
+  return Survey(logits.reshape(images, rows, -1), memory, masks, semantic)
+
+
+def _naming(embedding, text, batch, phrases) -> dict[str, Array]:
+  """Cross-entropy of the neck's cells. The logit of a phrase is the scaled product of a cell's
+  features with the mean of the phrase's, that of none of them is 0; an edge is shared by coverage,
+  and a cell of two phrases for the same thing between them."""
+  names = _means(text).reshape(*batch.prompt_valid.shape, -1)
+  terms = {}
+  for level in ("coarse", "middle", "fine"):
+    features = getattr(embedding, level).astype(jnp.float32)
+    logits = jnp.einsum("bhwd,brd->brhw", features, names) / features.shape[-1] ** 0.5
+    logits = jnp.where(batch.prompt_valid[..., None, None], logits, -1e9)
+    logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1)
+    wanted = _with_none(_shrunk(phrases, logits.shape[-1]))
+    terms[level] = -(wanted * jax.nn.log_softmax(logits, axis=1)).sum(axis=1).mean()
+    if level == "coarse":
+      shown = wanted[:, 0] < 0.5
+      right = shown & (logits.argmax(axis=1) == wanted.argmax(axis=1))
+      terms["accuracy"] = right.sum() / jnp.maximum(shown.sum(), 1)
+  return terms
+
+
+def _classes(logits, phrases, valid) -> Array:
+  """Focal-like cross-entropy of each cell and phrase, objects weighing five times as much; the sum
+  over phrases, the mean over cells."""
+  wanted = phrases.reshape(logits.shape)
+  bce = jax.nn.softplus(logits) - logits * wanted
+  miss = jnp.abs(jax.nn.sigmoid(logits) - wanted)
+  losses = bce * (miss + 0.1) * (1 + 4 * wanted)
+  return jnp.where(valid[..., None], losses, 0).sum(axis=1).mean()
+
+
+def _box_head(parameters: Any, memory: Float[Array, "B HW D"]) -> Float[Array, "B HW 4"]:
+  """The decoder's own, from a box in the middle: cxcywh."""
+  alone: dict[str, Any] = {"dtype": jnp.float32, "parent": None}
+  heads, width = parameters["decoder"], memory.shape[-1]
+
+  def apply(module: nn.Module, name: str, x: Array) -> Any:
+    return module.apply({"params": heads[name]}, x)
+
+  normed = apply(layer_norm(**alone), "norm", memory)
+  return jax.nn.sigmoid(apply(Mlp((width, width, 4), **alone), "box_head", normed))
+
+
+def _boxes(found, in_cells, boxes) -> dict[str, Array]:
+  """Of each cell's object, the one that covers most of it."""
+  owner, inside = in_cells.argmax(axis=1), in_cells.max(axis=1) >= INSIDE
+  wanted = jnp.take_along_axis(boxes, owner[..., None], axis=1)
+  wanted = jnp.where(inside[..., None], wanted, 0.5)
+  iou, giou = overlap(found, wanted)
+  weights = inside / jnp.maximum(inside.sum(), 1)
+  l1 = jnp.abs(found - wanted).sum(axis=-1)
+  return {name: (weights * x).sum() for name, x in (("box", l1), ("giou", 1 - giou), ("iou", iou))}
+
+
+def _dice(logits: Float[Array, "*rows H W"], wanted: Array) -> Float[Array, "*rows"]:
+  found = jax.nn.sigmoid(logits)
+  areas = found.sum(axis=(-2, -1)) + wanted.sum(axis=(-2, -1))
+  return 1 - (2 * (found * wanted).sum(axis=(-2, -1)) + 1) / (areas + 1)
+
+
+def _means(text: TextEmbedding) -> Float[Array, "P D"]:
+  return jnp.mean(text.features, axis=1, where=text.valid[..., None]).astype(jnp.float32)
+
+
+def _shrunk(maps: Float[Array, "*rows Ht Wt"], side: int) -> Float[Array, "*rows H W"]:
   """Means over squares of cells."""
   factor = maps.shape[-1] // side
-  return maps.reshape(*maps.shape[:2], side, factor, side, factor).mean(axis=(3, 5))
+  return maps.reshape(*maps.shape[:-2], side, factor, side, factor).mean(axis=(-3, -1))
 
 
-def _shares(covered: Float[Array, "B R H W"]) -> Float[Array, "B R1 H W"]:
+def _with_none(covered: Float[Array, "B R H W"]) -> Float[Array, "B R1 H W"]:
   """Each cell's distribution over none and the phrases; it adds up to 1."""
   total = covered.sum(axis=1, keepdims=True)
   none = 1 - covered.max(axis=1, keepdims=True)

@@ -90,7 +90,9 @@ def make_step(
     gather = settings.layering.gather
     parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
     if settings.objective == "dense":
-      return dense_loss(*encode(parameters, batch, key, settings, shards), batch)
+      embedding, text = encode(parameters, batch, key, settings, shards)
+      detector = Detector(settings.model, settings.dtype, True, settings.layering)
+      return dense_loss(parameters, detector, embedding, text, batch, jax.random.fold_in(key, 1))
     predictions = predict(parameters, batch, key, settings, shards)
     flat = flatten(batch)
     images, queries = len(batch.images), settings.model.queries
