@@ -1,7 +1,8 @@
-"""Label images as COCO's annotations: nothing moved, nothing lost but slivers."""
+"""Label images as COCO's annotations: nothing moved, nothing lost but slivers. And the recipes."""
 
 import json
 import sys
+from pathlib import Path
 
 import nuclei
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam3_jax import annotations
+from sam3_jax.training.config import TrainConfig, overlaid, read
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -108,3 +110,13 @@ def test_faults(cells, monkeypatch):
 
 def test_empty_labels_have_no_objects():
   assert list(nuclei.objects(np.zeros((5, 5), np.uint16))) == []
+
+
+@pytest.mark.parametrize("name", ["fine-tuning.toml", "nuclei.toml"])
+def test_recipes_of_the_walk_through(name):
+  values = read(Path(__file__).parents[1] / "docs" / name)
+  config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
+  assert config.trained == ".*"
+  assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
+  guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
+  assert f"docs/{name}" in guide
