@@ -24,7 +24,7 @@ from sam3_jax.training import state as states
 from sam3_jax.training.config import FINE_TUNED, NOTHING
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from sam3_jax.training.sharding import make_mesh
+from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.trees import flatten
 
@@ -57,8 +57,12 @@ def full(mode: str, steps: int, rank: int, size: str, out: Path | None) -> int:
     layering=Layering(again=True),
   )
   mesh = make_mesh(jax.devices()[:1])
+  frozen = jax.device_put(frozen, state_shardings(mesh, frozen))  # no copy: they are there
+  state = jax.device_put(state, state_shardings(mesh, state))
   step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, frozen)
-  batch = padded_batch(make_batch(values, 1, PROMPTS, mask_side=config.mask_size))
+  batch = place_batch(
+    mesh, padded_batch(make_batch(values, 1, PROMPTS, mask_side=config.mask_size))
+  )
 
   rows = []
   for number in range(1, steps + 1):

@@ -18,7 +18,7 @@ from sam3_jax.training import state as states
 from sam3_jax.training.batch import Batch, Targets
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from sam3_jax.training.sharding import make_mesh
+from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.trees import flatten
 
@@ -74,8 +74,9 @@ def main() -> None:
   optimizer = make_optimizer(recipe, parameters, config.trunk, 1000)
   state = states.create(parameters, optimizer, jax.random.key(0), average=False)
   mesh = make_mesh(jax.devices()[:1])
+  state = jax.device_put(state, state_shardings(mesh, state))
   step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, {})
-  placed = jax.device_put(batch)
+  placed = place_batch(mesh, batch)
 
   def one() -> float:
     nonlocal state
