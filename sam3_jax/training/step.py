@@ -111,7 +111,7 @@ def make_step(
     metrics = {
       "loss": total,
       **terms,
-      "grad_norm": optax.global_norm(gradients),
+      "grad_norm": optax.tree.norm(gradients),
       "learning_rate": schedule(state.step),
     }
     average = move_average(state.average, trained, state.step, settings.average)
