@@ -149,6 +149,8 @@ class Predictions:
     presence: logit that the image holds the concept at all.
     mask_logits: before the sigmoid, of the last layer.
     semantic_logits: of "this cell belongs to the concept", whichever instance.
+    cell_logits: of the cells of the coarse map, scored as if they were queries; for a loss that
+      no reference has.
   """
 
   logits: Float[Array, "L P Q"]
@@ -156,6 +158,7 @@ class Predictions:
   presence: Float[Array, "L P"]
   mask_logits: Float[Array, "P Q Hm Wm"]
   semantic_logits: Float[Array, "P Hm Wm"]
+  cell_logits: Float[Array, "P HW"] | None = None
 
 
 @struct.dataclass

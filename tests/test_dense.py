@@ -12,6 +12,7 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
 from sam3_jax.training import dense
 from sam3_jax.training.dense import WEIGHTS, dense_loss
+from sam3_jax.training.losses import cell_loss
 from sam3_jax.trees import flatten, nest
 
 DETECTOR = Detector(toy.CONFIG, jnp.float32, True)
@@ -97,3 +98,18 @@ def test_boxes_are_those_of_the_objects_that_cover_the_cells(right):
   np.testing.assert_allclose(terms["box"], 0 if right else 0.5, atol=1e-6)
   np.testing.assert_allclose(terms["iou"], 1 if right else 0, atol=1e-6)
   np.testing.assert_allclose(terms["giou"], 0 if right else 1, atol=1e-6)
+
+
+def test_the_loss_of_cells_against_a_plain_loop():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(2, 4)).astype(np.float32)
+  covered = rng.uniform(size=(2, 4, 4)).astype(np.float32)
+  for row in range(2):
+    total = 0.0
+    for cell in range(4):
+      y, x = 2 * (cell // 2), 2 * (cell % 2)
+      wanted = covered[row, y : y + 2, x : x + 2].mean()
+      p = 1 / (1 + np.exp(-logits[row, cell]))
+      bce = -(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))
+      total += bce * (abs(p - wanted) + 0.1) * (1 + 4 * wanted)
+    np.testing.assert_allclose(cell_loss(logits, covered)[row], total / 4, rtol=1e-6)

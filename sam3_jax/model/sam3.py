@@ -88,6 +88,7 @@ class Detector(nn.Module):
     """
     prompt, valid, memory, states, boxes, presence = self._decode(embedding, prompts, duplicate)
     logits = self.scoring(states, prompt, valid)
+    cells = self.scoring(memory.reshape(len(memory), -1, self.config.width), prompt, valid)
     seen = prompts.image, states[-1], memory, prompt, valid
     if masked is not None:
       images, rows = len(embedding.coarse), len(prompt)
@@ -98,7 +99,7 @@ class Detector(nn.Module):
         )
       seen = jax.tree.map(lambda x: _first_of_each(x, images, masked), seen)
     masks, semantic = self._masks(embedding, *seen)
-    return Predictions(logits, boxes, presence, masks, semantic)
+    return Predictions(logits, boxes, presence, masks, semantic, cells)
 
   def detect(
     self, embedding: ImageEmbedding, prompts: Prompts, max_detections: int | None = None

@@ -18,6 +18,7 @@ from sam3_jax.model.layers import Mlp, layer_norm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch, flatten
+from sam3_jax.training.losses import cell_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
@@ -58,19 +59,18 @@ def dense_loss(
 
   Returns:
     Total and terms. `coarse`, `middle`, `fine`: cross-entropy of the neck's cells over the phrases
-    and none of them. After fusion, `class`: of each cell and phrase; `box` (L1 of cxcywh), `giou`:
-    of the cells that show an object; `mask`, `dice`: of one cell of each of some objects;
-    `semantic_dice`: of all phrases' union. For the log, `accuracy` of the coarse cells that show an
-    object, and `iou`, the mean of their boxes'.
+    and none of them. After fusion, `class`: `cell_loss`, added up over phrases; `box` (L1 of
+    cxcywh), `giou`: of the cells that show an object; `mask`, `dice`: of one cell of each of some
+    objects; `semantic_dice`: of all phrases' union. For the log, `accuracy` of the coarse cells
+    that show an object, and `iou`, the mean of their boxes'.
   """
   images, rows = batch.prompt_valid.shape
   side = embedding.coarse.shape[1]
   targets = flatten(batch).targets
   valid = (batch.targets.valid & batch.prompt_valid[..., None]).reshape(images, -1)
-  covered = targets.masks.reshape(images, -1, *targets.masks.shape[2:]).astype(jnp.float32)
-  covered = covered / (255 if targets.masks.dtype == jnp.uint8 else 1)
+  covered = fractions(targets.masks).reshape(images, -1, *targets.masks.shape[2:])
   covered = jnp.where(valid[..., None, None], covered, 0)  # [B, R * O, Ht, Wt]
-  in_cells = _shrunk(covered, side).reshape(*covered.shape[:2], -1)
+  in_cells = shrunk(covered, side).reshape(*covered.shape[:2], -1)
   phrases = covered.reshape(images, rows, -1, *covered.shape[2:]).max(axis=2)
 
   which, cells, dropout = jax.random.split(key, 3)
@@ -85,16 +85,17 @@ def dense_loss(
   )  # fmt: skip
 
   terms = _naming(embedding, text, batch, phrases)
-  terms["class"] = _classes(found.logits, _shrunk(phrases, side), batch.prompt_valid)
+  classes = jnp.where(batch.prompt_valid, cell_loss(found.logits, phrases), 0)
+  terms["class"] = classes.sum(axis=1).mean()
   boxes = batch.targets.boxes.reshape(images, -1, 4)
   terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes)
-  wanted = _shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
+  wanted = shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
   weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)
   bce = jax.nn.softplus(found.mask_logits) - found.mask_logits * wanted
   terms["mask"] = (weights * bce.mean(axis=(2, 3))).sum()
   terms["dice"] = (weights * _dice(found.mask_logits, wanted)).sum()
   terms["semantic_dice"] = _dice(
-    found.semantic_logits, _shrunk(phrases.max(axis=1), 4 * side)
+    found.semantic_logits, shrunk(phrases.max(axis=1), 4 * side)
   ).mean()
   return sum(weight * terms[name] for name, weight in WEIGHTS.items()), terms
 
@@ -132,23 +133,13 @@ def _naming(embedding, text, batch, phrases) -> dict[str, Array]:
     logits = jnp.einsum("bhwd,brd->brhw", features, names) / features.shape[-1] ** 0.5
     logits = jnp.where(batch.prompt_valid[..., None, None], logits, -1e9)
     logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1)
-    wanted = _with_none(_shrunk(phrases, logits.shape[-1]))
+    wanted = _with_none(shrunk(phrases, logits.shape[-1]))
     terms[level] = -(wanted * jax.nn.log_softmax(logits, axis=1)).sum(axis=1).mean()
     if level == "coarse":
       shown = wanted[:, 0] < 0.5
       right = shown & (logits.argmax(axis=1) == wanted.argmax(axis=1))
       terms["accuracy"] = right.sum() / jnp.maximum(shown.sum(), 1)
   return terms
-
-
-def _classes(logits, phrases, valid) -> Array:
-  """Focal-like cross-entropy of each cell and phrase, objects weighing five times as much; the sum
-  over phrases, the mean over cells."""
-  wanted = phrases.reshape(logits.shape)
-  bce = jax.nn.softplus(logits) - logits * wanted
-  miss = jnp.abs(jax.nn.sigmoid(logits) - wanted)
-  losses = bce * (miss + 0.1) * (1 + 4 * wanted)
-  return jnp.where(valid[..., None], losses, 0).sum(axis=1).mean()
 
 
 def _box_head(parameters: Any, memory: Float[Array, "B HW D"]) -> Float[Array, "B HW 4"]:
@@ -182,12 +173,6 @@ def _dice(logits: Float[Array, "*rows H W"], wanted: Array) -> Float[Array, "*ro
 
 def _means(text: TextEmbedding) -> Float[Array, "P D"]:
   return jnp.mean(text.features, axis=1, where=text.valid[..., None]).astype(jnp.float32)
-
-
-def _shrunk(maps: Float[Array, "*rows Ht Wt"], side: int) -> Float[Array, "*rows H W"]:
-  """Means over squares of cells."""
-  factor = maps.shape[-1] // side
-  return maps.reshape(*maps.shape[:-2], side, factor, side, factor).mean(axis=(-3, -1))
 
 
 def _with_none(covered: Float[Array, "B R H W"]) -> Float[Array, "B R1 H W"]:

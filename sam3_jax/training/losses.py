@@ -7,6 +7,7 @@ batch, so that a batch sharded over devices has the loss it has on one.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class LossConfig:
   dice_weight: float = 10.0
   semantic_weight: float = 20.0
   semantic_dice_weight: float = 30.0
+  cell_weight: float = 0.0  # of `cell_loss`, which Meta does not have; for training from scratch
   many_weight: float = 2.0  # of each loss of the one-to-many queries
   many_masks: bool = True  # whether their masks are trained
   match_class: float = 2.0  # costs of the one-to-one assignment
@@ -92,6 +94,11 @@ def loss(
     **_by_layer("giou", giou / objects, config),
     **_by_layer("presence", presence[None] / count, config),
   }
+
+  if config.cell_weight and predictions.cell_logits is not None:
+    covered = fractions(jnp.where(valid[..., None, None], targets.masks, 0).max(axis=1, initial=0))
+    cells = cell_loss(predictions.cell_logits, covered)
+    terms["cells"] = jnp.where(prompt_valid, cells, 0).sum() / count
 
   with_masks = functools.partial(_first, rows=len(predictions.mask_logits), images=images)
   last, masks, valid = jax.tree.map(
@@ -206,6 +213,28 @@ def _mask_terms(logits, queries, pairs, masks, objects, config):
   return terms
 
 
+def cell_loss(
+  logits: Float[Array, "*rows HW"], covered: Float[Array, "*rows Ht Wt"]
+) -> Float[Array, "*rows"]:
+  """Of "this cell shows an object": cross-entropy that follows the misses and counts objects five
+  times, the mean over cells. `covered` is finer than the cells by a whole number."""
+  wanted = shrunk(covered, math.isqrt(logits.shape[-1])).reshape(logits.shape)
+  bce = jax.nn.softplus(logits) - logits * wanted
+  miss = jnp.abs(jax.nn.sigmoid(logits) - wanted)
+  return (bce * (miss + 0.1) * (1 + 4 * wanted)).mean(axis=-1)
+
+
+def shrunk(maps: Float[Array, "*rows Ht Wt"], side: int) -> Float[Array, "*rows H W"]:
+  """Means over squares of cells, `side` of them a side."""
+  factor = maps.shape[-1] // side
+  return maps.reshape(*maps.shape[:-2], side, factor, side, factor).mean(axis=(-3, -1))
+
+
+def fractions(masks: Array) -> Float[Array, "*rows"]:
+  """Coverage in [0, 1], of bytes or of floats."""
+  return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
+
+
 def _semantic_terms(logits, masks, valid):
   """Of the union of a prompt's objects; the mean over prompts that have any."""
   union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
@@ -219,8 +248,7 @@ def _mask_losses(
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
   """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells, and dice
   loss, 1 - (2 intersection + 1) / (sum of areas + 1), at the size of `masks` [P, Ht, Wt]."""
-  masks = masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
-  logits = logits.astype(jnp.float32)
+  masks, logits = fractions(masks), logits.astype(jnp.float32)
   if logits.shape != masks.shape:
     logits = jax.image.resize(logits, masks.shape, "linear", antialias=False)
   probability = jax.nn.sigmoid(logits)
@@ -265,5 +293,6 @@ def _weight(name: str, config: LossConfig) -> float:
     "mask": config.mask_weight,
     "dice": config.dice_weight,
     "semantic": config.semantic_weight,
+    "cells": config.cell_weight,
     "semantic_dice": config.semantic_dice_weight,
   }[name.removesuffix("_many").partition("_aux_")[0]]

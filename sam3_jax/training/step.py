@@ -157,7 +157,7 @@ def predict(
     return found
   return Predictions(
     *(_joined(x, 1) for x in (found.logits, found.boxes, found.presence)),
-    *(_joined(x, 0) for x in (found.mask_logits, found.semantic_logits)),
+    *(_joined(x, 0) for x in (found.mask_logits, found.semantic_logits, found.cell_logits)),
   )
 
 
