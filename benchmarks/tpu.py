@@ -39,7 +39,7 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: such as "all-gather".
-    size: bytes of its result on each device.
+    size: bytes of its result on each device; of a reduce-scatter fused on a TPU, before the cut.
     times: how often it runs: the product of the trip counts of the loops around it.
     scope: where in the model it comes from.
   """
@@ -66,7 +66,9 @@ def collectives(hlo: str) -> list[Collective]:
       # An asynchronous one is a pair; the second's type is the result alone.
       if kind := re.fullmatch(rf"({KINDS})(-done)?", opcode):
         scope = re.search(r'op_name="([^"]*)"', rest)
-        listed.append(Collective(kind[1], _size(shape), times, scope[1] if scope else ""))
+        # A TPU's reduce-scatter is a fusion of this name, of an all-reduce and a slice of it.
+        name = "reduce-scatter" if "all-reduce-scatter" in computation else kind[1]
+        listed.append(Collective(name, _size(shape), times, scope[1] if scope else ""))
       trips = _trips(rest, bodies) if opcode == "while" else 1
       inner = r"(?:body|calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
       for group in re.findall(inner, rest):

@@ -39,8 +39,15 @@ HLO = """HloModule step
   ROOT %less = pred[] compare(%p, %p), direction=LT
 }
 
+%all-reduce-scatter.3 (q: bf16[16]) -> bf16[4] {
+  %q = bf16[16]{0} parameter(0)
+  %sums = bf16[16]{0} all-reduce(%q), to_apply=%add, metadata={op_name="jit(step)/neck/dot"}
+  ROOT %cut = bf16[4]{0} dynamic-slice(%sums, %o), dynamic_slice_sizes={4}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
+  %scattered = bf16[4]{0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.3
   %loop = (s32[], f32[8]) while(%t), condition=%outer_condition, body=%outer, backend_config={"known_trip_count":{"n":"4"}}
   %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}, metadata={op_name="jit(step)/text/dot"}
   %done = f32[32]{0} all-gather-done(%start), metadata={op_name="jit(step)/text/dot"}
@@ -51,6 +58,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_are_counted_through_loops_and_once_if_asynchronous():
   assert tpu.collectives(HLO) == [
+    ("reduce-scatter", 16 * 2, 1, "jit(step)/neck/dot"),
     ("all-gather", 4 * 128 * 2, 28, "jit(step)/trunk/dot"),
     ("all-gather", 32 * 4, 1, "jit(step)/text/dot"),
     ("all-reduce", 8 * 4, 1, "jit(step)/loss"),
@@ -62,6 +70,7 @@ def test_collectives_by_part():
   assert [(row["part"], row["kind"], row["times"], row["bytes"]) for row in rows] == [
     ("trunk", "all-gather", 28, 28 * 1024),
     ("text", "all-gather", 1, 128),
+    ("neck", "reduce-scatter", 1, 32),
     ("the rest", "all-reduce", 1, 32),
   ]
 
