@@ -79,7 +79,7 @@ def dense_loss(
   shares = jnp.take_along_axis(in_cells, chosen[..., None], axis=1)
   likely = shares >= 0.5 * shares.max(axis=2, keepdims=True)
   cell = jnp.argmax(likely * (1 + jax.random.uniform(cells, shares.shape)), axis=2)
-  found = detector.apply(
+  found: Any = detector.apply(
     {"params": parameters}, embedding, text, batch.prompt_valid, cell,
     method=_survey, rngs={"dropout": dropout},
   )  # fmt: skip
@@ -97,7 +97,7 @@ def dense_loss(
   terms["semantic_dice"] = _dice(
     found.semantic_logits, shrunk(phrases.max(axis=1), 4 * side)
   ).mean()
-  return sum(weight * terms[name] for name, weight in WEIGHTS.items()), terms
+  return jnp.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(), terms
 
 
 def _survey(
@@ -110,7 +110,7 @@ def _survey(
   """The model without its queries. A phrase is one token here, the mean of its own."""
   images, rows = valid.shape
   coarse, width = embedding.coarse, embedding.coarse.shape[-1]
-  position = sine_map(*coarse.shape[1:3], width).reshape(-1, width)
+  position = sine_map(coarse.shape[1], coarse.shape[2], width).reshape(-1, width)
   phrases = _means(text).reshape(images, rows, width).astype(coarse.dtype)
   valid = valid.at[:, 0].set(True)  # attention needs something to look at
   memory = detector.fusion(coarse.reshape(images, -1, width), position, phrases, valid)
