@@ -240,6 +240,9 @@ def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
   assert begun.model == toy.CONFIG
   assert begun.tokenizer == TOKENIZER.read_bytes()
   np.testing.assert_array_equal(begun.parameters["a"], jax.random.normal(jax.random.key(4), (3,)))
+  small = dataclasses.replace(toy.CONFIG.text, vocabulary=600)
+  settings = dataclasses.replace(settings, model=dataclasses.replace(toy.CONFIG, text=small))
+  assert command.Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
 
 
 @pytest.mark.parametrize(

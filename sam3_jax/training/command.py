@@ -11,7 +11,7 @@ from rich.console import Console
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
 from sam3_jax.training.log import plot
@@ -60,7 +60,7 @@ def load_start(config: TrainConfig) -> Start:
   vocabulary = Path(config.tokenizer)
   if not vocabulary.is_file():
     vocabulary = find_checkpoint(config.tokenizer) / "tokenizer.model"
-  model = Tokenizer(vocabulary, context=config.model.text.context).model
+  model = trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
   parameters = flatten(jax.device_get(init(config.model, jax.random.key(config.seed))))
   return Start(config.model, parameters, model, {})
 

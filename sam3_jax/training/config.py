@@ -48,7 +48,8 @@ class TrainConfig:
     checkpoint: folder or name of the checkpoint to start from; empty for random parameters of
       `model`.
     model: sizes of a random start; None with a checkpoint.
-    tokenizer: of a random start: a SentencePiece file, or the checkpoint that has the vocabulary.
+    tokenizer: of a random start: a SentencePiece file, or the checkpoint that has the vocabulary; a
+      model of fewer words takes the first merges.
     name: what the new checkpoint calls itself; empty for the output folder's name.
     licence: of the new weights; empty for the starting checkpoint's.
     annotations: file of the training pairs, SA-Co's or COCO's layout.
