@@ -158,7 +158,7 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 
 
 def _typed(value: Any, expected: Any, where: str) -> Any:
-  if dataclasses.is_dataclass(expected):
+  if isinstance(expected, type) and dataclasses.is_dataclass(expected):
     return _from_dict(expected, value, where)
   if get_origin(expected) is tuple:  # of any length; a list in JSON
     if not isinstance(value, list | tuple):
