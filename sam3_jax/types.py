@@ -158,7 +158,7 @@ class Predictions:
   presence: Float[Array, "L P"]
   mask_logits: Float[Array, "P Q Hm Wm"]
   semantic_logits: Float[Array, "P Hm Wm"]
-  cell_logits: Float[Array, "P HW"] | None = None
+  cell_logits: Float[Array, "P HW"]
 
 
 @struct.dataclass

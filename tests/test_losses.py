@@ -11,7 +11,7 @@ from scipy.special import expit
 from support import QUICK, assert_close
 
 from sam3_jax.training.batch import Targets
-from sam3_jax.training.losses import LossConfig, loss, match
+from sam3_jax.training.losses import LossConfig, cell_loss, loss, match
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import Predictions
 
@@ -45,6 +45,7 @@ def examples(prompts=4, counts=(2, 0, 3, 1), objects=3, masks=np.uint8, seed=0, 
     presence=rng.normal(0, 2, shape[:2]).astype(np.float32),
     mask_logits=rng.normal(0, 2, (*shape[1:], 4, 4)).astype(np.float32),
     semantic_logits=rng.normal(0, 2, (prompts, 4, 4)).astype(np.float32),
+    cell_logits=np.random.default_rng(9).normal(0, 2, (prompts, 16)).astype(np.float32),
   )
   drawn = rng.integers(0, 256, (prompts, objects, 8, 8))
   drawn = drawn.astype(np.uint8) if masks == np.uint8 else (drawn / 255).astype(masks)
@@ -271,3 +272,16 @@ def test_a_sharded_batch_has_the_same_loss():
   spread = Predictions(**{k: put(v, int(k in layered)) for k, v in vars(predictions).items()})
   got = evaluate(spread, jax.tree.map(put, targets), put(valid))
   assert_close(got, (total, terms, gradients), rel=1.8e-6)  # measured 1.8e-7
+
+
+def test_cells_count_for_every_prompt_that_is_one():
+  predictions, targets, valid = examples()
+  config = dataclasses.replace(CONFIG, cell_weight=3.0)
+  without, _, _ = evaluate(predictions, targets, valid)
+  total, terms, _ = evaluate(predictions, targets, valid, config)
+  union = np.where(targets.valid[..., None, None], targets.masks / np.float32(255), 0).max(axis=1)
+  assert_close(terms["cells"], cell_loss(predictions.cell_logits, union).mean(), rel=1e-6)
+  # The square root of 4 prompts; a small difference of large totals.
+  assert_close(total - without, 3 * 2 * terms["cells"], rel=1e-4)
+  more = evaluate(*padded(predictions, targets, 2, 3), np.pad(valid, (0, 3)), config)
+  assert_close(more[1]["cells"], terms["cells"], rel=1e-6)

@@ -144,6 +144,7 @@ def test_shapes_of_every_size(size, dtype):
     "presence": ((6, prompts), jnp.float32),
     "mask_logits": ((prompts, 200, 288, 288), dtype),
     "semantic_logits": ((prompts, 288, 288), dtype),
+    "cell_logits": ((prompts, 72 * 72), jnp.float32),
   }
 
 

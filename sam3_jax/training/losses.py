@@ -95,7 +95,7 @@ def loss(
     **_by_layer("presence", presence[None] / count, config),
   }
 
-  if config.cell_weight and predictions.cell_logits is not None:
+  if config.cell_weight:
     covered = fractions(jnp.where(valid[..., None, None], targets.masks, 0).max(axis=1, initial=0))
     cells = cell_loss(predictions.cell_logits, covered)
     terms["cells"] = jnp.where(prompt_valid, cells, 0).sum() / count
