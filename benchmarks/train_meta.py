@@ -15,7 +15,7 @@ import torch
 from timing import serve
 from weights import weights
 
-torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
+torch.Tensor.pin_memory = lambda self, *_: self  # which wants a GPU
 
 from sam3.model import data_misc  # noqa: E402
 from sam3.model.decoder import TransformerDecoder, TransformerDecoderLayer  # noqa: E402
