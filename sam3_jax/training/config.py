@@ -17,6 +17,7 @@ from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, check_pattern
+from sam3_jax.training.scenes import VARIETY
 
 OBJECTIVES = ("detection", "dense")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -36,6 +37,7 @@ class SceneConfig:
   size: tuple[int, int] | None = None
   mixed: float = 0.0
   augment: float = 0.0
+  variety: float = VARIETY
   absent: float = 1.0
   usual: float = 0.7
 

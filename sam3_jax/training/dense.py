@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sam3_jax.model.layers import Mlp, layer_norm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.training.batch import Batch, flatten
+from sam3_jax.training.batch import Batch
 from sam3_jax.training.losses import cell_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import ImageEmbedding, TextEmbedding
@@ -46,6 +46,7 @@ def dense_loss(
   text: TextEmbedding,
   batch: Batch,
   key: Key[Array, ""],
+  masked: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """The weighted sum of the losses, and its terms.
 
@@ -56,6 +57,7 @@ def dense_loss(
     text: of its tokens, flattened.
     batch: masks of the size of `embedding.fine`, or larger by a whole number.
     key: draws objects, cells and dropout.
+    masked: only the first so many phrases of a picture have objects; None for all.
 
   Returns:
     Total and terms. `coarse`, `middle`, `fine`: cross-entropy of the neck's cells over the phrases
@@ -66,12 +68,13 @@ def dense_loss(
   """
   images, rows = batch.prompt_valid.shape
   side = embedding.coarse.shape[1]
-  targets = flatten(batch).targets
-  valid = (batch.targets.valid & batch.prompt_valid[..., None]).reshape(images, -1)
-  covered = fractions(targets.masks).reshape(images, -1, *targets.masks.shape[2:])
+  targets = jax.tree.map(lambda x: x[:, :masked], batch.targets)
+  valid = (targets.valid & batch.prompt_valid[:, :masked, None]).reshape(images, -1)
+  covered = fractions(targets.masks).reshape(images, -1, *targets.masks.shape[3:])
   covered = jnp.where(valid[..., None, None], covered, 0)  # [B, R * O, Ht, Wt]
   in_cells = shrunk(covered, side).reshape(*covered.shape[:2], -1)
-  phrases = covered.reshape(images, rows, -1, *covered.shape[2:]).max(axis=2)
+  phrases = covered.reshape(images, targets.valid.shape[1], -1, *covered.shape[2:]).max(axis=2)
+  phrases = jnp.pad(phrases, [(0, 0), (0, rows - phrases.shape[1]), (0, 0), (0, 0)])
 
   which, cells, dropout = jax.random.split(key, 3)
   number = min(OBJECTS, valid.shape[1])
@@ -87,7 +90,7 @@ def dense_loss(
   terms = _naming(embedding, text, batch, phrases)
   classes = jnp.where(batch.prompt_valid, cell_loss(found.logits, phrases), 0)
   terms["class"] = classes.sum(axis=1).mean()
-  boxes = batch.targets.boxes.reshape(images, -1, 4)
+  boxes = targets.boxes.reshape(images, -1, 4)
   terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes)
   wanted = shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
   weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)

@@ -20,6 +20,7 @@ SIZES = ((240, 320), (320, 240), (256, 256), (224, 400), (288, 288), (400, 224))
 LEAST, MOST = 0.08, 0.6  # an object's longer side, as a fraction of the picture's shorter one
 CROWD = 12  # objects
 VISIBLE = 0.5  # of each object, at least
+VARIETY = 0.08  # of the scenes show many things, each of them once
 NEW, NEW_LOOKALIKE = 0.5, 0.2  # of the scenes that know a new concept: show it, or what is like it
 _ATTEMPTS = 8  # to find a place for an object
 _SMALLEST = 64  # pixels of a picture's side
@@ -56,6 +57,7 @@ def compose(
   *,
   mixed: float = 0.0,
   augment: float = 0.0,
+  variety: float = VARIETY,
   new: int | None = None,
 ) -> Scene:
   """A scene, which `rng` alone decides.
@@ -66,6 +68,7 @@ def compose(
     size: height and width in pixels, at least 64; None draws one of SIZES.
     mixed: probability of a scene each of whose objects has an artist of its own.
     augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
+    variety: probability of a scene of many things, each of them once.
     new: number of a new concept, which about half of the scenes show; None for none.
 
   Raises:
@@ -80,7 +83,7 @@ def compose(
   mix = rng.random() < mixed
   artist = styles[int(rng.integers(len(styles)))]
   while not canvas.items:  # a tiny object may have no opaque pixel
-    plan = _plan(rng)
+    plan = _plan(rng, variety)
     for concept, share in plan if new is None else _with_new(rng, plan, new):
       artist = styles[int(rng.integers(len(styles)))] if mix else artist
       drawing = drawings.drawings(artist)[concept]
@@ -109,10 +112,10 @@ def phrases(
   return ask(rng, present, absent=absent, usual=usual, unseen=unseen, new=new)
 
 
-def _plan(rng: np.random.Generator) -> list[tuple[int, float]]:
+def _plan(rng: np.random.Generator, variety: float) -> list[tuple[int, float]]:
   """Concepts of the objects, from the back to the front, and their sizes."""
   everything = len(drawings.concepts())
-  if rng.random() < 0.08:  # many things, each once
+  if rng.random() < variety:
     wanted = list(rng.choice(everything, rng.integers(4, CROWD + 1), replace=False))
   else:
     kinds = _kinds(rng)

@@ -71,6 +71,7 @@ class SceneSource:
     size: tuple[int, int] | None = None,
     mixed: float = 0.0,
     augment: float = 0.0,
+    variety: float = scenes.VARIETY,
     absent: float = 1.0,
     usual: float = 0.7,
   ):
@@ -79,7 +80,7 @@ class SceneSource:
     Args:
       count: scenes an epoch.
       seed: another one gives other scenes.
-      styles, size, mixed, augment: as in `scenes.compose`.
+      styles, size, mixed, augment, variety: as in `scenes.compose`.
       absent, usual: as in `scenes.phrases`.
     """
     if count < 1:
@@ -91,6 +92,7 @@ class SceneSource:
       "size": size,
       "mixed": mixed,
       "augment": augment,
+      "variety": variety,
     }
     self._phrases: dict[str, Any] = {"absent": absent, "usual": usual}
 

@@ -92,7 +92,8 @@ def make_step(
     if settings.objective == "dense":
       embedding, text = encode(parameters, batch, key, settings, shards)
       detector = Detector(settings.model, settings.dtype, True, settings.layering)
-      return dense_loss(parameters, detector, embedding, text, batch, jax.random.fold_in(key, 1))
+      key, masked = jax.random.fold_in(key, 1), settings.masked
+      return dense_loss(parameters, detector, embedding, text, batch, key, masked)
     predictions = predict(parameters, batch, key, settings, shards)
     flat = flatten(batch)
     images, queries = len(batch.images), settings.model.queries
