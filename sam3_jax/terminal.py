@@ -14,6 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
 
+FAILED = 2  # exit status of every error
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
 Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that
 
 _interrupted = threading.Event()

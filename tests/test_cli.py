@@ -19,9 +19,10 @@ from pycocotools import mask as rle
 from rich.console import Console
 
 from sam3_jax import Prompt, cli, segment, visualize
+from sam3_jax.commands import segment as command
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import MAX_PIXELS
-from sam3_jax.terminal import progress
+from sam3_jax.terminal import INTERRUPTED, progress
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
 
@@ -412,7 +413,7 @@ class TestProgram:
     assert capsys.readouterr().out == f"sam3-jax {version('sam3-jax')}\n"
 
   def test_the_default_of_max_pixels(self):
-    default = inspect.signature(cli.segment).parameters["max_pixels"].default
+    default = inspect.signature(command.segment).parameters["max_pixels"].default
     assert default == MAX_PIXELS
 
   def test_as_a_process(self, folder):
@@ -427,7 +428,7 @@ class TestProgram:
     assert failed.returncode == 2
     assert failed.stderr.count("\n") == 1
 
-  @pytest.mark.parametrize("status", [0, 2, cli.INTERRUPTED])
+  @pytest.mark.parametrize("status", [0, 2, INTERRUPTED])
   def test_the_end_of_the_process(self, monkeypatch, status):
     """After Ctrl-C nothing is torn down: XLA would crash, and the status be that of a crash."""
     ended = []
@@ -437,7 +438,7 @@ class TestProgram:
     with pytest.raises(SystemExit) as end:
       cli.entry()
     assert end.value.code == status
-    assert ended == ([status] if status == cli.INTERRUPTED else [])
+    assert ended == ([status] if status == INTERRUPTED else [])
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])

@@ -12,6 +12,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from sam3_jax import annotations, cli
+from sam3_jax.commands import train
 from sam3_jax.training import drawings, scene_files, scenes
 from sam3_jax.training.wording import lookalikes
 
@@ -33,7 +34,9 @@ def many() -> list[scenes.Scene]:
 
 @pytest.fixture(scope="module")
 def plans() -> list[list[tuple[int, float]]]:
-  return [scenes._plan(np.random.default_rng([11, number])) for number in range(300)]
+  return [
+    scenes._plan(np.random.default_rng([11, number]), scenes.VARIETY) for number in range(300)
+  ]
 
 
 class Recorder(scenes._Canvas):
@@ -201,7 +204,7 @@ class TestNew:
     plans = []
     for number in range(300):
       rng = np.random.default_rng([3, number])
-      plan = scenes._plan(rng)
+      plan = scenes._plan(rng, scenes.VARIETY)
       plans.append((plan, scenes._with_new(rng, plan, new)))
     shown = [any(concept == new for concept, _ in after) for _, after in plans]
     assert 0.4 < np.mean(shown) < 0.6
@@ -416,8 +419,8 @@ class TestCommand:
     assert capsys.readouterr() == ("", "")
 
   def test_every_style_and_new_concept_is_offered(self):
-    assert {style.value for style in cli.Style} == {*drawings.STYLES, scene_files.TRAIN}
-    assert [new.value for new in cli.New] == [one.name for one in drawings.new_concepts()]
+    assert {style.value for style in train.Style} == {*drawings.STYLES, scene_files.TRAIN}
+    assert [new.value for new in train.New] == [one.name for one in drawings.new_concepts()]
 
   def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

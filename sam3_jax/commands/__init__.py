@@ -1,0 +1,1 @@
+"""The commands of `sam3-jax`, which `cli` runs."""

@@ -1,0 +1,133 @@
+"""`sam3-jax convert` and `inspect`."""
+
+import enum
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sam3_jax.commands import arguments
+from sam3_jax.commands.options import Debug, Quiet
+from sam3_jax.terminal import progress, say
+
+if TYPE_CHECKING:
+  from sam3_jax.checkpoint import Summary
+
+
+class Format(enum.StrEnum):
+  auto = "auto"
+  meta = "meta"
+  huggingface = "huggingface"
+
+
+class StoredDtype(enum.StrEnum):
+  float32 = "float32"
+  bfloat16 = "bfloat16"
+
+
+def convert(
+  source: Annotated[
+    Path,
+    typer.Argument(
+      metavar="SOURCE",
+      help="model.safetensors of a release, or its folder. config.json belongs in that folder, and "
+      "the tokenizer: tokenizer.json, or vocab.json and merges.txt.",
+    ),
+  ],
+  out: Annotated[
+    Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
+  ],
+  format: Annotated[
+    Format, typer.Option(help="Whose names and layout SOURCE has; auto looks.")
+  ] = Format.auto,
+  dtype: Annotated[StoredDtype, typer.Option(help="Of the parameters.")] = StoredDtype.float32,
+  tokenizer: Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="CLIP's vocabulary, if it is not beside the weights."),
+  ] = None,
+  verify: Annotated[
+    bool, typer.Option(metavar="", help="Read everything back and compare checksums.")
+  ] = True,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Make a checkpoint of released weights."""
+  arguments.use_device("cpu")
+
+  from sam3_jax.checkpoint import inspect
+
+  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  from sam3_jax.converters import convert as run  # pyright: ignore[reportMissingImports]
+
+  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    run(
+      source,
+      out,
+      format=format.value,
+      dtype=dtype.value,
+      tokenizer=tokenizer,
+      verify=verify,
+      progress=step,
+    )
+  summary = inspect(out)
+  say(Console(quiet=quiet), f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+
+
+def inspect(
+  checkpoint: Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="Folder or name of a checkpoint.")
+  ],
+  as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Say what a checkpoint holds, without reading its parameters.
+
+  With --quiet the exit status alone says whether it is a checkpoint.
+  """
+  arguments.use_device("cpu")
+
+  from sam3_jax.checkpoint import inspect
+  from sam3_jax.hub import find_checkpoint
+
+  summary = inspect(find_checkpoint(checkpoint))
+  if quiet:
+    return
+  if as_json:
+    print(json.dumps(summary.to_dict(), indent=2))
+  else:
+    Console().print(_describe(summary))
+
+
+def _describe(summary: "Summary") -> Table:
+  info, config = summary.info, summary.config
+  trunk, trained = config.trunk, str(info.get("trained"))
+  rows = {
+    "path": summary.path,
+    "name": info.get("name", "?"),
+    "source": info.get("source", "?"),
+    "licence": info.get("licence", "?"),
+    "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
+    "parameters": f"{summary.parameters:,} in {summary.dtype}",
+    **{f"  {part}": f"{count:,}" for part, count in summary.parts.items()},
+    "picture": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
+    "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
+    "concept points": "yes" if config.concept_points else "no",
+    "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
+  }
+  for name, sums in summary.source_tensors.items():
+    rows[f"source, {name}"] = f"{sums['tensors']:,} tensors, {sums['parameters']:,} parameters"
+  for kind, reasons in (("unread", summary.unread), ("dropped", summary.dropped)):
+    for reason, sums in reasons.items():
+      line = f"{sums['tensors']:,} tensors: {reason}"
+      rows[kind] = f"{rows[kind]}\n{line}" if kind in rows else line
+  table = Table(show_header=False)
+  table.add_column()
+  table.add_column(overflow="fold")
+  for name, value in rows.items():
+    table.add_row(name, Text(str(value)))
+  return table

@@ -1,0 +1,90 @@
+"""`sam3-jax evaluate`."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sam3_jax.commands import arguments
+from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
+
+
+class Ask(enum.StrEnum):
+  text = "text"
+  box = "box"
+  both = "text+box"
+
+
+def evaluate(
+  data: Annotated[
+    list[Path],
+    typer.Option(
+      metavar="FILE",
+      help="Annotations in SA-Co's or COCO's layout. Repeat for the truths of several annotators: "
+      "the one that fits best counts.",
+    ),
+  ],
+  images: Annotated[
+    Path | None,
+    typer.Option(
+      metavar="DIR", help="Folder of the pictures; that of the annotations, if left out."
+    ),
+  ] = None,
+  checkpoint: Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="Folder or name of a checkpoint; sam3-tiny, if left out."),
+  ] = None,
+  predictions: Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Score these, in COCO's results layout, without a model."),
+  ] = None,
+  prompt: Annotated[
+    Ask,
+    typer.Option(
+      help="What the model is told: the phrase, the largest box of the objects (pairs without "
+      "objects are left out), or both."
+    ),
+  ] = Ask.text,
+  threshold: Annotated[
+    float, typer.Option(metavar="0..1", help="Count predictions that score so much or more.")
+  ] = 0.5,
+  out: Annotated[
+    Path, typer.Option(metavar="FILE", help="The figures; predictions.json goes beside it.")
+  ] = Path("metrics.json"),
+  worst: Annotated[
+    int, typer.Option(min=0, metavar="N", help="Draw the N worst pairs, on a page in worst/.")
+  ] = 0,
+  device: OnDevice = None,
+  dtype: Computed = Dtype.auto,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Score a checkpoint, or given predictions: cgF1 and its parts, average precision.
+
+  All files appear when everything is done, or none of them.
+  """
+  if not 0 <= threshold <= 1:  # NaN too
+    raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
+  if checkpoint is not None and predictions is not None:
+    raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
+  arguments.check_writable(out.parent)
+  if out.is_dir():
+    raise ValueError(f"--out {out} is a folder; name a file in it, {out / 'metrics.json'}.")
+  arguments.use_device(device)
+
+  from sam3_jax.evaluation.run import Job, run
+  from sam3_jax.hub import find_checkpoint
+
+  job = Job(
+    data=data,
+    images=images,
+    checkpoint=None if predictions else find_checkpoint(checkpoint or "sam3-tiny"),
+    predictions=predictions,
+    prompt=prompt.value,
+    threshold=threshold,
+    out=out,
+    worst=worst,
+  )
+  run(job, None if dtype is Dtype.auto else dtype.value, Console(quiet=quiet), Console(stderr=True))

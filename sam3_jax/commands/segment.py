@@ -1,0 +1,76 @@
+"""`sam3-jax segment`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sam3_jax.commands import arguments
+from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
+from sam3_jax.terminal import FAILED
+
+
+def segment(
+  images: Annotated[
+    list[Path], typer.Argument(metavar="IMAGE", help="Pictures: JPEG, PNG, WebP, TIFF and so on.")
+  ],
+  text: Annotated[
+    list[str] | None,
+    typer.Option(metavar="PHRASE", help="What to find: a short noun phrase. Repeat for several."),
+  ] = None,
+  box: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="X0,Y0,X1,Y1[,0|1]",
+      help="An example in pixels of the picture as displayed (1, the default) or a counterexample "
+      "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it.",
+    ),
+  ] = None,
+  checkpoint: Annotated[
+    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+  ] = "sam3-tiny",
+  threshold: Annotated[
+    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
+  ] = 0.5,
+  out: Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of a picture go."),
+  ] = Path("out"),
+  device: OnDevice = None,
+  dtype: Computed = Dtype.auto,
+  max_detections: Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+  ] = None,
+  max_pixels: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Find, box and mask all instances of phrases or example boxes in pictures.
+
+  Everything given is checked before any work, and a fault stops the run. A file that turns out to
+  be no picture, or a damaged one, is reported and left out; the others are done, and the exit
+  status is 2. Of pictures with the same name the second's results are called NAME-2, and so on.
+  """
+  if not 0 <= threshold <= 1:  # NaN too
+    raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
+  arguments.check_writable(out)
+  images = arguments.images(images)
+  arguments.use_device(device)
+
+  from sam3_jax.hub import find_checkpoint
+  from sam3_jax.segment import Job, run
+
+  job = Job(
+    images=images,
+    prompts=arguments.prompts(text or [], box or []),
+    out=out,
+    threshold=threshold,
+    max_detections=max_detections,
+    max_pixels=max_pixels,
+  )
+  found, precision = find_checkpoint(checkpoint), None if dtype is Dtype.auto else dtype.value
+  if run(job, found, precision, Console(quiet=quiet), Console(stderr=True)):
+    raise typer.Exit(FAILED)
