@@ -53,6 +53,7 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
   """Those of a compiled module's text, one for each instruction that runs."""
   bodies, entry, name = collections.defaultdict(list), "", ""
+  counted: set[str] = set()
   for line in hlo.splitlines():
     if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
       name = header[2]
@@ -64,7 +65,10 @@ def collectives(hlo: str) -> list[Collective]:
   def visit(computation: str, times: int) -> None:
     for shape, opcode, rest in bodies[computation]:
       # An asynchronous one is a pair; the second's type is the result alone.
-      if kind := re.fullmatch(rf"({KINDS})(-done)?", opcode):
+      kind, channel = re.fullmatch(rf"({KINDS})(-done)?", opcode), _channel(rest)
+      # A TPU runs one beside other work in several fusions, each of which shows it.
+      if kind and channel not in counted:
+        counted.update({channel} - {""})
         scope = re.search(r'op_name="([^"]*)"', rest)
         # A TPU's reduce-scatter is a fusion of this name, of an all-reduce and a slice of it.
         name = "reduce-scatter" if "all-reduce-scatter" in computation else kind[1]
@@ -77,6 +81,12 @@ def collectives(hlo: str) -> list[Collective]:
 
   visit(entry, 1)
   return listed
+
+
+def _channel(rest: str) -> str:
+  """The number that a program knows a collective by; empty if it has none."""
+  found = re.search(r"channel_id=(\d+)", rest)
+  return found[1] if found else ""
 
 
 def _trips(rest: str, bodies: dict[str, list]) -> int:

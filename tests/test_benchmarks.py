@@ -45,8 +45,18 @@ HLO = """HloModule step
   ROOT %cut = bf16[4]{0} dynamic-slice(%sums, %o), dynamic_slice_sizes={4}
 }
 
+%fused.1 (q: f32[8]) -> f32[64] {
+  %fused = f32[64]{0} all-gather(%q), channel_id=5, metadata={op_name="jit(step)/masks/dot"}
+}
+
+%fused.2 (q: f32[8]) -> f32[64] {
+  %fused = f32[64]{0} all-gather(%q), channel_id=5, metadata={op_name="jit(step)/masks/dot"}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
+  %first = f32[64]{0} fusion(%q), kind=kCustom, calls=%fused.1
+  %second = f32[64]{0} fusion(%q), kind=kCustom, calls=%fused.2
   %scattered = bf16[4]{0} fusion(%q), kind=kCustom, calls=%all-reduce-scatter.3
   %loop = (s32[], f32[8]) while(%t), condition=%outer_condition, body=%outer, backend_config={"known_trip_count":{"n":"4"}}
   %start = (f32[8]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}, metadata={op_name="jit(step)/text/dot"}
@@ -56,8 +66,9 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
-def test_collectives_are_counted_through_loops_and_once_if_asynchronous():
+def test_collectives_are_counted_through_loops_and_once_if_asynchronous_or_fused():
   assert tpu.collectives(HLO) == [
+    ("all-gather", 64 * 4, 1, "jit(step)/masks/dot"),
     ("reduce-scatter", 16 * 2, 1, "jit(step)/neck/dot"),
     ("all-gather", 4 * 128 * 2, 28, "jit(step)/trunk/dot"),
     ("all-gather", 32 * 4, 1, "jit(step)/text/dot"),
@@ -69,6 +80,7 @@ def test_collectives_by_part():
   rows = tpu.by_part(tpu.collectives(HLO), tpu.PARTS)
   assert [(row["part"], row["kind"], row["times"], row["bytes"]) for row in rows] == [
     ("trunk", "all-gather", 28, 28 * 1024),
+    ("masks", "all-gather", 1, 256),
     ("text", "all-gather", 1, 128),
     ("neck", "reduce-scatter", 1, 32),
     ("the rest", "all-reduce", 1, 32),
