@@ -18,7 +18,7 @@ from sam3_jax.model.layers import Mlp, layer_norm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch
-from sam3_jax.training.losses import cell_loss, fractions, shrunk
+from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
@@ -96,10 +96,9 @@ def dense_loss(
   weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)
   bce = jax.nn.softplus(found.mask_logits) - found.mask_logits * wanted
   terms["mask"] = (weights * bce.mean(axis=(2, 3))).sum()
-  terms["dice"] = (weights * _dice(found.mask_logits, wanted)).sum()
-  terms["semantic_dice"] = _dice(
-    found.semantic_logits, shrunk(phrases.max(axis=1), 4 * side)
-  ).mean()
+  terms["dice"] = (weights * dice_loss(jax.nn.sigmoid(found.mask_logits), wanted)).sum()
+  union = shrunk(phrases.max(axis=1), 4 * side)
+  terms["semantic_dice"] = dice_loss(jax.nn.sigmoid(found.semantic_logits), union).mean()
   return jnp.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(), terms
 
 
@@ -166,12 +165,6 @@ def _boxes(found, in_cells, boxes) -> dict[str, Array]:
   weights = inside / jnp.maximum(inside.sum(), 1)
   l1 = jnp.abs(found - wanted).sum(axis=-1)
   return {name: (weights * x).sum() for name, x in (("box", l1), ("giou", 1 - giou), ("iou", iou))}
-
-
-def _dice(logits: Float[Array, "*rows H W"], wanted: Array) -> Float[Array, "*rows"]:
-  found = jax.nn.sigmoid(logits)
-  areas = found.sum(axis=(-2, -1)) + wanted.sum(axis=(-2, -1))
-  return 1 - (2 * (found * wanted).sum(axis=(-2, -1)) + 1) / (areas + 1)
 
 
 def _means(text: TextEmbedding) -> Float[Array, "P D"]:

@@ -247,17 +247,23 @@ def _mask_losses(
   logits: Float[Array, "P Hm Wm"], masks: Array, alpha: float
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
   """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells, and dice
-  loss, 1 - (2 intersection + 1) / (sum of areas + 1), at the size of `masks` [P, Ht, Wt]."""
+  loss, at the size of `masks` [P, Ht, Wt]."""
   masks, logits = fractions(masks), logits.astype(jnp.float32)
   if logits.shape != masks.shape:
     logits = jax.image.resize(logits, masks.shape, "linear", antialias=False)
   probability = jax.nn.sigmoid(logits)
-  inner = probability * masks
-  miss = probability + masks - 2 * inner
+  miss = probability + masks - 2 * probability * masks
   bce = jax.nn.softplus(logits) - logits * masks
   focal = bce * miss**2 * (1 - alpha + (2 * alpha - 1) * masks)
-  areas = (probability + masks).sum(axis=(1, 2))
-  return focal.mean(axis=(1, 2)), 1 - (2 * inner.sum(axis=(1, 2)) + 1) / (areas + 1)
+  return focal.mean(axis=(1, 2)), dice_loss(probability, masks)
+
+
+def dice_loss(
+  probability: Float[Array, "*rows H W"], masks: Float[Array, "*rows H W"]
+) -> Float[Array, "*rows"]:
+  """1 - (2 intersection + 1) / (sum of areas + 1)."""
+  areas = (probability + masks).sum(axis=(-2, -1))
+  return 1 - (2 * (probability * masks).sum(axis=(-2, -1)) + 1) / (areas + 1)
 
 
 def _take(values: Float[Array, "*rows Q C"], query: Array) -> Float[Array, "*rows O M C"]:
