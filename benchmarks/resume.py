@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "geometry_layers": 1, "fusion_layers": 2, "decoder_layers": 2, "concept_points": False,
   },
   "average": 0.9, "save_every": 5,
-  "data": {"batch": 2, "prompts": 2, "masked": 1, "objects": OBJECTS, "examples": 1},
+  "data": {"batch": 2, "prompts": 2, "present": 1, "objects": OBJECTS, "examples": 1},
 }  # fmt: skip
 
 

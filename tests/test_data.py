@@ -20,7 +20,7 @@ from sam3_jax.training.data import Batches, DataConfig, PairSource, Picture, Sce
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = Tokenizer(ROOT / "checkpoints" / "sam3-tiny" / "tokenizer.model")
 CONFIG = DataConfig(
-  batch=4, image_size=32, mask_size=8, prompts=3, masked=2, objects=2, examples=2, box_only=0.3
+  batch=4, image_size=32, mask_size=8, prompts=3, present=2, objects=2, examples=2, box_only=0.3
 )
 
 

@@ -13,7 +13,7 @@ from sam3_jax.training.examples import DataConfig, Picture, example, usable
 
 HEIGHT, WIDTH = 36, 48
 IMAGE = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-CONFIG = DataConfig(image_size=64, mask_size=16, prompts=5, masked=3, objects=4, examples=3)
+CONFIG = DataConfig(image_size=64, mask_size=16, prompts=5, present=3, objects=4, examples=3)
 # A row of tokens is its phrase's characters: the tests read phrases back.
 CONTEXT = 24
 
@@ -59,7 +59,7 @@ def check_promises(row, config: DataConfig = CONFIG):
   valid, prompts = row.targets.valid, row.prompt_valid
   present = valid.any(axis=1)
   count = present.sum()
-  assert count <= config.masked
+  assert count <= config.present
   assert present[:count].all()  # phrases with objects come first
   assert (prompts == (np.arange(config.prompts) < prompts.sum())).all()  # and padding last
   assert not (present & ~prompts).any()
@@ -155,7 +155,7 @@ def test_the_same_generator_makes_the_same_row():
 
 
 def test_too_many_phrases():
-  """At most `masked` with objects, then absent ones; over time all of them."""
+  """At most `present` with objects, then absent ones; over time all of them."""
   present = [pair(f"p{i}", thing(2 * i, 3, 4, 5)) for i in range(6)]
   absent = [pair(f"a{i}") for i in range(6)]
   seen: set[str] = set()
@@ -358,7 +358,7 @@ def test_a_picture_of_one_pixel():
     ({"workers": -1}, "workers must be a whole number from 0; got -1"),
     ({"flip": 1.5}, r"flip must be in \[0, 1\]; got 1.5"),
     ({"crop": float("nan")}, r"crop must be in \[0, 1\]; got nan"),
-    ({"masked": 9}, "masked is 9, more than the 8 prompts"),
+    ({"present": 9}, "present is 9, more than the 8 prompts"),
     ({"box_only": 0.6, "text_and_box": 0.5}, "together at most 1"),
     ({"smallest": 0.0}, "must be above 0"),
     ({"crop_side": 0.0}, "must be above 0"),

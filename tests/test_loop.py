@@ -68,7 +68,7 @@ def quick(monkeypatch):
 def config(**values):
   fields = {
     "model": toy.CONFIG.to_dict(), "train": PATTERN, "steps": 7, "save_every": 2, "average": 0.5,
-    "data": {"batch": 4, "masked": 1, "prompts": 2},
+    "data": {"batch": 4, "present": 1, "prompts": 2},
     "optimizer": {"warmup": 2, "cooldown": 2, "learning_rate": 1e-2},
   }  # fmt: skip
   return TrainConfig.from_dict(fields | values)
@@ -373,7 +373,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, quick):
     train(out, source=Stopping(1))
   before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
   with pytest.raises(ValueError, match=r"holds a run that differs in data\.batch, steps; "):
-    train(out, config(steps=8, data={"batch": 8, "masked": 1, "prompts": 2}))
+    train(out, config(steps=8, data={"batch": 8, "present": 1, "prompts": 2}))
   other = dataclasses.replace(start(), tokenizer=b"other")
   with pytest.raises(ValueError, match="holds a run that differs in start; "):
     loop.train(config(), other, toy.Source(), out)

@@ -204,6 +204,20 @@ def test_masks_of_the_first_prompts_only():
   assert_close(got[:2], (total, terms), rel=1e-7)  # measured 0
 
 
+def test_masks_that_are_not_made_do_not_count():
+  """The same two images with objects of the second prompts, whose masks are left out."""
+  predictions, targets, valid = examples(counts=(2, 1, 3, 2))
+  some = predictions.replace(
+    mask_logits=predictions.mask_logits[::2], semantic_logits=predictions.semantic_logits[::2]
+  )
+  got = evaluate(some, targets, valid, images=2)[1]
+  alone = evaluate(*examples(counts=(2, 0, 3, 0)), images=2)[1]
+  every = evaluate(predictions, targets, valid, images=2)[1]
+  for name in got:
+    of_masks = name.startswith(("mask", "dice", "semantic")) and name != "matched_iou"
+    assert_close(got[name], (alone if of_masks else every)[name], rel=1e-6)  # measured 0
+
+
 @pytest.mark.parametrize("objects", [0, 1, 3])
 def test_no_object_anywhere(objects):
   predictions, targets, valid = examples(counts=(0,) * 4, objects=objects)

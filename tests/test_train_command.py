@@ -175,7 +175,7 @@ def files(tmp_path):
         "save_every": 2,
         "train": "decoder/norm/.*",
         "evaluate_every": 2,
-        "data": {"batch": 2, "prompts": 2, "masked": 1, "objects": 2, "ahead": 0},
+        "data": {"batch": 2, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
       }
     )
   )

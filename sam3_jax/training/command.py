@@ -71,7 +71,7 @@ def settled(config: TrainConfig, model: Config) -> TrainConfig:
     config.data,
     image_size=model.image_size,
     mask_size=config.mask_size or model.mask_size,
-    masked=min(config.data.masked, config.data.prompts),
+    present=min(config.data.present, config.data.prompts),
   )
   return dataclasses.replace(config, data=data, mask_size=data.mask_size)
 

@@ -68,6 +68,7 @@ class TrainConfig:
     average: decay of the parameters' exponential average, which is what is evaluated and written;
       0 for none.
     duplicate: train one-to-many queries beside the model's own.
+    masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass and so needs less memory.
     fsdp: devices that share one copy of the parameters; the others are data parallel.
@@ -101,6 +102,7 @@ class TrainConfig:
   accumulate: int = 1
   average: float = 0.0
   duplicate: bool = True
+  masked: int = 0
   dtype: str = "auto"
   remat: str = "none"
   fsdp: int = 1
@@ -118,7 +120,7 @@ class TrainConfig:
         "give either checkpoint, to start from its parameters, or model, to start from random ones."
       )
     least = {"steps": 1, "accumulate": 1, "fsdp": 1, "keep": 1, "save_every": 0, "seed": 0}
-    least |= {"evaluate_every": 0, "evaluate_pairs": 0, "mask_size": 0}
+    least |= {"evaluate_every": 0, "evaluate_pairs": 0, "mask_size": 0, "masked": 0}
     for field, low in least.items():
       if getattr(self, field) < low:
         raise ValueError(f"{field} must be {low} or more; got {getattr(self, field)}.")

@@ -1,7 +1,7 @@
 """From a picture and its phrases to one row of a `Batch`: prompts chosen, boxes drawn, padded.
 
 The order of a row's prompts is a promise: phrases with objects come first, then absent ones, then
-padding, so that masks need to be made for the first `masked` prompts only.
+padding, so that masks need to be made for the first `present` prompts only.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class DataConfig:
     image_size: pixels a side of the model's square.
     mask_size: cells a side of the target masks; Meta compares at the picture's resolution.
     prompts: rows of a picture, R.
-    masked: of those, at most this many with objects; they come first.
+    present: of those, at most this many with objects; they come first.
     objects: of a prompt, O; of more, the largest (by mask) are kept. Meta's limit is 200.
     examples: boxes of a prompt, N.
     smallest: of the random resize, as a share of image_size; 1 turns it off.
@@ -62,7 +62,7 @@ class DataConfig:
   image_size: int = 1008
   mask_size: int = 288
   prompts: int = 8
-  masked: int = 4
+  present: int = 4
   objects: int = 32
   examples: int = 4
   smallest: float = 480 / 1008
@@ -83,8 +83,10 @@ class DataConfig:
         raise ValueError(f"{field.name} must be a whole number from {least}; got {value!r}.")
       if field.type is float and not 0 <= value <= 1:
         raise ValueError(f"{field.name} must be in [0, 1]; got {value!r}.")
-    if self.masked > self.prompts:
-      raise ValueError(f"masked is {self.masked}, more than the {self.prompts} prompts; lower it.")
+    if self.present > self.prompts:
+      raise ValueError(
+        f"present is {self.present}, more than the {self.prompts} prompts; lower it."
+      )
     if self.box_only + self.text_and_box > 1:
       raise ValueError(
         f"box_only {self.box_only:g} and text_and_box {self.text_and_box:g} are shares of the "
@@ -178,9 +180,9 @@ def example(
 def _choose(
   pairs: Sequence[Pair], config: DataConfig, generator: np.random.Generator
 ) -> tuple[list[Pair], list[Pair]]:
-  """Phrases with objects, at most `masked`, and others to fill the row, each drawn at random."""
+  """Phrases with objects, at most `present`, and others to fill the row, each drawn at random."""
   pairs = [pairs[i] for i in generator.permutation(len(pairs)) if usable(pairs[i])]
-  present = [pair for pair in pairs if pair.objects][: config.masked]
+  present = [pair for pair in pairs if pair.objects][: config.present]
   absent = [pair for pair in pairs if not pair.objects][: config.prompts - len(present)]
   return present, absent
 

@@ -210,7 +210,7 @@ class _Run:
       objective=config.objective,
       dtype=checkpoint.check_dtype(dtype),
       duplicate=config.duplicate,
-      masked=config.data.masked,
+      masked=config.masked or config.data.present,
       accumulate=config.accumulate,
       average=config.average,
       lora_scale=config.lora.scale,

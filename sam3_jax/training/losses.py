@@ -57,7 +57,7 @@ def loss(
 
   Args:
     predictions: of `Detector.predict`; logits of [L, P, queries] or, with duplicates, [L, P, 2 *
-      queries]; masks of all prompts, or of the first n of each image's.
+      queries]; masks of all prompts, or of the first n of each image's: the others' do not count.
     queries: one-to-one queries of the model, `Config.queries`.
     targets: of the same prompts; objects beyond the `queries` get no query.
     prompt_valid: False on padding.
@@ -101,11 +101,11 @@ def loss(
     terms["cells"] = jnp.where(prompt_valid, cells, 0).sum() / count
 
   with_masks = functools.partial(_first, rows=len(predictions.mask_logits), images=images)
-  last, masks, valid = jax.tree.map(
+  last, masks, shown = jax.tree.map(
     with_masks, (jax.tree.map(lambda x: jnp.moveaxis(x[:, -1], 1, 0), pairs), targets.masks, valid)
   )
-  terms |= _mask_terms(predictions.mask_logits, queries, last, masks, objects, config)
-  terms |= _semantic_terms(predictions.semantic_logits, masks, valid)
+  terms |= _mask_terms(predictions.mask_logits, queries, last, masks, shown, config)
+  terms |= _semantic_terms(predictions.semantic_logits, masks, shown)
 
   total = sum(_weight(name, config) * value for name, value in terms.items())
   log = {
@@ -178,7 +178,7 @@ def _presence_losses(presence, some, prompt_valid):
   return jnp.where(prompt_valid, losses, 0).sum(axis=-1)
 
 
-def _mask_terms(logits, queries, pairs, masks, objects, config):
+def _mask_terms(logits, queries, pairs, masks, valid, config):
   """Focal and dice loss of the pairs [P, sets, O, M], summed in each set."""
   sets = [jax.tree.map(lambda x: x[:, 0, :, :1], pairs)]  # one to one
   if pairs.query.shape[1] == 2 and config.many_masks:
@@ -207,7 +207,7 @@ def _mask_terms(logits, queries, pairs, masks, objects, config):
   terms = {}
   for kind, chosen, scale in (("", place == 0, 1.0), ("_many", place > 0, config.many_weight)):
     if not kind or len(sets) > 1:
-      weights = jnp.where(matched & chosen, scale / objects, 0).T
+      weights = jnp.where(matched & chosen, scale / jnp.maximum(valid.sum(), 1), 0).T
       terms["mask" + kind] = (weights * focal).sum()
       terms["dice" + kind] = (weights * dice).sum()
   return terms
