@@ -27,11 +27,14 @@ def gelu(x: Array) -> Array:
 
 
 def float32_sums(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
-  """`dot_general` that adds up in float32 whatever its operands are, and returns their dtype."""
-  out = jax.lax.dot_general(
-    lhs, rhs, dimension_numbers, precision=precision, preferred_element_type=jnp.float32
-  )
-  return out.astype(preferred_element_type or lhs.dtype)
+  """`nn.Dense`'s product, added up in float32 whatever its operands are; returns their dtype.
+
+  Rows are flattened: XLA:CPU computes the kernel's gradient twice as fast from two axes as from
+  three.
+  """
+  rows = lhs.reshape(-1, lhs.shape[-1])
+  out = jax.lax.dot(rows, rhs, precision=precision, preferred_element_type=jnp.float32)
+  return out.reshape(*lhs.shape[:-1], rhs.shape[-1]).astype(preferred_element_type or lhs.dtype)
 
 
 def dense(features: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Dense:
