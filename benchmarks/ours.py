@@ -12,12 +12,11 @@ from timing import peak_memory, timed
 def convert(folder: Path, bundle: Path) -> None:
   """The checkpoint that `reference.py make` wrote, as a bundle; figures go beside the checkpoint.
 
-  The tokenizer is the packaged model's, so that nothing need be downloaded: CLIP's, as any SAM 3's.
+  The tokenizer is the tests' copy of CLIP's, as any SAM 3's, so that nothing need be downloaded.
   """
   from sam3_jax import converters
-  from sam3_jax.hub import find_checkpoint
 
-  tokenizer = find_checkpoint("sam3_tiny") / "tokenizer.model"
+  tokenizer = Path(__file__).parents[1] / "tests" / "goldens" / "tokenizer.model"
   _, figures = timed(lambda: converters.convert(folder, bundle, tokenizer=tokenizer), repeats=0)
   figures["memory"] = peak_memory()
   (folder / "convert.json").write_text(json.dumps(figures))

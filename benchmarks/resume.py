@@ -86,7 +86,7 @@ def work(out: Path, steps: int) -> None:
   from sam3_jax.training import command, loop
   from sam3_jax.training.config import TrainConfig
 
-  vocabulary = str(ROOT / "checkpoints" / "sam3-tiny" / "tokenizer.model")
+  vocabulary = str(ROOT / "tests" / "goldens" / "tokenizer.model")
   config = TrainConfig.from_dict(SETTINGS | {"steps": steps, "tokenizer": vocabulary})
   loop.train(config, command.load_start(config), Source(), out)
 

@@ -14,7 +14,7 @@ from sam3_jax.annotations import Object, Pair, check, read, read_checked
 from sam3_jax.rle import decode
 from sam3_jax.tokenizer import Tokenizer
 
-TOKENIZER = pathlib.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+TOKENIZER = pathlib.Path(__file__).parent / "goldens" / "tokenizer.model"
 HEIGHT, WIDTH = 12, 20
 
 

@@ -18,7 +18,7 @@ from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.data import Batches, DataConfig, PairSource, Picture, SceneSource
 
 ROOT = pathlib.Path(__file__).parents[1]
-TOKENIZER = Tokenizer(ROOT / "checkpoints" / "sam3-tiny" / "tokenizer.model")
+TOKENIZER = Tokenizer(ROOT / "tests" / "goldens" / "tokenizer.model")
 CONFIG = DataConfig(
   batch=4, image_size=32, mask_size=8, prompts=3, present=2, objects=2, examples=2, box_only=0.3
 )

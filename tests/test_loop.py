@@ -38,7 +38,7 @@ from sam3_jax.training.storage import Storage
 from sam3_jax.trees import flatten
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
-TOKENIZER = Path(__file__).parents[1] / "checkpoints" / "sam3-tiny" / "tokenizer.model"
+TOKENIZER = Path(__file__).parent / "goldens" / "tokenizer.model"
 
 
 def stand_in(settings, optimizer, schedule, mesh, state, frozen):
