@@ -26,6 +26,7 @@ class LossConfig:
 
   class_weight: float = 20.0
   positive_weight: float = 10.0  # of a positive query in the classification; 5 for ODinW
+  negative_power: float = 2.0  # of the probability, which weighs a negative one (focal loss's gamma)
   pad_queries: int = 200  # the classification's mean is over at least so many queries; 0 for as is
   presence_weight: float = 20.0
   box_weight: float = 5.0
@@ -166,7 +167,7 @@ def _class_losses(logits, iou, pairs, some, config):
 
   absent = jax.nn.softplus(logits)  # BCE to 0
   positive = config.positive_weight * (absent - logits * quality)
-  losses = jnp.where(quality > 0, positive, absent * probability**2)
+  losses = jnp.where(quality > 0, positive, absent * probability**config.negative_power)
   mean = losses.sum(axis=-1) / max(logits.shape[-1], config.pad_queries)
   return jnp.where(some, mean, 0).sum(axis=-1)
 
