@@ -1,0 +1,80 @@
+"""The embedded checkpoint finds what is there, and nothing else: the README's picture, from the
+phrase to the files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sam3_jax
+from sam3_jax import cli
+from sam3_jax.rle import decode
+from sam3_jax.training import drawings, scenes
+
+ROOT = Path(__file__).parents[1]
+SCENE = ROOT / "docs" / "scene.jpg"
+PRESENT = {"hot dog": "hot-dog", "fire truck": "fire-engine", "lion": "lion"}
+ABSENT = ("pizza", "green book", "soccer ball")
+FOUND = 0.7  # IoU of a mask with the object's
+
+
+@pytest.fixture(scope="module")
+def truth():
+  """The mask of each thing in the picture, which is composed again."""
+  rng = np.random.default_rng([31, 116])
+  scene = scenes.compose(rng, size=(480, 640), variety=1.0)
+  with Image.open(SCENE) as picture:
+    assert np.abs(np.asarray(picture, float) - scene.image).mean() < 5  # JPEG
+  names = [concept.name for concept in drawings.concepts()]
+  return {names[item.concept]: item.mask for item in scene.objects}
+
+
+@pytest.fixture(scope="module")
+def model():
+  return sam3_jax.Sam3.from_checkpoint(sam3_jax.find_checkpoint("sam3-tiny"))
+
+
+@pytest.fixture(scope="module")
+def embedding(model):
+  return model.encode(SCENE)
+
+
+def iou(mask, other):
+  return (mask & other).sum() / (mask | other).sum()
+
+
+@pytest.mark.parametrize("phrase", PRESENT)
+def test_what_is_there_is_found(phrase, model, embedding, truth):
+  (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
+  assert iou(found.masks[int(found.scores.argmax())], truth[PRESENT[phrase]]) > FOUND
+
+
+@pytest.mark.parametrize("phrase", ABSENT)
+def test_what_is_not_there_is_not(phrase, model, embedding):
+  (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
+  assert len(found) == 0
+
+
+def test_an_example_box_finds_its_object(model, embedding, truth):
+  mask = truth["fire-engine"]
+  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+  box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+  (found,) = model.decode(embedding, sam3_jax.Prompt(boxes=[box])).instances(threshold=0.5)
+  assert max(iou(one, mask) for one in found.masks) > FOUND
+
+
+def test_the_command(tmp_path, truth):
+  """The README's first command, and what its file says."""
+  typed = [word for phrase in (*PRESENT, ABSENT[0]) for word in ("--text", phrase)]
+  assert cli.main(["segment", str(SCENE), *typed, "--out", str(tmp_path)]) == 0
+  assert (tmp_path / "scene.sam3.png").stat().st_size > 10_000
+  record = json.loads((tmp_path / "scene.sam3.json").read_text())
+  names = {category["id"]: category["name"] for category in record["categories"]}
+  found = {}
+  for one in sorted(record["annotations"], key=lambda one: one["score"]):
+    found[names[one["category_id"]]] = decode(one["segmentation"])  # the best
+  assert set(found) == set(PRESENT)
+  for phrase, mask in found.items():
+    assert iou(mask, truth[PRESENT[phrase]]) > FOUND
