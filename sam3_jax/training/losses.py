@@ -26,7 +26,7 @@ class LossConfig:
 
   class_weight: float = 20.0
   positive_weight: float = 10.0  # of a positive query in the classification; 5 for ODinW
-  negative_power: float = 2.0  # of the probability, which weighs a negative one (focal loss's gamma)
+  negative_power: float = 2.0  # of a negative query's probability, its weight: focal gamma
   pad_queries: int = 200  # the classification's mean is over at least so many queries; 0 for as is
   presence_weight: float = 20.0
   box_weight: float = 5.0
