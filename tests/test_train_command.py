@@ -1,6 +1,7 @@
 """`sam3-jax train`: configurations read and refused, faults in one line, files to a bundle."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import toy
 from PIL import Image
+from support import QUICK
 from test_loop import TOKENIZER, stand_in
 
 from sam3_jax import checkpoint
 from sam3_jax.cli import main
-from sam3_jax.training import command, log, loop, sharding
+from sam3_jax.training import command, log, loop, sharding, step
 from sam3_jax.training.config import TrainConfig, differences, overlaid, read
 from sam3_jax.trees import nest
 
@@ -211,6 +213,22 @@ def test_files_to_a_bundle(files, quick, capsys):
   assert capsys.readouterr().out == ""
   assert main(typed(files, "--steps", "5")) == 2
   assert "holds a run that differs in steps; " in capsys.readouterr().err
+
+
+def test_the_real_step_on_cells_in_microbatches(files, monkeypatch):
+  run = json.loads((files / "run.json").read_text())
+  run |= {"objective": "dense", "accumulate": 2, "steps": 2, "evaluate_every": 0}
+  (files / "run.json").write_text(json.dumps(run))
+  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
+  quickly = functools.partial(step.make_step, compiler_options=QUICK)
+  monkeypatch.setattr(loop, "make_step", quickly)
+  assert main(typed(files, "--train", "neck/.*")) == 0
+  first, second = log.read_metrics(files / "out" / "metrics.jsonl")
+  assert np.isfinite([first["loss"], second["loss"]]).all()
+  assert second["loss"] != first["loss"]
+  start, final = (checkpoint.load(files / name).params["neck"] for name in ("toy", "out/final"))
+  moved = [bool((x != y).any()) for x, y in zip(*map(jax.tree.leaves, (start, final)), strict=True)]
+  assert all(moved)
 
 
 def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
