@@ -43,11 +43,11 @@ def test_a_file_names_only_what_differs(tmp_path):
 
 
 def test_models_and_scenes_are_read():
-  values = START | {"scenes": {"count": 5, "size": [64, 48], "styles": ["noto"]}}
+  values = START | {"scenes": {"count": 5, "size": [96, 64], "styles": ["noto"]}}
   found = TrainConfig.from_dict(values)
   assert found.model == toy.CONFIG
   assert found.scenes is not None
-  assert found.scenes.size == (64, 48)
+  assert found.scenes.size == (96, 64)
   assert found.scenes.styles == ("noto",)
   assert TrainConfig.from_dict(found.to_dict()) == found
   # A model may leave out what is as released.
@@ -85,6 +85,14 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"average": 1.0}, "average must be in [0, 1); got 1.0."),
     (START | {"dtype": "half"}, "dtype must be one of auto, float32, bfloat16; got 'half'."),
     (START | {"objective": "x"}, "objective must be one of detection, dense; got 'x'."),
+    (START | {"objective": "dense", "masked": 1}, "masked and losses belong to the objective det"),
+    (START | {"objective": "dense", "losses": {"box_weight": 1}}, "masked and losses belong to"),
+    (START | {"best": "ap"}, "best must be one of cgf1, cgf1_50, "),
+    (START | {"scenes": {"count": 0}}, "scenes.count must be 1 or more; got 0."),
+    (START | {"scenes": {"absent": -1}}, "scenes.absent must be 0 or more; got -1.0."),
+    (START | {"scenes": {"mixed": 2}}, "scenes.mixed must be in [0, 1]; got 2.0."),
+    (START | {"scenes": {"styles": ["twemoji"]}}, "scenes.styles may name noto, noto-v1, fluent"),
+    (START | {"scenes": {"size": [20, 640]}}, "scenes.size, height and width, must be 64 or more"),
     (START | {"train": "("}, "train: '(' is no regular expression"),
     (START | {"accumulate": 3}, "a batch of 8 pictures cannot be cut into 3 microbatches"),
     (START | {"lora": {"rank": -1}}, "lora rank must be 1 or more"),

@@ -21,9 +21,10 @@ class Targets:
   In a `Batch` all arrays have the leading axes [B, R] in place of [P].
 
   Attributes:
-    boxes: cxcywh as fractions of the picture's width and height.
+    boxes: cxcywh as fractions of the model's square, which a resized or cropped picture need not
+      fill.
     masks: coverage of each cell by the object, 0..255 as uint8 or 0..1 as floats; edges may be
-      soft. The grid spans the picture.
+      soft. The grid spans the square.
     valid: False on padding.
   """
 
@@ -40,11 +41,11 @@ class Batch:
   them only; see `Detector.predict`.
 
   Attributes:
-    images: resized to the model's square; see `preprocess.normalize`.
+    images: resized, cropped or padded to the model's square; see `preprocess.normalize`.
     sizes: height and width of the source picture in pixels.
     ids: of the pictures, for messages.
     tokens: of the phrases (start, phrase, end, then 0).
-    boxes: example boxes, cxcywh as fractions of the picture's width and height.
+    boxes: example boxes, cxcywh as fractions of the model's square.
     positive: True on an example box, False on a counterexample.
     box_valid: False on padding, wherever it stands; may be False throughout.
     prompt_valid: False on a padding prompt: no loss of any kind comes from it.

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
+from sam3_jax.training.drawings import TRAINING
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, check_pattern
-from sam3_jax.training.scenes import VARIETY
+from sam3_jax.training.scenes import SMALLEST, VARIETY
 
 OBJECTIVES = ("detection", "dense")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
+BEST = ("cgf1", "cgf1_50", "cgf1_75", "pmf1", "pmf1_50", "pmf1_75", "il_mcc")
 NOTHING = r"(?!)"
 LORA, OPTIMIZER, LOSSES, DATA = LoraConfig(), OptimizerConfig(), LossConfig(), DataConfig()
 FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
@@ -29,17 +31,46 @@ FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-  """Scenes composed on the fly; see `sources.SceneSource`."""
+  """Scenes composed on the fly.
 
-  count: int = 100_000  # of an epoch
+  Attributes:
+    count: scenes of an epoch.
+    seed: another one gives other scenes.
+    styles: artists of `drawings.TRAINING`, one of whom draws all objects; empty for all of them.
+    size: height and width in pixels; None draws one of `scenes.SIZES`.
+    mixed: probability of a scene each of whose objects has an artist of its own.
+    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
+    variety: probability of a scene of many things, each of them once.
+    absent: phrases that find nothing, for each that finds something.
+    usual: probability that a thing is asked for by its usual name, not by a synonym.
+  """
+
+  count: int = 100_000
   seed: int = 0
-  styles: tuple[str, ...] = ()  # all of training, if empty
+  styles: tuple[str, ...] = ()
   size: tuple[int, int] | None = None
   mixed: float = 0.0
   augment: float = 0.0
   variety: float = VARIETY
   absent: float = 1.0
   usual: float = 0.7
+
+  def __post_init__(self):
+    for field, low in {"count": 1, "seed": 0, "absent": 0}.items():
+      if getattr(self, field) < low:
+        raise ValueError(f"scenes.{field} must be {low} or more; got {getattr(self, field)}.")
+    for field in ("mixed", "augment", "variety", "usual"):
+      if not 0 <= getattr(self, field) <= 1:
+        raise ValueError(f"scenes.{field} must be in [0, 1]; got {getattr(self, field)}.")
+    for style in self.styles:
+      if style not in TRAINING:
+        raise ValueError(
+          f"scenes.styles may name {', '.join(TRAINING)}, the styles of training; got {style!r}."
+        )
+    if self.size is not None and min(self.size) < SMALLEST:
+      raise ValueError(
+        f"scenes.size, height and width, must be {SMALLEST} or more; got {list(self.size)}."
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +100,7 @@ class TrainConfig:
       0 for none.
     duplicate: train one-to-many queries beside the model's own.
     masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
+      Of detection only, as are the `losses`.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass and so needs less memory.
     fsdp: devices that share one copy of the parameters; the others are data parallel.
@@ -131,6 +163,7 @@ class TrainConfig:
       ("dtype", DTYPES),
       ("stored", DTYPES[1:]),
       ("remat", REMAT),
+      ("best", BEST),
     ):
       if getattr(self, field) not in known:
         raise ValueError(
@@ -140,6 +173,10 @@ class TrainConfig:
       raise ValueError(
         f"a batch of {self.data.batch} pictures cannot be cut into {self.accumulate} microbatches; "
         "change data.batch or accumulate."
+      )
+    if self.objective == "dense" and (self.masked or self.losses != LOSSES):
+      raise ValueError(
+        "masked and losses belong to the objective detection; dense has weights of its own."
       )
     check_pattern(self.train, "train")
 

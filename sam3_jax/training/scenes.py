@@ -23,7 +23,7 @@ VISIBLE = 0.5  # of each object, at least
 VARIETY = 0.08  # of the scenes show many things, each of them once
 NEW, NEW_LOOKALIKE = 0.5, 0.2  # of the scenes that know a new concept: show it, or what is like it
 _ATTEMPTS = 8  # to find a place for an object
-_SMALLEST = 64  # pixels of a picture's side
+SMALLEST = 64  # pixels of a picture's side
 
 
 class Item(NamedTuple):
@@ -75,9 +75,9 @@ def compose(
     ValueError: a style that there is not, or a size too small.
   """
   height, width = SIZES[int(rng.integers(len(SIZES)))] if size is None else size
-  if min(height, width) < _SMALLEST:
+  if min(height, width) < SMALLEST:
     raise ValueError(
-      f"a scene's size must be at least {_SMALLEST} x {_SMALLEST} pixels; got {height} x {width}."
+      f"a scene's size must be at least {SMALLEST} x {SMALLEST} pixels; got {height} x {width}."
     )
   canvas = _Canvas(background(rng, height, width))
   mix = rng.random() < mixed
