@@ -120,3 +120,15 @@ def test_recipes_of_the_walk_through(name):
   assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
   guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
+
+
+@pytest.mark.parametrize("name", ["dense", "detection", "one-to-one"])
+def test_recipes_of_sam3_tiny(name):
+  root = Path(__file__).parents[1]
+  values = read(root / "docs" / "sam3-tiny" / f"{name}.toml")
+  start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
+  config = TrainConfig.from_dict(overlaid(values, start))
+  assert config.scenes is not None
+  assert config.steps > 2 * config.optimizer.cooldown
+  card = (root / "checkpoints" / "sam3-tiny" / "README.md").read_text()
+  assert f"docs/sam3-tiny/{name}.toml" in card

@@ -188,7 +188,7 @@ class Layering:
   """How layers run in training; changes no number but by rounding.
 
   Attributes:
-    again: a layer's activations are computed again in the backward pass and not kept.
+    again: a layer's activations are computed again in the backward pass and not kept (remat).
     gather: what becomes of a layer's parameters, a pytree, just before it runs: sharded ones are
       brought together here. None leaves them.
   """

@@ -96,13 +96,14 @@ class TrainConfig:
     mask_size: cells a side of the target masks; 0 for the model's own masks.
     steps: of the whole run; the schedule ends there.
     accumulate: microbatches a step, into which `data.batch` is cut.
-    average: decay of the parameters' exponential average, which is what is evaluated and written;
-      0 for none.
-    duplicate: train one-to-many queries beside the model's own.
+    average: decay of the parameters' exponential moving average (EMA), which is what is evaluated
+      and written; 0 for none.
+    duplicate: train one-to-many queries (DAC) beside the model's own.
     masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
       Of detection only, as are the `losses`.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
-    remat: "full" computes each layer again in the backward pass and so needs less memory.
+    remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
+      checkpointing) and so needs less memory.
     fsdp: devices that share one copy of the parameters; the others are data parallel.
     seed: of random parameters and dropout; the data has its own.
     save_every: steps between checkpoints to resume from; 0 for none but the last.

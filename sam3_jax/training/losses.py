@@ -41,6 +41,11 @@ class LossConfig:
   match_class: float = 2.0  # costs of the one-to-one assignment
   match_box: float = 5.0
   match_giou: float = 2.0
+  quality_alpha: float = (
+    0.25  # of a positive query's target: probability's exponent, IoU's the rest
+  )
+  mask_alpha: float = 0.25  # focal weight of a mask's cells that are covered; of the others 1 - it
+  semantic_alpha: float = 0.6
   many_alpha: float = 0.3  # one to many: probability's share of a query's quality, IoU has the rest
   many_threshold: float = 0.4
   many_top: int = 4
@@ -106,7 +111,7 @@ def loss(
     with_masks, (jax.tree.map(lambda x: jnp.moveaxis(x[:, -1], 1, 0), pairs), targets.masks, valid)
   )
   terms |= _mask_terms(predictions.mask_logits, queries, last, masks, shown, config)
-  terms |= _semantic_terms(predictions.semantic_logits, masks, shown)
+  terms |= _semantic_terms(predictions.semantic_logits, masks, shown, config)
 
   total = sum(_weight(name, config) * value for name, value in terms.items())
   log = {
@@ -159,7 +164,8 @@ def _class_losses(logits, iou, pairs, some, config):
   """
   probability = jax.nn.sigmoid(logits)
   paired = _take(probability[..., None], pairs.query)[..., 0]
-  quality = jnp.maximum(paired**0.25 * iou**0.75, 0.01)
+  alpha = config.quality_alpha
+  quality = jnp.maximum(paired**alpha * iou ** (1 - alpha), 0.01)
   numbers = jnp.arange(logits.shape[-1])
   chosen = (pairs.query[..., None] == numbers) & pairs.matched[..., None]
   quality = jnp.where(chosen, quality[..., None], 0).max(axis=(3, 4), initial=0)
@@ -199,7 +205,7 @@ def _mask_terms(logits, queries, pairs, masks, valid, config):
   def step(found, target, matched):
     def losses(found):
       mask = jnp.take_along_axis(masks, target[:, None, None, None], axis=1)[:, 0]
-      return _mask_losses(found, mask, alpha=0.25)
+      return _mask_losses(found, mask, config.mask_alpha)
 
     nothing = jnp.zeros(len(found))
     return jax.lax.cond(matched.any(), losses, lambda _: (nothing, nothing), found)
@@ -236,10 +242,10 @@ def fractions(masks: Array) -> Float[Array, "*rows"]:
   return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
 
 
-def _semantic_terms(logits, masks, valid):
+def _semantic_terms(logits, masks, valid, config):
   """Of the union of a prompt's objects; the mean over prompts that have any."""
   union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
-  focal, dice = _mask_losses(logits, union, alpha=0.6)
+  focal, dice = _mask_losses(logits, union, config.semantic_alpha)
   weights = valid.any(axis=1) / jnp.maximum(valid.any(axis=1).sum(), 1)
   return {"semantic": (weights * focal).sum(), "semantic_dice": (weights * dice).sum()}
 
