@@ -13,7 +13,7 @@ Two layouts are read, told apart by `text_input`:
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +126,9 @@ def check(
       faults.append(_twice("image", pair.id))
     ids.add(pair.id)
   if images is not None:
-    sizes = {pair.file_name: (pair.width, pair.height) for pair in pairs}
+    sizes: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
+    for pair in pairs:
+      sizes[pair.file_name][pair.width, pair.height] = None
     faults += _picture_faults(Path(images), sizes)
   for pair in pairs:
     where = f"{pair.file_name}, {pair.phrase!r}"
@@ -313,8 +315,9 @@ def _twice(kind: str, number: Any) -> str:
   return f"{kind} {number}: this id occurs twice"
 
 
-def _picture_faults(folder: Path, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
-  for name, size in sizes.items():
+def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
+  """Of pictures and the sizes that the pairs say they have; each picture is opened once."""
+  for name, said in sizes.items():
     try:
       found = _displayed_size(folder / name)
     except FileNotFoundError:
@@ -322,11 +325,12 @@ def _picture_faults(folder: Path, sizes: dict[str, tuple[int, int]]) -> Iterator
     except (OSError, SyntaxError, Image.DecompressionBombError):
       yield f"{folder / name}: it is no picture, or only the beginning of one"
     else:
-      if found != size:
-        yield (
-          f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
-          f"{size[0]} x {size[1]} (width x height)"
-        )
+      yield from (
+        f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
+        f"{width} x {height} (width x height)"
+        for width, height in said
+        if found != (width, height)
+      )
 
 
 def _displayed_size(path: Path) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Both layouts of annotation files, and every fault that they may have."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -359,6 +360,17 @@ def test_pictures(folder):
     f"{folder / 'broken.png'}: it is no picture, or only the beginning of one",
   ]
   assert check(pairs, None) == []
+
+
+def test_every_size_of_a_picture_is_checked(folder):
+  """Also one that only an earlier pair of the same picture says, with a mask to match."""
+  wide = Pair(0, "a.png", WIDTH + 5, HEIGHT, "dog", True, (thing(mask=rle(2, 3, 4, 5, (12, 25))),))
+  want = (
+    f"{folder / 'a.png'} is displayed as 20 x 12, but the annotation file says 25 x 12 "
+    "(width x height)"
+  )
+  assert check([wide, pair(1)], folder) == [want]
+  assert check([pair(1), wide, dataclasses.replace(wide, id=2)], folder) == [want]
 
 
 def test_pictures_are_measured_upright(folder):
