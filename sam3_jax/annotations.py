@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from sam3_jax.rle import Rle, compress, finite, runs
+from sam3_jax.rle import Box, Rle, bounds, compress, finite, runs
 from sam3_jax.trees import raise_faults
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Object:
   """
 
   rle: Rle
-  box: tuple[float, float, float, float]
+  box: Box
   crowd: bool = False
 
 
@@ -138,6 +138,43 @@ def check(
   return faults
 
 
+def are_fractions(entries: Iterable[dict[str, Any]]) -> bool:
+  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file.
+
+  Args:
+    entries: annotations or results, as they stand in a file.
+
+  Returns:
+    Whether there are boxes, and no value of theirs exceeds 1.
+  """
+  boxes = [one["bbox"] for one in entries if isinstance(one.get("bbox"), list)]
+  values = [value for box in boxes for value in box if finite([value])]
+  return bool(values) and max(values) <= 1
+
+
+def mask_and_box(
+  entry: dict[str, Any], width: int, height: int, *, fractions: bool
+) -> tuple[Rle, Box]:
+  """Mask and box of an annotation or a result, as it stands in a file.
+
+  Args:
+    entry: its `segmentation` is in any form; its `bbox` may be left out, and is the mask's then.
+    width, height: of the picture, in pixels.
+    fractions: the box is in fractions of them; see `are_fractions`.
+
+  Raises:
+    ValueError: there is no mask, or the box is none, or is left out and the mask is damaged.
+  """
+  rle = compress(entry.get("segmentation"), height, width)
+  box = entry.get("bbox")
+  if box is None:
+    return rle, bounds(rle)
+  if not isinstance(box, list) or len(box) != 4 or not finite(box):
+    raise ValueError(f"its bbox must be [x, y, width, height]; got {box!r:.60}")
+  x, y, w, h = (float(value) for value in box)
+  return rle, (x * width, y * height, w * width, h * height) if fractions else (x, y, w, h)
+
+
 def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], list[str]]:
   if negatives is not None and negatives < 0:
     raise ValueError(f"negatives must be None or at least 0 phrases a picture; got {negatives}.")
@@ -215,7 +252,7 @@ def _objects(
   faults: list[str],
 ) -> dict[tuple[Any, str | None], list[Object]]:
   """Objects by image and phrase; by image and None where the image is a pair already."""
-  fractions = names is None and _are_fractions(content["annotations"])
+  fractions = names is None and are_fractions(content["annotations"])
   objects = defaultdict(list)
   ids = set()
   for i, annotation in enumerate(content["annotations"]):
@@ -240,28 +277,9 @@ def _objects(
   return objects
 
 
-def _are_fractions(annotations: list[dict[str, Any]]) -> bool:
-  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file."""
-  boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
-  values = [value for box in boxes for value in box if type(value) in (int, float)]
-  return bool(values) and max(values) <= 1
-
-
 def _object(annotation: dict[str, Any], entry: dict[str, Any], fractions: bool) -> Object:
-  width, height = entry["width"], entry["height"]
-  rle = compress(annotation.get("segmentation"), height, width)
-  box = annotation.get("bbox")
-  if box is None:
-    from pycocotools import mask as coco
-
-    encoded: Any = rle
-    box = coco.toBbox(encoded).tolist()
-  elif not isinstance(box, list) or len(box) != 4 or not finite(box):
-    raise ValueError(f"bbox must be [x, y, width, height]; got {box!r:.60}")
-  elif fractions:
-    box = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
-  x, y, w, h = (float(value) for value in box)
-  return Object(rle=rle, box=(x, y, w, h), crowd=bool(annotation.get("iscrowd", 0)))
+  rle, box = mask_and_box(annotation, entry["width"], entry["height"], fractions=fractions)
+  return Object(rle=rle, box=box, crowd=bool(annotation.get("iscrowd", 0)))
 
 
 def _pairs(entries: Iterable[dict[str, Any]], objects, faults: list[str]) -> Iterator[Pair]:
@@ -348,18 +366,11 @@ def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
     yield f"its box {shown} (x, y, width, height) has no area"
   elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
     yield f"its box {shown} (x, y, width, height) leaves the {pair.width} x {pair.height} picture"
-  height, width = one.rle["size"]
   try:
-    lengths = runs(one.rle)
+    if not runs(one.rle, (pair.height, pair.width))[1::2].any():
+      yield "its mask is empty"
   except ValueError as error:
     yield str(error)
-    return
-  if (height, width) != (pair.height, pair.width):
-    yield f"its mask is {width} x {height}, but the picture {pair.width} x {pair.height}"
-  elif (lengths < 0).any() or lengths.sum() != height * width:
-    yield f"its mask's runs cover {lengths.sum()} pixels, not the picture's {height * width}"
-  elif not lengths[1::2].any():
-    yield "its mask is empty"
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:

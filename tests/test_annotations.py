@@ -132,6 +132,16 @@ def test_a_missing_box_comes_from_the_mask(write):
   assert read(write(content))[0].objects[1].box == (10, 2, 5, 6)
 
 
+@pytest.mark.parametrize("counts", ["P", "111", "o0"])
+def test_a_missing_box_of_a_damaged_mask(write, counts):
+  """COCO's own code would read past its end."""
+  content = sa_co()
+  del content["annotations"][2]["bbox"]
+  content["annotations"][2]["segmentation"]["counts"] = counts
+  with pytest.raises(ValueError, match=r"1 fault: annotation 3: its mask's run(s cover| lengths)"):
+    read(write(content))
+
+
 def test_every_form_of_mask_is_read(write):
   content = sa_co()
   content["annotations"][0]["segmentation"] = [[2, 3, 6, 3, 6, 8, 2, 8]]
@@ -267,8 +277,8 @@ def replaced(kind: str, place: int, **values):
     (replaced("annotations", 0, image_id=8), "annotation 1: there is no image 8"),
     (replaced("annotations", 0, image_id=[8]), r"annotation 1: there is no image \[8\]"),
     (replaced("annotations", 1, id=1), "annotation 1: this id occurs twice"),
-    (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: bbox must be \[x, y, width"),
-    (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: bbox must be \[x, y"),
+    (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: its bbox must be \[x, y, width"),
+    (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: its bbox must be \[x, y"),
     (replaced("annotations", 0, segmentation=...), "annotation 1: it has no segmentation"),
     (replaced("annotations", 0, segmentation=[[1, 2]]), "annotation 1: its polygons must be"),
   ],
@@ -336,9 +346,12 @@ def test_boxes(folder, box, fault):
   ("mask", "fault"),
   [
     (rle(0, 0, 0, 0), "its mask is empty"),
-    (rle(2, 3, 4, 5, (WIDTH, HEIGHT)), "its mask is 12 x 20, but the picture 20 x 12"),
-    ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not"),
-    ({"size": [HEIGHT, WIDTH], "counts": "P"}, "the mask's run lengths are damaged"),
+    (
+      rle(2, 3, 4, 5, (WIDTH, HEIGHT)),
+      "its mask's size is [20, 12], but the picture's [height, width] is [12, 20]",
+    ),
+    ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not 20 x 12"),
+    ({"size": [HEIGHT, WIDTH], "counts": "P"}, "its mask's run lengths are damaged"),
   ],
 )
 def test_masks(folder, mask, fault):

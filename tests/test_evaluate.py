@@ -19,6 +19,7 @@ from sam3_jax.evaluation import concept, predict, predictions, run, score, worst
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.prompts import VISUAL
+from sam3_jax.rle import runs as rle_runs
 
 GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
 SCENES = Path(__file__).parent / "scenes"
@@ -315,7 +316,7 @@ class TestFiles:
     """Boxes as fractions or left out; runs as a list."""
     truth = [pair(size=(20, 40))]
     rle = rectangle((20, 40), 10, 5, 20, 10)
-    runs = {"size": [20, 40], "counts": annotations.runs(rle).tolist()}
+    runs = {"size": [20, 40], "counts": rle_runs(rle).tolist()}
     row = {"image_id": 1, "score": 1, "segmentation": runs}
     write_json("fractions.json", [row | {"bbox": [0.25, 0.25, 0.5, 0.5]}])
     write_json("no_boxes.json", [row])
@@ -333,9 +334,9 @@ class TestFiles:
       ({"score": None}, "its score is None"),
       ({"score": 2}, "its score is 2, but scores are in [0, 1]"),
       ({"score": float("nan")}, "its score is nan"),
-      ({"bbox": [1, 2, 3]}, "its bbox is [1, 2, 3]"),
-      ({"bbox": [1, 2, 3, None]}, "its bbox is"),
-      ({"bbox": "all"}, "its bbox is 'all'"),
+      ({"bbox": [1, 2, 3]}, "its bbox must be [x, y, width, height]; got [1, 2, 3]"),
+      ({"bbox": [1, 2, 3, None]}, "its bbox must be"),
+      ({"bbox": "all"}, "got 'all'"),
       ({"segmentation": None}, "no run lengths"),
       ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "no run lengths"),
       ({"segmentation": {"size": [20, 20]}}, "segmentation"),
@@ -343,6 +344,7 @@ class TestFiles:
       ({"segmentation": {"size": [20, 20], "counts": "~~"}}, "run lengths are damaged"),
       ({"segmentation": {"size": [20, 20], "counts": [399]}}, "cover 399 pixels"),
       ({"segmentation": {"size": [20, 20], "counts": ""}}, "cover 0 pixels"),
+      ({"segmentation": {"size": [20, 20], "counts": "111"}, "bbox": None}, "cover 3 pixels"),
       ({"segmentation": rectangle((20, 21), 0, 0, 5, 5)}, "mask's size is [20, 21]"),
     ],
   )

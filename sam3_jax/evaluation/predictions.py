@@ -6,12 +6,12 @@ The layout (https://cocodataset.org/#format-results) is one list of {"image_id",
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.annotations import Pair, Rle, compress, runs
+from sam3_jax.annotations import Pair, are_fractions, mask_and_box
+from sam3_jax.rle import Box, Rle, runs
 
 AGAIN = 'give COCO\'s results: a list of {"image_id", "score", "segmentation", "bbox"}.'
 
@@ -27,7 +27,7 @@ class Prediction:
   """
 
   score: float
-  box: tuple[float, float, float, float]
+  box: Box
   rle: Rle
 
 
@@ -63,7 +63,7 @@ def read(path: str | Path, pairs: Sequence[Pair]) -> dict[int, list[Prediction]]
   path = Path(path)
   rows = _load(path)
   known = {pair.id: pair for pair in pairs}
-  fractions = _are_fractions(rows)
+  fractions = are_fractions(rows)
   found: dict[int, list[Prediction]] = {}
   for i, row in enumerate(rows):
     number = row.get("image_id")
@@ -80,23 +80,6 @@ def read(path: str | Path, pairs: Sequence[Pair]) -> dict[int, list[Prediction]]
   return found
 
 
-def mask_fault(rle: Rle, pair: Pair) -> str | None:
-  """What is wrong with a mask of the pair's picture, or None; an empty mask is right.
-
-  pycocotools takes what it is given, and reads beyond its memory if it does not add up.
-  """
-  size = [pair.height, pair.width]
-  if list(rle["size"]) != size:
-    return f"its mask's size is {list(rle['size'])}, but the picture's [height, width] is {size}"
-  try:
-    lengths = runs(rle)
-  except ValueError as error:
-    return str(error)
-  if (lengths < 0).any() or lengths.sum() != pair.height * pair.width:
-    return f"its mask's runs cover {lengths.sum()} pixels, not the picture's {math.prod(size)}"
-  return None
-
-
 def _load(path: Path) -> list[dict[str, Any]]:
   if not path.is_file():
     raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
@@ -111,32 +94,10 @@ def _load(path: Path) -> list[dict[str, Any]]:
 
 def _prediction(row: dict[str, Any], pair: Pair, fractions: bool) -> Prediction:
   score: Any = row.get("score")
-  box: Any = row.get("bbox")
   if type(score) not in (int, float) or not 0 <= score <= 1:
     raise ValueError(f"its score is {score!r:.40}, but scores are in [0, 1]")
   if not isinstance(row.get("segmentation"), dict):
     raise ValueError("it has no run lengths for a mask")
-  rle = compress(row["segmentation"], pair.height, pair.width)
-  if fault := mask_fault(rle, pair):
-    raise ValueError(fault)
-  if box is None:
-    from pycocotools import mask
-
-    encoded: Any = rle
-    box = mask.toBbox(encoded).tolist()
-  elif not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
-    raise ValueError(f"its bbox is {box!r:.60}, but boxes are [x, y, width, height]")
-  elif fractions:
-    box = [value * side for value, side in zip(box, (pair.width, pair.height) * 2, strict=True)]
-  x, y, w, h = (float(value) for value in box)
-  return Prediction(float(score), (x, y, w, h), rle)
-
-
-def _are_fractions(rows: list[dict[str, Any]]) -> bool:
-  boxes = [row["bbox"] for row in rows if isinstance(row.get("bbox"), list)]
-  values = [value for box in boxes for value in box if _finite(value)]
-  return bool(values) and max(values) <= 1
-
-
-def _finite(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  rle, box = mask_and_box(row, pair.width, pair.height, fractions=fractions)
+  runs(rle, (pair.height, pair.width))
+  return Prediction(float(score), box, rle)
