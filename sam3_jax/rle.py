@@ -91,7 +91,12 @@ def compress(segmentation: Segmentation, height: int, width: int) -> Rle:
     counts, (rows, columns) = segmentation["counts"], _size(segmentation)
     if not all(type(count) is int and count >= 0 for count in counts):
       raise ValueError("its run lengths must be whole numbers from 0")
-    rle = api.frPyObjects({"size": [rows, columns], "counts": counts}, rows, columns)
+    try:
+      rle = api.frPyObjects({"size": [rows, columns], "counts": counts}, rows, columns)
+    except OverflowError as error:
+      raise ValueError(
+        f"its run lengths and its mask's size must be below 2^32 ({error})"
+      ) from error
   elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str):
     return {"size": list(_size(segmentation)), "counts": segmentation["counts"]}
   else:

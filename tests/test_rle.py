@@ -87,6 +87,8 @@ def test_polygons_are_joined():
     ([["0", 0, 1, 1, 2, 2]], "at least three points"),
     ({"size": [4, 4], "counts": [3, -1, 14]}, "whole numbers from 0"),
     ({"size": [4, 4], "counts": [3.5, 12.5]}, "whole numbers from 0"),
+    ({"size": [4, 4], "counts": [2**32]}, r"below 2\^32"),
+    ({"size": [4, 2**70], "counts": [16]}, r"below 2\^32"),
     ({"size": [4], "counts": "0"}, r"must be \[height, width\]"),
     ({"counts": "0"}, r"must be \[height, width\]"),
     ({"size": [0, 4], "counts": "0"}, r"must be \[height, width\]"),
