@@ -11,7 +11,7 @@ bytes.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +81,7 @@ def write(
         pair = _add(record, file, scene, phrase)
         of_new |= {pair} if phrase.named == number_of_new else set()
     files = {f"{new}.json": _only(record, of_new)} if new else {}
-    for name, content in {**files, "annotations.json": record}.items():
-      partial = out / f"{_UNFINISHED}.json"
-      partial.write_text(json.dumps(content) + "\n")
-      os.replace(partial, out / name)
-    (out / _UNFINISHED).unlink()
+    _finish(out, {**files, "annotations.json": record})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
   return {
@@ -125,6 +121,15 @@ def _prepare(out: Path) -> None:
   (out / _UNFINISHED).touch()
   for left in (*out.glob("images/*.jpg"), *out.glob("*.json")):
     left.unlink(missing_ok=True)
+
+
+def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
+  """Writes JSON files in their order, each at once; then the folder is no longer unfinished."""
+  for name, content in files.items():
+    partial = out / f"{_UNFINISHED}.json"
+    partial.write_text(json.dumps(content) + "\n")
+    os.replace(partial, out / name)
+  (out / _UNFINISHED).unlink()
 
 
 def _record(description: str) -> dict[str, Any]:
