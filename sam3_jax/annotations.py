@@ -54,6 +54,8 @@ class Pair:
     file_name: of the picture, below the folder of pictures.
     width, height: of the picture, in pixels.
     exhaustive: every object that matches is annotated.
+    image_id, category_ids: with COCO's layout, the picture's id in the file and those of the
+      categories whose name the phrase is, mostly one: what results in that layout name the pair by.
   """
 
   id: int
@@ -63,6 +65,8 @@ class Pair:
   phrase: str
   exhaustive: bool = True
   objects: tuple[Object, ...] = ()
+  image_id: int | None = None
+  category_ids: tuple[int, ...] = ()
 
 
 def read(path: str | Path, *, negatives: int | None = None, seed: int = 0) -> list[Pair]:
@@ -299,7 +303,9 @@ def _coco_pairs(
   negatives: int | None,
   seed: int,
 ) -> Iterator[Pair]:
-  phrases = list(dict.fromkeys(names.values()))  # categories of one name are one phrase
+  phrases: dict[str, tuple[int, ...]] = {}  # categories of one name are one phrase
+  for category, name in names.items():
+    phrases[name] = (*phrases.get(name, ()), category)
   count = 0
   for index, entry in enumerate(entries):
     # LVIS says which categories were looked for in a picture, and which not to the end.
@@ -311,7 +317,8 @@ def _coco_pairs(
     order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
     for phrase in present + [absent[i] for i in sorted(order)]:
       found = objects.get((entry["id"], phrase), ())
-      yield _pair(count, entry, phrase, found, phrase not in unfinished)
+      pair = _pair(count, entry, phrase, found, phrase not in unfinished)
+      yield dataclasses.replace(pair, image_id=entry["id"], category_ids=phrases[phrase])
       count += 1
 
 

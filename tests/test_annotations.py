@@ -163,6 +163,8 @@ def test_coco_layout(write):
     (2, "b.png", "traffic light", 1),
   ]
   assert [one.crowd for p in pairs for one in p.objects] == [False, False, True, False]
+  assert [(p.image_id, p.category_ids) for p in pairs] == [(10, (5,)), (10, (6,)), (20, (7,))]
+  assert {(p.image_id, p.category_ids) for p in read(write(sa_co()))} == {(None, ())}
 
 
 def test_negatives_are_absent_categories(write):
@@ -218,6 +220,7 @@ def test_categories_of_one_name_are_one_phrase(write):
   content["categories"][1]["name"] = "cat"
   pairs = read(write(content), negatives=0)
   assert [(p.phrase, len(p.objects)) for p in pairs] == [("cat", 3), ("traffic light", 1)]
+  assert [p.category_ids for p in pairs] == [(5, 6), (7,)]
 
 
 def test_no_pictures_are_no_pairs(write):

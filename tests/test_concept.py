@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def case(name: str):
   truths = [annotations.read(GOLDENS / name / file) for file in CASES[name]]
-  return truths, predictions.read(GOLDENS / name / "predictions.json", truths[0])
+  return truths, predictions.read(GOLDENS / name / "predictions.json", truths[0])[0]
 
 
 def rectangle(x, y, w, h, size=(20, 20)) -> dict:

@@ -133,12 +133,12 @@ def evaluate(
 def _check_same(first: Mapping[int, Pair], other: Mapping[int, Pair], number: int) -> None:
   for pair in first.values():
     twin = other.get(pair.id)
-    if twin is None or (twin.phrase, twin.width, twin.height) != (
-      pair.phrase,
-      pair.width,
-      pair.height,
-    ):
+    if twin is None or _about(twin) != _about(pair):
       raise ValueError(
         f"truth {number} {'lacks' if twin is None else 'has something else as'} pair {pair.id} "
         f"({pair.file_name}, {pair.phrase!r}); several truths must be about the same pairs."
       )
+
+
+def _about(pair: Pair) -> tuple[object, ...]:
+  return pair.image_id, pair.phrase, pair.width, pair.height
