@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from test_concept import figures
 
 from sam3_jax import Sam3, Tokenizer, annotations, cli
 from sam3_jax.annotations import Object, Pair
@@ -235,7 +236,7 @@ class TestPredict:
 class TestEvaluate:
   def test_equals_its_parts(self, model, pairs, folder):
     found = {one.id: g for one, g in predict.predict(model, pairs, folder, least=0.05)}
-    want = score.score(found, pairs, score=0.2)
+    want = figures(found, pairs, score=0.2)
     assert want["il_recall"] > 0
     assert score.evaluate(model, pairs, folder, score=0.2, precision=True) == want
     fast = score.evaluate(model, pairs, folder, score=0.2)
@@ -605,7 +606,7 @@ class TestScenes:
   def test_the_truth_scores_best(self):
     """All 600 pairs, as a ceiling; Meta's small terms cost 1e-5 of it."""
     scenes = annotations.read(SCENES / "known" / "annotations.json")
-    got = score.score(perfect(scenes), scenes)
+    got = figures(perfect(scenes), scenes)
     assert got["pairs"] == 600
     for name in ("cgf1", "box_cgf1", "ap", "box_ap", "pmf1_75"):
       assert got[name] == pytest.approx(100, abs=0.01), name

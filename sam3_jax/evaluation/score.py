@@ -78,19 +78,6 @@ class Scorer:
     return as_prompt(pair, self._prompt) is not None
 
 
-def score(
-  found: Mapping[int, Sequence[Prediction]],
-  *truths: Sequence[Pair],
-  prompt: Ask = "text",
-  score: float = concept.SCORE,
-) -> dict[str, Any]:
-  """`Scorer.metrics` of given predictions, and `average_precision` against the first truth."""
-  scorer = Scorer(*truths, prompt=prompt, score=score)
-  for pair in scorer.pairs:
-    scorer.add(pair, found.get(pair.id, ()))
-  return scorer.metrics() | average_precision(scorer.pairs, found)
-
-
 def evaluate(
   model: Sam3,
   pairs: Sequence[Pair],
