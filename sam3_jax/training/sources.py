@@ -22,7 +22,7 @@ class PairSource:
   Only pairs that may be trained on are kept (see `usable`), and only pictures that have one.
 
   Attributes:
-    left_out: the number of pairs that may not.
+    left_out: the number of pairs that may not (crowds, or not exhaustive), for the caller to tell.
   """
 
   def __init__(self, pairs: Sequence[Pair], images: str | Path):
