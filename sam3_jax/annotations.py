@@ -13,14 +13,14 @@ Two layouts are read, told apart by `text_input`:
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from sam3_jax.rle import Rle, compress, finite, runs
+from sam3_jax.rle import Box, Rle, bounds, compress, finite, runs
 from sam3_jax.trees import raise_faults
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Object:
   """
 
   rle: Rle
-  box: tuple[float, float, float, float]
+  box: Box
   crowd: bool = False
 
 
@@ -54,6 +54,8 @@ class Pair:
     file_name: of the picture, below the folder of pictures.
     width, height: of the picture, in pixels.
     exhaustive: every object that matches is annotated.
+    image_id, category_ids: with COCO's layout, the picture's id in the file and those of the
+      categories whose name the phrase is, mostly one: what results in that layout name the pair by.
   """
 
   id: int
@@ -63,6 +65,8 @@ class Pair:
   phrase: str
   exhaustive: bool = True
   objects: tuple[Object, ...] = ()
+  image_id: int | None = None
+  category_ids: tuple[int, ...] = ()
 
 
 def read(path: str | Path, *, negatives: int | None = None, seed: int = 0) -> list[Pair]:
@@ -126,7 +130,9 @@ def check(
       faults.append(_twice("image", pair.id))
     ids.add(pair.id)
   if images is not None:
-    sizes = {pair.file_name: (pair.width, pair.height) for pair in pairs}
+    sizes: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
+    for pair in pairs:
+      sizes[pair.file_name][pair.width, pair.height] = None
     faults += _picture_faults(Path(images), sizes)
   for pair in pairs:
     where = f"{pair.file_name}, {pair.phrase!r}"
@@ -134,6 +140,43 @@ def check(
       faults += [f"{where}, object {i}: {fault}" for fault in _object_faults(one, pair)]
   faults += _phrase_faults(dict.fromkeys(pair.phrase for pair in pairs), tokenizer)
   return faults
+
+
+def are_fractions(entries: Iterable[dict[str, Any]]) -> bool:
+  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file.
+
+  Args:
+    entries: annotations or results, as they stand in a file.
+
+  Returns:
+    Whether there are boxes, and no value of theirs exceeds 1.
+  """
+  boxes = [one["bbox"] for one in entries if isinstance(one.get("bbox"), list)]
+  values = [value for box in boxes for value in box if finite([value])]
+  return bool(values) and max(values) <= 1
+
+
+def mask_and_box(
+  entry: dict[str, Any], width: int, height: int, *, fractions: bool
+) -> tuple[Rle, Box]:
+  """Mask and box of an annotation or a result, as it stands in a file.
+
+  Args:
+    entry: its `segmentation` is in any form; its `bbox` may be left out, and is the mask's then.
+    width, height: of the picture, in pixels.
+    fractions: the box is in fractions of them; see `are_fractions`.
+
+  Raises:
+    ValueError: there is no mask, or the box is none, or is left out and the mask is damaged.
+  """
+  rle = compress(entry.get("segmentation"), height, width)
+  box = entry.get("bbox")
+  if box is None:
+    return rle, bounds(rle)
+  if not isinstance(box, list) or len(box) != 4 or not finite(box):
+    raise ValueError(f"its bbox must be [x, y, width, height]; got {box!r:.60}")
+  x, y, w, h = (float(value) for value in box)
+  return rle, (x * width, y * height, w * width, h * height) if fractions else (x, y, w, h)
 
 
 def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], list[str]]:
@@ -213,7 +256,7 @@ def _objects(
   faults: list[str],
 ) -> dict[tuple[Any, str | None], list[Object]]:
   """Objects by image and phrase; by image and None where the image is a pair already."""
-  fractions = names is None and _are_fractions(content["annotations"])
+  fractions = names is None and are_fractions(content["annotations"])
   objects = defaultdict(list)
   ids = set()
   for i, annotation in enumerate(content["annotations"]):
@@ -238,28 +281,9 @@ def _objects(
   return objects
 
 
-def _are_fractions(annotations: list[dict[str, Any]]) -> bool:
-  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file."""
-  boxes = [a["bbox"] for a in annotations if isinstance(a.get("bbox"), list)]
-  values = [value for box in boxes for value in box if type(value) in (int, float)]
-  return bool(values) and max(values) <= 1
-
-
 def _object(annotation: dict[str, Any], entry: dict[str, Any], fractions: bool) -> Object:
-  width, height = entry["width"], entry["height"]
-  rle = compress(annotation.get("segmentation"), height, width)
-  box = annotation.get("bbox")
-  if box is None:
-    from pycocotools import mask as coco
-
-    encoded: Any = rle
-    box = coco.toBbox(encoded).tolist()
-  elif not isinstance(box, list) or len(box) != 4 or not finite(box):
-    raise ValueError(f"bbox must be [x, y, width, height]; got {box!r:.60}")
-  elif fractions:
-    box = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
-  x, y, w, h = (float(value) for value in box)
-  return Object(rle=rle, box=(x, y, w, h), crowd=bool(annotation.get("iscrowd", 0)))
+  rle, box = mask_and_box(annotation, entry["width"], entry["height"], fractions=fractions)
+  return Object(rle=rle, box=box, crowd=bool(annotation.get("iscrowd", 0)))
 
 
 def _pairs(entries: Iterable[dict[str, Any]], objects, faults: list[str]) -> Iterator[Pair]:
@@ -279,7 +303,9 @@ def _coco_pairs(
   negatives: int | None,
   seed: int,
 ) -> Iterator[Pair]:
-  phrases = list(dict.fromkeys(names.values()))  # categories of one name are one phrase
+  phrases: dict[str, tuple[int, ...]] = {}  # categories of one name are one phrase
+  for category, name in names.items():
+    phrases[name] = (*phrases.get(name, ()), category)
   count = 0
   for index, entry in enumerate(entries):
     # LVIS says which categories were looked for in a picture, and which not to the end.
@@ -291,7 +317,8 @@ def _coco_pairs(
     order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
     for phrase in present + [absent[i] for i in sorted(order)]:
       found = objects.get((entry["id"], phrase), ())
-      yield _pair(count, entry, phrase, found, phrase not in unfinished)
+      pair = _pair(count, entry, phrase, found, phrase not in unfinished)
+      yield dataclasses.replace(pair, image_id=entry["id"], category_ids=phrases[phrase])
       count += 1
 
 
@@ -313,8 +340,9 @@ def _twice(kind: str, number: Any) -> str:
   return f"{kind} {number}: this id occurs twice"
 
 
-def _picture_faults(folder: Path, sizes: dict[str, tuple[int, int]]) -> Iterator[str]:
-  for name, size in sizes.items():
+def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
+  """Of pictures and the sizes that the pairs say they have; each picture is opened once."""
+  for name, said in sizes.items():
     try:
       found = _displayed_size(folder / name)
     except FileNotFoundError:
@@ -322,11 +350,12 @@ def _picture_faults(folder: Path, sizes: dict[str, tuple[int, int]]) -> Iterator
     except (OSError, SyntaxError, Image.DecompressionBombError):
       yield f"{folder / name}: it is no picture, or only the beginning of one"
     else:
-      if found != size:
-        yield (
-          f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
-          f"{size[0]} x {size[1]} (width x height)"
-        )
+      yield from (
+        f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
+        f"{width} x {height} (width x height)"
+        for width, height in said
+        if found != (width, height)
+      )
 
 
 def _displayed_size(path: Path) -> tuple[int, int]:
@@ -344,18 +373,11 @@ def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
     yield f"its box {shown} (x, y, width, height) has no area"
   elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
     yield f"its box {shown} (x, y, width, height) leaves the {pair.width} x {pair.height} picture"
-  height, width = one.rle["size"]
   try:
-    lengths = runs(one.rle)
+    if not runs(one.rle, (pair.height, pair.width))[1::2].any():
+      yield "its mask is empty"
   except ValueError as error:
     yield str(error)
-    return
-  if (height, width) != (pair.height, pair.width):
-    yield f"its mask is {width} x {height}, but the picture {pair.width} x {pair.height}"
-  elif (lengths < 0).any() or lengths.sum() != height * width:
-    yield f"its mask's runs cover {lengths.sum()} pixels, not the picture's {height * width}"
-  elif not lengths[1::2].any():
-    yield "its mask is empty"
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:

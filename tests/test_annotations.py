@@ -1,5 +1,6 @@
 """Both layouts of annotation files, and every fault that they may have."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -131,6 +132,16 @@ def test_a_missing_box_comes_from_the_mask(write):
   assert read(write(content))[0].objects[1].box == (10, 2, 5, 6)
 
 
+@pytest.mark.parametrize("counts", ["P", "111", "o0"])
+def test_a_missing_box_of_a_damaged_mask(write, counts):
+  """COCO's own code would read past its end."""
+  content = sa_co()
+  del content["annotations"][2]["bbox"]
+  content["annotations"][2]["segmentation"]["counts"] = counts
+  with pytest.raises(ValueError, match=r"1 fault: annotation 3: its mask's run(s cover| lengths)"):
+    read(write(content))
+
+
 def test_every_form_of_mask_is_read(write):
   content = sa_co()
   content["annotations"][0]["segmentation"] = [[2, 3, 6, 3, 6, 8, 2, 8]]
@@ -152,6 +163,8 @@ def test_coco_layout(write):
     (2, "b.png", "traffic light", 1),
   ]
   assert [one.crowd for p in pairs for one in p.objects] == [False, False, True, False]
+  assert [(p.image_id, p.category_ids) for p in pairs] == [(10, (5,)), (10, (6,)), (20, (7,))]
+  assert {(p.image_id, p.category_ids) for p in read(write(sa_co()))} == {(None, ())}
 
 
 def test_negatives_are_absent_categories(write):
@@ -207,6 +220,7 @@ def test_categories_of_one_name_are_one_phrase(write):
   content["categories"][1]["name"] = "cat"
   pairs = read(write(content), negatives=0)
   assert [(p.phrase, len(p.objects)) for p in pairs] == [("cat", 3), ("traffic light", 1)]
+  assert [p.category_ids for p in pairs] == [(5, 6), (7,)]
 
 
 def test_no_pictures_are_no_pairs(write):
@@ -266,8 +280,8 @@ def replaced(kind: str, place: int, **values):
     (replaced("annotations", 0, image_id=8), "annotation 1: there is no image 8"),
     (replaced("annotations", 0, image_id=[8]), r"annotation 1: there is no image \[8\]"),
     (replaced("annotations", 1, id=1), "annotation 1: this id occurs twice"),
-    (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: bbox must be \[x, y, width"),
-    (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: bbox must be \[x, y"),
+    (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: its bbox must be \[x, y, width"),
+    (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: its bbox must be \[x, y"),
     (replaced("annotations", 0, segmentation=...), "annotation 1: it has no segmentation"),
     (replaced("annotations", 0, segmentation=[[1, 2]]), "annotation 1: its polygons must be"),
   ],
@@ -335,9 +349,12 @@ def test_boxes(folder, box, fault):
   ("mask", "fault"),
   [
     (rle(0, 0, 0, 0), "its mask is empty"),
-    (rle(2, 3, 4, 5, (WIDTH, HEIGHT)), "its mask is 12 x 20, but the picture 20 x 12"),
-    ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not"),
-    ({"size": [HEIGHT, WIDTH], "counts": "P"}, "the mask's run lengths are damaged"),
+    (
+      rle(2, 3, 4, 5, (WIDTH, HEIGHT)),
+      "its mask's size is [20, 12], but the picture's [height, width] is [12, 20]",
+    ),
+    ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not 20 x 12"),
+    ({"size": [HEIGHT, WIDTH], "counts": "P"}, "its mask's run lengths are damaged"),
   ],
 )
 def test_masks(folder, mask, fault):
@@ -359,6 +376,17 @@ def test_pictures(folder):
     f"{folder / 'broken.png'}: it is no picture, or only the beginning of one",
   ]
   assert check(pairs, None) == []
+
+
+def test_every_size_of_a_picture_is_checked(folder):
+  """Also one that only an earlier pair of the same picture says, with a mask to match."""
+  wide = Pair(0, "a.png", WIDTH + 5, HEIGHT, "dog", True, (thing(mask=rle(2, 3, 4, 5, (12, 25))),))
+  want = (
+    f"{folder / 'a.png'} is displayed as 20 x 12, but the annotation file says 25 x 12 "
+    "(width x height)"
+  )
+  assert check([wide, pair(1)], folder) == [want]
+  assert check([pair(1), wide, dataclasses.replace(wide, id=2)], folder) == [want]
 
 
 def test_pictures_are_measured_upright(folder):

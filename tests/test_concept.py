@@ -12,9 +12,10 @@ from pycocotools import mask as coco
 from sam3_jax import annotations
 from sam3_jax.annotations import Object
 from sam3_jax.evaluation import concept, predictions
+from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.concept import Counts, Tally
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.evaluation.score import Scorer, score
+from sam3_jax.evaluation.score import Scorer
 
 GOLDENS = Path(__file__).parent / "goldens" / "cgf1"
 CASES = {"one": ["truth.json"], "two_truths": ["truth0.json", "truth1.json"]}
@@ -31,7 +32,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 def case(name: str):
   truths = [annotations.read(GOLDENS / name / file) for file in CASES[name]]
-  return truths, predictions.read(GOLDENS / name / "predictions.json", truths[0])
+  return truths, predictions.read(GOLDENS / name / "predictions.json", truths[0])[0]
+
+
+def figures(found, *truths, score: float = concept.SCORE) -> dict:
+  """All figures of given predictions."""
+  scorer = Scorer(*truths, score=score)
+  for pair in scorer.pairs:
+    scorer.add(pair, found.get(pair.id, ()))
+  return scorer.metrics() | average_precision(scorer.pairs, found)
 
 
 def rectangle(x, y, w, h, size=(20, 20)) -> dict:
@@ -53,7 +62,7 @@ class TestGoldens:
   @pytest.mark.parametrize("name", CASES)
   def test_all_figures(self, name):
     truths, found = case(name)
-    got = score(found, *truths)
+    got = figures(found, *truths)
     wanted = json.loads((GOLDENS / name / "expected.json").read_text())
     assert len(wanted) == 2 * (12 + 2 * 7)
     for key, value in wanted.items():
@@ -74,13 +83,15 @@ class TestGoldens:
   def test_order_changes_nothing(self):
     truths, found = case("one")
     shuffled = {key: value[::-1] for key, value in reversed(found.items())}
-    assert score(shuffled, truths[0][::-1]) == pytest.approx(score(found, *truths), abs=1e-12)
+    assert figures(shuffled, truths[0][::-1]) == pytest.approx(figures(found, *truths), abs=1e-12)
 
   def test_a_truth_given_twice_is_one(self):
     truths, found = case("one")
-    got = score(found, truths[0], truths[0])
+    got = figures(found, truths[0], truths[0])
     assert got.pop("truths") == 2
-    assert got == {key: value for key, value in score(found, truths[0]).items() if key != "truths"}
+    assert got == {
+      key: value for key, value in figures(found, truths[0]).items() if key != "truths"
+    }
 
 
 class TestCount:

@@ -1,5 +1,6 @@
 """Evaluation around cgF1: the model's predictions, average precision, files, the command."""
 
+import dataclasses
 import io
 import json
 from contextlib import redirect_stdout
@@ -12,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from test_concept import figures
 
 from sam3_jax import Sam3, Tokenizer, annotations, cli
 from sam3_jax.annotations import Object, Pair
@@ -19,6 +21,7 @@ from sam3_jax.evaluation import concept, predict, predictions, run, score, worst
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.prompts import VISUAL
+from sam3_jax.rle import runs as rle_runs
 
 GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
 SCENES = Path(__file__).parent / "scenes"
@@ -69,6 +72,24 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def pairs(folder) -> list[Pair]:
   return annotations.read("data.json")
+
+
+@pytest.fixture
+def coco_folder(folder) -> Path:
+  """The same pictures with annotations in COCO's layout, whose ids are nobody's places."""
+  names = {18: "dog", 3: "cat", 44: "bus", 90: "tail"}
+  images, objects = [], []
+  for place, (name, ((height, width), _)) in enumerate(PICTURES.items()):
+    images.append({"id": 500 - 7 * place, "file_name": name, "width": width, "height": height})
+    for category in list(names)[: place % 3]:
+      box = [place, 2, 8 + category // 10, 6]
+      objects.append(
+        {"id": len(objects) + 1, "image_id": images[-1]["id"], "category_id": category,
+         "bbox": box, "segmentation": rectangle((height, width), *box), "iscrowd": 0, "area": 50}
+      )  # fmt: skip
+  categories = [{"id": number, "name": name} for number, name in names.items()]
+  write_json("coco.json", {"images": images, "annotations": objects, "categories": categories})
+  return folder
 
 
 @pytest.fixture
@@ -123,6 +144,13 @@ def pair(*objects: Object, number=1, phrase="cat", exhaustive=True, size=(20, 20
 
 def thing(*box, crowd=False, size=(20, 20)) -> Object:
   return Object(rectangle(size, *box), box, crowd)
+
+
+def coco_results() -> list[dict]:
+  """The truth of coco.json as results, with its own ids."""
+  keys = ("image_id", "category_id", "bbox", "segmentation")
+  truth = json.loads(Path("coco.json").read_text())["annotations"]
+  return [{key: one[key] for key in keys} | {"score": 0.9} for one in truth]
 
 
 def perfect(pairs) -> dict[int, list[Prediction]]:
@@ -208,7 +236,7 @@ class TestPredict:
 class TestEvaluate:
   def test_equals_its_parts(self, model, pairs, folder):
     found = {one.id: g for one, g in predict.predict(model, pairs, folder, least=0.05)}
-    want = score.score(found, pairs, score=0.2)
+    want = figures(found, pairs, score=0.2)
     assert want["il_recall"] > 0
     assert score.evaluate(model, pairs, folder, score=0.2, precision=True) == want
     fast = score.evaluate(model, pairs, folder, score=0.2)
@@ -250,6 +278,7 @@ class TestScorer:
       ([[pair()], []], "text", "truth 2 lacks pair 1 (a.png, 'cat')"),
       ([[pair()], [pair(phrase="dog")]], "text", "has something else as pair 1"),
       ([[pair()], [pair(size=(9, 9))]], "text", "has something else as pair 1"),
+      ([[pair()], [dataclasses.replace(pair(), image_id=1)]], "text", "has something else as"),
     ],
   )
   def test_faults(self, truths, prompt, message):
@@ -271,7 +300,7 @@ class TestAveragePrecision:
   def test_equals_pycocotools_on_files(self):
     truth = annotations.read(GOLDEN / "truth.json")
     rows = json.loads((GOLDEN / "predictions.json").read_text())
-    got = average_precision(truth, predictions.read(GOLDEN / "predictions.json", truth))
+    got = average_precision(truth, predictions.read(GOLDEN / "predictions.json", truth)[0])
     for kind, prefix in (("segm", ""), ("bbox", "box_")):
       with redirect_stdout(io.StringIO()):
         whole = COCO()
@@ -306,23 +335,80 @@ class TestAveragePrecision:
 class TestFiles:
   def test_there_and_back(self, pairs, folder):
     found = {key: value for key, value in perfect(pairs).items() if value}
-    write_json("found.json", predictions.to_coco(found))
-    assert predictions.read("found.json", pairs) == found
+    write_json("found.json", predictions.to_coco(found, pairs))
+    assert predictions.read("found.json", pairs) == (found, 0)
     write_json("none.json", [])
-    assert predictions.read("none.json", pairs) == {}
+    assert predictions.read("none.json", pairs) == ({}, 0)
+
+  def test_coco_results_by_picture_and_category(self, coco_folder):
+    """Rows as any tool for COCO writes them, in any order, against the pairs of read phrases."""
+    truth = annotations.read("coco.json")
+    rows = coco_results()
+    write_json("found.json", rows[::-1])
+    found, left_out = predictions.read("found.json", truth)
+    assert left_out == 0
+    for one in truth:
+      got = sorted(guess.box for guess in found.get(one.id, []))
+      assert got == sorted(thing.box for thing in one.objects), one
+
+  def test_our_results_fit_the_coco_file(self, coco_folder, capsys):
+    truth = annotations.read("coco.json")
+    found = {key: value for key, value in perfect(truth).items() if value}
+    rows = predictions.to_coco(found, truth)
+    write_json("found.json", rows)
+    assert predictions.read("found.json", truth) == (found, 0)
+    theirs = COCO("coco.json")
+    results = theirs.loadRes("found.json")  # raises if a picture is not in the file
+    for image, category in {(row["image_id"], row["category_id"]) for row in rows}:
+      asked = {"imgIds": [image], "catIds": [category]}
+      got = [results.anns[i]["bbox"] for i in results.getAnnIds(**asked)]
+      assert sorted(got) == sorted(theirs.anns[i]["bbox"] for i in theirs.getAnnIds(**asked))
+    assert len(rows) == len(theirs.anns)
+    capsys.readouterr()
+
+  def test_categories_of_one_name_are_one_pair(self, folder):
+    truth = [dataclasses.replace(pair(number=0), image_id=7, category_ids=(4, 9))]
+    row = {"image_id": 7, "score": 1, "segmentation": rectangle((20, 20), 0, 0, 5, 5)}
+    write_json("found.json", [row | {"category_id": category} for category in (9, 4, 5)])
+    found, left_out = predictions.read("found.json", truth)
+    assert (len(found[0]), left_out) == (2, 1)
+    assert {one["category_id"] for one in predictions.to_coco(found, truth)} == {4}
+
+  def test_coco_boxes_are_pixels_however_small(self, coco_folder):
+    [row, *_] = coco_results()
+    write_json("found.json", [row | {"bbox": [0, 0, 1, 1]}])
+    found, _ = predictions.read("found.json", annotations.read("coco.json"))
+    assert [one.box for several in found.values() for one in several] == [(0, 0, 1, 1)]
+
+  @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+      ({"image_id": 0}, "prediction 0 has image_id 0, which is no picture of the data; give"),
+      ({"image_id": "500"}, "image_id '500'"),
+      ({"category_id": None}, "category_id None, which is no category"),
+      ({"category_id": [18]}, "category_id [18]"),
+      ({"category_id": 1}, "none of its 1 predictions is of a category that the data ask"),
+    ],
+  )
+  def test_faults_against_coco(self, coco_folder, change, message):
+    write_json("found.json", [coco_results()[0] | change])
+    with pytest.raises(ValueError) as fault:
+      predictions.read("found.json", annotations.read("coco.json"))
+    assert message in str(fault.value)
+    assert "\n" not in str(fault.value)
 
   def test_other_forms(self, folder):
     """Boxes as fractions or left out; runs as a list."""
     truth = [pair(size=(20, 40))]
     rle = rectangle((20, 40), 10, 5, 20, 10)
-    runs = {"size": [20, 40], "counts": annotations.runs(rle).tolist()}
+    runs = {"size": [20, 40], "counts": rle_runs(rle).tolist()}
     row = {"image_id": 1, "score": 1, "segmentation": runs}
     write_json("fractions.json", [row | {"bbox": [0.25, 0.25, 0.5, 0.5]}])
     write_json("no_boxes.json", [row])
     write_json("pixels.json", [row | {"bbox": [10, 5, 20, 10], "segmentation": rle}])
     want = {1: [Prediction(1.0, (10, 5, 20, 10), rle)]}
     for name in ("fractions", "no_boxes", "pixels"):
-      assert predictions.read(f"{name}.json", truth) == want
+      assert predictions.read(f"{name}.json", truth) == (want, 0)
 
   @pytest.mark.parametrize(
     ("change", "message"),
@@ -333,9 +419,9 @@ class TestFiles:
       ({"score": None}, "its score is None"),
       ({"score": 2}, "its score is 2, but scores are in [0, 1]"),
       ({"score": float("nan")}, "its score is nan"),
-      ({"bbox": [1, 2, 3]}, "its bbox is [1, 2, 3]"),
-      ({"bbox": [1, 2, 3, None]}, "its bbox is"),
-      ({"bbox": "all"}, "its bbox is 'all'"),
+      ({"bbox": [1, 2, 3]}, "its bbox must be [x, y, width, height]; got [1, 2, 3]"),
+      ({"bbox": [1, 2, 3, None]}, "its bbox must be"),
+      ({"bbox": "all"}, "got 'all'"),
       ({"segmentation": None}, "no run lengths"),
       ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "no run lengths"),
       ({"segmentation": {"size": [20, 20]}}, "segmentation"),
@@ -343,6 +429,7 @@ class TestFiles:
       ({"segmentation": {"size": [20, 20], "counts": "~~"}}, "run lengths are damaged"),
       ({"segmentation": {"size": [20, 20], "counts": [399]}}, "cover 399 pixels"),
       ({"segmentation": {"size": [20, 20], "counts": ""}}, "cover 0 pixels"),
+      ({"segmentation": {"size": [20, 20], "counts": "111"}, "bbox": None}, "cover 3 pixels"),
       ({"segmentation": rectangle((20, 21), 0, 0, 5, 5)}, "mask's size is [20, 21]"),
     ],
   )
@@ -402,11 +489,34 @@ class TestCommand:
     assert capsys.readouterr() == ("", "")
     assert not Path("worst").exists()
 
+  def test_coco_results_are_scored_and_what_is_not_asked_is_noted(self, coco_folder, capsys):
+    rows = coco_results()
+    assert len(rows) == 4
+    other = rows[0] | {"category_id": 77}
+    write_json("found.json", [other, *rows[::-1], other])
+    assert cli.main(["evaluate", "--data", "coco.json", "--predictions", "found.json"]) == 0
+    metrics = json.loads(Path("metrics.json").read_text())
+    assert (metrics["positive_pairs"], metrics["il_mcc"]) == (4, pytest.approx(1))
+    assert metrics["cgf1"] > 99
+    assert "note: 2 predictions are left out: no pair asks" in capsys.readouterr().err
+
+  def test_a_models_predictions_name_the_coco_files_ids(self, ready, coco_folder, capsys):
+    options = ["--data", "coco.json", "--threshold", "0.2", "--quiet"]
+    assert cli.main(["evaluate", *options]) == 0
+    rows = json.loads(Path("predictions.json").read_text())
+    truth = annotations.read("coco.json")
+    assert {(row["image_id"], row["category_id"]) for row in rows} <= {
+      (one.image_id, one.category_ids[0]) for one in truth
+    }
+    again = ["--predictions", "predictions.json", "--out", "again.json"]
+    assert cli.main(["evaluate", *options, *again]) == 0
+    assert Path("again.json").read_text() == Path("metrics.json").read_text()
+
   def test_several_truths_and_pictures_elsewhere(self, ready, pairs, capsys):
     (ready / "truths").mkdir()
     emptied = json.loads(Path("data.json").read_text()) | {"annotations": []}
     write_json("truths/other.json", emptied)
-    write_json("found.json", predictions.to_coco(perfect(pairs)))
+    write_json("found.json", predictions.to_coco(perfect(pairs), pairs))
     typed = ["--data", "truths/other.json", "--data", "data.json", "--predictions", "found.json"]
     assert cli.main(["evaluate", *typed, "--images", ".", "--worst", "99"]) == 0
     metrics = json.loads(Path("metrics.json").read_text())
@@ -496,7 +606,7 @@ class TestScenes:
   def test_the_truth_scores_best(self):
     """All 600 pairs, as a ceiling; Meta's small terms cost 1e-5 of it."""
     scenes = annotations.read(SCENES / "known" / "annotations.json")
-    got = score.score(perfect(scenes), scenes)
+    got = figures(perfect(scenes), scenes)
     assert got["pairs"] == 600
     for name in ("cgf1", "box_cgf1", "ap", "box_ap", "pmf1_75"):
       assert got[name] == pytest.approx(100, abs=0.01), name

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam3_jax.rle import compress, decode, runs
+from sam3_jax.rle import bounds, compress, decode, encode, runs
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -37,6 +37,19 @@ def test_runs_and_masks_equal_pycocotools(mask):
     assert (decode(one) == mask).all()
     assert (decode(one) == coco.decode(rle)).all()
     assert decode(one).dtype == np.uint8
+
+
+@pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
+def test_masks_become_runs_and_boxes(mask):
+  rle = encode(mask.astype(bool))
+  assert rle["size"] == list(mask.shape)
+  assert (decode(rle) == mask).all()
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  want = (0, 0, 0, 0)
+  if len(rows):
+    want = (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)
+  assert bounds(rle) == want
+  assert all(type(value) is float for value in bounds(rle))
 
 
 @pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
@@ -74,6 +87,8 @@ def test_polygons_are_joined():
     ([["0", 0, 1, 1, 2, 2]], "at least three points"),
     ({"size": [4, 4], "counts": [3, -1, 14]}, "whole numbers from 0"),
     ({"size": [4, 4], "counts": [3.5, 12.5]}, "whole numbers from 0"),
+    ({"size": [4, 4], "counts": [2**32]}, r"below 2\^32"),
+    ({"size": [4, 2**70], "counts": [16]}, r"below 2\^32"),
     ({"size": [4], "counts": "0"}, r"must be \[height, width\]"),
     ({"counts": "0"}, r"must be \[height, width\]"),
     ({"size": [0, 4], "counts": "0"}, r"must be \[height, width\]"),
@@ -87,11 +102,20 @@ def test_what_is_no_mask_is_refused(segmentation, message):
 
 @pytest.mark.parametrize("counts", ["é", "P", "!", "0P", "PPPPPPPPP0", "o" * 30], ids=repr)
 def test_damaged_strings_are_refused(counts):
-  with pytest.raises(ValueError, match="damaged"):
-    runs({"size": [4, 4], "counts": counts})
+  for function in (runs, decode, bounds):
+    with pytest.raises(ValueError, match="damaged"):
+      function({"size": [4, 4], "counts": counts})
 
 
 @pytest.mark.parametrize("counts", ["", "0", "00", "11", "o" + "0" * 5, b"5"], ids=repr)
 def test_runs_of_another_number_of_pixels_are_refused(counts):
-  with pytest.raises(ValueError, match="pixels, not 4 x 4"):
-    decode({"size": [4, 4], "counts": counts})
+  for function in (runs, decode, bounds):
+    with pytest.raises(ValueError, match="pixels, not 4 x 4"):
+      function({"size": [4, 4], "counts": counts})
+
+
+def test_masks_of_another_size_are_refused():
+  rle = encode(np.ones((2, 3), bool))
+  assert runs(rle, (2, 3)).tolist() == [0, 6]
+  with pytest.raises(ValueError, match=r"size is \[2, 3\], but .* is \[3, 2\]"):
+    runs(rle, (3, 2))

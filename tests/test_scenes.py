@@ -388,6 +388,21 @@ class TestWrite:
     with pytest.raises(ValueError, match=r"cannot write to .*out: No space left on device\."):
       scene_files.write(tmp_path / "out", 1, 0)
 
+  def test_a_disk_full_at_the_end(self, tmp_path, monkeypatch):
+    """Every JSON file is there as a whole or not at all, and the folder can be written again."""
+
+    def full(*_):
+      raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+      patch.setattr(scene_files.os, "replace", full)
+      with pytest.raises(ValueError, match="No space left on device"):
+        scene_files.write(tmp_path / "out", 2, 0, new="crown")
+    assert not {"annotations.json", "crown.json"} & set(contents(tmp_path / "out"))
+    scene_files.write(tmp_path / "out", 2, 0, new="crown")
+    scene_files.write(tmp_path / "same", 2, 0, new="crown")
+    assert contents(tmp_path / "out") == contents(tmp_path / "same")
+
   @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (1, -1)])
   def test_bad_numbers(self, count, seed, tmp_path):
     with pytest.raises(ValueError, match=f"got {count} of seed {seed}"):

@@ -293,6 +293,33 @@ def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
   assert set(files.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+  ("kind", "values", "message"),
+  [
+    ("images", {"file_name": "none.png"}, "none.png: there is no such picture"),
+    ("images", {"id": 1}, "image 1: this id occurs twice"),
+    ("annotations", {"bbox": [35, 10, 20, 20]}, "box 35, 10, 20, 20 (x, y, width, height) leaves"),
+    ("annotations", {"segmentation": {"size": [40, 50], "counts": [2000]}}, "its mask is empty"),
+    ("annotations", {"id": 2}, "annotation 2: this id occurs twice"),
+    ("categories", {"name": "square " * 31}, "has 33 tokens with start and end"),
+  ],
+)
+def test_faults_of_the_data_are_one_line_with_status_2(files, quick, capsys, kind, values, message):
+  """Of the data to train on, and of the data to evaluate on; nothing is written."""
+  content = json.loads((files / "data.json").read_text())
+  content[kind][0] |= values
+  (files / "bad.json").write_text(json.dumps(content))
+  before = set(files.rglob("*"))
+  evaluation = ["--evaluation-data", files / "bad.json", "--evaluation-images", files / "images"]
+  for options in (["--data", files / "bad.json"], evaluation):
+    assert main(typed(files, *map(str, options))) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("sam3-jax: error: ")
+    assert error.count("\n") == 1
+    assert set(files.rglob("*")) == before
+
+
 def test_data_or_scenes_are_needed(files, capsys):
   command_line = typed(files)
   del command_line[2:4]  # --data

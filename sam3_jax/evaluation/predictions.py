@@ -1,19 +1,23 @@
 """Predictions: what a model found for a pair, and COCO's results layout on disk.
 
 The layout (https://cocodataset.org/#format-results) is one list of {"image_id", "category_id",
-"score", "bbox", "segmentation"}; as in SA-Co's files, `image_id` is a pair of picture and phrase.
+"score", "bbox", "segmentation"}. If the data are in COCO's layout, `image_id` and `category_id` are
+those of its picture and its category; if in SA-Co's, `image_id` is a pair of picture and phrase.
 """
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.annotations import Pair, Rle, compress, runs
+from sam3_jax.annotations import Pair, are_fractions, mask_and_box
+from sam3_jax.rle import Box, Rle, runs
 
-AGAIN = 'give COCO\'s results: a list of {"image_id", "score", "segmentation", "bbox"}.'
+AGAIN = (
+  'give COCO\'s results: a list of {"image_id", "category_id", "score", "segmentation", "bbox"}.'
+)
+DATA = "give the --data that the predictions were made for."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,74 +31,99 @@ class Prediction:
   """
 
   score: float
-  box: tuple[float, float, float, float]
+  box: Box
   rle: Rle
 
 
 Found = Mapping[int, Sequence[Prediction]]  # by pair; a pair without an entry has none
 
 
-def to_coco(found: Found) -> list[dict[str, Any]]:
-  """Plain values in COCO's results layout, ready for JSON."""
-  return [
-    {
-      "image_id": pair,
-      "category_id": 1,
-      "score": one.score,
-      "bbox": list(one.box),
-      "segmentation": one.rle,
-    }
-    for pair, predictions in found.items()
-    for one in predictions
-  ]
+def to_coco(found: Found, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+  """Plain values in COCO's results layout, ready for JSON, named as the file of the pairs does."""
+  by_id = {pair.id: pair for pair in pairs}
+  return [_row(by_id[number], one) for number, several in found.items() for one in several]
 
 
-def read(path: str | Path, pairs: Sequence[Pair]) -> dict[int, list[Prediction]]:
+def _row(pair: Pair, one: Prediction) -> dict[str, Any]:
+  image, category = _names(pair)[0]
+  return {
+    "image_id": image,
+    "category_id": 1 if category is None else category,
+    "score": one.score,
+    "bbox": list(one.box),
+    "segmentation": one.rle,
+  }
+
+
+def read(path: str | Path, pairs: Sequence[Pair]) -> tuple[dict[int, list[Prediction]], int]:
   """Reads a file in COCO's results layout and checks it against the pairs.
 
-  Masks are run lengths, compressed or not. Boxes are in pixels, or all of them are fractions of
-  width and height, as in SA-Co's files: that is decided by whether any value exceeds 1. A missing
-  box is the mask's.
+  Masks are run lengths, compressed or not; a missing box is the mask's. Boxes are in pixels; with
+  SA-Co's pairs all of them may be fractions of width and height, as in SA-Co's files: that is
+  decided by whether any value exceeds 1.
+
+  With COCO's pairs, predictions of categories that no pair asks of their picture are left out: not
+  all absent categories of a picture become pairs.
+
+  Returns:
+    Predictions by pair, and the number of those left out.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: another layout, an unknown pair, a mask of another size than its picture.
+    ValueError: another layout, a picture or pair that is unknown, a mask of another size than its
+      picture, or nothing but predictions to be left out.
   """
   path = Path(path)
   rows = _load(path)
-  known = {pair.id: pair for pair in pairs}
-  fractions = _are_fractions(rows)
+  known = {name: pair for pair in pairs for name in _names(pair)}
+  pictures = {pair.image_id for pair in pairs if pair.image_id is not None}
+  fractions = not pictures and are_fractions(rows)
   found: dict[int, list[Prediction]] = {}
+  left_out = 0
   for i, row in enumerate(rows):
-    number = row.get("image_id")
-    pair = known.get(number) if type(number) is int else None
+    try:
+      pair = _pair_of(row, known, pictures)
+    except ValueError as error:
+      raise ValueError(f"{path}: prediction {i} has {error}") from error
     if pair is None:
-      raise ValueError(
-        f"{path}: prediction {i} has image_id {number!r:.40}, which is no pair of the data; "
-        " give the --data that the predictions were made for."
-      )
+      left_out += 1
+      continue
     try:
       found.setdefault(pair.id, []).append(_prediction(row, pair, fractions))
     except ValueError as error:
       raise ValueError(f"{path}: prediction {i} of pair {pair.id}: {error}; {AGAIN}") from error
-  return found
+  if left_out and not found:
+    raise ValueError(
+      f"{path}: none of its {left_out} predictions is of a category that the data ask of its "
+      f"picture; {DATA}"
+    )
+  return found, left_out
 
 
-def mask_fault(rle: Rle, pair: Pair) -> str | None:
-  """What is wrong with a mask of the pair's picture, or None; an empty mask is right.
+_Name = tuple[int, int | None]  # image_id and category_id; SA-Co's pairs go by image_id alone
 
-  pycocotools takes what it is given, and reads beyond its memory if it does not add up.
-  """
-  size = [pair.height, pair.width]
-  if list(rle["size"]) != size:
-    return f"its mask's size is {list(rle['size'])}, but the picture's [height, width] is {size}"
-  try:
-    lengths = runs(rle)
-  except ValueError as error:
-    return str(error)
-  if (lengths < 0).any() or lengths.sum() != pair.height * pair.width:
-    return f"its mask's runs cover {lengths.sum()} pixels, not the picture's {math.prod(size)}"
-  return None
+
+def _names(pair: Pair) -> list[_Name]:
+  """What a row of results may call a pair; the first is what we write."""
+  if pair.image_id is None:
+    return [(pair.id, None)]
+  return [(pair.image_id, category) for category in pair.category_ids]
+
+
+def _pair_of(
+  row: dict[str, Any], known: Mapping[_Name, Pair], pictures: Collection[int]
+) -> Pair | None:
+  """The pair that a row is about; None if nobody asks for its category."""
+  image, category = row.get("image_id"), row.get("category_id")
+  if pictures:
+    if type(image) is not int or image not in pictures:
+      raise ValueError(f"image_id {image!r:.40}, which is no picture of the data; {DATA}")
+    if type(category) is not int:
+      raise ValueError(f"category_id {category!r:.40}, which is no category of the data; {DATA}")
+    return known.get((image, category))
+  if type(image) is not int or (image, None) not in known:
+    raise ValueError(f"image_id {image!r:.40}, which is no pair of the data; {DATA}")
+  return known[image, None]
 
 
 def _load(path: Path) -> list[dict[str, Any]]:
@@ -111,32 +140,10 @@ def _load(path: Path) -> list[dict[str, Any]]:
 
 def _prediction(row: dict[str, Any], pair: Pair, fractions: bool) -> Prediction:
   score: Any = row.get("score")
-  box: Any = row.get("bbox")
   if type(score) not in (int, float) or not 0 <= score <= 1:
     raise ValueError(f"its score is {score!r:.40}, but scores are in [0, 1]")
   if not isinstance(row.get("segmentation"), dict):
     raise ValueError("it has no run lengths for a mask")
-  rle = compress(row["segmentation"], pair.height, pair.width)
-  if fault := mask_fault(rle, pair):
-    raise ValueError(fault)
-  if box is None:
-    from pycocotools import mask
-
-    encoded: Any = rle
-    box = mask.toBbox(encoded).tolist()
-  elif not isinstance(box, list) or len(box) != 4 or not all(_finite(value) for value in box):
-    raise ValueError(f"its bbox is {box!r:.60}, but boxes are [x, y, width, height]")
-  elif fractions:
-    box = [value * side for value, side in zip(box, (pair.width, pair.height) * 2, strict=True)]
-  x, y, w, h = (float(value) for value in box)
-  return Prediction(float(score), (x, y, w, h), rle)
-
-
-def _are_fractions(rows: list[dict[str, Any]]) -> bool:
-  boxes = [row["bbox"] for row in rows if isinstance(row.get("bbox"), list)]
-  values = [value for box in boxes for value in box if _finite(value)]
-  return bool(values) and max(values) <= 1
-
-
-def _finite(value: Any) -> bool:
-  return type(value) in (int, float) and math.isfinite(value)
+  rle, box = mask_and_box(row, pair.width, pair.height, fractions=fractions)
+  runs(rle, (pair.height, pair.width))
+  return Prediction(float(score), box, rle)

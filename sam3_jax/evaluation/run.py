@@ -20,6 +20,7 @@ from sam3_jax.evaluation.predictions import Found
 from sam3_jax.evaluation.score import Scorer
 from sam3_jax.inference import Sam3
 from sam3_jax.results import Write, json_of, write
+from sam3_jax.rle import runs
 from sam3_jax.terminal import progress, say
 from sam3_jax.trees import raise_faults
 
@@ -90,13 +91,20 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
     _check(job, truths, scorer.pairs, model)
     found: dict[int, list[predictions.Prediction]] = {}
     rows = []
-    for pair, one in _found(job, scorer.pairs, truths[0], model, step):
+    given, left_out = predictions.read(job.predictions, truths[0]) if job.predictions else ({}, 0)
+    for pair, one in _found(job, scorer.pairs, given, model, step):
       found[pair.id] = one
       rows.append((pair, scorer.add(pair, one)))
     step("average precision", 1)
     metrics = scorer.metrics() | average_precision(scorer.pairs, found)
     step("writing", 1)
     write(_files(job, metrics, found, rows))
+  if left_out and not console.quiet:
+    say(
+      errors,
+      f"note: {left_out:,} predictions are left out: no pair asks for their category in their "
+      "picture.",
+    )
   if model is not None and model.info.get("trained") is False and not console.quiet:
     name = job.checkpoint.name if job.checkpoint else ""
     say(errors, f"note: {name} is untrained, its parameters are random: its figures mean nothing.")
@@ -113,22 +121,24 @@ def _check(
   faults = annotations.check(bare, opened, model.tokenizer if model else None)
   for path, truth in zip(job.data, truths, strict=True):
     for pair in truth:
-      bad = [predictions.mask_fault(one.rle, pair) for one in pair.objects]
-      faults += [f"{path}, {pair.file_name}, {pair.phrase!r}: {fault}" for fault in bad if fault]
+      for one in pair.objects:
+        try:
+          runs(one.rle, (pair.height, pair.width))  # an empty mask does no harm here
+        except ValueError as error:
+          faults.append(f"{path}, {pair.file_name}, {pair.phrase!r}: {error}")
   raise_faults(faults, str(job.data[0]), annotations.REMEDY)
 
 
 def _found(
-  job: Job, pairs: Sequence[Pair], everything: Sequence[Pair], model: Sam3 | None, step
+  job: Job, pairs: Sequence[Pair], given: Found, model: Sam3 | None, step
 ) -> Iterator[tuple[Pair, list[predictions.Prediction]]]:
   if model is not None:
     least = min(LEAST, job.threshold)
     yield from predict(model, pairs, job.folder, prompt=job.prompt, least=least, progress=step)
   elif job.predictions is not None:
-    found = predictions.read(job.predictions, everything)
     for i, pair in enumerate(pairs):
       step(job.predictions.name, i / len(pairs))
-      yield pair, found.get(pair.id, [])
+      yield pair, list(given.get(pair.id, ()))
 
 
 def _files(
@@ -136,7 +146,9 @@ def _files(
 ) -> dict[Path, Write]:
   files = {job.out: json_of(metrics)}
   if job.predictions is None:
-    files[job.out.with_name(PREDICTIONS)] = json_of(predictions.to_coco(found))
+    files[job.out.with_name(PREDICTIONS)] = json_of(
+      predictions.to_coco(found, [pair for pair, _ in rows])
+    )
   if job.worst:
     least = heapq.nsmallest(job.worst, rows, key=lambda row: worst.order(row[1]))
     folder = job.out.with_name(PAGE)

@@ -78,19 +78,6 @@ class Scorer:
     return as_prompt(pair, self._prompt) is not None
 
 
-def score(
-  found: Mapping[int, Sequence[Prediction]],
-  *truths: Sequence[Pair],
-  prompt: Ask = "text",
-  score: float = concept.SCORE,
-) -> dict[str, Any]:
-  """`Scorer.metrics` of given predictions, and `average_precision` against the first truth."""
-  scorer = Scorer(*truths, prompt=prompt, score=score)
-  for pair in scorer.pairs:
-    scorer.add(pair, found.get(pair.id, ()))
-  return scorer.metrics() | average_precision(scorer.pairs, found)
-
-
 def evaluate(
   model: Sam3,
   pairs: Sequence[Pair],
@@ -133,12 +120,12 @@ def evaluate(
 def _check_same(first: Mapping[int, Pair], other: Mapping[int, Pair], number: int) -> None:
   for pair in first.values():
     twin = other.get(pair.id)
-    if twin is None or (twin.phrase, twin.width, twin.height) != (
-      pair.phrase,
-      pair.width,
-      pair.height,
-    ):
+    if twin is None or _about(twin) != _about(pair):
       raise ValueError(
         f"truth {number} {'lacks' if twin is None else 'has something else as'} pair {pair.id} "
         f"({pair.file_name}, {pair.phrase!r}); several truths must be about the same pairs."
       )
+
+
+def _about(pair: Pair) -> tuple[object, ...]:
+  return pair.image_id, pair.phrase, pair.width, pair.height

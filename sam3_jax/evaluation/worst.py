@@ -4,7 +4,6 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.postprocess import Instances, Masks
 from sam3_jax.preprocess import read_image
 from sam3_jax.results import Write
+from sam3_jax.rle import decode
 from sam3_jax.visualize import overlay
 
 _PAGE = """<!doctype html>
@@ -105,12 +105,9 @@ def _drawing(pair: Pair, objects: Sequence[Object | Prediction], images: Path) -
 
 def _instances(pair: Pair, objects: Sequence[Object | Prediction]) -> Instances:
   """As the model's results: masks are logits of the picture's own size."""
-  from pycocotools import mask
-
-  api: Any = mask
   masks = np.zeros((len(objects), pair.height, pair.width), np.float32)
   for i, one in enumerate(objects):
-    masks[i] = api.decode(one.rle)
+    masks[i] = decode(one.rle)
   boxes = np.array([one.box for one in objects], np.float32).reshape(-1, 4)
   boxes[:, 2:] += boxes[:, :2]
   return Instances(

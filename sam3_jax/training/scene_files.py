@@ -11,14 +11,14 @@ bytes.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from PIL import Image
 
+from sam3_jax.rle import bounds, encode
 from sam3_jax.training import drawings
 from sam3_jax.training.scenes import Scene, compose, phrases
 from sam3_jax.training.wording import Phrase
@@ -81,11 +81,7 @@ def write(
         pair = _add(record, file, scene, phrase)
         of_new |= {pair} if phrase.named == number_of_new else set()
     files = {f"{new}.json": _only(record, of_new)} if new else {}
-    for name, content in {**files, "annotations.json": record}.items():
-      partial = out / f"{_UNFINISHED}.json"
-      partial.write_text(json.dumps(content) + "\n")
-      os.replace(partial, out / name)
-    (out / _UNFINISHED).unlink()
+    _finish(out, {**files, "annotations.json": record})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
   return {
@@ -127,6 +123,15 @@ def _prepare(out: Path) -> None:
     left.unlink(missing_ok=True)
 
 
+def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
+  """Writes JSON files in their order, each at once; then the folder is no longer unfinished."""
+  for name, content in files.items():
+    partial = out / f"{_UNFINISHED}.json"
+    partial.write_text(json.dumps(content) + "\n")
+    os.replace(partial, out / name)
+  (out / _UNFINISHED).unlink()
+
+
 def _record(description: str) -> dict[str, Any]:
   return {
     "info": {
@@ -165,6 +170,8 @@ def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int
   )
   for number in phrase.objects:
     mask = scene.objects[number].mask
+    rle = encode(mask)
+    x, y, w, h = bounds(rle)
     record["annotations"].append(
       {
         "id": len(record["annotations"]),
@@ -172,29 +179,8 @@ def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int
         "category_id": 1,
         "iscrowd": 0,
         "area": int(mask.sum()),
-        "bbox": _box(mask),
-        "segmentation": _encoded(mask),
+        "bbox": [x / width, y / height, w / width, h / height],  # as SA-Co's
+        "segmentation": rle,
       }
     )
   return pair
-
-
-def _box(mask: Bool[np.ndarray, "h w"]) -> list[float]:
-  """Left, top, width, height of what is seen, as fractions of the picture."""
-  height, width = mask.shape
-  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-  left, top = columns[0] / width, rows[0] / height
-  return [
-    float(left),
-    float(top),
-    float((columns[-1] + 1 - columns[0]) / width),
-    float((rows[-1] + 1 - rows[0]) / height),
-  ]
-
-
-def _encoded(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-  from pycocotools import mask as coco  # not at the top: it is slow to import
-
-  api: Any = coco
-  counts = api.encode(np.asfortranarray(mask, np.uint8))["counts"]
-  return {"size": list(mask.shape), "counts": counts.decode("ascii")}

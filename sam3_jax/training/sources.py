@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.preprocess import read_image
+from sam3_jax.rle import bounds, encode
 from sam3_jax.training import drawings, scenes
 from sam3_jax.training.examples import Picture, usable
 
@@ -22,7 +22,7 @@ class PairSource:
   Only pairs that may be trained on are kept (see `usable`), and only pictures that have one.
 
   Attributes:
-    left_out: the number of pairs that may not.
+    left_out: the number of pairs that may not (crowds, or not exhaustive), for the caller to tell.
   """
 
   def __init__(self, pairs: Sequence[Pair], images: str | Path):
@@ -104,7 +104,8 @@ class SceneSource:
     scene = scenes.compose(generator, **self._compose)
     asked = scenes.phrases(generator, scene, **self._phrases)
     height, width = scene.image.shape[:2]
-    objects = [_object(item.mask) for item in scene.objects]
+    rles = [encode(item.mask) for item in scene.objects]
+    objects = [Object(rle=rle, box=bounds(rle)) for rle in rles]
     pairs = [
       Pair(
         id=place,
@@ -121,11 +122,3 @@ class SceneSource:
   def name(self, index: int) -> str:
     """What to compose again, for messages."""
     return f"scene {index} of seed {self.seed}"
-
-
-def _object(mask: Bool[np.ndarray, "h w"]) -> Object:
-  from pycocotools import mask as coco
-
-  rle: Any = coco.encode(np.asfortranarray(mask, np.uint8))
-  x, y, w, h = coco.toBbox(rle).tolist()
-  return Object(rle=rle, box=(x, y, w, h))
