@@ -129,6 +129,15 @@ def train(
   plot: Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end (a PNG or SVG).")
   ] = None,
+  distributed: Annotated[
+    bool,
+    typer.Option(
+      "--distributed",
+      metavar="",
+      help="Train together with the other processes of a TPU pod, or of a job of Slurm, Kubernetes "
+      "or Open MPI; all of them run this command, with DIR on a disk that they share.",
+    ),
+  ] = False,
   device: OnDevice = None,
   quiet: Quiet = False,
   debug: Debug = False,
@@ -141,6 +150,8 @@ def train(
   if out is None:
     raise ValueError("--out DIR is needed: the folder of the run.")
   arguments.check_writable(out)
+  if distributed:
+    _meet()
   arguments.use_device(device)
 
   from sam3_jax.training.command import run
@@ -165,3 +176,16 @@ def train(
   values = overlaid({} if config is None else read(config), typed)
   final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), picture=plot)
   say(Console(quiet=quiet), f"{final}: the trained checkpoint")
+
+
+def _meet() -> None:
+  """Connects the processes of a run; JAX must not have looked at its devices before."""
+  import jax
+
+  try:
+    jax.distributed.initialize()
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--distributed: JAX cannot meet the other processes ({error}); start one on each host of a "
+      "TPU pod or through Slurm, Kubernetes or Open MPI, or leave --distributed out."
+    ) from error

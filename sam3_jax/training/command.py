@@ -38,11 +38,13 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
   batches = open_data(config, tokenizer)
   evaluate = open_evaluation(config, tokenizer)
+  if jax.process_index():
+    console = Console(quiet=True)
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
   finally:
     batches.close()
-    if picture is not None and (out / "metrics.jsonl").exists():
+    if picture is not None and jax.process_index() == 0 and (out / "metrics.jsonl").exists():
       plot(out / "metrics.jsonl", picture)
   return final
 
@@ -50,7 +52,8 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
 def load_start(config: TrainConfig) -> Start:
   """The parameters and the tokenizer to start from, on the host."""
   if config.checkpoint:
-    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
+    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32", sharding=here)
     parameters = flatten(jax.device_get(bundle.params))
     return Start(bundle.config, parameters, bundle.tokenizer, bundle.info)
   from sam3_jax.model.sam3 import init

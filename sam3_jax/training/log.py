@@ -18,8 +18,16 @@ class MetricsLog:
   A resumed run drops the lines of steps that it does again, and a line that a kill cut off.
   """
 
-  def __init__(self, path: Path, done: int):
-    self.path = path
+  def __init__(self, path: Path | None, done: int):
+    """Opens the file.
+
+    Args:
+      path: of it; None for none, as in all processes but the first.
+      done: steps that are not done again.
+    """
+    self._file = None
+    if path is None:
+      return
     kept = [line for line in read_metrics(path) if line["step"] <= done] if path.exists() else []
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -28,6 +36,8 @@ class MetricsLog:
 
   def add(self, values: Mapping[str, Any]) -> None:
     """One line, at once on disk's side; six digits are enough to plot."""
+    if self._file is None:
+      return
     rounded = {
       name: float(f"{value:.6g}") if isinstance(value, float) else value
       for name, value in values.items()
@@ -36,7 +46,8 @@ class MetricsLog:
     self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

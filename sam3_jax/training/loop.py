@@ -8,6 +8,9 @@
 
 After a kill at any moment the same call goes on from the last checkpoint, to the same parameters,
 bit for bit.
+
+Several processes (`jax.distributed`) make the same calls, on one folder that they share. The first
+writes; all write their pieces of the checkpoints in `steps`, and each evaluates by itself.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from sam3_jax import checkpoint
@@ -36,7 +40,14 @@ from sam3_jax.training.batch import Batch
 from sam3_jax.training.config import TrainConfig, differences
 from sam3_jax.training.log import MetricsLog, Show, progress
 from sam3_jax.training.optimizer import make_optimizer, make_schedule
-from sam3_jax.training.sharding import gatherer, make_mesh, place_batch, state_shardings, whole
+from sam3_jax.training.sharding import (
+  gatherer,
+  make_mesh,
+  place,
+  place_batch,
+  state_shardings,
+  whole,
+)
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.storage import Storage
 
@@ -107,8 +118,8 @@ def train(
 
   Raises:
     ValueError: `out` holds another run, or something else; nothing matches what is to be trained;
-      the devices cannot share a batch; a loss or gradient is not finite: then with the step, its
-      pictures and the last good checkpoint. That step is not saved.
+      the devices cannot share a batch; the processes have different runs; a loss or gradient is not
+      finite: then with the step, its pictures and the last good checkpoint. That step is not saved.
   """
   values = {"config": config.to_dict(), "start": start.mark()}
   _check_output(out, values)
@@ -116,7 +127,9 @@ def train(
   if final.exists():
     return final
   run = _Run(config, start)
-  _write_config(out, values)
+  _check_alike(values)
+  if _first():
+    _write_config(out, values)
   storage = Storage(out / "steps", config.keep)
   done, best = 0, None
   if storage.latest is not None:
@@ -124,7 +137,7 @@ def train(
     run.state, saved = storage.restore(run.state)
     batches.set_state(saved["batches"])
     best = saved["best"]
-  log = MetricsLog(out / "metrics.jsonl", done)
+  log = MetricsLog(out / "metrics.jsonl" if _first() else None, done)
   try:
     with progress(console or Console(quiet=True), config.steps, done) as show:
       reporter = _Reporter(config, batches, storage, log, show)
@@ -141,9 +154,7 @@ def train(
           score = float(figures[config.best])
           if math.isfinite(score) and (best is None or score > best):
             best = score
-            _replace(
-              out / "best", functools.partial(run.write, name=out.name, done=done, figures=figures)
-            )
+            run.write(out / "best", out.name, done, figures)
           reporter.show_best(best)
         if _due(done, config.save_every, config.steps):
           reporter.finish()
@@ -154,6 +165,11 @@ def train(
     log.close()
     storage.close()
   return final
+
+
+def _first() -> bool:
+  """Whether this is the process that writes."""
+  return jax.process_index() == 0
 
 
 def _check_output(out: Path, values: dict[str, Any]) -> None:
@@ -171,6 +187,18 @@ def _check_output(out: Path, values: dict[str, Any]) -> None:
     raise ValueError(
       f"{out} holds a run that differs in {shown}; go on with what it was started with ({file}), "
       "or give another --out."
+    )
+
+
+def _check_alike(values: dict[str, Any]) -> None:
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
+  every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  if (every != every[0]).any():
+    raise ValueError(
+      f"the {jax.process_count()} processes have different settings or starting checkpoints; "
+      "start all with the same configuration, options and files."
     )
 
 
@@ -197,13 +225,19 @@ class _Run:
         f"a batch of {config.data.batch} pictures cannot be shared by {self._mesh.size} devices in "
         f"{config.accumulate} microbatches; make data.batch a multiple of {parts}."
       )
-    initial, dropout = jax.random.split(jax.random.key(config.seed))
+    initial, _ = jax.random.split(jax.random.key(config.seed))
     trained, frozen = state.split(start.parameters, config.trained, some=not config.lora.rank)
     trained |= lora.adapt(start.parameters, config.lora, initial)
     optimizer = make_optimizer(config.optimizer, trained, start.model.trunk, config.steps)
-    self.frozen = jax.device_put(frozen, state_shardings(self._mesh, frozen))
-    self.state = state.create(trained, optimizer, dropout, average=config.average > 0)
-    self.state = jax.device_put(self.state, state_shardings(self._mesh, self.state))
+    self.frozen = place(self._mesh, frozen)
+
+    def begin(trained: state.Flat) -> state.TrainState:
+      _, dropout = jax.random.split(jax.random.key(config.seed))
+      return state.create(trained, optimizer, dropout, average=config.average > 0)
+
+    # Jitted, as no device may have room for a whole state.
+    placed = state_shardings(self._mesh, jax.eval_shape(begin, trained))
+    self.state = jax.jit(begin, out_shardings=placed)(place(self._mesh, trained))
     settings = StepSettings(
       model=start.model,
       losses=config.losses,
@@ -235,33 +269,38 @@ class _Run:
     return metrics
 
   def evaluate(self, evaluate: Evaluate) -> Mapping[str, Any]:
-    """Figures of the model as it is now; its programs are compiled once."""
+    """Figures of the model as it is now, on this process's first device; its programs are compiled
+    once."""
     if self._model is None:
       start, context = self._start, self._start.model.text.context
       tokenizer = Tokenizer(start.tokenizer, context=context)
       self._model = Sam3(start.model, {}, tokenizer, info=start.info, dtype=self._dtype)
-    self._model.params = self._merge(state.averaged(self.state), self.frozen)
+    merged = self._merge(state.averaged(self.state), self.frozen)
+    self._model.params = jax.tree.map(lambda x: x.addressable_data(0), merged)
     figures = evaluate(self._model)
     self._model.params = {}  # frees the copy
     return figures
 
   def write(self, path: Path, name: str, done: int, figures: Mapping[str, Any]) -> None:
-    """A bundle of the model as it is now."""
+    """A bundle of the model as it is now, in the place of another; there when this returns, in all
+    processes."""
     config, start = self._config, self._start
     parameters = self._merge(state.averaged(self.state), self.frozen)
-    if jax.process_index():
-      return
-    stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
-    source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
-    info = {
-      **start.info,
-      "name": config.name or name,
-      "trained": True,
-      "source": f"{done} steps of sam3-jax train from {source} parameters",
-      "licence": config.licence or start.info.get("licence", ""),
-      "figures": {key: figures[key] for key in FIGURES if key in figures},
-    }
-    checkpoint.save(path, stored, start.model, start.tokenizer, info=info)
+    if _first():
+      stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
+      source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
+      info = {
+        **start.info,
+        "name": config.name or name,
+        "trained": True,
+        "source": f"{done} steps of sam3-jax train from {source} parameters",
+        "licence": config.licence or start.info.get("licence", ""),
+        "figures": {key: figures[key] for key in FIGURES if key in figures},
+      }
+      _replace(
+        path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, info=info)
+      )
+    multihost_utils.sync_global_devices(str(path))
 
 
 class _Reporter:
@@ -322,12 +361,14 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-  """Puts what `write` makes in the place of a folder, at one stroke but for two renamings."""
+  """Has `write` make a folder, or put one in its place, at one stroke but for two renamings."""
   new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
   for leftover in (new, old):
     shutil.rmtree(leftover, ignore_errors=True)
+  if not path.exists():
+    write(path)
+    return
   write(new)
-  if path.exists():
-    os.rename(path, old)
+  os.rename(path, old)
   os.rename(new, path)
   shutil.rmtree(old, ignore_errors=True)
