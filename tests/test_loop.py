@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,7 +368,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
 
 
 def test_the_best_evaluation_is_kept(tmp_path, quick):
-  scores, seen = iter([10.0, 30.0, math.nan, 20.0]), []
+  scores, seen = iter([10.0, 30.0, math.nan, 20]), []
 
   def evaluate(model):
     seen.append(flatten(jax.device_get(model.params))["decoder/norm/scale"])
@@ -376,12 +377,22 @@ def test_the_best_evaluation_is_kept(tmp_path, quick):
   out = tmp_path / "run"
   final = train(out, config(evaluate_every=2), evaluate=evaluate)
   assert checkpoint.load(out / "best").info["figures"] == {"cgf1": 30.0}
+  assert checkpoint.load(final).info["figures"] == {"cgf1": 20.0}
   assert parameters(out / "best")["decoder/norm/scale"].tolist() == seen[1].tolist()
   assert parameters(final)["decoder/norm/scale"].tolist() == seen[3].tolist()
   lines = [x for x in log.read_metrics(out / "metrics.jsonl") if "evaluation/cgf1" in x]
   assert [x["step"] for x in lines] == [2, 4, 6, 7]
   leftovers = {path.name for path in out.iterdir()}
   assert leftovers == {"config.json", "metrics.jsonl", "steps", "best", "final"}
+
+
+@pytest.mark.parametrize(("last", "told"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])
+def test_a_run_killed_before_its_end_keeps_the_last_figures(tmp_path, quick, last, told):
+  out = tmp_path / "run"
+  final = train(out, evaluate=lambda _: {"cgf1": last, "pairs": 3})
+  shutil.rmtree(final)
+  train(out, evaluate=lambda _: pytest.fail("evaluated again"))
+  assert checkpoint.load(final).info["figures"] == told
 
 
 def test_low_rank_factors_end_in_the_kernels(tmp_path, quick):

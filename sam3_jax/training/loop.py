@@ -131,12 +131,12 @@ def train(
   if _first():
     _write_config(out, values)
   storage = Storage(out / "steps", config.keep)
-  done, best = 0, None
+  done, best, figures = 0, None, {}
   if storage.latest is not None:
     done = storage.latest
     run.state, saved = storage.restore(run.state)
     batches.set_state(saved["batches"])
-    best = saved["best"]
+    best, figures = saved["best"], saved.get("figures", {})
   log = MetricsLog(out / "metrics.jsonl" if _first() else None, done)
   try:
     with progress(console or Console(quiet=True), config.steps, done) as show:
@@ -149,18 +149,20 @@ def train(
         reporter.add(done, np.asarray(batch.ids), metrics)
         if evaluate is not None and _due(done, config.evaluate_every, config.steps):
           reporter.finish()
-          figures = run.evaluate(evaluate)
-          log.add({"step": done} | {f"evaluation/{name}": x for name, x in figures.items()})
-          score = float(figures[config.best])
+          found = run.evaluate(evaluate)
+          log.add({"step": done} | {f"evaluation/{name}": x for name, x in found.items()})
+          figures = _told(found)
+          score = float(found[config.best])
           if math.isfinite(score) and (best is None or score > best):
             best = score
             run.write(out / "best", out.name, done, figures)
           reporter.show_best(best)
         if _due(done, config.save_every, config.steps):
           reporter.finish()
-          storage.save(done, run.state, {"batches": batches.get_state(), "best": best})
+          progressed = {"batches": batches.get_state(), "best": best, "figures": figures}
+          storage.save(done, run.state, progressed)
       reporter.finish()
-    run.write(final, out.name, done, {})
+    run.write(final, out.name, done, figures)
   finally:
     log.close()
     storage.close()
@@ -281,7 +283,7 @@ class _Run:
     self._model.params = {}  # frees the copy
     return figures
 
-  def write(self, path: Path, name: str, done: int, figures: Mapping[str, Any]) -> None:
+  def write(self, path: Path, name: str, done: int, figures: Mapping[str, float]) -> None:
     """A bundle of the model as it is now, in the place of another; there when this returns, in all
     processes."""
     config, start = self._config, self._start
@@ -295,7 +297,7 @@ class _Run:
         "trained": True,
         "source": f"{done} steps of sam3-jax train from {source} parameters",
         "licence": config.licence or start.info.get("licence", ""),
-        "figures": {key: figures[key] for key in FIGURES if key in figures},
+        "figures": dict(figures),
       }
       _replace(
         path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, info=info)
@@ -354,6 +356,12 @@ class _Reporter:
       f"pictures: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
       "look at these pictures, or lower the learning rate."
     )
+
+
+def _told(figures: Mapping[str, Any]) -> dict[str, float]:
+  """Those that a bundle tells, as far as they are numbers."""
+  numbers = {key: float(figures[key]) for key in FIGURES if key in figures}
+  return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def _due(done: int, every: int, steps: int) -> bool:
