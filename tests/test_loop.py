@@ -25,6 +25,7 @@ import toy
 from support import QUICK, difference
 
 from sam3_jax import checkpoint
+from sam3_jax.evaluation import concept
 from sam3_jax.model.layers import Layering
 from sam3_jax.training import log, loop, lora, sharding, state, step
 from sam3_jax.training.config import TrainConfig
@@ -524,16 +525,26 @@ def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[plots\]'"):
-    log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png")
+    log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", [])
 
 
-def test_plot_draws_every_panel(tmp_path):
-  pytest.importorskip("matplotlib")
+def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):
+  from matplotlib.figure import Figure
+
+  drawn, save = [], Figure.savefig
+  monkeypatch.setattr(
+    Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k)
+  )
+  figures = concept.Tally().figures()
+  assert len(figures) > 20
   lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
-  lines.append({"step": 4, "evaluation/cgf1": 12.0, "evaluation/prompt": "text"})
+  lines.append({"step": 4} | {f"evaluation/{name}": x for name, x in figures.items()})
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png")
+  wanted = [*loop.FIGURES, "f1_50", "cgf1", "unknown"]
+  log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", wanted)
   assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+  names = ["loss", "grad_norm", "learning_rate", "cgf1", "il_mcc", "pmf1", "f1_50"]
+  assert [axes.get_ylabel() for axes in drawn[0].axes] == names
 
 
 def test_merging_before_a_step_keeps_frozen_arrays():

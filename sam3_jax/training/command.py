@@ -15,7 +15,7 @@ from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
 from sam3_jax.training.log import plot
-from sam3_jax.training.loop import Evaluate, Start, train
+from sam3_jax.training.loop import FIGURES, Evaluate, Start, train
 from sam3_jax.training.sources import SceneSource
 from sam3_jax.trees import flatten
 
@@ -45,7 +45,7 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   finally:
     batches.close()
     if picture is not None and jax.process_index() == 0 and (out / "metrics.jsonl").exists():
-      plot(out / "metrics.jsonl", picture)
+      plot(out / "metrics.jsonl", picture, [*FIGURES, config.best])
   return final
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,13 +99,14 @@ def require_matplotlib() -> None:
     raise ImportError("--plot needs matplotlib: pip install 'sam3-jax[plots]'.") from error
 
 
-def plot(metrics: Path, picture: Path) -> None:
-  """Draws loss, gradient norm, learning rate and evaluations over the steps; needs matplotlib."""
+def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
+  """Draws loss, gradient norm, learning rate and these `figures` of the evaluations over the steps,
+  as far as there are any; needs matplotlib."""
   require_matplotlib()
   from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
   lines = read_metrics(metrics)
-  evaluated = sorted({name for line in lines for name in line if name.startswith("evaluation/")})
+  evaluated = [f"evaluation/{name}" for name in dict.fromkeys(figures)]
   wanted = ["loss", "grad_norm", "learning_rate", *evaluated]
   panels = [name for name in wanted if any(name in line for line in lines)]
   figure = Figure(figsize=(8, 2.2 * max(1, len(panels))), layout="constrained")
