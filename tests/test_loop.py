@@ -525,7 +525,28 @@ def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[plots\]'"):
-    log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", [])
+    log.check_picture(tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize("name", ["plot", "plot.foo", "plot.png.gz", "folder.png", "file/a/b.png"])
+def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, name):
+  (tmp_path / "folder.png").mkdir()
+  (tmp_path / "file").touch()
+  message = "cannot write to" if "/" in name else r"must be a file that ends in \.png or \.svg\."
+  with pytest.raises(ValueError, match=message) as caught:
+    log.check_picture(tmp_path / name)
+  assert str(tmp_path / name) in str(caught.value)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_pictures_may_go_to_folders_that_are_to_be_made(tmp_path):
+  picture = tmp_path / "a" / "b" / "plot.svg"
+  log.check_picture(picture)
+  assert not picture.parent.exists()
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+  log.plot(tmp_path / "metrics.jsonl", picture, [])
+  assert b"<svg" in picture.read_bytes()
+  assert [path.name for path in picture.parent.iterdir()] == ["plot.svg"]
 
 
 def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):

@@ -127,7 +127,7 @@ def train(
     typer.Option(min=0, metavar="RANK", help="Train low-rank factors of this rank instead."),
   ] = None,
   plot: Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end (a PNG or SVG).")
+    Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end, a .png or .svg.")
   ] = None,
   distributed: Annotated[
     bool,
@@ -156,10 +156,7 @@ def train(
 
   from sam3_jax.training.command import run
   from sam3_jax.training.config import TrainConfig, overlaid, read
-  from sam3_jax.training.log import require_matplotlib
 
-  if plot is not None:
-    require_matplotlib()
   typed = {
     "annotations": data,
     "images": images,

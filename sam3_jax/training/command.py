@@ -1,5 +1,6 @@
 """The work of `sam3-jax train`: everything is checked before any work, then the loop runs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from sam3_jax.hub import find_checkpoint
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
-from sam3_jax.training.log import plot
+from sam3_jax.training.log import check_picture, plot
 from sam3_jax.training.loop import FIGURES, Evaluate, Start, train
 from sam3_jax.training.sources import SceneSource
 from sam3_jax.trees import flatten
@@ -30,9 +31,12 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
     picture: where a plot of the metrics goes, if anywhere.
 
   Raises:
-    FileNotFoundError, ValueError: a checkpoint or data that is not there or faulty, another run in
-      `out`, a loss that is not finite.
+    ImportError: there is no matplotlib for the plot.
+    FileNotFoundError, ValueError: a picture that cannot be drawn, a checkpoint or data that is not
+      there or faulty, another run in `out`, a loss that is not finite.
   """
+  if picture is not None:
+    check_picture(picture)
   start = load_start(config)
   config = settled(config, start.model)
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
@@ -42,10 +46,13 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
     console = Console(quiet=True)
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
+  except BaseException:
+    with contextlib.suppress(Exception):  # what is to be told is why training ended
+      _draw(config, out, picture)
+    raise
   finally:
     batches.close()
-    if picture is not None and jax.process_index() == 0 and (out / "metrics.jsonl").exists():
-      plot(out / "metrics.jsonl", picture, [*FIGURES, config.best])
+  _draw(config, out, picture)
   return final
 
 
@@ -112,3 +119,9 @@ def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | Non
   pairs = pairs[: config.evaluate_pairs or None]
   scored: Callable[..., Any] = evaluate
   return lambda model: scored(model, pairs, images)
+
+
+def _draw(config: TrainConfig, out: Path, picture: Path | None) -> None:
+  metrics = out / "metrics.jsonl"
+  if picture is not None and jax.process_index() == 0 and metrics.exists():
+    plot(metrics, picture, [*FIGURES, config.best])

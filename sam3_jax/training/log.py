@@ -11,6 +11,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+PICTURES = (".png", ".svg")  # of plots
+
 
 class MetricsLog:
   """A file of one JSON object a line, each with its `step`: how many steps were done.
@@ -91,18 +93,29 @@ def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
     yield show
 
 
-def require_matplotlib() -> None:
-  """Raises ImportError, in one line, unless `plot` can be drawn."""
+def check_picture(picture: Path) -> None:
+  """Raises, in one line, unless `plot` can draw this file.
+
+  Raises:
+    ImportError: there is no matplotlib.
+    ValueError: it is no PNG or SVG, or cannot be written.
+  """
   try:
     import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError("--plot needs matplotlib: pip install 'sam3-jax[plots]'.") from error
+  if picture.suffix not in PICTURES or picture.is_dir():
+    raise ValueError(f"--plot {picture} must be a file that ends in {' or '.join(PICTURES)}.")
+  folder = picture.absolute().parent
+  while not folder.exists():
+    folder = folder.parent
+  if not folder.is_dir() or not os.access(folder, os.W_OK):
+    raise ValueError(f"--plot {picture}: cannot write to {folder}; choose another folder.")
 
 
 def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
   """Draws loss, gradient norm, learning rate and these `figures` of the evaluations over the steps,
-  as far as there are any; needs matplotlib."""
-  require_matplotlib()
+  as far as there are any; `check_picture` says whether it can."""
   from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
   lines = read_metrics(metrics)
@@ -118,6 +131,7 @@ def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
     axes.set_ylabel(name.removeprefix("evaluation/"))
     axes.set_yscale("log" if name in ("loss", "grad_norm") else "linear")
   figure.supxlabel("step")
+  picture.parent.mkdir(parents=True, exist_ok=True)
   partial = picture.with_name(f".{picture.name}.partial")
-  figure.savefig(partial, format=picture.suffix.lstrip(".") or "png", dpi=120)
+  figure.savefig(partial, format=picture.suffix.lstrip("."), dpi=120)
   os.replace(partial, picture)
