@@ -1,9 +1,13 @@
 """The work of `sam3-jax train` around the loop: what is checked before, and told after."""
 
 import pytest
+import toy
 from rich.console import Console
-from test_loop import start
+from test_loop import TOKENIZER, start
 
+from sam3_jax import annotations
+from sam3_jax.annotations import Pair
+from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import command
 from sam3_jax.training.config import TrainConfig
 
@@ -58,3 +62,21 @@ def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatc
     run(tmp_path, tmp_path / "plot.png")
   assert caught.value is error
   assert len(calls) == 1
+
+
+def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
+  seen = []
+
+  def read(path, images, tokenizer):
+    seen.append((path, images))
+    return [Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")]
+
+  monkeypatch.setattr(annotations, "read_checked", read)
+  tokenizer = Tokenizer(TOKENIZER, context=toy.CONFIG.text.context)
+  values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
+  for given in ({}, {"images": "c", "evaluation_images": "d"}):
+    settings = TrainConfig.from_dict(values | given)
+    source = command.open_data(settings, tokenizer).source
+    assert command.open_evaluation(settings, tokenizer) is not None
+    assert str(source.images) == given.get("images", "a")
+  assert seen == [("a/train.json", "a"), ("b.json", "."), ("a/train.json", "c"), ("b.json", "d")]

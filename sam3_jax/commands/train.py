@@ -95,7 +95,10 @@ def train(
     Path | None, typer.Option(metavar="FILE", help="Annotations, SA-Co's or COCO's layout.")
   ] = None,
   images: Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the annotated pictures.")
+    Path | None,
+    typer.Option(
+      metavar="DIR", help="Folder of the pictures; that of the annotations, if left out."
+    ),
   ] = None,
   checkpoint: Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder or name of the checkpoint to start from.")
@@ -104,7 +107,8 @@ def train(
     Path | None, typer.Option(metavar="FILE", help="Annotations to score on while training.")
   ] = None,
   evaluation_images: Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of their pictures.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of their pictures; theirs, if left out."),
   ] = None,
   evaluate_every: Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Steps between evaluations.")

@@ -96,9 +96,8 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer) -> Batches:
       del values["styles"]
     source: Any = SceneSource(**values)
   else:
-    source = PairSource(
-      annotations.read_checked(config.annotations, config.images, tokenizer), config.images
-    )
+    images = _folder(config.images, config.annotations)
+    source = PairSource(annotations.read_checked(config.annotations, images, tokenizer), images)
   return Batches(
     source,
     tokenizer,
@@ -114,11 +113,16 @@ def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | Non
     return None
   from sam3_jax.evaluation.score import evaluate
 
-  images = config.evaluation_images
+  images = _folder(config.evaluation_images, config.evaluation_annotations)
   pairs = annotations.read_checked(config.evaluation_annotations, images, tokenizer)
   pairs = pairs[: config.evaluate_pairs or None]
   scored: Callable[..., Any] = evaluate
   return lambda model: scored(model, pairs, images)
+
+
+def _folder(images: str, file: str) -> str:
+  """Of the pictures: that of their annotations, if none is given."""
+  return images or str(Path(file).parent)
 
 
 def _draw(config: TrainConfig, out: Path, picture: Path | None) -> None:
