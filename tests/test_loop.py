@@ -3,6 +3,7 @@
 What is about the loop and not the model runs with a stand-in for the step, which compiles at once.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -24,7 +25,7 @@ import pytest
 import toy
 from support import QUICK, difference
 
-from sam3_jax import checkpoint
+from sam3_jax import checkpoint, terminal
 from sam3_jax.evaluation import concept
 from sam3_jax.model.layers import Layering
 from sam3_jax.training import log, loop, lora, sharding, state, step
@@ -385,6 +386,25 @@ def test_the_best_evaluation_is_kept(tmp_path, quick):
   assert [x["step"] for x in lines] == [2, 4, 6, 7]
   leftovers = {path.name for path in out.iterdir()}
   assert leftovers == {"config.json", "metrics.jsonl", "steps", "best", "final"}
+
+
+def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
+  """As XLA's callbacks do. A shell's background jobs start with the signal ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
+  class Swallowing(toy.Source):
+    def __next__(self):
+      if self.number == 3:
+        with contextlib.suppress(KeyboardInterrupt):
+          signal.raise_signal(signal.SIGINT)
+      return super().__next__()
+
+  out = tmp_path / "run"
+  with terminal.interruptible(), pytest.raises(KeyboardInterrupt):
+    train(out, source=Swallowing())
+  assert len(log.read_metrics(out / "metrics.jsonl")) == 3
+  train(out)  # goes on: it was of that command only
 
 
 @pytest.mark.parametrize(("last", "told"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from sam3_jax.terminal import live
 
 PICTURES = (".png", ".svg")  # of plots
 
@@ -74,23 +76,16 @@ class Show(Protocol):
 def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
   """A bar with the loss, the last evaluation's figure, images a second and the time left."""
   names = ("loss", "best", "speed")
-  with Progress(
+  columns = (
     SpinnerColumn(),
     TextColumn("step {task.completed}/{task.total}"),
     BarColumn(),
     *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in names),
     TimeRemainingColumn(),
-    console=console,
-    transient=True,
-    disable=console.quiet or not console.is_terminal,
-    refresh_per_second=2,
-  ) as live:
-    task = live.add_task("", total=steps, completed=first, **dict.fromkeys(names, ""))
-
-    def show(done: int | None = None, **figures: Any) -> None:
-      live.update(task, completed=done, **figures)
-
-    yield show
+  )
+  empty = dict.fromkeys(names, "")
+  with live(console, *columns, total=steps, completed=first, **empty) as update:
+    yield lambda done=None, **figures: update(completed=done, **figures)
 
 
 def check_picture(picture: Path) -> None:
