@@ -1,5 +1,8 @@
 """The work of `sam3-jax train` around the loop: what is checked before, and told after."""
 
+import dataclasses
+import io
+
 import pytest
 import toy
 from rich.console import Console
@@ -80,3 +83,15 @@ def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch)
     assert command.open_evaluation(settings, tokenizer) is not None
     assert str(source.images) == given.get("images", "a")
   assert seen == [("a/train.json", "a"), ("b.json", "."), ("a/train.json", "c"), ("b.json", "d")]
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_pairs_that_are_left_out_are_counted(tmp_path, monkeypatch, started, left_out):
+  whole = Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")
+  pairs = [whole] + [dataclasses.replace(whole, id=2, exhaustive=False)] * left_out
+  monkeypatch.setattr(annotations, "read_checked", lambda *_: pairs)
+  monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
+  told = io.StringIO()
+  run(tmp_path, console=Console(file=told, width=20), scenes=None, annotations="a.json")
+  note = "note: pairs left out of training, not exhaustive or with crowds: 1\n"
+  assert told.getvalue() == note * left_out

@@ -12,6 +12,7 @@ from rich.console import Console
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
+from sam3_jax.terminal import say
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
@@ -27,7 +28,7 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   Args:
     config: the run.
     out: its folder.
-    console: for the progress bar.
+    console: for the progress bar, and a note on pairs that cannot be trained on.
     picture: where a plot of the metrics goes, if anywhere.
 
   Raises:
@@ -44,6 +45,8 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   evaluate = open_evaluation(config, tokenizer)
   if jax.process_index():
     console = Console(quiet=True)
+  if left_out := getattr(batches.source, "left_out", 0):
+    say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
   except BaseException:
