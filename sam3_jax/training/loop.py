@@ -131,17 +131,17 @@ def train(
   if _first():
     _write_config(out, values)
   storage = Storage(out / "steps", config.keep)
-  done, best, figures = 0, None, {}
+  done, scores = 0, _Scores()
   if storage.latest is not None:
     done = storage.latest
     run.state, saved = storage.restore(run.state)
     batches.set_state(saved["batches"])
-    best, figures = saved["best"], saved.get("figures", {})
+    scores = _Scores(saved["best"], saved.get("figures", {}))
   log = MetricsLog(out / "metrics.jsonl" if _first() else None, done)
   try:
     with progress(console or Console(quiet=True), config.steps, done) as show:
       reporter = _Reporter(config, batches, storage, log, show)
-      reporter.show_best(best)
+      reporter.show_best(scores.best)
       while done < config.steps:
         batch = next(batches)
         metrics = run.step(batch)
@@ -149,20 +149,17 @@ def train(
         reporter.add(done, np.asarray(batch.ids), metrics)
         if evaluate is not None and _due(done, config.evaluate_every, config.steps):
           reporter.finish()
-          found = run.evaluate(evaluate)
-          log.add({"step": done} | {f"evaluation/{name}": x for name, x in found.items()})
-          figures = _told(found)
-          score = float(found[config.best])
-          if math.isfinite(score) and (best is None or score > best):
-            best = score
-            run.write(out / "best", out.name, done, figures)
-          reporter.show_best(best)
+          figures = run.evaluate(evaluate)
+          log.add({"step": done} | {f"evaluation/{name}": x for name, x in figures.items()})
+          if scores.add(figures, config.best):
+            run.write(out / "best", out.name, done, scores.figures)
+          reporter.show_best(scores.best)
         if _due(done, config.save_every, config.steps):
           reporter.finish()
-          progressed = {"batches": batches.get_state(), "best": best, "figures": figures}
-          storage.save(done, run.state, progressed)
+          kept = dataclasses.asdict(scores)
+          storage.save(done, run.state, {"batches": batches.get_state(), **kept})
       reporter.finish()
-    run.write(final, out.name, done, figures)
+    run.write(final, out.name, done, scores.figures)
   finally:
     log.close()
     storage.close()
@@ -305,6 +302,30 @@ class _Run:
     multihost_utils.sync_global_devices(str(path))
 
 
+@dataclasses.dataclass
+class _Scores:
+  """What the evaluations gave so far.
+
+  Attributes:
+    best: the highest score, if there was any.
+    figures: of the last one; those that a bundle tells, as far as they are numbers.
+  """
+
+  best: float | None = None
+  figures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def add(self, figures: Mapping[str, Any], best: str) -> bool:
+    """Takes an evaluation's figures; tells whether that called `best` is the highest so far."""
+    told = {name: float(figures[name]) for name in FIGURES if name in figures}
+    self.figures = {name: value for name, value in told.items() if math.isfinite(value)}
+    score = float(figures[best])
+    better = math.isfinite(score) and (self.best is None or score > self.best)
+    # The processes go on together, even if the last digits of what each has found differ.
+    better = bool(multihost_utils.broadcast_one_to_all(np.int32(better)))
+    self.best = score if better else self.best
+    return better
+
+
 class _Reporter:
   """Fetches a step's numbers while the next one runs, checks and logs them."""
 
@@ -356,12 +377,6 @@ class _Reporter:
       f"pictures: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
       "look at these pictures, or lower the learning rate."
     )
-
-
-def _told(figures: Mapping[str, Any]) -> dict[str, float]:
-  """Those that a bundle tells, as far as they are numbers."""
-  numbers = {key: float(figures[key]) for key in FIGURES if key in figures}
-  return {key: value for key, value in numbers.items() if math.isfinite(value)}
 
 
 def _due(done: int, every: int, steps: int) -> bool:
