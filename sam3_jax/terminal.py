@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.progress import (
+  BarColumn,
+  Progress,
+  ProgressColumn,
+  SpinnerColumn,
+  TaskProgressColumn,
+  TextColumn,
+)
 
 FAILED = 2  # exit status of every error
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -46,23 +53,42 @@ def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
   """A spinner, and a bar if asked for, on a terminal that is not to be quiet; gone at the end."""
   columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
   columns += [BarColumn(), TaskProgressColumn()] if bar else []
-  hidden = quiet or not console.is_terminal
-  with Progress(*columns, console=console, transient=True, disable=hidden) as live:
-    task = live.add_task("", total=1.0)
+  with live(console, *columns, quiet=quiet, total=1.0) as update:
+    yield lambda what, fraction: update(description=what, completed=fraction)
 
-    def step(what: str, fraction: float) -> None:
+
+@contextlib.contextmanager
+def live(
+  console: Console, *columns: ProgressColumn, quiet: bool = False, **fields: Any
+) -> Iterator[Callable[..., None]]:
+  """A line that changes, on a terminal that is not to be quiet; gone at the end.
+
+  Args:
+    console: where it is shown, unless that is quiet.
+    columns: what it is made of.
+    quiet: show nothing.
+    fields: what the columns show at first: rich's `total`, `completed`, and others.
+
+  Yields:
+    Changes fields; raises KeyboardInterrupt if Ctrl-C was pressed, see `interruptible`.
+  """
+  hidden = quiet or console.quiet or not console.is_terminal
+  with Progress(*columns, console=console, transient=True, disable=hidden) as shown:
+    task = shown.add_task("", **fields)
+
+    def update(**fields: Any) -> None:
       if _interrupted.is_set():
         raise KeyboardInterrupt
-      live.update(task, description=what, completed=fraction)
+      shown.update(task, **fields)
 
-    yield step
+    yield update
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
   """Notes Ctrl-C beside raising it: in a callback of XLA's the exception would be lost.
 
-  `progress` raises it again at its next step.
+  `progress` and `live` raise it again at their next step.
 
   Yields:
     Is set once Ctrl-C was pressed.
@@ -87,6 +113,7 @@ def interruptible() -> Iterator[threading.Event]:
   try:
     yield _interrupted
   finally:
+    _interrupted.clear()
     sys.unraisablehook = report
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

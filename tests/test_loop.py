@@ -1,14 +1,11 @@
-"""The loop: devices, microbatches, what is written, interruptions, faults.
+"""The loop: what is written, interruptions, faults; with a stand-in for the step, which compiles at
+once."""
 
-What is about the loop and not the model runs with a stand-in for the step, which compiles at once.
-"""
-
+import contextlib
 import dataclasses
-import functools
-import json
 import math
 import os
-import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,27 +15,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import toy
-from support import QUICK, difference
 
-from sam3_jax import checkpoint
-from sam3_jax.model.layers import Layering
-from sam3_jax.training import log, loop, lora, sharding, state, step
+from sam3_jax import checkpoint, terminal
+from sam3_jax.training import log, loop, sharding, state
 from sam3_jax.training.config import TrainConfig
-from sam3_jax.training.losses import LossConfig
-from sam3_jax.training.optimizer import (
-  OptimizerConfig,
-  make_optimizer,
-  make_schedule,
-  stacked_axes,
-)
 from sam3_jax.training.state import TrainState
-from sam3_jax.training.storage import Storage
 from sam3_jax.trees import flatten
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
+
+
 TOKENIZER = Path(__file__).parent / "goldens" / "tokenizer.model"
 
 
@@ -92,160 +80,6 @@ def assert_same(found, wanted):
   assert found.keys() == wanted.keys()
   for path in wanted:
     np.testing.assert_array_equal(found[path], wanted[path], err_msg=path)
-
-
-# Devices: the real step.
-
-
-def five_steps(devices, fsdp, again=False):
-  settings = OptimizerConfig(
-    schedule="constant", warmup=0, cooldown=0, multipliers=(), layer_decay=1.0
-  )
-  mesh = sharding.make_mesh(jax.devices()[:devices], fsdp)
-  optimizer = make_optimizer(settings, toy.parameters(), toy.CONFIG.trunk, 5)
-  now = state.create(toy.parameters(), optimizer, jax.random.key(1), average=False)
-  now = jax.device_put(now, sharding.state_shardings(mesh, now))
-  gather = sharding.gatherer(mesh, jnp.float32)
-  what = step.StepSettings(
-    model=toy.CONFIG, losses=LossConfig(), masked=1, layering=Layering(again, gather)
-  )
-  run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, {}, QUICK)
-  text = run.lower(now, {}, sharding.place_batch(mesh, toy.batch(0))).compile().as_text()
-  losses, moments = [], []
-  for number in range(5):
-    now, metrics = run(now, {}, sharding.place_batch(mesh, toy.batch(number)))
-    losses.append(float(metrics["loss"]))
-    moments.append(jax.device_get(optax.tree_utils.tree_get(now.optimizer, "mu")))
-  return losses, now, text, gradients(moments, settings.beta1)
-
-
-def gradients(moments, beta1):
-  """The gradient of each step, out of Adam's first moments after it."""
-  before = [dict.fromkeys(moments[0], 0), *moments[:-1]]
-  return [
-    {path: (x - beta1 * old[path]) / (1 - beta1) for path, x in new.items()}
-    for old, new in zip(before, moments, strict=True)
-  ]
-
-
-# A gradient so far below the step's largest is rounding noise, which Adam turns into a whole step:
-# that of the queries and keys of geometry/layers/self_attn (with one box a prompt nothing depends
-# on them), of the keys' biases (nor does a softmax on these), and of single elements.
-NOISE = 3e-7
-
-
-def rounding_noise(history, path):
-  """Which elements of a parameter have a gradient of rounding noise in any step; none where it is
-  exactly 0, as of a token that no phrase has."""
-  small = np.zeros(history[0][path].shape, bool)
-  for step_gradients in history:
-    largest = max(np.abs(x).max() for x in step_gradients.values())
-    size = np.abs(step_gradients[path])
-    small |= (size > 0) & (size < NOISE * largest)
-  return small
-
-
-@pytest.fixture(scope="module")
-def alone():
-  return five_steps(1, 1)
-
-
-@pytest.mark.parametrize(("fsdp", "again"), [(1, False), (2, True)])
-def test_four_devices_equal_one(alone, fsdp, again, monkeypatch):
-  monkeypatch.setattr(sharding, "SMALL", 0)  # the toy's parameters all are
-  losses, end, text, _ = five_steps(4, fsdp, again)
-  wanted, other, _, history = alone
-  assert difference(losses, wanted) <= 1e-5  # measured 3e-6 of losses up to 700
-  cut = [path for path, x in end.trained.items() if not x.sharding.is_fully_replicated]
-  assert bool(cut) == (fsdp > 1)
-  excepted = {path: rounding_noise(history, path) for path in history[0]}
-  for path, x in jax.device_get(end.trained).items():
-    apart = np.abs(x - np.asarray(other.trained[path]))
-    assert apart[~excepted[path]].max(initial=0) <= 1e-5, path  # measured 5.9e-6
-  elsewhere = [x for path, x in excepted.items() if "geometry/layers/self_attn/" not in path]
-  share = sum(x.sum() for x in elsewhere) / sum(x.size for x in elsewhere)
-  assert share <= 2e-3  # measured 7.6e-4
-
-  assert foreign_gathers(text) == []
-
-
-def foreign_gathers(text):
-  """Shapes that are gathered and no parameter's, but for the few that are known and small: in the
-  losses the matchers' costs and the logits, which end in a row of queries, and for the gradient of
-  the cut embedding table that of the tokens."""
-
-  def key(shape):
-    return sorted(n for n in shape if n > 1)  # layers are cut out of stacks, axes reordered
-
-  known = [key(x.shape[stacked_axes(path) :]) for path, x in toy.parameters().items()]
-  queries, width = toy.CONFIG.queries, toy.CONFIG.text.width
-  known += [key((2 * queries, 4)), key((4, 2, toy.CONFIG.text.context, width))]
-  results = re.findall(r"= (.*) all-gather(?:-start)?\(", text)
-  shapes = [
-    [int(n) for n in found.split(",")]
-    for result in results
-    for found in re.findall(r"f32\[([\d,]+)\]", result)
-  ]
-  return [shape for shape in shapes if key(shape) not in known and shape[-1] != queries]
-
-
-def test_parameters_are_cut_along_the_largest_axis_that_fits():
-  mesh = sharding.make_mesh(jax.devices()[:4], 4)
-
-  def spec(path, *shape):
-    return tuple(sharding.parameter_sharding(mesh, path, shape).spec)
-
-  assert spec("trunk/groups/windowed/mlp/fc1/kernel", 4, 4, 128, 512) == (None, None, None, "fsdp")
-  assert spec("trunk/groups/global/mlp/fc2/kernel", 4, 512, 128) == (None, "fsdp")
-  assert spec("text/token_embedding/embedding", 49408, 64) == ("fsdp",)
-  assert spec("text/blocks/norm1/scale", 24, 4096) == ()  # small
-  assert spec("masks/mask_embed/fc1/kernel", 1023, 1021) == ()  # 4 divides neither
-  assert spec("decoder/layers/mlp/fc1/kernel", 4, 1026, 1024) == (None, None, "fsdp")
-
-
-@pytest.mark.parametrize("fsdp", [0, 3])
-def test_meshes_that_do_not_fit_are_refused(fsdp):
-  with pytest.raises(ValueError, match=f"fsdp must divide the number of devices, 4; got {fsdp}"):
-    sharding.make_mesh(jax.devices()[:4], fsdp)
-
-
-def test_microbatches_take_every_nth_picture_and_count_alike():
-  def gradient(trained, frozen, batch, key):
-    mean = jnp.mean(batch.ids.astype(jnp.float32))
-    return (mean, {"objects": jnp.sum(batch.ids)}), {"w": trained["w"] * batch.ids[0]}
-
-  batch = toy.batch(1, images=6)  # ids 100 .. 105
-  what = step.StepSettings(model=toy.CONFIG, losses=LossConfig(), accumulate=3)
-  trained = {"w": jnp.ones(2)}
-  total, terms, gradients = step._accumulated(gradient, trained, {}, batch, jax.random.key(0), what)
-  assert float(total) == 102.5
-  assert float(terms["objects"]) == 615 / 3
-  np.testing.assert_allclose(gradients["w"], (100 + 101 + 102) / 3)
-
-
-def test_average_forgets_the_start_soon():
-  average = {"w": jnp.zeros(1)}
-  for number, value in enumerate((1.0, 2.0, 3.0)):
-    average = state.move_average(average, {"w": jnp.full(1, value)}, jnp.int32(number), 0.15)
-  # Kept: 1/10, then 0.15, as 2/11 and 3/12 are more.
-  want = 0.15 * (0.15 * 0.9 * 1 + 0.85 * 2) + 0.85 * 3
-  assert float(average["w"][0]) == pytest.approx(want, rel=1e-6)
-  assert state.move_average({}, {"w": jnp.ones(1)}, jnp.int32(0), 0.9) == {}
-
-
-def test_only_what_matches_is_trained():
-  trained, frozen = state.split(toy.parameters(), PATTERN)
-  assert sorted(trained) == [
-    "decoder/norm/bias", "decoder/norm/scale",
-    "scoring/query_project/bias", "scoring/query_project/kernel",
-  ]  # fmt: skip
-  assert trained.keys() | frozen.keys() == toy.parameters().keys()
-  assert not trained.keys() & frozen.keys()
-  with pytest.raises(ValueError, match=r"train 'norm' matches no parameter"):
-    state.split(toy.parameters(), "norm")
-
-
-# The loop, with the stand-in.
 
 
 def test_a_run_leaves_metrics_checkpoints_and_a_bundle(tmp_path, quick):
@@ -367,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
 
 
 def test_the_best_evaluation_is_kept(tmp_path, quick):
-  scores, seen = iter([10.0, 30.0, math.nan, 20.0]), []
+  scores, seen = iter([10.0, 30.0, math.nan, 20]), []
 
   def evaluate(model):
     seen.append(flatten(jax.device_get(model.params))["decoder/norm/scale"])
@@ -376,12 +210,41 @@ def test_the_best_evaluation_is_kept(tmp_path, quick):
   out = tmp_path / "run"
   final = train(out, config(evaluate_every=2), evaluate=evaluate)
   assert checkpoint.load(out / "best").info["figures"] == {"cgf1": 30.0}
+  assert checkpoint.load(final).info["figures"] == {"cgf1": 20.0}
   assert parameters(out / "best")["decoder/norm/scale"].tolist() == seen[1].tolist()
   assert parameters(final)["decoder/norm/scale"].tolist() == seen[3].tolist()
   lines = [x for x in log.read_metrics(out / "metrics.jsonl") if "evaluation/cgf1" in x]
   assert [x["step"] for x in lines] == [2, 4, 6, 7]
   leftovers = {path.name for path in out.iterdir()}
   assert leftovers == {"config.json", "metrics.jsonl", "steps", "best", "final"}
+
+
+def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
+  """As XLA's callbacks do. A shell's background jobs start with the signal ignored."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
+  class Swallowing(toy.Source):
+    def __next__(self):
+      if self.number == 3:
+        with contextlib.suppress(KeyboardInterrupt):
+          signal.raise_signal(signal.SIGINT)
+      return super().__next__()
+
+  out = tmp_path / "run"
+  with terminal.interruptible(), pytest.raises(KeyboardInterrupt):
+    train(out, source=Swallowing())
+  assert len(log.read_metrics(out / "metrics.jsonl")) == 3
+  train(out)  # goes on: it was of that command only
+
+
+@pytest.mark.parametrize(("last", "told"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])
+def test_a_run_killed_before_its_end_keeps_the_last_figures(tmp_path, quick, last, told):
+  out = tmp_path / "run"
+  final = train(out, evaluate=lambda _: {"cgf1": last, "pairs": 3})
+  shutil.rmtree(final)
+  train(out, evaluate=lambda _: pytest.fail("evaluated again"))
+  assert checkpoint.load(final).info["figures"] == told
 
 
 def test_low_rank_factors_end_in_the_kernels(tmp_path, quick):
@@ -445,95 +308,3 @@ def test_batches_that_devices_cannot_share_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp))
   with pytest.raises(ValueError, match="a batch of 4 pictures cannot be shared by 8 devices"):
     train(tmp_path / "run")
-
-
-# Parts.
-
-
-def small_state():
-  trained = {
-    "decoder/norm/scale": np.arange(3, dtype=np.float32),
-    "trunk/position": np.ones((2, 2)),
-  }
-  optimizer = make_optimizer(OptimizerConfig(name="muon"), trained | kernel(), toy.CONFIG.trunk, 3)
-  return state.create(trained | kernel(), optimizer, jax.random.key(3), average=True)
-
-
-def kernel():
-  return {"scoring/query_project/kernel": np.eye(4, dtype=np.float32)}
-
-
-def test_storage_gives_back_every_bit(tmp_path):
-  storage, now = Storage(tmp_path / "steps", keep=1), small_state()
-  assert storage.latest is None
-  storage.save(3, now, {"batches": {"number": 7}, "best": None})
-  storage.save(5, now.replace(step=jnp.int32(5)), {"batches": {"number": 9}, "best": 1.5})
-  storage.close()
-  again = Storage(tmp_path / "steps", keep=1)
-  assert again.latest == 5
-  empty = jax.tree.map(jnp.zeros_like, dataclasses.replace(now, key=jnp.zeros(())))
-  found, progress = again.restore(empty.replace(key=jax.random.key(0)))
-  again.close()
-  assert progress == {"batches": {"number": 9}, "best": 1.5}
-  assert int(found.step) == 5
-  assert jax.tree.structure(found) == jax.tree.structure(now)
-  assert (jax.random.key_data(found.key) == jax.random.key_data(now.key)).all()
-  for got, want in zip(
-    jax.tree.leaves(dataclasses.replace(found, key=0, step=0)),
-    jax.tree.leaves(dataclasses.replace(now, key=0, step=0)),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(got, want)
-
-
-def test_damaged_checkpoints_are_one_line(tmp_path):
-  storage, now = Storage(tmp_path / "steps", keep=1), small_state()
-  storage.save(1, now, {})
-  storage.wait()
-  for file in (tmp_path / "steps" / "1" / "state").rglob("*"):
-    if file.is_file():
-      file.write_bytes(b"")
-  with pytest.raises(ValueError, match=r"steps/1 cannot be resumed from") as caught:
-    storage.restore(now)
-  assert "\n" not in str(caught.value)
-  storage.close()
-
-
-def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "loss": 1}\n{"st')
-  file = log.MetricsLog(path, done=2)
-  file.add({"step": 3, "loss": 0.123456789})
-  file.close()
-  assert [json.loads(line) for line in path.read_text().splitlines()] == [
-    {"step": 1, "loss": 2}, {"step": 2, "loss": 1}, {"step": 3, "loss": 0.123457},
-  ]  # fmt: skip
-
-
-def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
-  monkeypatch.setitem(sys.modules, "matplotlib", None)
-  with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[plots\]'"):
-    log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png")
-
-
-def test_plot_draws_every_panel(tmp_path):
-  pytest.importorskip("matplotlib")
-  lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
-  lines.append({"step": 4, "evaluation/cgf1": 12.0, "evaluation/prompt": "text"})
-  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png")
-  assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_merging_before_a_step_keeps_frozen_arrays():
-  trained, frozen = state.split(toy.parameters(), PATTERN)
-  factors = lora.adapt(
-    toy.parameters(), lora.LoraConfig(rank=1, kernels="masks/prompt_attn/.*"), jax.random.key(0)
-  )
-  tree = flatten(state.model_parameters(trained | factors, frozen, 1.0))
-  assert_same(tree, toy.parameters())
-  gathered = []
-  gather = functools.partial(lambda seen, x: seen.extend(x) or x, gathered)
-  state.model_parameters(trained, frozen, 1.0, gather)
-  assert "masks/norm0/scale" in gathered
-  assert "trunk/groups/global/norm1/scale" not in gathered  # gathered when its layer runs

@@ -95,7 +95,10 @@ def train(
     Path | None, typer.Option(metavar="FILE", help="Annotations, SA-Co's or COCO's layout.")
   ] = None,
   images: Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of the annotated pictures.")
+    Path | None,
+    typer.Option(
+      metavar="DIR", help="Folder of the pictures; that of the annotations, if left out."
+    ),
   ] = None,
   checkpoint: Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder or name of the checkpoint to start from.")
@@ -104,7 +107,8 @@ def train(
     Path | None, typer.Option(metavar="FILE", help="Annotations to score on while training.")
   ] = None,
   evaluation_images: Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Folder of their pictures.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder of their pictures; theirs, if left out."),
   ] = None,
   evaluate_every: Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Steps between evaluations.")
@@ -127,8 +131,17 @@ def train(
     typer.Option(min=0, metavar="RANK", help="Train low-rank factors of this rank instead."),
   ] = None,
   plot: Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end (a PNG or SVG).")
+    Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end, a .png or .svg.")
   ] = None,
+  distributed: Annotated[
+    bool,
+    typer.Option(
+      "--distributed",
+      metavar="",
+      help="Train together with the other processes of a TPU pod, or of a job of Slurm, Kubernetes "
+      "or Open MPI; all of them run this command, with DIR on a disk that they share.",
+    ),
+  ] = False,
   device: OnDevice = None,
   quiet: Quiet = False,
   debug: Debug = False,
@@ -141,14 +154,13 @@ def train(
   if out is None:
     raise ValueError("--out DIR is needed: the folder of the run.")
   arguments.check_writable(out)
+  if distributed:
+    _meet()
   arguments.use_device(device)
 
   from sam3_jax.training.command import run
   from sam3_jax.training.config import TrainConfig, overlaid, read
-  from sam3_jax.training.log import require_matplotlib
 
-  if plot is not None:
-    require_matplotlib()
   typed = {
     "annotations": data,
     "images": images,
@@ -165,3 +177,16 @@ def train(
   values = overlaid({} if config is None else read(config), typed)
   final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), picture=plot)
   say(Console(quiet=quiet), f"{final}: the trained checkpoint")
+
+
+def _meet() -> None:
+  """Connects the processes of a run; JAX must not have looked at its devices before."""
+  import jax
+
+  try:
+    jax.distributed.initialize()
+  except (ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"--distributed: JAX cannot meet the other processes ({error}); start one on each host of a "
+      "TPU pod or through Slurm, Kubernetes or Open MPI, or leave --distributed out."
+    ) from error

@@ -1,5 +1,6 @@
 """The work of `sam3-jax train`: everything is checked before any work, then the loop runs."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from rich.console import Console
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
+from sam3_jax.terminal import say
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches, PairSource
-from sam3_jax.training.log import plot
-from sam3_jax.training.loop import Evaluate, Start, train
+from sam3_jax.training.log import check_picture, plot
+from sam3_jax.training.loop import FIGURES, Evaluate, Start, train
 from sam3_jax.training.sources import SceneSource
 from sam3_jax.trees import flatten
 
@@ -26,31 +28,42 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
   Args:
     config: the run.
     out: its folder.
-    console: for the progress bar.
+    console: for the progress bar, and a note on pairs that cannot be trained on.
     picture: where a plot of the metrics goes, if anywhere.
 
   Raises:
-    FileNotFoundError, ValueError: a checkpoint or data that is not there or faulty, another run in
-      `out`, a loss that is not finite.
+    ImportError: there is no matplotlib for the plot.
+    FileNotFoundError, ValueError: a picture that cannot be drawn, a checkpoint or data that is not
+      there or faulty, another run in `out`, a loss that is not finite.
   """
+  if picture is not None:
+    check_picture(picture)
   start = load_start(config)
   config = settled(config, start.model)
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
   batches = open_data(config, tokenizer)
   evaluate = open_evaluation(config, tokenizer)
+  if jax.process_index():
+    console = Console(quiet=True)
+  if left_out := getattr(batches.source, "left_out", 0):
+    say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
+  except BaseException:
+    with contextlib.suppress(Exception):  # what is to be told is why training ended
+      _draw(config, out, picture)
+    raise
   finally:
     batches.close()
-    if picture is not None and (out / "metrics.jsonl").exists():
-      plot(out / "metrics.jsonl", picture)
+  _draw(config, out, picture)
   return final
 
 
 def load_start(config: TrainConfig) -> Start:
   """The parameters and the tokenizer to start from, on the host."""
   if config.checkpoint:
-    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
+    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32", sharding=here)
     parameters = flatten(jax.device_get(bundle.params))
     return Start(bundle.config, parameters, bundle.tokenizer, bundle.info)
   from sam3_jax.model.sam3 import init
@@ -86,9 +99,8 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer) -> Batches:
       del values["styles"]
     source: Any = SceneSource(**values)
   else:
-    source = PairSource(
-      annotations.read_checked(config.annotations, config.images, tokenizer), config.images
-    )
+    images = _folder(config.images, config.annotations)
+    source = PairSource(annotations.read_checked(config.annotations, images, tokenizer), images)
   return Batches(
     source,
     tokenizer,
@@ -104,8 +116,19 @@ def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | Non
     return None
   from sam3_jax.evaluation.score import evaluate
 
-  images = config.evaluation_images
+  images = _folder(config.evaluation_images, config.evaluation_annotations)
   pairs = annotations.read_checked(config.evaluation_annotations, images, tokenizer)
   pairs = pairs[: config.evaluate_pairs or None]
   scored: Callable[..., Any] = evaluate
   return lambda model: scored(model, pairs, images)
+
+
+def _folder(images: str, file: str) -> str:
+  """Of the pictures: that of their annotations, if none is given."""
+  return images or str(Path(file).parent)
+
+
+def _draw(config: TrainConfig, out: Path, picture: Path | None) -> None:
+  metrics = out / "metrics.jsonl"
+  if picture is not None and jax.process_index() == 0 and metrics.exists():
+    plot(metrics, picture, [*FIGURES, config.best])

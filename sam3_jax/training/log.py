@@ -4,12 +4,16 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from sam3_jax.terminal import live
+
+PICTURES = (".png", ".svg")  # of plots
 
 
 class MetricsLog:
@@ -18,8 +22,16 @@ class MetricsLog:
   A resumed run drops the lines of steps that it does again, and a line that a kill cut off.
   """
 
-  def __init__(self, path: Path, done: int):
-    self.path = path
+  def __init__(self, path: Path | None, done: int):
+    """Opens the file.
+
+    Args:
+      path: of it; None for none, as in all processes but the first.
+      done: steps that are not done again.
+    """
+    self._file = None
+    if path is None:
+      return
     kept = [line for line in read_metrics(path) if line["step"] <= done] if path.exists() else []
     partial = path.with_suffix(".partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -28,6 +40,8 @@ class MetricsLog:
 
   def add(self, values: Mapping[str, Any]) -> None:
     """One line, at once on disk's side; six digits are enough to plot."""
+    if self._file is None:
+      return
     rounded = {
       name: float(f"{value:.6g}") if isinstance(value, float) else value
       for name, value in values.items()
@@ -36,7 +50,8 @@ class MetricsLog:
     self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -61,40 +76,45 @@ class Show(Protocol):
 def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
   """A bar with the loss, the last evaluation's figure, images a second and the time left."""
   names = ("loss", "best", "speed")
-  with Progress(
+  columns = (
     SpinnerColumn(),
     TextColumn("step {task.completed}/{task.total}"),
     BarColumn(),
     *(TextColumn(f"{{task.fields[{name}]}}", markup=False) for name in names),
     TimeRemainingColumn(),
-    console=console,
-    transient=True,
-    disable=console.quiet or not console.is_terminal,
-    refresh_per_second=2,
-  ) as live:
-    task = live.add_task("", total=steps, completed=first, **dict.fromkeys(names, ""))
-
-    def show(done: int | None = None, **figures: Any) -> None:
-      live.update(task, completed=done, **figures)
-
-    yield show
+  )
+  empty = dict.fromkeys(names, "")
+  with live(console, *columns, total=steps, completed=first, **empty) as update:
+    yield lambda done=None, **figures: update(completed=done, **figures)
 
 
-def require_matplotlib() -> None:
-  """Raises ImportError, in one line, unless `plot` can be drawn."""
+def check_picture(picture: Path) -> None:
+  """Raises, in one line, unless `plot` can draw this file.
+
+  Raises:
+    ImportError: there is no matplotlib.
+    ValueError: it is no PNG or SVG, or cannot be written.
+  """
   try:
     import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError("--plot needs matplotlib: pip install 'sam3-jax[plots]'.") from error
+  if picture.suffix not in PICTURES or picture.is_dir():
+    raise ValueError(f"--plot {picture} must be a file that ends in {' or '.join(PICTURES)}.")
+  folder = picture.absolute().parent
+  while not folder.exists():
+    folder = folder.parent
+  if not folder.is_dir() or not os.access(folder, os.W_OK):
+    raise ValueError(f"--plot {picture}: cannot write to {folder}; choose another folder.")
 
 
-def plot(metrics: Path, picture: Path) -> None:
-  """Draws loss, gradient norm, learning rate and evaluations over the steps; needs matplotlib."""
-  require_matplotlib()
+def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
+  """Draws loss, gradient norm, learning rate and these `figures` of the evaluations over the steps,
+  as far as there are any; `check_picture` says whether it can."""
   from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
   lines = read_metrics(metrics)
-  evaluated = sorted({name for line in lines for name in line if name.startswith("evaluation/")})
+  evaluated = [f"evaluation/{name}" for name in dict.fromkeys(figures)]
   wanted = ["loss", "grad_norm", "learning_rate", *evaluated]
   panels = [name for name in wanted if any(name in line for line in lines)]
   figure = Figure(figsize=(8, 2.2 * max(1, len(panels))), layout="constrained")
@@ -106,6 +126,7 @@ def plot(metrics: Path, picture: Path) -> None:
     axes.set_ylabel(name.removeprefix("evaluation/"))
     axes.set_yscale("log" if name in ("loss", "grad_norm") else "linear")
   figure.supxlabel("step")
+  picture.parent.mkdir(parents=True, exist_ok=True)
   partial = picture.with_name(f".{picture.name}.partial")
-  figure.savefig(partial, format=picture.suffix.lstrip(".") or "png", dpi=120)
+  figure.savefig(partial, format=picture.suffix.lstrip("."), dpi=120)
   os.replace(partial, picture)

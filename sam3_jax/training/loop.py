@@ -8,6 +8,9 @@
 
 After a kill at any moment the same call goes on from the last checkpoint, to the same parameters,
 bit for bit.
+
+Several processes (`jax.distributed`) make the same calls, on one folder that they share. The first
+writes; all write their pieces of the checkpoints in `steps`, and each evaluates by itself.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 from sam3_jax import checkpoint
@@ -36,7 +40,14 @@ from sam3_jax.training.batch import Batch
 from sam3_jax.training.config import TrainConfig, differences
 from sam3_jax.training.log import MetricsLog, Show, progress
 from sam3_jax.training.optimizer import make_optimizer, make_schedule
-from sam3_jax.training.sharding import gatherer, make_mesh, place_batch, state_shardings, whole
+from sam3_jax.training.sharding import (
+  gatherer,
+  make_mesh,
+  place,
+  place_batch,
+  state_shardings,
+  whole,
+)
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.storage import Storage
 
@@ -107,8 +118,8 @@ def train(
 
   Raises:
     ValueError: `out` holds another run, or something else; nothing matches what is to be trained;
-      the devices cannot share a batch; a loss or gradient is not finite: then with the step, its
-      pictures and the last good checkpoint. That step is not saved.
+      the devices cannot share a batch; the processes have different runs; a loss or gradient is not
+      finite: then with the step, its pictures and the last good checkpoint. That step is not saved.
   """
   values = {"config": config.to_dict(), "start": start.mark()}
   _check_output(out, values)
@@ -116,19 +127,21 @@ def train(
   if final.exists():
     return final
   run = _Run(config, start)
-  _write_config(out, values)
+  _check_alike(values)
+  if _first():
+    _write_config(out, values)
   storage = Storage(out / "steps", config.keep)
-  done, best = 0, None
+  done, scores = 0, _Scores()
   if storage.latest is not None:
     done = storage.latest
     run.state, saved = storage.restore(run.state)
     batches.set_state(saved["batches"])
-    best = saved["best"]
-  log = MetricsLog(out / "metrics.jsonl", done)
+    scores = _Scores(saved["best"], saved.get("figures", {}))
+  log = MetricsLog(out / "metrics.jsonl" if _first() else None, done)
   try:
     with progress(console or Console(quiet=True), config.steps, done) as show:
       reporter = _Reporter(config, batches, storage, log, show)
-      reporter.show_best(best)
+      reporter.show_best(scores.best)
       while done < config.steps:
         batch = next(batches)
         metrics = run.step(batch)
@@ -138,22 +151,24 @@ def train(
           reporter.finish()
           figures = run.evaluate(evaluate)
           log.add({"step": done} | {f"evaluation/{name}": x for name, x in figures.items()})
-          score = float(figures[config.best])
-          if math.isfinite(score) and (best is None or score > best):
-            best = score
-            _replace(
-              out / "best", functools.partial(run.write, name=out.name, done=done, figures=figures)
-            )
-          reporter.show_best(best)
+          if scores.add(figures, config.best):
+            run.write(out / "best", out.name, done, scores.figures)
+          reporter.show_best(scores.best)
         if _due(done, config.save_every, config.steps):
           reporter.finish()
-          storage.save(done, run.state, {"batches": batches.get_state(), "best": best})
+          kept = dataclasses.asdict(scores)
+          storage.save(done, run.state, {"batches": batches.get_state(), **kept})
       reporter.finish()
-    run.write(final, out.name, done, {})
+    run.write(final, out.name, done, scores.figures)
   finally:
     log.close()
     storage.close()
   return final
+
+
+def _first() -> bool:
+  """Whether this is the process that writes."""
+  return jax.process_index() == 0
 
 
 def _check_output(out: Path, values: dict[str, Any]) -> None:
@@ -171,6 +186,18 @@ def _check_output(out: Path, values: dict[str, Any]) -> None:
     raise ValueError(
       f"{out} holds a run that differs in {shown}; go on with what it was started with ({file}), "
       "or give another --out."
+    )
+
+
+def _check_alike(values: dict[str, Any]) -> None:
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()
+  every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  if (every != every[0]).any():
+    raise ValueError(
+      f"the {jax.process_count()} processes have different settings or starting checkpoints; "
+      "start all with the same configuration, options and files."
     )
 
 
@@ -197,13 +224,19 @@ class _Run:
         f"a batch of {config.data.batch} pictures cannot be shared by {self._mesh.size} devices in "
         f"{config.accumulate} microbatches; make data.batch a multiple of {parts}."
       )
-    initial, dropout = jax.random.split(jax.random.key(config.seed))
+    initial, _ = jax.random.split(jax.random.key(config.seed))
     trained, frozen = state.split(start.parameters, config.trained, some=not config.lora.rank)
     trained |= lora.adapt(start.parameters, config.lora, initial)
     optimizer = make_optimizer(config.optimizer, trained, start.model.trunk, config.steps)
-    self.frozen = jax.device_put(frozen, state_shardings(self._mesh, frozen))
-    self.state = state.create(trained, optimizer, dropout, average=config.average > 0)
-    self.state = jax.device_put(self.state, state_shardings(self._mesh, self.state))
+    self.frozen = place(self._mesh, frozen)
+
+    def begin(trained: state.Flat) -> state.TrainState:
+      _, dropout = jax.random.split(jax.random.key(config.seed))
+      return state.create(trained, optimizer, dropout, average=config.average > 0)
+
+    # Jitted, as no device may have room for a whole state.
+    placed = state_shardings(self._mesh, jax.eval_shape(begin, trained))
+    self.state = jax.jit(begin, out_shardings=placed)(place(self._mesh, trained))
     settings = StepSettings(
       model=start.model,
       losses=config.losses,
@@ -235,33 +268,62 @@ class _Run:
     return metrics
 
   def evaluate(self, evaluate: Evaluate) -> Mapping[str, Any]:
-    """Figures of the model as it is now; its programs are compiled once."""
+    """Figures of the model as it is now, on this process's first device; its programs are compiled
+    once."""
     if self._model is None:
       start, context = self._start, self._start.model.text.context
       tokenizer = Tokenizer(start.tokenizer, context=context)
       self._model = Sam3(start.model, {}, tokenizer, info=start.info, dtype=self._dtype)
-    self._model.params = self._merge(state.averaged(self.state), self.frozen)
+    merged = self._merge(state.averaged(self.state), self.frozen)
+    self._model.params = jax.tree.map(lambda x: x.addressable_data(0), merged)
     figures = evaluate(self._model)
     self._model.params = {}  # frees the copy
     return figures
 
-  def write(self, path: Path, name: str, done: int, figures: Mapping[str, Any]) -> None:
-    """A bundle of the model as it is now."""
+  def write(self, path: Path, name: str, done: int, figures: Mapping[str, float]) -> None:
+    """A bundle of the model as it is now, in the place of another; there when this returns, in all
+    processes."""
     config, start = self._config, self._start
     parameters = self._merge(state.averaged(self.state), self.frozen)
-    if jax.process_index():
-      return
-    stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
-    source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
-    info = {
-      **start.info,
-      "name": config.name or name,
-      "trained": True,
-      "source": f"{done} steps of sam3-jax train from {source} parameters",
-      "licence": config.licence or start.info.get("licence", ""),
-      "figures": {key: figures[key] for key in FIGURES if key in figures},
-    }
-    checkpoint.save(path, stored, start.model, start.tokenizer, info=info)
+    if _first():
+      stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
+      source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
+      info = {
+        **start.info,
+        "name": config.name or name,
+        "trained": True,
+        "source": f"{done} steps of sam3-jax train from {source} parameters",
+        "licence": config.licence or start.info.get("licence", ""),
+        "figures": dict(figures),
+      }
+      _replace(
+        path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, info=info)
+      )
+    multihost_utils.sync_global_devices(str(path))
+
+
+@dataclasses.dataclass
+class _Scores:
+  """What the evaluations gave so far.
+
+  Attributes:
+    best: the highest score, if there was any.
+    figures: of the last one; those that a bundle tells, as far as they are numbers.
+  """
+
+  best: float | None = None
+  figures: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def add(self, figures: Mapping[str, Any], best: str) -> bool:
+    """Takes an evaluation's figures; tells whether that called `best` is the highest so far."""
+    told = {name: float(figures[name]) for name in FIGURES if name in figures}
+    self.figures = {name: value for name, value in told.items() if math.isfinite(value)}
+    score = float(figures[best])
+    better = math.isfinite(score) and (self.best is None or score > self.best)
+    # The processes go on together, even if the last digits of what each has found differ.
+    better = bool(multihost_utils.broadcast_one_to_all(np.int32(better)))
+    self.best = score if better else self.best
+    return better
 
 
 class _Reporter:
@@ -322,12 +384,14 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-  """Puts what `write` makes in the place of a folder, at one stroke but for two renamings."""
+  """Has `write` make a folder, or put one in its place, at one stroke but for two renamings."""
   new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
   for leftover in (new, old):
     shutil.rmtree(leftover, ignore_errors=True)
+  if not path.exists():
+    write(path)
+    return
   write(new)
-  if path.exists():
-    os.rename(path, old)
+  os.rename(path, old)
   os.rename(new, path)
   shutil.rmtree(old, ignore_errors=True)

@@ -97,6 +97,20 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def place(mesh: Mesh, tree: Any) -> Any:
+  """Arrays that every process holds whole, cut and placed by `state_shardings`."""
+  shardings = state_shardings(mesh, tree)
+  if jax.process_count() == 1:
+    return jax.device_put(tree, shardings)
+
+  # device_put would send each array whole to every device, to compare it between processes.
+  def pieces(x: Any, sharding: NamedSharding) -> Array:
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+  return jax.tree.map(pieces, tree, shardings)
+
+
 def place_batch(mesh: Mesh, batch: Any) -> Any:
   """This process's rows of a batch, on its devices."""
   sharding = by_rows(mesh)

@@ -1,0 +1,66 @@
+"""What training tells: its metrics file and the plot of it."""
+
+import json
+import sys
+
+import pytest
+
+from sam3_jax.evaluation import concept
+from sam3_jax.training import log, loop
+
+
+def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n{"step": 3, "loss": 1}\n{"st')
+  file = log.MetricsLog(path, done=2)
+  file.add({"step": 3, "loss": 0.123456789})
+  file.close()
+  assert [json.loads(line) for line in path.read_text().splitlines()] == [
+    {"step": 1, "loss": 2}, {"step": 2, "loss": 1}, {"step": 3, "loss": 0.123457},
+  ]  # fmt: skip
+
+
+def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "matplotlib", None)
+  with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[plots\]'"):
+    log.check_picture(tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize("name", ["plot", "plot.foo", "plot.png.gz", "folder.png", "file/a/b.png"])
+def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, name):
+  (tmp_path / "folder.png").mkdir()
+  (tmp_path / "file").touch()
+  message = "cannot write to" if "/" in name else r"must be a file that ends in \.png or \.svg\."
+  with pytest.raises(ValueError, match=message) as caught:
+    log.check_picture(tmp_path / name)
+  assert str(tmp_path / name) in str(caught.value)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_pictures_may_go_to_folders_that_are_to_be_made(tmp_path):
+  picture = tmp_path / "a" / "b" / "plot.svg"
+  log.check_picture(picture)
+  assert not picture.parent.exists()
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+  log.plot(tmp_path / "metrics.jsonl", picture, [])
+  assert b"<svg" in picture.read_bytes()
+  assert [path.name for path in picture.parent.iterdir()] == ["plot.svg"]
+
+
+def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):
+  from matplotlib.figure import Figure
+
+  drawn, save = [], Figure.savefig
+  monkeypatch.setattr(
+    Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k)
+  )
+  figures = concept.Tally().figures()
+  assert len(figures) > 20
+  lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
+  lines.append({"step": 4} | {f"evaluation/{name}": x for name, x in figures.items()})
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  wanted = [*loop.FIGURES, "f1_50", "cgf1", "unknown"]
+  log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", wanted)
+  assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+  names = ["loss", "grad_norm", "learning_rate", "cgf1", "il_mcc", "pmf1", "f1_50"]
+  assert [axes.get_ylabel() for axes in drawn[0].axes] == names

@@ -1,0 +1,169 @@
+"""Several processes train one model: what each does, what only the first one writes."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+from test_loop import PATTERN, TOKENIZER, assert_same, stand_in
+
+from sam3_jax import checkpoint, cli
+from sam3_jax.training import command, data, log, loop, sharding
+from sam3_jax.trees import flatten, nest
+
+ROOT = Path(__file__).parents[1]
+WORKER = """
+import pathlib, sys
+sys.path[:0] = {paths!r}
+import test_processes
+test_processes.work(pathlib.Path({folder!r}))
+"""
+
+
+def score(model):
+  """A stand-in for the evaluation, of a model on a device of this process."""
+  values = flatten(model.params)
+  one = values["decoder/norm/scale"]
+  assert one.devices() <= set(jax.local_devices())
+  return {"cgf1": float(np.asarray(one).sum()), "pairs": 3}
+
+
+def save(path, params, config, tokenizer, info):
+  """A stand-in for `checkpoint.save`, whose Orbax would wait for the other process."""
+  path.mkdir()
+  np.savez(path / "parameters.npz", **flatten(params))
+  (path / "info.json").write_text(json.dumps(info))
+
+
+def saved(path):
+  with np.load(path / "parameters.npz") as arrays:
+    return dict(arrays), json.loads((path / "info.json").read_text())
+
+
+def replace(patch):
+  """Stand-ins for step, evaluation and bundles; every parameter is cut."""
+  patch.setattr(checkpoint, "save", save)
+  patch.setattr(loop, "make_step", stand_in)
+  patch.setattr(sharding, "SMALL", 0)
+  patch.setattr(command, "open_evaluation", lambda *_: score)
+
+
+def typed(folder, out, *more):
+  return ["train", str(folder / "run.json"), "--out", str(folder / out), "--quiet", *more]
+
+
+def work(folder):
+  """One of two processes: a run that breaks off after its third step, and goes on."""
+  with pytest.MonkeyPatch.context() as patch:
+    replace(patch)
+    following = data.Batches.__next__
+
+    def break_off(batches):
+      if batches.get_state()["batch"] == 3:
+        raise ValueError("broken off")
+      return following(batches)
+
+    patch.setattr(data.Batches, "__next__", break_off)
+    assert cli.main(typed(folder, "two", "--distributed")) == 2
+    assert jax.process_count() == 2
+    assert jax.device_count() == 4
+    patch.setattr(data.Batches, "__next__", following)
+    assert cli.main(typed(folder, "two")) == 0
+    assert (folder / "two" / "final").exists()
+
+
+def environment(number, port):
+  """As Open MPI sets it for one of two processes on this machine, each with two CPU devices."""
+  return os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+    "OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": str(number),
+    "OMPI_COMM_WORLD_LOCAL_RANK": str(number),
+  }
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A checkpoint of the toy model, and a run from it on scenes."""
+  info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
+  start = tmp_path / "toy"
+  checkpoint.save(start, nest(toy.parameters()), toy.CONFIG, TOKENIZER.read_bytes(), info=info)
+  values = {
+    "checkpoint": str(start), "name": "run", "steps": 4, "save_every": 2, "evaluate_every": 2,
+    "average": 0.5, "fsdp": 4, "train": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
+    "data": {"batch": 4, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
+  }  # fmt: skip
+  (tmp_path / "run.json").write_text(json.dumps(values))
+  return tmp_path
+
+
+def test_two_processes_equal_one(folder, monkeypatch):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  paths = [str(ROOT / name) for name in ("tests", "benchmarks", ".")]
+  code = WORKER.format(paths=paths, folder=str(folder))
+  workers = [
+    subprocess.Popen(
+      [sys.executable, "-c", code], env=environment(number, port), stderr=subprocess.PIPE
+    )
+    for number in range(2)
+  ]
+  try:
+    replace(monkeypatch)
+    monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp))
+    assert cli.main(typed(folder, "one")) == 0
+    errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
+  finally:
+    for worker in workers:
+      worker.kill()
+      worker.wait()
+  assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+  one, two = folder / "one", folder / "two"
+  for bundle in ("best", "final"):
+    (found, info), (wanted, other) = saved(two / bundle), saved(one / bundle)
+    assert_same(found, wanted)
+    assert info == other
+  losses = [
+    [(x["step"], x.get("loss"), x.get("evaluation/cgf1")) for x in log.read_metrics(file)]
+    for file in (one / "metrics.jsonl", two / "metrics.jsonl")
+  ]
+  assert losses[0] == losses[1]
+  left = [{path.name for path in run.iterdir()} for run in (one, two)]
+  assert left[0] == left[1]
+
+
+def test_processes_that_cannot_meet_are_one_line(folder, monkeypatch, capsys):
+  def fail():
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
+  assert cli.main(typed(folder, "out", "--distributed")) == 2
+  error = capsys.readouterr().err
+  assert "--distributed: JAX cannot meet the other processes (coordinator_address" in error
+  assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_processes_must_do_the_same(monkeypatch, alike):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  gathered = lambda x: np.stack([x, x if alike else x[::-1]])  # noqa: E731
+  monkeypatch.setattr(loop.multihost_utils, "process_allgather", gathered)
+  expected = (
+    contextlib.nullcontext()
+    if alike
+    else pytest.raises(ValueError, match="the 2 processes have different settings or starting")
+  )
+  with expected:
+    loop._check_alike({"config": {}, "start": "a"})

@@ -1,0 +1,104 @@
+"""The training state: what it holds, and the checkpoints that it is stored in."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from test_loop import PATTERN, assert_same
+
+from sam3_jax.training import lora, state
+from sam3_jax.training.optimizer import (
+  OptimizerConfig,
+  make_optimizer,
+)
+from sam3_jax.training.storage import Storage
+from sam3_jax.trees import flatten
+
+
+def test_only_what_matches_is_trained():
+  trained, frozen = state.split(toy.parameters(), PATTERN)
+  assert sorted(trained) == [
+    "decoder/norm/bias", "decoder/norm/scale",
+    "scoring/query_project/bias", "scoring/query_project/kernel",
+  ]  # fmt: skip
+  assert trained.keys() | frozen.keys() == toy.parameters().keys()
+  assert not trained.keys() & frozen.keys()
+  with pytest.raises(ValueError, match=r"train 'norm' matches no parameter"):
+    state.split(toy.parameters(), "norm")
+
+
+def test_average_forgets_the_start_soon():
+  average = {"w": jnp.zeros(1)}
+  for number, value in enumerate((1.0, 2.0, 3.0)):
+    average = state.move_average(average, {"w": jnp.full(1, value)}, jnp.int32(number), 0.15)
+  # Kept: 1/10, then 0.15, as 2/11 and 3/12 are more.
+  want = 0.15 * (0.15 * 0.9 * 1 + 0.85 * 2) + 0.85 * 3
+  assert float(average["w"][0]) == pytest.approx(want, rel=1e-6)
+  assert state.move_average({}, {"w": jnp.ones(1)}, jnp.int32(0), 0.9) == {}
+
+
+def test_merging_before_a_step_keeps_frozen_arrays():
+  trained, frozen = state.split(toy.parameters(), PATTERN)
+  factors = lora.adapt(
+    toy.parameters(), lora.LoraConfig(rank=1, kernels="masks/prompt_attn/.*"), jax.random.key(0)
+  )
+  tree = flatten(state.model_parameters(trained | factors, frozen, 1.0))
+  assert_same(tree, toy.parameters())
+  gathered = []
+  gather = functools.partial(lambda seen, x: seen.extend(x) or x, gathered)
+  state.model_parameters(trained, frozen, 1.0, gather)
+  assert "masks/norm0/scale" in gathered
+  assert "trunk/groups/global/norm1/scale" not in gathered  # gathered when its layer runs
+
+
+def small_state():
+  trained = {
+    "decoder/norm/scale": np.arange(3, dtype=np.float32),
+    "trunk/position": np.ones((2, 2)),
+  }
+  optimizer = make_optimizer(OptimizerConfig(name="muon"), trained | kernel(), toy.CONFIG.trunk, 3)
+  return state.create(trained | kernel(), optimizer, jax.random.key(3), average=True)
+
+
+def kernel():
+  return {"scoring/query_project/kernel": np.eye(4, dtype=np.float32)}
+
+
+def test_storage_gives_back_every_bit(tmp_path):
+  storage, now = Storage(tmp_path / "steps", keep=1), small_state()
+  assert storage.latest is None
+  storage.save(3, now, {"batches": {"number": 7}, "best": None})
+  storage.save(5, now.replace(step=jnp.int32(5)), {"batches": {"number": 9}, "best": 1.5})
+  storage.close()
+  again = Storage(tmp_path / "steps", keep=1)
+  assert again.latest == 5
+  empty = jax.tree.map(jnp.zeros_like, dataclasses.replace(now, key=jnp.zeros(())))
+  found, progress = again.restore(empty.replace(key=jax.random.key(0)))
+  again.close()
+  assert progress == {"batches": {"number": 9}, "best": 1.5}
+  assert int(found.step) == 5
+  assert jax.tree.structure(found) == jax.tree.structure(now)
+  assert (jax.random.key_data(found.key) == jax.random.key_data(now.key)).all()
+  for got, want in zip(
+    jax.tree.leaves(dataclasses.replace(found, key=0, step=0)),
+    jax.tree.leaves(dataclasses.replace(now, key=0, step=0)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(got, want)
+
+
+def test_damaged_checkpoints_are_one_line(tmp_path):
+  storage, now = Storage(tmp_path / "steps", keep=1), small_state()
+  storage.save(1, now, {})
+  storage.wait()
+  for file in (tmp_path / "steps" / "1" / "state").rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"")
+  with pytest.raises(ValueError, match=r"steps/1 cannot be resumed from") as caught:
+    storage.restore(now)
+  assert "\n" not in str(caught.value)
+  storage.close()

@@ -1,0 +1,97 @@
+"""The work of `sam3-jax train` around the loop: what is checked before, and told after."""
+
+import dataclasses
+import io
+
+import pytest
+import toy
+from rich.console import Console
+from test_loop import TOKENIZER, start
+
+from sam3_jax import annotations
+from sam3_jax.annotations import Pair
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.training import command
+from sam3_jax.training.config import TrainConfig
+
+SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch": 1}}
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """Runs start from the toy model."""
+  monkeypatch.setattr(command, "load_start", lambda config: start())
+
+
+def run(out, picture=None, console=None, **values):
+  settings = TrainConfig.from_dict(SETTINGS | values)
+  return command.run(settings, out, console or Console(quiet=True), picture=picture)
+
+
+def test_a_picture_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
+  monkeypatch.setattr(command, "load_start", lambda _: pytest.fail("it began"))
+  with pytest.raises(ValueError, match=r"plot\.foo must be a file that ends in"):
+    run(tmp_path / "run", tmp_path / "plot.foo")
+
+
+def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
+  monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
+  calls = []
+  monkeypatch.setattr(command, "plot", lambda *args: calls.append(args))
+  picture = tmp_path / "plot.png"
+  assert run(tmp_path, picture, best="f1_50") == tmp_path / "final"
+  assert calls == []  # there are no metrics
+  (tmp_path / "metrics.jsonl").touch()
+  run(tmp_path, picture, best="f1_50")
+  figures = ["cgf1", "il_mcc", "pmf1", "f1_50"]
+  assert calls == [(tmp_path / "metrics.jsonl", picture, figures)]
+
+
+@pytest.mark.parametrize("error", [ValueError("step 3 has loss nan"), KeyboardInterrupt()])
+def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatch, started, error):
+  def train(config, start, batches, out, **_):
+    (out / "metrics.jsonl").touch()
+    raise error
+
+  calls = []
+
+  def plot(*args):
+    calls.append(args)
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(command, "train", train)
+  monkeypatch.setattr(command, "plot", plot)
+  with pytest.raises(type(error)) as caught:
+    run(tmp_path, tmp_path / "plot.png")
+  assert caught.value is error
+  assert len(calls) == 1
+
+
+def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
+  seen = []
+
+  def read(path, images, tokenizer):
+    seen.append((path, images))
+    return [Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")]
+
+  monkeypatch.setattr(annotations, "read_checked", read)
+  tokenizer = Tokenizer(TOKENIZER, context=toy.CONFIG.text.context)
+  values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
+  for given in ({}, {"images": "c", "evaluation_images": "d"}):
+    settings = TrainConfig.from_dict(values | given)
+    source = command.open_data(settings, tokenizer).source
+    assert command.open_evaluation(settings, tokenizer) is not None
+    assert str(source.images) == given.get("images", "a")
+  assert seen == [("a/train.json", "a"), ("b.json", "."), ("a/train.json", "c"), ("b.json", "d")]
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_pairs_that_are_left_out_are_counted(tmp_path, monkeypatch, started, left_out):
+  whole = Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")
+  pairs = [whole] + [dataclasses.replace(whole, id=2, exhaustive=False)] * left_out
+  monkeypatch.setattr(annotations, "read_checked", lambda *_: pairs)
+  monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
+  told = io.StringIO()
+  run(tmp_path, console=Console(file=told, width=20), scenes=None, annotations="a.json")
+  note = "note: pairs left out of training, not exhaustive or with crowds: 1\n"
+  assert told.getvalue() == note * left_out
