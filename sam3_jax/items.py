@@ -63,8 +63,14 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
 
 
 def _checkpointer():
-  """Orbax, without its copy of the arrays and without compression, which weights do not bear."""
+  """Orbax, without its copy of the arrays and without compression, which weights do not bear; of
+  several processes each works by itself."""
   import orbax.checkpoint as ocp
+
+  this = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+  )
 
   handlers = ocp.type_handlers
   registry = handlers.create_type_handler_registry(
@@ -72,7 +78,10 @@ def _checkpointer():
     (jax.Array, handlers.ArrayHandler()),
   )
   return ocp.Checkpointer(
-    ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    ocp.PyTreeCheckpointHandler(
+      use_compression=False, type_handler_registry=registry, multiprocessing_options=alone
+    ),
+    multiprocessing_options=alone,
   )
 
 
