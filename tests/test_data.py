@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import jax
 import numpy as np
@@ -131,7 +132,6 @@ def test_resumed_is_uninterrupted(done):
   stream.set_state(state)  # and back, in the same one
   assert_same(take(stream, 4), want)
   assert stream.get_state() == other.get_state()
-  assert stream.epoch == (done + 4) * 4 / 10
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,8 @@ def test_the_fixed_scenes_make_batches():
   pairs = annotations.read_checked(folder / "annotations.json", folder, TOKENIZER)
   source = PairSource(pairs, folder)
   assert (len(pairs), len(source), source.left_out) == (600, 90, 0)
-  config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12).plain()
+  plain: dict[str, Any] = {"smallest": 1.0, "flip": 0.0, "box_only": 0.0, "text_and_box": 0.0}
+  config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12, shuffle=False, **plain)
   stream = Batches(source, TOKENIZER, config)
   for batch in take(stream, 2):
     for i, picture in enumerate(batch.ids):

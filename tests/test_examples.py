@@ -13,7 +13,11 @@ from sam3_jax.training.examples import DataConfig, Picture, example, usable
 
 HEIGHT, WIDTH = 36, 48
 IMAGE = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-CONFIG = DataConfig(image_size=64, mask_size=16, prompts=5, present=3, objects=4, examples=3)
+SIZES: dict[str, Any] = {
+  "image_size": 64, "mask_size": 16, "prompts": 5, "present": 3, "objects": 4, "examples": 3,
+}  # fmt: skip
+CONFIG = DataConfig(**SIZES)
+PLAIN = DataConfig(**SIZES, smallest=1.0, flip=0.0, box_only=0.0, text_and_box=0.0)
 # A row of tokens is its phrase's characters: the tests read phrases back.
 CONTEXT = 24
 
@@ -106,7 +110,7 @@ def test_promises(seed):
 
 
 def test_plain_rows_hold_the_picture_as_inference_sees_it():
-  got = row(PAIRS, config=CONFIG.plain())
+  got = row(PAIRS, config=PLAIN)
   assert (got.images == resize(IMAGE, 64)).all()
   phrases = phrases_of(got)
   assert set(phrases[:2]) == {"cat", "dog"}
@@ -170,7 +174,7 @@ def test_too_many_phrases():
 def test_more_objects_than_places_keep_the_largest():
   sizes = [3, 9, 2, 7, 5, 1, 8]
   objects = [thing(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
-  got = row([pair("cat", *objects)], config=CONFIG.plain())
+  got = row([pair("cat", *objects)], config=PLAIN)
   heights = np.rint(got.targets.boxes[0, :, 3] * HEIGHT).astype(int)
   assert heights.tolist() == [9, 7, 5, 8]
   assert got.targets.valid[0].all()

@@ -15,6 +15,7 @@ from test_loop import TOKENIZER, stand_in
 
 from sam3_jax import checkpoint
 from sam3_jax.cli import main
+from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import command, log, loop, sharding, step
 from sam3_jax.training.config import TrainConfig, differences, overlaid, read
 from sam3_jax.trees import nest
@@ -248,13 +249,13 @@ def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
     checkpoint="toy", evaluation_annotations=str(files / "data.json"),
     evaluation_images=str(files / "images"), evaluate_pairs=3,
   )  # fmt: skip
-  evaluate = command.open_evaluation(settings, command.Tokenizer(TOKENIZER))
+  evaluate = command.open_evaluation(settings, Tokenizer(TOKENIZER))
   assert evaluate is not None
   assert evaluate("model") == {"cgf1": 1.0}
   ((model, pairs, images),) = calls
   assert (model, len(pairs), images) == ("model", 3, str(files / "images"))
   none = dataclasses.replace(settings, evaluation_annotations="")
-  assert command.open_evaluation(none, command.Tokenizer(TOKENIZER)) is None
+  assert command.open_evaluation(none, Tokenizer(TOKENIZER)) is None
 
 
 def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
@@ -268,7 +269,7 @@ def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
   np.testing.assert_array_equal(begun.parameters["a"], jax.random.normal(jax.random.key(4), (3,)))
   small = dataclasses.replace(toy.CONFIG.text, vocabulary=600)
   settings = dataclasses.replace(settings, model=dataclasses.replace(toy.CONFIG, text=small))
-  assert command.Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
+  assert Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
 
 
 @pytest.mark.parametrize(
@@ -318,6 +319,19 @@ def test_faults_of_the_data_are_one_line_with_status_2(files, quick, capsys, kin
     assert error.startswith("sam3-jax: error: ")
     assert error.count("\n") == 1
     assert set(files.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+  ("more", "unit"),
+  [({"objective": "dense"}, 16), ({"losses": {"cell_weight": 1.0}}, 4), ({}, 1)],
+)
+def test_target_masks_are_whole_multiples_of_the_cells(more, unit):
+  settings = TrainConfig.from_dict(START | {"mask_size": 17} | more)
+  if unit == 1:  # masks are resized to any size
+    assert command.settled(settings, toy.CONFIG).data.mask_size == 17
+    return
+  with pytest.raises(ValueError, match=f"mask_size must be a multiple of {unit} for .*; got 17"):
+    command.settled(settings, toy.CONFIG)
 
 
 def test_data_or_scenes_are_needed(files, capsys):

@@ -82,7 +82,7 @@ def use_device(device: str | None) -> None:
     jax.config.update("jax_platforms", "cpu")  # leaves the memory of other devices alone
   elif device is not None:
     try:
-      jax.config.update("jax_default_device", jax.devices(device)[0])
+      jax.config.update("jax_default_device", jax.local_devices(backend=device)[0])
     except RuntimeError as error:
       there = ", ".join(sorted({one.platform for one in jax.devices()}))
       extra = {"gpu": "cuda"}.get(device, device)

@@ -79,14 +79,17 @@ def load_start(config: TrainConfig) -> Start:
 
 
 def settled(config: TrainConfig, model: Config) -> TrainConfig:
-  """The run with what the model decides: pixels of a picture, and cells of a mask if left open."""
-  data = dataclasses.replace(
-    config.data,
-    image_size=model.image_size,
-    mask_size=config.mask_size or model.mask_size,
-    present=min(config.data.present, config.data.prompts),
-  )
-  return dataclasses.replace(config, data=data, mask_size=data.mask_size)
+  """The run with what the model decides: pixels of a picture, and cells of a mask if left open.
+
+  Raises:
+    ValueError: target masks whose cells the losses cannot add up to the model's.
+  """
+  mask_size, grid = config.mask_size or model.mask_size, model.image_size // model.patch
+  unit = 4 * grid if config.objective == "dense" else grid if config.losses.cell_weight else 1
+  if mask_size % unit:
+    raise ValueError(f"mask_size must be a multiple of {unit} for this model; got {mask_size}.")
+  data = dataclasses.replace(config.data, image_size=model.image_size, mask_size=mask_size)
+  return dataclasses.replace(config, data=data, mask_size=mask_size)
 
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer) -> Batches:

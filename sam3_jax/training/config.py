@@ -86,9 +86,10 @@ class TrainConfig:
     name: what the new checkpoint calls itself; empty for the output folder's name.
     licence: of the new weights; empty for the starting checkpoint's.
     annotations: file of the training pairs, SA-Co's or COCO's layout.
-    images: folder that their file names are relative to.
+    images: folder that their file names are relative to; empty for the annotations' own.
     scenes: scenes composed on the fly, in place of annotations.
-    evaluation_annotations, evaluation_images: what is scored while training; empty for nothing.
+    evaluation_annotations, evaluation_images: the same of what is scored while training; no
+      annotations for nothing.
     objective: "detection"; or "dense", the pretraining of trunk, neck and text encoder in `dense`.
     train: pattern of the whole paths of the parameters to train. Empty: all of a random start; of a
       checkpoint all but trunk and text; only the low-rank factors if there are any.

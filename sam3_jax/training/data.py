@@ -78,11 +78,6 @@ class Batches(Iterator[Batch]):
     # A worker's arrays lie in shared memory, which is freed once they are copied.
     return jax.tree.map(np.array, batch) if self.config.workers else batch
 
-  @property
-  def epoch(self) -> float:
-    """How many times the source was gone through."""
-    return self._next * self.config.batch / len(self.source)
-
   def get_state(self) -> dict[str, int]:
     """What `set_state` needs to go on after the batch that came last."""
     return {"batch": self._next, **self._identity()}

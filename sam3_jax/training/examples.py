@@ -37,8 +37,9 @@ class DataConfig:
     workers: processes that make batches; 0 makes them in a thread of this one. The batches are the
       same whatever the number.
     ahead: batches made before they are asked for; by each worker, if there are any.
-    image_size: pixels a side of the model's square.
+    image_size: pixels a side of the model's square; `sam3-jax train` takes the model's.
     mask_size: cells a side of the target masks; Meta compares at the picture's resolution.
+      `sam3-jax train` takes `TrainConfig.mask_size`.
     prompts: rows of a picture, R.
     present: of those, at most this many with objects; they come first.
     objects: of a prompt, O; of more, the largest (by mask) are kept. Meta's limit is 200.
@@ -94,12 +95,6 @@ class DataConfig:
       )
     if self.smallest == 0 or self.crop_side == 0:
       raise ValueError("smallest and crop_side must be above 0: nothing would be left to see.")
-
-  def plain(self) -> "DataConfig":
-    """The same with nothing random but the choice among too many prompts: for validation."""
-    return dataclasses.replace(
-      self, shuffle=False, smallest=1.0, flip=0.0, crop=0.0, box_only=0.0, text_and_box=0.0
-    )
 
 
 class Picture(NamedTuple):
