@@ -1,7 +1,7 @@
 """Training steps: ours beside Meta's on one machine, and the full model on a CPU.
 
   pip install torch torchvision; pip install --no-deps sam3==0.1.4 einops ftfy iopath portalocker \\
-    pycocotools scipy timm torchmetrics lightning-utilities wcwidth     # for Meta's side
+    pycocotools scipy timm torchmetrics lightning-utilities wcwidth psutil     # for Meta's side
   python benchmarks/train.py speed --meta-python PYTHON_WITH_THESE --out benchmarks/results
   python benchmarks/train.py full --mode detector     # 840 M parameters; or --mode lora
 

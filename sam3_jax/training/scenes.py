@@ -136,7 +136,8 @@ def _with_new(
 ) -> list[tuple[int, float]]:
   """The plan with a new concept in the place of another, or with what it is taken for; or as it
   is."""
-  kind, chance = plan[rng.integers(len(plan))][0], rng.random()
+  kinds = sorted({concept for concept, _ in plan})  # by objects, it would be the crowds
+  kind, chance = rng.choice(kinds), rng.random()
   if chance >= NEW + NEW_LOOKALIKE:
     return plan
   other = new if chance < NEW else int(rng.choice(lookalikes(new)))
