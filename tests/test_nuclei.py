@@ -112,11 +112,13 @@ def test_empty_labels_have_no_objects():
   assert list(nuclei.objects(np.zeros((5, 5), np.uint16))) == []
 
 
-@pytest.mark.parametrize("name", ["fine-tuning.toml", "nuclei.toml"])
-def test_recipes_of_the_walk_through(name):
+@pytest.mark.parametrize(
+  ("name", "trained"), [("fine-tuning.toml", "(?!trunk/).*"), ("nuclei.toml", ".*")]
+)
+def test_recipes_of_the_walk_through(name, trained):
   values = read(Path(__file__).parents[1] / "docs" / name)
   config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
-  assert config.trained == ".*"
+  assert config.trained == trained
   assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
   guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
@@ -129,6 +131,6 @@ def test_recipes_of_sam3_tiny(name):
   start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
   config = TrainConfig.from_dict(overlaid(values, start))
   assert config.scenes is not None
-  assert config.steps > 2 * config.optimizer.cooldown
+  assert config.steps >= 2 * config.optimizer.cooldown
   card = (root / "checkpoints" / "sam3-tiny" / "README.md").read_text()
   assert f"docs/sam3-tiny/{name}.toml" in card

@@ -88,7 +88,7 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"objective": "x"}, "objective must be one of detection, dense; got 'x'."),
     (START | {"objective": "dense", "masked": 1}, "masked and losses belong to the objective det"),
     (START | {"objective": "dense", "losses": {"box_weight": 1}}, "masked and losses belong to"),
-    (START | {"best": "ap"}, "best must be one of cgf1, cgf1_50, "),
+    (START | {"best": "ap"}, "best must be one of il_mcc, cgf1, "),
     (START | {"scenes": {"count": 0}}, "scenes.count must be 1 or more; got 0."),
     (START | {"scenes": {"absent": -1}}, "scenes.absent must be 0 or more; got -1.0."),
     (START | {"scenes": {"mixed": 2}}, "scenes.mixed must be in [0, 1]; got 2.0."),

@@ -23,7 +23,7 @@ from sam3_jax.training.scenes import SMALLEST, VARIETY
 OBJECTIVES = ("detection", "dense")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
-BEST = ("cgf1", "cgf1_50", "cgf1_75", "pmf1", "pmf1_50", "pmf1_75", "il_mcc")
+BEST = ("il_mcc", *(f"{name}{at}" for name in ("cgf1", "pmf1", "f1") for at in ("", "_50", "_75")))
 NOTHING = r"(?!)"
 LORA, OPTIMIZER, LOSSES, DATA = LoraConfig(), OptimizerConfig(), LossConfig(), DataConfig()
 FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
