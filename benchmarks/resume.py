@@ -61,6 +61,21 @@ def start(out: Path, steps: int, cache: Path) -> subprocess.Popen:
   )
 
 
+def lines(metrics: Path) -> int:
+  return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def wait_for_steps(metrics: Path, process: subprocess.Popen) -> None:
+  """Until the process has added to its metrics, whose end it cut off first, or is done."""
+  fewest = lines(metrics)
+  while process.poll() is None:
+    now = lines(metrics)
+    if now > fewest:
+      return
+    fewest = min(fewest, now)
+    time.sleep(0.05)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--kills", type=int, default=20)
@@ -76,18 +91,20 @@ def main() -> None:
     again = Path(folder) / "again" / "run"
     if start(again, given.steps, cache).wait():
       sys.exit("the second undisturbed run failed")
-    # With all compiled, as from here on. Six tenths of the run are done by the last kill.
+    # With all compiled, as from here on.
     seconds = time.perf_counter() - began
     training = json.loads((again / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
-    longest = seconds - training + 1.2 * training / given.kills
     chance, kills = random.Random(given.seed), []
     while len(kills) < given.kills:
       process = start(broken, given.steps, cache)
-      time.sleep(chance.uniform(0, longest))
+      if chance.random() < 0.25:  # while it starts
+        time.sleep(chance.uniform(0, seconds - training))
+      else:  # among its steps; about half of all are done by the last kill
+        wait_for_steps(broken / "metrics.jsonl", process)
+        time.sleep(chance.uniform(0, 1.2 * training / given.kills))
       process.send_signal(signal.SIGKILL)
       process.wait()
-      metrics = broken / "metrics.jsonl"
-      kills.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
+      kills.append(lines(broken / "metrics.jsonl"))
       if (broken / "final").exists():
         sys.exit(f"the run was complete before kill {len(kills) + 1}: give more --steps")
     if start(broken, given.steps, cache).wait():
