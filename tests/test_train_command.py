@@ -207,6 +207,17 @@ def typed(files, *more):
   ]  # fmt: skip
 
 
+def assert_refused(files, capsys, more, message):
+  """One line, status 2, nothing written."""
+  before = set(files.rglob("*"))
+  assert main(typed(files, *more)) == 2
+  error = capsys.readouterr().err
+  assert message in error
+  assert error.startswith("sam3-jax: error: ")
+  assert error.count("\n") == 1
+  assert set(files.rglob("*")) == before
+
+
 def test_files_to_a_bundle(files, quick, capsys):
   assert main(typed(files)) == 0
   assert capsys.readouterr().out == f"{files / 'out' / 'final'}: the trained checkpoint\n"
@@ -285,13 +296,7 @@ def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
   ],
 )
 def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
-  before = set(files.rglob("*"))
-  assert main(typed(files, *more)) == 2
-  error = capsys.readouterr().err
-  assert message in error
-  assert error.startswith("sam3-jax: error: ")
-  assert error.count("\n") == 1
-  assert set(files.rglob("*")) == before
+  assert_refused(files, capsys, more, message)
 
 
 @pytest.mark.parametrize(
@@ -310,15 +315,10 @@ def test_faults_of_the_data_are_one_line_with_status_2(files, quick, capsys, kin
   content = json.loads((files / "data.json").read_text())
   content[kind][0] |= values
   (files / "bad.json").write_text(json.dumps(content))
-  before = set(files.rglob("*"))
-  evaluation = ["--evaluation-data", files / "bad.json", "--evaluation-images", files / "images"]
-  for options in (["--data", files / "bad.json"], evaluation):
-    assert main(typed(files, *map(str, options))) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.startswith("sam3-jax: error: ")
-    assert error.count("\n") == 1
-    assert set(files.rglob("*")) == before
+  bad, images = str(files / "bad.json"), str(files / "images")
+  evaluation = ["--evaluation-data", bad, "--evaluation-images", images]
+  for options in (["--data", bad], evaluation):
+    assert_refused(files, capsys, options, message)
 
 
 @pytest.mark.parametrize(
