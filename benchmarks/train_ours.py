@@ -49,7 +49,7 @@ def unroll_layers() -> None:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("work", type=Path, help="has config.json, batch.npz and names.json")
-  parser.add_argument("--remat", choices=("none", "full"), default="none")
+  parser.add_argument("--remat", choices=("none", "full"), default="full")
   parser.add_argument("--learning-rate", type=float, required=True)
   parser.add_argument("--unroll", action="store_true", help="layers without loops")
   parser.add_argument("--all-masks", action="store_true", help="masks of absent phrases, too")

@@ -104,7 +104,7 @@ class TrainConfig:
       Of detection only, as are the `losses`.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
-      checkpointing) and so needs less memory.
+      checkpointing): less memory, and faster for it (benchmarks/train.py); "none" keeps everything.
     fsdp: devices that share one copy of the parameters; the others are data parallel.
     seed: of random parameters and dropout; the data has its own.
     save_every: steps between checkpoints to resume from; 0 for none but the last.
@@ -138,7 +138,7 @@ class TrainConfig:
   duplicate: bool = True
   masked: int = 0
   dtype: str = "auto"
-  remat: str = "none"
+  remat: str = "full"
   fsdp: int = 1
   seed: int = 0
   save_every: int = 200
