@@ -77,6 +77,7 @@ def test_low_rank_factors_are_trained_alone_by_default():
   [
     ({}, "give either checkpoint, to start from its parameters, or model"),
     (START | {"checkpoint": "a"}, "give either checkpoint"),
+    (START | {"image_size": 48}, "image_size and window belong into model"),
     (START | {"step": 3}, "step is no field of a training configuration; TrainConfig has"),
     (START | {"optimizer": {"lr": 1.0}}, "optimizer.lr is no field of a training configuration"),
     (START | {"optimizer": 3}, "optimizer must be a table with the fields of OptimizerConfig"),
@@ -281,6 +282,21 @@ def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
   small = dataclasses.replace(toy.CONFIG.text, vocabulary=600)
   settings = dataclasses.replace(settings, model=dataclasses.replace(toy.CONFIG, text=small))
   assert Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
+
+
+def test_a_checkpoint_goes_on_at_another_resolution(files):
+  settings = TrainConfig(checkpoint=str(files / "toy"), image_size=48, window=3)
+  begun = command.load_start(settings)
+  assert (begun.model.image_size, begun.model.trunk.window) == (48, 3)
+  assert (
+    dataclasses.replace(begun.model, image_size=toy.CONFIG.image_size, trunk=toy.CONFIG.trunk)
+    == toy.CONFIG
+  )
+  assert set(begun.parameters) == set(toy.parameters())
+  with pytest.raises(
+    ValueError, match=r"the grid of 5 patches .* multiple of the window, 2 patches"
+  ):
+    command.load_start(dataclasses.replace(settings, image_size=40, window=0))
 
 
 @pytest.mark.parametrize(

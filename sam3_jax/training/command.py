@@ -65,7 +65,7 @@ def load_start(config: TrainConfig) -> Start:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
     bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32", sharding=here)
     parameters = flatten(jax.device_get(bundle.params))
-    return Start(bundle.config, parameters, bundle.tokenizer, bundle.info)
+    return Start(_resized(bundle.config, config), parameters, bundle.tokenizer, bundle.info)
   from sam3_jax.model.sam3 import init
 
   if config.model is None:
@@ -76,6 +76,12 @@ def load_start(config: TrainConfig) -> Start:
   model = trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
   parameters = flatten(jax.device_get(init(config.model, jax.random.key(config.seed))))
   return Start(config.model, parameters, model, {})
+
+
+def _resized(model: Config, config: TrainConfig) -> Config:
+  """The model at the run's resolution."""
+  trunk = dataclasses.replace(model.trunk, window=config.window or model.trunk.window)
+  return dataclasses.replace(model, image_size=config.image_size or model.image_size, trunk=trunk)
 
 
 def settled(config: TrainConfig, model: Config) -> TrainConfig:

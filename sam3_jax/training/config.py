@@ -81,6 +81,8 @@ class TrainConfig:
     checkpoint: folder or name of the checkpoint to start from; empty for random parameters of
       `model`.
     model: sizes of a random start; None with a checkpoint.
+    image_size, window: of a checkpoint's model, in pixels and patches a side: it sees its pictures
+      at this resolution from now on, its parameters fit all; 0 for as it was.
     tokenizer: of a random start: a SentencePiece file, or the checkpoint that has the vocabulary; a
       model of fewer words takes the first merges.
     name: what the new checkpoint calls itself; empty for the output folder's name.
@@ -117,6 +119,8 @@ class TrainConfig:
 
   checkpoint: str = ""
   model: Config | None = None
+  image_size: int = 0
+  window: int = 0
   tokenizer: str = "sam3-tiny"
   name: str = ""
   licence: str = ""
@@ -153,8 +157,11 @@ class TrainConfig:
       raise ValueError(
         "give either checkpoint, to start from its parameters, or model, to start from random ones."
       )
+    if self.model is not None and (self.image_size or self.window):
+      raise ValueError("image_size and window belong into model, if there is one.")
     least = {"steps": 1, "accumulate": 1, "fsdp": 1, "keep": 1, "save_every": 0, "seed": 0}
     least |= {"evaluate_every": 0, "evaluate_pairs": 0, "mask_size": 0, "masked": 0}
+    least |= {"image_size": 0, "window": 0}
     for field, low in least.items():
       if getattr(self, field) < low:
         raise ValueError(f"{field} must be {low} or more; got {getattr(self, field)}.")
