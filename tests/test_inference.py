@@ -259,14 +259,14 @@ def test_three_hundred_phrases(model, images):
 
 
 def test_memory_stays_flat():
-  """Resident memory after call 3 and after call 300, in a process of its own."""
+  """Resident memory after call 10 and after call 300, in a process of its own."""
   script = """
     import resource, numpy as np, sam3_jax
     model = sam3_jax.Sam3.from_checkpoint(sam3_jax.find_checkpoint("sam3_tiny"))
     embedding = model.encode([np.full((50, 60, 3), i, np.uint8) for i in range(4)])
     for call in range(1, 301):
       model.decode(embedding, f"thing {call}", call % 4).scores.block_until_ready()
-      if call in (3, 300):
+      if call in (10, 300):
         print(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
   """
   # One arena: glibc's others fill up in their own time, 1 to 2 % until call 100, and hide the rest.
@@ -276,4 +276,4 @@ def test_memory_stays_flat():
     capture_output=True, text=True, check=True,
   )  # fmt: skip
   early, late = map(int, run.stdout.split())
-  assert late <= 1.03 * early  # measured 1.008
+  assert late <= 1.02 * early  # measured 1.0004

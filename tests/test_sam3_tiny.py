@@ -15,7 +15,7 @@ from sam3_jax.training import drawings, scenes
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "docs" / "scene.jpg"
-PRESENT = {"hot dog": "hot-dog", "fire truck": "fire-engine", "lion": "lion"}
+PRESENT = {"hot dog": "hot-dog", "fire engine": "fire-engine", "lion": "lion"}
 ABSENT = ("pizza", "green book", "soccer ball")
 FOUND = 0.7  # IoU of a mask with the object's
 
