@@ -20,7 +20,8 @@ from sam3_jax.trees import flatten, nest
 
 ROOT = Path(__file__).parents[1]
 WORKER = """
-import pathlib, sys
+import faulthandler, pathlib, sys
+faulthandler.dump_traceback_later(200, exit=True)
 sys.path[:0] = {paths!r}
 import test_processes
 test_processes.work(pathlib.Path({folder!r}))
