@@ -72,19 +72,39 @@ class SavedRows(Rows):
 
 
 @struct.dataclass
-class ImageEmbedding(SavedRows):
-  """What `encode` makes of images, once; prompts are decoded against it.
+class ImageMaps(Rows):
+  """What trunk and neck make of images.
 
   Attributes:
-    fine: for masks; 4 times the trunk's grid (288 x 288 for the released model).
-    middle: for masks; 2 times the grid.
-    coarse: the grid itself (72 x 72); what the prompts attend to.
+    fine: 4 times the trunk's grid (288 x 288 for the released model).
+    middle: 2 times the grid.
+    coarse: the grid itself (72 x 72).
     sizes: height and width of the source picture in pixels, after EXIF rotation.
   """
 
   fine: Float[Array, "B Hf Wf D"]
   middle: Float[Array, "B Hn Wn D"]
   coarse: Float[Array, "B H W D"]
+  sizes: Int[Array, "B 2"]
+
+
+@struct.dataclass
+class ImageEmbedding(SavedRows):
+  """What `encode` makes of images, once: all that depends on no prompt. Prompts are decoded against
+  it.
+
+  Attributes:
+    fine: the fine map's part in the masks' last convolution.
+    middle: the middle map's part in the one before.
+    coarse: the coarse map; what example boxes look at.
+    attended: the coarse map after the fusion encoder's first self-attention.
+    sizes: height and width of the source picture in pixels, after EXIF rotation.
+  """
+
+  fine: Float[Array, "B Hf Wf D"]
+  middle: Float[Array, "B Hn Wn D"]
+  coarse: Float[Array, "B H W D"]
+  attended: Float[Array, "B H W D"]
   sizes: Int[Array, "B 2"]
 
 
@@ -159,6 +179,30 @@ class Predictions:
   mask_logits: Float[Array, "P Q Hm Wm"]
   semantic_logits: Float[Array, "P Hm Wm"]
   cell_logits: Float[Array, "P HW"]
+
+
+@struct.dataclass
+class Scored(Rows):
+  """Detections whose masks have not been made, and what those are made of.
+
+  Attributes:
+    scores, boxes, presence, image_index, sizes, ids: as in `Detections`.
+    states: of the kept queries.
+    memory: the coarse map, conditioned on the prompt.
+    prompt: tokens of phrase and example boxes.
+    valid: False on padding among them.
+  """
+
+  scores: Float[Array, "P K"]
+  boxes: Float[Array, "P K 4"]
+  presence: Float[Array, " P"]
+  image_index: Int[Array, " P"]
+  sizes: Int[Array, "P 2"]
+  ids: Int[Array, "P K"]
+  states: Float[Array, "P K D"]
+  memory: Float[Array, "P H W D"]
+  prompt: Float[Array, "P S D"]
+  valid: Bool[Array, "P S"]
 
 
 @struct.dataclass

@@ -22,11 +22,9 @@ def loss(parameters, batch, key=0):
   variables = {"params": nest(parameters)}
   rngs = {"dropout": jax.random.key(1)}
   images, tokens = normalize(batch.images), batch.tokens.reshape(-1, batch.tokens.shape[-1])
-  embedding = DETECTOR.apply(
-    variables, images, batch.sizes, method=Detector.encode_image, rngs=rngs
-  )
+  maps = DETECTOR.apply(variables, images, batch.sizes, method=Detector.map_image, rngs=rngs)
   text = DETECTOR.apply(variables, tokens, method=Detector.encode_text, rngs=rngs)
-  return dense_loss(variables["params"], DETECTOR, embedding, text, batch, jax.random.key(key))
+  return dense_loss(variables["params"], DETECTOR, maps, text, batch, jax.random.key(key))
 
 
 @functools.cache

@@ -67,7 +67,6 @@ MEASURED = {
   "scores_all": 1.3e-6,
   "mask_embed": 1.4e-6,
   "pixel_embed": 1.5e-6,
-  "instance_embeds": 1.2e-6,
   "out.pred_logits": 1.7e-6,
   "out.pred_boxes": 3.4e-7,
   "out.pred_boxes_xyxy": 3.0e-7,
@@ -81,6 +80,7 @@ ELSEWHERE = {
   "geometry_mask",  # compared with each stage that it masks
   "prompt_mask",
   "out.presence_logit_dec",  # the last of presence_logits
+  "instance_embeds",  # never made: the projection is folded into the queries
   "final.top",  # the order of final.scores
   "final.masks_prob_top_every_8th",  # post-processing
 }
@@ -96,15 +96,16 @@ def image():
 
 
 def test_image_stages(image):
-  trunk, embedding, width = image.inner["trunk"], image.embedding, CONFIG.width
+  trunk, width = image.inner["trunk"], CONFIG.width
+  fine, middle, coarse = _out(image.inner["neck"])
   stages = {
     "patch_embed": _out(trunk["patch_embed"]),
     "ln_pre": _out(trunk["norm_pre"]),
     **{f"block_{i}": _trunk_block(trunk["groups"], i) for i in range(CONFIG.trunk.blocks)},
     "trunk": _channels_first(_out(trunk)),
-    "fpn_0": _channels_first(embedding.fine),
-    "fpn_1": _channels_first(embedding.middle),
-    "fpn_2": _channels_first(embedding.coarse),
+    "fpn_0": _channels_first(fine),
+    "fpn_1": _channels_first(middle),
+    "fpn_2": _channels_first(coarse),
     "pos_1": _channels_first(sine_map(2 * CONFIG.grid, 2 * CONFIG.grid, width)[None]),
     "pos_2": _channels_first(sine_map(CONFIG.grid, CONFIG.grid, width)[None]),
   }
@@ -223,7 +224,6 @@ def _our_stages(decoded, rows, golden):
     "scores_all": logits[..., None],
     "mask_embed": _out(masks["mask_embed"])[rows],
     "pixel_embed": _channels_first(np.maximum(_out(masks["norm1"])[rows], 0)),
-    "instance_embeds": _channels_first(_out(masks["instance_project"])[rows]),
     "out.pred_logits": _out(decoded.inner["scoring"])[rows][..., None],
     "out.pred_boxes": boxes[-1],
     "out.pred_boxes_xyxy": detections.boxes,

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sam3_jax.types import Detections, ImageEmbedding, Points, Predictions, Prompts, TextEmbedding
+from sam3_jax.types import (
+  Detections,
+  ImageEmbedding,
+  ImageMaps,
+  Points,
+  Predictions,
+  Prompts,
+  TextEmbedding,
+)
 
 
 def make(cls, rows, dtype=jnp.float32):
@@ -23,7 +31,10 @@ def make(cls, rows, dtype=jnp.float32):
     return jnp.asarray(numbers.random((rows, *shape)) < 0.5)
 
   fields = {
-    ImageEmbedding: lambda: (real(8, 8, 3), real(4, 4, 3), real(2, 2, 3), whole(2)),
+    ImageMaps: lambda: (real(8, 8, 3), real(4, 4, 3), real(2, 2, 3), whole(2)),
+    ImageEmbedding: lambda: (
+      real(8, 8, 3), real(4, 4, 3), real(2, 2, 3), real(2, 2, 3), whole(2)
+    ),
     TextEmbedding: lambda: (real(5, 3), truth(5)),
     Points: lambda: (real(2, 2), truth(2), truth(2)),
     Prompts: lambda: (whole(), whole(), make(TextEmbedding, rows), real(2, 4), truth(2), truth(2)),
@@ -41,7 +52,7 @@ def assert_same(got, want):
     np.testing.assert_array_equal(one, other)
 
 
-ALL = (ImageEmbedding, TextEmbedding, Points, Prompts, Detections)
+ALL = (ImageMaps, ImageEmbedding, TextEmbedding, Points, Prompts, Detections)
 SAVED = (ImageEmbedding, TextEmbedding, Detections)
 
 
@@ -95,7 +106,7 @@ def test_what_cannot_be_loaded(tmp_path):
   with pytest.raises(ValueError, match=r"file is not a file that TextEmbedding.save wrote: "):
     TextEmbedding.load(path)
   make(ImageEmbedding, 1).save(path)
-  with pytest.raises(ValueError, match=r"file holds \['coarse', .*but TextEmbedding has \['feat"):
+  with pytest.raises(ValueError, match=r"file holds \['attended', .*but TextEmbedding has \['feat"):
     TextEmbedding.load(path)
   save_file({"features": np.zeros((1, 2, 3), np.float32)}, path)
   with pytest.raises(ValueError, match=r"file holds \['features'\], but TextEmbedding has .*valid"):

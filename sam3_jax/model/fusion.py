@@ -1,7 +1,13 @@
 """The fusion encoder: image tokens look at each other and at the prompt (DETR's encoder with
-cross-attention, Carion et al. 2020, arXiv:2005.12872)."""
+cross-attention, Carion et al. 2020, arXiv:2005.12872).
+
+The first layer's self-attention knows no prompt yet: `attend` is done once an image.
+"""
+
+import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
@@ -18,17 +24,36 @@ class FusionEncoder(nn.Module):
   train: bool = False
   layering: Layering = PLAIN
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    self.layers = ContextLayer(
+      config.width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train
+    )
+
+  def attend(
+    self, image: Float[Array, "B HW D"], position: Float[Array, "HW D"]
+  ) -> Float[Array, "B HW D"]:
+    """The first layer's self-attention."""
+    if self.is_initializing():  # `__call__` makes the parameters, of all layers
+      return image
+    first = functools.partial(jax.tree.map, lambda x: x[0])
+    layer = self.layering(ContextLayer.attend)
+    attend = nn.map_variables(layer, "params", trans_in_fn=first, variables=False)
+    return attend(self.layers, image, position)
+
   def __call__(
     self,
-    image: Float[Array, "P HW D"],
+    attended: Float[Array, "P HW D"],
     position: Float[Array, "HW D"],
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
   ) -> Float[Array, "P HW D"]:
-    config = self.config
-    layers = stacked(ContextLayer, config.fusion_layers, layering=self.layering)(
-      config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
-    )
-    x, _ = layers(image, position, None, prompt, prompt, valid)
+    """All the rest, of each prompt's image as `attend` leaves it."""
+
+    def step(layer, x, first):
+      return layer(x, position, None, prompt, prompt, valid, attended=first)
+
+    length = self.config.fusion_layers
+    layers = stacked(step, length, in_axes=0, layering=self.layering)
+    x, _ = layers(self.layers, attended, jnp.arange(length) == 0)
     return x

@@ -65,7 +65,7 @@ class GeometryEncoder(nn.Module):
     context = image.reshape(len(image), -1, width)
     position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
     layers = stacked(ContextLayer, config.geometry_layers, layering=self.layering)(
-      config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
+      width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
     )
     x, _ = layers(x, None, valid, context + position.astype(self.dtype), context, None)
     return layer_norm(dtype=self.dtype, name="norm_final")(x), valid

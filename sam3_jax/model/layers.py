@@ -150,13 +150,24 @@ class ContextLayer(nn.Module):
   """Pre-norm layer with self-attention, attention to a context, and a ReLU MLP (DETR's encoder
   layer with a context): the geometry encoder's and the fusion encoder's."""
 
+  width: int
   heads: int
   mlp_width: int
   dtype: DTypeLike = jnp.float32
   dropout: float = 0.0
   train: bool = False
 
-  @nn.compact
+  def setup(self):
+    rest: dict[str, Any] = {"dropout": self.dropout, "train": self.train}
+    self.norm1, self.norm2, self.norm3 = (layer_norm(dtype=self.dtype) for _ in range(3))
+    self.self_attn = Attention(self.heads, self.dtype, **rest)
+    self.cross_attn = Attention(self.heads, self.dtype, **rest)
+    self.mlp = Mlp((self.mlp_width, self.width), self.dtype, **rest)
+    # One each, so that no two draw the same noise.
+    self.drop1, self.drop2, self.drop3 = (
+      nn.Dropout(self.dropout, deterministic=not self.train) for _ in range(3)
+    )
+
   def __call__(
     self,
     x: Float[Array, "P I D"],
@@ -165,22 +176,32 @@ class ContextLayer(nn.Module):
     context_keys: Float[Array, "P J D"],
     context: Float[Array, "P J D"],
     context_valid: Bool[Array, "P J"] | None,
+    attended: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "P I D"], None]:
-    def attend(name):
-      return Attention(self.heads, self.dtype, dropout=self.dropout, train=self.train, name=name)
+    """`attended` is whether `x` has had its self-attention before; None for not."""
+    if attended is None or self.is_initializing():
+      x = self.attend(x, position, valid)
+    else:
+      x = nn.cond(
+        attended,
+        lambda layer, x: x,
+        lambda layer, x: layer.attend(x, position, valid),
+        self, x, variables="params",
+      )  # fmt: skip
+    y = self.cross_attn(self.norm2(x), context_keys, context, valid=context_valid)
+    x = x + self.drop2(y)
+    return x + self.drop3(self.mlp(self.norm3(x))), None
 
-    def drop(y):
-      return nn.Dropout(self.dropout, deterministic=not self.train)(y)
-
-    y = layer_norm(dtype=self.dtype, name="norm1")(x)
+  def attend(
+    self,
+    x: Float[Array, "P I D"],
+    position: Float[Array, "I D"] | None,
+    valid: Bool[Array, "P I"] | None = None,
+  ) -> Float[Array, "P I D"]:
+    """The layer's first part, self-attention."""
+    y = self.norm1(x)
     placed = y if position is None else y + position.astype(y.dtype)
-    x = x + drop(attend("self_attn")(placed, placed, y, valid=valid))
-    y = layer_norm(dtype=self.dtype, name="norm2")(x)
-    x = x + drop(attend("cross_attn")(y, context_keys, context, valid=context_valid))
-    y = layer_norm(dtype=self.dtype, name="norm3")(x)
-    widths = (self.mlp_width, x.shape[-1])
-    y = Mlp(widths, self.dtype, dropout=self.dropout, train=self.train, name="mlp")(y)
-    return x + drop(y), None
+    return x + self.drop1(self.self_attn(placed, placed, y, valid=valid))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The detector: wiring of SAM 3's promptable concept segmentation (Meta, arXiv:2511.16719).
 
-Heavy and once an image: `encode_image`. Light and once a prompt: `encode_text`, then `detect`
-(scores, boxes, masks) or `predict` (every layer, for training). Behaviour follows Meta's released
-code, with which the weights were trained.
+Heavy and once an image: `encode_image`, which is `map_image`, then `prepare`. Light and once a
+prompt: `encode_text`, then `detect` (scores, boxes, masks) or `predict` (every layer, for
+training). Behaviour follows Meta's released code, with which the weights were trained.
 """
 
 import functools
@@ -26,7 +26,15 @@ from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
 from sam3_jax.model.vit import Trunk
 from sam3_jax.ops.boxes import cxcywh_to_xyxy
-from sam3_jax.types import Detections, ImageEmbedding, Predictions, Prompts, TextEmbedding
+from sam3_jax.types import (
+  Detections,
+  ImageEmbedding,
+  ImageMaps,
+  Predictions,
+  Prompts,
+  Scored,
+  TextEmbedding,
+)
 
 
 class Detector(nn.Module):
@@ -59,8 +67,21 @@ class Detector(nn.Module):
     self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]
   ) -> ImageEmbedding:
     """Encodes square images, normalised to [-1, 1]; `sizes` are height and width of the sources."""
+    return self.prepare(self.map_image(images, sizes))
+
+  def map_image(self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]) -> ImageMaps:
+    """Trunk and neck; arguments as of `encode_image`."""
     fine, middle, coarse = self.neck(self.trunk(images))
-    return ImageEmbedding(fine, middle, coarse, sizes)
+    return ImageMaps(fine, middle, coarse, sizes)
+
+  def prepare(self, maps: ImageMaps) -> ImageEmbedding:
+    """What decoding does with an image whatever the prompt. In training its dropout is the same for
+    all prompts of an image."""
+    coarse, position = maps.coarse, self._position(maps.coarse)
+    tokens = coarse.reshape(len(coarse), -1, self.config.width)
+    attended = self.fusion.attend(tokens, position).reshape(coarse.shape)
+    middle, fine = self.masks.prepare(maps.middle, maps.fine)
+    return ImageEmbedding(fine, middle, coarse, attended, maps.sizes)
 
   def encode_text(self, tokens: Int[Array, "P T"]) -> TextEmbedding:
     """Encodes token ids (start, phrase, end, then 0)."""
@@ -104,7 +125,13 @@ class Detector(nn.Module):
   def detect(
     self, embedding: ImageEmbedding, prompts: Prompts, max_detections: int | None = None
   ) -> Detections:
-    """Scores, boxes and masks.
+    """Scores, boxes and masks: `score`, then `mask`."""
+    return self.mask(embedding, self.score(embedding, prompts, max_detections))
+
+  def score(
+    self, embedding: ImageEmbedding, prompts: Prompts, max_detections: int | None = None
+  ) -> Scored:
+    """All but the masks.
 
     Args:
       embedding: of all images that the prompts are about.
@@ -121,31 +148,46 @@ class Detector(nn.Module):
       scores, query = jax.lax.top_k(scores, min(max_detections, scores.shape[1]))
       states = jnp.take_along_axis(states, query[..., None], axis=1)
       boxes = jnp.take_along_axis(boxes, query[..., None], axis=1)
-    masks, semantic = self._masks(embedding, prompts.image, states, memory, prompt, valid)
-    return Detections(
+    return Scored(
       scores=scores,
       boxes=cxcywh_to_xyxy(boxes),
-      mask_logits=masks,
       presence=presence,
-      semantic_logits=semantic,
       image_index=prompts.image,
       sizes=embedding.sizes[prompts.image],
       ids=prompts.first_id[:, None] + query,
+      states=states, memory=memory, prompt=prompt, valid=valid,
+    )  # fmt: skip
+
+  def mask(self, embedding: ImageEmbedding, scored: Scored) -> Detections:
+    """The masks, of any of the rows that `score` returned."""
+    image = scored.image_index
+    seen = scored.states, scored.memory, scored.prompt, scored.valid
+    masks, semantic = self._masks(embedding, image, *seen)
+    return Detections(
+      scores=scored.scores,
+      boxes=scored.boxes,
+      mask_logits=masks,
+      presence=scored.presence,
+      semantic_logits=semantic,
+      image_index=image,
+      sizes=scored.sizes,
+      ids=scored.ids,
     )
 
   def _decode(
     self, embedding: ImageEmbedding, prompts: Prompts, duplicate: bool = False
   ) -> tuple[Array, ...]:
     """Prompt tokens and which are valid, conditioned image map, states, boxes, presence."""
-    width = self.config.width
-    image = embedding.coarse[prompts.image]
-    position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
+    image, position = _rows(embedding.coarse, prompts.image), self._position(embedding.coarse)
     geometry, geometry_valid = self.geometry(image, prompts)
     prompt = jnp.concatenate([prompts.text.features, geometry], axis=1)
     valid = jnp.concatenate([prompts.text.valid, geometry_valid], axis=1)
-    tokens = image.reshape(len(image), -1, width)
+    tokens = _rows(embedding.attended, prompts.image).reshape(len(image), -1, self.config.width)
     memory = self.fusion(tokens, position, prompt, valid).reshape(image.shape)
     return prompt, valid, memory, *self.decoder(memory, position, prompt, valid, duplicate)
+
+  def _position(self, coarse: Float[Array, "B H W D"]) -> Float[Array, "HW D"]:
+    return sine_map(*coarse.shape[1:]).reshape(-1, self.config.width)
 
   def _masks(
     self,
@@ -156,7 +198,7 @@ class Detector(nn.Module):
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
   ) -> tuple[Float[Array, "P K Hm Wm"], Float[Array, "P Hm Wm"]]:
-    levels = embedding.middle[image], embedding.fine[image]
+    levels = _rows(embedding.middle, image), _rows(embedding.fine, image)
     return self.masks(states, memory, levels, prompt, valid)
 
   def everything(self, images, tokens, boxes) -> Predictions:
@@ -166,6 +208,11 @@ class Detector(nn.Module):
     embedding = self.encode_image(images, jnp.ones((len(images), 2), jnp.int32))
     prompts = Prompts(rows, rows, self.encode_text(tokens), boxes, labels, labels)
     return self.predict(embedding, prompts)
+
+
+def _rows(x: Array, index: Int[Array, " P"]) -> Array:
+  """Rows of x; where there is only one, without a copy for each."""
+  return x[index] if len(x) > 1 else jnp.broadcast_to(x, (len(index), *x.shape[1:]))
 
 
 def _first_of_each(x: Array, images: int, count: int) -> Array:

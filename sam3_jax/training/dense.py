@@ -20,7 +20,7 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
-from sam3_jax.types import ImageEmbedding, TextEmbedding
+from sam3_jax.types import ImageMaps, TextEmbedding
 
 WEIGHTS = {
   "coarse": 1.0, "middle": 0.5, "fine": 0.5,
@@ -42,7 +42,7 @@ class Survey(NamedTuple):
 def dense_loss(
   parameters: Any,
   detector: Detector,
-  embedding: ImageEmbedding,
+  maps: ImageMaps,
   text: TextEmbedding,
   batch: Batch,
   key: Key[Array, ""],
@@ -53,9 +53,9 @@ def dense_loss(
   Args:
     parameters: the model's tree.
     detector: the model.
-    embedding: of the batch's images.
+    maps: of the batch's images.
     text: of its tokens, flattened.
-    batch: masks of the size of `embedding.fine`, or larger by a whole number.
+    batch: masks of the size of `maps.fine`, or larger by a whole number.
     key: draws objects, cells and dropout.
     masked: only the first so many phrases of a picture have objects; None for all.
 
@@ -67,7 +67,7 @@ def dense_loss(
     that show an object, and `iou`, the mean of their boxes'.
   """
   images, rows = batch.prompt_valid.shape
-  side = embedding.coarse.shape[1]
+  side = maps.coarse.shape[1]
   targets = jax.tree.map(lambda x: x[:, :masked], batch.targets)
   valid = (targets.valid & batch.prompt_valid[:, :masked, None]).reshape(images, -1)
   covered = fractions(targets.masks).reshape(images, -1, *targets.masks.shape[3:])
@@ -83,11 +83,11 @@ def dense_loss(
   likely = shares >= 0.5 * shares.max(axis=2, keepdims=True)
   cell = jnp.argmax(likely * (1 + jax.random.uniform(cells, shares.shape)), axis=2)
   found: Any = detector.apply(
-    {"params": parameters}, embedding, text, batch.prompt_valid, cell,
+    {"params": parameters}, maps, text, batch.prompt_valid, cell,
     method=_survey, rngs={"dropout": dropout},
   )  # fmt: skip
 
-  terms = _naming(embedding, text, batch, phrases)
+  terms = _naming(maps, text, batch, phrases)
   classes = jnp.where(batch.prompt_valid, cell_loss(found.logits, phrases), 0)
   terms["class"] = classes.sum(axis=1).mean()
   boxes = targets.boxes.reshape(images, -1, 4)
@@ -104,18 +104,20 @@ def dense_loss(
 
 def _survey(
   detector: Any,
-  embedding: ImageEmbedding,
+  maps: ImageMaps,
   text: TextEmbedding,
   valid: Bool[Array, "B R"],
   cells: Int[Array, "B O"],
 ) -> Survey:
   """The model without its queries. A phrase is one token here, the mean of its own."""
   images, rows = valid.shape
-  coarse, width = embedding.coarse, embedding.coarse.shape[-1]
+  coarse, width = maps.coarse, maps.coarse.shape[-1]
   position = sine_map(coarse.shape[1], coarse.shape[2], width).reshape(-1, width)
   phrases = _means(text).reshape(images, rows, width).astype(coarse.dtype)
   valid = valid.at[:, 0].set(True)  # attention needs something to look at
-  memory = detector.fusion(coarse.reshape(images, -1, width), position, phrases, valid)
+  embedding = detector.prepare(maps)
+  tokens = embedding.attended.reshape(images, -1, width)
+  memory = detector.fusion(tokens, position, phrases, valid)
   states = jnp.take_along_axis(memory, cells[..., None], axis=1)
   levels = embedding.middle, embedding.fine
   masks, semantic = detector.masks(states, memory.reshape(coarse.shape), levels, phrases, valid)
@@ -124,14 +126,14 @@ def _survey(
   return Survey(logits.reshape(images, rows, -1), memory, masks, semantic)
 
 
-def _naming(embedding, text, batch, phrases) -> dict[str, Array]:
+def _naming(maps, text, batch, phrases) -> dict[str, Array]:
   """Cross-entropy of the neck's cells. The logit of a phrase is the scaled product of a cell's
   features with the mean of the phrase's, that of none of them is 0; an edge is shared by coverage,
   and a cell of two phrases for the same thing between them."""
   names = _means(text).reshape(*batch.prompt_valid.shape, -1)
   terms = {}
   for level in ("coarse", "middle", "fine"):
-    features = getattr(embedding, level).astype(jnp.float32)
+    features = getattr(maps, level).astype(jnp.float32)
     logits = jnp.einsum("bhwd,brd->brhw", features, names) / features.shape[-1] ** 0.5
     logits = jnp.where(batch.prompt_valid[..., None, None], logits, -1e9)
     logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1)

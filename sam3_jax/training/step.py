@@ -5,6 +5,7 @@ it reaches over pictures of other devices and the partitioner has no reason to g
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from sam3_jax.training.dense import dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
-from sam3_jax.types import ImageEmbedding, Predictions, TextEmbedding
+from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
 
 Metrics = dict[str, Array]
 
@@ -90,10 +91,10 @@ def make_step(
     gather = settings.layering.gather
     parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
     if settings.objective == "dense":
-      embedding, text = encode(parameters, batch, key, settings, shards)
+      maps, text = encode(parameters, batch, key, settings, shards)
       detector = Detector(settings.model, settings.dtype, True, settings.layering)
       key, masked = jax.random.fold_in(key, 1), settings.masked
-      return dense_loss(parameters, detector, embedding, text, batch, key, masked)
+      return dense_loss(parameters, detector, maps, text, batch, key, masked)
     predictions = predict(parameters, batch, key, settings, shards)
     flat = flatten(batch)
     images, queries = len(batch.images), settings.model.queries
@@ -145,13 +146,12 @@ def predict(
 
   def share(batch: Batch, key: Array) -> Predictions:
     encoding, decoding = jax.random.split(key)
-    embedding, text = _encode(parameters, batch, encoding, settings)
-    prompts: Any = flat_prompts(batch, text)
-    found: Any = detector.apply(
-      {"params": parameters}, embedding, prompts, settings.duplicate, settings.masked,
-      method=Detector.predict, rngs={"dropout": decoding},
-    )  # fmt: skip
-    return found
+    maps, text = _encode(parameters, batch, encoding, settings)
+    apply: Any = functools.partial(
+      detector.apply, {"params": parameters}, rngs={"dropout": decoding}
+    )
+    embedding, prompts = apply(maps, method=Detector.prepare), flat_prompts(batch, text)
+    return apply(embedding, prompts, settings.duplicate, settings.masked, method=Detector.predict)
 
   found = _by_share(share, batch, key, shards)
   if shards == 1:
@@ -164,10 +164,10 @@ def predict(
 
 def encode(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
-) -> tuple[ImageEmbedding, TextEmbedding]:
-  """Embeddings of a batch's pictures and of all its phrases; arguments as of `predict`."""
+) -> tuple[ImageMaps, TextEmbedding]:
+  """Maps of a batch's pictures, and all its phrases encoded; arguments as of `predict`."""
 
-  def share(batch: Batch, key: Array) -> tuple[ImageEmbedding, TextEmbedding]:
+  def share(batch: Batch, key: Array) -> tuple[ImageMaps, TextEmbedding]:
     return _encode(parameters, batch, key, settings)
 
   found = _by_share(share, batch, key, shards)
@@ -182,8 +182,8 @@ def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -
 
   keys = jax.random.split(key)
   images, tokens = normalize(batch.images), batch.tokens.reshape(-1, batch.tokens.shape[-1])
-  embedding = apply("trunk", Detector.encode_image, images, batch.sizes, key=keys[0])
-  return embedding, apply("text", Detector.encode_text, tokens, key=keys[1])
+  maps = apply("trunk", Detector.map_image, images, batch.sizes, key=keys[0])
+  return maps, apply("text", Detector.encode_text, tokens, key=keys[1])
 
 
 def _by_share(share: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
