@@ -6,6 +6,7 @@ batches of the few sizes below: no padding is computed, and the compilations are
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, normalize, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding
 
 IMAGE_BATCHES = (4, 1)
 TEXT_BATCHES = (16, 4, 1)
 PROMPT_BATCHES = (4, 1)  # of one image; batches over several images have the first of these sizes
+MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 60 prompts of the released model in float32
 
 
 class Sam3:
@@ -65,9 +67,18 @@ class Sam3:
       variables = {"params": params}
       return detector.apply(variables, embedding, prompts, max_detections, method=Detector.detect)
 
+    def score(params, embedding, prompts, max_detections):
+      variables = {"params": params}
+      return detector.apply(variables, embedding, prompts, max_detections, method=Detector.score)
+
+    def mask(params, embedding, scored):
+      return detector.apply({"params": params}, embedding, scored, method=Detector.mask)
+
     self._encode_image = jax.jit(encode_image)
     self._encode_text = jax.jit(encode_text)
     self._detect = jax.jit(detect, static_argnames="max_detections")
+    self._score = jax.jit(score, static_argnames="max_detections")
+    self._mask = jax.jit(mask)
 
   @classmethod
   def from_checkpoint(
@@ -124,6 +135,8 @@ class Sam3:
     *,
     text: TextEmbedding | None = None,
     max_detections: int | None = None,
+    min_score: float = 0.0,
+    memory_budget: int = MEMORY_BUDGET,
   ) -> Detections:
     """Finds what the prompts name: any number of prompts over any number of encoded images.
 
@@ -135,13 +148,18 @@ class Sam3:
       text: `encode_text(prompts)`, when it is at hand; else it is computed, once a distinct phrase.
       max_detections: keep the best so many of each prompt, in descending order; None keeps all
         queries in their order.
+      min_score: a prompt without any score above it gets no masks made, which saves a quarter of
+        its work: its masks are all 0, and so empty. All else is as ever.
+      memory_budget: bytes that all masks together may take on the device. More are collected in the
+        host's memory, as NumPy arrays, where those that `min_score` leaves out take nothing.
 
     Returns:
       One row a prompt, in the prompts' order, on the device. `.instances()` thresholds them. Masks
       take 66 MB a prompt in float32 at the released size: `max_detections` makes it less.
 
     Raises:
-      ValueError: no prompt, a box outside its image, an image that is not there.
+      ValueError: no prompt, a box outside its image, an image that is not there, a score outside
+        [0, 1], or masks for which the host has no room either.
       TypeError: what should be an embedding, a prompt or encoded text is something else.
     """
     if not isinstance(embedding, ImageEmbedding):
@@ -155,6 +173,8 @@ class Sam3:
       check_boxes(prompt, *size.tolist())
     if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
       raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections}.")
+    if not 0 <= min_score <= 1:
+      raise ValueError(f"min_score must be in [0, 1]; got {min_score}. Use 0 for all masks.")
     rows = np.arange(len(prompts))
     if text is None:
       phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
@@ -164,7 +184,7 @@ class Sam3:
       raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
     first_ids = 1 + self.config.queries * _ordinal(images)
 
-    def detect(batch: np.ndarray) -> Detections:
+    def ask(batch: np.ndarray) -> tuple[ImageEmbedding, Prompts]:
       sources, source = np.unique(images[batch], return_inverse=True)
       if len(sources) > 1:  # one row of the embedding a prompt: the batch's size, not a new shape
         sources, source = images[batch], np.arange(len(batch))
@@ -172,22 +192,47 @@ class Sam3:
         [prompts[i] for i in batch], sizes[batch],
         image=source.astype(np.int32), first_id=first_ids[batch], text=_take(text, rows[batch]),
       )  # fmt: skip
-      return self._detect(self.params, _take(embedding, sources), packed, max_detections)
+      return _take(embedding, sources), packed
 
-    found = None
+    about = jnp.asarray(images, jnp.int32)
+    kept = min(max_detections or self.config.queries, self.config.queries)
+    room = _Room(len(prompts), kept, self.config.mask_size, self.dtype, memory_budget)
     for batch in _prompt_batches(images):
-      part = dataclasses.replace(detect(batch), image_index=jnp.asarray(images[batch], jnp.int32))
-      if np.array_equal(batch, np.arange(len(prompts))):
-        return part
-      found = _place(_room(part, len(prompts)) if found is None else found, part, batch)
-    return found  # pyright: ignore[reportReturnType]
+      for part, chosen in self._parts(*ask(batch), max_detections, min_score):
+        if isinstance(part, Detections) and room.is_whole(batch[chosen]):
+          return dataclasses.replace(part, image_index=about)
+        room.put(part, batch[chosen])
+    return Detections(**room.arrays | {"image_index": about})
+
+  def _parts(
+    self,
+    embedding: ImageEmbedding,
+    prompts: Prompts,
+    max_detections: int | None,
+    min_score: float,
+  ) -> Iterator[tuple[Detections | Scored, np.ndarray]]:
+    """What is found for a batch, and for which of its rows."""
+    every = np.arange(len(prompts))
+    if not min_score:
+      yield self._detect(self.params, embedding, prompts, max_detections), every
+      return
+    scored = self._score(self.params, embedding, prompts, max_detections)
+    yield scored, every
+    promising = np.flatnonzero(np.asarray(scored.scores).max(axis=1) > min_score)
+    for rows in _batches(promising, PROMPT_BATCHES):
+      part, seen = _take(scored, rows), embedding
+      if len(embedding) > 1:
+        seen = _take(embedding, rows)
+        part = dataclasses.replace(part, image_index=jnp.arange(len(rows), dtype=jnp.int32))
+      yield self._mask(self.params, seen, part), rows
 
   @property
   def compilations(self) -> int:
     """How often the detector has been compiled for `decode` so far, from jit's own cache: at most 6
-    programs for each value of max_detections. (Putting results together takes a trivial program
-    more for each new number of prompts.)"""
-    return self._detect._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    programs for each value of max_detections, and 12 others where there is a min_score. (Putting
+    results together takes a trivial program more for each new number of prompts.)"""
+    programs: list[Any] = [self._detect, self._score, self._mask]
+    return sum(program._cache_size() for program in programs)
 
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads."""
@@ -261,10 +306,6 @@ def _gather(pytree: Any, rows: Array) -> Any:
   return jax.tree.map(lambda array: array[rows], pytree)
 
 
-def _room(part: Any, rows: int) -> Any:
-  return jax.tree.map(lambda array: jnp.zeros((rows, *array.shape[1:]), array.dtype), part)
-
-
 @functools.partial(jax.jit, donate_argnums=0)  # in place: masks of many prompts fit once, not twice
 def _place(whole: Any, part: Any, rows: Array) -> Any:
   return jax.tree.map(lambda w, p: w.at[rows].set(p, unique_indices=True), whole, part)
@@ -275,3 +316,43 @@ def _take(pytree: Any, rows: np.ndarray) -> Any:
   if np.array_equal(rows, np.arange(len(pytree))):
     return pytree
   return _gather(pytree, rows)
+
+
+class _Room:
+  """Where the rows of `Detections` are put together, as they are found: masks on the device, or, if
+  all take more than `budget` bytes, in the host's memory."""
+
+  def __init__(self, prompts: int, kept: int, size: int, dtype: str, budget: int):
+    self.arrays: dict[str, Any] = {}
+    self._rows, self._dtype = prompts, jnp.dtype(dtype)
+    grid = prompts, size, size
+    self._masks = {"mask_logits": (prompts, kept, size, size), "semantic_logits": grid}
+    values = sum(math.prod(shape) for shape in self._masks.values())
+    self._on_host = values * self._dtype.itemsize > budget
+
+  def is_whole(self, rows: np.ndarray) -> bool:
+    """Whether these rows are all there are, in order, and may stay where they are."""
+    return not self._on_host and np.array_equal(rows, np.arange(self._rows))
+
+  def put(self, part: Detections | Scored, rows: np.ndarray) -> None:
+    """Puts what `part` has of these rows into its place."""
+    if not self.arrays:
+      self.arrays = self._empty(part)
+    new = {name: array for name, array in vars(part).items() if name in self.arrays}
+    for name in self._masks.keys() & new.keys() if self._on_host else ():
+      self.arrays[name][rows] = np.asarray(new.pop(name))
+    self.arrays |= _place({name: self.arrays[name] for name in new}, new, rows)
+
+  def _empty(self, part: Detections | Scored) -> dict[str, Any]:
+    names = (field.name for field in dataclasses.fields(Detections))
+    rest = {name: getattr(part, name) for name in names if name not in self._masks}
+    arrays = {name: jnp.zeros((self._rows, *x.shape[1:]), x.dtype) for name, x in rest.items()}
+    zeros: Any = np.zeros if self._on_host else jnp.zeros  # NumPy's take no memory until written
+    try:
+      return arrays | {name: zeros(shape, self._dtype) for name, shape in self._masks.items()}
+    except MemoryError:
+      prompts, kept, *_ = self._masks["mask_logits"]
+      raise ValueError(
+        f"there is no room for the masks of {prompts} prompts x {kept} queries; pass a smaller "
+        "max_detections, or decode fewer prompts at a time."
+      ) from None

@@ -144,6 +144,52 @@ def test_max_detections_are_the_best_in_order(model, embedding):
   assert model.decode(embedding, "a", 0, max_detections=999).scores.shape == (1, QUERIES)
 
 
+@pytest.mark.parametrize("left_out", [0, 4, 6])
+def test_prompts_below_min_score_get_no_masks(model, embedding, left_out):
+  every = model.decode(embedding, PROMPTS, INDEX)
+  best = np.asarray(every.scores).max(axis=1)
+  limit = float(np.sort(best)[left_out - 1]) if left_out else 1e-9
+  some = model.decode(embedding, PROMPTS, INDEX, min_score=limit)
+  some, every = jax.device_get((some, every))
+  masked = best > limit
+  assert masked.sum() == 6 - left_out
+  assert_same(some[masked], every[masked])
+  blank = every.replace(
+    mask_logits=np.zeros_like(every.mask_logits),
+    semantic_logits=np.zeros_like(every.semantic_logits),
+  )
+  assert_same(some[~masked], blank[~masked])
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.5])
+def test_masks_over_the_budget_are_collected_on_the_host(model, embedding, min_score):
+  want = model.decode(embedding, PROMPTS, INDEX, min_score=min_score)
+  size = want.mask_logits.nbytes + want.semantic_logits.nbytes
+  fits = model.decode(embedding, PROMPTS, INDEX, min_score=min_score, memory_budget=size)
+  got = model.decode(embedding, PROMPTS, INDEX, min_score=min_score, memory_budget=size - 1)
+  assert isinstance(fits.mask_logits, jax.Array)
+  assert isinstance(got.mask_logits, np.ndarray)
+  assert isinstance(got.semantic_logits, np.ndarray)
+  assert_same(got, want)
+  for one, other in zip(got.instances(0.5), want.instances(0.5), strict=True):
+    assert [one.masks[i].sum() for i in range(len(one))] == [
+      other.masks[i].sum() for i in range(len(other))
+    ]
+
+
+def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch):
+  make = np.zeros
+
+  def zeros(shape, *args, **settings):
+    if np.size(shape) == 4:
+      raise MemoryError
+    return make(shape, *args, **settings)
+
+  monkeypatch.setattr(np, "zeros", zeros)
+  with pytest.raises(ValueError, match="no room for the masks of 2 prompts x 10 queries; pass a"):
+    model.decode(embedding, ["a", "b"], 0, memory_budget=0)
+
+
 def test_ids_are_unique_in_an_image(model, embedding):
   found = model.decode(embedding, PROMPTS, INDEX)
   for image in set(INDEX):
@@ -206,6 +252,8 @@ def test_save_and_load(model, embedding, tmp_path):
     ("a", [0.5], {}, "one integer a prompt, 1"),
     (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 picture"),
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
+    ("a", 0, {"min_score": 1.5}, r"min_score must be in \[0, 1\]; got 1.5"),
+    ("a", 0, {"min_score": float("nan")}, r"min_score must be in \[0, 1\]; got nan"),
   ],
 )
 def test_faults_are_one_line(model, embedding, prompts, index, settings, message):
