@@ -95,7 +95,7 @@ def test_decoding_equals_the_plain_form(index):
   rng, images = np.random.default_rng(0), max(index) + 1
   maps = run("map_image", random_images(rng, images), np.full((images, 2), 99, np.int32))
   text = run("encode_text", random_tokens(rng, [3, 9, 5][: len(index)]))
-  prompts = random_prompts(rng, text, index, [0, 2, 1][: len(index)], 2)
+  prompts = random_prompts(rng, text, index, [1, 2, 0][: len(index)], 2)
   params = {part: parameters()[part] for part in PARTS}
   embedding = Plain(CONFIG).prepare(maps)
   found = shapes("predict", embedding, prompts)
@@ -105,11 +105,11 @@ def test_decoding_equals_the_plain_form(index):
     for kind in (Detector, Plain)
   )
   for name, value in vars(want).items():
-    assert_close(getattr(got, name), value, rel=1e-5, what=name)
+    assert_close(getattr(got, name), value, rel=7e-6, what=name)  # measured 7.5e-7
   got_gradients = flatten(got_gradients)
   for path, gradient in flatten(gradients).items():
     if not path.endswith(UNSEEN):
-      assert_close(got_gradients[path], gradient, rel=1e-4, what=path)
+      assert_close(got_gradients[path], gradient, rel=2e-5, what=path)  # measured 2.6e-6
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (5, 4)])
