@@ -118,6 +118,7 @@ def test_shapes_of_every_size(size, dtype):
     "fine": ((images, 288, 288, 256), dtype),
     "middle": ((images, 144, 144, 256), dtype),
     "coarse": ((images, 72, 72, 256), dtype),
+    "attended": ((images, 72, 72, 256), dtype),
     "sizes": ((images, 2), jnp.int32),
   }
   text = trace("encode_text", shape(prompts, 32, of=jnp.int32))
