@@ -322,9 +322,9 @@ class _Room:
   """Where the rows of `Detections` are put together, as they are found: masks on the device, or, if
   all take more than `budget` bytes, in the host's memory."""
 
-  def __init__(self, prompts: int, kept: int, size: int, dtype: str, budget: int):
+  def __init__(self, prompts: int, kept: int, size: int, dtype: np.dtype, budget: int):
     self.arrays: dict[str, Any] = {}
-    self._rows, self._dtype = prompts, jnp.dtype(dtype)
+    self._rows, self._dtype = prompts, dtype
     grid = prompts, size, size
     self._masks = {"mask_logits": (prompts, kept, size, size), "semantic_logits": grid}
     values = sum(math.prod(shape) for shape in self._masks.values())
