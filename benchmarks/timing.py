@@ -1,5 +1,6 @@
 """Seconds, peak memory, and the machine they were taken on; standard library alone."""
 
+import contextlib
 import json
 import os
 import platform
@@ -51,9 +52,16 @@ def serve(step: Callable[[], float], versions: dict[str, str], about: dict[str, 
 
 
 def peak_memory() -> int:
-  """Bytes that this process has had resident at most, pages of mapped files included."""
+  """Bytes that this process has had resident at most since its start, or since
+  `reset_peak_memory`; pages of mapped files included."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def reset_peak_memory() -> None:
+  """Lets `peak_memory` begin anew at what is resident now; on Linux only."""
+  with contextlib.suppress(OSError):
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sam3_jax.commands import checkpoints, evaluate, segment, train
+from sam3_jax.commands import benchmark, checkpoints, evaluate, segment, train
 from sam3_jax.terminal import (
   FAILED,
   INTERRUPTED,
@@ -40,6 +40,7 @@ for command in (
   checkpoints.inspect,
   train.scenes,
   train.train,
+  benchmark.benchmark,
 ):
   app.command()(command)
 

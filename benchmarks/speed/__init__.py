@@ -1,0 +1,1 @@
+"""What `sam3-jax benchmark` runs: cases, a process for each side, figures, tables, plots."""

@@ -1,0 +1,24 @@
+"""What all sides are asked: the same phrases, and the same masks to bring to a picture's size."""
+
+import numpy as np
+
+COLORS = ("red", "green", "blue", "yellow", "black", "white", "brown", "orange")
+THINGS = (
+  "cat", "dog", "bus", "chair", "apple", "lion", "boat", "bird",
+  "tree", "cup", "shoe", "kite", "book", "horse", "lamp", "clock",
+)  # fmt: skip
+
+
+def phrases(count: int) -> list[str]:
+  """So many different ones, at most 128."""
+  every = [f"{color} {thing}" for thing in THINGS for color in COLORS]
+  return every[:count]
+
+
+def mask_logits(count: int, side: int) -> np.ndarray:
+  """Ellipses of 4 to 40 % of the square's side, float32 [count, side, side]."""
+  rng = np.random.default_rng(0)
+  centres, radii = rng.uniform(0.1, 0.9, (count, 2)), rng.uniform(0.02, 0.2, (count, 2))
+  cells = (np.arange(side) + 0.5) / side
+  y, x = ((cells - centres[:, i, None]) / radii[:, i, None] for i in (0, 1))
+  return (4 * (1 - y[:, :, None] ** 2 - x[:, None, :] ** 2)).astype(np.float32)

@@ -1,0 +1,88 @@
+"""What the sides read: one checkpoint in the layout of each, one picture, the phrases' tokens."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sam3_jax import checkpoint
+from sam3_jax.config import SIZES, Config
+from sam3_jax.model.sam3 import parameter_shapes
+from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.trees import flatten, nest
+from speed.cases import STEPS
+from speed.inputs import phrases
+
+CLONE = Path(__file__).parents[2]
+# The tests' copy of CLIP's vocabulary, as any SAM 3's, so that nothing need be downloaded.
+VOCABULARY = CLONE / "tests" / "goldens" / "tokenizer.model"
+PICTURE_SIZE = 1500, 2000  # height, width
+
+
+class Material:
+  """Attributes:
+  bundle: folder of the checkpoint in our layout.
+  name: what it is called in the report.
+  config: its sizes.
+  picture: a PNG file.
+  tokens: ids of as many phrases as any case asks for.
+  """
+
+  def __init__(self, bundle: Path | None, size: str | None, picture: Path, work: Path):
+    """Writes what is not there yet.
+
+    Args:
+      bundle: a checkpoint, or None for one of seeded weights.
+      size: of the seeded one, a key of `config.SIZES`.
+      picture: to be brought to `PICTURE_SIZE`.
+      work: folder to write to.
+    """
+    self.work = work
+    if bundle is None:
+      if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
+      self.name = f"seeded weights of size {size}"
+      self.bundle = work / size
+      if not self.bundle.exists():
+        checkpoint.save(
+          self.bundle, seeded(SIZES[size]), SIZES[size], VOCABULARY.read_bytes(),
+          info={"name": self.name, "trained": False},
+        )  # fmt: skip
+    else:
+      self.name, self.bundle = bundle.name, bundle.absolute()
+    self.config = checkpoint.inspect(self.bundle).config
+    tokenizer = Tokenizer(self.bundle / "tokenizer.model", context=self.config.text.context)
+    most = max(max(step.counts + step.growth) for step in STEPS.values())
+    self.tokens = tokenizer(phrases(most)).tolist()
+    self.picture = work / "picture.png"
+    with Image.open(picture) as image:
+      image.convert("RGB").resize(PICTURE_SIZE[::-1]).save(self.picture, compress_level=1)
+
+  def check_peers(self) -> None:
+    """Raises ValueError if no peer can compute this model."""
+    if self.config.trunk.stem:
+      raise ValueError("the checkpoint has a convolutional stem, which no peer has; give --size")
+
+  def in_layout(self, layout: str) -> Path:
+    """Folder of the checkpoint in a peer's layout; raises ValueError or ImportError if there is no
+    way to it."""
+    # setuptools maps the folder converters/ to this name, which pyright cannot know.
+    from sam3_jax.converters import export  # pyright: ignore[reportMissingImports]
+
+    folder = self.work / f"{self.bundle.name}-{layout}"
+    if not folder.exists():
+      export(self.bundle, folder, layout)
+    return folder
+
+
+def seeded(config: Config) -> dict:
+  """Random parameters that keep activations of order one, drawn by NumPy: `init` would have to be
+  compiled."""
+  rng = np.random.default_rng(0)
+  drawn = {}
+  for path, leaf in flatten(parameter_shapes(config)).items():
+    scale = 1 / np.sqrt(leaf.shape[-2]) if path.endswith("/kernel") else 0.1
+    drawn[path] = np.float32(scale) * rng.standard_normal(leaf.shape, dtype=np.float32)
+    if path.endswith("/scale"):
+      drawn[path] += 1
+  return nest(drawn)
