@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sam3_jax.commands import benchmark, checkpoints, evaluate, segment, train
+from sam3_jax.commands import benchmark, cache, checkpoints, compile, evaluate, segment, train
 from sam3_jax.terminal import (
   FAILED,
   INTERRUPTED,
@@ -40,6 +40,7 @@ for command in (
   checkpoints.inspect,
   train.scenes,
   train.train,
+  compile.compile,
   benchmark.benchmark,
 ):
   app.command()(command)
@@ -49,7 +50,8 @@ _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def entry() -> NoReturn:
-  """The program: `main`, and the process's end."""
+  """The program: `main` with the cache of compiled programs, and the process's end."""
+  cache.use()
   status = main()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
   if status == INTERRUPTED:  # XLA, torn down in the middle of its work, would crash
@@ -109,5 +111,17 @@ def _root(
       help="Print the version and exit.",
     ),
   ] = False,
+  no_cache: Annotated[
+    bool,
+    typer.Option(
+      "--no-cache",
+      metavar="",
+      help="Compile anew. Else compiled programs are kept in the folder sam3-jax/programs of the "
+      "user's cache, which may be deleted at any time; the environment variable "
+      "JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=0 does "
+      "the same as this.",
+    ),
+  ] = False,
 ) -> None:
-  pass
+  if no_cache:
+    cache.switch_off()

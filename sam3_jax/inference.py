@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from sam3_jax import checkpoint
+from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, normalize, read_image, resize
@@ -226,6 +227,34 @@ class Sam3:
         part = dataclasses.replace(part, image_index=jnp.arange(len(rows), dtype=jnp.int32))
       yield self._mask(self.params, seen, part), rows
 
+  def compile(
+    self,
+    images: int = 1,
+    prompts: int = 1,
+    *,
+    boxes: int = 0,
+    max_detections: int | None = None,
+  ) -> list[Program]:
+    """Compiles ahead what `encode` of so many images and `decode` of so many prompts about one of
+    them need, so that the first calls need not; several programs side by side.
+
+    Args:
+      images, prompts: their numbers; 0 leaves the part out.
+      boxes: the most of a prompt.
+      max_detections: as it will be given to `decode`.
+
+    Returns:
+      What the compiler says of each program.
+    """
+    return programs(
+      self,
+      images=_batch_sizes(images, IMAGE_BATCHES),
+      phrases=_batch_sizes(prompts, TEXT_BATCHES),
+      prompts=_batch_sizes(prompts, PROMPT_BATCHES),
+      boxes=boxes,
+      max_detections=max_detections,
+    )
+
   @property
   def compilations(self) -> int:
     """How often the detector has been compiled for `decode` so far, from jit's own cache: at most 6
@@ -280,6 +309,11 @@ def _batches(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
     size = next(size for size in sizes if size <= len(rows))
     yield rows[:size]
     rows = rows[size:]
+
+
+def _batch_sizes(rows: int, sizes: Sequence[int]) -> list[int]:
+  """The different sizes of the batches of so many rows."""
+  return sorted({len(batch) for batch in _batches(np.arange(rows), sizes)})
 
 
 def _prompt_batches(images: np.ndarray) -> Iterator[np.ndarray]:

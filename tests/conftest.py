@@ -1,4 +1,5 @@
-"""Set up before anything is imported: eight CPU devices, exact products, shapes checked.
+"""Set up before anything is imported: eight CPU devices, exact products, shapes checked, and no
+programs kept in the user's cache.
 
 Signatures of sam3_jax.model and sam3_jax.ops are checked at run time. The struct dataclasses of
 types.py are not: JAX puts other things than arrays into them on its way through transformations.
@@ -10,6 +11,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 import jax
 import jaxtyping

@@ -16,7 +16,7 @@ ROWS = (
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize"},
-  {"checkpoint"},
+  {"checkpoint", "compiling"},
   {"converters"},
   {"inference"},
   {"hub", "segment"},

@@ -67,7 +67,7 @@ class Material:
     """Folder of the checkpoint in a peer's layout; raises ValueError or ImportError if there is no
     way to it."""
     # setuptools maps the folder converters/ to this name, which pyright cannot know.
-    from sam3_jax.converters import export  # pyright: ignore[reportMissingImports]
+    from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
 
     folder = self.work / f"{self.bundle.name}-{layout}"
     if not folder.exists():
