@@ -103,8 +103,8 @@ def programs(
     return list(pool.map(lambda pair: _compile(*pair), lowered))
 
 
-def described_tpu(topology: str) -> jax.Device:
-  """A chip that is not here, such as of "v5e:1x1"; the compiler in libtpu knows it.
+def described_tpu(topology: str) -> Any:
+  """The device of a chip that is not here, such as of "v5e:1x1"; the compiler in libtpu knows it.
 
   Raises:
     ValueError: libtpu is missing, or knows no such topology.

@@ -28,7 +28,7 @@ class Size(enum.StrEnum):
 
 class Part(enum.StrEnum):
   preprocess = "preprocess"
-  encode = "encode"
+  encode = "encode"  # pyright: ignore[reportAssignmentType] - a method of str
   text = "text"
   decode = "decode"
   predict = "predict"

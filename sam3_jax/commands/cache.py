@@ -14,7 +14,7 @@ def use() -> None:
   """Keeps every compiled program, also those that compile fast, as there are many of them."""
   import jax
 
-  if not jax.config.jax_compilation_cache_dir:
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", str(folder()))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

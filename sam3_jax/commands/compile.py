@@ -2,7 +2,7 @@
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,8 +13,6 @@ from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
 from sam3_jax.terminal import progress
 
 if TYPE_CHECKING:
-  import jax
-
   from sam3_jax.compiling import Program
   from sam3_jax.inference import Sam3
 
@@ -74,7 +72,7 @@ def compile(
   Console(quiet=quiet).print(_table(f"{folder.name}, {model.dtype}, for {where}", done))
 
 
-def _model(folder: Path, dtype: str, chip: "jax.Device") -> "Sam3":
+def _model(folder: Path, dtype: str, chip: Any) -> "Sam3":
   """The checkpoint's, with shapes in place of parameters."""
   import jax
 
