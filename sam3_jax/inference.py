@@ -5,8 +5,6 @@ batches of the few sizes below: no padding is computed, and the compilations are
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, normalize, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
+from sam3_jax.room import Room
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding
 
 IMAGE_BATCHES = (4, 1)
 TEXT_BATCHES = (16, 4, 1)
 PROMPT_BATCHES = (4, 1)  # of one image; batches over several images have the first of these sizes
-MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 60 prompts of the released model in float32
+MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 59 prompts of the released model in float32
 
 
 class Sam3:
@@ -137,7 +136,7 @@ class Sam3:
     text: TextEmbedding | None = None,
     max_detections: int | None = None,
     min_score: float = 0.0,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: float = MEMORY_BUDGET,
   ) -> Detections:
     """Finds what the prompts name: any number of prompts over any number of encoded images.
 
@@ -149,18 +148,20 @@ class Sam3:
       text: `encode_text(prompts)`, when it is at hand; else it is computed, once a distinct phrase.
       max_detections: keep the best so many of each prompt, in descending order; None keeps all
         queries in their order.
-      min_score: a prompt without any score above it gets no masks made, which saves a quarter of
+      min_score: a prompt without any score above it gets no masks made, which saves a fifth of
         its work: its masks are all 0, and so empty. All else is as ever.
-      memory_budget: bytes that all masks together may take on the device. More are collected in the
-        host's memory, as NumPy arrays, where those that `min_score` leaves out take nothing.
+      memory_budget: bytes that all masks together may take on the device. Larger ones are collected
+        in the host's memory, as NumPy arrays, where those that `min_score` leaves out take nothing.
 
     Returns:
-      One row a prompt, in the prompts' order, on the device. `.instances()` thresholds them. Masks
-      take 66 MB a prompt in float32 at the released size: `max_detections` makes it less.
+      One row a prompt, in the prompts' order, on the device but for masks over the budget.
+      `.instances()` thresholds them. Masks take 66 MB a prompt in float32 at the released size:
+      `max_detections` makes it less.
 
     Raises:
       ValueError: no prompt, a box outside its image, an image that is not there, a score outside
-        [0, 1], or masks for which the host has no room either.
+        [0, 1], or more masks than the host has room for either, before any work unless there is a
+        min_score: those of 300 prompts take 20 GB in float32 at the released size.
       TypeError: what should be an embedding, a prompt or encoded text is something else.
     """
     if not isinstance(embedding, ImageEmbedding):
@@ -172,10 +173,11 @@ class Sam3:
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_boxes(prompt, *size.tolist())
-    if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
-      raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections}.")
-    if not 0 <= min_score <= 1:
-      raise ValueError(f"min_score must be in [0, 1]; got {min_score}. Use 0 for all masks.")
+    _check_options(max_detections, min_score, memory_budget)
+    kept = min(max_detections or self.config.queries, self.config.queries)
+    room = self._room(len(prompts), kept, embedding.fine.shape[1:3], memory_budget)
+    if not min_score:
+      room.reserve(len(prompts))
     rows = np.arange(len(prompts))
     if text is None:
       phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
@@ -196,8 +198,6 @@ class Sam3:
       return _take(embedding, sources), packed
 
     about = jnp.asarray(images, jnp.int32)
-    kept = min(max_detections or self.config.queries, self.config.queries)
-    room = _Room(len(prompts), kept, self.config.mask_size, self.dtype, memory_budget)
     for batch in _prompt_batches(images):
       for part, chosen in self._parts(*ask(batch), max_detections, min_score):
         if isinstance(part, Detections) and room.is_whole(batch[chosen]):
@@ -227,6 +227,15 @@ class Sam3:
         part = dataclasses.replace(part, image_index=jnp.arange(len(rows), dtype=jnp.int32))
       yield self._mask(self.params, seen, part), rows
 
+  def _room(self, prompts: int, kept: int, grid: tuple[int, ...], budget: float) -> Room:
+    """For the detections of so many prompts, whose masks have so many cells."""
+    names = [field.name for field in dataclasses.fields(Detections)]
+    masks = {
+      "mask_logits": jax.ShapeDtypeStruct((prompts, kept, *grid), self.dtype),
+      "semantic_logits": jax.ShapeDtypeStruct((prompts, *grid), self.dtype),
+    }
+    return Room(names, masks, budget)
+
   def compile(
     self,
     images: int = 1,
@@ -245,7 +254,15 @@ class Sam3:
 
     Returns:
       What the compiler says of each program.
+
+    Raises:
+      ValueError: a number below 0, or more boxes than a prompt takes.
     """
+    if min(images, prompts, boxes) < 0:
+      raise ValueError(
+        f"images, prompts and boxes must be 0 or more; got {images}, {prompts} and {boxes}. "
+        "Use 0 to leave a part out."
+      )
     return programs(
       self,
       images=_batch_sizes(images, IMAGE_BATCHES),
@@ -277,6 +294,17 @@ class Sam3:
 def default_dtype() -> str:
   """bfloat16 where the hardware multiplies it faster, float32 on a CPU."""
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _check_options(max_detections: int | None, min_score: float, memory_budget: float) -> None:
+  if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
+    raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections}.")
+  if not 0 <= min_score <= 1:
+    raise ValueError(f"min_score must be in [0, 1]; got {min_score}. Use 0 for all masks.")
+  if not memory_budget >= 0:  # NaN too
+    raise ValueError(
+      f"memory_budget must be a number of bytes; got {memory_budget}. Use 0 for the host's memory."
+    )
 
 
 def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -> np.ndarray:
@@ -340,53 +368,8 @@ def _gather(pytree: Any, rows: Array) -> Any:
   return jax.tree.map(lambda array: array[rows], pytree)
 
 
-@functools.partial(jax.jit, donate_argnums=0)  # in place: masks of many prompts fit once, not twice
-def _place(whole: Any, part: Any, rows: Array) -> Any:
-  return jax.tree.map(lambda w, p: w.at[rows].set(p, unique_indices=True), whole, part)
-
-
 def _take(pytree: Any, rows: np.ndarray) -> Any:
   """Rows of each array; without a copy if these are all of them in order."""
   if np.array_equal(rows, np.arange(len(pytree))):
     return pytree
   return _gather(pytree, rows)
-
-
-class _Room:
-  """Where the rows of `Detections` are put together, as they are found: masks on the device, or, if
-  all take more than `budget` bytes, in the host's memory."""
-
-  def __init__(self, prompts: int, kept: int, size: int, dtype: np.dtype, budget: int):
-    self.arrays: dict[str, Any] = {}
-    self._rows, self._dtype = prompts, dtype
-    grid = prompts, size, size
-    self._masks = {"mask_logits": (prompts, kept, size, size), "semantic_logits": grid}
-    values = sum(math.prod(shape) for shape in self._masks.values())
-    self._on_host = values * self._dtype.itemsize > budget
-
-  def is_whole(self, rows: np.ndarray) -> bool:
-    """Whether these rows are all there are, in order, and may stay where they are."""
-    return not self._on_host and np.array_equal(rows, np.arange(self._rows))
-
-  def put(self, part: Detections | Scored, rows: np.ndarray) -> None:
-    """Puts what `part` has of these rows into its place."""
-    if not self.arrays:
-      self.arrays = self._empty(part)
-    new = {name: array for name, array in vars(part).items() if name in self.arrays}
-    for name in self._masks.keys() & new.keys() if self._on_host else ():
-      self.arrays[name][rows] = np.asarray(new.pop(name))
-    self.arrays |= _place({name: self.arrays[name] for name in new}, new, rows)
-
-  def _empty(self, part: Detections | Scored) -> dict[str, Any]:
-    names = (field.name for field in dataclasses.fields(Detections))
-    rest = {name: getattr(part, name) for name in names if name not in self._masks}
-    arrays = {name: jnp.zeros((self._rows, *x.shape[1:]), x.dtype) for name, x in rest.items()}
-    zeros: Any = np.zeros if self._on_host else jnp.zeros  # NumPy's take no memory until written
-    try:
-      return arrays | {name: zeros(shape, self._dtype) for name, shape in self._masks.items()}
-    except MemoryError:
-      prompts, kept, *_ = self._masks["mask_logits"]
-      raise ValueError(
-        f"there is no room for the masks of {prompts} prompts x {kept} queries; pass a smaller "
-        "max_detections, or decode fewer prompts at a time."
-      ) from None

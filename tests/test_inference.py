@@ -14,7 +14,7 @@ import tiny
 from PIL import Image
 from support import assert_close
 
-from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
+from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, room
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import Detections, Prompts, TextEmbedding
 
@@ -104,7 +104,7 @@ def test_order_of_prompts_does_not_matter(model, embedding):
 def test_images_in_one_call_equal_one_by_one(model, images, embedding):
   for i, image in enumerate(images):
     alone = model.encode(image)
-    for name in ("fine", "middle", "coarse"):
+    for name in ("fine", "middle", "coarse", "attended"):
       assert_close(getattr(alone, name), getattr(embedding[i : i + 1], name), rel=CLOSE)
     assert alone.sizes.tolist() == [list(image.shape[:2])]
 
@@ -144,12 +144,15 @@ def test_max_detections_are_the_best_in_order(model, embedding):
   assert model.decode(embedding, "a", 0, max_detections=999).scores.shape == (1, QUERIES)
 
 
-@pytest.mark.parametrize("left_out", [0, 4, 6])
-def test_prompts_below_min_score_get_no_masks(model, embedding, left_out):
-  every = model.decode(embedding, PROMPTS, INDEX)
+@pytest.mark.parametrize(
+  ("index", "left_out"), [(INDEX, 0), (INDEX, 4), (INDEX, 6), (0, 3)], ids=str
+)
+def test_prompts_below_min_score_get_no_masks(model, embedding, index, left_out):
+  every = model.decode(embedding, PROMPTS, index)
   best = np.asarray(every.scores).max(axis=1)
-  limit = float(np.sort(best)[left_out - 1]) if left_out else 1e-9
-  some = model.decode(embedding, PROMPTS, INDEX, min_score=limit)
+  between = np.append(np.sort(best), 1)[left_out - 1 : left_out + 1]
+  limit = float(between.mean()) if left_out else 1e-9
+  some = model.decode(embedding, PROMPTS, index, min_score=limit)
   some, every = jax.device_get((some, every))
   masked = best > limit
   assert masked.sum() == 6 - left_out
@@ -177,17 +180,16 @@ def test_masks_over_the_budget_are_collected_on_the_host(model, embedding, min_s
     ]
 
 
-def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch):
-  make = np.zeros
-
-  def zeros(shape, *args, **settings):
-    if np.size(shape) == 4:
-      raise MemoryError
-    return make(shape, *args, **settings)
-
-  monkeypatch.setattr(np, "zeros", zeros)
-  with pytest.raises(ValueError, match="no room for the masks of 2 prompts x 10 queries; pass a"):
-    model.decode(embedding, ["a", "b"], 0, memory_budget=0)
+@pytest.mark.parametrize(("min_score", "decodings"), [(0.0, 0), (1e-9, 1)])
+def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch, min_score, decodings):
+  """At once, or, where it depends on the scores, as soon as it is known."""
+  asked, parts = [], model._parts
+  monkeypatch.setattr(model, "_parts", lambda *args: asked.append(args) or parts(*args))
+  monkeypatch.setattr(room, "free_memory", lambda: 0)
+  with pytest.raises(ValueError, match=r"the masks of .* take 0.0 GB, .*max_detections"):
+    model.decode(embedding, PROMPTS[:2], 0, min_score=min_score, memory_budget=0)
+  assert len(asked) == decodings
+  assert model.decode(embedding, PROMPTS[:2], 0).scores.shape == (2, QUERIES)
 
 
 def test_ids_are_unique_in_an_image(model, embedding):
@@ -254,6 +256,7 @@ def test_save_and_load(model, embedding, tmp_path):
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
     ("a", 0, {"min_score": 1.5}, r"min_score must be in \[0, 1\]; got 1.5"),
     ("a", 0, {"min_score": float("nan")}, r"min_score must be in \[0, 1\]; got nan"),
+    ("a", 0, {"memory_budget": -1}, "memory_budget must be a number of bytes; got -1"),
   ],
 )
 def test_faults_are_one_line(model, embedding, prompts, index, settings, message):
