@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from speed import cases, growth, report, run
+from speed import cases, growth, report, run, side_transformers, start
 from speed.client import Side
 from speed.inputs import mask_logits, phrases
 from speed.material import Material, seeded
@@ -79,6 +79,12 @@ class TestPipe:
     assert 0 < answer["first"] < 10
     assert answer["processor"] >= 0
 
+  @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it begins with the parent's")
+  def test_the_peak_is_not_of_the_process_that_starts_it(self, opened):
+    large = bytearray(2 * 10**8)
+    large[:] = b"x" * len(large)
+    assert opened().call("decode", 1)["memory"] < 1e8
+
   @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak cannot be reset")
   def test_the_peak_is_of_the_case_and_not_of_those_before(self, opened):
     side = opened()
@@ -95,11 +101,12 @@ class TestPipe:
       side.call("encode", 2)
     assert side.call("decode", 1)["first"] > 0
 
-  def test_a_side_that_ends(self, opened):
+  def test_a_side_that_ends_is_started_anew(self, opened):
     side = opened()
     for _ in range(2):
       with pytest.raises(Unable, match="ended with status 1: the end of the world"):
         side.call("encode", 1)
+    assert side.call("decode", 1)["first"] > 0
 
   def test_a_side_that_does_not_start(self, opened, tmp_path):
     with pytest.raises(Unable, match=r"^no such dtype$"):
@@ -112,6 +119,21 @@ class TestPipe:
   @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux only")
   def test_threads(self, opened):
     assert opened(threads=1).facts["cores"] == 1
+
+
+class TestStart:
+  def test_figures(self):
+    """Of another program than the command."""
+    program = start.PROGRAM.replace("sam3_jax.cli import entry", "platform import machine as entry")
+    figures = start._run([sys.executable, "-c", program], {})
+    assert figures.keys() == {"first", "processor", "memory"}
+    assert 0 < figures["processor"] < 10
+    assert 10**6 < figures["memory"] < 10**8
+
+  def test_a_run_that_fails(self):
+    program = "import sys; print('why', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(Unable, match=r"^it ended with status 3: why$"):
+      start._run([sys.executable, "-c", program], {})
 
 
 class TestTurns:
@@ -294,6 +316,20 @@ def picture(tmp_path) -> Path:
   return path
 
 
+class TestPeers:
+  @pytest.mark.parametrize(
+    ("wanted", "cuda", "name"),
+    [(None, False, "cpu"), (None, True, "cuda"), ("cpu", True, "cpu"), ("gpu", True, "cuda")],
+  )
+  def test_a_gpu_as_ours(self, wanted, cuda, name):
+    assert side_transformers.device(wanted, cuda) == name
+
+  @pytest.mark.parametrize(("wanted", "cuda"), [("gpu", False), ("tpu", True)])
+  def test_no_such_device(self, wanted, cuda):
+    with pytest.raises(Unable, match=f"^its PyTorch has no {wanted} here$"):
+      side_transformers.device(wanted, cuda)
+
+
 class TestMaterial:
   def test_of_a_checkpoint(self, bundle, picture, tmp_path):
     material = Material(bundle, None, picture, tmp_path)
@@ -343,6 +379,16 @@ class TestCommand:
       "encode", "text", "decode", "predict", "growth", "start", "keras-hub float32",
     }  # fmt: skip
     assert skipped["keras-hub float32"].endswith("cannot be run: No such file or directory")
+
+  def test_interpreters_are_found_from_where_the_command_runs(self, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "python").symlink_to(sys.executable)
+    [(_, given)] = benchmark._peers(["meta"], ["env/python"])
+    assert given == str(tmp_path / "env" / "python")
+    [(_, named)] = benchmark._peers(["meta"], ["sh"])
+    assert Path(named).is_absolute()
+    assert Path(named).exists()
 
   @pytest.mark.parametrize(
     ("typed", "message"),

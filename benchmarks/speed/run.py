@@ -1,8 +1,8 @@
 """Measures a checkpoint, and the peers beside it, all sides in turns.
 
-Each side with each dtype is a process of its own (`client`, `server`) and stays loaded to the end;
-for each case the sides take turns, A B A B, so that whatever else the machine does disturbs all
-alike.
+Each side is a process of its own (`client`, `server`), with one dtype after the other, and stays
+loaded through all cases of it. For each case the sides take turns, A B A B, so that whatever else
+the machine does disturbs all alike.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ class Job:
   Attributes:
     checkpoint: folder of a bundle, or None for seeded weights of `size`.
     size: one of `config.SIZES`.
-    dtypes: of each side.
+    dtypes: of each side, one after the other: those of several would not fit the memory.
     only: of `cases.CHOICES`.
     peers: name of each, and its Python.
     repeats: timed calls after the first.
@@ -75,22 +75,19 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
   before = os.getloadavg()[0]
   progress("weights and picture", 0)
   material = Material(job.checkpoint, job.size, job.picture, job.work)
-  cases = chosen(job.only)
-  rows, sides = [], []
-  with contextlib.ExitStack() as stack:
-    for name, python, dtype in _ways(job) if cases else ():
-      progress(f"starting {name} {dtype}", 0)
-      try:
-        sides.append(stack.enter_context(_open(job, material, name, python, dtype)))
-      except (Unable, ValueError, ImportError) as error:  # the latter of the converters
-        skipped.append({"what": f"{name} {dtype}", "why": str(error)})
-    for i, case in enumerate(cases):
-      progress(label(*case), i / len(cases))
-      rows += take_turns(sides, *case, job.repeats, skipped)
+  sides, rows = [], []
+  for dtype in job.dtypes if chosen(job.only) else ():
+    facts, measured = _measure(job, material, dtype, progress, skipped)
+    sides += facts
+    rows += measured
   if START in job.only:
     progress("the command, with nothing compiled and again", 1)
-    runs = start.segment(material.bundle, job.picture, job.device, job.repeats)
-    rows += [{"case": name, "count": 1, "side": OURS} | figures(runs[name]) for name in runs]
+    try:
+      runs = start.segment(material.bundle, job.picture, job.device, job.repeats)
+    except Unable as error:
+      skipped.append({"what": START, "why": str(error)})
+    else:
+      rows += [{"case": name, "count": 1, "side": OURS} | figures(runs[name]) for name in runs]
   return {
     "machine": machine(),
     "cores": job.threads or "all",
@@ -98,11 +95,29 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     "checkpoint": material.name,
     "picture": list(PICTURE_SIZE),
     "repeats": job.repeats,
-    "sides": [{"name": side.name, **side.facts} for side in sides],
+    "sides": sides,
     "rows": rows,
     "growth": fits(rows),
     "skipped": skipped,
   }
+
+
+def _measure(
+  job: Job, material: Material, dtype: str, progress: Progress, skipped: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """Facts of each side and rows of each case, in one dtype; adds to `skipped`."""
+  sides, rows, cases = [], [], chosen(job.only)
+  with contextlib.ExitStack() as stack:
+    for name, python in [(OURS, sys.executable), *job.peers]:
+      progress(f"starting {name} {dtype}", 0)
+      try:
+        sides.append(stack.enter_context(_open(job, material, name, python, dtype)))
+      except (Unable, ValueError, ImportError) as error:  # the latter of the converters
+        skipped.append({"what": f"{name} {dtype}", "why": str(error)})
+    for i, case in enumerate(cases):
+      progress(f"{label(*case)}, {dtype}", i / len(cases))
+      rows += take_turns(sides, *case, job.repeats, skipped)
+    return [{"name": side.name, **side.facts} for side in sides], rows
 
 
 def take_turns(
@@ -134,12 +149,6 @@ def figures(answers: Sequence[dict[str, float]]) -> dict[str, Any]:
     "processor": statistics.median(answer["processor"] for answer in later),
     "memory": max(answer["memory"] for answer in answers),
   }
-
-
-def _ways(job: Job) -> list[tuple[str, str, str]]:
-  """Name, Python and dtype of each process, those of one dtype beside each other."""
-  sides = [(OURS, sys.executable), *job.peers]
-  return [(name, python, dtype) for dtype in job.dtypes for name, python in sides]
 
 
 def _open(job: Job, material: Material, name: str, python: str, dtype: str) -> Side:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from speed.inputs import mask_logits
-from speed.server import serve
+from speed.server import Unable, serve
 
 PADDING_LABEL = -10
 
@@ -25,7 +25,7 @@ class Transformers:
     from PIL import Image
 
     torch.set_grad_enabled(False)
-    self.torch, self.device = torch, "cuda" if settings["device"] == "gpu" else "cpu"
+    self.torch, self.device = torch, device(settings["device"], torch.cuda.is_available())
     imported = time.perf_counter()
     model = transformers.Sam3Model.from_pretrained(
       settings["checkpoint"], dtype=getattr(torch, settings["dtype"])
@@ -113,6 +113,13 @@ class Transformers:
       found, threshold=0.5, target_sizes=sizes
     )
     return [one["masks"].cpu().numpy() for one in instances]
+
+
+def device(wanted: str | None, cuda: bool) -> str:
+  """PyTorch's name of it: as sam3-jax, a GPU unless told otherwise."""
+  if wanted == "tpu" or (wanted == "gpu" and not cuda):
+    raise Unable(f"its PyTorch has no {wanted} here")
+  return "cuda" if cuda and wanted != "cpu" else "cpu"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,16 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = (sys.executable, "-c", "from sam3_jax.cli import entry; entry()")
+from speed.client import FOLDER
+from speed.server import Unable
+
+PROGRAM = """
+import atexit, sys
+from timing import peak_memory
+atexit.register(lambda: print(peak_memory(), file=sys.stderr))
+from sam3_jax.cli import entry
+entry()
+"""
 
 Figures = dict[str, float]
 
@@ -16,29 +25,30 @@ Figures = dict[str, float]
 def segment(
   bundle: Path, picture: Path, device: str | None, repeats: int
 ) -> dict[str, list[Figures]]:
-  """Figures of `sam3-jax segment` as `timing.timed` has them: of one run that compiles, and of
-  `repeats` that need not."""
+  """Seconds (`first`), processor seconds and peak memory of `sam3-jax segment`: of one run that
+  compiles, and of `repeats` that need not. Raises Unable if it fails."""
   with tempfile.TemporaryDirectory(prefix="sam3-jax-cache-") as folder:
     typed = ["segment", str(picture), "--text", "red cat", "--checkpoint", str(bundle)]
     typed += ["--out", f"{folder}/out", *(["--device", device] if device else [])]
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache"}
-    empty = [_run([*COMMAND, *typed], environment)]
-    filled = [_run([*COMMAND, *typed], environment) for _ in range(max(1, repeats))]
+    cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "JAX_ENABLE_COMPILATION_CACHE": "1"}
+    command = [sys.executable, "-c", PROGRAM, *typed]
+    empty = [_run(command, cache)]
+    filled = [_run(command, cache) for _ in range(max(1, repeats))]
   return {"segment, nothing compiled": empty, "segment, compiled before": filled}
 
 
 def _run(command: list[str], environment: dict[str, str]) -> Figures:
+  pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
   start = time.perf_counter()
-  process = subprocess.Popen(
-    command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-  )
-  said = process.stderr.read() if process.stderr else ""
-  _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
+  with subprocess.Popen(
+    command, **pipes, env=os.environ | environment, cwd=FOLDER, text=True
+  ) as process:
+    said = process.stderr.read().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
   if process.returncode:
-    raise RuntimeError(f"`sam3-jax segment` failed: {said.strip()[-200:]}")
-  return {
-    "first": time.perf_counter() - start,
-    "processor": usage.ru_utime + usage.ru_stime,
-    "memory": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-  }
+    words = " ".join(line for line in said if not line.isdigit())
+    raise Unable(f"it ended with status {process.returncode}: {words[-200:]}")
+  seen = {"processor": usage.ru_utime + usage.ru_stime, "memory": int(said[-1])}
+  return {"first": seconds} | seen

@@ -3,6 +3,7 @@
 import contextlib
 import enum
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -162,4 +163,6 @@ def _peers(names: Sequence[str], pythons: Sequence[str]) -> list[tuple[str, str]
       f"{len(names)} --peer need as many --peer-python, the interpreters that have them; got "
       f"{len(pythons)}."
     )
-  return list(zip(names, pythons, strict=True))
+  # Each runs in another folder. A link is not followed: it says which environment is meant.
+  found = [str(Path(shutil.which(python) or python).absolute()) for python in pythons]
+  return list(zip(names, found, strict=True))
