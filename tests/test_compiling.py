@@ -19,6 +19,11 @@ from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import nest
 
 PHOTO = np.zeros((40, 50, 3), np.uint8)
+# Of all parameters a program takes those that it uses.
+OF_AN_IMAGE = (
+  "trunk/", "neck/", "masks/conv0/", "masks/conv1/",
+  "fusion/layers/norm1/", "fusion/layers/self_attn/",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -64,17 +69,15 @@ class TestCompile:
     assert wanted & {*compiled} == set()
 
   def test_figures(self, tokenizer_path):
-    params = nest(parameters())
-    model = make_model(tokenizer_path, params)
-    [text] = model.compile(images=0, prompts=0) or model.compile(images=1, prompts=0)
-    assert text.name == "encode 1 image"
+    model = make_model(tokenizer_path, nest(parameters()))
+    [image] = model.compile(images=1, prompts=0)
+    assert image.name == "encode 1 image"
     inputs = 3 * CONFIG.image_size**2 + 2 * 4
-    # Of all parameters a program takes those that it uses.
-    trunk = sum(x.nbytes for k, x in parameters().items() if k.startswith(("trunk/", "neck/")))
-    assert text.argument_bytes == pytest.approx(inputs + trunk, rel=1e-3)
-    assert text.peak_bytes > text.argument_bytes
-    assert text.flops > 0
-    assert text.seconds > 0
+    used = sum(x.nbytes for path, x in parameters().items() if path.startswith(OF_AN_IMAGE))
+    assert image.argument_bytes == pytest.approx(inputs + used, rel=1e-3)
+    assert image.peak_bytes > image.argument_bytes
+    assert image.flops > 0
+    assert image.seconds > 0
 
   def test_batches(self, monkeypatch, tokenizer_path):
     """Only shapes: which programs there would be."""
@@ -86,6 +89,12 @@ class TestCompile:
       "encode 1 image", "encode 4 images", "encode 1 phrase", "encode 4 phrases",
       "decode 1 prompt", "decode 4 prompts",
     ]  # fmt: skip
+
+  @pytest.mark.parametrize("given", [{"images": -1}, {"prompts": -1}, {"boxes": -1}], ids=str)
+  def test_faults(self, tokenizer_path, given):
+    model = make_model(tokenizer_path, nest(parameters()))
+    with pytest.raises(ValueError, match=r"must be 0 or more; got .*-1.*\. Use 0"):
+      model.compile(**given)
 
 
 class TestCommand:
@@ -166,6 +175,18 @@ class TestCache:
   def test_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert cache.folder() == Path.home() / ".cache" / "sam3-jax" / "programs"
+
+  def test_a_user_without_a_home(self, monkeypatch):
+    def fail():
+      raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    changed = []
+    monkeypatch.setattr(jax.config, "update", lambda name, _: changed.append(name))
+    cache.use()
+    assert changed == ["jax_persistent_cache_min_compile_time_secs"]
 
   def test_the_program_uses_it_and_the_option_switches_it_off(self, monkeypatch, capsys):
     called = []

@@ -4,18 +4,22 @@ import os
 from pathlib import Path
 
 
-def folder() -> Path:
-  """In the user's cache folder; JAX's own variable JAX_COMPILATION_CACHE_DIR names another."""
-  cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def folder() -> Path | None:
+  """In the user's cache folder; None for a user who has no home, as in some containers."""
+  try:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+  except RuntimeError:
+    return None
   return cache / "sam3-jax" / "programs"
 
 
 def use() -> None:
-  """Keeps every compiled program, also those that compile fast, as there are many of them."""
+  """Keeps every compiled program, also those that compile fast, as there are many of them; in
+  `folder()`, unless JAX's own variable JAX_COMPILATION_CACHE_DIR names another."""
   import jax
 
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(folder()))
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR") and (place := folder()):
+    jax.config.update("jax_compilation_cache_dir", str(place))
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
