@@ -83,7 +83,8 @@ class MergeConv(nn.Module):
     """The coarser map's part: all 9 taps on 2 x 2 equal cells see only 2 x 2 different ones, so it
     is one 2 x 2 convolution for each of the four places in a doubled cell: 4 / 9 of the work."""
     rows, height, width, _ = x.shape
-    kernel = jax.vmap(jax.vmap(_folded))(_folded(self.kernel))
+    kernel = self.kernel.astype(jnp.float32)  # so that the sums are rounded once
+    kernel = jax.vmap(jax.vmap(_folded))(_folded(kernel))
     kernel = kernel.transpose(1, 3, 4, 0, 2, 5)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     y = self._conv(x, kernel.reshape(2, 2, self.width, -1), "VALID")
