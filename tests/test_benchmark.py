@@ -357,6 +357,38 @@ class TestMaterial:
       material.check_peers()
 
 
+class TestRun:
+  def job(self, bundle, picture, work, **more) -> run.Job:
+    return run.Job(
+      checkpoint=bundle, size=None, dtypes=["float32", "bfloat16"], repeats=1, picture=picture,
+      work=work, **more,
+    )  # fmt: skip
+
+  def test_one_dtype_after_the_other(self, opened, bundle, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_open", lambda *given: opened(f"{given[2]} {given[4]}"))
+    shown = []
+    measured = run.run(
+      self.job(bundle, picture, tmp_path, only=["decode"]), lambda what, _: shown.append(what)
+    )
+    names = ["sam3-jax float32", "sam3-jax bfloat16"]
+    assert [side["name"] for side in measured["sides"]] == names
+    assert [(row["side"], row["count"]) for row in measured["rows"]] == [
+      (name, count) for name in names for count in (1, 8, 64)
+    ]
+    assert shown[-1] == "decode 64 prompts, bfloat16"
+
+  def test_a_command_that_fails(self, bundle, picture, tmp_path, monkeypatch):
+    def fail(*_):
+      raise Unable("why")
+
+    monkeypatch.setattr(start, "segment", fail)
+    measured = run.run(
+      self.job(bundle, picture, tmp_path, only=["start"]), lambda what, fraction: None
+    )
+    assert measured["rows"] == measured["sides"] == []
+    assert {"what": "start", "why": "why"} in measured["skipped"]
+
+
 class TestCommand:
   def test_measures_and_says_what_it_skipped(self, bundle, tmp_path, capsys):
     typed = ["benchmark", "--checkpoint", str(bundle), "--repeats", "2", "--device", "cpu"]
