@@ -68,10 +68,10 @@ def test_no_room_of_which_the_system_did_not_tell(monkeypatch):
   def zeros(*_):
     raise MemoryError
 
-  beyond = room.Room(["masks"], MASKS, 0)
+  beyond, one = room.Room(["masks"], MASKS, 0), part([0])
   monkeypatch.setattr(np, "zeros", zeros)
   with pytest.raises(ValueError, match="the masks of 5 prompts take"):
-    beyond.put(part([0]), np.array([0]))
+    beyond.put(one, np.array([0]))
 
 
 class TestFreeMemory:
