@@ -23,7 +23,8 @@ def tensors(queries=QUERIES, keys=KEYS, rows=ROWS):
 def plain_attention(query, key, value, bias=None, valid=None, causal=False):
   logits = np.einsum("aihc,ajhc->ahij", np.float64(query), key) / math.sqrt(query.shape[-1])
   if bias is not None:
-    logits = logits + np.asarray(bias)
+    y, x = (np.float64(part) for part in bias)
+    logits = logits + (y[..., :, None] + x[..., None, :]).reshape(logits.shape)
   if valid is not None:
     logits = np.where(np.asarray(valid)[:, None, None], logits, -np.inf)
   if causal:
@@ -35,7 +36,8 @@ def plain_attention(query, key, value, bias=None, valid=None, causal=False):
 
 def options(names, queries=QUERIES, keys=KEYS):
   valid = jnp.asarray(np.arange(keys) % 3 != 1) & (jnp.arange(keys) < 1 + jnp.arange(4, 7)[:, None])
-  every = {"bias": normal(9, ROWS, HEADS, queries, keys), "valid": valid, "causal": True}
+  bias = [normal(seed, ROWS, HEADS, queries, cells) for seed, cells in ((9, 2), (10, keys // 2))]
+  every = {"bias": tuple(bias), "valid": valid, "causal": True}
   return {name: every[name] for name in names}
 
 

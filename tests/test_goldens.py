@@ -263,11 +263,10 @@ def _trunk_block(groups, i):
 
 def _box_bias(boxes):
   module = BoxBias(CONFIG.width, CONFIG.heads, CONFIG.grid)
-  bias = np.asarray(
-    module.apply({"params": parameters()["decoder"]["box_bias"]}, jnp.asarray(boxes))
-  )
+  y, x = module.apply({"params": parameters()["decoder"]["box_bias"]}, jnp.asarray(boxes))
+  bias = np.asarray(y[..., :, None] + x[..., None, :])
   assert not bias[:, :, 0].any()  # the presence token's row, which Meta's golden leaves out
-  return bias[:, :, 1:]
+  return bias[:, :, 1:].reshape(*bias.shape[:2], -1, CONFIG.grid**2)
 
 
 def _scores(states, prompt, valid):

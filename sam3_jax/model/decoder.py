@@ -114,7 +114,7 @@ class DecoderLayer(nn.Module):
     valid: Bool[Array, "P S"],
     keys: Float[Array, "P HW D"],
     memory: Float[Array, "P HW D"],
-    bias: Float[Array, "P heads Q2 HW"],
+    bias: tuple[Float[Array, "P heads Q2 H"], Float[Array, "P heads Q2 W"]],
   ) -> Float[Array, "P Q2 D"]:
     """`x` holds the presence token, then the queries, then perhaps their copies, which have no part
     in self-attention."""
@@ -152,18 +152,22 @@ class BoxBias(nn.Module):
   side: int
 
   @nn.compact
-  def __call__(self, boxes: Float[Array, "P Q 4"]) -> Float[Array, "P heads Q1 HW"]:
-    """`boxes` are cxcywh fractions; a row of zeros for the presence token comes first."""
+  def __call__(
+    self, boxes: Float[Array, "P Q 4"]
+  ) -> tuple[Float[Array, "P heads Q1 H"], Float[Array, "P heads Q1 W"]]:
+    """What a cell's row and what its column adds; `boxes` are cxcywh fractions, a query of zeros
+    for the presence token comes first."""
     cells = jnp.arange(self.side) / self.side  # a cell's start, not its centre
     edges = cxcywh_to_xyxy(boxes)
     y, x = (
       self._axis(cells[:, None] - edges[..., None, axis::2], name)
       for axis, name in ((1, "y"), (0, "x"))
     )
-    bias = y[..., :, None, :] + x[..., None, :, :]
-    bias = jnp.moveaxis(bias, -1, 1).reshape(len(boxes), self.heads, -1, self.side**2)
-    return jnp.pad(bias, ((0, 0), (0, 0), (1, 0), (0, 0)))
+    return y, x
 
-  def _axis(self, delta: Float[Array, "P Q cells 2"], name: str) -> Float[Array, "P Q cells heads"]:
+  def _axis(
+    self, delta: Float[Array, "P Q cells 2"], name: str
+  ) -> Float[Array, "P heads Q1 cells"]:
     delta = jnp.sign(delta) * jnp.log2(jnp.abs(8 * delta) + 1) / math.log2(8)
-    return Mlp((self.width, self.heads), name=name)(delta)
+    bias = jnp.moveaxis(Mlp((self.width, self.heads), name=name)(delta), -1, 1)
+    return jnp.pad(bias, ((0, 0), (0, 0), (1, 0), (0, 0)))

@@ -89,7 +89,7 @@ class Attention(nn.Module):
     key: Float[Array, "A J C"],
     value: Float[Array, "A J C"],
     *,
-    bias: Float[Array, "A Heads I J"] | None = None,
+    bias: tuple[Float[Array, "A Heads I Y"], Float[Array, "A Heads I X"]] | None = None,
     valid: Bool[Array, "A J"] | None = None,
   ) -> Float[Array, "A I C"]:
     width = query.shape[-1]

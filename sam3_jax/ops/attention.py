@@ -19,7 +19,7 @@ def attention(
   key: Float[Array, "A J Heads C"],
   value: Float[Array, "A J Heads C"],
   *,
-  bias: Float[Array, "A Heads I J"] | None = None,
+  bias: tuple[Float[Array, "A Heads I Y"], Float[Array, "A Heads I X"]] | None = None,
   valid: Bool[Array, "A J"] | None = None,
   causal: bool = False,
   dropout: float = 0.0,
@@ -29,7 +29,8 @@ def attention(
 
   Args:
     query, key, value: tokens before heads, any leading axis A.
-    bias: added to the scaled logits.
+    bias: added to the scaled logits; the keys are the cells of a grid of Y rows and X columns, and
+      these are what a row and what a column adds: 1 / 36 of the whole at 72 x 72.
     valid: False on keys that no query may attend to; every row needs a True.
     causal: query i attends to keys 0 .. i only.
     dropout: rate at which attention weights are dropped; needs `dropout_key`.
@@ -40,7 +41,7 @@ def attention(
   query, key, value = (_heads_first(x) for x in (query, key, value))
   operands = {"query": query, "key": key, "value": value}
   if bias is not None:
-    operands["bias"] = bias.reshape(rows * heads, queries, keys)
+    operands["bias"] = tuple(x.reshape(rows * heads, queries, -1) for x in bias)
   if valid is not None:
     operands["valid"] = jnp.repeat(valid, heads, axis=0)
   if dropout and dropout_key is not None:
@@ -64,7 +65,7 @@ def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
 
 
 def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal, dropout):
-  """One head: query [I, C], key and value [J, C], bias [I, J], valid [J]."""
+  """One head: query [I, C], key and value [J, C], bias [I, Y] and [I, X], valid [J]."""
   block = _divisor(len(query), LOGITS // len(key))
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
@@ -82,7 +83,8 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   logits = jnp.einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
   logits = logits / math.sqrt(query.shape[-1])
   if bias is not None:
-    logits += bias
+    y, x = bias
+    logits += (y[:, :, None] + x[:, None, :]).reshape(logits.shape)
   if valid is not None:
     logits = jnp.where(valid, logits, -jnp.inf)
   if causal:
