@@ -185,15 +185,17 @@ def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], lis
   content = _load(path)
   faults: list[str] = []
   entries = {}
+  phrases = any("text_input" in entry for entry in content["images"])
   for entry in content["images"]:
     try:
       _check_image(entry)
+      if not phrases:
+        _check_looked_for(entry)
       if entry["id"] in entries:
         raise ValueError(_twice("image", entry["id"]))
       entries[entry["id"]] = entry
     except ValueError as error:
       faults.append(str(error))
-  phrases = any("text_input" in entry for entry in entries.values())
   names = {} if phrases else _categories(content, faults)
   objects = _objects(content, entries, None if phrases else names, faults)
   if phrases:
@@ -202,6 +204,7 @@ def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], lis
 
 
 _LISTS = ("images", "annotations")
+_LOOKED_FOR = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's, of an image
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -233,10 +236,24 @@ def _check_image(entry: dict[str, Any]) -> None:
     )
 
 
+def _check_looked_for(entry: dict[str, Any]) -> None:
+  for key in _LOOKED_FOR:
+    value = entry.get(key, [])
+    if not isinstance(value, list) or any(type(one) is not int for one in value):
+      raise ValueError(
+        f"image {entry['id']}: {key} must be a list of category ids, or be left out; "
+        f"got {value!r:.40}"
+      )
+
+
 def _categories(content: dict[str, Any], faults: list[str]) -> dict[Any, str]:
   """Phrases by category id: the names, with spaces for the underscores of LVIS and others."""
   names: dict[Any, str] = {}
-  for entry in content.get("categories") or []:
+  found = content.get("categories") or []
+  if not isinstance(found, list):
+    faults.append(f"categories must be a list of objects with an id and a name; got {found!r:.40}")
+    return names
+  for entry in found:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str) or type(entry.get("id")) is not int:
       faults.append(f"category {entry!r:.60}: it must have an id and a name")

@@ -308,6 +308,33 @@ def test_coco_category_that_is_unknown_or_twice(write):
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
+@pytest.mark.parametrize("value", [3, [[1]], None, "12", [True], {"1": 2}])
+def test_looked_for_categories_that_are_no_list_of_ids(write, key, value):
+  content = instances()
+  content["images"][0][key] = value
+  path = write(content)
+  with pytest.raises(ValueError) as error:
+    read(path)
+  number = content["images"][0]["id"]
+  wanted = f"image {number}: {key} must be a list of category ids, or be left out; got {value!r}"
+  assert str(error.value).startswith(f"{path}, ")
+  assert wanted in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_lists_of_categories_mean_nothing_beside_phrases(write):
+  assert read(write(replaced("images", 0, neg_category_ids=3))) == read(write(sa_co()))
+
+
+@pytest.mark.parametrize("value", [5, "cat", {"id": 1, "name": "cat"}])
+def test_categories_that_are_no_list(write, value):
+  with pytest.raises(ValueError, match="categories must be a list of objects") as error:
+    read(write(instances() | {"categories": value, "annotations": []}))
+  assert f"got {value!r}"[:40] in str(error.value)
+  assert "\n" not in str(error.value)
+
+
 def pair(number: int = 0, *objects: Object, phrase: str = "cat", file_name: str = "a.png") -> Pair:
   return Pair(number, file_name, WIDTH, HEIGHT, phrase, True, objects)
 
