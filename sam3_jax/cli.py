@@ -80,7 +80,9 @@ def main(typed: Sequence[str] | None = None) -> int:
       status = INTERRUPTED
     except _UsageError as error:
       command = error.ctx.command_path if error.ctx else "sam3-jax"
-      complain(f"{error.format_message()} See `{command} --help`.")
+      message = error.format_message()
+      stop = "" if message.endswith((".", "?", "!")) else "."
+      complain(f"{message}{stop} See `{command} --help`.")
     except Exception as error:
       if debug:
         traceback.print_exc()

@@ -322,6 +322,19 @@ class TestBadInput:
   def test_usage(self, fails, typed):
     assert "--help`." in fails(*typed)
 
+  @pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+      (["scenes", "--out", "x", "--count", "0"], ". See `sam3-jax scenes --help`."),
+      (["scenes"], "'--out'. See `sam3-jax scenes --help`."),
+      (["nonsense"], "'nonsense'. See `sam3-jax --help`."),
+    ],
+  )
+  def test_usage_is_told_in_whole_sentences(self, fails, typed, message):
+    line = fails(*typed)
+    assert line.rstrip().endswith(message)
+    assert ".. See" not in line
+
   def test_checkpoints(self, folder, fails):
     (folder / "empty").mkdir()
     shutil.copytree(CHECKPOINT, folder / "half", ignore=shutil.ignore_patterns("manifest.json"))
