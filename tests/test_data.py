@@ -176,6 +176,8 @@ def test_states_fit_another_number_of_processes():
   ("options", "message"),
   [
     ({"count": 0}, "the source has no picture"),
+    ({"image_size": 0}, "image_size 0 and mask_size 8: give DataConfig the model's"),
+    ({"mask_size": 0}, "image_size 32 and mask_size 0: give DataConfig the model's"),
     ({"processes": 3}, "batch of 4 pictures cannot be shared by 3 processes"),
     ({"process": 2, "processes": 2}, "process 2 is none of the 2 processes"),
     ({"process": -1}, "process -1 is none of the 1 processes"),

@@ -115,8 +115,10 @@ def test_rank_zero_is_none():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"rank": -1}, "lora rank must be 1 or more, or 0 for none; got -1."),
-    ({"kernels": "["}, "lora kernels: '[' is no regular expression"),
+    ({"rank": -1}, "lora.rank must be 1 or more, or 0 for none; got -1."),
+    ({"scale": float("nan")}, "lora.scale must be a finite number; got nan."),
+    ({"scale": float("-inf")}, "lora.scale must be a finite number; got -inf."),
+    ({"kernels": "["}, "lora.kernels: '[' is no regular expression"),
   ],
 )
 def test_bad_values_are_refused(values, message):
@@ -126,5 +128,5 @@ def test_bad_values_are_refused(values, message):
 
 @pytest.mark.parametrize("pattern", ["nothing", "masks/conv0/kernel", "decoder/norm/scale"])
 def test_patterns_without_a_dense_kernel_are_refused(pattern):
-  with pytest.raises(ValueError, match=f"lora kernels '{pattern}' match no dense kernel"):
+  with pytest.raises(ValueError, match=f"lora.kernels '{pattern}' match no dense kernel"):
     adapt(model(), LoraConfig(rank=1, kernels=pattern), KEY)

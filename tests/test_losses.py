@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -299,3 +301,27 @@ def test_cells_count_for_every_prompt_that_is_one():
   assert_close(total - without, 3 * 2 * terms["cells"], rel=1e-4)
   more = evaluate(*padded(predictions, targets, 2, 3), np.pad(valid, (0, 3)), config)
   assert_close(more[1]["cells"], terms["cells"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"class_weight": -1.0}, "losses.class_weight must be 0 or more; got -1.0."),
+    ({"many_weight": math.nan}, "losses.many_weight must be a finite number; got nan."),
+    ({"cell_weight": math.inf}, "losses.cell_weight must be a finite number; got inf."),
+    ({"match_box": -0.1}, "losses.match_box must be 0 or more; got -0.1."),
+    ({"negative_power": -2.0}, "losses.negative_power must be 0 or more; got -2.0."),
+    ({"pad_queries": -1}, "losses.pad_queries must be 0 or more; got -1."),
+    ({"mask_alpha": 1.5}, "losses.mask_alpha must be in [0, 1]; got 1.5."),
+    ({"quality_alpha": -0.5}, "losses.quality_alpha must be in [0, 1]; got -0.5."),
+    ({"many_threshold": 2.0}, "losses.many_threshold must be in [0, 1]; got 2.0."),
+    ({"many_top": 0}, "losses.many_top must be 1 or more; got 0."),
+  ],
+)
+def test_settings_out_of_range_are_refused(values, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    LossConfig(**values)
+
+
+def test_bounds_themselves_are_in_range():
+  LossConfig(class_weight=0.0, mask_alpha=0.0, semantic_alpha=1.0, many_threshold=1.0, many_top=1)

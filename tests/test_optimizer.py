@@ -266,12 +266,20 @@ def test_clipping_can_be_left_out():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"name": "sgd"}, "optimizer name must be one of adamw, muon; got 'sgd'."),
-    ({"schedule": "step"}, "optimizer schedule must be one of inverse_sqrt, cosine, constant"),
-    ({"learning_rate": -1.0}, "optimizer learning_rate must be 0 or more; got -1.0."),
-    ({"learning_rate": math.nan}, "optimizer learning_rate must be 0 or more; got nan."),
-    ({"timescale": 0}, "optimizer timescale must be at least 1 step; got 0."),
-    ({"multipliers": (("(", 1.0),)}, "optimizer multipliers: '(' is no regular expression"),
+    ({"name": "sgd"}, "optimizer.name must be one of adamw, muon; got 'sgd'."),
+    ({"schedule": "step"}, "optimizer.schedule must be one of inverse_sqrt, cosine, constant"),
+    ({"learning_rate": -1.0}, "optimizer.learning_rate must be 0 or more; got -1.0."),
+    ({"learning_rate": math.nan}, "optimizer.learning_rate must be a finite number; got nan."),
+    ({"clip": math.inf}, "optimizer.clip must be a finite number; got inf."),
+    ({"beta1": 1.0}, "optimizer.beta1 must be in [0, 1); got 1.0."),
+    ({"beta2": -0.1}, "optimizer.beta2 must be in [0, 1); got -0.1."),
+    ({"epsilon": 0.0}, "optimizer.epsilon must be more than 0; got 0.0."),
+    ({"layer_decay": 0.0}, "optimizer.layer_decay must be in (0, 1]; got 0.0."),
+    ({"layer_decay": 1.1}, "optimizer.layer_decay must be in (0, 1]; got 1.1."),
+    ({"multipliers": (("a", -1.0),)}, "optimizer.multipliers: the factor of 'a' must be finite"),
+    ({"multipliers": (("a", math.nan),)}, "optimizer.multipliers: the factor of 'a' must be fi"),
+    ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
+    ({"multipliers": (("(", 1.0),)}, "optimizer.multipliers: '(' is no regular expression"),
   ],
 )
 def test_bad_values_are_refused(values, message):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import re
 
 import jax
@@ -75,11 +76,17 @@ def test_low_rank_factors_are_trained_alone_by_default():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({}, "give either checkpoint, to start from its parameters, or model"),
+    ({}, "give either checkpoint (--checkpoint sam3-tiny), to start from its parameters, or model"),
     (START | {"checkpoint": "a"}, "give either checkpoint"),
     (START | {"image_size": 48}, "image_size and window belong into model"),
-    (START | {"step": 3}, "step is no field of a training configuration; TrainConfig has"),
-    (START | {"optimizer": {"lr": 1.0}}, "optimizer.lr is no field of a training configuration"),
+    (START | {"step": 3}, "step is no field of a training configuration; did you mean steps?"),
+    (START | {"lossless": {}}, "lossless is no field of a training configuration; did you mean lo"),
+    (START | {"sparkle": 3}, "sparkle is no field of a training configuration; TrainConfig has ch"),
+    (
+      START | {"optimizer": {"lr": 1.0}},
+      "optimizer.lr is no field of a training configuration; Op",
+    ),
+    (START | {"optimizer": {"lerning_rate": 1.0}}, "configuration; did you mean learning_rate?"),
     (START | {"optimizer": 3}, "optimizer must be a table with the fields of OptimizerConfig"),
     (START | {"steps": "many"}, "steps must be of type int; got 'many'."),
     (START | {"steps": True}, "steps must be of type int; got True."),
@@ -91,13 +98,17 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"objective": "dense", "losses": {"box_weight": 1}}, "masked and losses belong to"),
     (START | {"best": "ap"}, "best must be one of il_mcc, cgf1, "),
     (START | {"scenes": {"count": 0}}, "scenes.count must be 1 or more; got 0."),
+    (START | {"scenes": {"absent": math.nan}}, "scenes.absent must be a finite number; got nan."),
     (START | {"scenes": {"absent": -1}}, "scenes.absent must be 0 or more; got -1.0."),
     (START | {"scenes": {"mixed": 2}}, "scenes.mixed must be in [0, 1]; got 2.0."),
     (START | {"scenes": {"styles": ["twemoji"]}}, "scenes.styles may name noto, noto-v1, fluent"),
     (START | {"scenes": {"size": [20, 640]}}, "scenes.size, height and width, must be 64 or more"),
     (START | {"train": "("}, "train: '(' is no regular expression"),
     (START | {"accumulate": 3}, "a batch of 8 pictures cannot be cut into 3 microbatches"),
-    (START | {"lora": {"rank": -1}}, "lora rank must be 1 or more"),
+    (START | {"lora": {"rank": -1}}, "lora.rank must be 1 or more"),
+    (START | {"lora": {"scale": math.inf}}, "lora.scale must be a finite number; got inf."),
+    (START | {"data": {"seed": -1}}, "data.seed must be a whole number from 0; got -1."),
+    (START | {"losses": {"box_weight": -1}}, "losses.box_weight must be 0 or more; got -1.0."),
     (START | {"optimizer": {"multipliers": 3}}, "optimizer.multipliers must be a list; got 3."),
     (
       START | {"optimizer": {"multipliers": [["a", 1, 2]]}},
@@ -307,7 +318,7 @@ def test_a_checkpoint_goes_on_at_another_resolution(files):
     (["--images", "nowhere"], "nowhere"),
     (["--train", "norm"], "train 'norm' matches no parameter"),
     (["--train", "("], "train: '(' is no regular expression"),
-    (["--learning-rate", "-1"], "optimizer learning_rate must be 0 or more; got -1.0."),
+    (["--learning-rate", "-1"], "optimizer.learning_rate must be 0 or more; got -1.0."),
     (["--steps", "0"], "--steps"),
   ],
 )
@@ -350,11 +361,32 @@ def test_target_masks_are_whole_multiples_of_the_cells(more, unit):
     command.settled(settings, toy.CONFIG)
 
 
+@pytest.mark.parametrize("field", ["image_size", "mask_size"])
+def test_sizes_of_the_data_are_the_model_s(field):
+  size = getattr(toy.CONFIG, field)
+  given = TrainConfig.from_dict(START | {"data": {field: 77}})
+  message = f"data.{field} is the model's, here {size}; got 77: set {field} at the top"
+  with pytest.raises(ValueError, match=re.escape(message)):
+    command.settled(given, toy.CONFIG)
+  settled = command.settled(TrainConfig.from_dict(START | {"data": {field: size}}), toy.CONFIG)
+  assert command.settled(settled, toy.CONFIG) == settled
+  assert getattr(settled.data, field) == size
+
+
 def test_data_or_scenes_are_needed(files, capsys):
   command_line = typed(files)
   del command_line[2:4]  # --data
   assert main(command_line) == 2
   assert "give either annotations (--data FILE --images DIR) or scenes" in capsys.readouterr().err
+
+
+def test_a_start_is_needed(files, capsys):
+  command_line = typed(files)
+  del command_line[6:8]  # --checkpoint
+  assert main(command_line) == 2
+  error = capsys.readouterr().err
+  assert "give either checkpoint (--checkpoint sam3-tiny)" in error
+  assert error.count("\n") == 1
 
 
 def test_out_is_needed(capsys):

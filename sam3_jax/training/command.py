@@ -88,14 +88,23 @@ def settled(config: TrainConfig, model: Config) -> TrainConfig:
   """The run with what the model decides: pixels of a picture, and cells of a mask if left open.
 
   Raises:
-    ValueError: target masks whose cells the losses cannot add up to the model's.
+    ValueError: target masks whose cells the losses cannot add up to the model's, or sizes in the
+      table `data` that are not those of the run.
   """
   mask_size, grid = config.mask_size or model.mask_size, model.image_size // model.patch
   unit = 4 * grid if config.objective == "dense" else grid if config.losses.cell_weight else 1
   if mask_size % unit:
     raise ValueError(f"mask_size must be a multiple of {unit} for this model; got {mask_size}.")
-  data = dataclasses.replace(config.data, image_size=model.image_size, mask_size=mask_size)
-  return dataclasses.replace(config, data=data, mask_size=mask_size)
+  sizes = {"image_size": model.image_size, "mask_size": mask_size}
+  for field, size in sizes.items():
+    if (given := getattr(config.data, field)) not in (0, size):
+      raise ValueError(
+        f"data.{field} is the model's, here {size}; got {given}: set {field} at the top of the "
+        "configuration, and leave it out of data."
+      )
+  return dataclasses.replace(
+    config, data=dataclasses.replace(config.data, **sizes), mask_size=mask_size
+  )
 
 
 def open_data(config: TrainConfig, tokenizer: Tokenizer) -> Batches:

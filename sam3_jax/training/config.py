@@ -4,6 +4,8 @@ Every field has a default but the start (`checkpoint` or `model`); a file names 
 """
 
 import dataclasses
+import difflib
+import functools
 import json
 import tomllib
 import types
@@ -17,7 +19,8 @@ from sam3_jax.training.drawings import TRAINING
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
-from sam3_jax.training.optimizer import OptimizerConfig, check_pattern
+from sam3_jax.training.optimizer import OptimizerConfig
+from sam3_jax.training.ranges import check_numbers, check_pattern
 from sam3_jax.training.scenes import SMALLEST, VARIETY
 
 OBJECTIVES = ("detection", "dense")
@@ -56,12 +59,10 @@ class SceneConfig:
   usual: float = 0.7
 
   def __post_init__(self):
-    for field, low in {"count": 1, "seed": 0, "absent": 0}.items():
-      if getattr(self, field) < low:
-        raise ValueError(f"scenes.{field} must be {low} or more; got {getattr(self, field)}.")
-    for field in ("mixed", "augment", "variety", "usual"):
-      if not 0 <= getattr(self, field) <= 1:
-        raise ValueError(f"scenes.{field} must be in [0, 1]; got {getattr(self, field)}.")
+    check = functools.partial(check_numbers, self, "scenes")
+    check(("count",), 1)
+    check(("seed", "absent"), 0)
+    check(("mixed", "augment", "variety", "usual"), 0, 1)
     for style in self.styles:
       if style not in TRAINING:
         raise ValueError(
@@ -155,18 +156,16 @@ class TrainConfig:
   def __post_init__(self):
     if bool(self.checkpoint) == (self.model is not None):
       raise ValueError(
-        "give either checkpoint, to start from its parameters, or model, to start from random ones."
+        "give either checkpoint (--checkpoint sam3-tiny), to start from its parameters, or model "
+        "(in CONFIG), to start from random ones."
       )
     if self.model is not None and (self.image_size or self.window):
       raise ValueError("image_size and window belong into model, if there is one.")
-    least = {"steps": 1, "accumulate": 1, "fsdp": 1, "keep": 1, "save_every": 0, "seed": 0}
-    least |= {"evaluate_every": 0, "evaluate_pairs": 0, "mask_size": 0, "masked": 0}
-    least |= {"image_size": 0, "window": 0}
-    for field, low in least.items():
-      if getattr(self, field) < low:
-        raise ValueError(f"{field} must be {low} or more; got {getattr(self, field)}.")
-    if not 0 <= self.average < 1:
-      raise ValueError(f"average must be in [0, 1); got {self.average}.")
+    check = functools.partial(check_numbers, self, "")
+    check(("steps", "accumulate", "fsdp", "keep"), 1)
+    check(("save_every", "seed", "evaluate_every", "evaluate_pairs"), 0)
+    check(("mask_size", "masked", "image_size", "window"), 0)
+    check(("average",), 0, 1, "[)")
     for field, known in (
       ("objective", OBJECTIVES),
       ("dtype", DTYPES),
@@ -270,10 +269,9 @@ def _build(cls: type, values: Any, where: str) -> Any:
   where = f"{where}." if where else ""
   for name in values:
     if name not in known:
-      raise ValueError(
-        f"{where}{name} is no field of a training configuration; {cls.__name__} has "
-        f"{', '.join(known)}."
-      )
+      close = difflib.get_close_matches(name, known, n=1)
+      hint = f"did you mean {close[0]}?" if close else f"{cls.__name__} has {', '.join(known)}."
+      raise ValueError(f"{where}{name} is no field of a training configuration; {hint}")
   try:
     return cls(**{name: _typed(value, known[name], where + name) for name, value in values.items()})
   except TypeError as error:  # a field without a default is missing

@@ -51,8 +51,13 @@ class Batches(Iterator[Batch]):
       process, processes: which of how many this is; `jax.process_index()`, `jax.process_count()`.
 
     Raises:
-      ValueError: an empty source, or a batch that the processes cannot share.
+      ValueError: an empty source, no sizes, or a batch that the processes cannot share.
     """
+    if not (config.image_size and config.mask_size):
+      raise ValueError(
+        f"batches need the sizes of pictures and masks; got image_size {config.image_size} and "
+        f"mask_size {config.mask_size}: give DataConfig the model's."
+      )
     if len(source) < 1:
       raise ValueError("the source has no picture; there is nothing to train on.")
     if not 0 <= process < processes:

@@ -37,9 +37,10 @@ class DataConfig:
     workers: processes that make batches; 0 makes them in a thread of this one. The batches are the
       same whatever the number.
     ahead: batches made before they are asked for; by each worker, if there are any.
-    image_size: pixels a side of the model's square; `sam3-jax train` takes the model's.
-    mask_size: cells a side of the target masks; Meta compares at the picture's resolution.
-      `sam3-jax train` takes `TrainConfig.mask_size`.
+    image_size: pixels a side of the model's square; 0 where it is still open. `sam3-jax train`
+      fills in the model's.
+    mask_size: cells a side of the target masks; 0 where it is still open. Meta compares at the
+      picture's resolution. `sam3-jax train` fills in `TrainConfig.mask_size`, or the model's.
     prompts: rows of a picture, R.
     present: of those, at most this many with objects; they come first.
     objects: of a prompt, O; of more, the largest (by mask) are kept. Meta's limit is 200.
@@ -60,8 +61,8 @@ class DataConfig:
   shuffle: bool = True
   workers: int = 0
   ahead: int = 2
-  image_size: int = 1008
-  mask_size: int = 288
+  image_size: int = 0
+  mask_size: int = 0
   prompts: int = 8
   present: int = 4
   objects: int = 32
@@ -77,24 +78,26 @@ class DataConfig:
   box_noise_limit: float = 20 / 1008
 
   def __post_init__(self):
+    from_none = ("seed", "workers", "ahead", "image_size", "mask_size")
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name in ("seed", "workers", "ahead") else 1
+      value, least = getattr(self, field.name), int(field.name not in from_none)
       if field.type is int and (type(value) is not int or value < least):
-        raise ValueError(f"{field.name} must be a whole number from {least}; got {value!r}.")
+        raise ValueError(f"data.{field.name} must be a whole number from {least}; got {value!r}.")
       if field.type is float and not 0 <= value <= 1:
-        raise ValueError(f"{field.name} must be in [0, 1]; got {value!r}.")
+        raise ValueError(f"data.{field.name} must be in [0, 1]; got {value!r}.")
     if self.present > self.prompts:
       raise ValueError(
-        f"present is {self.present}, more than the {self.prompts} prompts; lower it."
+        f"data.present is {self.present}, more than the {self.prompts} prompts; lower it."
       )
     if self.box_only + self.text_and_box > 1:
       raise ValueError(
-        f"box_only {self.box_only:g} and text_and_box {self.text_and_box:g} are shares of the "
-        "same prompts: together at most 1."
+        f"data.box_only {self.box_only:g} and data.text_and_box {self.text_and_box:g} are shares "
+        "of the same prompts: together at most 1."
       )
     if self.smallest == 0 or self.crop_side == 0:
-      raise ValueError("smallest and crop_side must be above 0: nothing would be left to see.")
+      raise ValueError(
+        "data.smallest and data.crop_side must be above 0: nothing would be left to see."
+      )
 
 
 class Picture(NamedTuple):

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sam3_jax.training.optimizer import check_pattern, stacked_axes
+from sam3_jax.training.optimizer import stacked_axes
+from sam3_jax.training.ranges import check_numbers, check_pattern
 
 A, B = "lora_a", "lora_b"
 
@@ -30,8 +31,9 @@ class LoraConfig:
 
   def __post_init__(self):
     if self.rank < 0:
-      raise ValueError(f"lora rank must be 1 or more, or 0 for none; got {self.rank}.")
-    check_pattern(self.kernels, "lora kernels")
+      raise ValueError(f"lora.rank must be 1 or more, or 0 for none; got {self.rank}.")
+    check_numbers(self, "lora", ("scale",), -math.inf)
+    check_pattern(self.kernels, "lora.kernels")
 
 
 def adapt(parameters: Mapping[str, Any], config: LoraConfig, key: Array) -> dict[str, Array]:
@@ -70,7 +72,7 @@ def chosen(parameters: Mapping[str, Any], config: LoraConfig) -> list[str]:
   ]
   if not found:
     raise ValueError(
-      f"lora kernels {config.kernels!r} match no dense kernel; patterns are of whole paths such as "
+      f"lora.kernels {config.kernels!r} match no dense kernel; patterns are of whole paths such as "
       "trunk/groups/global/attn/query/kernel."
     )
   return found

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.training.batch import Targets
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
+from sam3_jax.training.ranges import check_numbers
 from sam3_jax.types import Predictions
 
 Terms = dict[str, Array]
@@ -41,14 +42,22 @@ class LossConfig:
   match_class: float = 2.0  # costs of the one-to-one assignment
   match_box: float = 5.0
   match_giou: float = 2.0
-  quality_alpha: float = (
-    0.25  # of a positive query's target: probability's exponent, IoU's the rest
-  )
+  # Of a positive query's target: the probability's exponent; IoU's is the rest.
+  quality_alpha: float = 0.25
   mask_alpha: float = 0.25  # focal weight of a mask's cells that are covered; of the others 1 - it
   semantic_alpha: float = 0.6
   many_alpha: float = 0.3  # one to many: probability's share of a query's quality, IoU has the rest
   many_threshold: float = 0.4
   many_top: int = 4
+
+  def __post_init__(self):
+    check = functools.partial(check_numbers, self, "losses")
+    names = [field.name for field in dataclasses.fields(self)]
+    check([name for name in names if name.endswith("_weight")], 0)
+    check(("negative_power", "pad_queries", "match_class", "match_box", "match_giou"), 0)
+    check([name for name in names if name.endswith("_alpha")], 0, 1)
+    check(("many_threshold",), 0, 1)
+    check(("many_top",), 1)
 
 
 def loss(
@@ -74,9 +83,9 @@ def loss(
   Returns:
     The sum of all terms times their weights, times the square root of the number of prompts; and
     `class`, `presence`, `box`, `giou` of the last layer, the same with `_aux_i` of layer i before
-    it, `mask`, `dice`, `semantic`, `semantic_dice` of the last. Names that end in `_many` are of
-    the one-to-many queries, `many_weight` included. `prompts`, `objects` and `matched_iou` (mean
-    over the last layer's one-to-one pairs) are for the log.
+    it, `mask`, `dice`, `semantic`, `semantic_dice` of the last, and `cells` if it has a weight.
+    Names that end in `_many` are of the one-to-many queries, `many_weight` included. `prompts`,
+    `objects` and `matched_iou` (mean over the last layer's one-to-one pairs) are for the log.
   """
   layers, prompts = predictions.presence.shape
   valid = targets.valid & prompt_valid[:, None]

@@ -6,6 +6,7 @@ Parameters come as a flat dictionary by path, `a/b/c`. Source of the rules: Meta
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam3_jax.config import TrunkConfig
+from sam3_jax.training.ranges import check_numbers, check_pattern
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")
@@ -66,14 +68,20 @@ class OptimizerConfig:
       (self.schedule, SCHEDULES, "schedule"),
     ):
       if value not in known:
-        raise ValueError(f"optimizer {field} must be one of {', '.join(known)}; got {value!r}.")
-    for field in ("learning_rate", "weight_decay", "clip", "warmup", "cooldown", "final"):
-      if not 0 <= getattr(self, field) < float("inf"):
-        raise ValueError(f"optimizer {field} must be 0 or more; got {getattr(self, field)}.")
-    if self.timescale < 1:
-      raise ValueError(f"optimizer timescale must be at least 1 step; got {self.timescale}.")
-    for pattern, _ in self.multipliers:
-      check_pattern(pattern, "optimizer multipliers")
+        raise ValueError(f"optimizer.{field} must be one of {', '.join(known)}; got {value!r}.")
+    check = functools.partial(check_numbers, self, "optimizer")
+    check(("learning_rate", "weight_decay", "clip", "warmup", "cooldown", "final"), 0)
+    check(("beta1", "beta2"), 0, 1, "[)")
+    check(("epsilon",), 0, ends="(]")
+    check(("layer_decay",), 0, 1, "(]")
+    check(("timescale",), 1)
+    for pattern, factor in self.multipliers:
+      check_pattern(pattern, "optimizer.multipliers")
+      if not 0 <= factor < math.inf:
+        raise ValueError(
+          f"optimizer.multipliers: the factor of {pattern!r} must be finite, and 0 or more; "
+          f"got {factor}."
+        )
 
 
 def make_optimizer(
@@ -162,14 +170,6 @@ def is_decayed(path: str) -> bool:
 def stacked_axes(path: str) -> int:
   """How many leading axes of a parameter count layers."""
   return next((axes for pattern, axes in STACKED if re.match(pattern, path)), 0)
-
-
-def check_pattern(pattern: str, what: str) -> None:
-  """Raises ValueError unless `pattern` is a regular expression."""
-  try:
-    re.compile(pattern)
-  except re.error as error:
-    raise ValueError(f"{what}: {pattern!r} is no regular expression ({error}).") from error
 
 
 def _is_hidden(path: str) -> bool:
