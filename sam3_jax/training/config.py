@@ -93,7 +93,8 @@ class TrainConfig:
     scenes: scenes composed on the fly, in place of annotations.
     evaluation_annotations, evaluation_images: the same of what is scored while training; no
       annotations for nothing.
-    objective: "detection"; or "dense", the pretraining of trunk, neck and text encoder in `dense`.
+    objective: "detection"; or "dense", the pretraining in `dense` of all but the geometry encoder
+      and the decoder, of which only the box head and the norm before it learn.
     train: pattern of the whole paths of the parameters to train. Empty: all of a random start; of a
       checkpoint all but trunk and text; only the low-rank factors if there are any.
     lora: low-rank adaptation; its factors are trained beside what `train` names.

@@ -39,7 +39,7 @@ class MetricsLog:
     self._file = path.open("a")
 
   def add(self, values: Mapping[str, Any]) -> None:
-    """One line, at once on disk's side; six digits are enough to plot."""
+    """One line, handed to the system at once; six digits are enough to plot."""
     if self._file is None:
       return
     rounded = {
