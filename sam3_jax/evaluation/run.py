@@ -21,7 +21,7 @@ from sam3_jax.evaluation.score import Scorer
 from sam3_jax.inference import Sam3
 from sam3_jax.results import Write, json_of, write
 from sam3_jax.rle import runs
-from sam3_jax.terminal import progress, say
+from sam3_jax.terminal import Step, progress, say
 from sam3_jax.trees import raise_faults
 
 PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the figures
@@ -130,7 +130,7 @@ def _check(
 
 
 def _found(
-  job: Job, pairs: Sequence[Pair], given: Found, model: Sam3 | None, step
+  job: Job, pairs: Sequence[Pair], given: Found, model: Sam3 | None, step: Step
 ) -> Iterator[tuple[Pair, list[predictions.Prediction]]]:
   if model is not None:
     least = min(LEAST, job.threshold)

@@ -11,7 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
 from sam3_jax.training.batch import Targets
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
@@ -115,7 +115,7 @@ def loss(
     cells = cell_loss(predictions.cell_logits, covered)
     terms["cells"] = jnp.where(prompt_valid, cells, 0).sum() / count
 
-  with_masks = functools.partial(_first, rows=len(predictions.mask_logits), images=images)
+  with_masks = functools.partial(_first_rows, rows=len(predictions.mask_logits), images=images)
   last, masks, shown = jax.tree.map(
     with_masks, (jax.tree.map(lambda x: jnp.moveaxis(x[:, -1], 1, 0), pairs), targets.masks, valid)
   )
@@ -156,7 +156,9 @@ def match(
   return jax.tree.map(lambda x, last: jnp.pad(x, padding).at[1, -1].set(last), pairs, many)
 
 
-def _box_losses(boxes, wanted, pairs):
+def _box_losses(
+  boxes: Float[Array, "sets L P Q 4"], wanted: Float[Array, "P O 4"], pairs: Pairs
+) -> tuple[Float[Array, "sets L"], Float[Array, "sets L"], Float[Array, "sets L P O M"]]:
   """Sums [sets, L] of L1 distance and of 1 - GIoU, and each pair's IoU without gradient."""
   found = _take(boxes, pairs.query)
   l1 = jnp.abs(found - wanted[..., None, :]).sum(axis=-1)
@@ -165,7 +167,13 @@ def _box_losses(boxes, wanted, pairs):
   return l1, giou, jax.lax.stop_gradient(jnp.where(pairs.matched, iou, 0))
 
 
-def _class_losses(logits, iou, pairs, some, config):
+def _class_losses(
+  logits: Float[Array, "sets L P Q"],
+  iou: Float[Array, "sets L P O M"],
+  pairs: Pairs,
+  some: Bool[Array, " P"],
+  config: LossConfig,
+) -> Float[Array, "sets L"]:
   """Sums [sets, L] over prompts that have objects of the mean over queries.
 
   A positive query is to score by how well its box fits, a negative one 0 (IoU-aware BCE, as in
@@ -187,15 +195,25 @@ def _class_losses(logits, iou, pairs, some, config):
   return jnp.where(some, mean, 0).sum(axis=-1)
 
 
-def _presence_losses(presence, some, prompt_valid):
+def _presence_losses(
+  presence: Float[Array, "L P"], some: Bool[Array, " P"], prompt_valid: Bool[Array, " P"]
+) -> Float[Array, " L"]:
   """Sums [L] over prompts; half of the BCE, as a focal loss of alpha 0.5 has it."""
   presence = presence.astype(jnp.float32)
   losses = 0.5 * (jax.nn.softplus(presence) - presence * some)
   return jnp.where(prompt_valid, losses, 0).sum(axis=-1)
 
 
-def _mask_terms(logits, queries, pairs, masks, valid, config):
-  """Focal and dice loss of the pairs [P, sets, O, M], summed in each set."""
+def _mask_terms(
+  logits: Float[Array, "P _ Hm Wm"],
+  queries: int,
+  pairs: Pairs,
+  masks: Num[Array, "P O Ht Wt"],
+  valid: Bool[Array, "P O"],
+  config: LossConfig,
+) -> Terms:
+  """Focal and dice loss of the pairs [P, sets, O, M], summed in each set; `logits` are of all sets'
+  queries, one set after the other."""
   sets = [jax.tree.map(lambda x: x[:, 0, :, :1], pairs)]  # one to one
   if pairs.query.shape[1] == 2 and config.many_masks:
     many = jax.tree.map(lambda x: x[:, 1], pairs)
@@ -251,7 +269,12 @@ def fractions(masks: Array) -> Float[Array, "*rows"]:
   return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
 
 
-def _semantic_terms(logits, masks, valid, config):
+def _semantic_terms(
+  logits: Float[Array, "P Hm Wm"],
+  masks: Num[Array, "P O Ht Wt"],
+  valid: Bool[Array, "P O"],
+  config: LossConfig,
+) -> Terms:
   """Of the union of a prompt's objects; the mean over prompts that have any."""
   union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
   focal, dice = _mask_losses(logits, union, config.semantic_alpha)
@@ -288,7 +311,7 @@ def _take(values: Float[Array, "*rows Q C"], query: Array) -> Float[Array, "*row
   return jnp.take_along_axis(values, flat, axis=-2).reshape(*query.shape, values.shape[-1])
 
 
-def _first(x: Array, rows: int, images: int) -> Array:
+def _first_rows(x: Array, rows: int, images: int) -> Array:
   """The first rows of each image's, `rows` in all, of prompts image by image."""
   if len(x) == rows:
     return x
