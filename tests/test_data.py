@@ -16,7 +16,9 @@ from pycocotools import mask as coco
 from sam3_jax import annotations
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.training.data import Batches, DataConfig, PairSource, Picture, SceneSource
+from sam3_jax.training.data import Batches
+from sam3_jax.training.examples import DataConfig, Picture
+from sam3_jax.training.sources import PairSource, SceneConfig, SceneSource
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = Tokenizer(ROOT / "tests" / "goldens" / "tokenizer.model")
@@ -25,10 +27,17 @@ CONFIG = DataConfig(
 )
 
 
-def pictures(count: int) -> list[Picture]:
-  """A list in memory is a source: each picture has a phrase that is there and one that is not."""
+class Pictures(list):
+  """A list in memory, as a source."""
+
+  def name(self, index: int) -> str:
+    return f"{index}.png"
+
+
+def pictures(count: int) -> Pictures:
+  """Each has a phrase that is there and one that is not."""
   rng = np.random.default_rng(0)
-  made = []
+  made = Pictures()
   for i in range(count):
     image = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
     mask = np.zeros((18, 24), np.uint8, order="F")
@@ -189,7 +198,7 @@ def test_sequences_that_cannot_be(options, message):
 
 
 def test_faults_of_a_source_reach_the_caller():
-  class Broken(list):
+  class Broken(Pictures):
     def __getitem__(self, index):
       raise ValueError(f"picture {index} is damaged: get it again.")
 
@@ -276,7 +285,7 @@ def test_nothing_to_train_on(folder):
 def test_names_for_messages(folder):
   stream = Batches(PairSource([pair(0, "b"), pair(1, "a")], folder), TOKENIZER, CONFIG)
   assert [stream.name(i) for i in range(2)] == ["b.png", "a.png"]
-  assert batches().name(3) == "picture 3"
+  assert batches().name(3) == "3.png"
 
 
 def test_the_fixed_scenes_make_batches():
@@ -301,7 +310,7 @@ def test_the_fixed_scenes_make_batches():
 
 
 def test_scenes_are_composed_when_asked_for():
-  source = SceneSource(5, seed=3, size=(64, 80), augment=0.5)
+  source = SceneSource(SceneConfig(count=5, seed=3, size=(64, 80), augment=0.5))
   assert len(source) == 5
   for i in (0, 4):
     scene = source[i]
@@ -318,16 +327,17 @@ def test_scenes_are_composed_when_asked_for():
     np.testing.assert_array_equal(again.image, scene.image)
     assert [one.phrase for one in again.pairs] == [one.phrase for one in scene.pairs]
   assert (source[0].image != source[1].image).any()
-  assert (source[0].image != SceneSource(5, seed=4, size=(64, 80))[0].image).any()
+  other = SceneSource(SceneConfig(count=5, seed=4, size=(64, 80), augment=0.5))
+  assert (source[0].image != other[0].image).any()
   assert source.name(2) == "scene 2 of seed 3"
 
 
 def test_no_scenes():
-  with pytest.raises(ValueError, match="at least 1 scene; got count 0"):
-    SceneSource(0, seed=0)
+  with pytest.raises(ValueError, match=r"scenes\.count must be 1 or more; got 0"):
+    SceneSource(SceneConfig(count=0))
 
 
 def test_scenes_make_batches():
-  batch = next(Batches(SceneSource(9, seed=0, size=(64, 64)), TOKENIZER, CONFIG))
+  batch = next(Batches(SceneSource(SceneConfig(count=9, size=(64, 64))), TOKENIZER, CONFIG))
   assert batch.prompt_valid[:, :2].all()
   assert batch.targets.valid.any(axis=(1, 2)).all()

@@ -11,7 +11,7 @@ import toy
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
 from sam3_jax.training import dense
-from sam3_jax.training.dense import WEIGHTS, dense_loss
+from sam3_jax.training.dense import TERMS, DenseConfig, dense_loss
 from sam3_jax.training.losses import cell_loss
 from sam3_jax.trees import flatten, nest
 
@@ -24,7 +24,8 @@ def loss(parameters, batch, key=0):
   images, tokens = normalize(batch.images), batch.tokens.reshape(-1, batch.tokens.shape[-1])
   maps = DETECTOR.apply(variables, images, batch.sizes, method=Detector.map_image, rngs=rngs)
   text = DETECTOR.apply(variables, tokens, method=Detector.encode_text, rngs=rngs)
-  return dense_loss(variables["params"], DETECTOR, maps, text, batch, jax.random.key(key))
+  config = DenseConfig(mask_weight=7.0)
+  return dense_loss(variables["params"], DETECTOR, maps, text, batch, jax.random.key(key), config)
 
 
 @functools.cache
@@ -35,8 +36,13 @@ def gradients():
 
 def test_the_total_is_the_weighted_sum_of_its_terms():
   (total, terms), _ = gradients()(toy.batch(0))
-  assert set(terms) == {*WEIGHTS, "accuracy", "iou"}
-  np.testing.assert_allclose(total, sum(WEIGHTS[name] * terms[name] for name in WEIGHTS), rtol=1e-6)
+  weights = {
+    "coarse": 1.0, "middle": 0.5, "fine": 0.5,
+    "class": 2.0, "box": 5.0, "giou": 2.0, "mask": 7.0, "dice": 2.0, "semantic_dice": 0.5,
+  }  # fmt: skip
+  assert set(terms) == {*weights, "accuracy", "iou"}
+  assert set(TERMS) == set(weights)
+  np.testing.assert_allclose(total, sum(weights[name] * terms[name] for name in weights), rtol=1e-6)
 
 
 def test_all_but_geometry_and_the_decoder_s_layers_learn():
@@ -92,7 +98,7 @@ def test_boxes_are_those_of_the_objects_that_cover_the_cells(right):
   in_cells = jnp.array([[[1.0, 0.3, 0.0], [0.0, 0.2, 0.9]]])  # two cells inside, one on no object
   found = jnp.stack([boxes[:, 0], boxes[:, 0] * 0 + 0.1, boxes[:, 1]], axis=1)
   found = found if right else found[:, ::-1]
-  terms = dense._boxes(found, in_cells, boxes)
+  terms = dense._boxes(found, in_cells, boxes, DenseConfig().inside)
   np.testing.assert_allclose(terms["box"], 0 if right else 0.5, atol=1e-6)
   np.testing.assert_allclose(terms["iou"], 1 if right else 0, atol=1e-6)
   np.testing.assert_allclose(terms["giou"], 0 if right else 1, atol=1e-6)

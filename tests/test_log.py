@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sam3_jax.evaluation import concept
-from sam3_jax.training import log, loop
+from sam3_jax.training import log, report
 
 
 def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
@@ -23,23 +23,21 @@ def test_metrics_of_steps_to_do_again_are_dropped(tmp_path):
 def test_plots_without_matplotlib_say_what_to_install(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "matplotlib", None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[plots\]'"):
-    log.check_picture(tmp_path / "plot.png")
+    log.check_plot(tmp_path / "plot.png")
 
 
-@pytest.mark.parametrize("name", ["plot", "plot.foo", "plot.png.gz", "folder.png", "file/a/b.png"])
-def test_pictures_that_cannot_be_drawn_are_refused(tmp_path, name):
+@pytest.mark.parametrize("name", ["plot", "plot.foo", "plot.png.gz", "folder.png"])
+def test_plots_that_cannot_be_drawn_are_refused(tmp_path, name):
   (tmp_path / "folder.png").mkdir()
-  (tmp_path / "file").touch()
-  message = "cannot write to" if "/" in name else r"must be a file that ends in \.png or \.svg\."
-  with pytest.raises(ValueError, match=message) as caught:
-    log.check_picture(tmp_path / name)
+  with pytest.raises(ValueError, match=r"must be a file that ends in \.png or \.svg\.") as caught:
+    log.check_plot(tmp_path / name)
   assert str(tmp_path / name) in str(caught.value)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
+  assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_pictures_may_go_to_folders_that_are_to_be_made(tmp_path):
+def test_plots_may_go_to_folders_that_are_to_be_made(tmp_path):
   picture = tmp_path / "a" / "b" / "plot.svg"
-  log.check_picture(picture)
+  log.check_plot(picture)
   assert not picture.parent.exists()
   (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
   log.plot(tmp_path / "metrics.jsonl", picture, [])
@@ -59,7 +57,7 @@ def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):
   lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
   lines.append({"step": 4} | {f"evaluation/{name}": x for name, x in figures.items()})
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  wanted = [*loop.FIGURES, "f1_50", "cgf1", "unknown"]
+  wanted = [*report.FIGURES, "f1_50", "cgf1", "unknown"]
   log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", wanted)
   assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
   names = ["loss", "grad_norm", "learning_rate", "cgf1", "il_mcc", "pmf1", "f1_50"]

@@ -3,6 +3,7 @@ once."""
 
 import contextlib
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -219,6 +220,23 @@ def test_the_best_evaluation_is_kept(tmp_path, quick):
   assert leftovers == {"config.json", "metrics.jsonl", "steps", "best", "final"}
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_best_bundle_is_back_after_a_kill_between_two_renamings(tmp_path, quick, written):
+  """Where the new one is not evaluated again, or is no better."""
+  out = tmp_path / "run"
+  figures = iter([30.0, 20.0])
+  with pytest.raises(Stop):
+    train(out, config(evaluate_every=2), Stopping(3), evaluate=lambda _: {"cgf1": next(figures)})
+  wanted = parameters(out / "best")
+  os.rename(out / "best", out / ".best.old")
+  if written:
+    (out / ".best.new").mkdir()
+  train(out, config(evaluate_every=2), evaluate=lambda _: {"cgf1": 20.0})
+  assert_same(parameters(out / "best"), wanted)
+  names = {path.name for path in out.iterdir()}
+  assert names == {"config.json", "metrics.jsonl", "steps", "best", "final"}
+
+
 def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
   """As XLA's callbacks do. A shell's background jobs start with the signal ignored."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -277,6 +295,25 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, quick):
   (out / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is damaged"):
     train(out)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path, quick):
+  """Fields that its file has not have their defaults; a file that is none is damaged."""
+  out = tmp_path / "run"
+  with pytest.raises(Stop):
+    train(out, source=Stopping(3))
+  file = out / "config.json"
+  values = json.loads(file.read_text())
+  for content in ([1], {"start": values["start"]}):
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+      train(out)
+  del values["config"]["dense"]
+  file.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=r"holds a run that differs in steps; "):
+    train(out, config(steps=8))
+  train(out)
+  assert len(log.read_metrics(out / "metrics.jsonl")) == 7
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -18,7 +18,7 @@ from sam3_jax import checkpoint
 from sam3_jax.cli import main
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import command, log, loop, sharding, step
-from sam3_jax.training.config import TrainConfig, differences, overlaid, read
+from sam3_jax.training.config import TrainConfig, completed, differences, overlaid, read
 from sam3_jax.trees import nest
 
 START = {"model": toy.CONFIG.to_dict()}
@@ -95,6 +95,11 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"dtype": "half"}, "dtype must be one of auto, float32, bfloat16; got 'half'."),
     (START | {"objective": "x"}, "objective must be one of detection, dense; got 'x'."),
     (START | {"objective": "dense", "masked": 1}, "masked and losses belong to the objective det"),
+    (
+      START | {"dense": {"objects": 4}},
+      "dense has the weights of the objective dense, but the obj",
+    ),
+    (START | {"objective": "dense", "dense": {"inside": 0}}, "dense.inside must be in (0, 1]"),
     (START | {"objective": "dense", "losses": {"box_weight": 1}}, "masked and losses belong to"),
     (START | {"best": "ap"}, "best must be one of il_mcc, cgf1, "),
     (START | {"scenes": {"count": 0}}, "scenes.count must be 1 or more; got 0."),
@@ -151,6 +156,19 @@ def test_options_stand_over_the_file(tmp_path):
     "steps": 3, "data": {"batch": 4, "seed": 1}, "images": str(tmp_path), "lora": {"rank": 0},
   }  # fmt: skip
   assert values == {"steps": 3, "data": {"batch": 2, "seed": 1}}
+
+
+def test_configurations_of_earlier_versions_are_completed():
+  """A field that came later has its default; styles left open are all of them, as they were."""
+  values = START | {"objective": "dense", "dense": {"objects": 3}, "scenes": {"count": 5}}
+  now = TrainConfig.from_dict(values).to_dict()
+  then = {name: value for name, value in now.items() if name != "best"}
+  then["scenes"] = now["scenes"] | {"styles": []}
+  then["dense"] = {"objects": 3}
+  assert completed(then) == now
+  assert TrainConfig.from_dict(then).dense.objects == 3
+  for other in ({"unknown": 1}, {}, None, 3):
+    assert completed(other) == other
 
 
 def test_differences_name_fields():
@@ -320,6 +338,9 @@ def test_a_checkpoint_goes_on_at_another_resolution(files):
     (["--train", "("], "train: '(' is no regular expression"),
     (["--learning-rate", "-1"], "optimizer.learning_rate must be 0 or more; got -1.0."),
     (["--steps", "0"], "--steps"),
+    (["--plot", "plot.foo"], "--plot plot.foo must be a file that ends in .png or .svg."),
+    (["--plot", "/proc/none/plot.png"], "cannot write to /proc/none ("),
+    (["--plot", __file__ + "/a/b.png"], "choose another folder with --plot."),
   ],
 )
 def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):

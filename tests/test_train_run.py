@@ -23,12 +23,12 @@ def started(monkeypatch):
   monkeypatch.setattr(command, "load_start", lambda config: start())
 
 
-def run(out, picture=None, console=None, **values):
+def run(out, plot=None, console=None, **values):
   settings = TrainConfig.from_dict(SETTINGS | values)
-  return command.run(settings, out, console or Console(quiet=True), picture=picture)
+  return command.run(settings, out, console or Console(quiet=True), plot=plot)
 
 
-def test_a_picture_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
+def test_a_plot_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
   monkeypatch.setattr(command, "load_start", lambda _: pytest.fail("it began"))
   with pytest.raises(ValueError, match=r"plot\.foo must be a file that ends in"):
     run(tmp_path / "run", tmp_path / "plot.foo")
@@ -37,7 +37,7 @@ def test_a_picture_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypa
 def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
   monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
   calls = []
-  monkeypatch.setattr(command, "plot", lambda *args: calls.append(args))
+  monkeypatch.setattr(command.log, "plot", lambda *args: calls.append(args))
   picture = tmp_path / "plot.png"
   assert run(tmp_path, picture, best="f1_50") == tmp_path / "final"
   assert calls == []  # there are no metrics
@@ -60,7 +60,7 @@ def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatc
     raise OSError(28, "No space left on device")
 
   monkeypatch.setattr(command, "train", train)
-  monkeypatch.setattr(command, "plot", plot)
+  monkeypatch.setattr(command.log, "plot", plot)
   with pytest.raises(type(error)) as caught:
     run(tmp_path, tmp_path / "plot.png")
   assert caught.value is error
@@ -78,10 +78,11 @@ def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch)
   tokenizer = Tokenizer(TOKENIZER, context=toy.CONFIG.text.context)
   values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
   for given in ({}, {"images": "c", "evaluation_images": "d"}):
-    settings = TrainConfig.from_dict(values | given)
-    source = command.open_data(settings, tokenizer).source
+    settings = command.settled(TrainConfig.from_dict(values | given), toy.CONFIG)
+    batches, left_out = command.open_data(settings, tokenizer)
+    assert left_out == 0
     assert command.open_evaluation(settings, tokenizer) is not None
-    assert str(source.images) == given.get("images", "a")
+    assert str(batches.source.images) == given.get("images", "a")
   assert seen == [("a/train.json", "a"), ("b.json", "."), ("a/train.json", "c"), ("b.json", "d")]
 
 

@@ -61,8 +61,9 @@ def images(paths: Sequence[Path]) -> list[Path]:
   return list(files.values())
 
 
-def check_writable(out: Path) -> None:
-  """Raises unless a folder is there or can be made, and can be written to; leaves no trace."""
+def check_writable(out: Path, option: str = "--out") -> None:
+  """Raises unless a folder is there or can be made, and can be written to; leaves no trace. The
+  message names the option that it was given by."""
   folder = out.absolute()
   while not folder.exists():
     folder = folder.parent
@@ -70,7 +71,7 @@ def check_writable(out: Path) -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out} ({error.strerror}); choose another folder with --out."
+      f"cannot write to {out} ({error.strerror}); choose another folder with {option}."
     ) from error
 
 

@@ -154,6 +154,8 @@ def train(
   if out is None:
     raise ValueError("--out DIR is needed: the folder of the run.")
   arguments.check_writable(out)
+  if plot is not None:
+    arguments.check_writable(plot.parent, "--plot")
   if distributed:
     _meet()
   arguments.use_device(device)
@@ -175,7 +177,7 @@ def train(
     "lora.rank": lora,
   }
   values = overlaid({} if config is None else read(config), typed)
-  final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), picture=plot)
+  final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), plot=plot)
   say(Console(quiet=quiet), f"{final}: the trained checkpoint")
 
 

@@ -14,48 +14,49 @@ from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
 from sam3_jax.terminal import say
 from sam3_jax.tokenizer import Tokenizer, trim
+from sam3_jax.training import log
 from sam3_jax.training.config import TrainConfig
-from sam3_jax.training.data import Batches, PairSource
-from sam3_jax.training.log import check_picture, plot
-from sam3_jax.training.loop import FIGURES, Evaluate, Start, train
-from sam3_jax.training.sources import SceneSource
+from sam3_jax.training.data import Batches
+from sam3_jax.training.loop import Evaluate, Start, train
+from sam3_jax.training.report import FIGURES
+from sam3_jax.training.sources import PairSource, SceneSource
 from sam3_jax.trees import flatten
 
 
-def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | None = None) -> Path:
+def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None = None) -> Path:
   """Trains, or goes on; returns the final bundle.
 
   Args:
     config: the run.
     out: its folder.
     console: for the progress bar, and a note on pairs that cannot be trained on.
-    picture: where a plot of the metrics goes, if anywhere.
+    plot: where a plot of the metrics goes, if anywhere.
 
   Raises:
     ImportError: there is no matplotlib for the plot.
-    FileNotFoundError, ValueError: a picture that cannot be drawn, a checkpoint or data that is not
+    FileNotFoundError, ValueError: a plot that cannot be drawn, a checkpoint or data that is not
       there or faulty, another run in `out`, a loss that is not finite.
   """
-  if picture is not None:
-    check_picture(picture)
+  if plot is not None:
+    log.check_plot(plot)
   start = load_start(config)
   config = settled(config, start.model)
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
-  batches = open_data(config, tokenizer)
+  batches, left_out = open_data(config, tokenizer)
   evaluate = open_evaluation(config, tokenizer)
   if jax.process_index():
     console = Console(quiet=True)
-  if left_out := getattr(batches.source, "left_out", 0):
+  if left_out:
     say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
   try:
     final = train(config, start, batches, out, evaluate=evaluate, console=console)
   except BaseException:
     with contextlib.suppress(Exception):  # what is to be told is why training ended
-      _draw(config, out, picture)
+      _draw(config, out, plot)
     raise
   finally:
     batches.close()
-  _draw(config, out, picture)
+  _draw(config, out, plot)
   return final
 
 
@@ -107,25 +108,23 @@ def settled(config: TrainConfig, model: Config) -> TrainConfig:
   )
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer) -> Batches:
-  """This process's batches. Raises one ValueError for all faults of the annotations."""
+def open_data(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Batches, int]:
+  """This process's batches, and the number of pairs that cannot be trained on.
+
+  Raises:
+    ValueError: neither annotations nor scenes, or both; or all faults of the annotations.
+  """
   if bool(config.annotations) == (config.scenes is not None):
     raise ValueError("give either annotations (--data FILE --images DIR) or scenes to train on.")
   if config.scenes is not None:
-    values: dict[str, Any] = dataclasses.asdict(config.scenes)
-    if not values["styles"]:
-      del values["styles"]
-    source: Any = SceneSource(**values)
+    source, left_out = SceneSource(config.scenes), 0
   else:
     images = _folder(config.images, config.annotations)
     source = PairSource(annotations.read_checked(config.annotations, images, tokenizer), images)
-  return Batches(
-    source,
-    tokenizer,
-    config.data,
-    process=jax.process_index(),
-    processes=jax.process_count(),
-  )
+    left_out = source.left_out
+  process, processes = jax.process_index(), jax.process_count()
+  batches = Batches(source, tokenizer, config.data, process=process, processes=processes)
+  return batches, left_out
 
 
 def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | None:
@@ -146,7 +145,7 @@ def _folder(images: str, file: str) -> str:
   return images or str(Path(file).parent)
 
 
-def _draw(config: TrainConfig, out: Path, picture: Path | None) -> None:
+def _draw(config: TrainConfig, out: Path, plot: Path | None) -> None:
   metrics = out / "metrics.jsonl"
-  if picture is not None and jax.process_index() == 0 and metrics.exists():
-    plot(metrics, picture, [*FIGURES, config.best])
+  if plot is not None and jax.process_index() == 0 and metrics.exists():
+    log.plot(metrics, plot, [*FIGURES, config.best])

@@ -15,63 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
-from sam3_jax.training.drawings import TRAINING
+from sam3_jax.training.dense import DenseConfig
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
 from sam3_jax.training.ranges import check_numbers, check_pattern
-from sam3_jax.training.scenes import SMALLEST, VARIETY
+from sam3_jax.training.sources import SceneConfig
 
 OBJECTIVES = ("detection", "dense")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
 BEST = ("il_mcc", *(f"{name}{at}" for name in ("cgf1", "pmf1", "f1") for at in ("", "_50", "_75")))
 NOTHING = r"(?!)"
-LORA, OPTIMIZER, LOSSES, DATA = LoraConfig(), OptimizerConfig(), LossConfig(), DataConfig()
+LORA, OPTIMIZER, DATA = LoraConfig(), OptimizerConfig(), DataConfig()
+LOSSES, DENSE = LossConfig(), DenseConfig()
 FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SceneConfig:
-  """Scenes composed on the fly.
-
-  Attributes:
-    count: scenes of an epoch.
-    seed: another one gives other scenes.
-    styles: artists of `drawings.TRAINING`, one of whom draws all objects; empty for all of them.
-    size: height and width in pixels; None draws one of `scenes.SIZES`.
-    mixed: probability of a scene each of whose objects has an artist of its own.
-    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
-    variety: probability of a scene of many things, each of them once.
-    absent: phrases that find nothing, for each that finds something.
-    usual: probability that a thing is asked for by its usual name, not by a synonym.
-  """
-
-  count: int = 100_000
-  seed: int = 0
-  styles: tuple[str, ...] = ()
-  size: tuple[int, int] | None = None
-  mixed: float = 0.0
-  augment: float = 0.0
-  variety: float = VARIETY
-  absent: float = 1.0
-  usual: float = 0.7
-
-  def __post_init__(self):
-    check = functools.partial(check_numbers, self, "scenes")
-    check(("count",), 1)
-    check(("seed", "absent"), 0)
-    check(("mixed", "augment", "variety", "usual"), 0, 1)
-    for style in self.styles:
-      if style not in TRAINING:
-        raise ValueError(
-          f"scenes.styles may name {', '.join(TRAINING)}, the styles of training; got {style!r}."
-        )
-    if self.size is not None and min(self.size) < SMALLEST:
-      raise ValueError(
-        f"scenes.size, height and width, must be {SMALLEST} or more; got {list(self.size)}."
-      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +64,7 @@ class TrainConfig:
       and written; 0 for none.
     duplicate: train one-to-many queries (DAC) beside the model's own.
     masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
-      Of detection only, as are the `losses`.
+      Of detection only, as are the `losses`; `dense` has the weights of the other objective.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
       checkpointing): less memory, and faster for it (benchmarks/train.py); "none" keeps everything.
@@ -136,6 +95,7 @@ class TrainConfig:
   lora: LoraConfig = LORA
   optimizer: OptimizerConfig = OPTIMIZER
   losses: LossConfig = LOSSES
+  dense: DenseConfig = DENSE
   data: DataConfig = DATA
   mask_size: int = 0
   steps: int = 1000
@@ -185,7 +145,11 @@ class TrainConfig:
       )
     if self.objective == "dense" and (self.masked or self.losses != LOSSES):
       raise ValueError(
-        "masked and losses belong to the objective detection; dense has weights of its own."
+        "masked and losses belong to the objective detection; dense has weights of its own, dense."
+      )
+    if self.objective != "dense" and self.dense != DENSE:
+      raise ValueError(
+        f"dense has the weights of the objective dense, but the objective is {self.objective}."
       )
     check_pattern(self.train, "train")
 
@@ -249,6 +213,15 @@ def overlaid(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, A
     inner = result.get(table, {})
     result[table] = {**inner, field: value} if isinstance(inner, Mapping) else inner
   return result
+
+
+def completed(values: Any) -> Any:
+  """Values that an earlier version wrote, with the defaults of fields that it had not; as they are,
+  if they are no configuration of this one."""
+  try:
+    return TrainConfig.from_dict(values).to_dict()
+  except ValueError:
+    return values
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

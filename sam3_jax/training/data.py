@@ -7,18 +7,16 @@ many processes share the work change what is in a batch.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
-from sam3_jax.training.sources import PairSource, SceneSource
-
-__all__ = ["Batches", "DataConfig", "PairSource", "Picture", "SceneSource", "Source"]
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 
@@ -103,9 +101,8 @@ class Batches(Iterator[Batch]):
     self._next = int(state["batch"])
 
   def name(self, index: int) -> str:
-    """What a picture is called, for messages: its file, if the source knows it."""
-    name = getattr(self.source, "name", None)
-    return name(index) if name else f"picture {index}"
+    """What a picture is called, for messages."""
+    return self.source.name(index)
 
   def close(self) -> None:
     """Ends threads and worker processes; `next` starts them again."""
@@ -164,7 +161,7 @@ class _Examples:
     picture = self.source[index]
     return example(Picture(*picture), index, self.config, self._tokenize, generator)
 
-  def _tokenize(self, phrases) -> np.ndarray:
+  def _tokenize(self, phrases: Sequence[str]) -> Int[np.ndarray, "P T"]:
     """The tokenizer, with a memory: phrases come again and again."""
     if len(self._rows) > 2**16:
       self._rows.clear()

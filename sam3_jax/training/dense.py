@@ -7,6 +7,8 @@ queries. Trunk, neck, fusion encoder and mask head run once a picture, the text 
 phrase; the geometry encoder and the decoder's layers are left for what follows.
 """
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,14 +22,34 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
+from sam3_jax.training.ranges import check_numbers
 from sam3_jax.types import ImageMaps, TextEmbedding
 
-WEIGHTS = {
-  "coarse": 1.0, "middle": 0.5, "fine": 0.5,
-  "class": 2.0, "box": 5.0, "giou": 2.0, "mask": 5.0, "dice": 2.0, "semantic_dice": 0.5,
-}  # fmt: skip
-OBJECTS = 8  # of a picture, drawn at random, whose masks are asked of one of their cells
-INSIDE = 0.4  # of a cell: so much of it an object must cover to be asked for its box
+# What is added up: the terms that have a weight.
+TERMS = ("coarse", "middle", "fine", "class", "box", "giou", "mask", "dice", "semantic_dice")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+  """Weights of the terms of `dense_loss`, and what is asked of a picture."""
+
+  coarse_weight: float = 1.0  # of what the cells of the neck's maps are called
+  middle_weight: float = 0.5
+  fine_weight: float = 0.5
+  class_weight: float = 2.0
+  box_weight: float = 5.0
+  giou_weight: float = 2.0
+  mask_weight: float = 5.0
+  dice_weight: float = 2.0
+  semantic_dice_weight: float = 0.5
+  objects: int = 8  # of a picture, drawn at random, whose masks are asked of one of their cells
+  inside: float = 0.4  # of a cell: so much of it an object must cover to be asked for its box
+
+  def __post_init__(self):
+    check = functools.partial(check_numbers, self, "dense")
+    check([f"{name}_weight" for name in TERMS], 0)
+    check(("objects",), 1)
+    check(("inside",), 0, 1, "(]")
 
 
 class Survey(NamedTuple):
@@ -46,6 +68,7 @@ def dense_loss(
   text: TextEmbedding,
   batch: Batch,
   key: Key[Array, ""],
+  config: DenseConfig,
   masked: int | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
   """The weighted sum of the losses, and its terms.
@@ -57,6 +80,7 @@ def dense_loss(
     text: of its tokens, flattened.
     batch: masks of the size of `maps.fine`, or larger by a whole number.
     key: draws objects, cells and dropout.
+    config: weights.
     masked: only the first so many phrases of a picture have objects; None for all.
 
   Returns:
@@ -77,7 +101,7 @@ def dense_loss(
   phrases = jnp.pad(phrases, [(0, 0), (0, rows - phrases.shape[1]), (0, 0), (0, 0)])
 
   which, cells, dropout = jax.random.split(key, 3)
-  number = min(OBJECTS, valid.shape[1])
+  number = min(config.objects, valid.shape[1])
   drawn, chosen = jax.lax.top_k(valid * (1 + jax.random.uniform(which, valid.shape)), number)
   shares = jnp.take_along_axis(in_cells, chosen[..., None], axis=1)
   likely = shares >= 0.5 * shares.max(axis=2, keepdims=True)
@@ -91,7 +115,7 @@ def dense_loss(
   classes = jnp.where(batch.prompt_valid, cell_loss(found.logits, phrases), 0)
   terms["class"] = classes.sum(axis=1).mean()
   boxes = targets.boxes.reshape(images, -1, 4)
-  terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes)
+  terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes, config.inside)
   wanted = shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
   weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)
   bce = jax.nn.softplus(found.mask_logits) - found.mask_logits * wanted
@@ -99,7 +123,8 @@ def dense_loss(
   terms["dice"] = (weights * dice_loss(jax.nn.sigmoid(found.mask_logits), wanted)).sum()
   union = shrunk(phrases.max(axis=1), 4 * side)
   terms["semantic_dice"] = dice_loss(jax.nn.sigmoid(found.semantic_logits), union).mean()
-  return jnp.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum(), terms
+  weighted = [getattr(config, f"{name}_weight") * terms[name] for name in TERMS]
+  return jnp.stack(weighted).sum(), terms
 
 
 def _survey(
@@ -126,7 +151,9 @@ def _survey(
   return Survey(logits.reshape(images, rows, -1), memory, masks, semantic)
 
 
-def _naming(maps, text, batch, phrases) -> dict[str, Array]:
+def _naming(
+  maps: ImageMaps, text: TextEmbedding, batch: Batch, phrases: Float[Array, "B R Ht Wt"]
+) -> dict[str, Array]:
   """Cross-entropy of the neck's cells. The logit of a phrase is the scaled product of a cell's
   features with the mean of the phrase's, that of none of them is 0; an edge is shared by coverage,
   and a cell of two phrases for the same thing between them."""
@@ -158,13 +185,18 @@ def _box_head(parameters: Any, memory: Float[Array, "B HW D"]) -> Float[Array, "
   return jax.nn.sigmoid(apply(Mlp((width, width, 4), **alone), "box_head", normed))
 
 
-def _boxes(found, in_cells, boxes) -> dict[str, Array]:
-  """Of each cell's object, the one that covers most of it."""
-  owner, inside = in_cells.argmax(axis=1), in_cells.max(axis=1) >= INSIDE
+def _boxes(
+  found: Float[Array, "B HW 4"],
+  in_cells: Float[Array, "B O HW"],
+  boxes: Float[Array, "B O 4"],
+  inside: float,
+) -> dict[str, Array]:
+  """Of each cell's object, the one that covers most of it, if that is so much of the cell."""
+  owner, asked = in_cells.argmax(axis=1), in_cells.max(axis=1) >= inside
   wanted = jnp.take_along_axis(boxes, owner[..., None], axis=1)
-  wanted = jnp.where(inside[..., None], wanted, 0.5)
+  wanted = jnp.where(asked[..., None], wanted, 0.5)
   iou, giou = overlap(found, wanted)
-  weights = inside / jnp.maximum(inside.sum(), 1)
+  weights = asked / jnp.maximum(asked.sum(), 1)
   l1 = jnp.abs(found - wanted).sum(axis=-1)
   return {name: (weights * x).sum() for name, x in (("box", l1), ("giou", 1 - giou), ("iou", iou))}
 

@@ -108,10 +108,13 @@ class Picture(NamedTuple):
 
 
 class Source(Protocol):
-  """Any random-access list of pictures: a list, files, or scenes made on the spot."""
+  """Any random-access list of pictures that have names: files, or scenes made on the spot."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int, /) -> Picture: ...
+  def name(self, index: int, /) -> str:
+    """What a picture is called, for messages."""
+    ...
 
 
 class _Found(NamedTuple):

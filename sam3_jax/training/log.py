@@ -13,7 +13,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingCol
 
 from sam3_jax.terminal import live
 
-PICTURES = (".png", ".svg")  # of plots
+PLOTS = (".png", ".svg")
 
 
 class MetricsLog:
@@ -88,29 +88,29 @@ def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
     yield lambda done=None, **figures: update(completed=done, **figures)
 
 
-def check_picture(picture: Path) -> None:
-  """Raises, in one line, unless `plot` can draw this file.
+def check_plot(file: Path) -> None:
+  """Raises, in one line, unless `plot` can draw such a file.
 
   Raises:
     ImportError: there is no matplotlib.
-    ValueError: it is no PNG or SVG, or cannot be written.
+    ValueError: it is no PNG or SVG.
   """
+  require_matplotlib()
+  if file.suffix not in PLOTS or file.is_dir():
+    raise ValueError(f"--plot {file} must be a file that ends in {' or '.join(PLOTS)}.")
+
+
+def require_matplotlib() -> None:
+  """Raises ImportError, in one line, if there is none."""
   try:
     import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ImportError("--plot needs matplotlib: pip install 'sam3-jax[plots]'.") from error
-  if picture.suffix not in PICTURES or picture.is_dir():
-    raise ValueError(f"--plot {picture} must be a file that ends in {' or '.join(PICTURES)}.")
-  folder = picture.absolute().parent
-  while not folder.exists():
-    folder = folder.parent
-  if not folder.is_dir() or not os.access(folder, os.W_OK):
-    raise ValueError(f"--plot {picture}: cannot write to {folder}; choose another folder.")
 
 
-def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
+def plot(metrics: Path, file: Path, figures: Sequence[str]) -> None:
   """Draws loss, gradient norm, learning rate and these `figures` of the evaluations over the steps,
-  as far as there are any; `check_picture` says whether it can."""
+  as far as there are any; `check_plot` says whether it can."""
   from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
   lines = read_metrics(metrics)
@@ -126,7 +126,7 @@ def plot(metrics: Path, picture: Path, figures: Sequence[str]) -> None:
     axes.set_ylabel(name.removeprefix("evaluation/"))
     axes.set_yscale("log" if name in ("loss", "grad_norm") else "linear")
   figure.supxlabel("step")
-  picture.parent.mkdir(parents=True, exist_ok=True)
-  partial = picture.with_name(f".{picture.name}.partial")
-  figure.savefig(partial, format=picture.suffix.lstrip("."), dpi=120)
-  os.replace(partial, picture)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  partial = file.with_name(f".{file.name}.partial")
+  figure.savefig(partial, format=file.suffix.lstrip("."), dpi=120)
+  os.replace(partial, file)

@@ -17,17 +17,16 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.typing import DTypeLike
 from rich.console import Console
 
 from sam3_jax import checkpoint
@@ -37,9 +36,10 @@ from sam3_jax.model.layers import Layering
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import lora, state
 from sam3_jax.training.batch import Batch
-from sam3_jax.training.config import TrainConfig, differences
-from sam3_jax.training.log import MetricsLog, Show, progress
+from sam3_jax.training.config import TrainConfig, completed, differences
+from sam3_jax.training.log import MetricsLog, progress
 from sam3_jax.training.optimizer import make_optimizer, make_schedule
+from sam3_jax.training.report import Reporter, Scores
 from sam3_jax.training.sharding import (
   gatherer,
   make_mesh,
@@ -53,13 +53,12 @@ from sam3_jax.training.storage import Storage
 
 CONFIG, PARTIAL = "config.json", "config.json.partial"
 PARTS = ("trunk", "text")  # whose dropout rests while nothing of them is trained
-FIGURES = ("cgf1", "il_mcc", "pmf1")  # of an evaluation, that a bundle tells
-SHOWN = 20  # pictures, or fields, named in an error
+SHOWN = 20  # fields named in an error
 
 Evaluate = Callable[[Sam3], Mapping[str, Any]]
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
   """Batches without end, such as `data.Batches`."""
 
   def __next__(self) -> Batch: ...
@@ -97,7 +96,7 @@ class Start:
 def train(
   config: TrainConfig,
   start: Start,
-  batches: Source,
+  batches: BatchSource,
   out: Path,
   *,
   evaluate: Evaluate | None = None,
@@ -126,27 +125,17 @@ def train(
   final = out / "final"
   if final.exists():
     return final
-  run = _Run(config, start)
-  _check_alike(values)
-  if _first():
-    _write_config(out, values)
+  run = _begin(config, start, out, values)
   storage = Storage(out / "steps", config.keep)
-  done, scores = 0, _Scores()
-  if storage.latest is not None:
-    done = storage.latest
-    run.state, saved = storage.restore(run.state)
-    batches.set_state(saved["batches"])
-    scores = _Scores(saved["best"], saved.get("figures", {}))
-  log = MetricsLog(out / "metrics.jsonl" if _first() else None, done)
+  done, scores = _resume(run, batches, storage)
+  log = MetricsLog(out / "metrics.jsonl" if _is_writer() else None, done)
   try:
     with progress(console or Console(quiet=True), config.steps, done) as show:
-      reporter = _Reporter(config, batches, storage, log, show)
+      reporter = Reporter(config, batches.name, storage, log, show)
       reporter.show_best(scores.best)
       while done < config.steps:
-        batch = next(batches)
-        metrics = run.step(batch)
-        done += 1
-        reporter.add(done, np.asarray(batch.ids), metrics)
+        batch, done = next(batches), done + 1
+        reporter.add(done, np.asarray(batch.ids), run.step(batch))
         if evaluate is not None and _due(done, config.evaluate_every, config.steps):
           reporter.finish()
           figures = run.evaluate(evaluate)
@@ -166,7 +155,26 @@ def train(
   return final
 
 
-def _first() -> bool:
+def _begin(config: TrainConfig, start: Start, out: Path, values: dict[str, Any]) -> "_Run":
+  """The run on its devices, and its folder in order; no folder is made of one that cannot begin."""
+  run = _Run(config, start)
+  _check_alike(values)
+  if _is_writer():
+    _write_config(out, values)
+    _recover(out / "best")
+  return run
+
+
+def _resume(run: "_Run", batches: BatchSource, storage: Storage) -> tuple[int, Scores]:
+  """Goes to the last checkpoint, if there is one; the steps done there, and the scores so far."""
+  if storage.latest is None:
+    return 0, Scores()
+  run.state, saved = storage.restore(run.state)
+  batches.set_state(saved["batches"])
+  return storage.latest, Scores(saved["best"], saved.get("figures", {}))
+
+
+def _is_writer() -> bool:
   """Whether this is the process that writes."""
   return jax.process_index() == 0
 
@@ -179,7 +187,8 @@ def _check_output(out: Path, values: dict[str, Any]) -> None:
     return
   try:
     before = json.loads(file.read_bytes())
-  except ValueError as error:
+    before = {**before, "config": completed(before["config"])}
+  except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{file} is damaged ({error}); give another --out.") from error
   if names := differences(before, values):
     shown = ", ".join(name.removeprefix("config.") for name in names[:SHOWN])
@@ -237,21 +246,9 @@ class _Run:
     # Jitted, as no device may have room for a whole state.
     placed = state_shardings(self._mesh, jax.eval_shape(begin, trained))
     self.state = jax.jit(begin, out_shardings=placed)(place(self._mesh, trained))
-    settings = StepSettings(
-      model=start.model,
-      losses=config.losses,
-      objective=config.objective,
-      dtype=checkpoint.check_dtype(dtype),
-      duplicate=config.duplicate,
-      masked=config.masked or config.data.present,
-      accumulate=config.accumulate,
-      average=config.average,
-      lora_scale=config.lora.scale,
-      layering=Layering(
-        config.remat == "full", gatherer(self._mesh, checkpoint.check_dtype(dtype))
-      ),
-      frozen_parts=tuple(p for p in PARTS if not any(x.startswith(f"{p}/") for x in trained)),
-    )
+    computed = checkpoint.check_dtype(dtype)
+    layering = Layering(config.remat == "full", gatherer(self._mesh, computed))
+    settings = _settings(config, start.model, computed, layering, trained)
     schedule = make_schedule(config.optimizer, config.steps)
     self._step = make_step(settings, optimizer, schedule, self._mesh, self.state, self.frozen)
     self._merge = jax.jit(
@@ -285,7 +282,7 @@ class _Run:
     processes."""
     config, start = self._config, self._start
     parameters = self._merge(state.averaged(self.state), self.frozen)
-    if _first():
+    if _is_writer():
       stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
       source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
       info = {
@@ -302,81 +299,29 @@ class _Run:
     multihost_utils.sync_global_devices(str(path))
 
 
-@dataclasses.dataclass
-class _Scores:
-  """What the evaluations gave so far.
-
-  Attributes:
-    best: the highest score, if there was any.
-    figures: of the last one; those that a bundle tells, as far as they are numbers.
-  """
-
-  best: float | None = None
-  figures: dict[str, float] = dataclasses.field(default_factory=dict)
-
-  def add(self, figures: Mapping[str, Any], best: str) -> bool:
-    """Takes an evaluation's figures; tells whether that called `best` is the highest so far."""
-    told = {name: float(figures[name]) for name in FIGURES if name in figures}
-    self.figures = {name: value for name, value in told.items() if math.isfinite(value)}
-    score = float(figures[best])
-    better = math.isfinite(score) and (self.best is None or score > self.best)
-    # The processes go on together, even if the last digits of what each has found differ.
-    better = bool(multihost_utils.broadcast_one_to_all(np.int32(better)))
-    self.best = score if better else self.best
-    return better
-
-
-class _Reporter:
-  """Fetches a step's numbers while the next one runs, checks and logs them."""
-
-  def __init__(
-    self, config: TrainConfig, batches: Source, storage: Storage, log: MetricsLog, show: Show
-  ):
-    self._config, self._batches, self._storage = config, batches, storage
-    self._log, self._show = log, show
-    self._pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
-    self._began = self._last = time.perf_counter()
-
-  def add(self, done: int, ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that may still run; reports the one before."""
-    self.finish()
-    self._pending = done, ids, metrics
-
-  def finish(self) -> None:
-    """Waits for the pending step's numbers and reports them.
-
-    Raises:
-      ValueError: they are not finite.
-    """
-    if self._pending is None:
-      return
-    (done, ids, metrics), self._pending = self._pending, None
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    now = time.perf_counter()
-    if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-      raise ValueError(self._fault(done, ids, values))
-    seconds, self._last = now - self._last, now
-    speed = self._config.data.batch / seconds
-    clock = {"images_per_second": speed, "seconds": now - self._began}
-    self._log.add({"step": done, **values, **clock})
-    self._show(done, loss=f"loss {values['loss']:.4g}", speed=f"{speed:.3g} images/s")
-
-  def show_best(self, best: float | None) -> None:
-    if best is not None:
-      self._show(best=f"best {self._config.best} {best:.1f}")
-    self._last = time.perf_counter()  # an evaluation is no part of a step
-
-  def _fault(self, done: int, ids: np.ndarray, values: dict[str, float]) -> str:
-    names = [f"{i} ({self._batches.name(i)})" for i in ids.tolist()[:SHOWN]]
-    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    self._storage.wait()
-    latest = self._storage.latest
-    kept = "none was saved" if latest is None else str(self._storage.folder / str(latest))
-    return (
-      f"step {done} has loss {values['loss']:g} and gradient norm {values['grad_norm']:g}; its "
-      f"pictures: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
-      "look at these pictures, or lower the learning rate."
-    )
+def _settings(
+  config: TrainConfig,
+  model: Config,
+  dtype: DTypeLike,
+  layering: Layering,
+  trained: Iterable[str],
+) -> StepSettings:
+  """The run's, of a step; `trained` are paths."""
+  paths = tuple(trained)
+  return StepSettings(
+    model=model,
+    losses=config.losses,
+    dense=config.dense,
+    objective=config.objective,
+    dtype=dtype,
+    duplicate=config.duplicate,
+    masked=config.masked or config.data.present,
+    accumulate=config.accumulate,
+    average=config.average,
+    lora_scale=config.lora.scale,
+    layering=layering,
+    frozen_parts=tuple(p for p in PARTS if not any(x.startswith(f"{p}/") for x in paths)),
+  )
 
 
 def _due(done: int, every: int, steps: int) -> bool:
@@ -384,14 +329,28 @@ def _due(done: int, every: int, steps: int) -> bool:
 
 
 def _replace(path: Path, write: Callable[[Path], None]) -> None:
-  """Has `write` make a folder, or put one in its place, at one stroke but for two renamings."""
-  new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-  for leftover in (new, old):
-    shutil.rmtree(leftover, ignore_errors=True)
+  """Has `write` make a folder, or put one in its place, at one stroke but for two renamings;
+  `_recover` undoes the first."""
+  _recover(path)
   if not path.exists():
     write(path)
     return
+  new, old = _beside(path)
   write(new)
   os.rename(path, old)
   os.rename(new, path)
   shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(path: Path) -> None:
+  """Puts right what a kill in `_replace` has left: the folder is back, and nothing beside it."""
+  new, old = _beside(path)
+  if old.exists() and not path.exists():
+    os.rename(old, path)
+  for leftover in (new, old):
+    shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _beside(path: Path) -> tuple[Path, Path]:
+  """What is to take a folder's place, and what was there."""
+  return path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")

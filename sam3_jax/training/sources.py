@@ -1,11 +1,9 @@
-"""Sources of pictures for training: annotated files, and scenes composed when asked for.
+"""Sources of pictures for training: annotated files, and scenes composed when asked for."""
 
-A plain list of `Picture`s is a source too.
-"""
-
+import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,7 @@ from sam3_jax.preprocess import read_image
 from sam3_jax.rle import bounds, encode
 from sam3_jax.training import drawings, scenes
 from sam3_jax.training.examples import Picture, usable
+from sam3_jax.training.ranges import check_numbers
 
 
 class PairSource:
@@ -59,50 +58,71 @@ class PairSource:
     return self._pictures[index][0]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+  """Scenes composed on the fly.
+
+  Attributes:
+    count: scenes of an epoch.
+    seed: another one gives other scenes.
+    styles: artists of `drawings.TRAINING`, one of whom draws all objects; empty for all of them.
+    size: height and width in pixels; None draws one of `scenes.SIZES`.
+    mixed: probability of a scene each of whose objects has an artist of its own.
+    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
+    variety: probability of a scene of many things, each of them once.
+    absent: phrases that find nothing, for each that finds something.
+    usual: probability that a thing is asked for by its usual name, not by a synonym.
+  """
+
+  count: int = 100_000
+  seed: int = 0
+  styles: tuple[str, ...] = drawings.TRAINING
+  size: tuple[int, int] | None = None
+  mixed: float = 0.0
+  augment: float = 0.0
+  variety: float = scenes.VARIETY
+  absent: float = 1.0
+  usual: float = 0.7
+
+  def __post_init__(self):
+    check = functools.partial(check_numbers, self, "scenes")
+    check(("count",), 1)
+    check(("seed", "absent"), 0)
+    check(("mixed", "augment", "variety", "usual"), 0, 1)
+    if not self.styles:
+      object.__setattr__(self, "styles", drawings.TRAINING)
+    for style in self.styles:
+      if style not in drawings.TRAINING:
+        known = ", ".join(drawings.TRAINING)
+        raise ValueError(f"scenes.styles may name {known}, the styles of training; got {style!r}.")
+    if self.size is not None and min(self.size) < scenes.SMALLEST:
+      raise ValueError(
+        f"scenes.size, height and width, must be {scenes.SMALLEST} or more; got {list(self.size)}."
+      )
+
+
 class SceneSource:
   """Scenes that are composed when asked for, and never stored: scene i is the same each time."""
 
-  def __init__(
-    self,
-    count: int,
-    seed: int,
-    styles: Sequence[str] = drawings.TRAINING,
-    *,
-    size: tuple[int, int] | None = None,
-    mixed: float = 0.0,
-    augment: float = 0.0,
-    variety: float = scenes.VARIETY,
-    absent: float = 1.0,
-    usual: float = 0.7,
-  ):
-    """Says what to compose.
-
-    Args:
-      count: scenes an epoch.
-      seed: another one gives other scenes.
-      styles, size, mixed, augment, variety: as in `scenes.compose`.
-      absent, usual: as in `scenes.phrases`.
-    """
-    if count < 1:
-      raise ValueError(f"a source needs at least 1 scene; got count {count}.")
-    self.count = count
-    self.seed = seed
-    self._compose: dict[str, Any] = {
-      "styles": tuple(styles),
-      "size": size,
-      "mixed": mixed,
-      "augment": augment,
-      "variety": variety,
-    }
-    self._phrases: dict[str, Any] = {"absent": absent, "usual": usual}
+  def __init__(self, config: SceneConfig):
+    """Says what to compose."""
+    self.config = config
 
   def __len__(self) -> int:
-    return self.count
+    return self.config.count
 
   def __getitem__(self, index: int) -> Picture:
-    generator = np.random.default_rng((self.seed, index))
-    scene = scenes.compose(generator, **self._compose)
-    asked = scenes.phrases(generator, scene, **self._phrases)
+    config = self.config
+    generator = np.random.default_rng((config.seed, index))
+    scene = scenes.compose(
+      generator,
+      config.styles,
+      config.size,
+      mixed=config.mixed,
+      augment=config.augment,
+      variety=config.variety,
+    )
+    asked = scenes.phrases(generator, scene, absent=config.absent, usual=config.usual)
     height, width = scene.image.shape[:2]
     rles = [encode(item.mask) for item in scene.objects]
     objects = [Object(rle=rle, box=bounds(rle)) for rle in rles]
@@ -121,4 +141,4 @@ class SceneSource:
 
   def name(self, index: int) -> str:
     """What to compose again, for messages."""
-    return f"scene {index} of seed {self.seed}"
+    return f"scene {index} of seed {self.config.seed}"

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
 from sam3_jax.training.batch import Batch, flat_prompts, flatten
-from sam3_jax.training.dense import dense_loss
+from sam3_jax.training.dense import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
@@ -36,7 +36,8 @@ class StepSettings:
 
   Attributes:
     model: sizes.
-    losses: weights.
+    losses: weights, of detection.
+    dense: weights, of the objective "dense".
     objective: "detection", or "dense" for the pretraining of `dense`.
     dtype: of the computation; parameters, their sums and their moments are float32.
     duplicate: train one-to-many queries beside the model's own.
@@ -52,6 +53,7 @@ class StepSettings:
 
   model: Config
   losses: LossConfig
+  dense: DenseConfig = dataclasses.field(default_factory=DenseConfig)
   objective: str = "detection"
   dtype: DTypeLike = jnp.float32
   duplicate: bool = True
@@ -93,8 +95,8 @@ def make_step(
     if settings.objective == "dense":
       maps, text = encode(parameters, batch, key, settings, shards)
       detector = Detector(settings.model, settings.dtype, True, settings.layering)
-      key, masked = jax.random.fold_in(key, 1), settings.masked
-      return dense_loss(parameters, detector, maps, text, batch, key, masked)
+      key, asked = jax.random.fold_in(key, 1), (settings.dense, settings.masked)
+      return dense_loss(parameters, detector, maps, text, batch, key, *asked)
     predictions = predict(parameters, batch, key, settings, shards)
     flat = flatten(batch)
     images, queries = len(batch.images), settings.model.queries
@@ -200,7 +202,14 @@ def _joined(x: Array, axis: int) -> Array:
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _accumulated(gradient, trained, frozen, batch, key, settings):
+def _accumulated(
+  gradient: Callable[..., Any],
+  trained: Flat,
+  frozen: Flat,
+  batch: Batch,
+  key: Key[Array, ""],
+  settings: StepSettings,
+) -> tuple[Float[Array, ""], Metrics, Flat]:
   """Means over microbatches, one after another. A microbatch takes every n-th picture, so that each
   device finds its share among its own."""
   count = settings.accumulate
