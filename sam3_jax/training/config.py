@@ -216,8 +216,8 @@ def overlaid(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, A
 
 
 def completed(values: Any) -> Any:
-  """Values that an earlier version wrote, with the defaults of fields that it had not; as they are,
-  if they are no configuration of this one."""
+  """Values that an earlier version wrote, with the defaults of fields that it had not: what it did
+  without them. As they are, if they are no configuration of this version."""
   try:
     return TrainConfig.from_dict(values).to_dict()
   except ValueError:
