@@ -6,6 +6,7 @@ CPU's caches, and the backward pass computes them again instead of keeping them.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ def attention(
   rows, queries, heads, channels = query.shape
   keys = key.shape[1]
   query, key, value = (_heads_first(x) for x in (query, key, value))
-  operands = {"query": query, "key": key, "value": value}
+  operands: dict[str, Any] = {"query": query, "key": key, "value": value}
   if bias is not None:
     operands["bias"] = tuple(x.reshape(rows * heads, queries, -1) for x in bias)
   if valid is not None:

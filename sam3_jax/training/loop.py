@@ -141,6 +141,7 @@ def train(
           figures = run.evaluate(evaluate)
           log.add({"step": done} | {f"evaluation/{name}": x for name, x in figures.items()})
           if scores.add(figures, config.best):
+            storage.wait()
             run.write(out / "best", out.name, done, scores.figures)
           reporter.show_best(scores.best)
         if _due(done, config.save_every, config.steps):
@@ -148,6 +149,7 @@ def train(
           kept = dataclasses.asdict(scores)
           storage.save(done, run.state, {"batches": batches.get_state(), **kept})
       reporter.finish()
+    storage.wait()  # one writer at a time
     run.write(final, out.name, done, scores.figures)
   finally:
     log.close()

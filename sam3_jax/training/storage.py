@@ -68,7 +68,7 @@ class Storage:
     return _filled(state, found[STATE]), found[PROGRESS]
 
   def wait(self) -> None:
-    """Returns when all is on disk; raises what went wrong in the background."""
+    """Returns when all is on disk, in all processes; raises what went wrong in the background."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
