@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,13 @@ from sam3_jax.config import Config
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, not_finite, raise_faults
-from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums, file_sizes
+from sam3_jax.writer import (
+  FORMAT_VERSION,
+  Writer,
+  compare_checksums,
+  file_sizes,
+  read_compared,
+)
 
 DTYPES = ("float32", "bfloat16")
 
@@ -49,6 +55,31 @@ class Bundle:
   params: dict[str, Any]
   tokenizer: bytes
   info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """An opened checkpoint, for programs that must not hold all of it in memory.
+
+  Attributes:
+    path: of the folder.
+    config: the model's.
+    info: what it says of itself; see `save`.
+    tokenizer: the bytes of tokenizer.model.
+    dtypes: of the parameters as stored, by path.
+    items: the paths of the parameters that are stored together, whole top-level parts of the tree.
+    read: an item's parameters as stored, by path, each compared with its checksum.
+    unread: likewise, the tensors that nothing reads.
+  """
+
+  path: str
+  config: Config
+  info: dict[str, Any]
+  tokenizer: bytes
+  dtypes: dict[str, str]
+  items: dict[str, tuple[str, ...]]
+  read: Callable[[str], dict[str, np.ndarray]]
+  unread: Callable[[], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +152,8 @@ def save(
   with Writer(path) as writer:
     for part, tree in params.items():
       writer.add(part, jax.tree.map(np.asarray, tree))
-    writer.finish(config, tokenizer, info=info or {}, unread=unread or {})
+    reasons = dict.fromkeys(unread or {}, "kept from the source")
+    writer.finish(config, tokenizer, info=info or {}, unread=unread, unread_reasons=reasons)
 
 
 def load(
@@ -155,6 +187,22 @@ def load(
     params |= restore_item(path / "params" / item, manifest["parameters"], dtype, given)
   raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
   return Bundle(config, params, (path / "tokenizer.model").read_bytes(), info)
+
+
+def open_stored(path: str | Path) -> Stored:
+  """Everything but the arrays, which are read part by part; raises as `load` does."""
+  path, info, manifest, config = _open(path)
+
+  def read(item: str) -> dict[str, np.ndarray]:
+    return read_compared(path / "params" / item, manifest["parameters"])
+
+  def unread() -> dict[str, np.ndarray]:
+    return read_compared(path / "unread", manifest["unread"]) if manifest["unread"] else {}
+
+  dtypes = {name: entry["dtype"] for name, entry in manifest["parameters"].items()}
+  model = (path / "tokenizer.model").read_bytes()
+  items = {item: tuple(stored_arrays(path / "params" / item)) for item in manifest["items"]}
+  return Stored(str(path), config, info, model, dtypes, items, read, unread)
 
 
 def load_unread(path: str | Path) -> dict[str, np.ndarray]:
@@ -272,6 +320,10 @@ def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for name, count in counts.items():
       if type(count) is not int:
         raise TypeError(f"{name}: {count!r}")
+  for sums in manifest.get("checksums", {}).values():
+    for name, checksum in sums.items():
+      if type(checksum) is not str:
+        raise TypeError(f"{name}: {checksum!r}")
   _by_reason(manifest["unread"])
   _by_reason(manifest["dropped"])
   for item in manifest["items"]:

@@ -20,10 +20,12 @@ from sam3_jax.converters.rules import (
   HalfSplit,
   Source,
 )
+from sam3_jax.converters.unread import translate, unread
 from tiny import CONFIG, meta_weights, parameters
 
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import RELEASED, SIZES
+from sam3_jax.model.rope import rope_table
 from sam3_jax.trees import SHOWN_FAULTS, flatten
 
 NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)
@@ -117,6 +119,43 @@ def test_released_counts_are_those_of_the_published_checkpoints():
   assert len(huggingface.TABLE.entries(released)) == 1459
 
 
+def test_unread_tensors_of_one_layout_are_those_of_the_other():
+  """Against layouts.py, which has its own table."""
+  for kind, other, table in (("meta", "hub", huggingface.TABLE), ("hub", "meta", meta.TABLE)):
+    config = CONFIG if kind == "meta" else NO_POINTS
+    source = huggingface.TABLE if kind == "hub" else meta.TABLE
+    kept = planned(layout(kind), source, config).read_unread([])
+    got = translate(kept, table.name, config)
+    names = planned(layout(other), table, CONFIG if other == "meta" else NO_POINTS).unread
+    assert got.keys() == names.keys()
+    for name in names:
+      np.testing.assert_array_equal(got[name], layout(other)[name], err_msg=name)
+
+
+def test_stored_rope_tables_must_be_those_of_the_configuration():
+  tables = meta.rope_tables(CONFIG)
+  assert set(planned(meta_weights() | tables).dropped) == set(tables)
+  first = next(iter(tables))
+  for change, match in (
+    (lambda x: x.T, rf"{first} is complex64 \[8, 16\]; expected complex64 \[16, 8\]"),
+    (lambda x: x.real, rf"{first} is float32"),
+    (lambda x: x * np.complex64(1j), f"{first} differs from what its configuration gives"),
+    (lambda x: x + np.complex64(np.nan), f"{first} differs from"),
+  ):
+    with pytest.raises(ValueError, match=match):
+      planned(meta_weights() | tables | {first: change(tables[first])})
+  with pytest.raises(ValueError, match=f"{first} is missing"):
+    planned(meta_weights() | {name: x for name, x in tables.items() if name != first})
+  cosine, sine = rope_table(4, 1.0, 16)
+  np.testing.assert_allclose(tables[first], cosine + 1j * sine, atol=3e-7)  # measured 6.0e-8
+
+
+def test_a_lone_dtype_is_a_fault():
+  arrays = meta_weights() | {FIRST: meta_weights()[FIRST].astype(np.float16)}
+  with pytest.raises(ValueError, match=f"{FIRST} is float16, all others are not; most are float32"):
+    planned(arrays)
+
+
 def test_transforms_do_what_they_say():
   rng = np.random.default_rng(0)
   kernel = rng.standard_normal((5, 4, 3, 2))  # out, in, rows, columns
@@ -162,7 +201,9 @@ def test_all_faults_are_reported_together():
 
 
 def test_more_faults_than_are_shown_are_counted():
-  count = len(meta.TABLE.entries(CONFIG))
+  count = (
+    len(meta.TABLE.entries(CONFIG)) + 9
+  )  # unread, but in every file: a level, a pair, a matrix
   with pytest.raises(ValueError, match=f"{count} faults.*; and {count - SHOWN_FAULTS} more"):
     planned({})
 
@@ -181,8 +222,19 @@ def test_a_tensor_of_another_dtype_or_rank(array, match):
 
 
 def test_an_empty_unread_tensor_is_a_fault():
-  with pytest.raises(ValueError, match=r"tracker.x \[0\] is empty"):
-    planned(meta_weights() | {"tracker.x": np.zeros(0, np.float32)})
+  name = "tracker.no_obj_ptr"
+  with pytest.raises(ValueError, match=rf"{name} is \[0\]; expected \[1, 128\]"):
+    planned(layout("meta") | {name: np.zeros(0, np.float32)})
+
+
+def test_unread_tensors_are_known_by_name_and_shape():
+  assert len(planned(layout("meta")).unread) == 288
+  assert len(planned(layout("hub"), huggingface.TABLE, NO_POINTS).unread) == 286
+  for config, layers, count in ((CONFIG, 2, 288), (RELEASED, 4, 340)):
+    items = unread(config, layers)
+    assert sum(len(item.meta) for item in items) == count
+    names = [name for item in items for name in item.names("huggingface")]
+    assert len(names) == len(set(names)) == count - 2
 
 
 def test_values_that_overflow_the_wanted_dtype_are_a_fault():

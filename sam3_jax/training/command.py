@@ -50,9 +50,11 @@ def run(config: TrainConfig, out: Path, console: Console, *, picture: Path | Non
 def load_start(config: TrainConfig) -> Start:
   """The parameters and the tokenizer to start from, on the host."""
   if config.checkpoint:
-    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32")
+    path = find_checkpoint(config.checkpoint)
+    bundle = checkpoint.load(path, dtype="float32")
     parameters = flatten(jax.device_get(bundle.params))
-    return Start(bundle.config, parameters, bundle.tokenizer, bundle.info)
+    unread = checkpoint.load_unread(path)
+    return Start(bundle.config, parameters, bundle.tokenizer, bundle.info, unread)
   from sam3_jax.model.sam3 import init
 
   if config.model is None:

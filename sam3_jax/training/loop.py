@@ -66,12 +66,14 @@ class Start:
     parameters: of the model, by path.
     tokenizer: bytes of the SentencePiece model.
     info: what the starting checkpoint says of itself.
+    unread: what it keeps besides, for the way back to other programs.
   """
 
   model: Config
   parameters: Mapping[str, Any]
   tokenizer: bytes
   info: Mapping[str, Any]
+  unread: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def mark(self) -> str:
     """Tells starts apart: a checksum of what a resumed run must find again."""
@@ -261,7 +263,7 @@ class _Run:
       "licence": config.licence or start.info.get("licence", ""),
       "figures": {key: figures[key] for key in FIGURES if key in figures},
     }
-    checkpoint.save(path, stored, start.model, start.tokenizer, info=info)
+    checkpoint.save(path, stored, start.model, start.tokenizer, info=info, unread=start.unread)
 
 
 class _Reporter:
