@@ -34,6 +34,7 @@ from sam3_jax.writer import (
   Writer,
   compare_checksums,
   file_sizes,
+  find_damage,
   read_compared,
 )
 
@@ -178,9 +179,7 @@ def load(
   """
   if dtype is not None:
     check_dtype(dtype)
-  path, info, manifest, config = _open(path)
-  if verify:
-    compare_checksums(path, manifest)
+  path, info, manifest, config = _open_verified(path) if verify else _open(path)
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params: dict[str, Any] = {}
   for item in manifest["items"]:
@@ -213,8 +212,7 @@ def load_unread(path: str | Path) -> dict[str, np.ndarray]:
 
 def verify(path: str | Path) -> None:
   """Reads every stored tensor and compares its checksum; ValueError names those that differ."""
-  path, _, manifest, _ = _open(path)
-  compare_checksums(path, manifest)
+  _open_verified(path)
 
 
 def inspect(path: str | Path) -> Summary:
@@ -257,6 +255,24 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
   from sam3_jax.model.sam3 import parameter_shapes  # a second of imports and tracing
 
   return {name: leaf.shape for name, leaf in flatten(parameter_shapes(config)).items()}
+
+
+def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
+  """Likewise, after comparing all checksums; a file that keeps all from being read is named."""
+  folder = Path(path).expanduser().absolute()
+  try:
+    path, info, manifest, config = _open(path)
+  except ValueError:
+    try:
+      manifest = _read_json(folder / "manifest.json")
+      _check_manifest(manifest)
+      faults = find_damage(folder, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError):
+      faults = []  # the manifest itself is at fault
+    raise_faults(faults, f"{folder} is damaged")
+    raise
+  compare_checksums(path, manifest)
+  return path, info, manifest, config
 
 
 def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:

@@ -68,24 +68,29 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
     ) from error
   except errors.RevisionNotFoundError as error:
     raise FileNotFoundError(f"{repository} has no revision {revision}; look at {page}.") from error
-  except errors.LocalEntryNotFoundError as error:
-    raise FileNotFoundError(
-      f"{repository} cannot be reached and is not, or not wholly, in the hub's cache: connect, and "
-      "unset HF_HUB_OFFLINE; what was downloaded already is kept."
-    ) from error
-  except errors.HfHubHTTPError as error:
-    status = error.response.status_code
+  except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
+    status = _status(error) or _status(error.__cause__)
     if status in (401, 403):
       raise PermissionError(
         f"the hub refuses {repository} (status {status}): the token in HF_TOKEN or of `hf auth "
         f"login` is wrong or may not read it; look at {page}."
       ) from error
+    if status:
+      raise FileNotFoundError(
+        f"the hub fails for {repository} (status {status}); try again later, what was downloaded "
+        "already is kept."
+      ) from error
     raise FileNotFoundError(
-      f"the hub fails for {repository} (status {status}); try again later, what was downloaded "
-      "already is kept."
+      f"{repository} cannot be reached and is not, or not wholly, in the hub's cache: connect, and "
+      "unset HF_HUB_OFFLINE; what was downloaded already is kept."
     ) from error
   except OSError as error:  # of the connection, while files come
     raise FileNotFoundError(
       f"downloading {repository} broke off ({str(error).partition(chr(10))[0]:.150}); try again, "
       "what was downloaded already is kept."
     ) from error
+
+
+def _status(error: BaseException | None) -> int | None:
+  """Of the hub's answer, if there was one."""
+  return getattr(getattr(error, "response", None), "status_code", None)

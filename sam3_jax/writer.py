@@ -17,11 +17,12 @@ from typing import Any, Self
 import numpy as np
 
 from sam3_jax.config import Config
-from sam3_jax.items import read_item, save_item
+from sam3_jax.items import read_array, read_item, save_item
 from sam3_jax.trees import flatten, raise_faults
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
+REST = "rest"  # the item of all parts that are none
 _PARTIAL = ".partial"
 
 
@@ -135,7 +136,7 @@ class Writer(NewFolder):
       verify: read everything back and compare the checksums before that.
     """
     if self._rest:
-      self._save("rest", self._rest)
+      self._save(REST, self._rest)
     if unread:
       self._write("unread", dict(unread))
     reasons = unread_reasons or {}
@@ -194,16 +195,36 @@ def file_checksums(folder: Path) -> dict[str, str]:
 
 def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:
   """Reads every stored tensor; ValueError names those that differ from their checksums."""
-  faults = []
-  for folder, entries in _folders(path, manifest):
-    files = _different_files(folder, manifest.get("checksums", {}).get(folder.name, {}))
-    try:
+  faults = find_damage(path, manifest)
+  if not faults:
+    for folder, entries in _folders(path, manifest):
       faults += _different(flatten(read_item(folder)), entries)
-    except ValueError:
-      if not files:
-        raise
-    faults += files
   raise_faults(faults, f"{path} is damaged")
+
+
+def find_damage(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+  """The parameters' files that differ from their checksums, and the tensors that these spoil.
+
+  It finds what no tensor shows: an index in which a bit was flipped, or bytes that nothing uses. An
+  item that Orbax has written again has files of other names, and is left to its tensors.
+  """
+  tensors, files = [], []
+  items = manifest["items"]
+  for item, wanted in manifest.get("checksums", {}).items():
+    folder = path / "params" / item
+    known = item in items and re.fullmatch(r"\w+", item)
+    if not known or file_sizes(folder).keys() != wanted.keys():
+      continue
+    found = file_checksums(folder)
+    differing = [name for name in wanted if found[name] != wanted[name]]
+    files += [f"{folder / name} differs from its checksum" for name in differing]
+    for name, entry in manifest["parameters"].items() if differing else ():
+      part = name.partition("/")[0]
+      if item == (part if part in items else REST):
+        array = read_array(folder, name)
+        if array is None or _describe(array)["sha256"] != entry.get("sha256"):
+          tensors.append(f"{name} differs from its checksum")
+  return files + tensors
 
 
 def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -216,17 +237,6 @@ def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndar
 def _folders(path: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
   folders = [(path / "params" / item, manifest["parameters"]) for item in manifest["items"]]
   return [*folders, (path / "unread", manifest["unread"])] if manifest["unread"] else folders
-
-
-def _different_files(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-  """Finds what no tensor shows: an index in which a bit was flipped, or bytes that nothing uses.
-
-  An item that Orbax has written again has files of other names, and is left to its tensors.
-  """
-  found = file_checksums(folder) if file_sizes(folder).keys() == wanted.keys() else wanted
-  return [
-    f"{folder / name} differs from its checksum" for name in wanted if found[name] != wanted[name]
-  ]
 
 
 def _different(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> list[str]:

@@ -96,11 +96,13 @@ def test_every_flipped_bit_is_found(tmp_path):
     file.write_bytes(changed)
     with pytest.raises(ValueError, match="differs from its checksum") as caught:
       checkpoint.verify(tmp_path / "out")
-    named += any(re.search(rf"\b{name} differs", str(caught.value)) for name in parameters)
+    message = str(caught.value)
+    named += any(re.search(rf"\b{name} differs", message) for name in parameters)
+    assert f"{file} differs" in message
     file.write_bytes(content)
-  assert named == 20
+  assert named >= 19  # the others hit what Orbax says of the tensors, and are named by their file
   small = min((file for file in files if file.stat().st_size), key=lambda f: f.stat().st_size)
   content = small.read_bytes()
   small.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-  with pytest.raises(ValueError, match=r"differs from its checksum|cannot be read"):
+  with pytest.raises(ValueError, match=f"{small.name} differs from its checksum"):
     checkpoint.verify(tmp_path / "out")

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import re
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from sam3_jax.converters.rules import (
 from sam3_jax.converters.unread import translate, unread
 from tiny import CONFIG, meta_weights, parameters
 
+from sam3_jax import converters
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.model.rope import rope_table
@@ -269,6 +271,23 @@ def test_rope_tables_tell_the_trunk():
   name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"
   shapes |= {name.format(i): (48**2 if i % 3 == 2 else 12**2, 32) for i in range(12)}
   assert infer_config(meta.TABLE, shapes) == config
+  for block, damaged in ((0, (143, 32)), (2, (48**2, 31)), (2, (32, 48**2)), (5, (7,))):
+    changed = shapes | {name.format(block): damaged}  # outvoted, so that it can be named
+    assert infer_config(meta.TABLE, changed) == config
+
+
+def test_a_size_that_was_read_off_a_damaged_tensor(tmp_path):
+  """The released file but for one tensor: that one is named, not all that its size contradicts."""
+  shapes = released_shapes(meta.TABLE, RELEASED)
+  shapes |= {name: item.shape for item in unread(RELEASED, 4) for name in item.meta}
+  for name, shape in (
+    ("detector.transformer.decoder.query_embed.weight", (256, 200)),
+    ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", (14, 14, 3, 1024)),
+  ):
+    zeros = {n: np.broadcast_to(np.float32(0), s) for n, s in (shapes | {name: shape}).items()}
+    expected = f"1 fault: {name} is {list(shape)}; expected {list(shapes[name])}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+      converters._plan(meta, sources(zeros), tmp_path / "sam3.pt", None)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_only_what_a_conversion_reads_is_downloaded_and_only_once(ask, server):
     ("org/forbidden", {}, "PermissionError the hub refuses org/forbidden (status 403): the token"),
     ("org/none", {}, "FileNotFoundError there is no org/none on the hub, or it is private"),
     ("org/both@v9", {}, "FileNotFoundError org/both has no revision v9"),
-    ("org/down", {}, "FileNotFoundError org/down cannot be reached"),
+    ("org/down", {}, "FileNotFoundError the hub fails for org/down (status 500)"),
     ("org/both", {"HF_HUB_OFFLINE": "1"}, "FileNotFoundError org/both cannot be"),
     ("org/both", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "FileNotFoundError org/both cannot"),
     ("org/broken", {}, "FileNotFoundError the hub fails for org/broken (status 500)"),
