@@ -123,15 +123,14 @@ def test_released_counts_are_those_of_the_published_checkpoints():
 
 def test_unread_tensors_of_one_layout_are_those_of_the_other():
   """Against layouts.py, which has its own table."""
-  for kind, other, table in (("meta", "hub", huggingface.TABLE), ("hub", "meta", meta.TABLE)):
-    config = CONFIG if kind == "meta" else NO_POINTS
-    source = huggingface.TABLE if kind == "hub" else meta.TABLE
-    kept = planned(layout(kind), source, config).read_unread([])
-    got = translate(kept, table.name, config)
-    names = planned(layout(other), table, CONFIG if other == "meta" else NO_POINTS).unread
-    assert got.keys() == names.keys()
-    for name in names:
-      np.testing.assert_array_equal(got[name], layout(other)[name], err_msg=name)
+  tables = {"meta": (meta.TABLE, CONFIG), "hub": (huggingface.TABLE, NO_POINTS)}
+  plans = {kind: planned(layout(kind), *table) for kind, table in tables.items()}
+  for kind, other in (("meta", "hub"), ("hub", "meta")):
+    table, config = tables[other]
+    got = translate(plans[kind].read_unread([]), table.name, config)
+    assert got.keys() == plans[other].unread.keys()
+    for name, array in got.items():
+      np.testing.assert_array_equal(array, plans[other].sources[name].read(), err_msg=name)
 
 
 def test_stored_rope_tables_must_be_those_of_the_configuration():
