@@ -173,7 +173,7 @@ def _sources(
   def storage(tensor: Tensor, name: str) -> np.ndarray:
     begin, end, crc = places[tensor.storage.key]
     if tensor.storage.key not in checked:
-      if crc and zlib.crc32(data[begin:end]) != crc:
+      if crc and zlib.crc32(data[begin:end].data) != crc:
         raise ValueError(f"{name} in {path} differs from its checksum; {AGAIN}.")
       checked.add(tensor.storage.key)
     return data[begin:end].view(jnp.dtype(tensor.storage.dtype))
