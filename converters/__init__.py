@@ -1,35 +1,38 @@
 """Checkpoints of other programs into ours: `convert`.
 
-`safetensors.py` reads files; `meta.py` and `huggingface.py` hold the names and layouts of each
-source, `rules.py` is the language they are written in and `engine.py` carries them out; `infer.py`
-reads a configuration off shapes, and `vocabulary.py` makes the tokenizer.
+`sources.py` finds and opens files, which `safetensors.py`, `torch_files.py` and `hdf5.py` read;
+`meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
+`unread.py` those of what our model does not read. `rules.py` is the language they are written in,
+and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
+the tokenizer, and `foreign.py` says what a file is that cannot be converted. `export.py` is the way
+back.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sam3_jax.checkpoint import check_dtype, expected_shapes
-from sam3_jax.config import Config
+from sam3_jax.config import RELEASED, Config
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import raise_faults
 from sam3_jax.writer import Writer
 
-from . import huggingface, meta
-from .engine import REMEDY, Plan, plan
+from . import huggingface, keras_hub, meta
+from .engine import REMEDY, Plan, account, raise_incomplete
+from .foreign import recognise, recognise_variant
 from .infer import infer_config
-from .rules import Source, Table
-from .safetensors import INDEX, open_safetensors
+from .rules import Source
+from .sources import find_weights, open_weights
+from .unread import lacking
 from .vocabulary import build_tokenizer, find_vocabulary
 
-FORMATS = {"huggingface": huggingface, "meta": meta}
+FORMATS: dict[str, ModuleType] = {"huggingface": huggingface, "meta": meta, "keras": keras_hub}
 LICENCE = "that of the source; Meta's SAM 3 weights are under the SAM License"
-_MAGIC = {
-  b"PK\x03\x04": "a PyTorch file, which this version does not read",
-  b"\x80\x02": "a PyTorch file, which this version does not read",
-  b"\x89HDF": "an HDF5 file (KerasHub?), which this version does not read",
-}
+_FEW = 20  # faults of a file that is the released one but for them
 
 
 def convert(
@@ -46,7 +49,8 @@ def convert(
   """Writes a checkpoint of ours from released weights.
 
   Args:
-    source: model.safetensors, model.safetensors.index.json, or the folder of either.
+    source: model.safetensors, its index of shards, sam3.pt or another file of torch.save,
+      model.weights.h5 of a KerasHub preset, or the folder of any of these.
     out: a folder that does not exist yet, or is empty; it appears when it is complete.
     format: whose names the tensors have, one of `FORMATS`; "auto" looks at them.
     dtype: of the parameters, "float32" or "bfloat16"; tensors that nothing reads keep theirs.
@@ -65,11 +69,11 @@ def convert(
   tell = progress or (lambda what, fraction: None)
   tell("reading names and shapes", 0.0)
   weights = find_weights(Path(source).expanduser())
-  sources = open_safetensors(weights)
-  table = _table(sources, format, weights)
-  config = config or _config(sources, table, weights)
+  sources = open_weights(weights)
+  layout = _layout(sources, format, weights)
+  planned = _plan(layout, sources, weights, config)
+  table = planned.table
   model = _tokenizer(tokenizer, weights.parent)
-  planned = plan(table, sources, expected_shapes(config), config)
   with Writer(out) as writer:
     faults, done = [], 0
     for part in planned.parts:
@@ -80,13 +84,14 @@ def convert(
     raise_faults(faults, f"{weights} cannot be converted", REMEDY)
     tell("checking what was written" if verify else "finishing", 1.0)
     writer.finish(
-      config,
+      planned.config,
       model,
       info={
         "name": Path(out).name,
         "source": f"{weights.name}, {len(sources)} tensors in the layout {table.name}",
         "licence": LICENCE,
         "trained": True,
+        "lacks": _lacks(planned),
       },
       unread=unread,
       unread_reasons=planned.reasons(),
@@ -96,61 +101,80 @@ def convert(
     )
 
 
-def find_weights(source: Path) -> Path:
-  """The file to open: `source` itself, or the one in that folder.
-
-  Raises:
-    FileNotFoundError: there is nothing at `source`.
-    ValueError: it is a folder without weights, or a file of another kind.
-  """
-  if not source.exists():
-    raise FileNotFoundError(
-      f"there is nothing at {source}; give model.safetensors of facebook/sam3, or its folder."
-    )
-  if source.is_dir():
-    if (source / "manifest.json").exists() and (source / "params").is_dir():
-      raise ValueError(f"{source} is a checkpoint of sam3-jax already; it needs no conversion.")
-    found = [source / name for name in ("model.safetensors", INDEX) if (source / name).exists()]
-    found = found or sorted(source.glob("*.safetensors"))
-    if not found:
-      raise ValueError(
-        f"{source} holds no model.safetensors and no {INDEX}; download the weights of "
-        "facebook/sam3 into it."
-      )
-    if len(found) > 1 and found[1].name != INDEX:
-      raise ValueError(f"{source} holds {len(found)} .safetensors files; name the one to convert.")
-    return found[0]
-  with source.open("rb") as file:
-    start = file.read(4)
-  for magic, kind in _MAGIC.items():
-    if start.startswith(magic):
-      raise ValueError(f"{source} is {kind}; convert the model.safetensors of facebook/sam3.")
-  return source
-
-
-def _table(sources: Mapping[str, Source], format: str, weights: Path) -> Table:
+def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> ModuleType:
+  """The module of the layout that these names are in."""
   if format != "auto" and format not in FORMATS:
     raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")
+  if variant := recognise_variant(sources):
+    raise ValueError(f"{weights} is of {variant}; only SAM 3 can be converted: facebook/sam3.")
   matching = [name for name, layout in FORMATS.items() if layout.matches(sources)]
-  if not matching or format not in ("auto", matching[0]):
-    raise ValueError(
-      f"{weights} does not hold SAM 3 in {'any known' if format == 'auto' else f'the {format}'} "
-      f"layout; its first tensor is {next(iter(sources))}. Give the weights of facebook/sam3."
-    )
-  if matching[0] == "huggingface":
-    huggingface.require_detector(sources, str(weights))
-  return FORMATS[matching[0]].TABLE
+  if matching and format in ("auto", matching[0]):
+    if matching[0] == "huggingface":
+      huggingface.require_detector(sources, str(weights))
+    return FORMATS[matching[0]]
+  kind = f"SAM 3 in the layout {matching[0]}" if matching else recognise(sources)
+  raise ValueError(
+    f"{weights} does not hold SAM 3 in {'any known' if format == 'auto' else f'the {format}'} "
+    f"layout; it looks like {kind or 'nothing known'}, and its first tensor is "
+    f"{next(iter(sources), 'missing')}. Give the weights of facebook/sam3."
+  )
 
 
-def _config(sources: Mapping[str, Source], table: Table, weights: Path) -> Config:
-  path = weights.parent / "config.json"
-  if table is not huggingface.TABLE or not path.exists():
-    return infer_config(table, {name: source.shape for name, source in sources.items()})
+def _plan(
+  layout: ModuleType, sources: Mapping[str, Source], weights: Path, config: Config | None
+) -> Plan:
+  """Accounts for every tensor.
+
+  A size that was read off a damaged tensor would make all others wrong: without a configuration the
+  released one is tried too, and the shorter list of faults is told.
+  """
+  table, path = layout.TABLE, weights.parent / "config.json"
+  if layout is meta and meta.is_multiplex(sources):
+    table = meta.MULTIPLEX
+  if config is None and path.exists() and hasattr(layout, "read_config"):
+    config = layout.read_config(_read_json(path), str(path))
+  if config is not None:
+    planned, faults = account(table, sources, expected_shapes(config), config)
+    raise_incomplete(table, faults)
+    return planned
+  if layout is keras_hub:
+    raise FileNotFoundError(f"{path} is missing; it belongs beside the weights of the preset.")
+  error, faults = None, []
   try:
-    values = json.loads(path.read_bytes())
+    config = infer_config(table, {name: source.shape for name, source in sources.items()})
+    planned, faults = account(table, sources, expected_shapes(config), config)
+    if not faults:
+      return planned
+  except ValueError as unclear:
+    error = unclear
+  released = dataclasses.replace(RELEASED, concept_points=layout is meta)
+  planned, others = account(table, sources, expected_shapes(released), released)
+  if not others:
+    return planned
+  if error and len(others) > _FEW:
+    raise error
+  raise_incomplete(table, others if error else min(faults, others, key=len))
+  return planned
+
+
+def _lacks(planned: Plan) -> list[str]:
+  """What sam3.pt has and this source has not; a bundle of Meta's layout has it all."""
+  table, names = planned.table, [*planned.unread, *planned.entries]
+  if table is keras_hub.TABLE:
+    names += keras_hub.names_in_huggingface()
+  found = lacking(planned.config, names)
+  if not planned.config.concept_points:
+    found.append("geometry/point_* (concept points)")
+  if not any(rule.skip for rule in table.rules):
+    found.append("the class token's row of the position table")
+  return found
+
+
+def _read_json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_bytes())
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON ({error}); download it again.") from error
-  return huggingface.read_config(values, str(path))
 
 
 def _tokenizer(given: str | Path | None, folder: Path) -> bytes:

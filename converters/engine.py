@@ -6,7 +6,7 @@ part of the tree at a time, layer by layer into the stacked arrays. All faults a
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from sam3_jax.config import Config
 from sam3_jax.trees import flatten, nest, raise_faults
 
 from .rules import Entry, Rule, Source, Table
+from .unread import DETECTOR
 
+DERIVED_ATOL = 1e-4  # Meta rounds angles of up to 24 radians to float32, a few times over
 READABLE = ("float32", "bfloat16", "float16")
 REMEDY = "Download or save the checkpoint again."
 SKIPPED = "a class token's row: cut off before use"
@@ -115,7 +117,20 @@ class Plan:
 def plan(
   table: Table, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], config: Config
 ) -> Plan:
-  """Accounts for every tensor, or raises one ValueError that lists all faults.
+  """Accounts for every tensor, or raises one ValueError that lists all faults; see `account`."""
+  planned, faults = account(table, sources, shapes, config)
+  raise_incomplete(table, faults)
+  return planned
+
+
+def raise_incomplete(table: Table, faults: list[str]) -> None:
+  raise_faults(faults, f"this is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY)
+
+
+def account(
+  table: Table, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], config: Config
+) -> tuple[Plan, list[str]]:
+  """What becomes of every tensor, and all that is wrong with them, a line each.
 
   Args:
     table: the source's layout.
@@ -130,30 +145,26 @@ def plan(
     if name in found:
       faults.append(f"{original} is there twice, as {name} too")
     found[name] = source
-  unread, dropped = {}, {}
+  wanted = {name: entry.shape(shapes, config) for name, entry in entries.items()}
+  kept = {name: fact for name, fact in table.kept(config, found).items() if name not in wanted}
+  parts = {DETECTOR, *(part for name, (part, _) in kept.items() if name in found)}
+  wanted |= {name: shape for name, (part, shape) in kept.items() if part in parts}
+  dropped = {name: why for name in found if (why := table.reason(table.dropped, name))}
+  unread = {name: table.reason(table.unread, name) or "" for name in found if name in kept}
   for name, source in found.items():
-    unread_reason, dropped_reason = (
-      table.reason(kind, name) for kind in (table.unread, table.dropped)
-    )
-    if dropped_reason:
-      dropped[name] = dropped_reason
-    elif name not in entries and not unread_reason:
+    if name not in wanted and name not in dropped:
       faults.append(f"{name} {list(source.shape)} is not a name of this layout and configuration")
-    elif source.dtype not in READABLE:
+    elif name in wanted and source.dtype not in READABLE:
       faults.append(f"{name} is {source.dtype}; expected one of {', '.join(READABLE)}")
-    elif unread_reason:
-      unread[name] = unread_reason
-      if source.parameters == 0:
-        faults.append(f"{name} {list(source.shape)} is empty")
-  for name, entry in entries.items():
+  for name, shape in wanted.items():
     if name not in found:
       faults.append(f"{name} is missing")
-    elif found[name].shape != (shape := entry.shape(shapes, config)):
+    elif found[name].shape != shape:
       faults.append(f"{name} is {list(found[name].shape)}; expected {list(shape)}")
+  faults += _lone_dtypes(found, wanted) + _derived(table.derived(config, found), found, dropped)
   if faults:
     faults += _not_finite(found)
-  raise_faults(faults, f"this is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY)
-  return Plan(table, config, shapes, found, entries, unread, dropped)
+  return Plan(table, config, shapes, found, entries, unread, dropped), faults
 
 
 def convert_arrays(
@@ -185,18 +196,64 @@ def export_arrays(
   """
   flat = flatten(params)
   for name, entry in table.entries(config).items():
-    array = entry.rule.join((flat[path][index] for path, index in entry.slots), config)
-    if entry.rule.skip:
-      shape = (array.shape[0], entry.rule.skip, *array.shape[2:])
-      head = unread.get(skipped_name(name, entry.rule), np.zeros(shape, array.dtype))
-      array = np.concatenate([head, array], axis=1)
-    yield name, array
+    yield name, restore(name, entry, flat, unread, config)
   yield from ((name, array) for name, array in unread.items() if "[" not in name)
+
+
+def restore(
+  name: str,
+  entry: Entry,
+  flat: Mapping[str, np.ndarray],
+  unread: Mapping[str, np.ndarray],
+  config: Config,
+) -> np.ndarray:
+  """A tensor of the layout from our arrays by path; see `export_arrays`."""
+  array = entry.rule.join((flat[path][index] for path, index in entry.slots), config)
+  if not entry.rule.skip:
+    return array
+  shape = (array.shape[0], entry.rule.skip, *array.shape[2:])
+  head = unread.get(skipped_name(name, entry.rule), np.zeros(shape, array.dtype))
+  return np.concatenate([head.astype(array.dtype), array], axis=1)
 
 
 def skipped_name(name: str, item: Rule) -> str:
   """What `unread` calls the entries of a tensor that its rule skips."""
   return f"{name}[:, :{item.skip}]"
+
+
+def _lone_dtypes(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:
+  """A tensor that differs in dtype from all the others: nobody saves one that way on purpose."""
+  dtypes: dict[str, list[str]] = {}
+  for name in names:
+    if name in sources and sources[name].dtype in READABLE:
+      dtypes.setdefault(sources[name].dtype, []).append(name)
+  most = max(dtypes, key=lambda dtype: len(dtypes[dtype]), default="")
+  return [
+    f"{found[0]} is {dtype}, all others are not; most are {most}"
+    for dtype, found in dtypes.items()
+    if dtype != most and len(found) == 1
+  ]
+
+
+def _derived(
+  computed: Mapping[str, np.ndarray], sources: Mapping[str, Source], dropped: Mapping[str, str]
+) -> list[str]:
+  """Tensors that are computed anew, which a source must have as we compute them, or not at all."""
+  faults = []
+  for name in dropped:
+    if name not in computed:
+      faults.append(f"{name} is not a name of this layout and configuration")
+      continue
+    shape, dtype = computed[name].shape, str(computed[name].dtype)
+    source = sources[name]
+    if (source.shape, source.dtype) != (shape, dtype):
+      faults.append(
+        f"{name} is {source.dtype} {list(source.shape)}; expected {dtype} {list(shape)}"
+      )
+    elif not np.allclose(source.read(), computed[name], rtol=0, atol=DERIVED_ATOL):
+      faults.append(f"{name} differs from what its configuration gives")
+  missing = [name for name in computed if name not in dropped] if dropped else []
+  return faults + [f"{name} is missing" for name in missing]
 
 
 def _not_finite(sources: Mapping[str, Source]) -> list[str]:

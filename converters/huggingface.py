@@ -6,11 +6,11 @@ canonical. `Sam3Model` writes the detector without its prefix; transformers 5.23
 text encoder nor detector and cannot be converted. None has the tensors of concept points.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+from collections.abc import Iterable
 
-from sam3_jax.config import Config, TextConfig, TrunkConfig
-
+from . import unread
+from .huggingface_config import read_config as read_config
 from .rules import (
   CONV,
   DECONV,
@@ -24,27 +24,13 @@ from .rules import (
   rule,
 )
 
-# What our code does and a configuration could ask otherwise. Their layer_norm_eps is left out: it
-# differs from the 1e-5 of Meta's code, with which the weights were trained, and we keep to that.
-_FIXED = {
-  "vision_config.backbone_config.hidden_act": "gelu",
-  "vision_config.backbone_config.num_channels": 3,
-  "vision_config.backbone_config.layer_scale_init_value": None,
-  "vision_config.backbone_config.rope_parameters.rope_theta": 10000.0,
-  "vision_config.scale_factors": [4.0, 2.0, 1.0, 0.5],
-  "text_config.hidden_act": "gelu",
-  "geometry_encoder_config.hidden_act": "relu",
-  "geometry_encoder_config.roi_size": 7,
-  "detr_encoder_config.hidden_act": "relu",
-  "detr_decoder_config.hidden_act": "relu",
-  "mask_decoder_config.num_upsampling_stages": 3,
-}
-_MODEL_TYPES = ("sam3", "sam3_video")
-
 
 def matches(names: Iterable[str]) -> bool:
-  """Whether these are Hugging Face's names for SAM 3, its tracker alone included."""
-  return any("vision_encoder.backbone." in name for name in names)
+  """Whether these are Hugging Face's names for SAM 3, its tracker alone included.
+
+  The trunk of SAM 2 is called vision_encoder.backbone too, and has blocks where SAM 3 has layers.
+  """
+  return any("vision_encoder.backbone.layers." in name for name in names)
 
 
 def require_detector(names: Iterable[str], where: str) -> None:
@@ -63,87 +49,6 @@ def canonical(name: str) -> str:
   if name.startswith(("detector_model.", "tracker_model.", "tracker_neck.")):
     return name
   return f"detector_model.{name}"
-
-
-def read_config(values: Mapping[str, Any], where: str) -> Config:
-  """Our configuration from the contents of a config.json; what it leaves out is as released.
-
-  Raises:
-    ValueError: it is of another model, contradicts itself, or asks for what the code does not do.
-  """
-  kind = values.get("model_type") if isinstance(values, Mapping) else None
-  if kind not in _MODEL_TYPES:
-    raise ValueError(
-      f"{where} is of model_type {kind!r}; expected one of {', '.join(_MODEL_TYPES)}: the "
-      "config.json of facebook/sam3 or of a Sam3Model."
-    )
-  detector = values.get("detector_config", values)
-
-  def get(path: str, default: Any) -> Any:
-    node = detector
-    for key in path.split("."):
-      if not isinstance(node, Mapping):
-        raise ValueError(f"{where} has {node!r} where {path} is looked for; expected an object.")
-      if key not in node:
-        return default
-      node = node[key]
-    numeric = type(default) is float and type(node) is int
-    if default is not None and type(node) is not type(default) and not numeric:
-      raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")
-    if type(default) is int and default > 0 and node < 1:
-      raise ValueError(f"{where} has {path} = {node}; expected at least 1.")
-    return node
-
-  def same(key: str, default: Any, *parts: str) -> Any:
-    found = {part: get(f"{part}_config.{key}", default) for part in parts}
-    if len(set(found.values())) > 1:
-      raise ValueError(f"{where} must have one {key} for these parts, has {found}.")
-    return found[parts[0]]
-
-  for path, wanted in _FIXED.items():
-    if (value := get(path, wanted)) != wanted:
-      raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
-  trunk, text = "vision_config.backbone_config", "text_config"
-  attending = "geometry_encoder", "detr_encoder", "detr_decoder"
-  patch = get(f"{trunk}.patch_size", 14)
-  blocks = get(f"{trunk}.num_hidden_layers", 32)
-  ends = get(f"{trunk}.global_attn_indexes", [7, 15, 23, 31])
-  group = blocks // max(len(ends), 1)
-  if group < 2 or blocks % group or ends != list(range(group - 1, blocks, group)):
-    raise ValueError(
-      f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
-      "ending with its global block."
-    )
-  return Config(
-    trunk=TrunkConfig(
-      width=get(f"{trunk}.hidden_size", 1024),
-      heads=get(f"{trunk}.num_attention_heads", 16),
-      mlp_width=get(f"{trunk}.intermediate_size", 4736),
-      groups=len(ends),
-      windowed=group - 1,
-      window=get(f"{trunk}.window_size", 24),
-      pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
-    ),
-    text=TextConfig(
-      width=get(f"{text}.hidden_size", 1024),
-      heads=get(f"{text}.num_attention_heads", 16),
-      mlp_width=get(f"{text}.intermediate_size", 4096),
-      layers=get(f"{text}.num_hidden_layers", 24),
-      context=get(f"{text}.max_position_embeddings", 32),
-      vocabulary=get(f"{text}.vocab_size", 49408),
-    ),
-    image_size=get(f"{trunk}.image_size", 1008),
-    patch=patch,
-    width=same("hidden_size", 256, *attending, "mask_decoder"),
-    heads=same("num_attention_heads", 8, *attending),
-    mlp_width=same("intermediate_size", 2048, *attending),
-    geometry_layers=get("geometry_encoder_config.num_layers", 3),
-    fusion_layers=get("detr_encoder_config.num_layers", 6),
-    decoder_layers=get("detr_decoder_config.num_layers", 6),
-    queries=get("detr_decoder_config.num_queries", 200),
-    concept_points=False,
-    dropout=float(same("dropout", 0.1, *attending)),
-  )
 
 
 def _attention(source: str, target: str, *rotate: Transform, out: str = "o_proj"):
@@ -269,4 +174,5 @@ TABLE = Table(
     r"tracker_model\..*": "visual prompts and video",
   },
   dropped={},
+  kept=functools.partial(unread.wanted, "huggingface"),
 )

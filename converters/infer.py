@@ -5,6 +5,8 @@ globally. Meta's stored RoPE tables do, but for the text encoder; otherwise a ch
 released widths is taken to be the released model, and any other needs its config.json.
 """
 
+import collections
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -79,18 +81,23 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
 
 
 def _rope_facts(found: Mapping[str, tuple[int, ...]], width: int) -> dict[str, int]:
-  """From Meta's tables of (positions, channel pairs), if there are some of two sizes."""
+  """From Meta's tables of (positions, channel pairs), if there are some of two sizes.
+
+  A single table that was damaged is outvoted, so that it can be named.
+  """
   pattern = re.compile(r".*\.trunk\.blocks\.(\d+)\.attn\.freqs_cis")
   tables = {int(m[1]): shape for name, shape in found.items() if (m := pattern.fullmatch(name))}
-  rows = {shape[0] for shape in tables.values()}
-  if len(rows) != 2:
+  common = collections.Counter(shape for shape in tables.values() if len(shape) == 2).most_common(2)
+  if len(common) < 2 or 0 in (size for shape, _ in common for size in shape):
     return {}
-  first_global = min(block for block, shape in tables.items() if shape[0] == max(rows))
+  (small, pairs), (large, _) = sorted(shape for shape, _ in common)
+  ends = [block for block, shape in sorted(tables.items()) if shape[0] == large]
+  gaps = [after - before for before, after in itertools.pairwise(ends)]
   return {
-    "grid": math.isqrt(max(rows)),
-    "window": math.isqrt(min(rows)),
-    "windowed": first_global,
-    "heads": width // (2 * tables[first_global][1]),
+    "grid": math.isqrt(large),
+    "window": math.isqrt(small),
+    "windowed": min([*gaps, ends[0] + 1]) - 1 if gaps else ends[0],
+    "heads": max(width // (2 * pairs), 1),
   }
 
 

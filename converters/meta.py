@@ -4,6 +4,8 @@
 state has no `detector.` in front.
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import Config
 
+from . import unread
 from .engine import convert_arrays
 from .infer import infer_config
 from .rules import (
@@ -21,6 +24,7 @@ from .rules import (
   Grid,
   HalfSplit,
   Rule,
+  Source,
   Table,
   Transform,
   dense,
@@ -47,10 +51,40 @@ def matches(names: Iterable[str]) -> bool:
   return any("backbone.vision_backbone.trunk." in name for name in names)
 
 
+def is_multiplex(names: Iterable[str]) -> bool:
+  """Whether these are the names of SAM 3.1: other necks, and another tracker for video."""
+  return any("tracker.model." in name or "interactive_convs." in name for name in names)
+
+
 def canonical(name: str) -> str:
   """The name in sam3.pt of a tensor of any of Meta's models."""
+  name = name.removeprefix("module.")  # of a model trained on several GPUs
   name = name.replace("inst_interactive_predictor.model.", "tracker.", 1)
   return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
+
+
+def rope_tables(config: Config, _: Mapping[str, Source] | None = None) -> dict[str, np.ndarray]:
+  """Meta's stored tables of rotary position codes: complex64 [positions, channel pairs] a block.
+
+  Computed as Meta's code does, in float32; the positions of a global block are as far apart as if
+  its grid were one window.
+  """
+  trunk = config.trunk
+  channels = trunk.width // trunk.heads
+  exponents = np.arange(0, channels, 4, dtype=np.float32) / np.float32(channels)
+  frequencies = np.float32(1) / np.float32(10000) ** exponents
+
+  def table(side: int, scale: float) -> np.ndarray:
+    y, x = np.indices((side, side), dtype=np.float32).reshape(2, -1) * np.float32(scale)
+    angles = np.concatenate([np.outer(x, frequencies), np.outer(y, frequencies)], axis=1)
+    return (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
+
+  windowed, everywhere = table(trunk.window, 1), table(config.grid, trunk.window / config.grid)
+  group = trunk.windowed + 1
+  return {
+    f"detector.{_TRUNK}.blocks.{i}.attn.freqs_cis": windowed if (i + 1) % group else everywhere
+    for i in range(trunk.blocks)
+  }
 
 
 def _fused(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
@@ -189,4 +223,23 @@ TABLE = Table(
   dropped={
     r"detector\.backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "computed anew",
   },
+  kept=functools.partial(unread.wanted, "meta"),
+  derived=rope_tables,
+)
+
+# sam3.1_multiplex.pt: the detector is that of SAM 3 (`Sam3Image`), tensor by tensor, but for the
+# neck's half-resolution level and for other necks beside it; the tracker is another model. Sources:
+# facebookresearch/sam3 (issues 506 and 526), ultralytics (pull request 26144), and comparisons of
+# both files by names and shapes. No file was seen here.
+MULTIPLEX = dataclasses.replace(
+  TABLE,
+  name="meta, SAM 3.1",
+  unread={
+    r"detector\.backbone\.vision_backbone\.interactive_convs\..*": "neck of visual prompts",
+    r"detector\.backbone\.vision_backbone\.propagation_convs\..*": "neck of video",
+    r"detector\.backbone\.language_backbone\.encoder\.text_projection": "computed, unused",
+    r"detector\.segmentation_head\.pixel_decoder\.(conv_layers|norms)\.2\..*": "third pair, unused",
+    r"tracker\.model\..*": "visual prompts and video of SAM 3.1, which tracks objects together",
+  },
+  kept=unread.wanted_multiplex,
 )

@@ -9,11 +9,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from sam3_jax.config import Config
+
+MAX_NAME = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Source:
   @property
   def parameters(self) -> int:
     return math.prod(self.shape)
+
+
+def check_name(name: str) -> None:
+  """Refuses names that would not stand in one line of a message."""
+  if not name or len(name) > MAX_NAME or not name.isprintable():
+    raise ValueError(f"{name!r:.100} is no name of a tensor")
 
 
 class Transform(Protocol):
@@ -144,6 +152,11 @@ class Table:
     unread: the ones that are kept beside the parameters, with the reason.
     dropped: the ones that are not kept at all, with the reason.
     canonical: the name in this table of a tensor of a source; two may not become one.
+    kept: of a model of this size with tensors of these names, the part and the shape of each that
+      is not read. A part other than DETECTOR may be absent as a whole.
+    derived: of a model of this size, the tensors of `dropped`, which are computed anew, from
+      others of the source if need be.
+    number: how the number of a layer is written.
   """
 
   name: str
@@ -152,6 +165,9 @@ class Table:
   unread: Mapping[str, str]
   dropped: Mapping[str, str]
   canonical: Callable[[str], str]
+  kept: Callable[[Config, Mapping[str, Any]], Mapping[str, tuple[str, tuple[int, ...]]]]
+  derived: Callable[[Config, Mapping[str, Source]], Mapping[str, np.ndarray]] = lambda *_: {}
+  number: Callable[[int], str] = str
 
   def entries(self, config: Config) -> "dict[str, Entry]":
     """Every tensor that a source of this layout must have, by canonical name."""
@@ -163,7 +179,7 @@ class Table:
       stack = target.partition("/*/")[0] if "*" in target else None
       for i in range(_layers(stack, config)) if stack else (0,):
         slots = tuple(_slot(target, i, config) for target in item.targets)
-        entries[self.prefix + item.source.replace("*", str(i))] = Entry(item, slots)
+        entries[self.prefix + item.source.replace("*", self.number(i))] = Entry(item, slots)
     return entries
 
   def reason(self, kind: Mapping[str, str], name: str) -> str | None:

@@ -7,14 +7,14 @@ a file that contradicts itself is refused before any tensor is touched.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .rules import Source
+from .rules import Source, check_name
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes, as in the package
@@ -41,6 +41,32 @@ def open_safetensors(path: Path) -> dict[str, Source]:
     ValueError: a file is truncated, damaged or something else.
   """
   return _open_shards(path) if path.suffix == ".json" else _open_file(path)
+
+
+def write_safetensors(
+  path: Path, entries: Sequence[tuple[str, tuple[int, ...], str]], arrays: Iterable[np.ndarray]
+) -> None:
+  """Writes a file.
+
+  Args:
+    path: of the file.
+    entries: name, shape and dtype of each tensor.
+    arrays: the tensors in the same order, taken one at a time.
+  """
+  codes = {dtype: code for code, dtype in DTYPES.items()}
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+  end = 0
+  for name, shape, dtype in entries:
+    begin, end = end, end + math.prod(shape) * jnp.dtype(dtype).itemsize
+    header[name] = {"dtype": codes[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # aligns the tensors
+  with path.open("wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for (name, shape, dtype), array in zip(entries, arrays, strict=True):
+      if array.shape != shape or str(array.dtype) != dtype:
+        raise ValueError(f"{name} became {array.dtype} {list(array.shape)} while it was written.")
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def _open_shards(index: Path) -> dict[str, Source]:
@@ -107,6 +133,7 @@ def _open_file(path: Path) -> dict[str, Source]:
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...], int, int]:
   """Name, dtype, shape, begin and end of a tensor, after checking that they agree."""
   try:
+    check_name(name)
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     dtype = DTYPES.get(entry["dtype"])
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
@@ -116,7 +143,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...]
     if end - begin != math.prod(shape) * jnp.dtype(dtype).itemsize:
       raise ValueError(f"{dtype} {list(shape)} does not take {end - begin:,} bytes")
   except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{name} in the header of {path} is damaged: {error}.") from error
+    shown = name if name.isprintable() else ascii(name)
+    raise ValueError(f"{shown:.300} in the header of {path} is damaged: {error}.") from error
   return name, dtype, shape, begin, end
 
 

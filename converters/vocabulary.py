@@ -1,10 +1,11 @@
 """CLIP's vocabulary, in any of its published forms, into `tokenizer.model`.
 
   tokenizer.json                  Hugging Face, fast tokenizers
+  vocabulary.json and merges.txt  KerasHub, in assets/tokenizer of a preset
   vocab.json and merges.txt       Hugging Face, slow tokenizers
   bpe_simple_vocab_16e6.txt.gz    OpenAI's CLIP, open_clip, Meta's SAM 3
 
-All three hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
+All hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
 that end a word (`</w>`), the merges' results, start and end. What a form says beside the merges is
 compared with that. `sam3_jax.tokenizer` says what the pieces mean and why SentencePiece then merges
 as CLIP does.
@@ -21,7 +22,8 @@ from sam3_jax.pieces import INSIDE, LAST, write_model
 
 MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514
-FORMS = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")  # looked for in this order
+_KERAS = "assets/tokenizer/vocabulary.json"
+FORMS = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", _KERAS)  # in this order
 
 _END_OF_WORD = "</w>"
 _EXPECTED = f"CLIP's vocabulary of {ENTRIES:,} entries ({MERGES:,} merges) was expected"
@@ -37,11 +39,12 @@ def find_vocabulary(folder: Path) -> Path:
   """
   for name in FORMS:
     path = Path(folder) / name
-    if path.is_file() and (name != "vocab.json" or path.with_name("merges.txt").is_file()):
+    lone = path.suffix == ".json" and path.name != "tokenizer.json"
+    if path.is_file() and (not lone or path.with_name("merges.txt").is_file()):
       return path
   raise FileNotFoundError(
-    f"{folder} holds no vocabulary: looked for tokenizer.json, vocab.json with merges.txt, and "
-    "bpe_simple_vocab_16e6.txt.gz; put one of them beside the weights."
+    f"{folder} holds no vocabulary: looked for tokenizer.json, vocab.json with merges.txt, "
+    f"bpe_simple_vocab_16e6.txt.gz and {_KERAS}; put one of them beside the weights."
   )
 
 
@@ -65,9 +68,12 @@ def build_tokenizer(source: Path) -> bytes:
     merges, vocabulary = _parse_merges(_unzip(source), source, limit=MERGES), None
   elif source.name == "tokenizer.json":
     merges, vocabulary = _parse_fast(source)
-  elif source.name == "vocab.json":
+  elif source.name in ("vocab.json", "vocabulary.json"):
     beside = source.with_name("merges.txt")
-    merges, vocabulary = _parse_merges(_text(_bytes(beside), beside), beside), _json(source)
+    text = _text(_bytes(beside), beside)
+    if source.name == "vocabulary.json" and "#version" not in text.partition("\n")[0]:
+      text = f"#version, which KerasHub leaves out\n{text}"
+    merges, vocabulary = _parse_merges(text, beside), _json(source)
   else:
     raise ValueError(f"{source} is none of the known vocabulary files: {', '.join(FORMS)}.")
   entries = _entries(merges, source)
@@ -108,8 +114,8 @@ def _checked(merges: Sequence[Any], source: Path) -> list[Merge]:
 
 def _entries(merges: Iterable[Merge], source: Path) -> list[str]:
   """CLIP's entries by id, less start and end: what any form of the vocabulary must hold."""
-  alphabet = list(_alphabet())
-  entries = dict.fromkeys([*alphabet, *(symbol + _END_OF_WORD for symbol in alphabet)])
+  symbols = list(alphabet())
+  entries = dict.fromkeys([*symbols, *(symbol + _END_OF_WORD for symbol in symbols)])
   for rank, (left, right) in enumerate(merges):
     known = left in entries and right in entries and not left.endswith(_END_OF_WORD)
     if not known or left + right in entries:
@@ -138,7 +144,7 @@ def _compare(vocabulary: Mapping[str, Any], entries: Sequence[str], source: Path
     raise ValueError(f"{source} has start and end at {special}, not the last two ids; {_EXPECTED}.")
 
 
-def _alphabet() -> dict[str, int]:
+def alphabet() -> dict[str, int]:
   """GPT-2's printable stand-ins for the 256 bytes, in the order of their ids, and their bytes.
 
   A printable character of Latin-1 stands for itself, the other bytes for U+0100 and up, in order.
@@ -149,8 +155,8 @@ def _alphabet() -> dict[str, int]:
   return alphabet | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
-_INSIDE = {ord(symbol): chr(INSIDE + byte) for symbol, byte in _alphabet().items()}
-_LAST = {ord(symbol): chr(LAST + byte) for symbol, byte in _alphabet().items()}
+_INSIDE = {ord(symbol): chr(INSIDE + byte) for symbol, byte in alphabet().items()}
+_LAST = {ord(symbol): chr(LAST + byte) for symbol, byte in alphabet().items()}
 
 
 def _spell(entry: str) -> str:

@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,14 @@ from sam3_jax.config import Config
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, not_finite, raise_faults
-from sam3_jax.writer import FORMAT_VERSION, Writer, compare_checksums, file_sizes
+from sam3_jax.writer import (
+  FORMAT_VERSION,
+  Writer,
+  compare_checksums,
+  file_sizes,
+  find_damage,
+  read_compared,
+)
 
 DTYPES = ("float32", "bfloat16")
 
@@ -49,6 +56,31 @@ class Bundle:
   params: dict[str, Any]
   tokenizer: bytes
   info: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """An opened checkpoint, for programs that must not hold all of it in memory.
+
+  Attributes:
+    path: of the folder.
+    config: the model's.
+    info: what it says of itself; see `save`.
+    tokenizer: the bytes of tokenizer.model.
+    dtypes: of the parameters as stored, by path.
+    items: the paths of the parameters that are stored together, whole top-level parts of the tree.
+    read: an item's parameters as stored, by path, each compared with its checksum.
+    unread: likewise, the tensors that nothing reads.
+  """
+
+  path: str
+  config: Config
+  info: dict[str, Any]
+  tokenizer: bytes
+  dtypes: dict[str, str]
+  items: dict[str, tuple[str, ...]]
+  read: Callable[[str], dict[str, np.ndarray]]
+  unread: Callable[[], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +153,8 @@ def save(
   with Writer(path) as writer:
     for part, tree in params.items():
       writer.add(part, jax.tree.map(np.asarray, tree))
-    writer.finish(config, tokenizer, info=info or {}, unread=unread or {})
+    reasons = dict.fromkeys(unread or {}, "kept from the source")
+    writer.finish(config, tokenizer, info=info or {}, unread=unread, unread_reasons=reasons)
 
 
 def load(
@@ -146,15 +179,29 @@ def load(
   """
   if dtype is not None:
     check_dtype(dtype)
-  path, info, manifest, config = _open(path)
-  if verify:
-    compare_checksums(path, manifest)
+  path, info, manifest, config = _open_verified(path) if verify else _open(path)
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   params: dict[str, Any] = {}
   for item in manifest["items"]:
     params |= restore_item(path / "params" / item, manifest["parameters"], dtype, given)
   raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
   return Bundle(config, params, (path / "tokenizer.model").read_bytes(), info)
+
+
+def open_stored(path: str | Path) -> Stored:
+  """Everything but the arrays, which are read part by part; raises as `load` does."""
+  path, info, manifest, config = _open(path)
+
+  def read(item: str) -> dict[str, np.ndarray]:
+    return read_compared(path / "params" / item, manifest["parameters"])
+
+  def unread() -> dict[str, np.ndarray]:
+    return read_compared(path / "unread", manifest["unread"]) if manifest["unread"] else {}
+
+  dtypes = {name: entry["dtype"] for name, entry in manifest["parameters"].items()}
+  model = (path / "tokenizer.model").read_bytes()
+  items = {item: tuple(stored_arrays(path / "params" / item)) for item in manifest["items"]}
+  return Stored(str(path), config, info, model, dtypes, items, read, unread)
 
 
 def load_unread(path: str | Path) -> dict[str, np.ndarray]:
@@ -165,8 +212,7 @@ def load_unread(path: str | Path) -> dict[str, np.ndarray]:
 
 def verify(path: str | Path) -> None:
   """Reads every stored tensor and compares its checksum; ValueError names those that differ."""
-  path, _, manifest, _ = _open(path)
-  compare_checksums(path, manifest)
+  _open_verified(path)
 
 
 def inspect(path: str | Path) -> Summary:
@@ -209,6 +255,24 @@ def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
   from sam3_jax.model.sam3 import parameter_shapes  # a second of imports and tracing
 
   return {name: leaf.shape for name, leaf in flatten(parameter_shapes(config)).items()}
+
+
+def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
+  """Likewise, after comparing all checksums; a file that keeps all from being read is named."""
+  folder = Path(path).expanduser().absolute()
+  try:
+    path, info, manifest, config = _open(path)
+  except ValueError:
+    try:
+      manifest = _read_json(folder / "manifest.json")
+      _check_manifest(manifest)
+      faults = find_damage(folder, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError):
+      faults = []  # the manifest itself is at fault
+    raise_faults(faults, f"{folder} is damaged")
+    raise
+  compare_checksums(path, manifest)
+  return path, info, manifest, config
 
 
 def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
@@ -272,6 +336,10 @@ def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for name, count in counts.items():
       if type(count) is not int:
         raise TypeError(f"{name}: {count!r}")
+  for sums in manifest.get("checksums", {}).values():
+    for name, checksum in sums.items():
+      if type(checksum) is not str:
+        raise TypeError(f"{name}: {checksum!r}")
   _by_reason(manifest["unread"])
   _by_reason(manifest["dropped"])
   for item in manifest["items"]:

@@ -11,26 +11,27 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float
 
+from sam3_jax import snapshots
 from sam3_jax.inference import Sam3
 from sam3_jax.prompts import Prompt
 
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
-SOURCE_FILES = ["*.safetensors", "*.json", "merges.txt", "*.txt.gz"]
 
 
 def find_checkpoint(name: str | Path) -> Path:
   """The folder of the checkpoint called `name`.
 
   Looks for: a folder of this path; `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged
-  `sam3_tiny`; `hf://org/name` on the Hugging Face hub, converted once into the cache (needs the
-  extra `hub`). Underscores and hyphens of a name are the same.
+  `sam3_tiny`; `hf://org/name` or `hf://org/name@revision` on the Hugging Face hub, converted once
+  into the cache and from then on loaded from there, without a connection (needs the extra `hub`;
+  raises as `snapshots.download` does). Underscores and hyphens of a name are the same.
 
   Raises:
     FileNotFoundError: none of these; the message lists them and says how to convert.
     ValueError: an empty name.
   """
-  if str(name).startswith("hf://"):
-    return _from_hub(str(name).removeprefix("hf://"))
+  if str(name).startswith(snapshots.SCHEME):
+    return _from_hub(str(name))
   if not str(name):
     raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3_tiny.")
   shelves = [Path("checkpoints"), *_packaged()]
@@ -146,17 +147,13 @@ def _packaged() -> list[Path]:
 
 
 def _from_hub(name: str) -> Path:
-  try:
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportMissingImports]
-  except ImportError as error:
-    raise ImportError(
-      f"hf://{name} needs the package huggingface_hub: pip install 'sam3-jax[hub]'."
-    ) from error
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
+  repository, revision = snapshots.check_name(name)
   cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-  target = cache / "sam3-jax" / name.replace("/", "--")
+  folder = "--".join([*repository.split("/"), *(revision or "").replace("/", "-").split()])
+  target = cache / "sam3-jax" / folder
   if not target.is_dir():
-    convert(snapshot_download(name, allow_patterns=SOURCE_FILES), target)
+    convert(snapshots.download(name), target)
   return target

@@ -56,6 +56,21 @@ def read_item(folder: Path) -> dict[str, Any]:
     return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
+def read_array(folder: Path, name: str) -> np.ndarray | None:
+  """One array of a damaged item as stored, by its path; None if it cannot be read.
+
+  Without Orbax, which reads all at once and leaves threads at work when one of them fails.
+  """
+  import tensorstore
+
+  store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+  spec = {"driver": "zarr", "kvstore": store, "path": name.replace("/", ".")}
+  try:
+    return tensorstore.open(spec, open=True, read=True).result().read().result()
+  except (ValueError, RuntimeError, OSError):
+    return None
+
+
 def stored_arrays(folder: Path) -> dict[str, Any]:
   """Shape and dtype of an item's arrays, by path."""
   with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:

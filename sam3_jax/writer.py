@@ -1,4 +1,4 @@
-"""Writes a checkpoint so that it appears under its name only when it is complete."""
+"""Writes a checkpoint, or another folder, so that it appears only when it is complete."""
 
 import contextlib
 import glob
@@ -17,23 +17,24 @@ from typing import Any, Self
 import numpy as np
 
 from sam3_jax.config import Config
-from sam3_jax.items import read_item, save_item
+from sam3_jax.items import read_array, read_item, save_item
 from sam3_jax.trees import flatten, raise_faults
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
+REST = "rest"  # the item of all parts that are none
 _PARTIAL = ".partial"
 
 
-class Writer:
-  """Writes a checkpoint part by part, under another name until it is complete.
+class NewFolder:
+  """A folder that is filled under another name, `temporary`, until it is complete.
 
-  with Writer(path) as writer:
-    for part in parts:
-      writer.add(part, tree)
-    writer.finish(config, tokenizer, info=info)
+  with NewFolder(path) as folder:
+    with folder.under_its_name():
+      ...  # write into folder.temporary
+      folder.appear()
 
-  Leaving without `finish` leaves nothing behind, and a killed process nothing that loads.
+  Leaving without `appear` leaves nothing behind, and a killed process nothing under that name.
   """
 
   def __init__(self, path: str | Path):
@@ -44,22 +45,62 @@ class Writer:
     try:
       parent.mkdir(parents=True, exist_ok=True)
       _remove_leftovers(parent, name)
-      self._temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{name}.{os.getpid()}.", parent))
+      self.temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{name}.{os.getpid()}.", parent))
     except OSError as error:
       raise ValueError(f"cannot write to {parent}: {error.strerror}.") from error
-    self._parameters: dict[str, Any] = {}
-    self._items: list[str] = []
-    self._rest: dict[str, Any] = {}
 
   def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_) -> None:
     for _ in range(100):
-      if not self._temporary.exists():
+      if not self.temporary.exists():
         return
-      shutil.rmtree(self._temporary, ignore_errors=True)
+      shutil.rmtree(self.temporary, ignore_errors=True)
       time.sleep(0.1)  # Orbax's threads write on for a while after one of them has failed
+
+  def check_room(self, needed: int) -> None:
+    """Raises ValueError unless so many bytes are free."""
+    free = shutil.disk_usage(self.temporary).free
+    if needed > free:
+      raise ValueError(
+        f"cannot write to {self._path.parent}: {math.ceil(needed / 1e6):,} MB needed, "
+        f"{math.floor(free / 1e6):,} MB free; make room, or give a path on another disk."
+      )
+
+  def appear(self) -> None:
+    """Makes the folder safe from a power cut, and gives it its name."""
+    _sync(self.temporary)
+    self.temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+    os.rename(self.temporary, self._path)
+
+  @contextlib.contextmanager
+  def under_its_name(self):
+    """Turns errors into one line that names the folder rather than the temporary one."""
+    try:
+      yield
+    except OSError as error:
+      raise ValueError(f"cannot write {self._path}: {error.strerror}.") from error
+    except ValueError as error:
+      raise ValueError(str(error).replace(str(self.temporary), str(self._path))) from error
+
+
+class Writer(NewFolder):
+  """Writes a checkpoint part by part.
+
+  with Writer(path) as writer:
+    for part in parts:
+      writer.add(part, tree)
+    writer.finish(config, tokenizer, info=info)
+
+  Leaving without `finish` leaves nothing behind, and a killed process nothing that loads.
+  """
+
+  def __init__(self, path: str | Path):
+    super().__init__(path)
+    self._parameters: dict[str, Any] = {}
+    self._items: list[str] = []
+    self._rest: dict[str, Any] = {}
 
   def add(self, part: str, tree: Mapping[str, Any]) -> None:
     """Takes a top-level part of the tree, NumPy arrays; a large one is written at once."""
@@ -95,7 +136,7 @@ class Writer:
       verify: read everything back and compare the checksums before that.
     """
     if self._rest:
-      self._save("rest", self._rest)
+      self._save(REST, self._rest)
     if unread:
       self._write("unread", dict(unread))
     reasons = unread_reasons or {}
@@ -109,22 +150,21 @@ class Writer:
       },
       "dropped": dropped or {},
       "source_tensors": source_tensors or {},
-      "files": {item: file_sizes(self._temporary / "params" / item) for item in self._items},
+      "files": {item: file_sizes(self.temporary / "params" / item) for item in self._items},
+      "checksums": {item: file_checksums(self.temporary / "params" / item) for item in self._items},
     }
     settings = {
       "format_version": FORMAT_VERSION,
       "info": dict(info),
       "model": config.to_dict(),
     }
-    with self._under_its_name():
-      (self._temporary / "tokenizer.model").write_bytes(tokenizer)
-      _write_json(self._temporary / "config.json", settings)
-      _write_json(self._temporary / "manifest.json", manifest)
+    with self.under_its_name():
+      (self.temporary / "tokenizer.model").write_bytes(tokenizer)
+      _write_json(self.temporary / "config.json", settings)
+      _write_json(self.temporary / "manifest.json", manifest)
       if verify:
-        compare_checksums(self._temporary, manifest)
-      _sync(self._temporary)
-      self._temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-      os.rename(self._temporary, self._path)
+        compare_checksums(self.temporary, manifest)
+      self.appear()
 
   def _save(self, item: str, tree: dict[str, Any]) -> None:
     self._write(f"params/{item}", tree)
@@ -133,24 +173,9 @@ class Writer:
   def _write(self, folder: str, tree: dict[str, Any]) -> None:
     """Writes an Orbax item, if there is room for it: Orbax meets a full disk in many threads."""
     needed = sum(array.nbytes for array in flatten(tree).values())
-    with self._under_its_name():
-      free = shutil.disk_usage(self._temporary).free
-      if needed > free:
-        raise ValueError(
-          f"cannot write to {self._path.parent}: {math.ceil(needed / 1e6):,} MB needed, "
-          f"{math.floor(free / 1e6):,} MB free; make room, or give a path on another disk."
-        )
-      save_item(self._temporary / folder, tree)
-
-  @contextlib.contextmanager
-  def _under_its_name(self):
-    """Turns errors into one line that names the checkpoint rather than the temporary folder."""
-    try:
-      yield
-    except OSError as error:
-      raise ValueError(f"cannot write {self._path}: {error.strerror}.") from error
-    except ValueError as error:
-      raise ValueError(str(error).replace(str(self._temporary), str(self._path))) from error
+    with self.under_its_name():
+      self.check_room(needed)
+      save_item(self.temporary / folder, tree)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -159,16 +184,67 @@ def file_sizes(folder: Path) -> dict[str, int]:
   return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
+def file_checksums(folder: Path) -> dict[str, str]:
+  """SHA-256 of each file in a folder and the folders in it."""
+  sums = {}
+  for name in file_sizes(folder):
+    with (folder / name).open("rb") as file:
+      sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return sums
+
+
 def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:
-  faults = []
-  folders = [(path / "params" / item, manifest["parameters"]) for item in manifest["items"]]
-  if manifest["unread"]:
-    folders.append((path / "unread", manifest["unread"]))
-  for folder, entries in folders:
-    for name, array in flatten(read_item(folder)).items():
-      if name not in entries or _describe(array)["sha256"] != entries[name].get("sha256"):
-        faults.append(f"{name} differs from its checksum")
+  """Reads every stored tensor; ValueError names those that differ from their checksums."""
+  faults = find_damage(path, manifest)
+  if not faults:
+    for folder, entries in _folders(path, manifest):
+      faults += _different(flatten(read_item(folder)), entries)
   raise_faults(faults, f"{path} is damaged")
+
+
+def find_damage(path: Path, manifest: Mapping[str, Any]) -> list[str]:
+  """The parameters' files that differ from their checksums, and the tensors that these spoil.
+
+  It finds what no tensor shows: an index in which a bit was flipped, or bytes that nothing uses. An
+  item that Orbax has written again has files of other names, and is left to its tensors.
+  """
+  tensors, files = [], []
+  items = manifest["items"]
+  for item, wanted in manifest.get("checksums", {}).items():
+    folder = path / "params" / item
+    known = item in items and re.fullmatch(r"\w+", item)
+    if not known or file_sizes(folder).keys() != wanted.keys():
+      continue
+    found = file_checksums(folder)
+    differing = [name for name in wanted if found[name] != wanted[name]]
+    files += [f"{folder / name} differs from its checksum" for name in differing]
+    for name, entry in manifest["parameters"].items() if differing else ():
+      part = name.partition("/")[0]
+      if item == (part if part in items else REST):
+        array = read_array(folder, name)
+        if array is None or _describe(array)["sha256"] != entry.get("sha256"):
+          tensors.append(f"{name} differs from its checksum")
+  return files + tensors
+
+
+def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The arrays of an Orbax item by path; ValueError names those that differ."""
+  arrays = flatten(read_item(folder))
+  raise_faults(_different(arrays, entries), f"{folder} is damaged")
+  return arrays
+
+
+def _folders(path: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
+  folders = [(path / "params" / item, manifest["parameters"]) for item in manifest["items"]]
+  return [*folders, (path / "unread", manifest["unread"])] if manifest["unread"] else folders
+
+
+def _different(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> list[str]:
+  return [
+    f"{name} differs from its checksum"
+    for name, array in arrays.items()
+    if name not in entries or _describe(array)["sha256"] != entries[name].get("sha256")
+  ]
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:

@@ -381,6 +381,22 @@ class TestConvert:
     assert cli.main(["inspect", str(folder / "new")]) == 0
     table = capsys.readouterr().out
     assert f"{summary['parameters']:,} in bfloat16" in table
+    assert cli.main(["convert", "new", "back", "--to", "meta"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("back/sam3.pt: 623 tensors")
+    assert "zero, as the checkpoint has none: detector.geometry_encoder.points_" in out
+    assert err == ""
+
+  def test_from_the_hub(self, folder, monkeypatch, capsys):
+    asked = []
+    layouts.write_folder(folder / "snapshot", layouts.layout("detector"))
+    monkeypatch.setattr(
+      "sam3_jax.snapshots.download", lambda name: asked.append(name) or folder / "snapshot"
+    )
+    typed = ["convert", "hf://facebook/sam3", "new", "--tokenizer", layouts.TOKENIZER]
+    assert cli.main([str(one) for one in typed]) == 0
+    assert asked == ["hf://facebook/sam3"]
+    assert capsys.readouterr().out.startswith("new: ")
 
   def test_bad_input(self, folder, fails):
     (folder / "notes.txt").write_text("This is no checkpoint.")
@@ -388,7 +404,7 @@ class TestConvert:
     assert "notes.txt" in fails("convert", "notes.txt", "new")
     assert "nowhere" in fails("convert", "nowhere", "new")
     assert "empty" in fails("convert", "empty", "new")
-    assert "--format" in fails("convert", "empty", "new", "--format", "keras")
+    assert "--format" in fails("convert", "empty", "new", "--format", "tf")
     assert "--dtype" in fails("convert", "empty", "new", "--dtype", "float64")
 
 

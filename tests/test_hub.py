@@ -1,7 +1,6 @@
 """Checkpoints by name, and the model card's call."""
 
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -145,19 +144,20 @@ def test_the_hub_without_its_package(monkeypatch):
 def test_the_hub_is_converted_once(tmp_path, monkeypatch):
   calls = []
 
-  def snapshot_download(name, allow_patterns):
-    calls.append((name, tuple(allow_patterns)))
+  def download(name):
+    calls.append(name)
     return tmp_path / "snapshot"
 
   def convert(source, target):
     assert source == tmp_path / "snapshot"
     target.mkdir(parents=True)
 
-  module = types.ModuleType("huggingface_hub")
-  module.snapshot_download = snapshot_download
-  monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+  monkeypatch.setattr("sam3_jax.snapshots.download", download)
   monkeypatch.setattr("sam3_jax.converters.convert", convert)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   first, second = (hub.find_checkpoint("hf://facebook/sam3") for _ in range(2))
   assert first == second == tmp_path / "sam3-jax" / "facebook--sam3"
-  assert [name for name, _ in calls] == ["facebook/sam3"]
+  assert calls == ["hf://facebook/sam3"]
+  tagged = hub.find_checkpoint("hf://facebook/sam3@refs/pr/1")
+  assert tagged == tmp_path / "sam3-jax" / "facebook--sam3--refs-pr-1"
+  assert calls[1:] == ["hf://facebook/sam3@refs/pr/1"]

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
+import re
 
 import jax
 import numpy as np
@@ -20,10 +21,13 @@ from sam3_jax.converters.rules import (
   HalfSplit,
   Source,
 )
+from sam3_jax.converters.unread import translate, unread
 from tiny import CONFIG, meta_weights, parameters
 
+from sam3_jax import converters
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import RELEASED, SIZES
+from sam3_jax.model.rope import rope_table
 from sam3_jax.trees import SHOWN_FAULTS, flatten
 
 NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)
@@ -117,6 +121,42 @@ def test_released_counts_are_those_of_the_published_checkpoints():
   assert len(huggingface.TABLE.entries(released)) == 1459
 
 
+def test_unread_tensors_of_one_layout_are_those_of_the_other():
+  """Against layouts.py, which has its own table."""
+  tables = {"meta": (meta.TABLE, CONFIG), "hub": (huggingface.TABLE, NO_POINTS)}
+  plans = {kind: planned(layout(kind), *table) for kind, table in tables.items()}
+  for kind, other in (("meta", "hub"), ("hub", "meta")):
+    table, config = tables[other]
+    got = translate(plans[kind].read_unread([]), table.name, config)
+    assert got.keys() == plans[other].unread.keys()
+    for name, array in got.items():
+      np.testing.assert_array_equal(array, plans[other].sources[name].read(), err_msg=name)
+
+
+def test_stored_rope_tables_must_be_those_of_the_configuration():
+  tables = meta.rope_tables(CONFIG)
+  assert set(planned(meta_weights() | tables).dropped) == set(tables)
+  first = next(iter(tables))
+  for change, match in (
+    (lambda x: x.T, rf"{first} is complex64 \[8, 16\]; expected complex64 \[16, 8\]"),
+    (lambda x: x.real, rf"{first} is float32"),
+    (lambda x: x * np.complex64(1j), f"{first} differs from what its configuration gives"),
+    (lambda x: x + np.complex64(np.nan), f"{first} differs from"),
+  ):
+    with pytest.raises(ValueError, match=match):
+      planned(meta_weights() | tables | {first: change(tables[first])})
+  with pytest.raises(ValueError, match=f"{first} is missing"):
+    planned(meta_weights() | {name: x for name, x in tables.items() if name != first})
+  cosine, sine = rope_table(4, 1.0, 16)
+  np.testing.assert_allclose(tables[first], cosine + 1j * sine, atol=3e-7)  # measured 6.0e-8
+
+
+def test_a_lone_dtype_is_a_fault():
+  arrays = meta_weights() | {FIRST: meta_weights()[FIRST].astype(np.float16)}
+  with pytest.raises(ValueError, match=f"{FIRST} is float16, all others are not; most are float32"):
+    planned(arrays)
+
+
 def test_transforms_do_what_they_say():
   rng = np.random.default_rng(0)
   kernel = rng.standard_normal((5, 4, 3, 2))  # out, in, rows, columns
@@ -162,7 +202,9 @@ def test_all_faults_are_reported_together():
 
 
 def test_more_faults_than_are_shown_are_counted():
-  count = len(meta.TABLE.entries(CONFIG))
+  count = (
+    len(meta.TABLE.entries(CONFIG)) + 9
+  )  # unread, but in every file: a level, a pair, a matrix
   with pytest.raises(ValueError, match=f"{count} faults.*; and {count - SHOWN_FAULTS} more"):
     planned({})
 
@@ -181,8 +223,19 @@ def test_a_tensor_of_another_dtype_or_rank(array, match):
 
 
 def test_an_empty_unread_tensor_is_a_fault():
-  with pytest.raises(ValueError, match=r"tracker.x \[0\] is empty"):
-    planned(meta_weights() | {"tracker.x": np.zeros(0, np.float32)})
+  name = "tracker.no_obj_ptr"
+  with pytest.raises(ValueError, match=rf"{name} is \[0\]; expected \[1, 128\]"):
+    planned(layout("meta") | {name: np.zeros(0, np.float32)})
+
+
+def test_unread_tensors_are_known_by_name_and_shape():
+  assert len(planned(layout("meta")).unread) == 288
+  assert len(planned(layout("hub"), huggingface.TABLE, NO_POINTS).unread) == 286
+  for config, layers, count in ((CONFIG, 2, 288), (RELEASED, 4, 340)):
+    items = unread(config, layers)
+    assert sum(len(item.meta) for item in items) == count
+    names = [name for item in items for name in item.names("huggingface")]
+    assert len(names) == len(set(names)) == count - 2
 
 
 def test_values_that_overflow_the_wanted_dtype_are_a_fault():
@@ -217,6 +270,23 @@ def test_rope_tables_tell_the_trunk():
   name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"
   shapes |= {name.format(i): (48**2 if i % 3 == 2 else 12**2, 32) for i in range(12)}
   assert infer_config(meta.TABLE, shapes) == config
+  for block, damaged in ((0, (143, 32)), (2, (48**2, 31)), (2, (32, 48**2)), (5, (7,))):
+    changed = shapes | {name.format(block): damaged}  # outvoted, so that it can be named
+    assert infer_config(meta.TABLE, changed) == config
+
+
+def test_a_size_that_was_read_off_a_damaged_tensor(tmp_path):
+  """The released file but for one tensor: that one is named, not all that its size contradicts."""
+  shapes = released_shapes(meta.TABLE, RELEASED)
+  shapes |= {name: item.shape for item in unread(RELEASED, 4) for name in item.meta}
+  for name, shape in (
+    ("detector.transformer.decoder.query_embed.weight", (256, 200)),
+    ("detector.backbone.vision_backbone.trunk.patch_embed.proj.weight", (14, 14, 3, 1024)),
+  ):
+    zeros = {n: np.broadcast_to(np.float32(0), s) for n, s in (shapes | {name: shape}).items()}
+    expected = f"1 fault: {name} is {list(shape)}; expected {list(shapes[name])}"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+      converters._plan(meta, sources(zeros), tmp_path / "sam3.pt", None)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,13 @@ class Format(enum.StrEnum):
   auto = "auto"
   meta = "meta"
   huggingface = "huggingface"
+  keras = "keras"
+
+
+class Target(enum.StrEnum):
+  bundle = "bundle"
+  huggingface = "huggingface"
+  meta = "meta"
 
 
 class StoredDtype(enum.StrEnum):
@@ -31,11 +38,13 @@ class StoredDtype(enum.StrEnum):
 
 def convert(
   source: Annotated[
-    Path,
+    str,
     typer.Argument(
       metavar="SOURCE",
-      help="model.safetensors of a release, or its folder. config.json belongs in that folder, and "
-      "the tokenizer: tokenizer.json, or vocab.json and merges.txt.",
+      help="model.safetensors or sam3.pt of a release, its folder, a preset of KerasHub, or a "
+      "repository on the hub: hf://facebook/sam3. config.json belongs in that "
+      "folder, and the tokenizer: tokenizer.json, or vocab.json and merges.txt, or "
+      "bpe_simple_vocab_16e6.txt.gz. With --to, folder or name of a checkpoint.",
     ),
   ],
   out: Annotated[
@@ -44,6 +53,9 @@ def convert(
   format: Annotated[
     Format, typer.Option(help="Whose names and layout SOURCE has; auto looks.")
   ] = Format.auto,
+  to: Annotated[
+    Target, typer.Option(help="What to write; another layout than bundle takes a checkpoint back.")
+  ] = Target.bundle,
   dtype: Annotated[StoredDtype, typer.Option(help="Of the parameters.")] = StoredDtype.float32,
   tokenizer: Annotated[
     Path | None,
@@ -55,17 +67,23 @@ def convert(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Make a checkpoint of released weights."""
+  """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
+  if to is not Target.bundle:
+    _export(source, out, to.value, quiet)
+    return
 
   from sam3_jax.checkpoint import inspect
 
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert as run  # pyright: ignore[reportMissingImports]
+  from sam3_jax.snapshots import SCHEME, download
 
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    if source.startswith(SCHEME):
+      step(f"downloading {source}", 0.0)
     run(
-      source,
+      download(source) if source.startswith(SCHEME) else source,
       out,
       format=format.value,
       dtype=dtype.value,
@@ -75,6 +93,21 @@ def convert(
     )
   summary = inspect(out)
   say(Console(quiet=quiet), f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+
+
+def _export(checkpoint: str, out: Path, layout: str, quiet: bool) -> None:
+  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
+  from sam3_jax.hub import find_checkpoint
+
+  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    done = export(find_checkpoint(checkpoint), out, layout, progress=step)
+  console = Console(quiet=quiet)
+  say(console, f"{out / done.file}: {done.tensors:,} tensors, {done.parameters:,} parameters")
+  for name in done.zero_filled:
+    say(console, f"zero, as the checkpoint has none: {name}")
+  for name, why in done.left_out.items():
+    say(console, f"left out: {name} ({why})")
 
 
 def inspect(
@@ -125,6 +158,8 @@ def _describe(summary: "Summary") -> Table:
     for reason, sums in reasons.items():
       line = f"{sums['tensors']:,} tensors: {reason}"
       rows[kind] = f"{rows[kind]}\n{line}" if kind in rows else line
+  if lacks := info.get("lacks"):
+    rows["lacks"] = "\n".join(lacks)
   table = Table(show_header=False)
   table.add_column()
   table.add_column(overflow="fold")

@@ -64,9 +64,11 @@ def load_start(config: TrainConfig) -> Start:
   """The parameters and the tokenizer to start from, on the host."""
   if config.checkpoint:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
-    bundle = checkpoint.load(find_checkpoint(config.checkpoint), dtype="float32", sharding=here)
-    parameters = flatten(jax.device_get(bundle.params))
-    return Start(_resized(bundle.config, config), parameters, bundle.tokenizer, bundle.info)
+    path = find_checkpoint(config.checkpoint)
+    bundle = checkpoint.load(path, dtype="float32", sharding=here)
+    parameters, unread = flatten(jax.device_get(bundle.params)), checkpoint.load_unread(path)
+    model = _resized(bundle.config, config)
+    return Start(model, parameters, bundle.tokenizer, bundle.info, unread)
   from sam3_jax.model.sam3 import init
 
   if config.model is None:

@@ -76,12 +76,14 @@ class Start:
     parameters: of the model, by path.
     tokenizer: bytes of the SentencePiece model.
     info: what the starting checkpoint says of itself.
+    unread: what it keeps besides, for the way back to other programs.
   """
 
   model: Config
   parameters: Mapping[str, Any]
   tokenizer: bytes
   info: Mapping[str, Any]
+  unread: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def mark(self) -> str:
     """Tells starts apart: a checksum of what a resumed run must find again."""
@@ -295,8 +297,9 @@ class _Run:
         "licence": config.licence or start.info.get("licence", ""),
         "figures": dict(figures),
       }
+      of_start = {"info": info, "unread": start.unread}
       _replace(
-        path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, info=info)
+        path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, **of_start)
       )
     multihost_utils.sync_global_devices(str(path))
 

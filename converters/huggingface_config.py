@@ -1,0 +1,229 @@
+"""Hugging Face's config.json of SAM 3: into our configuration, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sam3_jax.config import Config, TextConfig, TrunkConfig
+
+from .unread import MEMORY, PROJECTION
+
+# What our code does and a configuration could ask otherwise. Their layer_norm_eps is left out: it
+# differs from the 1e-5 of Meta's code, with which the weights were trained, and we keep to that.
+_FIXED = {
+  "vision_config.backbone_config.hidden_act": "gelu",
+  "vision_config.backbone_config.num_channels": 3,
+  "vision_config.backbone_config.layer_scale_init_value": None,
+  "vision_config.backbone_config.rope_parameters.rope_theta": 10000.0,
+  "vision_config.scale_factors": [4.0, 2.0, 1.0, 0.5],
+  "text_config.hidden_act": "gelu",
+  "geometry_encoder_config.hidden_act": "relu",
+  "geometry_encoder_config.roi_size": 7,
+  "detr_encoder_config.hidden_act": "relu",
+  "detr_decoder_config.hidden_act": "relu",
+  "mask_decoder_config.num_upsampling_stages": 3,
+}
+_MODEL_TYPES = ("sam3", "sam3_video")
+
+
+def read_config(values: Mapping[str, Any], where: str) -> Config:
+  """Our configuration from the contents of a config.json; what it leaves out is as released.
+
+  Raises:
+    ValueError: it is of another model, contradicts itself, or asks for what the code does not do.
+  """
+  kind = values.get("model_type") if isinstance(values, Mapping) else None
+  if kind not in _MODEL_TYPES:
+    raise ValueError(
+      f"{where} is of model_type {kind!r}; expected one of {', '.join(_MODEL_TYPES)}: the "
+      "config.json of facebook/sam3 or of a Sam3Model."
+    )
+  detector = values.get("detector_config", values)
+
+  def get(path: str, default: Any) -> Any:
+    node = detector
+    for key in path.split("."):
+      if not isinstance(node, Mapping):
+        raise ValueError(f"{where} has {node!r} where {path} is looked for; expected an object.")
+      if key not in node:
+        return default
+      node = node[key]
+    numeric = type(default) is float and type(node) is int
+    if default is not None and type(node) is not type(default) and not numeric:
+      raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")
+    if type(default) is int and default > 0 and node < 1:
+      raise ValueError(f"{where} has {path} = {node}; expected at least 1.")
+    return node
+
+  def same(key: str, default: Any, *parts: str) -> Any:
+    found = {part: get(f"{part}_config.{key}", default) for part in parts}
+    if len(set(found.values())) > 1:
+      raise ValueError(f"{where} must have one {key} for these parts, has {found}.")
+    return found[parts[0]]
+
+  for path, wanted in _FIXED.items():
+    if (value := get(path, wanted)) != wanted:
+      raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
+  trunk, text = "vision_config.backbone_config", "text_config"
+  attending = "geometry_encoder", "detr_encoder", "detr_decoder"
+  patch = get(f"{trunk}.patch_size", 14)
+  blocks = get(f"{trunk}.num_hidden_layers", 32)
+  ends = get(f"{trunk}.global_attn_indexes", [7, 15, 23, 31])
+  group = blocks // max(len(ends), 1)
+  if group < 2 or blocks % group or ends != list(range(group - 1, blocks, group)):
+    raise ValueError(
+      f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
+      "ending with its global block."
+    )
+  return Config(
+    trunk=TrunkConfig(
+      width=get(f"{trunk}.hidden_size", 1024),
+      heads=get(f"{trunk}.num_attention_heads", 16),
+      mlp_width=get(f"{trunk}.intermediate_size", 4736),
+      groups=len(ends),
+      windowed=group - 1,
+      window=get(f"{trunk}.window_size", 24),
+      pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
+    ),
+    text=TextConfig(
+      width=get(f"{text}.hidden_size", 1024),
+      heads=get(f"{text}.num_attention_heads", 16),
+      mlp_width=get(f"{text}.intermediate_size", 4096),
+      layers=get(f"{text}.num_hidden_layers", 24),
+      context=get(f"{text}.max_position_embeddings", 32),
+      vocabulary=get(f"{text}.vocab_size", 49408),
+    ),
+    image_size=get(f"{trunk}.image_size", 1008),
+    patch=patch,
+    width=same("hidden_size", 256, *attending, "mask_decoder"),
+    heads=same("num_attention_heads", 8, *attending),
+    mlp_width=same("intermediate_size", 2048, *attending),
+    geometry_layers=get("geometry_encoder_config.num_layers", 3),
+    fusion_layers=get("detr_encoder_config.num_layers", 6),
+    decoder_layers=get("detr_decoder_config.num_layers", 6),
+    queries=get("detr_decoder_config.num_queries", 200),
+    concept_points=False,
+    dropout=float(same("dropout", 0.1, *attending)),
+  )
+
+
+def write_config(config: Config, memory_layers: int) -> dict[str, Any]:
+  """The contents of config.json; what it leaves out is transformers' default.
+
+  Args:
+    config: ours.
+    memory_layers: of the tracker; 0 for a file without it, which is that of a Sam3Model.
+  """
+  detector = _detector(config)
+  if not memory_layers:
+    return {"architectures": ["Sam3Model"], **detector}
+  return {
+    "architectures": ["Sam3VideoModel"],
+    "model_type": "sam3_video",
+    "low_res_mask_size": config.mask_size,
+    "detector_config": detector,
+    "tracker_config": _tracker(config, memory_layers),
+  }
+
+
+def _detector(config: Config) -> dict[str, Any]:
+  text = config.text
+  attending = {
+    "hidden_size": config.width,
+    "num_attention_heads": config.heads,
+    "intermediate_size": config.mlp_width,
+    "hidden_act": "relu",
+    "dropout": config.dropout,
+  }
+  return {
+    "model_type": "sam3",
+    "vision_config": _vision(config),
+    "text_config": {
+      "model_type": "clip_text_model",
+      "hidden_size": text.width,
+      "num_attention_heads": text.heads,
+      "intermediate_size": text.mlp_width,
+      "num_hidden_layers": text.layers,
+      "max_position_embeddings": text.context,
+      "vocab_size": text.vocabulary,
+      "projection_dim": PROJECTION,
+      "hidden_act": "gelu",
+      "bos_token_id": text.vocabulary - 2,
+      "eos_token_id": text.vocabulary - 1,
+    },
+    "geometry_encoder_config": {
+      "model_type": "sam3_geometry_encoder",
+      **attending,
+      "num_layers": config.geometry_layers,
+      "roi_size": 7,
+    },
+    "detr_encoder_config": {
+      "model_type": "sam3_detr_encoder",
+      **attending,
+      "num_layers": config.fusion_layers,
+    },
+    "detr_decoder_config": {
+      "model_type": "sam3_detr_decoder",
+      **attending,
+      "num_layers": config.decoder_layers,
+      "num_queries": config.queries,
+    },
+    "mask_decoder_config": {
+      "model_type": "sam3_mask_decoder",
+      "hidden_size": config.width,
+      "num_attention_heads": config.heads,
+      "num_upsampling_stages": 3,
+    },
+  }
+
+
+def _vision(config: Config) -> dict[str, Any]:
+  trunk = config.trunk
+  group = trunk.windowed + 1
+  return {
+    "model_type": "sam3_vision_model",
+    "backbone_config": {
+      "model_type": "sam3_vit_model",
+      "hidden_size": trunk.width,
+      "num_attention_heads": trunk.heads,
+      "intermediate_size": trunk.mlp_width,
+      "num_hidden_layers": trunk.blocks,
+      "global_attn_indexes": list(range(group - 1, trunk.blocks, group)),
+      "window_size": trunk.window,
+      "image_size": config.image_size,
+      "patch_size": config.patch,
+      "pretrain_image_size": trunk.pretrain_grid * config.patch,
+      "num_channels": 3,
+      "hidden_act": "gelu",
+      "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"},
+    },
+    "backbone_feature_sizes": [[scale * config.grid] * 2 for scale in (4, 2, 1)],
+    "fpn_hidden_size": config.width,
+    "scale_factors": [4.0, 2.0, 1.0, 0.5],
+  }
+
+
+def _tracker(config: Config, memory_layers: int) -> dict[str, Any]:
+  return {
+    "model_type": "sam3_tracker_video",
+    "image_size": config.image_size,
+    "vision_config": _vision(config),
+    "prompt_encoder_config": {
+      "model_type": "sam3_tracker_video_prompt_encoder",
+      "hidden_size": config.width,
+      "image_size": config.image_size,
+      "patch_size": config.patch,
+    },
+    "mask_decoder_config": {
+      "model_type": "sam3_tracker_video_mask_decoder",
+      "hidden_size": config.width,
+    },
+    "memory_attention_hidden_size": config.width,
+    "memory_attention_feed_forward_hidden_size": config.mlp_width,
+    "memory_attention_num_layers": memory_layers,
+    "memory_attention_rope_feat_sizes": [config.grid] * 2,
+    "memory_encoder_hidden_size": config.width,
+    "memory_encoder_output_channels": MEMORY,
+    "mask_downsampler_embed_dim": config.width,
+    "memory_fuser_embed_dim": config.width,
+    "memory_fuser_intermediate_dim": 4 * config.width,
+  }

@@ -1,0 +1,96 @@
+"""Repositories of the Hugging Face hub, through its own client: cache, resuming, tokens, offline.
+
+Only what a conversion reads is downloaded. What the client raises over several lines becomes one
+that says what to do.
+"""
+
+import re
+from pathlib import Path
+
+SCHEME = "hf://"
+WEIGHTS = ["*.safetensors", "*.h5"]
+OTHER_WEIGHTS = ["*.pt", "*.bin"]  # only of a repository without `WEIGHTS`: facebook/sam3 has both
+BESIDE = ["*.json", "*merges.txt", "*.txt.gz"]
+_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+
+
+def check_name(name: str) -> tuple[str, str | None]:
+  """Repository and revision of `org/name` or `org/name@revision`, with or without `hf://`."""
+  name = name.removeprefix(SCHEME)
+  if not _NAME.fullmatch(name) or ".." in name:
+    raise ValueError(
+      f"{SCHEME}{name} names no repository; expected {SCHEME}org/name, with @revision (a branch, a "
+      "tag or a commit) for another than main."
+    )
+  repository, _, revision = name.partition("@")
+  return repository, revision or None
+
+
+def download(name: str) -> Path:
+  """The folder of a repository's weights, configuration and vocabulary; resumes what was begun.
+
+  Args:
+    name: `hf://org/name`, or `hf://org/name@revision`.
+
+  Raises:
+    ImportError: the package huggingface_hub is missing.
+    FileNotFoundError: the repository or its revision does not exist, or it cannot be reached and is
+      not, or not wholly, in the cache.
+    PermissionError: its licence has not been accepted, or the token is missing or wrong.
+    ValueError: this is no name of a repository.
+  """
+  repository, revision = check_name(name)
+  folder = _snapshot(repository, revision, WEIGHTS + BESIDE)
+  if any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+    return folder
+  return _snapshot(repository, revision, OTHER_WEIGHTS + BESIDE)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+  try:
+    from huggingface_hub import errors, snapshot_download  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ImportError(
+      f"{SCHEME}{repository} needs the package huggingface_hub: pip install 'sam3-jax[hub]'."
+    ) from error
+  page = f"https://huggingface.co/{repository}"
+  try:
+    return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+  except errors.GatedRepoError as error:
+    raise PermissionError(
+      f"{repository} is gated: accept its licence at {page}, then say who you are with `hf auth "
+      "login`, or put a token into the environment variable HF_TOKEN."
+    ) from error
+  except errors.RepositoryNotFoundError as error:
+    raise FileNotFoundError(
+      f"there is no {repository} on the hub, or it is private: look at {page}; a private one needs "
+      "a token, with `hf auth login` or in the environment variable HF_TOKEN."
+    ) from error
+  except errors.RevisionNotFoundError as error:
+    raise FileNotFoundError(f"{repository} has no revision {revision}; look at {page}.") from error
+  except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
+    status = _status(error) or _status(error.__cause__)
+    if status in (401, 403):
+      raise PermissionError(
+        f"the hub refuses {repository} (status {status}): the token in HF_TOKEN or of `hf auth "
+        f"login` is wrong or may not read it; look at {page}."
+      ) from error
+    if status:
+      raise FileNotFoundError(
+        f"the hub fails for {repository} (status {status}); try again later, what was downloaded "
+        "already is kept."
+      ) from error
+    raise FileNotFoundError(
+      f"{repository} cannot be reached and is not, or not wholly, in the hub's cache: connect, and "
+      "unset HF_HUB_OFFLINE; what was downloaded already is kept."
+    ) from error
+  except OSError as error:  # of the connection, while files come
+    raise FileNotFoundError(
+      f"downloading {repository} broke off ({str(error).partition(chr(10))[0]:.150}); try again, "
+      "what was downloaded already is kept."
+    ) from error
+
+
+def _status(error: BaseException | None) -> int | None:
+  """Of the hub's answer, if there was one."""
+  return getattr(getattr(error, "response", None), "status_code", None)

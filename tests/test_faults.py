@@ -1,0 +1,108 @@
+"""Single faults: whatever is wrong with one tensor of a source is refused, and the tensor is named.
+
+A transposed tensor is found by its shape; a square one cannot be told from its transpose.
+"""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import sam3_jax.converters as converters
+from keras_preset import datasets, write_preset
+from layouts import TOKENIZER, layout, write_folder
+from sam3_jax.converters import convert, meta
+from sam3_jax.converters.rules import Source
+from tiny import CONFIG
+
+from sam3_jax import checkpoint
+
+KINDS = ("missing", "extra", "transposed", "truncated", "renamed", "dtype", "nan")
+COUNT = 200
+
+
+def fault(rng, arrays):
+  """One tensor changed; the arrays, and the name that a message must have."""
+  arrays = dict(arrays)
+  kind = rng.choice(KINDS)
+  names = [n for n, a in arrays.items() if kind != "transposed" or a.shape != a.shape[::-1]]
+  name = str(rng.choice(names))
+  array = arrays[name]
+  match kind:
+    case "missing":
+      del arrays[name]
+    case "extra":
+      name = f"{name}2"
+      arrays[name] = array
+    case "transposed":
+      arrays[name] = array.T
+    case "truncated":
+      axis = int(rng.integers(array.ndim))
+      arrays[name] = np.delete(array, -1, axis)
+    case "renamed":
+      arrays[name[:-1] + "x"] = arrays.pop(name)
+    case "dtype":
+      others = ("float64", "float16", "int32", "complex64", "bool")
+      arrays[name] = array.astype(rng.choice([o for o in others if o != str(array.dtype)]))
+    case "nan":
+      changed = array.copy()
+      changed.flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf, -np.inf])
+      arrays[name] = changed
+  return arrays, name
+
+
+def source(kind, folder):
+  """The tensors of a layout, and a folder with its configuration."""
+  if kind == "meta":
+    folder.mkdir()
+    (folder / "sam3.pt").touch()
+    return layout("meta") | meta.rope_tables(CONFIG), folder, CONFIG
+  if kind == "keras":
+    return datasets(), write_preset(folder, {"x": np.ones(1)}), None
+  return layout("hub"), write_folder(folder, {"x": np.ones(1)}), None
+
+
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
+@pytest.mark.parametrize("kind", ["huggingface", "meta", "keras"])
+def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
+  arrays, folder, config = source(kind, tmp_path / "source")
+  rng = np.random.default_rng(0)
+  monkeypatch.setattr(converters, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
+  before = sorted(tmp_path.rglob("*"))
+  for number in range(COUNT):
+    changed, name = fault(rng, arrays)
+    sources = {n: Source(a.shape, str(a.dtype), lambda a=a: a) for n, a in changed.items()}
+    monkeypatch.setattr(converters, "open_weights", lambda _, sources=sources: sources)
+    with pytest.raises(ValueError) as caught:
+      convert(folder, tmp_path / "out", config=config)
+    message = str(caught.value)
+    assert name in message, f"fault {number}, {name}: {message}"
+    assert "\n" not in message
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+  """In all files of params/, those that only Orbax reads included."""
+  convert(write_folder(tmp_path / "hf", layout("detector")), tmp_path / "out", tokenizer=TOKENIZER)
+  files = [file for file in (tmp_path / "out" / "params").rglob("*") if file.is_file()]
+  parameters = json.loads((tmp_path / "out" / "manifest.json").read_text())["parameters"]
+  rng, named = np.random.default_rng(0), 0
+  sizes = np.array([file.stat().st_size for file in files])
+  for _ in range(20):
+    file = files[rng.choice(len(files), p=sizes / sizes.sum())]
+    content = file.read_bytes()
+    changed = bytearray(content)
+    changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(changed)
+    with pytest.raises(ValueError, match="differs from its checksum") as caught:
+      checkpoint.verify(tmp_path / "out")
+    message = str(caught.value)
+    named += any(re.search(rf"\b{name} differs", message) for name in parameters)
+    assert f"{file} differs" in message
+    file.write_bytes(content)
+  assert named >= 19  # the others hit what Orbax says of the tensors, and are named by their file
+  small = min((file for file in files if file.stat().st_size), key=lambda f: f.stat().st_size)
+  content = small.read_bytes()
+  small.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+  with pytest.raises(ValueError, match=f"{small.name} differs from its checksum"):
+    checkpoint.verify(tmp_path / "out")
