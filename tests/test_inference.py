@@ -312,19 +312,20 @@ def test_three_hundred_phrases(model, images):
 def test_memory_stays_flat():
   """Resident memory after call 10 and after call 300, in a process of its own."""
   script = """
-    import resource, numpy as np, sam3_jax
+    import ctypes, resource, numpy as np, sam3_jax
     model = sam3_jax.Sam3.from_checkpoint(sam3_jax.find_checkpoint("sam3_tiny"))
     embedding = model.encode([np.full((50, 60, 3), i, np.uint8) for i in range(4)])
     for call in range(1, 301):
       model.decode(embedding, f"thing {call}", call % 4).scores.block_until_ready()
       if call in (10, 300):
+        ctypes.CDLL(None).malloc_trim(0)  # what the heap keeps in its gaps is no leak
         print(int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize())
   """
-  # One arena: glibc's others fill up in their own time, 1 to 2 % until call 100, and hide the rest.
+  # One arena: glibc's others fill up in their own time and hide the rest.
   run = subprocess.run(
     [sys.executable, "-c", textwrap.dedent(script)],
     env=os.environ | {"MALLOC_ARENA_MAX": "1"},
     capture_output=True, text=True, check=True,
   )  # fmt: skip
   early, late = map(int, run.stdout.split())
-  assert late <= 1.02 * early  # measured 1.0004
+  assert late <= 1.003 * early  # measured 1.0003
