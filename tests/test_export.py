@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import gzip
 import json
-import types
 import zipfile
 
 import jax
@@ -171,8 +170,9 @@ def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
 
 def test_training_keeps_what_nothing_reads(bundles):
   from sam3_jax.training.command import load_start
+  from sam3_jax.training.config import TrainConfig
 
-  start = load_start(types.SimpleNamespace(checkpoint=str(bundles / "hub")))
+  start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
   assert_arrays(start.unread, checkpoint.load_unread(bundles / "hub"))
 
 
