@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -134,10 +135,17 @@ def test_writing_again_gives_the_same_manifest(saved, tmp_path):
   first, second = (
     json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
   )
-  for manifest in (first, second):
-    assert manifest.pop("files")["rest"]  # Orbax names and dates its files anew each time
+  of_tree = []  # the file that Orbax neither names nor dates anew each time
+  for path, manifest in ((saved, first), (tmp_path / "x", second)):
+    sizes, sums = manifest.pop("files")["rest"], manifest.pop("checksums")["rest"]
+    contents = {name: (path / "params" / "rest" / name).read_bytes() for name in sizes}
+    assert sizes == {name: len(content) for name, content in contents.items()}
+    assert sums == {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()}
+    of_tree.append(sums["_METADATA"])
   assert first == second
-  assert (tmp_path / "x" / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+  assert of_tree[0] == of_tree[1]
+  for name in ("config.json", "tokenizer.model"):
+    assert (tmp_path / "x" / name).read_bytes() == (saved / name).read_bytes()
 
 
 def test_inspect_counts(saved):
@@ -148,7 +156,7 @@ def test_inspect_counts(saved):
   assert summary.parameters == sum(x.size for x in jax.tree.leaves(parameters()))
   assert summary.stored_bytes > 4 * summary.parameters
   assert (summary.config, summary.info, summary.dtype) == (CONFIG, INFO, "float32")
-  assert summary.unread == {"": {"tensors": 2, "parameters": 7}}
+  assert summary.unread == {"kept from the source": {"tensors": 2, "parameters": 7}}
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
 
 
