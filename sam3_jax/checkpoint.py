@@ -35,10 +35,12 @@ from sam3_jax.writer import (
   compare_checksums,
   file_sizes,
   find_damage,
+  find_differing,
   read_compared,
 )
 
 DTYPES = ("float32", "bfloat16")
+INDEX = 2**20  # bytes below which a file may be an index of Orbax's, and is compared before use
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +320,8 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   for item in manifest["items"]:
     if not re.fullmatch(r"\w+", item):
       raise ValueError(f"{path}/manifest.json names an item {item!r}; convert the weights again.")
-    _check_files(path / "params" / item, manifest["files"].get(item, {}))
+    sums = manifest.get("checksums", {}).get(item, {})
+    _check_files(path / "params" / item, manifest["files"].get(item, {}), sums)
     stored |= stored_arrays(path / "params" / item)
   faults = faults or compare({name: entry.shape for name, entry in stored.items()}, parameters)
   faults = faults or [
@@ -348,8 +351,9 @@ def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
   return {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
 
 
-def _check_files(folder: Path, wanted: Mapping[str, int]) -> None:
-  """Finds what was not copied to its end, which Orbax would meet halfway through restoring.
+def _check_files(folder: Path, wanted: Mapping[str, int], sums: Mapping[str, str]) -> None:
+  """Finds what was not copied to its end, and damage to an index: Orbax would meet either halfway
+  through, and leave threads at work that print a traceback each.
 
   An item that Orbax has written again has files of other names, and is left to the other checks.
   """
@@ -362,6 +366,8 @@ def _check_files(folder: Path, wanted: Mapping[str, int]) -> None:
       if size != wanted[name]
     ]
     raise_faults(faults, f"{folder} is only part of what was written")
+    small = {name: sums[name] for name, size in found.items() if size < INDEX and name in sums}
+    raise_faults(find_differing(folder, small), f"{folder} is damaged")
 
 
 def _by_reason(entries: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -139,7 +139,8 @@ class Writer(NewFolder):
       self._save(REST, self._rest)
     if unread:
       self._write("unread", dict(unread))
-    reasons = unread_reasons or {}
+    reasons, params = unread_reasons or {}, self.temporary / "params"
+    files = {item: file_sizes(params / item) for item in self._items}
     manifest = {
       "format_version": FORMAT_VERSION,
       "items": self._items,
@@ -150,8 +151,11 @@ class Writer(NewFolder):
       },
       "dropped": dropped or {},
       "source_tensors": source_tensors or {},
-      "files": {item: file_sizes(self.temporary / "params" / item) for item in self._items},
-      "checksums": {item: file_checksums(self.temporary / "params" / item) for item in self._items},
+      "files": files,
+      "checksums": {
+        item: {name: file_checksum(params / item / name) for name in sizes}
+        for item, sizes in files.items()
+      },
     }
     settings = {
       "format_version": FORMAT_VERSION,
@@ -184,13 +188,10 @@ def file_sizes(folder: Path) -> dict[str, int]:
   return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def file_checksums(folder: Path) -> dict[str, str]:
-  """SHA-256 of each file in a folder and the folders in it."""
-  sums = {}
-  for name in file_sizes(folder):
-    with (folder / name).open("rb") as file:
-      sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return sums
+def file_checksum(path: Path) -> str:
+  """SHA-256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:
@@ -215,9 +216,8 @@ def find_damage(path: Path, manifest: Mapping[str, Any]) -> list[str]:
     known = item in items and re.fullmatch(r"\w+", item)
     if not known or file_sizes(folder).keys() != wanted.keys():
       continue
-    found = file_checksums(folder)
-    differing = [name for name in wanted if found[name] != wanted[name]]
-    files += [f"{folder / name} differs from its checksum" for name in differing]
+    differing = find_differing(folder, wanted)
+    files += differing
     for name, entry in manifest["parameters"].items() if differing else ():
       part = name.partition("/")[0]
       if item == (part if part in items else REST):
@@ -225,6 +225,18 @@ def find_damage(path: Path, manifest: Mapping[str, Any]) -> list[str]:
         if array is None or _describe(array)["sha256"] != entry.get("sha256"):
           tensors.append(f"{name} differs from its checksum")
   return files + tensors
+
+
+def find_differing(folder: Path, wanted: Mapping[str, str]) -> list[str]:
+  """What is wrong with a folder's files, by their checksums."""
+  faults = []
+  for name, checksum in wanted.items():
+    try:
+      if file_checksum(folder / name) != checksum:
+        faults.append(f"{folder / name} differs from its checksum")
+    except OSError as error:
+      faults.append(f"{folder / name} cannot be read: {error.strerror}")
+  return faults
 
 
 def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -326,6 +326,33 @@ def test_every_flipped_bit_is_found(copy):
   checkpoint.verify(copy)
 
 
+def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
+  """Orbax would stop at the first of many reads, and each of the others print a traceback."""
+  monkeypatch.setattr("sam3_jax.items._checkpointer", lambda: pytest.fail("Orbax was asked"))
+  rest = copy / "params" / "rest"
+  files = [file for file in rest.rglob("*") if 0 < file.stat().st_size < 2**20 and file.is_file()]
+  assert {"_METADATA", "manifest.ocdbt"} < {file.name for file in files}
+  assert any(file.parent == rest / "d" for file in files)  # the tree of Orbax's database
+  for file in files:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
+    refused(copy, f"rest is damaged, 1 fault: {file} differs from its checksum")
+    with pytest.raises(ValueError, match=f"{file} differs from its checksum"):
+      checkpoint.verify(copy)
+    file.write_bytes(content)
+
+
+def test_a_file_that_the_disk_does_not_give(copy, monkeypatch):
+  def fail(path):
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+  monkeypatch.setattr(writer, "file_checksum", fail)
+  refused(copy, "rest is damaged, .*rest/_METADATA cannot be read: Input/output error")
+  with pytest.raises(ValueError, match="_METADATA cannot be read: Input/output error"):
+    checkpoint.verify(copy)
+
+
 def test_truncated_or_missing_files_of_orbax(copy):
   file = data_files(copy)[-1]
   content = file.read_bytes()
