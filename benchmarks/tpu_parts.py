@@ -1,0 +1,328 @@
+"""How long the released model takes on a TPU that is not here: the compiler's estimate of each part.
+
+  python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
+  tpu/bin/python benchmarks/tpu_parts.py --target v6e --out benchmarks/results
+  tpu/bin/python benchmarks/tpu_parts.py --target v6e --plain --out benchmarks/results
+
+The model as a whole is too much for the compiler's finer grade (see `chips`), so it is cut where
+its modules are cut: blocks without their attention, attention alone, and so on, each compiled once
+and counted as often as it runs. The parts are all of the model. Memory is that of the whole
+programs. `--plain` writes attention and GELU the way one would first: all logits at once, and
+`jax.nn.gelu`.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+import unittest.mock
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import chips
+import flax.linen as nn
+import hlo
+import jax
+import jax.numpy as jnp
+
+from sam3_jax.config import RELEASED
+from sam3_jax.model import layers, positions, vit
+from sam3_jax.model.decoder import Decoder
+from sam3_jax.model.fusion import FusionEncoder
+from sam3_jax.model.geometry import GeometryEncoder
+from sam3_jax.model.masks import MaskHead
+from sam3_jax.model.neck import Neck
+from sam3_jax.model.sam3 import Detector, parameter_shapes
+from sam3_jax.model.scoring import Scoring
+from sam3_jax.model.text import TextEncoder
+from sam3_jax.ops.attention import attention
+from sam3_jax.preprocess import normalize
+from sam3_jax.types import ImageEmbedding, Prompts, TextEmbedding
+
+BF16 = jnp.bfloat16
+TOKENS, SIDE, WIDTH = RELEASED.grid**2, RELEASED.grid, RELEASED.width
+TRUNK = RELEASED.trunk
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Attributes:
+  step: "encode" an image, "text" of the prompts, "decode" of them.
+  name: of the part.
+  times: it runs in the step.
+  function, args: what is compiled.
+  whole: with attention; else it is left out, being a part of its own.
+  """
+
+  step: str
+  name: str
+  times: int
+  function: Callable[..., Any]
+  args: tuple[Any, ...]
+  whole: bool = False
+
+
+def array(*shape: int, dtype: Any = BF16) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def module(part: nn.Module, *args: Any, method: Any = None) -> tuple[Callable[..., Any], tuple]:
+  """A module's function, and its arguments with bfloat16 parameters before the others."""
+  params = jax.eval_shape(functools.partial(part.init, method=method), jax.random.key(0), *args)
+  params = jax.tree.map(lambda x: array(*x.shape), params)
+  return functools.partial(part.apply, method=method), (params, *args)
+
+
+def parts(prompts: int) -> list[Part]:
+  """All of them, with so many prompts, without boxes, about one image."""
+  return [*_encode(), *_text(prompts), *_decode(prompts)]
+
+
+def _encode() -> Iterator[Part]:
+  trunk = vit.Trunk(TRUNK, RELEASED.patch, BF16)
+  pixels = array(1, RELEASED.image_size, RELEASED.image_size, 3, dtype=jnp.uint8)
+
+  def around(params: Any, pixels: Any) -> Any:
+    with nn.intercept_methods(_leave_out_blocks):
+      return trunk.apply(params, normalize(pixels))
+
+  params = {"params": jax.tree.map(lambda x: array(*x.shape), parameter_shapes(RELEASED)["trunk"])}
+  yield Part("encode", "patches, positions, windows and back", 1, around, (params, pixels))
+
+  x, windows = array(1, TOKENS, TRUNK.width), (SIDE // TRUNK.window) ** 2
+  groups, blocks = TRUNK.groups, TRUNK.groups * TRUNK.windowed
+  sizes = (TRUNK.heads, TRUNK.mlp_width, BF16)
+  windowed = layers.Block(*sizes, windows=windows, rope=(TRUNK.window, 1.0))
+  yield Part("encode", "windowed block without attention", blocks, *module(windowed, x))
+  head = TRUNK.width // TRUNK.heads
+  qkv = [array(windows, TRUNK.window**2, TRUNK.heads, head)] * 3
+  yield Part("encode", "attention in windows", blocks, _attention, (*qkv,), whole=True)
+  whole = layers.Block(*sizes, rope=(SIDE, TRUNK.window / SIDE))
+  yield Part("encode", "global block without attention", groups, *module(whole, x))
+  qkv = [array(1, TOKENS, TRUNK.heads, head)] * 3
+  yield Part("encode", "global attention", groups, _attention, (*qkv,), whole=True)
+
+  trunk_map = array(1, SIDE, SIDE, TRUNK.width)
+  for i, doublings in enumerate((2, 1, 0)):
+    from sam3_jax.model.neck import Level
+
+    level = Level(doublings, WIDTH, BF16)
+    yield Part("encode", f"neck, level {i}", 1, *module(level, trunk_map))
+
+  layer, coarse, position = _context_layer(), array(1, TOKENS, WIDTH), _position()
+  attend = module(layer, coarse, position, method=layers.ContextLayer.attend)
+  yield Part("encode", "first self-attention of fusion, without attention", 1, *attend)
+  yield Part("encode", "its attention", 1, _attention, (_heads(1, TOKENS),) * 3, whole=True)
+  head, maps = MaskHead(RELEASED, BF16), _levels(1)
+  yield Part("encode", "image's part of the masks", 1, *module(head, *maps, method=MaskHead.prepare))
+
+
+def _text(prompts: int) -> Iterator[Part]:
+  text, tokens = TextEncoder(RELEASED.text, WIDTH, BF16), _tokens(prompts)
+  yield Part("text", "text encoder", 1, *module(text, tokens), whole=True)
+
+
+def _decode(prompts: int) -> Iterator[Part]:
+  prompt, valid, position = *_prompt(prompts), _position()
+  x, context = array(prompts, TOKENS, WIDTH), len(RELEASED.text_tokens) if False else None
+  del context
+  geometry = GeometryEncoder(RELEASED, BF16)
+  coarse = array(prompts, SIDE, SIDE, WIDTH)
+  yield Part("decode", "geometry encoder without boxes", 1, *module(geometry, coarse, _asked(prompts)), whole=True)  # noqa: E501
+
+  layer, count = _context_layer(), RELEASED.fusion_layers
+
+  def look(self: Any, x: Any, position: Any, prompt: Any, valid: Any) -> Any:
+    return self(x, position, None, prompt, prompt, valid, attended=jnp.asarray(True))[0]
+
+  attend = module(layer, x, position, method=layers.ContextLayer.attend)
+  yield Part("decode", "fusion: self-attention without attention", count - 1, *attend)
+  own = (_heads(prompts, TOKENS),) * 3
+  yield Part("decode", "fusion: attention of cells to cells", count - 1, _attention, own, whole=True)
+  _, (params, *_) = module(layer, x, position, None, prompt, prompt, valid)
+  looked = functools.partial(layer.apply, method=look), (params, x, position, prompt, valid)
+  yield Part("decode", "fusion: the prompt, and MLP, without attention", count, *looked)
+  to_prompt = _to_prompt(prompts)
+  yield Part("decode", "fusion: attention to the prompt", count, *to_prompt, whole=True)
+
+  memory, queries = array(prompts, SIDE, SIDE, WIDTH), 1 + RELEASED.queries
+  decoder = Decoder(RELEASED, BF16)
+  yield Part("decode", "query decoder without attention", 1, *module(decoder, memory, position, prompt, valid))  # noqa: E501
+  q, keys, count = _heads(prompts, queries), _heads(prompts, TOKENS), RELEASED.decoder_layers
+  yield Part("decode", "attention of queries to each other", count, _attention, (q, q, q), whole=True)
+  bias = array(prompts, RELEASED.heads, queries, SIDE, dtype=jnp.float32)
+
+  def biased(q: Any, k: Any, v: Any, y: Any, x: Any) -> Any:
+    return attention(q, k, v, bias=(y, x))
+
+  yield Part("decode", "attention of queries to the prompt", count, *_to_prompt(prompts, queries), whole=True)  # noqa: E501
+  yield Part("decode", "attention of queries to cells", count, biased, (q, keys, keys, bias, bias), whole=True)  # noqa: E501
+
+  states = array(prompts, RELEASED.queries, WIDTH, dtype=jnp.float32)
+  scoring = Scoring(RELEASED, BF16)
+  yield Part("decode", "scores", 1, *module(scoring, states, prompt, valid))
+  head = MaskHead(RELEASED, BF16)
+  one = _levels(1)
+
+  def masks(params: Any, states: Any, memory: Any, levels: Any, prompt: Any, valid: Any) -> Any:
+    levels = [jnp.broadcast_to(x, (prompts, *x.shape[1:])) for x in levels]
+    return head.apply(params, states, memory, levels, prompt, valid)
+
+  _, (params, *_) = module(head, states, memory, _levels(prompts), prompt, valid)
+  yield Part("decode", "masks without attention", 1, masks, (params, states, memory, one, prompt, valid))  # noqa: E501
+  yield Part("decode", "masks: attention to the prompt", 1, *to_prompt, whole=True)
+
+
+def _attention(q: Any, k: Any, v: Any) -> Any:
+  return layers.attention(q, k, v)
+
+
+def _to_prompt(prompts: int, queries: int = TOKENS) -> tuple[Callable[..., Any], tuple]:
+  def masked(q: Any, k: Any, v: Any, valid: Any) -> Any:
+    return layers.attention(q, k, v, valid=valid)
+
+  prompt, valid = _prompt(prompts)
+  keys = _heads(prompts, prompt.shape[1])
+  return masked, (_heads(prompts, queries), keys, keys, valid)
+
+
+def _context_layer() -> layers.ContextLayer:
+  return layers.ContextLayer(WIDTH, RELEASED.heads, RELEASED.mlp_width, BF16)
+
+
+def _heads(rows: int, tokens: int) -> jax.ShapeDtypeStruct:
+  return array(rows, tokens, RELEASED.heads, WIDTH // RELEASED.heads)
+
+
+def _position() -> jax.ShapeDtypeStruct:
+  return array(TOKENS, WIDTH, dtype=jnp.float32)
+
+
+def _levels(rows: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  return array(rows, 2 * SIDE, 2 * SIDE, WIDTH), array(rows, 4 * SIDE, 4 * SIDE, WIDTH)
+
+
+def _tokens(prompts: int) -> jax.ShapeDtypeStruct:
+  return array(prompts, RELEASED.text.context, dtype=jnp.int32)
+
+
+def _prompt(prompts: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+  """The phrase's tokens and the class token, and which are valid."""
+  tokens = RELEASED.text.context + 1
+  return array(prompts, tokens, WIDTH), array(prompts, tokens, dtype=bool)
+
+
+def _asked(prompts: int) -> Prompts:
+  """Phrases about one image."""
+  index, boxes = array(prompts, dtype=jnp.int32), array(prompts, 0, 4, dtype=jnp.float32)
+  labels, context = array(prompts, 0, dtype=bool), RELEASED.text.context
+  text = TextEmbedding(array(prompts, context, WIDTH), array(prompts, context, dtype=bool))
+  return Prompts(index, index, text, boxes, labels, labels)
+
+
+def _leave_out_blocks(method: Any, args: Any, settings: Any, context: Any) -> Any:
+  del settings
+  if isinstance(context.module, layers.Block):
+    return args[0], None
+  return method(*args)
+
+
+@contextlib.contextmanager
+def without_attention() -> Iterator[None]:
+  """Queries, keys and values are still computed, and then the queries taken for the result."""
+
+  def first(query: Any, key: Any, value: Any, **_: Any) -> Any:
+    return jax.lax.optimization_barrier((query, key, value))[0]
+
+  with unittest.mock.patch.object(layers, "attention", first):
+    yield
+
+
+def measure(part: Part, target: str) -> dict[str, Any]:
+  """Compiles a part; seconds of one run, and what bounds them."""
+  with contextlib.nullcontext() if part.whole else without_attention():
+    flops = hlo.count_flops(part.function, *part.args)
+    report = chips.compile_for(target, part.function, *part.args)
+  chip = chips.CHIPS[target]
+  ops = sorted(report.listing.ops, key=lambda op: -op.seconds(chip.clock, chip.bandwidth))
+  return {
+    "seconds": report.seconds,
+    "flops": flops,
+    "products": flops / chip.flops,
+    "traffic": report.traffic / chip.bandwidth,
+    "peak": report.peak,
+    "compiled": report.compile_seconds,
+    "top": [
+      [1e3 * op.seconds(chip.clock, chip.bandwidth), op.times, op.opcode, op.scope, op.result[:60]]
+      for op in ops[:6]
+    ],
+  }
+
+
+def in_a_process(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
+  """A part measured in a process of its own, as the finer grade may end it, or take too long: then
+  by the coarser one."""
+  for grade, limit in (("emitted", arguments.limit), ("planned", 600)):
+    command = [sys.executable, __file__, "--target", arguments.target, "--one", str(index)]
+    command += ["--prompts", str(arguments.prompts), "--grade", grade]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+      if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1]) | {"grade": grade}
+      print(done.stderr[-600:] if grade == "planned" else done.stderr[:200], file=sys.stderr)
+  raise RuntimeError(f"part {index} did not compile")
+
+
+def main() -> int:
+  arguments = _arguments()
+  every = parts(arguments.prompts)
+  if arguments.one is not None:
+    folder = chips.emit() if arguments.grade == "emitted" else None
+    print(json.dumps(measure(every[arguments.one], arguments.target)))
+    del folder
+    return 0
+  chosen = [
+    i for i, part in enumerate(every) if (arguments.only or "") in f"{part.step} {part.name}"
+  ]
+  totals: dict[str, float] = {}
+  with ThreadPoolExecutor(arguments.workers) as pool:
+    measured = pool.map(lambda i: in_a_process(i, arguments), chosen)
+    for index, row in zip(chosen, measured, strict=True):
+      part = every[index]
+      total = 1e3 * part.times * row["seconds"]
+      totals[part.step] = totals.get(part.step, 0) + total
+      print(
+        f"{part.step:7} {part.name:50} x{part.times:<3} {1e3 * row['seconds']:8.3f} ms {total:8.3f} "
+        f"ms flops {1e3 * row['products']:6.3f} traffic {1e3 * row['traffic']:6.3f} peak "
+        f"{row['peak'] / 1e6:6.0f} MB {row['grade']} {row['compiled']:5.1f} s", flush=True,
+      )
+      if arguments.top:
+        for milliseconds, times, opcode, scope, result in row["top"]:
+          print(f"          {milliseconds:8.3f} x{times:<3} {opcode:12} {scope[-70:]} {result}")
+  print({step: round(total, 2) for step, total in totals.items()})
+  return 0
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
+  parser.add_argument("--prompts", type=int, default=8, help="of one image, in one call")
+  parser.add_argument("--only", help="parts whose step and name contain this")
+  parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--grade", choices=("emitted", "planned"), default="emitted")
+  parser.add_argument("--limit", type=int, default=300, help="seconds for a part's finer grade")
+  parser.add_argument("--workers", type=int, default=1, help="parts side by side")
+  parser.add_argument("--top", action="store_true")
+  parser.add_argument("--out", type=Path)
+  return parser.parse_args()
+
+
+if __name__ == "__main__":
+  sys.exit(main())
