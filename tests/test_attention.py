@@ -46,10 +46,18 @@ LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS)
 CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 
+def plan(monkeypatch, limit, ones=False):
+  """On this machine; `ones` is what a TPU does."""
+  chosen = sam3_jax.ops.attention.Plan(limit, ones)
+  for name in ("CPU", "OTHERS"):
+    monkeypatch.setattr(sam3_jax.ops.attention, name, chosen)
+
+
+@pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("names", CHOICES, ids="+".join)
-def test_attention(monkeypatch, names, limit):
-  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
+def test_attention(monkeypatch, names, limit, ones):
+  plan(monkeypatch, limit, ones)
   got = jax.jit(lambda *x: attention(*x, **options(names)))(*tensors())
   assert_close(got, plain_attention(*tensors(), **options(names)), rel=1e-6)  # measured 1.8e-7
 
@@ -64,9 +72,10 @@ def test_no_rows():
   assert attention(*tensors(rows=0)).shape == (0, QUERIES, HEADS, CHANNELS)
 
 
+@pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
 @pytest.mark.parametrize("limit", [QUERIES * KEYS, 3 * KEYS])
 @pytest.mark.parametrize("names", [("bias", "valid"), ("causal",)], ids="+".join)
-def test_gradients_in_steps(monkeypatch, names, limit):
+def test_gradients_in_steps(monkeypatch, names, limit, ones):
   """The backward pass computes the logits of each step again."""
   weights = normal(5, ROWS, QUERIES, HEADS, CHANNELS)
   static = {name: x for name, x in options(names).items() if name != "bias"}
@@ -77,7 +86,7 @@ def test_gradients_in_steps(monkeypatch, names, limit):
     return jax.jit(jax.grad(total, (0, 1)))(tensors(), bias)
 
   want = gradients()
-  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", limit)
+  plan(monkeypatch, limit, ones)
   assert_close(gradients(), want, rel=8e-7)  # measured 8.1e-8
 
 
@@ -100,7 +109,7 @@ def test_dropout(monkeypatch):
   assert_close(attention(query, key, value, dropout=0.25), weights, rel=0)  # no key, no dropout
 
   # A key a head: the same choices however the heads are walked.
-  monkeypatch.setattr(sam3_jax.ops.attention, "LOGITS", QUERIES * CHANNELS)
+  plan(monkeypatch, QUERIES * CHANNELS, ones=True)
   assert_close(dropped(keys[0]), want[0], rel=1e-6)  # measured 1.3e-7
 
 

@@ -1,18 +1,37 @@
 """Attention that never holds the logits of all heads and queries at once.
 
 The logits of the released trunk's global blocks would take 1.7 GB in float32. So heads, and where
-needed queries, are walked in steps of at most `LOGITS` values: they stay in a TPU's VMEM and near a
-CPU's caches, and the backward pass computes them again instead of keeping them.
+needed queries, are walked in steps of as many logits as the platform's `Plan` has room for: they
+stay in a TPU's VMEM and near a CPU's caches, and the backward pass computes them again instead of
+keeping them.
 """
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-LOGITS = 2**21  # 8 MB in float32: six windows of the released trunk, or 324 global queries
+
+class Plan(NamedTuple):
+  """How attention is computed.
+
+  Attributes:
+    logits: values that there are at most at a time.
+    ones: whether a column of ones beside the values has the product add up the weights too.
+  """
+
+  logits: int
+  ones: bool
+
+
+# 8 MB of logits: 6 windows' heads of the released trunk, or 324 queries of a global block.
+CPU = Plan(2**21, ones=False)
+# 32 MB: 24 heads, or 1296 queries. A TPU's matrix units have nothing better to do meanwhile; on a
+# CPU one column more costs as much as the sums.
+OTHERS = Plan(2**23, ones=True)
 
 
 def attention(
@@ -48,15 +67,10 @@ def attention(
   if dropout and dropout_key is not None:
     operands["dropout_key"] = jax.random.split(dropout_key, rows * heads)
 
-  def some_heads(operands):
-    return jax.vmap(lambda one: _head(**one, causal=causal, dropout=dropout))(operands)
-
-  heads_a_step = _divisor(rows * heads, LOGITS // max(1, queries * keys))
-  if heads_a_step >= rows * heads:
-    out = some_heads(operands)
-  else:
-    steps = jax.tree.map(lambda x: x.reshape(-1, heads_a_step, *x.shape[1:]), operands)
-    out = jax.lax.map(jax.checkpoint(some_heads), steps)
+  on_cpu, elsewhere = (
+    functools.partial(_walk, plan=plan, causal=causal, dropout=dropout) for plan in (CPU, OTHERS)
+  )
+  out = jax.lax.platform_dependent(operands, cpu=on_cpu, default=elsewhere)
   return out.reshape(rows, heads, queries, channels).swapaxes(1, 2)
 
 
@@ -65,9 +79,28 @@ def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
   return x.swapaxes(1, 2).reshape(rows * heads, tokens, channels)
 
 
-def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal, dropout):
+def _walk(
+  operands: dict[str, Any], *, plan: Plan, causal: bool, dropout: float
+) -> Float[Array, "AHeads I C"]:
+  """As many heads at a time as the plan has room for."""
+  count, queries, channels = operands["query"].shape
+
+  def some_heads(operands):
+    head = functools.partial(_head, plan=plan, causal=causal, dropout=dropout)
+    return jax.vmap(lambda one: head(**one))(operands)
+
+  at_once = _divisor(count, plan.logits // max(1, queries * operands["key"].shape[1]))
+  if at_once >= count:
+    return some_heads(operands)
+  steps = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), operands)
+  return jax.lax.map(jax.checkpoint(some_heads), steps).reshape(count, queries, channels)
+
+
+def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, plan, causal, dropout):
   """One head: query [I, C], key and value [J, C], bias [I, Y] and [I, X], valid [J]."""
-  block = _divisor(len(query), LOGITS // len(key))
+  if plan.ones and dropout_key is None:
+    value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
+  block = _divisor(len(query), plan.logits // len(key))
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
   blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
@@ -81,6 +114,7 @@ def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, causal,
 
 
 def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
+  """As `_head`; `value` may have a column of ones more, and never has with dropout."""
   logits = jnp.einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
   logits = logits / math.sqrt(query.shape[-1])
   if bias is not None:
@@ -92,13 +126,16 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
     logits = jnp.where(jnp.tri(*logits.shape, dtype=bool), logits, -jnp.inf)
   # As in jax.nn.softmax, the shift cancels out and needs no gradient.
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
-  total = weights.sum(axis=1, keepdims=True)
+  summed = value.shape[1] > query.shape[1]
+  total = 0 if summed else weights.sum(axis=1, keepdims=True)
   if dropout_key is not None:
     kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
     weights = jnp.where(kept, weights / (1 - dropout), 0)
   out = jnp.einsum(
     "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
   )
+  if summed:
+    out, total = out[:, :-1], out[:, -1:]
   return (out / total).astype(value.dtype)  # the softmax's division, on C columns instead of J
 
 
