@@ -5,8 +5,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 BYTES = {"bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 BYTES |= {"f64": 8, "s64": 8, "u64": 8}  # all others 1
@@ -213,39 +212,3 @@ def _read(module: _Module, fusion: str, index: int, whole: int) -> int:
 def _names(rest: str) -> list[str]:
   """Of an instruction's operands."""
   return re.findall(r"%([\w.\-]+)", rest.split(")", 1)[0])
-
-
-def count_flops(function: Callable[..., Any], *args: Any) -> int:
-  """Operations of a function's matrix products and convolutions, a multiplication and an addition
-  each counted, loops as often as they run; from JAX's own trace of it.
-
-  Args:
-    function: traced, not run.
-    args: pytrees of arrays or `jax.ShapeDtypeStruct`s.
-  """
-  import jax
-
-  return _flops(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _flops(jaxpr: Any) -> int:
-  total = 0
-  for equation in jaxpr.eqns:
-    name, params = equation.primitive.name, equation.params
-    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-    if name == "dot_general":
-      (contracted, _), _ = params["dimension_numbers"]
-      total += 2 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    elif name == "conv_general_dilated":
-      kernel = equation.invars[1].aval.shape
-      [features, *_] = params["dimension_numbers"].rhs_spec
-      total += 2 * out * math.prod(kernel) // kernel[features]
-    elif name == "cond":
-      total += max(_flops(branch.jaxpr) for branch in params["branches"])
-    else:
-      times = params.get("length", 1) if name == "scan" else 1
-      for value in params.values():
-        for inner in value if isinstance(value, (list, tuple)) else [value]:
-          body = getattr(inner, "jaxpr", inner)  # closed or not
-          total += times * _flops(body) if hasattr(body, "eqns") else 0
-  return total

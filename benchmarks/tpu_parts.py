@@ -36,8 +36,9 @@ from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.fusion import FusionEncoder
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.model.masks import MaskHead
-from sam3_jax.model.neck import Neck
+from sam3_jax.model.neck import Level
 from sam3_jax.model.sam3 import Detector, parameter_shapes
+from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
 from sam3_jax.ops.attention import attention
@@ -47,6 +48,7 @@ from sam3_jax.types import ImageEmbedding, Prompts, TextEmbedding
 BF16 = jnp.bfloat16
 TOKENS, SIDE, WIDTH = RELEASED.grid**2, RELEASED.grid, RELEASED.width
 TRUNK = RELEASED.trunk
+HEAD = TRUNK.width // TRUNK.heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +97,25 @@ def _encode() -> Iterator[Part]:
   yield Part("encode", "patches, positions, windows and back", 1, around, (params, pixels))
 
   x, windows = array(1, TOKENS, TRUNK.width), (SIDE // TRUNK.window) ** 2
-  groups, blocks = TRUNK.groups, TRUNK.groups * TRUNK.windowed
-  sizes = (TRUNK.heads, TRUNK.mlp_width, BF16)
-  windowed = layers.Block(*sizes, windows=windows, rope=(TRUNK.window, 1.0))
-  yield Part("encode", "windowed block without attention", blocks, *module(windowed, x))
-  head = TRUNK.width // TRUNK.heads
-  qkv = [array(windows, TRUNK.window**2, TRUNK.heads, head)] * 3
-  yield Part("encode", "attention in windows", blocks, _attention, (*qkv,), whole=True)
-  whole = layers.Block(*sizes, rope=(SIDE, TRUNK.window / SIDE))
-  yield Part("encode", "global block without attention", groups, *module(whole, x))
-  qkv = [array(1, TOKENS, TRUNK.heads, head)] * 3
+  groups, blocks = TRUNK.groups, TRUNK.blocks
+  yield Part("encode", "norms", 2 * blocks, *module(layers.layer_norm(dtype=BF16), x))
+  rotated = functools.partial(_projected, table=rope_table(TRUNK.window, 1.0, HEAD))
+  in_windows = array(windows, TRUNK.window**2, TRUNK.width)
+  kernel, bias = array(TRUNK.width, TRUNK.width), array(TRUNK.width)
+  args = in_windows, kernel, bias
+  yield Part("encode", "queries or keys, turned by their place", 2 * blocks, rotated, args)
+  yield Part("encode", "values", blocks, _projected, args)
+  qkv = [array(windows, TRUNK.window**2, TRUNK.heads, HEAD)] * 3
+  yield Part("encode", "attention in windows", blocks - groups, _attention, (*qkv,), whole=True)
+  qkv = [array(1, TOKENS, TRUNK.heads, HEAD)] * 3
   yield Part("encode", "global attention", groups, _attention, (*qkv,), whole=True)
+  yield Part("encode", "out of attention", blocks, _added, (x, x, kernel, bias))
+  mlp = layers.Mlp((TRUNK.mlp_width, TRUNK.width), BF16, layers.gelu)
+  run, (params, _) = module(mlp, x)
+  yield Part("encode", "MLP", blocks, lambda params, x: x + run(params, x), (params, x))
 
   trunk_map = array(1, SIDE, SIDE, TRUNK.width)
   for i, doublings in enumerate((2, 1, 0)):
-    from sam3_jax.model.neck import Level
-
     level = Level(doublings, WIDTH, BF16)
     yield Part("encode", f"neck, level {i}", 1, *module(level, trunk_map))
 
@@ -129,8 +134,7 @@ def _text(prompts: int) -> Iterator[Part]:
 
 def _decode(prompts: int) -> Iterator[Part]:
   prompt, valid, position = *_prompt(prompts), _position()
-  x, context = array(prompts, TOKENS, WIDTH), len(RELEASED.text_tokens) if False else None
-  del context
+  x = array(prompts, TOKENS, WIDTH)
   geometry = GeometryEncoder(RELEASED, BF16)
   coarse = array(prompts, SIDE, SIDE, WIDTH)
   yield Part("decode", "geometry encoder without boxes", 1, *module(geometry, coarse, _asked(prompts)), whole=True)  # noqa: E501
@@ -176,6 +180,17 @@ def _decode(prompts: int) -> Iterator[Part]:
   _, (params, *_) = module(head, states, memory, _levels(prompts), prompt, valid)
   yield Part("decode", "masks without attention", 1, masks, (params, states, memory, one, prompt, valid))  # noqa: E501
   yield Part("decode", "masks: attention to the prompt", 1, *to_prompt, whole=True)
+
+
+def _projected(x: Any, kernel: Any, bias: Any, table: Any = None) -> Any:
+  """To heads, as `layers.Attention` does."""
+  out = layers.float32_sums(x, kernel, None) + bias
+  out = out.reshape(*x.shape[:-1], TRUNK.heads, HEAD)
+  return out if table is None else rotate(out, table)
+
+
+def _added(x: Any, attended: Any, kernel: Any, bias: Any) -> Any:
+  return x + layers.float32_sums(attended, kernel, None) + bias
 
 
 def _attention(q: Any, k: Any, v: Any) -> Any:
@@ -234,12 +249,13 @@ def _leave_out_blocks(method: Any, args: Any, settings: Any, context: Any) -> An
 
 @contextlib.contextmanager
 def without_attention() -> Iterator[None]:
-  """Queries, keys and values are still computed, and then the queries taken for the result."""
+  """Queries, keys and values are still computed, and then added up in its place."""
 
-  def first(query: Any, key: Any, value: Any, **_: Any) -> Any:
-    return jax.lax.optimization_barrier((query, key, value))[0]
+  def added(query: Any, key: Any, value: Any, **_: Any) -> Any:
+    rest = key + value
+    return query + (rest if rest.shape == query.shape else rest.sum(axis=1, keepdims=True))
 
-  with unittest.mock.patch.object(layers, "attention", first):
+  with unittest.mock.patch.object(layers, "attention", added):
     yield
 
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sam3_jax.config import TrunkConfig
-from sam3_jax.model.layers import PLAIN, Block, Layering, conv, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, float32_sums, layer_norm, stacked
 from sam3_jax.model.stem import Stem
 
 
@@ -30,8 +30,7 @@ class Trunk(nn.Module):
     if config.stem:
       x = Stem(config.stem, self.dtype, name="stem")(images)
     else:
-      patch = {"strides": self.patch, "padding": "VALID", "use_bias": False}
-      x = conv(config.width, self.patch, self.dtype, "patch_embed", **patch)(images)
+      x = Patches(self.patch, config.width, self.dtype, name="patch_embed")(images)
     side = x.shape[1]
 
     shape = (config.pretrain_grid, config.pretrain_grid, config.width)
@@ -46,6 +45,24 @@ class Trunk(nn.Module):
     x = x.reshape(len(x), side * side, config.width)
     x, _ = groups(config, side, self.dtype, self.train, self.layering, name="groups")(x, drop_path)
     return x.reshape(-1, side, side, config.width)
+
+
+class Patches(nn.Module):
+  """A convolution whose stride is its size, as one product: 0.04 ms in place of 0.98 on a TPU v6e
+  (compiler's plan), which would spread the pixels out first."""
+
+  patch: int
+  width: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
+    rows, side, patch = len(images), images.shape[1] // self.patch, self.patch
+    shape = patch, patch, images.shape[-1], self.width
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    x = images.astype(self.dtype).reshape(rows, side, patch, side, patch, -1).swapaxes(2, 3)
+    x = x.reshape(rows, side, side, -1)
+    return float32_sums(x, kernel.astype(self.dtype).reshape(x.shape[-1], self.width), None)
 
 
 class Group(nn.Module):

@@ -57,7 +57,6 @@ def attention(
     dropout_key: randomness of the dropout; None for none.
   """
   rows, queries, heads, channels = query.shape
-  keys = key.shape[1]
   query, key, value = (_heads_first(x) for x in (query, key, value))
   operands: dict[str, Any] = {"query": query, "key": key, "value": value}
   if bias is not None:

@@ -25,6 +25,8 @@ def _flop(jaxpr: Any, loop: int) -> float:
     elif name == "scan":
       length = eqn.params["length"]
       total += length * _flop(eqn.params["jaxpr"].jaxpr, length)
+    elif name == "cond" and eqn.params.get("branches_platforms"):
+      total += min(_flop(b.jaxpr, loop) for b in eqn.params["branches"])  # a way a platform
     elif name == "cond":  # a layer's self-attention: the first of a loop's layers has had it
       total += max(_flop(b.jaxpr, 1) for b in eqn.params["branches"]) * (loop - 1) / loop
     else:
