@@ -31,14 +31,14 @@ CHOICES = (*STEPS, GROWTH, START)
 DEFAULT = tuple(STEPS)
 
 
-def chosen(only: Collection[str]) -> list[tuple[str, int]]:
-  """Steps and counts of these of `CHOICES`, in order. Growth adds to every step that grows; alone
-  it is all that is measured of them."""
+def chosen(only: Collection[str], most: int | None = None) -> list[tuple[str, int]]:
+  """Steps and counts, up to `most`, of these of `CHOICES`, in order. Growth adds to every step that
+  grows; alone it is all that is measured of them."""
   cases = []
   for name, step in STEPS.items():
     counts = {*step.counts} if name in only else set()
     counts |= {*step.growth} if GROWTH in only else set()
-    cases += [(name, count) for count in sorted(counts)]
+    cases += [(name, count) for count in sorted(counts) if most is None or count <= most]
   return cases
 
 

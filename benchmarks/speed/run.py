@@ -45,6 +45,7 @@ class Job:
     size: one of `config.SIZES`.
     dtypes: of each side, one after the other: those of several would not fit the memory.
     only: of `cases.CHOICES`.
+    most: no more pictures, prompts or masks in a call; None for no limit.
     peers: name of each, and its Python.
     repeats: timed calls after the first.
     threads: cores of each side; None for all.
@@ -57,6 +58,7 @@ class Job:
   size: str | None
   dtypes: Sequence[str]
   only: Sequence[str]
+  most: int | None = None
   peers: Sequence[tuple[str, str]] = ()
   repeats: int = 5
   threads: int | None = None
@@ -76,7 +78,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
   progress("weights and picture", 0)
   material = Material(job.checkpoint, job.size, job.picture, job.work)
   sides, rows = [], []
-  for dtype in job.dtypes if chosen(job.only) else ():
+  for dtype in job.dtypes if chosen(job.only, job.most) else ():
     facts, measured = _measure(job, material, dtype, progress, skipped)
     sides += facts
     rows += measured
@@ -106,7 +108,7 @@ def _measure(
   job: Job, material: Material, dtype: str, progress: Progress, skipped: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """Facts of each side and rows of each case, in one dtype; adds to `skipped`."""
-  sides, rows, cases = [], [], chosen(job.only)
+  sides, rows, cases = [], [], chosen(job.only, job.most)
   with contextlib.ExitStack() as stack:
     for name, python in [(OURS, sys.executable), *job.peers]:
       progress(f"starting {name} {dtype}", 0)

@@ -64,6 +64,10 @@ def benchmark(
       "pictures) and start (the command as a whole), if left out."
     ),
   ] = None,
+  most: Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="No more pictures, prompts or masks in a call."),
+  ] = None,
   dtype: Annotated[
     list[Precision] | None,
     typer.Option(help="Of the computation; repeat for both. float32, if left out."),
@@ -138,6 +142,7 @@ def benchmark(
       size=size and size.value,
       dtypes=list(dict.fromkeys(one.value for one in dtype or [Precision.float32])),
       only=[one.value for one in only] if only else cases.DEFAULT,
+      most=most,
       peers=peers,
       repeats=repeats,
       threads=threads,
