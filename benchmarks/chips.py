@@ -1,12 +1,12 @@
 """TPUs that are not here: what is published of them, and their compiler, which needs none.
 
-libtpu compiles for a described chip on any Linux machine (`pip install "jax[tpu]"`). Import this
-before the first use of JAX in the process: it sets what libtpu reads when it is loaded.
+libtpu compiles for a described chip on any Linux machine (`pip install "jax[tpu]"`). `describe`, or
+`emit`, comes before the first use of JAX in the process: it sets what libtpu reads when loaded.
 
 Nothing here was ever confirmed by a TPU. Memory, collectives and whether a program compiles are
-exact, if the compiler is of the version that the TPU has. Times are the compiler's estimates, of two
-grades: `emitted` counts the cycles of the machine code, and takes minutes for each program;
-otherwise they are those of the cost model that chose the tiling. Compare within one grade only.
+exact, if the compiler is of the version that the TPU has. Times are the compiler's estimates, of
+two grades: emitted counts the cycles of the machine code, and takes minutes for each program;
+planned are those of the cost model that chose the tiling. Compare within one grade only.
 """
 
 import dataclasses
@@ -18,8 +18,6 @@ from typing import Any
 import hlo
 
 from sam3_jax.compiling import DESCRIBED
-
-os.environ |= {"JAX_PLATFORMS": "cpu"} | DESCRIBED | os.environ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +83,18 @@ class Report:
     )
 
 
+def describe() -> None:
+  """Lets chips be described where there are none."""
+  os.environ.update({"JAX_PLATFORMS": "cpu"} | DESCRIBED | os.environ)
+
+
 def emit() -> tempfile.TemporaryDirectory:
-  """Has the compiler count cycles in the machine code from now on; JAX must not have been used yet.
+  """As `describe`; and has the compiler count cycles in the machine code.
 
   Returns:
     The folder that it writes to, which nobody reads: the flag puts the cycles into the text too.
   """
+  describe()
   folder = tempfile.TemporaryDirectory(prefix="tpu-")
   flags = os.environ.get("LIBTPU_INIT_ARGS", "")
   os.environ["LIBTPU_INIT_ARGS"] = f"{flags} --xla_jf_dump_static_llo_profile_to={folder.name}"
@@ -127,7 +131,8 @@ def report(target: str, lowered: Any) -> Report:
   """Compiles what was lowered for chips of `target`."""
   start = time.perf_counter()
   compiled = lowered.compile()
-  seconds, memory, text = time.perf_counter() - start, compiled.memory_analysis(), compiled.as_text()
+  seconds, memory = time.perf_counter() - start, compiled.memory_analysis()
+  text = compiled.as_text()
   return Report(
     target=target,
     compile_seconds=seconds,

@@ -1,14 +1,15 @@
-"""How long the released model takes on a TPU that is not here: the compiler's estimate of each part.
+"""How long the released model takes on a TPU that is not here, by its compiler, part by part.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_parts.py --target v6e --out benchmarks/results
   tpu/bin/python benchmarks/tpu_parts.py --target v6e --plain --out benchmarks/results
 
-The model as a whole is too much for the compiler's finer grade (see `chips`), so it is cut where
-its modules are cut: blocks without their attention, attention alone, and so on, each compiled once
-and counted as often as it runs. The parts are all of the model. Memory is that of the whole
-programs. `--plain` writes attention and GELU the way one would first: all logits at once, and
-`jax.nn.gelu`.
+The model as a whole is too much for the compiler's finer grade (see `chips`), so it is cut into
+parts, each compiled once and counted as often as it runs; together they are all of the model. What
+lies between two parts, such as a change of layout, may be in neither: each chooses the layouts of
+what it takes and gives. Where the finer grade fails or takes too long, the coarser one stands, and
+the table says so: it is too high for all but products. `--plain` writes attention, GELU and the
+patch embedding the way one would first: all logits at once, `jax.nn.gelu`, a convolution.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import functools
 import json
 import subprocess
 import sys
+import time
 import unittest.mock
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,24 +28,23 @@ from typing import Any
 
 import chips
 import flax.linen as nn
-import hlo
 import jax
 import jax.numpy as jnp
+import timing
+import work
 
 from sam3_jax.config import RELEASED
-from sam3_jax.model import layers, positions, vit
+from sam3_jax.model import layers, vit
 from sam3_jax.model.decoder import Decoder
-from sam3_jax.model.fusion import FusionEncoder
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.model.masks import MaskHead
 from sam3_jax.model.neck import Level
-from sam3_jax.model.sam3 import Detector, parameter_shapes
 from sam3_jax.model.rope import rope_table, rotate
+from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
-from sam3_jax.ops.attention import attention
 from sam3_jax.preprocess import normalize
-from sam3_jax.types import ImageEmbedding, Prompts, TextEmbedding
+from sam3_jax.types import Prompts, TextEmbedding
 
 BF16 = jnp.bfloat16
 TOKENS, SIDE, WIDTH = RELEASED.grid**2, RELEASED.grid, RELEASED.width
@@ -124,7 +125,9 @@ def _encode() -> Iterator[Part]:
   yield Part("encode", "first self-attention of fusion, without attention", 1, *attend)
   yield Part("encode", "its attention", 1, _attention, (_heads(1, TOKENS),) * 3, whole=True)
   head, maps = MaskHead(RELEASED, BF16), _levels(1)
-  yield Part("encode", "image's part of the masks", 1, *module(head, *maps, method=MaskHead.prepare))
+  yield Part(
+    "encode", "image's part of the masks", 1, *module(head, *maps, method=MaskHead.prepare)
+  )
 
 
 def _text(prompts: int) -> Iterator[Part]:
@@ -137,7 +140,13 @@ def _decode(prompts: int) -> Iterator[Part]:
   x = array(prompts, TOKENS, WIDTH)
   geometry = GeometryEncoder(RELEASED, BF16)
   coarse = array(prompts, SIDE, SIDE, WIDTH)
-  yield Part("decode", "geometry encoder without boxes", 1, *module(geometry, coarse, _asked(prompts)), whole=True)  # noqa: E501
+  yield Part(
+    "decode",
+    "geometry encoder without boxes",
+    1,
+    *module(geometry, coarse, _asked(prompts)),
+    whole=True,
+  )
 
   layer, count = _context_layer(), RELEASED.fusion_layers
 
@@ -147,7 +156,9 @@ def _decode(prompts: int) -> Iterator[Part]:
   attend = module(layer, x, position, method=layers.ContextLayer.attend)
   yield Part("decode", "fusion: self-attention without attention", count - 1, *attend)
   own = (_heads(prompts, TOKENS),) * 3
-  yield Part("decode", "fusion: attention of cells to cells", count - 1, _attention, own, whole=True)
+  yield Part(
+    "decode", "fusion: attention of cells to cells", count - 1, _attention, own, whole=True
+  )
   _, (params, *_) = module(layer, x, position, None, prompt, prompt, valid)
   looked = functools.partial(layer.apply, method=look), (params, x, position, prompt, valid)
   yield Part("decode", "fusion: the prompt, and MLP, without attention", count, *looked)
@@ -156,16 +167,32 @@ def _decode(prompts: int) -> Iterator[Part]:
 
   memory, queries = array(prompts, SIDE, SIDE, WIDTH), 1 + RELEASED.queries
   decoder = Decoder(RELEASED, BF16)
-  yield Part("decode", "query decoder without attention", 1, *module(decoder, memory, position, prompt, valid))  # noqa: E501
+  yield Part(
+    "decode",
+    "query decoder without attention",
+    1,
+    *module(decoder, memory, position, prompt, valid),
+  )
   q, keys, count = _heads(prompts, queries), _heads(prompts, TOKENS), RELEASED.decoder_layers
-  yield Part("decode", "attention of queries to each other", count, _attention, (q, q, q), whole=True)
+  yield Part(
+    "decode", "attention of queries to each other", count, _attention, (q, q, q), whole=True
+  )
   bias = array(prompts, RELEASED.heads, queries, SIDE, dtype=jnp.float32)
 
   def biased(q: Any, k: Any, v: Any, y: Any, x: Any) -> Any:
-    return attention(q, k, v, bias=(y, x))
+    return layers.attention(q, k, v, bias=(y, x))
 
-  yield Part("decode", "attention of queries to the prompt", count, *_to_prompt(prompts, queries), whole=True)  # noqa: E501
-  yield Part("decode", "attention of queries to cells", count, biased, (q, keys, keys, bias, bias), whole=True)  # noqa: E501
+  yield Part(
+    "decode", "attention of queries to the prompt", count, *_to_prompt(prompts, queries), whole=True
+  )
+  yield Part(
+    "decode",
+    "attention of queries to cells",
+    count,
+    biased,
+    (q, keys, keys, bias, bias),
+    whole=True,
+  )
 
   states = array(prompts, RELEASED.queries, WIDTH, dtype=jnp.float32)
   scoring = Scoring(RELEASED, BF16)
@@ -178,7 +205,9 @@ def _decode(prompts: int) -> Iterator[Part]:
     return head.apply(params, states, memory, levels, prompt, valid)
 
   _, (params, *_) = module(head, states, memory, _levels(prompts), prompt, valid)
-  yield Part("decode", "masks without attention", 1, masks, (params, states, memory, one, prompt, valid))  # noqa: E501
+  yield Part(
+    "decode", "masks without attention", 1, masks, (params, states, memory, one, prompt, valid)
+  )
   yield Part("decode", "masks: attention to the prompt", 1, *to_prompt, whole=True)
 
 
@@ -259,68 +288,133 @@ def without_attention() -> Iterator[None]:
     yield
 
 
-def measure(part: Part, target: str) -> dict[str, Any]:
-  """Compiles a part; seconds of one run, and what bounds them."""
-  with contextlib.nullcontext() if part.whole else without_attention():
-    flops = hlo.count_flops(part.function, *part.args)
-    report = chips.compile_for(target, part.function, *part.args)
-  chip = chips.CHIPS[target]
-  ops = sorted(report.listing.ops, key=lambda op: -op.seconds(chip.clock, chip.bandwidth))
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+  """The model as one would first write it."""
+
+  def attention(query, key, value, bias=None, valid=None, causal=False, **_: Any) -> Any:
+    logits = jnp.einsum("aihc,ajhc->ahij", query, key, preferred_element_type=jnp.float32)
+    logits = logits / query.shape[-1] ** 0.5
+    if bias is not None:
+      y, x = bias
+      logits += (y[..., None] + x[..., None, :]).reshape(logits.shape)
+    if valid is not None:
+      logits = jnp.where(valid[:, None, None], logits, -jnp.inf)
+    if causal:
+      logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    out = jnp.einsum("ahij,ajhc->aihc", weights, value, preferred_element_type=jnp.float32)
+    return out.astype(value.dtype)
+
+  def patches(self: Any, images: Any) -> Any:
+    kernel = self.variables["params"]["kernel"]
+    strides = (self.patch, self.patch)
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+      images.astype(self.dtype), kernel, strides, "VALID", dimension_numbers=numbers
+    )
+
+  def intercept(method: Any, args: Any, settings: Any, context: Any) -> Any:
+    del settings
+    return (
+      patches(context.module, *args) if isinstance(context.module, vit.Patches) else method(*args)
+    )
+
+  gelu = functools.partial(jax.nn.gelu, approximate=False)
+  with (
+    unittest.mock.patch.object(layers, "attention", attention),
+    unittest.mock.patch.object(layers, "gelu", gelu),
+    nn.intercept_methods(intercept),
+  ):
+    yield
+
+
+def measure(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
+  """Compiles a part: seconds of one run, and what bounds them."""
+  with contextlib.ExitStack() as stack:
+    if arguments.plain:
+      stack.enter_context(plain())
+    part = parts(arguments.prompts)[index]
+    if not part.whole:
+      stack.enter_context(without_attention())
+    flops = 1e9 * work.gflop(part.function, *part.args)
+    report = chips.compile_for(arguments.target, part.function, *part.args)
+  chip = chips.CHIPS[arguments.target]
   return {
+    "grade": arguments.grade,
     "seconds": report.seconds,
-    "flops": flops,
     "products": flops / chip.flops,
     "traffic": report.traffic / chip.bandwidth,
     "peak": report.peak,
-    "compiled": report.compile_seconds,
-    "top": [
-      [1e3 * op.seconds(chip.clock, chip.bandwidth), op.times, op.opcode, op.scope, op.result[:60]]
-      for op in ops[:6]
-    ],
   }
 
 
 def in_a_process(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
-  """A part measured in a process of its own, as the finer grade may end it, or take too long: then
-  by the coarser one."""
+  """A part measured in a process of its own, as the finer grade may end it, or take too long."""
+  said = ""
   for grade, limit in (("emitted", arguments.limit), ("planned", 600)):
-    command = [sys.executable, __file__, "--target", arguments.target, "--one", str(index)]
-    command += ["--prompts", str(arguments.prompts), "--grade", grade]
+    typed = ["--target", arguments.target, "--prompts", str(arguments.prompts), "--grade", grade]
+    command = [sys.executable, __file__, *typed, "--one", str(index)]
+    command += ["--plain"] if arguments.plain else []
     with contextlib.suppress(subprocess.TimeoutExpired):
       done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
       if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1]) | {"grade": grade}
-      print(done.stderr[-600:] if grade == "planned" else done.stderr[:200], file=sys.stderr)
-  raise RuntimeError(f"part {index} did not compile")
+        return json.loads(done.stdout.splitlines()[-1])
+      said = done.stderr
+  raise RuntimeError(f"part {index} did not compile: {said[-500:]}")
+
+
+def markdown(report: dict[str, Any]) -> str:
+  """A table of the parts, and sums of the steps."""
+  lines = [
+    f"{report['what']}; {report['versions']}, {report['seconds'] / 60:.0f} minutes.",
+    "",
+    "| step | part | runs | ms of one | ms | of it products at peak | memory at peak | grade |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for row in report["parts"]:
+    times = row["times"]
+    figures = [f"{1e3 * times * row[name]:.2f}" for name in ("seconds", "products", "traffic")]
+    lines.append(
+      f"| {row['step']} | {row['part']} | {times} | {1e3 * row['seconds']:.3f} | "
+      f"{' | '.join(figures)} | {row['grade']} |"
+    )
+  for step, total in report["sums"].items():
+    lines.append(f"| **{step}** | **all** | | | **{1e3 * total:.1f}** | | | |")
+  return "\n".join(lines)
 
 
 def main() -> int:
   arguments = _arguments()
-  every = parts(arguments.prompts)
   if arguments.one is not None:
-    folder = chips.emit() if arguments.grade == "emitted" else None
-    print(json.dumps(measure(every[arguments.one], arguments.target)))
-    del folder
+    with chips.emit() if arguments.grade == "emitted" else contextlib.nullcontext(chips.describe()):
+      print(json.dumps(measure(arguments.one, arguments)))
     return 0
-  chosen = [
-    i for i, part in enumerate(every) if (arguments.only or "") in f"{part.step} {part.name}"
-  ]
-  totals: dict[str, float] = {}
+  start, rows, sums = time.perf_counter(), [], {}
+  every = parts(arguments.prompts)
+  chosen = [i for i, part in enumerate(every) if arguments.only in f"{part.step}: {part.name}"]
   with ThreadPoolExecutor(arguments.workers) as pool:
-    measured = pool.map(lambda i: in_a_process(i, arguments), chosen)
-    for index, row in zip(chosen, measured, strict=True):
+    found = pool.map(lambda i: in_a_process(i, arguments), chosen)
+    for index, row in zip(chosen, found, strict=True):
       part = every[index]
-      total = 1e3 * part.times * row["seconds"]
-      totals[part.step] = totals.get(part.step, 0) + total
-      print(
-        f"{part.step:7} {part.name:50} x{part.times:<3} {1e3 * row['seconds']:8.3f} ms {total:8.3f} "
-        f"ms flops {1e3 * row['products']:6.3f} traffic {1e3 * row['traffic']:6.3f} peak "
-        f"{row['peak'] / 1e6:6.0f} MB {row['grade']} {row['compiled']:5.1f} s", flush=True,
-      )
-      if arguments.top:
-        for milliseconds, times, opcode, scope, result in row["top"]:
-          print(f"          {milliseconds:8.3f} x{times:<3} {opcode:12} {scope[-70:]} {result}")
-  print({step: round(total, 2) for step, total in totals.items()})
+      rows.append({"step": part.step, "part": part.name, "times": part.times} | row)
+      sums[part.step] = sums.get(part.step, 0) + part.times * row["seconds"]
+      print(f"{part.step}: {part.name}: {part.times} x {1e3 * row['seconds']:.3f} ms", flush=True)
+  report = {
+    "what": f"{arguments.target}, {'plain form, ' * arguments.plain}bfloat16; one image, "
+    f"{arguments.prompts} prompts in a call",
+    "versions": f"jax {jax.__version__} on {timing.machine()}",
+    "seconds": time.perf_counter() - start,
+    "parts": rows,
+    "sums": sums,
+  }
+  text = markdown(report)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = f"tpu-{arguments.target}{'-plain' * arguments.plain}"
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (arguments.out / f"{name}.md").write_text(text + "\n")
   return 0
 
 
@@ -330,13 +424,13 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
   parser.add_argument("--prompts", type=int, default=8, help="of one image, in one call")
-  parser.add_argument("--only", help="parts whose step and name contain this")
-  parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-  parser.add_argument("--grade", choices=("emitted", "planned"), default="emitted")
+  parser.add_argument("--plain", action="store_true", help="not tuned")
+  parser.add_argument("--only", default="", help="parts whose 'step: name' contains this")
   parser.add_argument("--limit", type=int, default=300, help="seconds for a part's finer grade")
   parser.add_argument("--workers", type=int, default=1, help="parts side by side")
-  parser.add_argument("--top", action="store_true")
-  parser.add_argument("--out", type=Path)
+  parser.add_argument("--out", type=Path, help="folder for tpu-TARGET.md and .json")
+  parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--grade", choices=("emitted", "planned"), help=argparse.SUPPRESS)
   return parser.parse_args()
 
 

@@ -1,8 +1,9 @@
 """What the training benchmarks compute beside running things: batches, collectives, tables."""
 
+import hlo
 import numpy as np
 import pytest
-import tpu
+import tpu_train
 import train
 import train_batch
 
@@ -67,7 +68,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def test_collectives_are_counted_through_loops_and_once_if_asynchronous_or_fused():
-  assert tpu.collectives(HLO) == [
+  assert hlo.read(HLO).collectives == [
     ("all-gather", 64 * 4, 1, "jit(step)/masks/dot"),
     ("reduce-scatter", 16 * 2, 1, "jit(step)/neck/dot"),
     ("all-gather", 4 * 128 * 2, 28, "jit(step)/trunk/dot"),
@@ -77,7 +78,7 @@ def test_collectives_are_counted_through_loops_and_once_if_asynchronous_or_fused
 
 
 def test_collectives_by_part():
-  rows = tpu.by_part(tpu.collectives(HLO), tpu.PARTS)
+  rows = tpu_train.by_part(hlo.read(HLO).collectives, tpu_train.PARTS)
   assert [(row["part"], row["kind"], row["times"], row["bytes"]) for row in rows] == [
     ("trunk", "all-gather", 28, 28 * 1024),
     ("masks", "all-gather", 1, 256),
@@ -89,7 +90,8 @@ def test_collectives_by_part():
 
 def test_a_program_without_collectives():
   assert (
-    tpu.collectives("ENTRY %main (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} x(%p)\n}") == []
+    hlo.read("ENTRY %main (p: f32[8]) -> f32[8] {\n  ROOT %p = f32[8]{0} x(%p)\n}").collectives
+    == []
   )
 
 
@@ -131,3 +133,47 @@ def test_table_of_speeds():
     "| one | 2.00, 1.00 | 4.00 | 2.00 | 1.00 | 1.00 GB | 9.0 s | 0.0e+00 |"
   )
   assert lines[-1].startswith("| two | 2.00, 1.00 | 4.00 | 4.00 | 2.00 |")
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%body (p: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %p = (s32[], bf16[8,128]) parameter(0)
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %square = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kLoop, calls=%fused, metadata={op_name="jit(f)/mul"}, backend_config={"window_config":{"estimated_cycles":"900"},"bundle_analysis_data":{"estimated_cycles":"300"}}
+  ROOT %t = (s32[], bf16[8,128]) tuple(%i, %square)
+}
+
+%fused (q: bf16[8,128]) -> bf16[8,128] {
+  %q = bf16[8,128]{1,0} parameter(0)
+  ROOT %m = bf16[8,128]{1,0} multiply(%q, %q)
+}
+
+%condition (p: (s32[], bf16[8,128])) -> pred[] {
+  %p = (s32[], bf16[8,128]) parameter(0)
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (x: bf16[8,100]) -> bf16[8,100] {
+  %x = bf16[8,100]{1,0:T(8,128)(2,1)} parameter(0)
+  %loop = (s32[], bf16[8,128]) while(%t), condition=%condition, body=%body
+  ROOT %copy = bf16[8,100]{1,0:T(8,128)(2,1)} copy(%x), metadata={op_name="jit(f)/copy"}, backend_config={"window_config":{"estimated_cycles":"70"}}
+}
+"""  # noqa: E501
+
+
+def test_instructions_with_cycles_and_traffic():
+  ops = {op.scope: op for op in hlo.read(PROGRAM).ops if op.cycles or op.planned}
+  square, copy = ops["jit(f)/mul"], ops["jit(f)/copy"]
+  assert (square.times, square.cycles, square.planned) == (5, 300, 900)
+  # What lies in vector memory, the result here, is no traffic; 100 lanes are padded to 128.
+  assert square.traffic == 8 * 128 * 2
+  assert (copy.times, copy.cycles, copy.planned) == (1, 0, 70)
+  assert copy.traffic == 2 * 8 * 128 * 2
+  assert square.seconds(clock=100.0, bandwidth=1e9) == 15.0
+  assert copy.seconds(clock=1e9, bandwidth=4096.0) == 1.0
+
+
+def test_a_loop_that_does_not_tell_its_trips():
+  assert hlo.read(PROGRAM.replace("constant(5)", "add(%p)")).unknown == 1

@@ -1,7 +1,7 @@
 """The training step of the full model compiled for TPUs that are not here: memory and collectives.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
-  tpu/bin/python benchmarks/tpu.py --out benchmarks/results            # 16 chips of v5e, 4 x 4
+  tpu/bin/python benchmarks/tpu_train.py --out benchmarks/results  # 16 chips of v5e, 4 x 4
 
 Nothing runs and no TPU is needed: libtpu compiles for a described topology on any Linux machine,
 and the program is read. What comes out is exact for memory and collectives, if the compiler is of
@@ -10,112 +10,20 @@ is over a chip's.
 """
 
 import argparse
-import collections
 import json
-import math
-import os
 import re
 import sys
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-CHIPS = {"v5e": 16e9, "v6e": 32e9}  # bytes of memory
-TOPOLOGIES = {4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
-# So that libtpu looks for no TPU and for no metadata server; read when it loads.
-ENVIRONMENT = {
-  "JAX_PLATFORMS": "cpu",
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
-BYTES = {"bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8}
-
-
-class Collective(NamedTuple):
-  """One instruction of a compiled program.
-
-  Attributes:
-    kind: such as "all-gather".
-    size: bytes of its result on each device; of a reduce-scatter fused on a TPU, before the cut.
-    times: how often it runs: the product of the trip counts of the loops around it.
-    scope: where in the model it comes from.
-  """
-
-  kind: str
-  size: int
-  times: int
-  scope: str
-
-
-def collectives(hlo: str) -> list[Collective]:
-  """Those of a compiled module's text, one for each instruction that runs."""
-  bodies, entry, name = collections.defaultdict(list), "", ""
-  counted: set[str] = set()
-  for line in hlo.splitlines():
-    if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-      name = header[2]
-      entry = name if header[1] else entry
-    elif found := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)", line):
-      bodies[name].append(found.groups()[1:])
-  listed: list[Collective] = []
-
-  def visit(computation: str, times: int) -> None:
-    for shape, opcode, rest in bodies[computation]:
-      # An asynchronous one is a pair; the second's type is the result alone.
-      kind, channel = re.fullmatch(rf"({KINDS})(-done)?", opcode), _channel(rest)
-      # A TPU runs one beside other work in several fusions, each of which shows it.
-      if kind and channel not in counted:
-        counted.update({channel} - {""})
-        scope = re.search(r'op_name="([^"]*)"', rest)
-        # A TPU's reduce-scatter is a fusion of this name, of an all-reduce and a slice of it.
-        name = "reduce-scatter" if "all-reduce-scatter" in computation else kind[1]
-        listed.append(Collective(name, _size(shape), times, scope[1] if scope else ""))
-      trips = _trips(rest, bodies) if opcode == "while" else 1
-      inner = r"(?:body|calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
-      for group in re.findall(inner, rest):
-        for called in re.findall(r"%([\w.\-]+)", group):
-          visit(called, times * trips)
-
-  visit(entry, 1)
-  return listed
-
-
-def _channel(rest: str) -> str:
-  """The number that a program knows a collective by; empty if it has none."""
-  found = re.search(r"channel_id=(\d+)", rest)
-  return found[1] if found else ""
-
-
-def _trips(rest: str, bodies: dict[str, list]) -> int:
-  """How often a loop runs: as the compiler notes it, or the one constant of its condition; 1 if
-  neither tells."""
-  if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', rest):
-    return int(known[1])
-  condition = re.search(r"condition=%([\w.\-]+)", rest)
-  limits = [
-    text.split(")")[0]
-    for shape, opcode, text in bodies[condition[1] if condition else ""]
-    if opcode == "constant" and shape.startswith("s32[]")
-  ]
-  return int(limits[0]) if len(limits) == 1 else 1
-
-
-def _size(shape: str) -> int:
-  """Bytes of a type such as (f32[8,128]{1,0}, bf16[4]{0})."""
-  return sum(
-    BYTES.get(kind, 1) * math.prod(int(d) for d in dims.split(",") if d)
-    for kind, dims in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
-  )
+import chips
+import hlo
 
 
 def lower(arguments: argparse.Namespace) -> Any:
   """The training step, traced for the chips: fully sharded data parallel over all of them."""
   import jax
   import jax.numpy as jnp
-  from jax.experimental import topologies
 
   from sam3_jax.config import RELEASED, SIZES
   from sam3_jax.model.layers import Layering
@@ -128,9 +36,7 @@ def lower(arguments: argparse.Namespace) -> Any:
   from sam3_jax.trees import flatten
 
   config = SIZES.get(arguments.size, RELEASED)
-  name = f"{arguments.target}:{TOPOLOGIES[arguments.chips]}"
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-  mesh = make_mesh(devices, fsdp=arguments.chips)
+  mesh = make_mesh(chips.devices(arguments.target, arguments.chips), fsdp=arguments.chips)
   trained, frozen = states.split(flatten(parameter_shapes(config)), arguments.train)
   recipe = OptimizerConfig()
   optimizer = make_optimizer(recipe, trained, config.trunk, 1000)
@@ -209,7 +115,7 @@ def markdown(report: dict[str, Any]) -> str:
   return "\n".join([*lines, f"| all | | | | {total * gb:.3f} |"])
 
 
-def by_part(listed: list[Collective], parts: tuple[str, ...]) -> list[dict[str, Any]]:
+def by_part(listed: list[hlo.Collective], parts: tuple[str, ...]) -> list[dict[str, Any]]:
   """Sums for each part of the model and kind, the most bytes first."""
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   for kind, size, times, scope in listed:
@@ -228,29 +134,26 @@ PARTS = ("trunk", "neck", "text", "geometry", "fusion", "decoder", "scoring", "m
 
 def main() -> int:
   arguments = _arguments()
-  os.environ |= {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
+  chips.describe()
   import jax
   import jaxlib
 
-  lowered, start = lower(arguments), time.perf_counter()
-  compiled = lowered.compile()
-  memory = compiled.memory_analysis()
-  hlo = compiled.as_text()
+  compiled = chips.report(arguments.target, lower(arguments))
   if arguments.hlo:
-    arguments.hlo.write_text(hlo)
+    arguments.hlo.write_text(compiled.text)
   report = {
-    "what": f"{arguments.target} {TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
+    "what": f"{arguments.target} {chips.TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
     f"{arguments.images} picture(s) a chip, {arguments.prompts} phrases each, masks for "
     f"{arguments.masked}, up to {arguments.objects} objects; bfloat16, remat {arguments.remat}",
     "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
-    "seconds": time.perf_counter() - start,
-    "limit": CHIPS[arguments.target],
+    "seconds": compiled.compile_seconds,
+    "limit": chips.CHIPS[arguments.target].memory,
     "memory": {
-      "peak": memory.peak_memory_in_bytes,
-      "arguments": memory.argument_size_in_bytes,
-      "temporaries": memory.temp_size_in_bytes,
+      "peak": compiled.peak,
+      "arguments": compiled.arguments,
+      "temporaries": compiled.temporaries,
     },
-    "collectives": by_part(collectives(hlo), PARTS),
+    "collectives": by_part(compiled.listing.collectives, PARTS),
   }
   text = markdown(report)
   print(text)
@@ -266,8 +169,8 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--target", choices=CHIPS, default="v5e")
-  parser.add_argument("--chips", type=int, choices=TOPOLOGIES, default=16)
+  parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
+  parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=16)
   parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
   parser.add_argument("--images", type=int, default=1, help="pictures a chip")
   parser.add_argument("--prompts", type=int, default=4, help="phrases of a picture")
