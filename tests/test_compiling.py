@@ -12,7 +12,7 @@ import pytest
 from support import QUICK
 from toy import CONFIG, parameters
 
-from sam3_jax import Prompt, checkpoint, cli, compiling
+from sam3_jax import Prompt, checkpoint, cli, compiling, inference
 from sam3_jax.commands import cache
 from sam3_jax.inference import Sam3
 from sam3_jax.tokenizer import Tokenizer
@@ -82,6 +82,7 @@ class TestCompile:
   def test_batches(self, monkeypatch, tokenizer_path):
     """Only shapes: which programs there would be."""
     monkeypatch.setattr(compiling, "_compile", lambda name, lowered: name)
+    monkeypatch.setattr(inference, "prompts_at_once", lambda: (4, 1))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nest(parameters()))
     model = make_model(tokenizer_path, shapes)
     assert model.compile(images=0, prompts=0) == []

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_concept import figures
 
-from sam3_jax import Sam3, Tokenizer, annotations, cli
+from sam3_jax import Sam3, Tokenizer, annotations, cli, inference
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.evaluation import concept, predict, predictions, run, score, worst
 from sam3_jax.evaluation.coco import average_precision
@@ -36,6 +36,12 @@ PICTURES = {
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def batches(monkeypatch):
+  """Those of an accelerator."""
+  monkeypatch.setattr(inference, "prompts_at_once", lambda: (4, 1))
 
 
 @pytest.fixture(scope="module")

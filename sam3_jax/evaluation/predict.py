@@ -14,9 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from sam3_jax import inference
 from sam3_jax.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.inference import IMAGE_BATCHES, PROMPT_BATCHES, TEXT_BATCHES, Sam3
+from sam3_jax.inference import IMAGE_BATCHES, TEXT_BATCHES, Sam3
 from sam3_jax.postprocess import Instances, instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt
@@ -115,7 +116,7 @@ def _ahead(
 
 def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
   """Groups of at most one batch, of one picture where it fills them, else of several."""
-  size, rest = PROMPT_BATCHES[0], []
+  size, rest = inference.prompts_at_once()[0], []
   for row in sorted({row for row, *_ in asked}):
     own = [one for one in asked if one[0] == row]
     whole = len(own) // size * size
@@ -128,7 +129,7 @@ def _decode(
   model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: "_Phrases"
 ) -> Detections:
   """A full batch: the last prompt fills it up."""
-  group = [*group, *[group[-1]] * (PROMPT_BATCHES[0] - len(group))]
+  group = [*group, *[group[-1]] * (inference.prompts_at_once()[0] - len(group))]
   prompts = [prompt for *_, prompt in group]
   rows, most = [row for row, *_ in group], min(MOST, model.config.queries)
   return model.decode(embedding, prompts, rows, text=texts[prompts], max_detections=most)
