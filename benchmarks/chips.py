@@ -85,7 +85,7 @@ class Report:
 
 def describe() -> None:
   """Lets chips be described where there are none."""
-  os.environ.update({"JAX_PLATFORMS": "cpu"} | DESCRIBED | os.environ)
+  os.environ.update({"JAX_PLATFORMS": "cpu"} | DESCRIBED)
 
 
 def emit() -> tempfile.TemporaryDirectory:

@@ -390,6 +390,7 @@ def main() -> int:
     with chips.emit() if arguments.grade == "emitted" else contextlib.nullcontext(chips.describe()):
       print(json.dumps(measure(arguments.one, arguments)))
     return 0
+  chips.describe()
   start, rows, sums = time.perf_counter(), [], {}
   every = parts(arguments.prompts)
   chosen = [i for i, part in enumerate(every) if arguments.only in f"{part.step}: {part.name}"]
