@@ -316,9 +316,10 @@ def plain() -> Iterator[None]:
 
   def intercept(method: Any, args: Any, settings: Any, context: Any) -> Any:
     del settings
-    return (
-      patches(context.module, *args) if isinstance(context.module, vit.Patches) else method(*args)
-    )
+    module = context.module
+    if isinstance(module, vit.Patches) and not module.is_initializing():
+      return patches(module, *args)
+    return method(*args)
 
   gelu = functools.partial(jax.nn.gelu, approximate=False)
   with (
