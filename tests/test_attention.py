@@ -49,8 +49,8 @@ CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 def plan(monkeypatch, limit, ones=False):
   """On this machine; `ones` is what a TPU does."""
   chosen = sam3_jax.ops.attention.Plan(limit, ones)
-  for name in ("CPU", "OTHERS"):
-    monkeypatch.setattr(sam3_jax.ops.attention, name, chosen)
+  monkeypatch.setattr(sam3_jax.ops.attention, "CPU", {"float32": chosen})
+  monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
 
 
 @pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])

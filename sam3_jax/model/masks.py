@@ -1,8 +1,8 @@
 """The segmentation head: a mask for each query, and one for the concept as a whole (MaskFormer's
 product of queries with a fine map, Cheng et al. 2021, arXiv:2107.06278).
 
-It is linear where the reference is, and says the same with less work: see `MergeConv` and
-`QueryProject`. Meta's checkpoint has a third pair of convolution and norm that its code never runs:
+It is linear where the reference is, and says the same with less work: see `MergeConv`,
+`QueryProject` and `SemanticQuery`. Meta's checkpoint has a third pair of convolution and norm that its code never runs:
 not built.
 """
 
@@ -32,7 +32,7 @@ class MaskHead(nn.Module):
     )
     self.mask_embed = Mlp((width,) * 3, self.dtype)
     self.instance_project = QueryProject(width, self.dtype)
-    self.semantic_project = nn.Conv(1, (1, 1), dtype=self.dtype)
+    self.semantic_project = SemanticQuery(width, self.dtype)
 
   def prepare(
     self, middle: Float[Array, "B Hn Wn D"], fine: Float[Array, "B Hf Wf D"]
@@ -56,10 +56,13 @@ class MaskHead(nn.Module):
     x = nn.relu(self.norm0(levels[0] + self.conv0.doubled(x)))
     x = nn.relu(self.norm1(levels[1] + self.conv1.doubled(x)))
 
-    queries, offset = self.instance_project(self.mask_embed(states))
-    masks = jnp.einsum("pkd,phwd->pkhw", queries, x, preferred_element_type=jnp.float32)
-    masks = (masks + offset[..., None, None]).astype(self.dtype)
-    return masks, self.semantic_project(x)[..., 0]
+    parts = self.instance_project(self.mask_embed(states)), self.semantic_project(len(states))
+    queries, offset = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))
+    # Cells on one axis: with two, XLA:CPU turns the whole map over, which takes as long again.
+    cells = x.reshape(len(x), -1, x.shape[-1])
+    masks = jnp.einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
+    masks = (masks + offset[..., None]).astype(self.dtype).reshape(*offset.shape, *x.shape[1:3])
+    return masks[:, :-1], masks[:, -1]
 
 
 class MergeConv(nn.Module):
@@ -118,6 +121,22 @@ class QueryProject(nn.Module):
     kernel, bias = kernel[0, 0].T.astype(self.dtype), bias.astype(self.dtype)
     offset = jnp.einsum("pkd,d->pk", queries, bias, preferred_element_type=jnp.float32)
     return float32_sums(queries, kernel, None), offset
+
+
+class SemanticQuery(nn.Module):
+  """A 1 x 1 convolution of the map to a single channel, which is one query more: a product of its
+  own would walk the whole map for 1 column of the 128 or more that matrix units are wide."""
+
+  width: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, prompts: int) -> tuple[Float[Array, "P 1 D"], Float[Array, "P 1"]]:
+    """As `QueryProject`, the same for every prompt."""
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (1, 1, self.width, 1))
+    bias = self.param("bias", nn.initializers.zeros, (1,))
+    query = jnp.broadcast_to(kernel[0, 0, :, 0].astype(self.dtype), (prompts, 1, self.width))
+    return query, jnp.broadcast_to(bias.astype(jnp.float32), (prompts, 1))
 
 
 def _folded(taps: Float[Array, "3 ..."]) -> Float[Array, "2 2 ..."]:
