@@ -81,8 +81,16 @@ class Room:
 
 @functools.partial(jax.jit, donate_argnums=0)  # in place: masks of many prompts fit once, not twice
 def place(whole: Any, part: Any, rows: Array) -> Any:
-  """`whole` with these rows of its arrays replaced by those of `part`."""
-  return jax.tree.map(lambda w, p: w.at[rows].set(p, unique_indices=True), whole, part)
+  """`whole` with these rows of its arrays replaced by those of `part`. Row after row: XLA:CPU takes
+  13 times as long to scatter masks in bfloat16."""
+
+  def put(i: Array, whole: Any) -> Any:
+    row = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, i, keepdims=False), part)
+    return jax.tree.map(
+      lambda w, p: jax.lax.dynamic_update_index_in_dim(w, p, rows[i], axis=0), whole, row
+    )
+
+  return jax.lax.fori_loop(0, len(rows), put, whole)
 
 
 def free_memory() -> int:
