@@ -44,16 +44,22 @@ class Program:
   flops: float
 
 
-def programs(
+def programs(model: "Sam3", **sizes: Any) -> list[Program]:
+  """Compiles what `lowered` gives. Calls of the same shapes find it."""
+  with ThreadPoolExecutor() as pool:
+    return list(pool.map(lambda pair: _compile(*pair), lowered(model, **sizes).items()))
+
+
+def lowered(
   model: "Sam3",
   *,
-  images: Sequence[int],
-  phrases: Sequence[int],
-  prompts: Sequence[int],
-  boxes: int,
-  max_detections: int | None,
-) -> list[Program]:
-  """Compiles what `model` runs for batches of these sizes. Calls of the same shapes find it.
+  images: Sequence[int] = (),
+  phrases: Sequence[int] = (),
+  prompts: Sequence[int] = (),
+  boxes: int = 0,
+  max_detections: int | None = None,
+) -> dict[str, Any]:
+  """What `model` runs for batches of these sizes, for the compiler; by a name each.
 
   Args:
     model: its parameters may be `jax.ShapeDtypeStruct`s.
@@ -98,9 +104,7 @@ def programs(
       _named("decode", n, "prompt"): (model._detect, (seen, question(n), max_detections))
       for n in prompts
     }
-  lowered = [(name, jitted.lower(params, *args)) for name, (jitted, args) in wanted.items()]
-  with ThreadPoolExecutor() as pool:
-    return list(pool.map(lambda pair: _compile(*pair), lowered))
+  return {name: jitted.lower(params, *args) for name, (jitted, args) in wanted.items()}
 
 
 def described_tpu(topology: str) -> Any:

@@ -102,6 +102,8 @@ class Attention(nn.Module):
     if self.rope is not None:
       table = rope_table(*self.rope, channels=width // self.heads)
       q, k = rotate(q, table), rotate(k, table)
+    if self.is_initializing():  # only parameters matter, and there are no more but the last
+      return dense(width, self.dtype, "out")(q.reshape(query.shape))
     drops = self.train and self.dropout > 0
     out = attention(
       q, k, v, bias=bias, valid=valid, causal=self.causal,

@@ -2,8 +2,8 @@
 product of queries with a fine map, Cheng et al. 2021, arXiv:2107.06278).
 
 It is linear where the reference is, and says the same with less work: see `MergeConv`,
-`QueryProject` and `SemanticQuery`. Meta's checkpoint has a third pair of convolution and norm that its code never runs:
-not built.
+`QueryProject` and `SemanticQuery`. Meta's checkpoint has a third pair of convolution and norm that
+its code never runs: not built.
 """
 
 import flax.linen as nn
