@@ -2,57 +2,35 @@
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import numpy as np
-from timing import peak_memory, timed
 
 
 def convert(folder: Path, bundle: Path) -> None:
-  """The checkpoint that `reference.py make` wrote, as a bundle; figures go beside the checkpoint.
+  """The checkpoint that `reference.py make` wrote, as a bundle.
 
   The tokenizer is the tests' copy of CLIP's, as any SAM 3's, so that nothing need be downloaded.
   """
   from sam3_jax import converters
 
   tokenizer = Path(__file__).parents[1] / "tests" / "goldens" / "tokenizer.model"
-  _, figures = timed(lambda: converters.convert(folder, bundle, tokenizer=tokenizer), repeats=0)
-  figures["memory"] = peak_memory()
-  (folder / "convert.json").write_text(json.dumps(figures))
+  converters.convert(folder, bundle, tokenizer=tokenizer)
 
 
-def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str, repeats: int) -> None:
-  """Answers `prompts` about the photo; writes arrays and figures, and the questions in numbers (ids
-  and box fractions) for the other side."""
-  start = time.perf_counter()
+def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None:
+  """Answers `prompts` about the photo; writes arrays, and the questions in numbers (ids and box
+  fractions) for the other side."""
   import flax
   import jax
   import jaxlib
 
   from sam3_jax import Prompt, Sam3
 
-  imported = time.perf_counter()
   model = Sam3.from_checkpoint(bundle, dtype=dtype)
-  jax.block_until_ready(model.params)
-  loaded = time.perf_counter()
   asked = {kind: Prompt(**prompt) for kind, prompt in json.loads(prompts.read_text()).items()}
-  figures = {
-    "import": imported - start,
-    "load": loaded - imported,
-    "memory": {"loaded": peak_memory()},
-    "versions": {m.__name__: m.__version__ for m in (jax, jaxlib, flax)},
-    "device": str(jax.devices()[0]),
-  }
-  embedding, figures["encode"] = timed(lambda: jax.block_until_ready(model.encode(photo)), repeats)
-  figures["memory"]["encode"] = peak_memory()
-  figures["decode"], found = {}, {}
-  for kind, prompt in asked.items():
-    found[kind], figures["decode"][kind] = timed(
-      lambda p=prompt: jax.block_until_ready(model.decode(embedding, p)), repeats
-    )
-  figures["memory"]["decode"] = peak_memory()
-  figures["compilations"] = model.compilations
+  embedding = model.encode(photo)
+  found = {kind: model.decode(embedding, prompt) for kind, prompt in asked.items()}
 
   arrays, questions = {}, {}
   for kind, detections in found.items():
@@ -66,7 +44,8 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str, repeats
       f"{kind}/scores": np.asarray(detections.scores[0], np.float32),
     }
     questions[kind] = _question(model, asked[kind], np.asarray(embedding.sizes[0]))
-  np.savez(out, figures=json.dumps(figures), **arrays)
+  versions = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
+  np.savez(out, versions=json.dumps(versions), **arrays)
   out.with_suffix(".questions.json").write_text(json.dumps(questions))
 
 
@@ -117,7 +96,6 @@ def main() -> None:
   for name in ("bundle", "photo", "prompts", "out"):
     step.add_argument(name, type=Path)
   step.add_argument("--dtype", required=True)
-  step.add_argument("--repeats", type=int, required=True)
   arguments = vars(parser.parse_args())
   {"convert": convert, "run": run}[arguments.pop("step")](**arguments)
 

@@ -1,4 +1,4 @@
-"""Our answers beside transformers' on one photograph, at full size, with seconds and memory.
+"""Our answers beside transformers' on one photograph, at full size.
 
   pip install -e ".[reference]"
   python benchmarks/parity.py                 # 840 M parameters: 11 GB of disk, 24 GB of memory
@@ -17,7 +17,6 @@ comparison.
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -47,15 +46,13 @@ PRESENCE_CLAMP = 10.0
 def main() -> int:
   arguments = _arguments()
   with tempfile.TemporaryDirectory(prefix="sam3-jax-parity-") as temporary:
-    work, load = (arguments.work or Path(temporary)).resolve(), os.getloadavg()[0]
+    work = (arguments.work or Path(temporary)).resolve()
     answers = measure(work, arguments)
     report = {
       "size": arguments.size,
       "machine": machine(),
-      "load": load,
       "limit": arguments.limit,
-      "convert": json.loads((work / "checkpoint" / "convert.json").read_text()),
-      "figures": {name: json.loads(str(answer["figures"])) for name, answer in answers.items()},
+      "versions": versions(answers.values()),
       "parity": compare(answers["ours float32"], answers["transformers float32"]),
     }
     if "bfloat16" in arguments.dtypes:
@@ -77,7 +74,7 @@ def main() -> int:
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
-  """Arrays and figures of both sides in each dtype, from one process each."""
+  """Arrays of both sides in each dtype, from one process each."""
   checkpoint, bundle, prompts = work / "checkpoint", work / "bundle", work / "prompts.json"
   work.mkdir(parents=True, exist_ok=True)
   prompts.write_text(json.dumps(PROMPTS))
@@ -92,7 +89,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
     step(sys.executable, "ours.py", "convert", checkpoint, bundle)
   answers = {}
   for dtype in arguments.dtypes:
-    settings = ("--dtype", dtype, "--repeats", arguments.repeats)
+    settings = ("--dtype", dtype)
     ours, theirs = work / f"ours-{dtype}.npz", work / f"transformers-{dtype}.npz"
     photo = checkpoint / "photo.png"
     step(sys.executable, "ours.py", "run", bundle, photo, prompts, ours, *settings)
@@ -100,6 +97,14 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
     step(reference, "reference.py", "run", checkpoint, questions, theirs, *settings)
     answers |= {f"ours {dtype}": np.load(ours), f"transformers {dtype}": np.load(theirs)}
   return answers
+
+
+def versions(answers) -> str:
+  """Of all packages."""
+  every = {}
+  for answer in answers:
+    every |= json.loads(str(answer["versions"]))
+  return ", ".join(f"{name} {version}" for name, version in every.items())
 
 
 def compare(got, want) -> dict[str, dict[str, float]]:
@@ -162,13 +167,9 @@ def broken(parity: dict[str, dict[str, float]], limit: float):
 
 def markdown(report: dict) -> str:
   """The tables, as the README shows them."""
-  versions = {}
-  for figures in report["figures"].values():
-    versions |= figures["versions"]
-  versions = ", ".join(f"{name} {version}" for name, version in versions.items())
   least, most = (f"{part:.0%}" for part in COVERAGE)
   lines = [
-    f"Machine: {report['machine']}, load {report['load']:.1f} beforehand; {versions}. "
+    f"Machine: {report['machine']}; {report['versions']}. "
     f"IoU of the masks that cover {least} to {most} of the photograph.",
     "",
     f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {LEAST_IOU}):",
@@ -178,7 +179,7 @@ def markdown(report: dict) -> str:
   for side, rows in report.get("bfloat16", {}).items():
     name = side.replace("ours", "sam3-jax")
     lines += ["", f"bfloat16 against float32, {name}:", "", *_parity_table(rows, sure=True)]
-  return "\n".join([*lines, "", *_cost_table(report)])
+  return "\n".join(lines)
 
 
 def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
@@ -201,45 +202,12 @@ def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
   return lines
 
 
-def _cost_table(report: dict) -> list[str]:
-  order = [
-    f"{side} {dtype}"
-    for dtype in DTYPES
-    for side in ("transformers", "ours")
-    if f"{side} {dtype}" in report["figures"]
-  ]
-  columns = [report["figures"][name] for name in order]
-  names = [name.replace("ours", "sam3-jax") for name in order]
-  lines = [
-    f"| seconds (first call / later calls / processor time of these) | {' | '.join(names)} |",
-    "|---" * (len(names) + 1) + "|",
-  ]
-
-  def row(label, cells):
-    lines.append(f"| {' | '.join([label, *cells])} |")
-
-  row("import, load", [f"{c['import']:.1f}, {c['load']:.1f}" for c in columns])
-  row("encode", [_seconds(c["encode"]) for c in columns])
-  for kind in PROMPTS:
-    row(f"decode, {kind}", [_seconds(c["decode"][kind]) for c in columns])
-  for stage in ("loaded", "encode", "decode"):
-    row(f"peak memory, {stage}", [f"{c['memory'][stage] / 1e9:.1f} GB" for c in columns])
-  convert = report["convert"]
-  memory = f"peak memory {convert['memory'] / 1e9:.1f} GB"
-  return [*lines, "", f"Conversion: {convert['first']:.0f} s, {memory}."]
-
-
-def _seconds(figures: dict[str, float]) -> str:
-  return " / ".join(f"{figures[name]:.2f}" for name in ("first", "later", "processor"))
-
-
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--size", choices=("full", "tiny"), default="full")
   parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-  parser.add_argument("--repeats", type=int, default=3, help="calls after the first")
   parser.add_argument("--limit", type=float, default=1e-3, help="on the differences in float32")
   parser.add_argument(
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"

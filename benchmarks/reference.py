@@ -8,11 +8,9 @@ own.
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 
 import numpy as np
-from timing import peak_memory, timed
 from weights import weights
 
 # Words of the names in transformers' layout that decide a tensor's scale, as the recipe knows them.
@@ -104,42 +102,23 @@ def _recipe_name(name: str) -> str:
   return name
 
 
-def run(folder: Path, questions: Path, out: Path, dtype: str, repeats: int) -> None:
-  """Answers `questions` (what `parity.py` wrote) about the photo; writes arrays and figures."""
-  start = time.perf_counter()
+def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
+  """Answers `questions` (what `parity.py` wrote) about the photo; writes arrays."""
   import torch
   import torchvision
   import transformers
   from PIL import Image
 
-  imported = time.perf_counter()
   model = transformers.Sam3Model.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-  loaded = time.perf_counter()
   side = model.config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
   processor = transformers.Sam3ImageProcessor(size={"height": side, "width": side})
-  figures = {
-    "import": imported - start,
-    "load": loaded - imported,
-    "memory": {"loaded": peak_memory()},
-    "versions": {m.__name__: m.__version__ for m in (torch, torchvision, transformers)},
-    "threads": torch.get_num_threads(),
-    "attention": model.config._attn_implementation,
-  }
   arrays = {}
   with torch.inference_mode():
-
-    def encode():
-      pixels = processor(images=photo, return_tensors="pt").pixel_values
-      return model.get_vision_features(pixels.to(model.dtype))
-
-    embedding, figures["encode"] = timed(encode, repeats)
-    figures["memory"]["encode"] = peak_memory()
-    figures["decode"] = {}
+    pixels = processor(images=photo, return_tensors="pt").pixel_values
+    embedding = model.get_vision_features(pixels.to(model.dtype))
     for kind, question in json.loads(questions.read_text()).items():
-      inputs = _inputs(question, torch, model.dtype)
-      answer, seconds = timed(lambda i=inputs: model(vision_embeds=embedding, **i), repeats)
-      figures["decode"][kind] = seconds
+      answer = model(vision_embeds=embedding, **_inputs(question, torch, model.dtype))
       masks = answer.pred_masks[0].float()
       source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
         [
@@ -158,8 +137,8 @@ def run(folder: Path, questions: Path, out: Path, dtype: str, repeats: int) -> N
         f"{kind}/semantic_logits": answer.semantic_seg[0, 0].float().numpy(),
         f"{kind}/masks": np.packbits(source.flatten(1).numpy(), axis=1),
       }
-  figures["memory"]["decode"] = peak_memory()
-  np.savez(out, figures=json.dumps(figures), **arrays)
+  versions = {m.__name__: m.__version__ for m in (torch, torchvision, transformers)}
+  np.savez(out, versions=json.dumps(versions), **arrays)
 
 
 def _inputs(question: dict, torch, dtype) -> dict:
@@ -187,7 +166,6 @@ def main() -> None:
   step.add_argument("questions", type=Path)
   step.add_argument("out", type=Path)
   step.add_argument("--dtype", required=True)
-  step.add_argument("--repeats", type=int, required=True)
   arguments = vars(parser.parse_args())
   {"make": make, "run": run}[arguments.pop("step")](**arguments)
 

@@ -9,7 +9,7 @@ from scipy.special import erf
 from support import assert_close, normal
 
 from sam3_jax.model.layers import Mlp, gelu, layer_norm
-from sam3_jax.model.neck import Double
+from sam3_jax.model.neck import Double, interleaved
 
 
 def test_gelu():
@@ -59,5 +59,5 @@ def test_double():
   for y, x_, i, j in np.ndindex(3, 4, 2, 2):
     want[:, 2 * y + i, 2 * x_ + j] = np.float64(x[:, y, x_]) @ np.float64(kernel[i, j]) + bias
   assert_close(
-    Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x), want, rel=6e-7
+    interleaved(Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x)), want, rel=6e-7
   )  # 6.7e-8
