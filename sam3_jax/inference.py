@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, UInt8
 
-from sam3_jax import checkpoint
+from sam3_jax import checkpoint, parallel
 from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.preprocess import MAX_PIXELS, ImageSource, normalize, read_image, resize
+from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.room import Room
 from sam3_jax.tokenizer import Tokenizer
@@ -38,9 +39,20 @@ class Sam3:
     tokenizer: phrases to token ids.
     info: what the checkpoint says of itself: name, source, licence, whether it is trained.
     dtype: of the computation.
+    mesh: what it computes on; None for one device.
   """
 
-  def __init__(self, config: Config, params: Any, tokenizer: Tokenizer, *, info=None, dtype=None):
+  def __init__(
+    self,
+    config: Config,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    info=None,
+    dtype=None,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules = parallel.WHOLE,
+  ):
     """Binds parameters (`model.sam3.init` makes random ones) to jitted functions.
 
     Args:
@@ -49,39 +61,33 @@ class Sam3:
       tokenizer: phrases to token ids.
       info: what `save` should note about them.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
+      mesh: of `parallel.make_mesh`; pictures and prompts are then shared out over its devices.
+      rules: how it holds the parameters; whole on each device, if not given.
     """
-    self.config, self.params, self.tokenizer = config, params, tokenizer
+    self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
+    self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
     self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
     detector = Detector(config, self.dtype)
 
-    def encode_image(params, pixels, sizes):
-      images = normalize(pixels)
-      return detector.apply({"params": params}, images, sizes, method=Detector.encode_image)
-
     def encode_text(params, tokens):
       return detector.apply({"params": params}, tokens, method=Detector.encode_text)
 
-    def detect(params, embedding, prompts, max_detections):
-      variables = {"params": params}
-      return detector.apply(variables, embedding, prompts, max_detections, method=Detector.detect)
-
-    def score(params, embedding, prompts, max_detections):
-      variables = {"params": params}
-      return detector.apply(variables, embedding, prompts, max_detections, method=Detector.score)
-
-    def mask(params, embedding, scored):
-      return detector.apply({"params": params}, embedding, scored, method=Detector.mask)
-
-    self._encode_image = jax.jit(encode_image)
+    self._encode_image = parallel.image_encoder(detector, mesh, rules)
     self._encode_text = jax.jit(encode_text)
-    self._detect = jax.jit(detect, static_argnames="max_detections")
-    self._score = jax.jit(score, static_argnames="max_detections")
-    self._mask = jax.jit(mask)
+    self._detect = parallel.prompt_decoder(detector, mesh, rules)
+    self._score = parallel.prompt_scorer(detector, mesh, rules)
+    self._mask = parallel.mask_maker(detector, mesh, rules)
 
   @classmethod
   def from_checkpoint(
-    cls, path: str | Path, *, dtype: str | None = None, verify: bool = False
+    cls,
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    verify: bool = False,
+    mesh: Mesh | None = None,
+    rules: parallel.Rules = parallel.WHOLE,
   ) -> "Sam3":
     """Loads a bundle.
 
@@ -89,15 +95,20 @@ class Sam3:
       path: the bundle's folder; `sam3-jax convert` writes one from released weights.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare checksums too (shapes and dtypes always are).
+      mesh, rules: as above; the parameters are read straight to where they belong.
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: not a bundle, or a damaged one; the message names the first fault.
     """
     dtype = default_dtype() if dtype is None else dtype
-    bundle = checkpoint.load(path, dtype=dtype, verify=verify)
+    sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
+    bundle = checkpoint.load(path, dtype=dtype, verify=verify, sharding=sharding)
     tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
-    return cls(bundle.config, bundle.params, tokenizer, info=bundle.info, dtype=dtype)
+    return cls(
+      bundle.config, bundle.params, tokenizer,
+      info=bundle.info, dtype=dtype, mesh=mesh, rules=rules,
+    )  # fmt: skip
 
   def encode(
     self, images: ImageSource | Sequence[ImageSource], *, max_pixels: int = MAX_PIXELS
@@ -116,8 +127,9 @@ class Sam3:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     rows = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
-    batches = _batches(np.arange(len(rows)), IMAGE_BATCHES)
-    return _join([self._encode_image(self.params, pixels[i], sizes[i]) for i in batches])
+    batches = self._batches(np.arange(len(rows)), IMAGE_BATCHES)
+    parts = [self._encode_image(self.params, *self._put((pixels[i], sizes[i]))) for i in batches]
+    return _take(_join(parts), np.arange(len(rows)))
 
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
     """Encodes the phrase of each prompt; `decode(..., text=)` takes the result, again and again."""
@@ -188,20 +200,21 @@ class Sam3:
 
     def ask(batch: np.ndarray) -> tuple[ImageEmbedding, Prompts]:
       sources, source = np.unique(images[batch], return_inverse=True)
-      if len(sources) > 1:  # one row of the embedding a prompt: the batch's size, not a new shape
-        sources, source = images[batch], np.arange(len(batch))
+      if len(sources) > 1 or self.mesh:  # one row a prompt: the batch's size, not a new shape
+        sources, source = images[batch], self._own_rows(len(batch))
       packed = pack(
         [prompts[i] for i in batch], sizes[batch],
         image=source.astype(np.int32), first_id=first_ids[batch], text=_take(text, rows[batch]),
       )  # fmt: skip
-      return _take(embedding, sources), packed
+      return self._put((_take(embedding, sources), packed))
 
     about = jnp.asarray(images, jnp.int32)
-    for batch in _prompt_batches(images):
+    for batch in self._prompt_batches(images):
       for part, chosen in self._parts(*ask(batch), max_detections, min_score):
-        if isinstance(part, Detections) and room.is_whole(batch[chosen]):
+        part, places = _distinct(part, batch[chosen])
+        if isinstance(part, Detections) and room.is_whole(places):
           return dataclasses.replace(part, image_index=about)
-        room.put(part, batch[chosen])
+        room.put(part, places)
     return Detections(**room.arrays | {"image_index": about})
 
   def _parts(
@@ -219,12 +232,12 @@ class Sam3:
     scored = self._score(self.params, embedding, prompts, max_detections)
     yield scored, every
     promising = np.flatnonzero(np.asarray(scored.scores).max(axis=1) > min_score)
-    for rows in _batches(promising, prompts_at_once()):
+    for rows in self._batches(promising, prompts_at_once()):
       part, seen = _take(scored, rows), embedding
       if len(embedding) > 1:
         seen = _take(embedding, rows)
-        part = dataclasses.replace(part, image_index=jnp.arange(len(rows), dtype=jnp.int32))
-      yield self._mask(self.params, seen, part), rows
+        part = dataclasses.replace(part, image_index=self._own_rows(len(rows)))
+      yield self._mask(self.params, *self._put((seen, part))), rows
 
   def _room(self, prompts: int, kept: int, grid: tuple[int, ...], budget: float) -> Room:
     """For the detections of so many prompts, whose masks have so many cells."""
@@ -282,6 +295,29 @@ class Sam3:
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads."""
     checkpoint.save(path, self.params, self.config, self.tokenizer.model, info=self.info)
+
+  @property
+  def _devices(self) -> int:
+    return self.mesh.size if self.mesh else 1
+
+  def _batches(self, rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """Batches of so many rows for each device; the last row again and again fills the last one up
+    until the devices divide it."""
+    filled = np.pad(rows, (0, -len(rows) % self._devices), mode="edge")
+    return _batches(filled, [self._devices * size for size in sizes])
+
+  def _prompt_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
+    if self.mesh is None:
+      return _prompt_batches(images)
+    return self._batches(np.arange(len(images)), prompts_at_once())
+
+  def _own_rows(self, count: int) -> Int[np.ndarray, " P"]:
+    """For each of so many rows, its number among those of its device."""
+    return np.arange(count, dtype=np.int32) % max(1, count // self._devices)
+
+  def _put(self, rows: Any) -> Any:
+    """Cuts rows over the mesh; without one they go where the program is."""
+    return rows if self.mesh is None else jax.device_put(rows, parallel.by_rows(self.mesh))
 
   def _pixels(
     self, source: ImageSource, max_pixels: int
@@ -371,6 +407,12 @@ def _join(parts: list) -> Any:
 @jax.jit
 def _gather(pytree: Any, rows: Array) -> Any:
   return jax.tree.map(lambda array: array[rows], pytree)
+
+
+def _distinct(part: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
+  """Without the rows that are there again."""
+  first = np.sort(np.unique(rows, return_index=True)[1])
+  return _take(part, first), rows[first]
 
 
 def _take(pytree: Any, rows: np.ndarray) -> Any:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from sam3_jax.tokenizer import clean
@@ -85,11 +84,11 @@ def pack(
   prompts: Sequence[Prompt],
   sizes: np.ndarray,
   *,
-  image: np.ndarray,
-  first_id: np.ndarray,
+  image: Any,
+  first_id: Any,
   text: TextEmbedding,
 ) -> Prompts:
-  """Prompts as arrays, their boxes as cxcywh fractions, padded to one of `BOX_SIZES`.
+  """Prompts as NumPy arrays, their boxes as cxcywh fractions, padded to one of `BOX_SIZES`.
 
   Args:
     prompts: checked against their pictures.
@@ -108,14 +107,8 @@ def pack(
       boxes[i, :n] = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
       positive[i, :n] = prompt.box_labels
       valid[i, :n] = True
-  return Prompts(
-    image=jnp.asarray(image),
-    first_id=jnp.asarray(first_id),
-    text=text,
-    boxes=jnp.asarray(boxes),
-    positive=jnp.asarray(positive),
-    valid=jnp.asarray(valid),
-  )
+  rows: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
+  return Prompts(image=image, first_id=first_id, text=text, **rows)
 
 
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:

@@ -234,7 +234,7 @@ class TestPredict:
 
   def test_phrases_are_forgotten_in_time(self, model, pairs, folder, monkeypatch):
     want = list(predict.predict(model, pairs, folder, least=0))
-    monkeypatch.setattr(predict, "REMEMBERED", 6)
+    monkeypatch.setattr("sam3_jax.phrases.REMEMBERED", 6)
     got = list(predict.predict(model, pairs, folder, least=0))
     assert got == want
 

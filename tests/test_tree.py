@@ -16,10 +16,10 @@ ROWS = (
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize"},
-  {"checkpoint", "compiling"},
+  {"checkpoint", "compiling", "parallel"},
   {"converters"},
   {"inference"},
-  {"hub", "segment"},
+  {"hub", "segment", "phrases"},
   {"evaluation"},
   {"training"},
   {"drawings"},  # imported by training as one of its own modules

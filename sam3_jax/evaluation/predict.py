@@ -10,24 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
 from sam3_jax import inference
 from sam3_jax.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.inference import IMAGE_BATCHES, TEXT_BATCHES, Sam3
+from sam3_jax.inference import IMAGE_BATCHES, Sam3
+from sam3_jax.phrases import Phrases
 from sam3_jax.postprocess import Instances, instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt
-from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+from sam3_jax.types import Detections, ImageEmbedding
 
 Ask = Literal["text", "box", "text+box"]
 
 LEAST = 0.05  # lower scores are of no account for average precision either
 MOST = 100  # predictions of a pair: as many as COCO's average precision takes
-REMEMBERED = 4096  # phrases whose encoding is kept: 130 MB for the released model
 
 Progress = Callable[[str, float], None]  # a picture's name, and the fraction done before it
 
@@ -63,7 +62,7 @@ def predict(
   for pair in pairs:
     if (asked := as_prompt(pair, prompt)) is not None:
       by_picture[pair.file_name].append((pair, asked))
-  pictures, texts = list(by_picture.items()), _Phrases(model)
+  pictures, texts = list(by_picture.items()), Phrases(model)
   size = min(len(pictures), IMAGE_BATCHES[0])
   batches = [pictures[i : i + size] for i in range(0, len(pictures), size or 1)]
   waiting = None
@@ -126,7 +125,7 @@ def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
 
 
 def _decode(
-  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: "_Phrases"
+  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: Phrases
 ) -> Detections:
   """A full batch: the last prompt fills it up."""
   group = [*group, *[group[-1]] * (inference.prompts_at_once()[0] - len(group))]
@@ -153,27 +152,3 @@ def _predictions(found: Instances, pair: Pair) -> list[Prediction]:
     Prediction(float(str(score)), (x, y, w, h), found.masks.rle(i))
     for i, (score, (x, y, w, h)) in enumerate(zip(found.scores, boxes.tolist(), strict=True))
   ]
-
-
-class _Phrases:
-  """Encoded phrases, each computed once and kept on the host."""
-
-  def __init__(self, model: Sam3):
-    self._model = model
-    self._known: dict[str, TextEmbedding] = {}
-
-  def learn(self, prompts: Sequence[Prompt]) -> None:
-    """Encodes what is new, in full batches; forgets all else when there is too much."""
-    wanted = list(dict.fromkeys(prompt.phrase for prompt in prompts))
-    if len(self._known) + len(wanted) > REMEMBERED:
-      self._known.clear()
-    new, size = [phrase for phrase in wanted if phrase not in self._known], TEXT_BATCHES[0]
-    for start in range(0, len(new), size):
-      phrases = new[start : start + size]
-      text = self._model.encode_text(phrases + phrases[-1:] * (size - len(phrases)))
-      rows = jax.device_get(text)
-      self._known |= {phrase: rows[i : i + 1] for i, phrase in enumerate(phrases)}
-
-  def __getitem__(self, prompts: Sequence[Prompt]) -> TextEmbedding:
-    rows = [self._known[prompt.phrase] for prompt in prompts]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)

@@ -1,0 +1,195 @@
+"""Where inference runs: a mesh with the axes `data` and `model`, and the model's programs on it.
+
+Rows (pictures, prompts) are shared out over all devices of a mesh, and each device answers prompts
+about the pictures it holds: with whole parameters nothing crosses between devices at all. That
+takes `jax.shard_map`: under jit alone, the walk over heads in `ops.attention` would gather what is
+cut (108 all-gathers in one window attention, as XLA compiles it for four chips of v6e).
+
+Parameters are whole everywhere, or cut along `model` by rules: the devices of a group of `model`
+then keep one copy between them, and bring it together when a program starts.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.preprocess import normalize
+from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored
+
+AXES = ("data", "model")
+
+# Where a parameter is cut: a pattern for all of its path, and the axes, of which only `model` makes
+# sense. The first that fits counts.
+Rules = Sequence[tuple[str, P]]
+WHOLE: Rules = ((r".*", P()),)
+# The kernels of trunk and text encoder, most of the parameters, by their outputs.
+BY_OUTPUTS: Rules = (
+  (r"trunk/groups/windowed/.*/kernel", P(None, None, None, "model")),
+  (r"(trunk/groups/global|text/blocks)/.*/kernel", P(None, None, "model")),
+  *WHOLE,
+)
+
+
+def make_mesh(devices: Sequence[Any] | None = None, model: int = 1) -> Mesh:
+  """This process's devices, or the given ones, `model` of them to a group of that axis.
+
+  Other processes have meshes of their own: nothing of theirs is waited for.
+
+  Raises:
+    ValueError: the devices cannot be grouped so.
+  """
+  devices = list(jax.local_devices() if devices is None else devices)
+  if model < 1 or len(devices) % model:
+    raise ValueError(
+      f"model must divide the number of devices, {len(devices)}; got {model}. Use 1 for none."
+    )
+  kinds = (AxisType.Auto, AxisType.Auto)
+  return Mesh(np.asarray(devices).reshape(-1, model), AXES, axis_types=kinds)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+  """The same on every device."""
+  return NamedSharding(mesh, P())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+  """The first axis over all devices, in the mesh's order."""
+  return NamedSharding(mesh, P(AXES))
+
+
+def parameter_sharding(
+  mesh: Mesh, rules: Rules = WHOLE
+) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+  """A function of a parameter's path and shape, as `checkpoint.load` takes it.
+
+  Raises:
+    ValueError: (the function) no rule fits, or the axis that one cuts cannot be cut.
+  """
+
+  def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+    spec = next((spec for pattern, spec in rules if re.fullmatch(pattern, path)), None)
+    if spec is None:
+      raise ValueError(f"no rule says where the parameter {path} goes; end the rules with '.*'.")
+    for axis, name in enumerate(spec):
+      if name is not None and (axis >= len(shape) or shape[axis] % mesh.shape[name]):
+        raise ValueError(
+          f"the parameter {path}, {list(shape)}, cannot be cut by {spec} into {mesh.shape[name]} "
+          "pieces; change the rule, or the mesh."
+        )
+    return NamedSharding(mesh, spec)
+
+  return sharding
+
+
+def place(mesh: Mesh, params: Any, rules: Rules = WHOLE) -> Any:
+  """Parameters on a mesh; what lies there already stays."""
+  sharding = parameter_sharding(mesh, rules)
+
+  def put(keys: Any, x: Any) -> Array:
+    return jax.device_put(x, sharding("/".join(key.key for key in keys), x.shape))
+
+  return jax.tree_util.tree_map_with_path(put, params)
+
+
+# Of parameters, square pixels u8[B, Hi, Wi, 3], and height and width of the sources i32[B, 2].
+Encode = Callable[[Any, Any, Any], ImageEmbedding]
+# Of parameters, embedding, prompts, and static `max_detections`. On a mesh `prompts.image` counts
+# the rows of the embedding on the prompt's own device.
+Detect = Callable[[Any, ImageEmbedding, Prompts, int | None], Any]
+# Of parameters, embedding and any rows of what was scored, whose `image_index` counts likewise.
+Mask = Callable[[Any, ImageEmbedding, Scored], Detections]
+
+
+def image_encoder(detector: Detector, mesh: Mesh | None = None, rules: Rules = WHOLE) -> Encode:
+  """The jitted program that encodes pictures; on a mesh, as many rows as its devices divide."""
+
+  def encode_image(params, pixels, sizes):
+    images = normalize(pixels)
+    return detector.apply({"params": params}, images, sizes, method=Detector.encode_image)
+
+  return jax.jit(_over_rows(encode_image, mesh, rules))
+
+
+def prompt_decoder(
+  detector: Detector,
+  mesh: Mesh | None = None,
+  rules: Rules = WHOLE,
+  keep: Callable[[Detections], Any] = lambda found: found,
+) -> Detect:
+  """The jitted program that decodes prompts, each on the device that holds its picture.
+
+  `keep` says what of the result is wanted; what is not is not computed either.
+  """
+
+  def detect(params, embedding, prompts, max_detections):
+    def apply(params, *rows):
+      variables = {"params": params}
+      found: Any = detector.apply(variables, *rows, max_detections, method=Detector.detect)
+      return keep(found)
+
+    return _over_rows(apply, mesh, rules)(params, embedding, prompts)
+
+  return jax.jit(detect, static_argnames="max_detections")
+
+
+def prompt_scorer(detector: Detector, mesh: Mesh | None = None, rules: Rules = WHOLE) -> Detect:
+  """As `prompt_decoder`, without the masks."""
+
+  def score(params, embedding, prompts, max_detections):
+    def apply(params, *rows):
+      variables = {"params": params}
+      return detector.apply(variables, *rows, max_detections, method=Detector.score)
+
+    return _over_rows(apply, mesh, rules)(params, embedding, prompts)
+
+  return jax.jit(score, static_argnames="max_detections")
+
+
+def mask_maker(detector: Detector, mesh: Mesh | None = None, rules: Rules = WHOLE) -> Mask:
+  """The jitted program that makes the masks of what a `prompt_scorer` found."""
+
+  def mask(params, embedding, scored):
+    return detector.apply({"params": params}, embedding, scored, method=Detector.mask)
+
+  return jax.jit(_over_rows(mask, mesh, rules))
+
+
+def _over_rows(function: Callable[..., Any], mesh: Mesh | None, rules: Rules) -> Callable[..., Any]:
+  """`function(params, *rows)` of each device's rows, on that device."""
+  if mesh is None:
+    return function
+  sharding = parameter_sharding(mesh, rules)
+
+  def spec(keys: Any, x: Any) -> P:
+    return sharding("/".join(key.key for key in keys), x.shape).spec
+
+  @functools.wraps(function)
+  def mapped(params, *rows):
+    specs = jax.tree_util.tree_map_with_path(spec, params)
+
+    def local(params, *rows):
+      return function(jax.tree.map(_gather, params, specs), *rows)
+
+    # Loops start from constants, which are the same everywhere, and go on with what is not: that
+    # the check would refuse.
+    return jax.shard_map(
+      local, mesh=mesh, in_specs=(specs, *[P(AXES)] * len(rows)), out_specs=P(AXES), check_vma=False
+    )(params, *rows)
+
+  return mapped
+
+
+def _gather(x: Array, spec: P) -> Array:
+  """A whole parameter from its pieces."""
+  for axis, name in enumerate(spec):
+    if name is not None:
+      x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
+  return x

@@ -1,0 +1,172 @@
+"""The programs on a mesh: equal to one device, without collectives, with cut parameters too."""
+
+import hlo
+import jax
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+from support import assert_close
+
+from sam3_jax import Prompt, Sam3, Tokenizer, parallel
+from sam3_jax.model.sam3 import Detector
+from sam3_jax.prompts import pack
+from sam3_jax.trees import flatten
+from sam3_jax.types import TextEmbedding
+
+CLOSE = 1e-5  # of the largest value; measured 2.0e-6 (masks), the order of sums
+PROMPTS = [
+  "yellow school bus",
+  Prompt(boxes=[[3, 4, 20, 30]]),
+  Prompt("ear", boxes=[[0, 0, 10, 10], [5, 5, 15, 20]], box_labels=[1, 0]),
+  "cat",
+  "ear",
+]
+INDEX = [0, 2, 2, 1, 0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path):
+  return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return parallel.make_mesh(jax.devices()[:4])
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 60), (33, 20), (64, 48))]
+
+
+@pytest.fixture(scope="module")
+def alone(tokenizer, images):
+  """What one device makes of it."""
+  model = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  embedding = model.encode(images)
+  return jax.device_get((embedding, model.decode(embedding, PROMPTS, INDEX, max_detections=4)))
+
+
+def model_on(mesh, tokenizer, rules=parallel.WHOLE):
+  return Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=mesh, rules=rules)
+
+
+def test_a_mesh_equals_one_device(mesh, tokenizer, images, alone):
+  """Three pictures and five prompts, which four devices do not divide."""
+  model = model_on(mesh, tokenizer)
+  embedding = model.encode(images)
+  assert len(embedding) == 3
+  found = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
+  assert_close(jax.device_get(embedding), alone[0], rel=CLOSE)
+  assert_close(jax.device_get(found), alone[1], rel=CLOSE)
+  one = model.decode(embedding, "cat", 1, max_detections=4)
+  np.testing.assert_allclose(one.scores, alone[1].scores[3:4], atol=CLOSE)
+  assert model.compilations == 1  # batches of 4 prompts; filled up, those of 5 are two
+
+
+@pytest.mark.parametrize("masked", [0, 3, 5])
+def test_masks_of_some_prompts(mesh, tokenizer, alone, masked):
+  """Those above a score, shared out anew: none, fewer than devices, and more."""
+  model = model_on(mesh, tokenizer)
+  best = alone[1].scores.max(axis=1)
+  limit = (
+    float(np.append(np.sort(best)[::-1], 1e-9)[masked - 1 : masked + 1].mean()) if masked else 1.0
+  )
+  found = model.decode(alone[0], PROMPTS, INDEX, max_detections=4, min_score=limit)
+  assert (best > limit).sum() == masked
+  hidden = (best <= limit)[:, None, None]
+  want = alone[1].replace(
+    mask_logits=np.where(hidden[..., None], 0, alone[1].mask_logits),
+    semantic_logits=np.where(hidden, 0, alone[1].semantic_logits),
+  )
+  assert_close(jax.device_get(found), want, rel=CLOSE)
+
+
+def test_cut_parameters_equal_whole_ones(tokenizer, images, alone):
+  mesh = parallel.make_mesh(jax.devices()[:4], model=2)
+  model = model_on(mesh, tokenizer, parallel.BY_OUTPUTS)
+  kernels = {path: x for path, x in flatten(model.params).items() if path.endswith("fc1/kernel")}
+  cut = [x.sharding.shard_shape(x.shape)[-1] * 2 == x.shape[-1] for x in kernels.values()]
+  assert any(cut)
+  assert not all(cut)
+  embedding = model.encode(images)
+  found = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
+  assert_close(jax.device_get(embedding), alone[0], rel=CLOSE)
+  assert_close(jax.device_get(found), alone[1], rel=CLOSE)
+
+
+def compiled(mesh, rules=parallel.WHOLE, devices=4):
+  """Texts of the two programs, for two pictures and three prompts a device."""
+  detector = Detector(tiny.CONFIG)
+  sharding = parallel.parameter_sharding(mesh, rules)
+
+  def struct(keys, x):
+    path = "/".join(key.key for key in keys)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(path, x.shape))
+
+  params = jax.tree_util.tree_map_with_path(struct, tiny.parameters())
+  rows, side = 2 * devices, tiny.CONFIG.image_size
+  cut = parallel.by_rows(mesh)
+
+  def array(*shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=cut)
+
+  pixels, sizes = array(rows, side, side, 3, dtype=np.uint8), array(rows, 2, dtype=np.int32)
+  encode = parallel.image_encoder(detector, mesh, rules)
+  yield encode.lower(params, pixels, sizes).compile().as_text()
+  embedding = jax.eval_shape(encode, params, pixels, sizes)
+  count, context = 3 * devices, tiny.CONFIG.text.context
+  text = TextEmbedding(
+    np.zeros((count, context, tiny.CONFIG.width), np.float32), np.ones((count, context), bool)
+  )
+  zeros = np.zeros(count, np.int32)
+  prompts = pack([Prompt("a")] * count, np.ones((count, 2)), image=zeros, first_id=zeros, text=text)
+  embedding, prompts = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), (embedding, prompts))
+  detect = parallel.prompt_decoder(detector, mesh, rules)
+  yield detect.lower(params, embedding, prompts, 4).compile().as_text()
+
+
+def test_no_collective(mesh):
+  for text in compiled(mesh):
+    listing = hlo.read(text)
+    assert len(listing.ops) > 10
+    assert listing.collectives == []
+
+
+def test_cut_parameters_are_gathered(mesh):
+  """That a collective would be seen, too."""
+  pair = parallel.make_mesh(mesh.devices.ravel(), model=2)
+  encode = next(compiled(pair, parallel.BY_OUTPUTS))
+  assert {one.kind for one in hlo.read(encode).collectives} == {"all-gather"}
+
+
+def test_keep_says_what_comes_back(mesh):
+  detector = Detector(tiny.CONFIG)
+  detect = parallel.prompt_decoder(detector, keep=lambda found: (found.scores, found.ids))
+  text = TextEmbedding(np.zeros((1, 4, tiny.CONFIG.width), np.float32), np.ones((1, 4), bool))
+  row = np.zeros(1, np.int32)
+  prompts = pack([Prompt("a")], np.ones((1, 2)), image=row, first_id=row, text=text)
+  encode = parallel.image_encoder(detector)
+  pixels = np.zeros((1, *[tiny.CONFIG.image_size] * 2, 3), np.uint8)
+  embedding = jax.eval_shape(encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
+  scores, ids = jax.eval_shape(
+    lambda *given: detect(*given, 3), tiny.parameters(), embedding, prompts
+  )
+  assert scores.shape == ids.shape == (1, 3)
+
+
+def test_meshes_and_rules_that_cannot_be():
+  with pytest.raises(ValueError, match="model must divide the number of devices, 8; got 3"):
+    parallel.make_mesh(model=3)
+  mesh = parallel.make_mesh(model=8)
+  assert dict(mesh.shape) == {"data": 1, "model": 8}
+  with pytest.raises(ValueError, match="no rule says where the parameter b goes"):
+    parallel.parameter_sharding(mesh, [("a", P())])("b", (8,))
+  for shape in ((4, 12), (8,)):
+    with pytest.raises(ValueError, match=r"the parameter a/b, .* cannot be cut .* 8 pieces"):
+      parallel.parameter_sharding(mesh, [("a/.*", P(None, "model"))])("a/b", shape)
+  assert parallel.parameter_sharding(mesh, [("a", P("model")), ("a", P())])("a", (8,)).spec == P(
+    "model"
+  )
