@@ -15,7 +15,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sam3_jax.commands import benchmark, cache, checkpoints, compile, evaluate, segment, train
+from sam3_jax.commands import (
+  batch,
+  benchmark,
+  cache,
+  checkpoints,
+  compile,
+  evaluate,
+  segment,
+  train,
+)
 from sam3_jax.terminal import (
   FAILED,
   INTERRUPTED,
@@ -35,6 +44,7 @@ app = typer.Typer(
 )
 for command in (
   segment.segment,
+  batch.batch,
   checkpoints.convert,
   evaluate.evaluate,
   checkpoints.inspect,

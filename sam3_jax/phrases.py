@@ -21,10 +21,10 @@ class Phrases:
 
   def learn(self, prompts: Sequence[Prompt]) -> None:
     """Encodes what is new, in full batches; forgets all else when there is too much."""
-    wanted = list(dict.fromkeys(prompt.phrase for prompt in prompts))
-    if len(self._known) + len(wanted) > REMEMBERED:
-      self._known.clear()
-    new, size = [phrase for phrase in wanted if phrase not in self._known], TEXT_BATCHES[0]
+    wanted, size = dict.fromkeys(prompt.phrase for prompt in prompts), TEXT_BATCHES[0]
+    new = [phrase for phrase in wanted if phrase not in self._known]
+    if new and len(self._known) + len(new) > REMEMBERED:
+      self._known, new = {}, list(wanted)
     for start in range(0, len(new), size):
       phrases = new[start : start + size]
       text = self._model.encode_text(phrases + phrases[-1:] * (size - len(phrases)))

@@ -86,6 +86,27 @@ class Instances:
       raise TypeError(f"use [{index}:{index + 1}], or .scores[{index}], .boxes[{index}] and so on.")
     return Instances(self.ids[index], self.scores[index], self.boxes[index], self.masks[index])
 
+  def to_supervision(self, class_id: int = 0) -> Any:
+    """As `supervision.Detections`, with all masks over the source picture at once.
+
+    Args:
+      class_id: of all of them: the prompt's number, say.
+
+    Raises:
+      ImportError: the package supervision is not installed.
+    """
+    try:
+      import supervision  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+      raise ImportError("to_supervision needs supervision: pip install supervision.") from error
+    return supervision.Detections(
+      xyxy=self.boxes,
+      mask=np.asarray(self.masks),
+      confidence=self.scores,
+      class_id=np.full(len(self), class_id),
+      data={"identity": self.ids},
+    )
+
 
 class Masks:
   """Masks over the source picture, each made when it is asked for and not kept.

@@ -119,6 +119,24 @@ def interruptible() -> Iterator[threading.Event]:
 
 
 @contextlib.contextmanager
+def terminable() -> Iterator[Callable[[], bool]]:
+  """Notes SIGTERM, with which a job is told to make room, instead of dying of it.
+
+  Yields:
+    Tells whether it came.
+  """
+  stopping = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield stopping.is_set
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+  try:
+    yield stopping.is_set
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def silence(debug: bool) -> Iterator[None]:
   """Keeps warnings and logs of the libraries off the terminal, unless `debug`."""
   if debug:

@@ -1,8 +1,10 @@
-"""What the training benchmarks compute beside running things: batches, collectives, tables."""
+"""What the benchmarks compute beside running things: batches, collectives, rates, tables."""
 
 import hlo
 import numpy as np
 import pytest
+import scaling
+import tpu_batch
 import tpu_train
 import train
 import train_batch
@@ -177,3 +179,35 @@ def test_instructions_with_cycles_and_traffic():
 
 def test_a_loop_that_does_not_tell_its_trips():
   assert hlo.read(PROGRAM.replace("constant(5)", "add(%p)")).unknown == 1
+
+
+def test_rates_of_a_pod():
+  """By hand: a chip takes 0.1 s a picture, a host 0.05 s of a core."""
+  host = scaling.Host((480, 640), 100_000, reading=0.02, mask=0.01, record_bytes=1000)
+  job = scaling.Job(0.06, 0.02, prompts=2, instances=3, chips_a_host=4, cores_a_host=8)
+  found = scaling.rates(host, job, chips=16)
+  wanted = {
+    "device": 160, "rate": 160, "cores_a_chip": 0.5, "bytes_in": 16e6, "bytes_out": 480e3,
+    "chip_hours_a_million": 1e6 / 160 * 16 / 3600,
+  }  # fmt: skip
+  assert found == pytest.approx(wanted)
+  slow = host._replace(reading=0.37)  # 0.4 s of a core: 32 cores do 80 pictures a second
+  assert scaling.rates(slow, job, chips=16)["rate"] == pytest.approx(80)
+  lines = scaling.markdown([host], job, price=2.0).splitlines()
+  assert lines[-2] == "| 640 x 480 | 16 | 160 | 160 | 0.5 | 16.0 | 0.48 | 56 | 55,556 |"
+
+
+def test_host_figures():
+  host = scaling.measure((48, 64), repeats=1)
+  assert host.size == (48, 64)
+  assert min(host.file_bytes, host.record_bytes) > 100
+  assert host.reading > 0
+
+
+def test_table_of_programs_for_a_tpu():
+  row = {"program": "encode, 1 a chip", "peak": 4e9, "collectives": []}
+  split = {"program": "decode", "peak": 8e9}
+  split["collectives"] = tpu_train.by_part(hlo.read(HLO).collectives, tpu_train.PARTS)[:1]
+  lines = tpu_batch.markdown([row, split], "v5e", 16e9).splitlines()
+  assert lines[-2] == "| encode, 1 a chip | 4.00 | 25% | none |"
+  assert lines[-1] == "| decode | 8.00 | 50% | 28 all-gather in trunk, 0.0 MB |"

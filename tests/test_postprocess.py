@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tracemalloc
+import types
 from pathlib import Path
 
 import jax
@@ -326,3 +327,20 @@ def test_thresholds_that_do_not_match(threshold):
 def test_a_picture_without_a_size(size):
   with pytest.raises(ValueError, match=f"prompt 1 is {size[0]} x {size[1]}"):
     instances(detections([[0.9], [0.9]], size=[(8, 10), size]))
+
+
+def test_supervision(monkeypatch):
+  """With a stand-in for the package, which is optional."""
+  found = instances(detections([[0.9, 0.1, 0.8]]), 0.5)[0]
+  monkeypatch.setitem(sys.modules, "supervision", types.SimpleNamespace(Detections=dict))
+  got = found.to_supervision(class_id=3)
+  assert got["xyxy"] is found.boxes
+  assert got["mask"].shape == (2, 8, 10)
+  assert got["mask"].dtype == bool
+  np.testing.assert_array_equal(got["mask"][1], found.masks[1])
+  assert got["confidence"] is found.scores
+  assert got["class_id"].tolist() == [3, 3]
+  assert got["data"]["identity"] is found.ids
+  monkeypatch.setitem(sys.modules, "supervision", None)
+  with pytest.raises(ImportError, match="pip install supervision"):
+    found.to_supervision()

@@ -11,7 +11,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"config", "types", "trees", "rle", "colors", "terminal", "pieces", "room", "snapshots"},
+  {
+    "config",
+    "types",
+    "trees",
+    "rle",
+    "colors",
+    "terminal",
+    "pieces",
+    "room",
+    "snapshots",
+    "workers",
+  },
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
@@ -20,7 +31,7 @@ ROWS = (
   {"converters"},
   {"inference"},
   {"hub", "segment", "phrases"},
-  {"evaluation"},
+  {"evaluation", "batch"},
   {"training"},
   {"drawings"},  # imported by training as one of its own modules
   {"commands"},

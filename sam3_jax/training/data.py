@@ -17,6 +17,7 @@ from jaxtyping import Int
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
+from sam3_jax.workers import end, parse_flags
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 
@@ -71,7 +72,7 @@ class Batches(Iterator[Batch]):
     self._share = process, processes
     self._next = 0
     self._running: list[Any] = []  # Grain's iterator, if it was started
-    weakref.finalize(self, _end, self._running)  # at exit too, while modules are alive
+    weakref.finalize(self, end, self._running)  # at exit too, while modules are alive
 
   def __next__(self) -> Batch:
     if not self._running:
@@ -106,7 +107,7 @@ class Batches(Iterator[Batch]):
 
   def close(self) -> None:
     """Ends threads and worker processes; `next` starts them again."""
-    _end(self._running)
+    end(self._running)
 
   def _identity(self) -> dict[str, int]:
     config = self.config
@@ -137,7 +138,7 @@ class Batches(Iterator[Batch]):
       return batches.to_iter_dataset(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=config.ahead)
       )
-    _parse_flags()
+    parse_flags()
     one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return batches.to_iter_dataset(one_by_one).mp_prefetch(
       grain.MultiprocessingOptions(
@@ -173,16 +174,3 @@ class _Examples:
 
 def _stack(rows: Any) -> Batch:
   return jax.tree.map(lambda *arrays: np.stack(arrays), *rows)
-
-
-def _end(running: list[Any]) -> None:
-  while running:
-    running.pop().close()
-
-
-def _parse_flags() -> None:
-  """Grain's workers are told absl's flags, and a program without absl has not parsed them."""
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()

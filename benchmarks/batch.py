@@ -1,0 +1,163 @@
+"""Throughput of batch inference, stage by stage, and memory over many pictures.
+
+  python benchmarks/batch.py --pictures 400 --out benchmarks/results        # with sam3-tiny
+  python benchmarks/batch.py --pictures 10000 --memory --out benchmarks/results
+
+The first stage is a bare loop of the jitted programs on arrays that lie ready; each further one
+adds a stage of the pipeline, up to the whole job. All run one after another in one process, on the
+same pictures (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
+"""
+
+import argparse
+import collections
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import batch_scenes
+from rich.console import Console
+from timing import machine
+
+from sam3_jax import Sam3, find_checkpoint, parallel
+from sam3_jax.batch import pipeline
+from sam3_jax.batch import run as runs
+from sam3_jax.batch.engine import Engine, Slot
+from sam3_jax.batch.inputs import find
+from sam3_jax.batch.job import Job
+from sam3_jax.batch.reading import Source, reading
+from sam3_jax.batch.records import record
+
+PHRASES = 2  # of a picture
+READY = 50  # batches that lie in memory for the first stages
+
+
+def device_only(engine: Engine, slots: Iterator[list[Slot]]) -> None:
+  waiting: collections.deque[Any] = collections.deque()
+  for batch in slots:
+    waiting.append(engine.start(batch))
+    if len(waiting) > pipeline.AHEAD:
+      waiting.popleft().wait()
+  for work in waiting:
+    work.wait()
+
+
+def with_masks(engine: Engine, slots: Iterator[list[Slot]], threads: int) -> None:
+  """The devices, and one thread that waits for them and has others make records."""
+
+  def finish(work: Any, batch: list[Slot]) -> None:
+    found = work.instances()
+    jobs = [(i, "a.jpg", one.size, one.prompts, found[i]) for i, one in enumerate(batch)]
+    list(makers.map(lambda job: record(*job), jobs))
+
+  with ThreadPoolExecutor(threads) as makers, ThreadPoolExecutor(1) as finisher:
+    waiting: collections.deque[Any] = collections.deque()
+    for batch in slots:
+      waiting.append(finisher.submit(finish, engine.start(batch), batch))
+      if len(waiting) > pipeline.AHEAD:
+        waiting.popleft().result()
+    for future in waiting:
+      future.result()
+
+
+def resident() -> int:
+  """Bytes of this process that are in memory now."""
+  return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+  model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=parallel.make_mesh())
+  engine = Engine(model, threshold=arguments.threshold, images=arguments.images)
+  rows, side = engine.rows, model.config.image_size
+  batches = max(1, arguments.pictures // rows)
+  seconds: dict[str, float] = {}
+
+  def take(name: str, function: Callable[[], Any]) -> None:
+    start = time.perf_counter()
+    function()
+    seconds[name] = time.perf_counter() - start
+
+  with tempfile.TemporaryDirectory() as temporary:
+    folder, quiet = Path(temporary) / "pictures", Console(quiet=True)
+    inputs = find(str(batch_scenes.write(folder, batches * rows, scale=2, phrases=PHRASES)))
+
+    def job(name: str, count: int) -> Job:
+      return Job(
+        inputs=inputs[:count], out=Path(temporary) / name, checkpoint_sha256="",
+        threshold=arguments.threshold, images=arguments.images, workers=arguments.workers,
+      )  # fmt: skip
+
+    def read(count: int) -> Iterator[list[Slot]]:
+      source = Source(inputs[: count * rows], side, 10**8)
+      with reading(source, workers=arguments.workers, threads=1, ahead=2 * rows) as pictures:
+        slots = map(lambda x, one: Slot(x.pixels, x.size, one.prompts), pictures, inputs)
+        for _ in range(count):
+          yield list(itertools.islice(slots, rows))
+
+    engine.learn(prompt for one in inputs for prompt in one.prompts)
+    ready = list(read(min(batches, READY)))
+    engine.start(ready[0]).instances()
+
+    def again() -> Iterator[list[Slot]]:
+      return itertools.islice(itertools.cycle(ready), batches)
+
+    if not arguments.memory:
+      take("devices only", lambda: device_only(engine, again()))
+      take("+ masks", lambda: with_masks(engine, again(), 1))
+      take("+ reading", lambda: with_masks(engine, read(batches), 1))
+    few = min(1000, len(inputs) // 2)
+    runs.run(job("few", few), model, quiet, quiet)
+    memory = {f"{few:,} pictures": resident()}
+    take("whole job", lambda: runs.run(job("all", len(inputs)), model, quiet, quiet))
+    memory[f"{len(inputs):,} pictures more"] = resident()
+  return {
+    "machine": machine(),
+    "what": f"{arguments.checkpoint}, {len(inputs)} pictures, {PHRASES} phrases each, "
+    f"{engine.rows} pictures a batch, {arguments.workers} workers, threshold {arguments.threshold}",
+    "pictures_a_second": {name: len(inputs) / value for name, value in seconds.items()},
+    "resident_bytes": memory,
+  }
+
+
+def markdown(report: dict[str, Any]) -> str:
+  rates = report["pictures_a_second"]
+  first = next(iter(rates.values()))
+  lines = [
+    f"{report['what']}; {report['machine']}.", "", "| stages | pictures/s | of the first |",
+    "|---|---|---|",
+  ]  # fmt: skip
+  lines += [f"| {name} | {rate:.1f} | {rate / first:.0%} |" for name, rate in rates.items()]
+  lines += ["", "| resident memory after | MB |", "|---|---|"]
+  lines += [f"| {name} | {size / 1e6:.0f} |" for name, size in report["resident_bytes"].items()]
+  return "\n".join(lines)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--checkpoint", default="sam3-tiny")
+  parser.add_argument("--pictures", type=int, default=400)
+  parser.add_argument("--images", type=int, default=4, help="pictures of a batch on each device")
+  parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: a thread")
+  parser.add_argument("--threshold", type=float, default=0.5)
+  parser.add_argument("--memory", action="store_true", help="the whole job only")
+  parser.add_argument("--out", type=Path, help="folder for batch.md and batch.json")
+  arguments = parser.parse_args()
+  report = measure(arguments)
+  print(markdown(report))
+  if arguments.out:
+    name = "batch-memory" if arguments.memory else "batch"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{name}.md").write_text(markdown(report) + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

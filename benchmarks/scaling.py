@@ -1,0 +1,180 @@
+"""What a pod would do: host seconds measured here and device seconds from elsewhere, put together.
+
+  python benchmarks/scaling.py --encode 70 --decode 15 --price 1.20 --out benchmarks/results
+
+`--encode` and `--decode` are milliseconds of a chip for a picture and for a prompt: measured on
+one, or the compiler's estimate. Host figures are processor seconds of one thread, which a busy
+machine disturbs little. Nothing here was run on a pod.
+"""
+
+import argparse
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from timing import machine
+
+from sam3_jax import Instances, Masks, Prompt
+from sam3_jax.batch.records import record
+from sam3_jax.preprocess import read_image, resize
+
+SIZES = ((480, 640), (1080, 1920), (3000, 4000))
+CHIPS = (1, 16, 256)
+SIDE, GRID = 1008, 288  # of the released model's input and masks
+
+
+class Host(NamedTuple):
+  """Of a picture of one size.
+
+  Attributes:
+    size: height and width.
+    file_bytes: of its JPEG.
+    reading: seconds to decode and resize it.
+    mask: seconds for an instance: resizing its mask, run lengths, JSON.
+    record_bytes: of an instance in the results.
+  """
+
+  size: tuple[int, int]
+  file_bytes: int
+  reading: float
+  mask: float
+  record_bytes: float
+
+
+class Job(NamedTuple):
+  """What is asked of how many chips.
+
+  Attributes:
+    encode, decode: seconds of a chip for a picture, for a prompt.
+    prompts, instances: of a picture.
+    chips_a_host, cores_a_host: of a TPU VM.
+  """
+
+  encode: float
+  decode: float
+  prompts: int
+  instances: int
+  chips_a_host: int
+  cores_a_host: int
+
+
+def measure(size: tuple[int, int], repeats: int) -> Host:
+  height, width = size
+  y, x = np.mgrid[:height, :width]
+  waves = [127 + 120 * np.sin(x * a + y * b) for a, b in ((0.05, 0.02), (0.01, 0.11), (0.2, 0.1))]
+  noise = np.random.default_rng(0).integers(-8, 8, (height, width, 1))
+  file = io.BytesIO()
+  Image.fromarray(np.clip(np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)).save(
+    file, "jpeg", quality=90
+  )
+  data = file.getvalue()
+  v, u = np.mgrid[:GRID, :GRID] / GRID
+  # A shape with a wavy outline over a tenth of the picture.
+  radius = 0.18 + 0.02 * np.sin(9 * np.arctan2(v - 0.5, u - 0.5))
+  logits = (20 * (radius - np.hypot(v - 0.5, u - 0.5))).astype(np.float32)[None]
+  boxes = np.array([[0.3, 0.3, 0.7, 0.7]], np.float32) * np.float32([width, height] * 2)
+  found = Instances(np.array([1]), np.array([0.9], np.float32), boxes, Masks(logits, size))
+  line = record(0, "a.jpg", size, [Prompt("a")], [found])
+  return Host(
+    size=size,
+    file_bytes=len(data),
+    reading=_seconds(lambda: resize(read_image(data), SIDE), repeats),
+    mask=_seconds(lambda: record(0, "a.jpg", size, [Prompt("a")], [found]), repeats),
+    record_bytes=len(line),
+  )
+
+
+def _seconds(function: Callable[[], object], repeats: int) -> float:
+  function()
+  seconds = []
+  for _ in range(repeats):
+    start = time.thread_time()
+    function()
+    seconds.append(time.thread_time() - start)
+  return statistics.median(seconds)
+
+
+def rates(host: Host, job: Job, chips: int) -> dict[str, float]:
+  """Pictures a second by devices alone and with the host's cores, and what is needed for them."""
+  device = chips / (job.encode + job.prompts * job.decode)
+  seconds = host.reading + job.instances * host.mask
+  cores = chips / job.chips_a_host * job.cores_a_host
+  rate = min(device, cores / seconds)
+  return {
+    "device": device,
+    "rate": rate,
+    "cores_a_chip": device / chips * seconds,
+    "bytes_in": rate * host.file_bytes,
+    "bytes_out": rate * job.instances * host.record_bytes,
+    "chip_hours_a_million": 1e6 / rate * chips / 3600,
+  }
+
+
+def markdown(hosts: list[Host], job: Job, price: float) -> str:
+  lines = [
+    f"Host: {machine()}. A chip takes {1e3 * job.encode:g} ms for a picture and "
+    f"{1e3 * job.decode:g} ms for a prompt; {job.prompts} prompts and {job.instances} instances a "
+    f"picture; {job.cores_a_host} cores for {job.chips_a_host} chips; ${price:g} a chip and hour.",
+    "",
+    "| picture | JPEG, KB | read and resize, ms | an instance, ms | its record, KB |",
+    "|---|---|---|---|---|",
+  ]
+  for host in hosts:
+    lines.append(
+      f"| {host.size[1]} x {host.size[0]} | {host.file_bytes / 1e3:.0f} "
+      f"| {1e3 * host.reading:.1f} | {1e3 * host.mask:.2f} | {host.record_bytes / 1e3:.1f} |"
+    )
+  lines += [
+    "",
+    "| picture | chips | pictures/s, devices alone | with the host | cores a chip | MB/s in "
+    "| MB/s out | $ a million | $ a billion |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for host in hosts:
+    for chips in CHIPS:
+      found = rates(host, job, chips)
+      cost = found["chip_hours_a_million"] * price
+      lines.append(
+        f"| {host.size[1]} x {host.size[0]} | {chips} | {found['device']:.0f} "
+        f"| {found['rate']:.0f} | {found['cores_a_chip']:.1f} | {found['bytes_in'] / 1e6:.1f} "
+        f"| {found['bytes_out'] / 1e6:.2f} | {cost:,.0f} | {1e3 * cost:,.0f} |"
+      )
+  return "\n".join(lines)
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--encode", type=float, required=True, help="ms of a chip for a picture")
+  parser.add_argument("--decode", type=float, required=True, help="ms of a chip for a prompt")
+  parser.add_argument("--price", type=float, required=True, help="$ of a chip for an hour")
+  parser.add_argument("--prompts", type=int, default=2, help="of a picture")
+  parser.add_argument("--instances", type=int, default=6, help="of a picture")
+  parser.add_argument("--chips-a-host", type=int, default=4)
+  parser.add_argument("--cores-a-host", type=int, default=112)
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--name", default="scaling", help="of the file")
+  parser.add_argument("--out", type=Path, help="folder for NAME.md")
+  arguments = parser.parse_args()
+  job = Job(
+    encode=arguments.encode / 1e3, decode=arguments.decode / 1e3, prompts=arguments.prompts,
+    instances=arguments.instances, chips_a_host=arguments.chips_a_host,
+    cores_a_host=arguments.cores_a_host,
+  )  # fmt: skip
+  text = markdown([measure(size, arguments.repeats) for size in SIZES], job, arguments.price)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{arguments.name}.md").write_text(text + "\n")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,159 @@
+"""The programs of batch inference compiled for TPUs that are not here: memory and collectives.
+
+  python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
+  tpu/bin/python benchmarks/tpu_batch.py --target v5e --chips 256 --images 1 2 4 8
+  tpu/bin/python benchmarks/tpu_batch.py --target v6e --chips 16 --model 4       # prompts split
+
+See `chips.py`. The exit status is 1 if the encoder or the decoder of whole prompts holds a
+collective, or if the smallest batch does not fit.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import chips
+from tpu_train import PARTS, by_part
+
+
+def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = None) -> Any:
+  """The encoder of so many pictures for each device, traced; and what it returns, as shapes."""
+  import jax
+  import numpy as np
+
+  from sam3_jax import parallel
+  from sam3_jax.model.sam3 import Detector
+
+  rules = rules or parallel.WHOLE
+  params, cut = _parameters(config, dtype, mesh, rules), parallel.by_rows(mesh)
+  rows, side = images * mesh.size, config.image_size
+  pixels = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=cut)
+  sizes = jax.ShapeDtypeStruct((rows, 2), np.int32, sharding=cut)
+  encode: Any = parallel.image_encoder(Detector(config, dtype), mesh, rules)
+  return encode.lower(params, pixels, sizes), jax.eval_shape(encode, params, pixels, sizes)
+
+
+def lower_decoder(
+  config: Any, dtype: Any, mesh: Any, embedding: Any, prompts: int, most: int, split: bool = False
+) -> Any:
+  """The decoder of so many prompts for each device, or for each group of `model`, traced."""
+  import jax
+  import numpy as np
+
+  from sam3_jax import Prompt, parallel
+  from sam3_jax.model.sam3 import Detector
+  from sam3_jax.prompts import pack
+  from sam3_jax.types import TextEmbedding
+
+  count = prompts * (mesh.shape["data"] if split else mesh.size)
+  cut = parallel.by_groups(mesh) if split else parallel.by_rows(mesh)
+  context, zeros = config.text.context, np.zeros(count, np.int32)
+  text: Any = (np.zeros((count, context, config.width), dtype), np.ones((count, context), bool))
+  packed = pack(
+    [Prompt("a")] * count, np.ones((count, 2)), image=zeros, first_id=zeros,
+    text=TextEmbedding(*text),
+  )  # fmt: skip
+  given = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), (embedding, packed)
+  )
+  detect: Any = parallel.prompt_decoder(Detector(config, dtype), mesh, split=split)
+  return detect.lower(_parameters(config, dtype, mesh, parallel.WHOLE), *given, most)
+
+
+def _parameters(config: Any, dtype: Any, mesh: Any, rules: Any) -> Any:
+  import jax
+
+  from sam3_jax import parallel
+  from sam3_jax.model.sam3 import parameter_shapes
+  from sam3_jax.trees import flatten, nest
+
+  sharding = parallel.parameter_sharding(mesh, rules)
+  flat = flatten(parameter_shapes(config))
+  return nest(
+    {
+      path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(path, x.shape))
+      for path, x in flat.items()
+    }
+  )
+
+
+def report(name: str, target: str, lowered: Any) -> dict[str, Any]:
+  compiled = chips.report(target, lowered)
+  return {
+    "program": name,
+    "peak": compiled.peak,
+    "temporaries": compiled.temporaries,
+    "seconds": compiled.seconds,
+    "collectives": by_part(compiled.listing.collectives, PARTS),
+  }
+
+
+def markdown(rows: list[dict[str, Any]], what: str, limit: float) -> str:
+  lines = [f"{what}.", "", "| program | peak GB a chip | of its memory | collectives |"]
+  lines.append("|---|---|---|---|")
+  for row in rows:
+    listed = [
+      f"{one['times']} {one['kind']} in {one['part']}, {one['bytes'] / 1e6:.1f} MB"
+      for one in row["collectives"]
+    ]
+    share = f"{row['peak'] / limit:.0%}"
+    lines.append(
+      f"| {row['program']} | {row['peak'] / 1e9:.2f} | {share} | {'; '.join(listed) or 'none'} |"
+    )
+  return "\n".join(lines)
+
+
+def main() -> int:
+  arguments = _arguments()
+  chips.describe()
+  import jax
+  import jax.numpy as jnp
+
+  from sam3_jax import parallel
+  from sam3_jax.config import RELEASED, SIZES
+
+  config, target = SIZES.get(arguments.size, RELEASED), arguments.target
+  mesh = parallel.make_mesh(chips.devices(target, arguments.chips), arguments.model)
+  limit, rows, fits = chips.CHIPS[target].memory, [], []
+  for images in arguments.images:
+    lowered, embedding = lower_encoder(config, jnp.bfloat16, mesh, images)
+    rows.append(report(f"encode, {images} a chip", target, lowered))
+    fits.append(rows[-1]["peak"] < limit)
+  for prompts in arguments.prompts:
+    decoder = lower_decoder(config, jnp.bfloat16, mesh, embedding, prompts, arguments.most)
+    rows.append(report(f"decode, {prompts} a chip, {images} pictures", target, decoder))
+  crossing = any(row["collectives"] for row in rows)
+  if arguments.model > 1:
+    split = lower_decoder(config, jnp.bfloat16, mesh, embedding, 1, arguments.most, split=True)
+    rows.append(report(f"decode, one for {arguments.model} chips", target, split))
+  name = f"{target} {chips.TOPOLOGIES[arguments.chips]}"
+  what = f"{name}, {arguments.chips} chips, bfloat16, jax {jax.__version__}"
+  text = markdown(rows, what, limit)
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = f"batch-{target}-{arguments.chips}"
+    (arguments.out / f"{stem}.md").write_text(text + "\n")
+    (arguments.out / f"{stem}.json").write_text(json.dumps(rows, indent=2) + "\n")
+  return int(crossing or not fits[0])
+
+
+def _arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
+  parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
+  parser.add_argument("--model", type=int, default=1, help="chips that share the work on a prompt")
+  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
+  parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="pictures a chip")
+  parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts a chip")
+  parser.add_argument("--most", type=int, default=100, help="instances of a prompt")
+  parser.add_argument("--out", type=Path, help="folder for batch-TARGET-CHIPS.md and .json")
+  return parser.parse_args()
+
+
+if __name__ == "__main__":
+  sys.exit(main())

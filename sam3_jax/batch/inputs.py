@@ -1,0 +1,223 @@
+"""The list of inputs, from a folder, a pattern, JSON lines or tar files.
+
+The list and its order are the same for every process, and each picture stands in it once, however
+often it was given: with all the prompts that it was given with.
+"""
+
+import dataclasses
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sam3_jax.batch.shards import members
+from sam3_jax.prompts import Prompt
+from sam3_jax.trees import raise_faults
+
+# Endings of pictures in a folder or a tar file; elsewhere a picture may be called anything.
+PICTURES = {
+  ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif",
+  ".tiff", ".webp",
+}  # fmt: skip
+FORM = '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}]}'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Input:
+  """A picture and what is asked about it.
+
+  Attributes:
+    name: what it is called in the results: as listed, or relative to the folder.
+    path: the file that it is in.
+    prompts: at least one, each once.
+    span: where in that file, offset and bytes; None for all of it.
+  """
+
+  name: str
+  path: str
+  prompts: tuple[Prompt, ...]
+  span: tuple[int, int] | None = None
+
+
+def find(images: str, prompts: str | None = None) -> list[Input]:
+  """The inputs, each picture once.
+
+  Args:
+    images: a folder (all pictures in and below it, by name), a pattern such as `shards/*.tar` or
+      `a/*.jpg`, a picture, a webdataset's tar file (not compressed; the prompts of `a.jpg` may be
+      in `a.json`), or a .jsonl file with one `FORM` a line, pictures relative to its folder.
+    prompts: of pictures that come without their own: a file with a phrase a line, or phrases with
+      commas between them.
+
+  Raises:
+    FileNotFoundError: no such picture, folder or list.
+    ValueError: no picture, faulty lines or prompts (all are named), or pictures without prompts.
+    OSError: a folder that cannot be read.
+  """
+  common = phrases(prompts) if prompts is not None else ()
+  places: dict[tuple[str, int], int] = {}
+  inputs: list[Input] = []
+  faults: list[str] = []
+  for found in _listed(images):
+    asked = common if found.prompts is None else found.prompts
+    if found.fault or not asked:
+      faults.append(found.fault or f"{found.name} has no prompts, and --prompts is not given")
+      continue
+    key = os.path.abspath(found.path), found.span[0] if found.span else -1
+    place = places.setdefault(key, len(inputs))
+    if place == len(inputs):
+      inputs.append(Input(found.name, found.path, asked, found.span))
+    elif asked is not inputs[place].prompts:
+      union = tuple(dict.fromkeys(inputs[place].prompts + asked))
+      inputs[place] = dataclasses.replace(inputs[place], prompts=union)
+  raise_faults(faults, images, "Correct the list, or give --prompts.")
+  if not inputs:
+    raise ValueError(f"there is no picture in {images}; check --images.")
+  return inputs
+
+
+def phrases(prompts: str) -> tuple[Prompt, ...]:
+  """Prompts from a file with one phrase a line, or from phrases with commas between them.
+
+  Raises:
+    FileNotFoundError: what looks like a file is not there.
+    ValueError: there is no phrase in it.
+  """
+  path = Path(prompts)
+  if path.is_file():
+    given = path.read_text(encoding="utf-8-sig").splitlines()
+  elif "/" in prompts or path.suffix == ".txt":
+    raise FileNotFoundError(f"there is no file of phrases {prompts}; check --prompts.")
+  else:
+    given = prompts.split(",")
+  found = dict.fromkeys(phrase.strip() for phrase in given if phrase.strip())
+  if not found:
+    raise ValueError(f"there is no phrase in --prompts {prompts!r}; give a file or 'a, b'.")
+  return tuple(Prompt(text=phrase) for phrase in found)
+
+
+def digest(inputs: Sequence[Input]) -> str:
+  """A number that tells lists apart, by names and prompts."""
+  result, texts = hashlib.sha256(), {}
+  for one in inputs:
+    text = texts.get(id(one.prompts))  # mostly, all inputs share theirs
+    if text is None:
+      text = texts[id(one.prompts)] = json.dumps([as_json(prompt) for prompt in one.prompts])
+    result.update(f"{json.dumps(one.name)} {text}\n".encode())
+  return result.hexdigest()
+
+
+def as_json(prompt: Prompt) -> dict[str, Any]:
+  """A prompt as plain values; `Prompt(**values)` is the prompt again."""
+  return {
+    "text": prompt.text,
+    "boxes": [list(box) for box in prompt.boxes],
+    "box_labels": [int(label) for label in prompt.box_labels],
+  }
+
+
+class _Listed(NamedTuple):
+  """A picture as it was listed; `prompts` is None for those of all. Or what is wrong with it."""
+
+  name: str
+  path: str
+  prompts: tuple[Prompt, ...] | None = None
+  span: tuple[int, int] | None = None
+  fault: str = ""
+
+
+def _listed(images: str) -> Iterator[_Listed]:
+  path = Path(images)
+  if path.is_dir():
+    yield from _in_folder(path)
+  elif path.is_file():
+    yield from _in_file(images, images)
+  elif glob.has_magic(images):
+    for name in sorted(glob.glob(images, recursive=True)):
+      if os.path.isfile(name):
+        yield from _in_file(name, name)
+  else:
+    raise FileNotFoundError(f"there is no folder, file or pattern {images}; check --images.")
+
+
+def _in_file(name: str, path: str) -> Iterator[_Listed]:
+  match Path(path).suffix.lower():
+    case ".jsonl":
+      yield from _in_lines(Path(path))
+    case ".tar":
+      yield from _in_tar(name, path)
+    case ".gz" | ".tgz" | ".zst" | ".bz2" | ".xz" | ".zip":
+      raise ValueError(f"{path} is compressed; unpack it, or give plain tar files.")
+    case _:
+      yield _Listed(name, path)
+
+
+def _in_folder(folder: Path) -> Iterator[_Listed]:
+  def stop(error: OSError) -> None:
+    raise error
+
+  names = []
+  for parent, folders, files in os.walk(folder, onerror=stop):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    base = Path(parent).relative_to(folder)
+    names += [
+      (base / name).as_posix()
+      for name in files
+      if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
+    ]
+  for name in sorted(names):
+    yield _Listed(name, str(folder / name))
+
+
+def _in_lines(path: Path) -> Iterator[_Listed]:
+  with path.open(encoding="utf-8-sig") as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        try:
+          image, prompts = _line(json.loads(line))
+        except (ValueError, TypeError) as error:
+          yield _Listed(str(path), "", fault=f"line {number}: {error}")
+        else:
+          yield _Listed(image, str(path.parent / image), prompts)
+
+
+def _line(values: Any) -> tuple[str, tuple[Prompt, ...] | None]:
+  if not isinstance(values, dict) or not isinstance(values.get("image"), str):
+    raise ValueError(f"a line must be {FORM}; got {values!r:.80}")
+  if unknown := set(values) - {"image", "prompts"}:
+    raise ValueError(f"unknown {sorted(unknown)}; a line has only image and prompts")
+  return values["image"], own_prompts(values)
+
+
+def own_prompts(values: dict[str, Any]) -> tuple[Prompt, ...] | None:
+  """The prompts of a line; None where it has none."""
+  given = values.get("prompts")
+  if given is None:
+    return None
+  if not isinstance(given, list) or not given:
+    raise ValueError(f"prompts must be a list of phrases or prompts; got {given!r:.80}")
+  return tuple(dict.fromkeys(_prompt(one) for one in given))
+
+
+def _prompt(given: Any) -> Prompt:
+  if isinstance(given, dict):
+    if unknown := set(given) - {"text", "boxes", "box_labels"}:
+      raise ValueError(f"unknown {sorted(unknown)}; a prompt has text, boxes and box_labels")
+    return Prompt(**given)
+  if not isinstance(given, str):
+    raise ValueError(f"a prompt must be a phrase or an object; got {given!r:.80}")
+  return Prompt(text=given)
+
+
+def _in_tar(name: str, path: str) -> Iterator[_Listed]:
+  for sample in members(path, PICTURES):
+    shown = f"{name}/{sample.name}"
+    try:
+      prompts = own_prompts(json.loads(sample.notes)) if sample.notes else None
+    except (ValueError, TypeError, AttributeError) as error:
+      yield _Listed(shown, path, fault=f"{shown}: its .json: {error}")
+    else:
+      yield _Listed(shown, path, prompts, sample.span)

@@ -1,0 +1,81 @@
+"""Which of how many processes this one is, from what started them.
+
+Processes do not talk to each other once they have begun: each works on its own devices and on its
+own parts. So where JAX has to know of all of them, as on a slice of TPUs, it is told, and lets go
+again: afterwards a lost process costs its own parts, which the same command does later, and the
+others go on.
+"""
+
+import os
+from typing import NamedTuple
+
+# How many processes an environment speaks of: Slurm's srun, Open MPI's mpirun.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of TPUs, with commas between them
+
+
+class Place(NamedTuple):
+  """This process's number, from 0, and how many there are."""
+
+  process: int
+  processes: int
+
+
+def join(
+  *,
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  distributed: bool | None = None,
+  timeout: int = 300,
+) -> Place:
+  """Finds this process's place, before anything is computed.
+
+  Args:
+    coordinator: HOST:PORT of process 0, for `jax.distributed`; then `processes` and `process` are
+      needed too. Without it those two make an independent worker, of which JAX knows nothing.
+    distributed: start `jax.distributed` from the environment (TPU VM, Slurm, Open MPI,
+      Kubernetes); None does where the environment speaks of several processes.
+    timeout: seconds to wait for the others.
+
+  Raises:
+    ValueError: numbers that do not fit, or the others did not come.
+  """
+  if (processes is None) != (process is None):
+    raise ValueError("--processes and --process go together: how many, and which one this is.")
+  if coordinator is not None and processes is None:
+    raise ValueError("--coordinator needs --processes N and --process I.")
+  if processes is not None and process is not None:
+    if not 0 <= process < processes:
+      raise ValueError(f"--process {process} is none of {processes}; they count from 0.")
+    if coordinator is None:
+      return Place(process, processes)
+  elif not (several() if distributed is None else distributed):
+    return Place(0, 1)
+  return _introduce(coordinator, processes, process, timeout)
+
+
+def several() -> bool:
+  """Whether the environment speaks of more processes than this one."""
+  counts = [os.environ.get(name, "") for name in _COUNTS]
+  hosts = os.environ.get(_HOSTS, "").split(",")
+  return len(hosts) > 1 or any(count.isdigit() and int(count) > 1 for count in counts)
+
+
+def _introduce(
+  coordinator: str | None, processes: int | None, process: int | None, timeout: int
+) -> Place:
+  import jax
+
+  try:
+    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
+    jax.devices()  # the backends start now, while all processes are there
+    place = Place(jax.process_index(), jax.process_count())
+    jax.distributed.shutdown()
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(
+      f"the processes did not find each other ({reason:.200}); start all of them within {timeout} "
+      "seconds, or give each --processes N --process I without a --coordinator."
+    ) from error
+  return place

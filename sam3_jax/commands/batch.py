@@ -1,0 +1,181 @@
+"""`sam3-jax batch`."""
+
+import enum
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sam3_jax.commands import arguments
+from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet
+from sam3_jax.terminal import say, terminable
+
+
+class Layout(enum.StrEnum):
+  coco = "coco"
+  labelme = "labelme"
+  yolo = "yolo"
+
+
+def batch(
+  out: Annotated[
+    Path, typer.Option(metavar="DIR", help="Folder of the results; the same one goes on.")
+  ],
+  images: Annotated[
+    str | None,
+    typer.Option(
+      metavar="DIR|GLOB|FILE",
+      help="Pictures: a folder, a pattern in quotes, a webdataset's .tar, or a .jsonl of "
+      '{"image": PATH, "prompts": [...]} lines.',
+    ),
+  ] = None,
+  prompts: Annotated[
+    str | None,
+    typer.Option(
+      metavar='FILE|"A, B"',
+      help="What to find where a picture has no prompts of its own: a file with a phrase a line, "
+      "or phrases with commas between them.",
+    ),
+  ] = None,
+  merge: Annotated[
+    bool, typer.Option("--merge", metavar="", help="Put all parts together; nothing is computed.")
+  ] = False,
+  to: Annotated[
+    Layout, typer.Option(help="With --merge: annotations.json, and a folder of this layout.")
+  ] = Layout.coco,
+  checkpoint: Annotated[
+    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+  ] = "sam3-tiny",
+  threshold: Annotated[
+    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
+  ] = 0.5,
+  max_detections: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+  ] = 100,
+  max_pixels: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+  max_error_rate: Annotated[
+    float,
+    typer.Option(metavar="0..1", help="Stop when more than this share of the pictures fails."),
+  ] = 0.05,
+  part_size: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Pictures of a part file.")
+  ] = 256,
+  batch_images: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Pictures of a batch, for each device.")
+  ] = 4,
+  batch_prompts: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Prompts decoded at a time, on each device.")
+  ] = 4,
+  workers: Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="Processes that read pictures; 0 for threads of this."),
+  ] = 0,
+  processes: Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="How many processes share the job.")
+  ] = None,
+  process: Annotated[
+    int | None, typer.Option(min=0, metavar="I", help="Which of them this is, from 0.")
+  ] = None,
+  coordinator: Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where process 0 listens, if JAX must know of all."),
+  ] = None,
+  distributed: Annotated[
+    bool | None,
+    typer.Option(
+      "--distributed/--no-distributed",
+      metavar="",
+      help="Ask the environment which of how many this is: TPU VM, Slurm, Open MPI; done without "
+      "being told where the environment speaks of several.",
+    ),
+  ] = None,
+  start_timeout: Annotated[
+    int, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the others to start.")
+  ] = 300,
+  device: OnDevice = None,
+  dtype: Computed = Dtype.auto,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Segment a data set of any size: part files, which --merge puts together.
+
+  May be stopped or killed at any moment, and goes on by the same command, also with another number
+  of processes. A picture that cannot be used goes to errors.jsonl, and the others are done.
+  """
+  if merge:
+    _merge(out, to, Console(quiet=quiet))
+    return
+  if images is None:
+    raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
+  for name, value in (("threshold", threshold), ("max-error-rate", max_error_rate)):
+    if not 0 <= value <= 1:  # NaN too
+      raise ValueError(f"--{name} must be between 0 and 1; got {value}.")
+  arguments.check_writable(out)
+
+  from sam3_jax.batch.inputs import find
+  from sam3_jax.batch.processes import join
+  from sam3_jax.hub import find_checkpoint
+
+  with terminable() as stopping:
+    found, inputs = find_checkpoint(checkpoint), find(images, prompts)
+    if device is Device.cpu:
+      arguments.use_device(device)
+    place = join(
+      coordinator=coordinator,
+      processes=processes,
+      process=process,
+      distributed=distributed,
+      timeout=start_timeout,
+    )
+
+    from sam3_jax.batch.job import Job
+    from sam3_jax.batch.run import run
+    from sam3_jax.inference import Sam3
+    from sam3_jax.parallel import make_mesh
+
+    precision = None if dtype is Dtype.auto else dtype.value
+    model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
+    job = Job(
+      inputs=inputs,
+      out=out,
+      checkpoint_sha256=hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest(),
+      threshold=threshold,
+      max_detections=max_detections,
+      max_pixels=max_pixels,
+      part_size=part_size,
+      images=batch_images,
+      prompts=batch_prompts,
+      workers=workers,
+      max_error_rate=max_error_rate,
+      process=place.process,
+      processes=place.processes,
+    )
+    whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
+  if not whole:
+    say(Console(stderr=True, quiet=quiet), "stopped as asked; resume by the same command")
+
+
+def _merge(out: Path, to: Layout, console: Console) -> None:
+  from sam3_jax.batch.layouts import write_labelme, write_yolo
+  from sam3_jax.batch.merge import ANNOTATIONS, merge
+
+  counts = merge(out)
+  said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+  say(console, f"{out / ANNOTATIONS}: {said}")
+  if to is not Layout.coco:
+    folder = (write_labelme if to is Layout.labelme else write_yolo)(out)
+    say(console, f"{folder}: {counts['images']:,} files")
+
+
+def _devices(device: Device | None) -> list[Any]:
+  """This process's devices of the kind asked for."""
+  import jax
+
+  if device is None or jax.local_devices()[0].platform == device.value:
+    return jax.local_devices()
+  arguments.use_device(device)
+  return jax.local_devices(backend=device.value)

@@ -1,0 +1,89 @@
+"""What the tests of batch inference share: pictures, jobs, and an engine without a model.
+
+Run as a program it does a job's share by that engine, to be killed at will.
+"""
+
+import json
+import sys
+import time
+import types
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from sam3_jax.batch import pipeline
+from sam3_jax.batch import run as runs
+from sam3_jax.batch.inputs import find
+from sam3_jax.batch.job import Job
+from sam3_jax.postprocess import Instances, Masks
+
+SIDE = 16
+MODEL = types.SimpleNamespace(
+  info={"name": "stub"}, dtype=np.dtype("float32"), config=types.SimpleNamespace(image_size=SIDE)
+)
+QUIET = Console(quiet=True)
+
+
+class Engine:
+  """Finds up to three things in a picture, by its pixels and the phrase alone."""
+
+  pause = 0.0  # seconds a batch
+
+  def __init__(self, model, *, threshold, images, prompts, most):
+    self.rows = images
+
+  def learn(self, prompts):
+    assert all(prompt.phrase for prompt in prompts)
+
+  def start(self, slots):
+    assert len(slots) <= self.rows
+    time.sleep(self.pause)
+    found = [
+      [] if one is None else [_found(one, prompt) for prompt in one.prompts] for one in slots
+    ]
+    return types.SimpleNamespace(started=0.0, ready=0.0, instances=lambda: found)
+
+
+def _found(slot, prompt) -> Instances:
+  rng = np.random.default_rng(
+    [zlib.crc32(slot.pixels.tobytes()), zlib.crc32(repr(prompt).encode())]
+  )
+  count = int(rng.integers(0, 4))
+  height, width = slot.size
+  return Instances(
+    ids=np.arange(1, count + 1, dtype=np.int32),
+    scores=np.sort(rng.random(count, np.float32))[::-1],
+    boxes=np.sort(rng.random((count, 2, 2), np.float32), axis=1).reshape(-1, 4)
+    * np.float32([width, height, width, height]),
+    masks=Masks(rng.standard_normal((count, 8, 8), np.float32), (height, width)),
+  )
+
+
+def pictures(folder: Path, count: int) -> Path:
+  """So many pictures, of all sizes."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rng = np.random.default_rng(count)
+  for i in range(count):
+    size = rng.integers(5, 40, 2)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{i:03}.png")
+  return folder
+
+
+def job(images, out, prompts="cat, dog", **settings) -> Job:
+  settings = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
+  return Job(inputs=find(str(images), prompts), out=out, checkpoint_sha256="0", **settings)
+
+
+def files(out: Path) -> dict[str, bytes]:
+  return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.*"))}
+
+
+if __name__ == "__main__":
+  pipeline.Engine = Engine
+  images, out, settings, Engine.pause = *map(Path, sys.argv[1:3]), *map(json.loads, sys.argv[3:5])
+  sys.stdout.write("go\n")
+  sys.stdout.flush()
+  runs.run(job(images, out, **settings), MODEL, QUIET, QUIET)

@@ -1,0 +1,256 @@
+"""`sam3-jax batch`: what it takes and says, signals, and processes that are started together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import batch_scenes
+import batches
+import pytest
+from batches import files, pictures
+from pycocotools.coco import COCO
+
+from sam3_jax import cli
+from sam3_jax.batch import pipeline
+from sam3_jax.batch import processes as places
+from sam3_jax.inference import Sam3
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  """Where the command runs: seven pictures, and an engine that needs no model."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(pipeline, "Engine", batches.Engine)
+  monkeypatch.setattr(Sam3, "from_checkpoint", lambda *_, **__: batches.MODEL)
+  pictures(tmp_path / "pictures", 7)
+  return tmp_path
+
+
+TYPED = ["batch", "--images", "pictures", "--prompts", "cat, dog", "--out", "out"]
+
+
+def test_segments_and_merges(folder, capsys):
+  assert cli.main(TYPED) == 0
+  out, _ = capsys.readouterr()
+  assert "7 pictures done, 0 failed, 14 prompts, " in out
+  assert "devices busy" in out
+  assert cli.main(["batch", "--merge", "--out", "out"]) == 0
+  out, _ = capsys.readouterr()
+  assert out.startswith("out/annotations.json: 7 images, ")
+  assert len(COCO("out/annotations.json").imgs) == 7
+
+
+@pytest.mark.parametrize(("layout", "count"), [("labelme", 7), ("yolo", 8)])
+def test_other_layouts(folder, capsys, layout, count):
+  assert cli.main([*TYPED, "--quiet"]) == 0
+  assert cli.main(["batch", "--merge", "--out", "out", "--to", layout]) == 0
+  assert capsys.readouterr().out.splitlines()[-1] == f"out/{layout}: 7 files"
+  assert sum(path.is_file() for path in (folder / "out" / layout).rglob("*")) == count
+
+
+def test_quiet(folder, capsys):
+  assert cli.main([*TYPED, "--quiet"]) == 0
+  assert cli.main(["batch", "--merge", "--out", "out", "--quiet"]) == 0
+  assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypatch):
+  monkeypatch.setattr("sam3_jax.batch.tally.EVERY", 0.0)
+  assert cli.main([*TYPED, "--processes", "2", "--process", "1", "--part-size", "2"]) == 0
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) > 2
+  for line in lines:
+    assert line.startswith("process 1 of 2: ")
+    for part in (" pictures/s, ", " prompts/s, ", " failed, ", " left"):
+      assert part in line
+
+
+def test_going_on_says_what_is_done(folder, capsys):
+  for process in (0, 1):
+    typed = [*TYPED, "--processes", "2", "--process", str(process), "--part-size", "2"]
+    assert cli.main(typed) == 0
+  capsys.readouterr()
+  assert cli.main([*TYPED, "--part-size", "2"]) == 0
+  assert "4 of 4 parts are done already" in capsys.readouterr().err
+
+
+def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys, monkeypatch):
+  start = batches.Engine.start
+
+  def start_and_be_told(self, slots):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return start(self, slots)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(batches.Engine, "start", start_and_be_told)
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli.main([*TYPED, "--batch-images", "2"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+  assert "stopped as asked; resume by the same command" in capsys.readouterr().err
+  assert "part-000000.begun.json" in {path.name for path in (folder / "out/parts").iterdir()}
+  assert cli.main([*TYPED, "--batch-images", "2"]) == 0
+  assert "5 pictures done" in capsys.readouterr().out
+  assert cli.main(["batch", "--merge", "--out", "out"]) == 0
+  assert len(COCO("out/annotations.json").imgs) == 7
+
+
+@pytest.mark.parametrize(
+  ("typed", "message"),
+  [
+    (["--prompts", "cat"], "--images is needed"),
+    (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
+    (["--images", "pictures"], "has no prompts, and --prompts is not given"),
+    (["--images", "pictures", "--prompts", ""], "there is no phrase"),
+    (["--images", "pictures", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
+    (
+      ["--images", "pictures", "--prompts", "cat", "--max-error-rate", "nan"],
+      "max-error-rate must",
+    ),
+    (["--images", "pictures", "--prompts", "cat", "--process", "1"], "--process go together"),
+    (
+      ["--images", "pictures", "--prompts", "a", "--process", "2", "--processes", "2"],
+      "--process 2 is none of 2",
+    ),
+    (["--images", "pictures", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
+    (["--images", "pictures", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
+    (["--merge"], "there are no results in out; run batch"),
+  ],
+)
+def test_faults_are_one_line(folder, capsys, typed, message):
+  assert cli.main(["batch", "--out", "out", *typed]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith("sam3-jax: error: ")
+  assert message in err
+  assert err.count("\n") == 1
+  assert not (folder / "out").exists()
+
+
+def test_too_many_failures(folder, capsys):
+  for i in range(3):
+    (folder / "pictures" / f"broken{i}.jpg").write_bytes(b"")
+  assert cli.main(TYPED) == 2
+  out, err = capsys.readouterr()
+  assert "7 pictures done, 3 failed" in out
+  assert "error: 3 of 10 pictures failed, more than --max-error-rate 0.05 allows" in err
+  assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+  ("environment", "several"),
+  [
+    ({}, False),
+    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+    ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+    ({"SLURM_NTASKS": "4"}, False),  # a batch script's own step: srun has not started them yet
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, True),
+  ],
+)
+def test_what_the_environment_speaks_of(monkeypatch, environment, several):
+  for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  assert places.several() == several
+  if not several:
+    assert places.join() == (0, 1)
+  assert places.join(distributed=False) == (0, 1)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+  """Twelve scenes with their phrases, and a cache so that programs are compiled once."""
+  folder = tmp_path_factory.mktemp("together")
+  listed = batch_scenes.write(folder / "scenes", 12)
+  lines = listed.read_text().splitlines()
+  (folder / "scenes" / "broken.jpg").write_bytes(b"broken")
+  lines.insert(5, json.dumps({"image": "broken.jpg", "prompts": ["cat"]}))
+  listed.write_text("\n".join(lines))
+  return folder
+
+
+def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
+  flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+  program = "from sam3_jax.cli import entry; entry()"
+  command = [sys.executable, "-c", program, "batch", "--out", out, "--images", "scenes/list.jsonl"]
+  command += ["--max-detections", "3", "--part-size", "4", "--batch-images", "1"]
+  command += ["--max-error-rate", "0.5", *typed]
+  cache = {
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return subprocess.Popen(
+    command, cwd=folder, env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(shared):
+  process = start(shared, "alone")
+  _, err = process.communicate()
+  assert process.returncode == 0, err
+  assert cli.main(["batch", "--merge", "--out", str(shared / "alone"), "--quiet"]) == 0
+  return files(shared / "alone")
+
+
+class TestTogether:
+  """The program itself, with the embedded checkpoint and two devices a process."""
+
+  def test_two_processes_that_know_of_each_other(self, shared, alone):
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    started = [
+      start(
+        shared, "two", "--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(i)
+      )
+      for i in range(2)
+    ]
+    for i, process in enumerate(started):
+      out, err = process.communicate()
+      assert process.returncode == 0, err
+      assert f"process {i} of 2: " in out
+    assert cli.main(["batch", "--merge", "--out", str(shared / "two"), "--quiet"]) == 0
+    assert files(shared / "two") == alone
+
+  def test_killed_while_working_and_started_again(self, shared, alone):
+    """With the model, once something is written."""
+    process = start(shared, "killed", "--workers", "1")
+    while process.poll() is None and not list((shared / "killed").glob("parts/*")):
+      time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = start(shared, "killed")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert cli.main(["batch", "--merge", "--out", str(shared / "killed"), "--quiet"]) == 0
+    assert files(shared / "killed") == alone
+
+  def test_what_was_found_is_there(self, alone):
+    found = json.loads(alone["annotations.json"])
+    assert len(found["images"]) == 12
+    assert 12 < len(found["annotations"]) <= 12 * 2 * 3
+    assert [one["name"] for one in found["categories"][:2]] == ["frog", "bunch of grapes"]
+    assert "broken.jpg" in alone["errors.jsonl"].decode()
+
+  def test_a_peer_that_never_comes(self, shared):
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      port = free.getsockname()[1]
+    typed = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", "0"]
+    process = start(shared, "lonely", *typed, "--start-timeout", "2")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "error: the processes did not find each other" in err
+    assert not (shared / "lonely").exists()

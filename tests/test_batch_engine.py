@@ -1,0 +1,185 @@
+"""The engine on several devices: equal to `Sam3` on one, whatever the batch; and the Ray worker."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from support import assert_close
+
+from sam3_jax import Prompt, Sam3, Tokenizer, parallel
+from sam3_jax.batch import engine as engines
+from sam3_jax.batch import segmenter
+from sam3_jax.batch.engine import Engine, Slot
+from sam3_jax.preprocess import resize
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+THRESHOLD = 0.002  # two fifths of the best six of each prompt are below it
+CLOSE = 1e-5
+PROMPTS = [
+  ["cat", "dog", "ear", Prompt(boxes=[[1, 1, 9, 9]])], ["cat"], [Prompt("dog", [[2, 3, 9, 9]])], [],
+  ["cat", "ear", "dog"],
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images():
+  rng = np.random.default_rng(0)
+  sizes = ((40, 60), (33, 20), (64, 48), (9, 9), (30, 30))
+  return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_path):
+  return Tokenizer(tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+  mesh = parallel.make_mesh(jax.devices()[:4])
+  return Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+  """Two pictures a device, so that the third device has one and the fourth none."""
+  return Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6)
+
+
+def slots(images, prompts=PROMPTS):
+  return [
+    Slot(
+      resize(image, tiny.CONFIG.image_size),
+      image.shape[:2],
+      [one if isinstance(one, Prompt) else Prompt(one) for one in asked],
+    )
+    for image, asked in zip(images, prompts, strict=True)
+  ]
+
+
+@pytest.fixture(scope="module")
+def found(engine, images):
+  work = engine.start(slots(images))
+  results = work.instances()
+  assert work.ready > work.started
+  return results
+
+
+def test_equals_one_device(found, tokenizer, images):
+  alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  embedding = alone.encode(images)
+  count = 0
+  for i, (asked, got) in enumerate(zip(PROMPTS, found, strict=True)):
+    assert len(asked) == len(got)
+    if not asked:
+      continue
+    want = alone.decode(embedding, asked, i, max_detections=6).instances(THRESHOLD)
+    for ours, theirs in zip(got, want, strict=True):
+      count += len(theirs)
+      np.testing.assert_array_equal(ours.ids, theirs.ids)
+      np.testing.assert_allclose(ours.scores, theirs.scores, atol=CLOSE)  # measured 6e-7
+      assert_close(ours.boxes, theirs.boxes, rel=CLOSE)
+      if len(theirs):
+        assert_close(ours.masks.logits, theirs.masks.logits, rel=CLOSE)  # measured 2e-6
+      assert ours.masks.size == theirs.masks.size
+  assert count > 10
+
+
+def test_neighbours_do_not_matter(engine, found, images):
+  """Bit for bit: that is what makes a resumed job's bytes those of an undisturbed one."""
+  some = slots(images)
+  some[1] = None
+  got = engine.start(some).instances()
+  assert got[1] == []
+  for i in (0, 2, 4):
+    for ours, theirs in zip(got[i], found[i], strict=True):
+      for field in dataclasses.fields(ours):
+        if field.name != "masks":
+          np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
+      np.testing.assert_array_equal(ours.masks.logits, theirs.masks.logits)
+
+
+def test_few_programs(engine):
+  """One for pictures, one for prompts of up to eight boxes, whatever was asked so far."""
+  assert engine._encode._cache_size() == engine._detect._cache_size() == 1
+
+
+def test_no_more_masks_than_needed_are_fetched(engine, images, monkeypatch):
+  cuts = []
+  monkeypatch.setattr(
+    engines, "_first", lambda masks, count: cuts.append(count) or masks[:, :count]
+  )
+  monkeypatch.setattr(engine, "_threshold", 1.0)
+  assert [
+    len(one)
+    for one in engine.start(
+      slots(images)[:1],
+    ).instances()[0]
+  ] == [0] * 4
+  assert cuts == [1, 1]
+
+
+def test_batches_of_nothing(engine):
+  assert engine.start([None, None]).instances() == [[], []]
+  assert engine.start([]).instances() == []
+
+
+def test_a_model_without_a_mesh(tokenizer):
+  alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  with pytest.raises(ValueError, match=r"the model needs a mesh"):
+    Engine(alone, threshold=0.5)
+
+
+class TestSegmenter:
+  @pytest.fixture
+  def worker(self, model, engine, monkeypatch):
+    """With the model and the programs that are there already."""
+    monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: model)
+    monkeypatch.setattr(segmenter, "Engine", lambda *_, **__: engine)
+    return segmenter.Segmenter(["cat", "ear"], threshold=THRESHOLD)
+
+  def test_a_batch_longer_than_the_engine_s(self, worker, found, images):
+    """Twelve rows where eight fit: pixels, names, one that is broken, one with its own prompts."""
+    column = np.empty(12, object)
+    column[:] = [images[i % 5] for i in range(12)]
+    column[7] = np.zeros((2, 2), np.float32)
+    own = [None] * 12
+    own[11] = json.dumps([{"text": "dog", "boxes": [[2, 3, 9, 9]]}])
+    own[10] = json.dumps([{"boxes": [[900, 900, 950, 950]]}])
+    paths = np.array([f"{i}.png" for i in range(12)])
+    got = worker({"image": column, "path": paths, "prompts": own, "label": list(range(12))})
+    assert set(got) == {"path", "prompts", "label", "record", "error"}
+    assert {len(values) for values in got.values()} == {12}
+    assert "must be uint8" in got["error"][7]
+    assert "wholly outside" in got["error"][10]
+    assert [i for i, one in enumerate(got["error"]) if one] == [7, 10]
+    assert [i for i, one in enumerate(got["record"]) if not one] == [7, 10]
+    for i, line in enumerate(got["record"]):
+      if line:
+        record = json.loads(line)
+        assert record["image"] == f"{i}.png"
+        assert (record["height"], record["width"]) == images[i % 5].shape[:2]
+        assert len(record["prompts"]) == (1 if i == 11 else 2)
+    cat = json.loads(got["record"][5])["prompts"][0]["instances"]
+    assert [one["id"] for one in cat] == found[0][0].ids.tolist()
+    np.testing.assert_allclose([one["score"] for one in cat], found[0][0].scores, atol=CLOSE)
+
+  def test_bytes_of_files(self, worker, images, tmp_path):
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    by_file = worker({"bytes": [data, b"broken", b""]})
+    by_pixels = worker({"image": [images[0]]})
+    assert by_file["record"][0] == by_pixels["record"][0]
+    assert [bool(one) for one in by_file["error"]] == [False, True, True]
+
+  def test_what_is_no_batch(self, worker, model, monkeypatch):
+    with pytest.raises(ValueError, match=r"a column image or bytes; got \['picture'\]"):
+      worker({"picture": []})
+    bare = segmenter.Segmenter()
+    got = bare({"image": [np.zeros((3, 3, 3), np.uint8)]})
+    assert "it has no prompts" in got["error"][0]
+    assert worker({"image": []})["record"].shape == (0,)

@@ -1,0 +1,227 @@
+"""Lists of inputs: what stands in them and in which order, and every fault by name."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from sam3_jax import Prompt
+from sam3_jax.batch.inputs import as_json, digest, find, phrases
+from sam3_jax.batch.reading import Source, reading
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for name in ("b.jpg", "a.PNG", "sub/c.webp", "sub/deep/d.tiff", ".hidden.jpg", ".git/e.jpg"):
+    path = tmp_path / "pictures" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (3, 2), "red").save(path)
+  (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+  (tmp_path / "pictures" / "folder.jpg").mkdir()
+  return tmp_path
+
+
+def names(inputs):
+  return [one.name for one in inputs]
+
+
+def write_lines(path, *lines):
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  return str(path)
+
+
+def write_tar(path, **members):
+  with tarfile.open(path, "w") as tar:
+    for name, data in members.items():
+      member = tarfile.TarInfo(name.replace("__", "/").replace("_", "."))
+      member.size = len(data)
+      tar.addfile(member, io.BytesIO(data))
+  return str(path)
+
+
+def png(color="red", size=(3, 2)):
+  file = io.BytesIO()
+  Image.new("RGB", size, color).save(file, "png")
+  return file.getvalue()
+
+
+def test_a_folder(folder):
+  found = find("pictures", "cat")
+  assert names(found) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff"]
+  assert {one.prompts for one in found} == {(Prompt("cat"),)}
+
+
+def test_a_pattern_and_a_file(folder):
+  assert names(find("pictures/*.jpg", "cat")) == ["pictures/b.jpg"]
+  assert names(find("pictures/**/*.[jt]*", "cat")) == [
+    "pictures/b.jpg", "pictures/notes.txt", "pictures/sub/deep/d.tiff",
+  ]  # fmt: skip
+  assert names(find("pictures/b.jpg", "cat")) == ["pictures/b.jpg"]
+
+
+def test_phrases(folder):
+  assert [one.text for one in phrases("a, b,, a ,yellow bus")] == ["a", "b", "yellow bus"]
+  (folder / "list").write_text("\ufeffred, blue\n\n  cat \ncat\n", encoding="utf-8")
+  assert [one.text for one in phrases("list")] == ["red, blue", "cat"]
+  with pytest.raises(FileNotFoundError, match=r"there is no file of phrases none\.txt"):
+    phrases("none.txt")
+  for nothing in ("", " , "):
+    with pytest.raises(ValueError, match="there is no phrase in --prompts"):
+      phrases(nothing)
+
+
+def test_json_lines(folder):
+  box = {"boxes": [[1, 2, 3, 4]], "box_labels": [0]}
+  path = write_lines(
+    folder / "list.jsonl",
+    {"image": "pictures/b.jpg", "prompts": ["cat", {"text": "dog", **box}]},
+    {"image": "pictures/a.PNG"},
+    {"image": str(folder / "elsewhere.jpg"), "prompts": [box]},
+  )
+  found = find(path, "bus")
+  dog = Prompt("dog", [[1, 2, 3, 4]], [0])
+  assert found[0].prompts == (Prompt("cat"), dog)
+  assert found[1].prompts == (Prompt("bus"),)
+  assert found[2].prompts == (Prompt(boxes=[[1, 2, 3, 4]], box_labels=[0]),)
+  assert found[0].path == str(folder / "pictures/b.jpg")
+  assert Prompt(**as_json(dog)) == dog
+
+
+def test_a_picture_given_twice_is_one_with_all_its_prompts(folder):
+  path = write_lines(
+    folder / "list.jsonl",
+    {"image": "pictures/b.jpg", "prompts": ["cat", "dog"]},
+    {"image": "pictures/a.PNG", "prompts": ["cat"]},
+    {"image": "./pictures/sub/../b.jpg", "prompts": ["dog", "bus"]},
+    {"image": "pictures/a.PNG", "prompts": ["cat"]},
+  )
+  found = find(path)
+  assert names(found) == ["pictures/b.jpg", "pictures/a.PNG"]
+  assert [[prompt.text for prompt in one.prompts] for one in found] == [
+    ["cat", "dog", "bus"], ["cat"],
+  ]  # fmt: skip
+
+
+def test_all_faults_of_a_list_are_named(folder):
+  path = folder / "list.jsonl"
+  lines = [
+    '{"image": "a.jpg", "prompts": ["cat"]}', "{", '["a.jpg"]', '{"image": 3}', "",
+    '{"image": "a.jpg", "prompt": "cat"}', '{"image": "a.jpg", "prompts": "cat"}',
+    '{"image": "a.jpg", "prompts": [{"box": [1]}]}', '{"image": "a.jpg", "prompts": [" "]}',
+    '{"image": "a.jpg", "prompts": [{"boxes": [[3, 3, 1, 1]]}]}', '{"image": "b.jpg"}',
+    '{"image": "a.jpg", "prompts": [7]}', '{"image": "a.jpg", "prompts": []}',
+  ]  # fmt: skip
+  path.write_text("\n".join(lines))
+  with pytest.raises(ValueError, match=r"list.jsonl, 11 faults: line 2: ") as caught:
+    find(str(path))
+  message = str(caught.value)
+  assert "\n" not in message
+  for number in (2, 3, 4, 6, 7, 8, 9, 10, 12, 13):
+    assert f"line {number}: " in message
+  assert "b.jpg has no prompts" in message
+  assert "negative extent" in message
+
+
+def test_a_webdataset(folder):
+  path = write_tar(
+    folder / "0.tar",
+    a__1_png=png("red"), a__1_json=b'{"prompts": ["cat"], "image": "ignored"}', a__1_txt=b"x",
+    a__2_png=png("blue", (5, 4)), b__2_jpg=b"broken", b__2_json=b'{"caption": "no prompts"}',
+  )  # fmt: skip
+  write_tar(folder / "1.tar", z_png=png("green"))
+  found = find(str(folder / "*.tar"), "bus")
+  assert names(found)[:3] == [f"{path}/a/1.png", f"{path}/a/2.png", f"{path}/b/2.jpg"]
+  assert names(found)[3:] == [f"{folder}/1.tar/z.png"]
+  assert [one.prompts[0].text for one in found] == ["cat", "bus", "bus", "bus"]
+  with reading(Source(found, 8, 10**6), workers=0, threads=2, ahead=2) as pictures:
+    red, blue, broken, green = pictures
+  assert red.pixels[3, 3].tolist() == [255, 0, 0]
+  assert blue.pixels[3, 3].tolist() == [0, 0, 255]
+  assert green.pixels[3, 3].tolist() == [0, 128, 0]
+  assert blue.size == (4, 5)
+  assert broken.reason.startswith(f"{path}/b/2.jpg is not an image")
+
+
+def test_tar_files_that_are_none(folder):
+  whole = folder / "0.tar"
+  write_tar(whole, a_png=png() * 100)
+  (folder / "cut.tar").write_bytes(whole.read_bytes()[:700])
+  (folder / "text.tar").write_text("text")
+  (folder / "empty.tar").write_bytes(b"")
+  for name in ("text", "empty"):
+    with pytest.raises(ValueError, match=f"{name}.tar is no tar file, or only part of one"):
+      find(str(folder / f"{name}.tar"), "cat")
+  (folder / "0.tar.gz").write_bytes(b"")
+  with pytest.raises(ValueError, match="is compressed; unpack it"):
+    find(str(folder / "0.tar.gz"), "cat")
+  write_tar(folder / "bad.tar", a_png=png(), a_json=b"[1]")
+  with pytest.raises(ValueError, match=r"a.png: its .json:"):
+    find(str(folder / "bad.tar"), "cat")
+
+
+def test_what_is_not_there(folder):
+  with pytest.raises(FileNotFoundError, match="there is no folder, file or pattern none"):
+    find("none", "cat")
+  (folder / "nothing").mkdir()
+  for images in ("nothing", "nothing/*.jpg"):
+    with pytest.raises(ValueError, match="there is no picture in"):
+      find(images, "cat")
+  with pytest.raises(ValueError, match=r"a.PNG has no prompts, and --prompts is not given"):
+    find("pictures")
+
+
+def test_a_folder_that_cannot_be_read(folder, monkeypatch):
+  def walk(top, onerror):
+    onerror(PermissionError(13, "Permission denied", "pictures/sub"))
+    return []
+
+  monkeypatch.setattr("os.walk", walk)
+  with pytest.raises(PermissionError, match="Permission denied"):
+    find("pictures", "cat")
+
+
+def test_digest_tells_lists_apart(folder):
+  lists = [
+    find("pictures", "cat"), find("pictures", "cat, dog"), find("pictures", "dog, cat"),
+    find("pictures/*.jpg", "cat"), find("pictures", "cat")[::-1],
+  ]  # fmt: skip
+  assert len({digest(one) for one in lists}) == len(lists)
+  assert digest(find("pictures", "cat")) == digest(lists[0])
+
+
+def test_ten_kinds_of_broken_pictures(folder):
+  """Each is a row with a reason; the good one between them is read."""
+  file = io.BytesIO()
+  Image.effect_noise((40, 30), 80).save(file, "png")
+  whole = file.getvalue()
+  broken = {
+    "empty.png": b"", "text.jpg": b"no picture", "zeros.png": bytes(500), "cut.png": whole[:90],
+    "head.png": whole[:8], "flipped.png": whole[:60] + b"\xff" * 20 + whole[80:],
+    "html.jpg": b"<html>404</html>", "cut.jpg": None, "large.png": png("red", (1001, 1000)),
+  }  # fmt: skip
+  file = io.BytesIO()
+  Image.effect_noise((64, 64), 80).save(file, "jpeg")
+  broken["cut.jpg"] = file.getvalue()[:600]
+  lines = []
+  for name, data in broken.items():
+    (folder / name).write_bytes(data)
+    lines += [{"image": name}, {"image": f"good-{name}"}]
+    (folder / f"good-{name}").write_bytes(whole)
+  lines += [{"image": "missing.png"}, {"image": "pictures"}]
+  found = find(write_lines(folder / "list.jsonl", *lines), "cat")
+  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
+    rows = list(pictures)
+  for one, row in zip(found, rows, strict=True):
+    good = one.name.startswith("good")
+    assert (row.reason == "") == good, (one.name, row.reason)
+    assert good == bool(row.pixels.size)
+    assert "\n" not in row.reason
+    assert good or one.name in row.reason
+
+
+def test_no_picture_at_all():
+  with reading(Source([], 8, 10), workers=0, threads=1, ahead=1) as pictures:
+    assert list(pictures) == []

@@ -1,0 +1,181 @@
+"""Outlines of masks, and COCO's, LabelMe's and YOLO's layouts of a job's parts."""
+
+import json
+
+import batches
+import numpy as np
+import pytest
+from batches import MODEL, QUIET, job, pictures
+from pycocotools import mask as coco
+from pycocotools.coco import COCO
+from scipy import ndimage
+
+from sam3_jax.batch import pipeline
+from sam3_jax.batch import run as runs
+from sam3_jax.batch.layouts import write_labelme, write_yolo
+from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.outlines import joined, outlines
+from sam3_jax.rle import decode
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def filled(points, size) -> np.ndarray:
+  """Pixels whose centre is inside a polygon, by the winding number: the oracle."""
+  y, x = (np.indices(size) + 0.5).reshape(2, -1)
+  winding = np.zeros(len(x), int)
+  for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
+    if y0 != y1:
+      crossing = (min(y0, y1) <= y) & (y < max(y0, y1))
+      right = x0 + (y - y0) * (x1 - x0) / (y1 - y0) > x
+      winding += (crossing & right) * int(np.sign(y1 - y0))
+  return (winding != 0).reshape(size)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("smooth", [0, 1.5])
+def test_outlines_filled_again_are_the_mask_without_its_holes(seed, smooth):
+  rng = np.random.default_rng(seed)
+  noise = ndimage.gaussian_filter(rng.standard_normal((13, 17)), smooth)
+  mask = noise > 0.3 * noise.std()
+  loops = outlines(mask)
+  pieces, count = ndimage.label(mask)  # that touch at an edge
+  wanted = np.zeros_like(mask)
+  for piece in range(1, count + 1):
+    # A hole is what cannot be reached from outside, not even between two corners that touch.
+    wanted |= ndimage.binary_fill_holes(pieces == piece, ndimage.generate_binary_structure(2, 2))
+  got = np.zeros_like(mask)
+  for loop in loops:
+    got |= filled(loop, mask.shape)
+  np.testing.assert_array_equal(got, wanted)
+  np.testing.assert_array_equal(filled(joined(loops), mask.shape), wanted)
+  assert len(loops) == count
+
+
+def test_small_masks():
+  assert outlines(np.zeros((3, 4), bool)) == []
+  assert outlines(np.zeros((0, 4), bool)) == []
+  assert joined([]).shape == (0, 2)
+  [square] = outlines(np.ones((2, 3), bool))
+  assert sorted(map(tuple, square.tolist())) == [(0, 0), (0, 2), (3, 0), (3, 2)]
+  corner = outlines(np.eye(2, dtype=bool))
+  assert [len(loop) for loop in corner] == [4, 4]
+  ring = np.ones((3, 3), bool)
+  ring[1, 1] = False
+  assert [len(loop) for loop in outlines(ring)] == [4]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+  """A job of seven pictures, one of them broken, merged: its folder and its records."""
+  folder, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("out")
+  pictures(folder, 6)
+  (folder / "003-broken.png").write_bytes(b"")
+  lines = [
+    {"image": f"{folder}/{name}", "prompts": prompts}
+    for name, prompts in (
+      ("002.png", ["dog", "cat"]), ("000.png", [{"boxes": [[1, 1, 3, 3]]}, "cat"]),
+      ("001.png", ["dog"]), ("003-broken.png", ["bus"]), ("003.png", ["bird", "dog"]),
+      ("004.png", ["cat"]), ("005.png", ["cat"]),
+    )
+  ]  # fmt: skip
+  (folder / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline, "Engine", batches.Engine)
+    assert runs.run(job(folder / "list.jsonl", out, None, part_size=2), MODEL, QUIET, QUIET)
+  counts = merge(out)
+  records = [
+    json.loads(line)
+    for path in sorted((out / "parts").glob("*.jsonl"))
+    for line in path.read_text().splitlines()
+  ]
+  return out, records, counts
+
+
+def instances(records):
+  for record in records:
+    for prompt in record["prompts"]:
+      for one in prompt["instances"]:
+        yield record, prompt, one
+
+
+def test_coco(done, capsys):
+  out, records, counts = done
+  found = COCO(str(out / ANNOTATIONS))
+  assert {key: len(found.dataset[key]) for key in ("images", "annotations", "categories")} == {
+    key: counts[key] for key in ("images", "annotations", "categories")
+  }
+  assert counts["failed"] == 1
+  assert [one["name"] for one in found.dataset["categories"]] == ["dog", "cat", "visual", "bird"]
+  assert sorted(found.imgs) == [1, 2, 3, 5, 6, 7]
+  wanted = list(instances(records))
+  assert len(wanted) == counts["annotations"] > 5
+  for annotation, (record, prompt, one) in zip(found.dataset["annotations"], wanted, strict=True):
+    assert found.imgs[annotation["image_id"]]["file_name"] == record["image"]
+    name = found.cats[annotation["category_id"]]["name"]
+    assert name == (prompt["text"] or "visual")
+    assert annotation["score"] == one["score"]
+    mask = found.annToMask(annotation)
+    assert mask.shape == (record["height"], record["width"])
+    assert mask.sum() == annotation["area"] == coco.area(one["segmentation"])
+    x, y, w, h = annotation["bbox"]
+    assert min(x, y, w, h) >= 0
+    assert x + w <= record["width"] + 0.011
+    assert y + h <= record["height"] + 0.011
+  assert found.dataset["info"]["threshold"] == 0.5
+
+
+def test_labelme(done):
+  out, records, _ = done
+  folder = write_labelme(out)
+  files = sorted(folder.rglob("*.json"))
+  assert len(files) == len(records)
+  by_name = {record["image"]: record for record in records}
+  for path in files:
+    values = json.loads(path.read_text())
+    record = by_name[values["imagePath"]]
+    size = values["imageHeight"], values["imageWidth"]
+    assert size == (record["height"], record["width"])
+    for _, prompt, one in instances([record]):
+      shapes = [
+        shape["points"]
+        for shape in values["shapes"]
+        if (shape["label"], shape["group_id"], shape["description"])
+        == (prompt["text"] or "visual", one["id"], f"score {one['score']:.6f}")
+      ]
+      mask = decode(one["segmentation"]).astype(bool)
+      got = np.zeros(size, bool)
+      for points in shapes:
+        got |= filled(np.array(points), size)
+      assert (got & mask).sum() == mask.sum()  # all of it, and perhaps its holes
+
+
+def test_yolo(done):
+  out, records, _ = done
+  folder = write_yolo(out)
+  names = [line.split(": ") for line in (folder / "data.yaml").read_text().splitlines()[4:]]
+  assert [(number.strip(), json.loads(name)) for number, name in names] == [
+    ("0", "dog"), ("1", "cat"), ("2", "visual"), ("3", "bird"),
+  ]  # fmt: skip
+  for record in records:
+    path = next((folder / "labels").rglob(record["image"].rpartition("/")[2][:-4] + ".txt"))
+    lines = path.read_text().splitlines()
+    wanted = [one for *_, one in instances([record]) if one["area"]]
+    assert len(lines) == len(wanted)
+    for line, one in zip(lines, wanted, strict=True):
+      points = np.array(line.split()[1:], float).reshape(-1, 2)
+      assert ((points >= 0) & (points <= 1)).all()
+      size = record["height"], record["width"]
+      mask = decode(one["segmentation"]).astype(bool)
+      got = filled(np.round(points * size[::-1]), size)
+      assert (got & mask).sum() == mask.sum()
+
+
+def test_two_pictures_of_one_name(tmp_path, monkeypatch):
+  monkeypatch.setattr(pipeline, "Engine", batches.Engine)
+  folder = pictures(tmp_path / "images", 1)
+  (folder / "000.png").with_suffix(".jpeg").write_bytes((folder / "000.png").read_bytes())
+  assert runs.run(job(folder, tmp_path / "out"), MODEL, QUIET, QUIET)
+  for write in (write_labelme, write_yolo):
+    with pytest.raises(ValueError, match=r"000.jpeg and 000.png would both be 000.(json|txt)"):
+      write(tmp_path / "out")
