@@ -51,7 +51,7 @@ def test_segments_and_merges(folder, capsys):
 def test_other_layouts(folder, capsys, layout, count):
   assert cli.main([*TYPED, "--quiet"]) == 0
   assert cli.main(["batch", "--merge", "--out", "out", "--to", layout]) == 0
-  assert capsys.readouterr().out.splitlines()[-1] == f"out/{layout}: 7 files"
+  assert capsys.readouterr().out.splitlines()[-1] == f"out/{layout}: 7 images"
   assert sum(path.is_file() for path in (folder / "out" / layout).rglob("*")) == count
 
 
@@ -190,7 +190,7 @@ def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   return subprocess.Popen(
-    command, cwd=folder, env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    command, cwd=folder, env=cache | os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Outlines of masks, and COCO's, LabelMe's and YOLO's layouts of a job's parts."""
 
 import json
+import sys
 
 import batches
 import numpy as np
@@ -10,7 +11,7 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from scipy import ndimage
 
-from sam3_jax.batch import pipeline
+from sam3_jax.batch import layouts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.layouts import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, merge
@@ -169,6 +170,30 @@ def test_yolo(done):
       mask = decode(one["segmentation"]).astype(bool)
       got = filled(np.round(points * size[::-1]), size)
       assert (got & mask).sum() == mask.sum()
+
+
+def test_parquet(done, monkeypatch):
+  table = pytest.importorskip("pyarrow.parquet")
+  out, records, counts = done
+  monkeypatch.setattr(layouts, "ROWS", 4)  # several groups
+  found = table.read_table(layouts.write_parquet(out))
+  wanted = list(instances(records))
+  assert found.num_rows == len(wanted) == counts["annotations"]
+  for row, (record, prompt, one) in zip(found.to_pylist(), wanted, strict=True):
+    assert {key: row[key] for key in ("input", "image", "width", "height")} == {
+      key: record[key] for key in ("input", "image", "width", "height")
+    }
+    assert row["text"] == prompt["text"]
+    assert row["counts"] == one["segmentation"]["counts"]
+    assert (row["id"], row["area"]) == (one["id"], one["area"])
+    np.testing.assert_allclose([row["score"], *row["bbox"]], [one["score"], *one["bbox"]], 1e-6)
+  assert not list(out.glob(".*"))
+
+
+def test_parquet_without_pyarrow(done, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pyarrow", None)
+  with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[parquet\]'"):
+    layouts.write_parquet(done[0])
 
 
 def test_two_pictures_of_one_name(tmp_path, monkeypatch):

@@ -32,9 +32,17 @@ class Draft:
   def __exit__(self, *_) -> None:
     self.discard()
 
-  def write(self, data: bytes) -> None:
+  def write(self, data: bytes) -> int:
     with self._named():
-      self._file.write(data)
+      return self._file.write(data)
+
+  def flush(self) -> None:
+    with self._named():
+      self._file.flush()
+
+  @property
+  def closed(self) -> bool:
+    return self._file.closed
 
   def copy(self, path: Path) -> None:
     """Appends the content of a file."""

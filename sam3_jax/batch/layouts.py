@@ -1,5 +1,7 @@
-"""Other layouts made of a job's parts, with polygons: LabelMe's, and YOLO's of segmentation."""
+"""Other layouts made of a job's parts: LabelMe's and YOLO's, with polygons, and a Parquet table."""
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -72,6 +74,51 @@ def write_yolo(out: Path) -> Path:
     text = "".join(line + "\n" for line in lines)
     _write(folder / "labels" / _name(record["image"], ".txt", taken), text)
   return folder
+
+
+ROWS = 2**14  # of a group in a Parquet file
+
+
+def write_parquet(out: Path) -> Path:
+  """Writes OUT/annotations.parquet: a row an instance, in the list's order.
+
+  Columns: input, image, width, height, text (null for example boxes alone), id, score, bbox (x, y,
+  width, height in pixels), area, counts (COCO's compressed run lengths over height x width).
+
+  Returns:
+    The file.
+
+  Raises:
+    ImportError: pyarrow is not installed.
+  """
+  try:
+    import pyarrow  # pyright: ignore[reportMissingImports]
+    from pyarrow import parquet  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ImportError("--to parquet needs pyarrow: pip install 'sam3-jax[parquet]'.") from error
+  whole, text = pyarrow.int32(), pyarrow.string()
+  columns = {
+    "input": pyarrow.int64(), "image": text, "width": whole, "height": whole, "text": text,
+    "id": whole, "score": pyarrow.float32(), "bbox": pyarrow.list_(pyarrow.float32(), 4),
+    "area": pyarrow.int64(), "counts": text,
+  }  # fmt: skip
+  schema, rows = pyarrow.schema(list(columns.items())), _rows(Records(out, parts.read_job(out)))
+  with Draft(out / "annotations.parquet") as draft:
+    with contextlib.closing(parquet.ParquetWriter(draft, schema)) as writer:
+      while group := list(itertools.islice(rows, ROWS)):
+        writer.write_table(pyarrow.Table.from_pylist(group, schema))
+    draft.commit()
+  return draft.path
+
+
+def _rows(records: Records) -> Iterator[dict[str, Any]]:
+  for record in records:
+    picture = {key: record[key] for key in ("input", "image", "width", "height")}
+    for prompt in record["prompts"]:
+      for one in prompt["instances"]:
+        found = {key: one[key] for key in ("id", "score", "bbox", "area")}
+        counts = one["segmentation"]["counts"]
+        yield {**picture, "text": prompt["text"], **found, "counts": counts}
 
 
 def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

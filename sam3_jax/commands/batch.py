@@ -17,6 +17,7 @@ class Layout(enum.StrEnum):
   coco = "coco"
   labelme = "labelme"
   yolo = "yolo"
+  parquet = "parquet"
 
 
 def batch(
@@ -43,7 +44,7 @@ def batch(
     bool, typer.Option("--merge", metavar="", help="Put all parts together; nothing is computed.")
   ] = False,
   to: Annotated[
-    Layout, typer.Option(help="With --merge: annotations.json, and a folder of this layout.")
+    Layout, typer.Option(help="With --merge: beside annotations.json, all of it in this layout.")
   ] = Layout.coco,
   checkpoint: Annotated[
     str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
@@ -160,15 +161,17 @@ def batch(
 
 
 def _merge(out: Path, to: Layout, console: Console) -> None:
-  from sam3_jax.batch.layouts import write_labelme, write_yolo
+  from sam3_jax.batch.layouts import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")
   if to is not Layout.coco:
-    folder = (write_labelme if to is Layout.labelme else write_yolo)(out)
-    say(console, f"{folder}: {counts['images']:,} files")
+    writers = {
+      Layout.labelme: write_labelme, Layout.yolo: write_yolo, Layout.parquet: write_parquet,
+    }  # fmt: skip
+    say(console, f"{writers[to](out)}: {counts['images']:,} images")
 
 
 def _devices(device: Device | None) -> list[Any]:
