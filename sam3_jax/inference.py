@@ -75,9 +75,9 @@ class Sam3:
 
     self._encode_image = parallel.image_encoder(detector, mesh, rules)
     self._encode_text = jax.jit(encode_text)
-    self._detect = parallel.prompt_decoder(detector, mesh, rules)
-    self._score = parallel.prompt_scorer(detector, mesh, rules)
-    self._mask = parallel.mask_maker(detector, mesh, rules)
+    makers = parallel.prompt_decoder, parallel.prompt_scorer, parallel.mask_maker
+    self._detect, self._score, self._mask = (make(detector, mesh, rules) for make in makers)
+    self._few = [make(detector, mesh, rules, split=True) for make in makers] if mesh else []
 
   @classmethod
   def from_checkpoint(
@@ -127,7 +127,7 @@ class Sam3:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     rows = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
-    batches = self._batches(np.arange(len(rows)), IMAGE_BATCHES)
+    batches = _filled_batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices)
     parts = [self._encode_image(self.params, *self._put((pixels[i], sizes[i]))) for i in batches]
     return _take(_join(parts), np.arange(len(rows)))
 
@@ -225,19 +225,21 @@ class Sam3:
     min_score: float,
   ) -> Iterator[tuple[Detections | Scored, np.ndarray]]:
     """What is found for a batch, and for which of its rows."""
-    every = np.arange(len(prompts))
+    every, places = np.arange(len(prompts)), self._places(len(prompts))
+    programs = self._few if places < self._devices else [self._detect, self._score, self._mask]
+    detect, score, mask = programs
     if not min_score:
-      yield self._detect(self.params, embedding, prompts, max_detections), every
+      yield detect(self.params, embedding, prompts, max_detections), every
       return
-    scored = self._score(self.params, embedding, prompts, max_detections)
+    scored = score(self.params, embedding, prompts, max_detections)
     yield scored, every
     promising = np.flatnonzero(np.asarray(scored.scores).max(axis=1) > min_score)
-    for rows in self._batches(promising, prompts_at_once()):
+    for rows in _filled_batches(promising, prompts_at_once(), places):
       part, seen = _take(scored, rows), embedding
       if len(embedding) > 1:
         seen = _take(embedding, rows)
         part = dataclasses.replace(part, image_index=self._own_rows(len(rows)))
-      yield self._mask(self.params, *self._put((seen, part))), rows
+      yield mask(self.params, *self._put((seen, part))), rows
 
   def _room(self, prompts: int, kept: int, grid: tuple[int, ...], budget: float) -> Room:
     """For the detections of so many prompts, whose masks have so many cells."""
@@ -289,7 +291,7 @@ class Sam3:
     """How often the detector has been compiled for `decode` so far, from jit's own cache: at most 6
     programs for each value of max_detections, and 12 others where there is a min_score. (Putting
     results together takes a trivial program more for each new number of prompts.)"""
-    programs: list[Any] = [self._detect, self._score, self._mask]
+    programs: list[Any] = [self._detect, self._score, self._mask, *self._few]
     return sum(program._cache_size() for program in programs)
 
   def save(self, path: str | Path) -> None:
@@ -300,24 +302,28 @@ class Sam3:
   def _devices(self) -> int:
     return self.mesh.size if self.mesh else 1
 
-  def _batches(self, rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Batches of so many rows for each device; the last row again and again fills the last one up
-    until the devices divide it."""
-    filled = np.pad(rows, (0, -len(rows) % self._devices), mode="edge")
-    return _batches(filled, [self._devices * size for size in sizes])
+  def _places(self, rows: int) -> int:
+    """Among how many devices, or groups of devices that share the work on each, rows are cut."""
+    return min(rows, self._devices)
 
   def _prompt_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
     if self.mesh is None:
       return _prompt_batches(images)
-    return self._batches(np.arange(len(images)), prompts_at_once())
+    groups, sizes = self.mesh.shape["data"], prompts_at_once()
+    few = len(images) <= groups < self._devices
+    rows = np.arange(len(images))
+    return _filled_batches(rows, (1,) if few else sizes, groups if few else self._devices)
 
   def _own_rows(self, count: int) -> Int[np.ndarray, " P"]:
-    """For each of so many rows, its number among those of its device."""
-    return np.arange(count, dtype=np.int32) % max(1, count // self._devices)
+    """For each of so many rows, its number among those of its place."""
+    return np.arange(count, dtype=np.int32) % (count // self._places(count))
 
-  def _put(self, rows: Any) -> Any:
+  def _put(self, rows: tuple[Any, ...]) -> tuple[Any, ...]:
     """Cuts rows over the mesh; without one they go where the program is."""
-    return rows if self.mesh is None else jax.device_put(rows, parallel.by_rows(self.mesh))
+    if self.mesh is None:
+      return rows
+    few = self._places(len(rows[-1])) < self._devices
+    return jax.device_put(rows, (parallel.by_groups if few else parallel.by_rows)(self.mesh))
 
   def _pixels(
     self, source: ImageSource, max_pixels: int
@@ -378,6 +384,13 @@ def _batches(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
     size = next(size for size in sizes if size <= len(rows))
     yield rows[:size]
     rows = rows[size:]
+
+
+def _filled_batches(rows: np.ndarray, sizes: Sequence[int], places: int) -> Iterator[np.ndarray]:
+  """Batches of so many rows for each place; the last row again and again fills them up until the
+  places divide them."""
+  filled = np.pad(rows, (0, -len(rows) % places), mode="edge")
+  return _batches(filled, [places * size for size in sizes])
 
 
 def _batch_sizes(rows: int, sizes: Sequence[int]) -> list[int]:

@@ -1,12 +1,15 @@
 """The programs on a mesh: equal to one device, without collectives, with cut parameters too."""
 
+import re
+
 import hlo
 import jax
 import numpy as np
 import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
-from support import assert_close
+from support import QUICK, assert_close
+from tpu_batch import lower_decoder, lower_encoder
 
 from sam3_jax import Prompt, Sam3, Tokenizer, parallel
 from sam3_jax.model.sam3 import Detector
@@ -84,9 +87,15 @@ def test_masks_of_some_prompts(mesh, tokenizer, alone, masked):
   assert_close(jax.device_get(found), want, rel=CLOSE)
 
 
-def test_cut_parameters_equal_whole_ones(tokenizer, images, alone):
+@pytest.fixture(scope="module")
+def pairs(tokenizer):
+  """On two groups of two devices, which have one copy of the kernels between them."""
   mesh = parallel.make_mesh(jax.devices()[:4], model=2)
-  model = model_on(mesh, tokenizer, parallel.BY_OUTPUTS)
+  return model_on(mesh, tokenizer, parallel.BY_OUTPUTS)
+
+
+def test_cut_parameters_equal_whole_ones(pairs, images, alone):
+  model = pairs
   kernels = {path: x for path, x in flatten(model.params).items() if path.endswith("fc1/kernel")}
   cut = [x.sharding.shard_shape(x.shape)[-1] * 2 == x.shape[-1] for x in kernels.values()]
   assert any(cut)
@@ -97,40 +106,28 @@ def test_cut_parameters_equal_whole_ones(tokenizer, images, alone):
   assert_close(jax.device_get(found), alone[1], rel=CLOSE)
 
 
-def compiled(mesh, rules=parallel.WHOLE, devices=4):
-  """Texts of the two programs, for two pictures and three prompts a device."""
-  detector = Detector(tiny.CONFIG)
-  sharding = parallel.parameter_sharding(mesh, rules)
+@pytest.mark.parametrize(("min_score", "programs"), [(0.0, 1), (1e-9, 2)])
+def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, programs):
+  """Two prompts for two groups, and one, for which the second group has nothing to do."""
+  before = pairs.compilations
+  for rows in ([3, 1], [3]):
+    asked = [PROMPTS[i] for i in rows], [INDEX[i] for i in rows]
+    found = pairs.decode(alone[0], *asked, max_detections=4, min_score=min_score)
+    found, want = jax.device_get(found), alone[1][np.array(rows)]
+    for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
+      assert_close(getattr(found, name), getattr(want, name), rel=CLOSE)
+  assert pairs.compilations == before + programs
 
-  def struct(keys, x):
-    path = "/".join(key.key for key in keys)
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(path, x.shape))
 
-  params = jax.tree_util.tree_map_with_path(struct, tiny.parameters())
-  rows, side = 2 * devices, tiny.CONFIG.image_size
-  cut = parallel.by_rows(mesh)
-
-  def array(*shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=cut)
-
-  pixels, sizes = array(rows, side, side, 3, dtype=np.uint8), array(rows, 2, dtype=np.int32)
-  encode = parallel.image_encoder(detector, mesh, rules)
-  yield encode.lower(params, pixels, sizes).compile().as_text()
-  embedding = jax.eval_shape(encode, params, pixels, sizes)
-  count, context = 3 * devices, tiny.CONFIG.text.context
-  text = TextEmbedding(
-    np.zeros((count, context, tiny.CONFIG.width), np.float32), np.ones((count, context), bool)
-  )
-  zeros = np.zeros(count, np.int32)
-  prompts = pack([Prompt("a")] * count, np.ones((count, 2)), image=zeros, first_id=zeros, text=text)
-  embedding, prompts = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), (embedding, prompts))
-  detect = parallel.prompt_decoder(detector, mesh, rules)
-  yield detect.lower(params, embedding, prompts, 4).compile().as_text()
+def text_of(lowered) -> str:
+  return lowered.compile(QUICK).as_text()
 
 
 def test_no_collective(mesh):
-  for text in compiled(mesh):
-    listing = hlo.read(text)
+  encode, embedding = lower_encoder(tiny.CONFIG, np.float32, mesh, images=2)
+  decode = lower_decoder(tiny.CONFIG, np.float32, mesh, embedding, prompts=3, most=4)
+  for lowered in (encode, decode):
+    listing = hlo.read(text_of(lowered))
     assert len(listing.ops) > 10
     assert listing.collectives == []
 
@@ -138,8 +135,20 @@ def test_no_collective(mesh):
 def test_cut_parameters_are_gathered(mesh):
   """That a collective would be seen, too."""
   pair = parallel.make_mesh(mesh.devices.ravel(), model=2)
-  encode = next(compiled(pair, parallel.BY_OUTPUTS))
-  assert {one.kind for one in hlo.read(encode).collectives} == {"all-gather"}
+  encode, _ = lower_encoder(tiny.CONFIG, np.float32, pair, 1, parallel.BY_OUTPUTS)
+  assert {one.kind for one in hlo.read(text_of(encode)).collectives} == {"all-gather"}
+
+
+def test_what_crosses_when_devices_share_a_prompt(mesh):
+  """The tokens, in each fusion layer but the first, and at the end; nothing else."""
+  group, config = parallel.make_mesh(mesh.devices.ravel(), model=4), tiny.CONFIG
+  _, embedding = lower_encoder(config, np.float32, group, images=1)
+  decode = lower_decoder(config, np.float32, group, embedding, prompts=3, most=4, split=True)
+  text = text_of(decode)
+  found = hlo.read(text).collectives
+  assert {one.kind for one in found} == {"all-gather"}
+  assert {one.size for one in found} == {config.grid**2 * config.width * 4 * 3}
+  assert len(re.findall(r" all-gather(?:-start)?\(", text)) == 2  # in the layers' loop, behind it
 
 
 def test_keep_says_what_comes_back(mesh):

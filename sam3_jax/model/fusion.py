@@ -13,22 +13,27 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, stacked
+from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, gather, share, stacked
 
 
 class FusionEncoder(nn.Module):
-  """The coarse map's tokens, conditioned on the prompt; no final norm."""
+  """The coarse map's tokens, conditioned on the prompt; no final norm.
+
+  `axis` is None, or an axis of a mesh whose devices share the work on the tokens.
+  """
 
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
   layering: Layering = PLAIN
+  axis: str | None = None
 
   def setup(self):
     config = self.config
     self.layers = ContextLayer(
-      config.width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train
-    )
+      config.width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train,
+      self.axis,
+    )  # fmt: skip
 
   def attend(
     self, image: Float[Array, "B HW D"], position: Float[Array, "HW D"]
@@ -39,7 +44,7 @@ class FusionEncoder(nn.Module):
     first = functools.partial(jax.tree.map, lambda x: x[0])
     layer = self.layering(ContextLayer.attend)
     attend = nn.map_variables(layer, "params", trans_in_fn=first, variables=False)
-    return attend(self.layers, image, position)
+    return gather(attend(self.layers, share(image, self.axis, 1), position), self.axis, 1)
 
   def __call__(
     self,
@@ -55,5 +60,5 @@ class FusionEncoder(nn.Module):
 
     length = self.config.fusion_layers
     layers = stacked(step, length, in_axes=0, layering=self.layering)
-    x, _ = layers(self.layers, attended, jnp.arange(length) == 0)
-    return x
+    x, _ = layers(self.layers, share(attended, self.axis, 1), jnp.arange(length) == 0)
+    return gather(x, self.axis, 1)

@@ -150,7 +150,11 @@ class Block(nn.Module):
 
 class ContextLayer(nn.Module):
   """Pre-norm layer with self-attention, attention to a context, and a ReLU MLP (DETR's encoder
-  layer with a context): the geometry encoder's and the fusion encoder's."""
+  layer with a context): the geometry encoder's and the fusion encoder's.
+
+  `axis` is None, or the axis of a mesh whose devices have a share of the tokens each (`share`):
+  they then bring the normed tokens together for self-attention, and nothing else.
+  """
 
   width: int
   heads: int
@@ -158,6 +162,7 @@ class ContextLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
   dropout: float = 0.0
   train: bool = False
+  axis: str | None = None
 
   def setup(self):
     rest: dict[str, Any] = {"dropout": self.dropout, "train": self.train}
@@ -173,8 +178,8 @@ class ContextLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, "P I D"],
-    position: Float[Array, "I D"] | None,
-    valid: Bool[Array, "P I"] | None,
+    position: Float[Array, "Itotal D"] | None,
+    valid: Bool[Array, "P Itotal"] | None,
     context_keys: Float[Array, "P J D"],
     context: Float[Array, "P J D"],
     context_valid: Bool[Array, "P J"] | None,
@@ -197,13 +202,39 @@ class ContextLayer(nn.Module):
   def attend(
     self,
     x: Float[Array, "P I D"],
-    position: Float[Array, "I D"] | None,
-    valid: Bool[Array, "P I"] | None = None,
+    position: Float[Array, "Itotal D"] | None,
+    valid: Bool[Array, "P Itotal"] | None = None,
   ) -> Float[Array, "P I D"]:
     """The layer's first part, self-attention."""
-    y = self.norm1(x)
+    y = gather(self.norm1(x), self.axis, 1)
     placed = y if position is None else y + position.astype(y.dtype)
-    return x + self.drop1(self.self_attn(placed, placed, y, valid=valid))
+    queries = share(placed, self.axis, 1)
+    return x + self.drop1(self.self_attn(queries, placed, y, valid=valid))
+
+
+def share(x: Array, axis: str | None, dimension: int) -> Array:
+  """This device's part of an array that all devices of a mesh's axis have; all of it if that is
+  None.
+
+  Raises:
+    ValueError: the devices cannot have equal parts.
+  """
+  if axis is None:
+    return x
+  devices, length = jax.lax.axis_size(axis), x.shape[dimension]
+  if length % devices:
+    raise ValueError(
+      f"{length} tokens cannot be shared out over {devices} devices; make the mesh's axis {axis!r} "
+      "a divisor of them."
+    )
+  size = length // devices
+  start = jax.lax.axis_index(axis) * size
+  return jax.lax.dynamic_slice_in_dim(x, start, size, dimension)
+
+
+def gather(x: Array, axis: str | None, dimension: int) -> Array:
+  """Inverse of `share`."""
+  return x if axis is None else jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,12 +45,15 @@ class Detector(nn.Module):
     dtype: of the computation; norms' statistics, softmax, boxes and scores are float32 regardless.
     train: dropout and stochastic depth are on; `apply` then needs `rngs={"dropout": key}`.
     layering: how stacked layers run, for the sake of memory.
+    axis: of a mesh, whose devices share the fusion encoder's work on the tokens of an image; under
+      `jax.shard_map` only. None for none.
   """
 
   config: Config
   dtype: DTypeLike = jnp.float32
   train: bool = False
   layering: Layering = PLAIN
+  axis: str | None = None
 
   def setup(self):
     config, rest = self.config, (self.dtype, self.train, self.layering)
@@ -58,7 +61,7 @@ class Detector(nn.Module):
     self.neck = Neck(config.width, self.dtype)
     self.text = TextEncoder(config.text, config.width, *rest)
     self.geometry = GeometryEncoder(config, *rest)
-    self.fusion = FusionEncoder(config, *rest)
+    self.fusion = FusionEncoder(config, *rest, self.axis)
     self.decoder = Decoder(config, *rest)
     self.scoring = Scoring(config, self.dtype, self.train)
     self.masks = MaskHead(config, self.dtype)
