@@ -144,27 +144,29 @@ def test_too_many_failures(folder, capsys):
 
 
 @pytest.mark.parametrize(
-  ("environment", "several"),
+  ("environment", "place"),
   [
-    ({}, False),
-    ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-    ({"SLURM_STEP_NUM_TASKS": "4"}, True),
-    ({"SLURM_NTASKS": "4"}, False),  # a batch script's own step: srun has not started them yet
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-    ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, True),
+    ({}, (0, 1)),
+    ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 1)),  # a batch script's own step
+    ({"SLURM_STEP_NUM_TASKS": "x", "SLURM_PROCID": "0"}, (0, 1)),
+    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (1, 2)),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1)),
+    ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "jax"),
   ],
 )
-def test_what_the_environment_speaks_of(monkeypatch, environment, several):
-  for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-    monkeypatch.delenv(name, raising=False)
-  monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+def test_what_the_environment_says(monkeypatch, environment, place):
+  for name in list(os.environ):
+    if name.startswith(("SLURM_", "OMPI_", "TPU_")):
+      monkeypatch.delenv(name)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  assert places.several() == several
-  if not several:
-    assert places.join() == (0, 1)
+  monkeypatch.setattr(places, "_introduce", lambda *_: "jax")
+  assert places.join() == place
   assert places.join(distributed=False) == (0, 1)
+  assert places.join(distributed=True) == "jax"
+  assert places.join(processes=5, process=2) == (2, 5)
+  assert places.join(processes=5, process=2, coordinator="a:1") == "jax"
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,11 @@ others go on.
 import os
 from typing import NamedTuple
 
-# How many processes an environment speaks of: Slurm's srun, Open MPI's mpirun.
-_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# How many processes an environment speaks of, and which this is: Slurm's srun, Open MPI's mpirun.
+_NUMBERS = (
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+  ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+)
 _HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of TPUs, with commas between them
 
 
@@ -35,7 +38,8 @@ def join(
     coordinator: HOST:PORT of process 0, for `jax.distributed`; then `processes` and `process` are
       needed too. Without it those two make an independent worker, of which JAX knows nothing.
     distributed: start `jax.distributed` from the environment (TPU VM, Slurm, Open MPI,
-      Kubernetes); None does where the environment speaks of several processes.
+      Kubernetes). None does on a slice of TPUs that the environment speaks of; elsewhere it takes
+      Slurm's or Open MPI's numbers, and the processes are independent. False: this one is alone.
     timeout: seconds to wait for the others.
 
   Raises:
@@ -50,16 +54,20 @@ def join(
       raise ValueError(f"--process {process} is none of {processes}; they count from 0.")
     if coordinator is None:
       return Place(process, processes)
-  elif not (several() if distributed is None else distributed):
+  elif distributed is None and len(os.environ.get(_HOSTS, "").split(",")) == 1:
+    return told()
+  elif distributed is False:
     return Place(0, 1)
   return _introduce(coordinator, processes, process, timeout)
 
 
-def several() -> bool:
-  """Whether the environment speaks of more processes than this one."""
-  counts = [os.environ.get(name, "") for name in _COUNTS]
-  hosts = os.environ.get(_HOSTS, "").split(",")
-  return len(hosts) > 1 or any(count.isdigit() and int(count) > 1 for count in counts)
+def told() -> Place:
+  """What Slurm's or Open MPI's variables say; process 0 of 1 without any."""
+  for names in _NUMBERS:
+    count, process = (os.environ.get(name, "") for name in names)
+    if count.isdigit() and process.isdigit():
+      return Place(int(process), int(count))
+  return Place(0, 1)
 
 
 def _introduce(

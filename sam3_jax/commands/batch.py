@@ -90,8 +90,8 @@ def batch(
     typer.Option(
       "--distributed/--no-distributed",
       metavar="",
-      help="Ask the environment which of how many this is: TPU VM, Slurm, Open MPI; done without "
-      "being told where the environment speaks of several.",
+      help="Make all processes known to JAX, as a slice of TPUs needs it, or take this one for "
+      "alone. If neither is given, Slurm's and Open MPI's numbers count.",
     ),
   ] = None,
   start_timeout: Annotated[
