@@ -1,6 +1,22 @@
 """What Grain's worker processes and iterators need around them."""
 
+import multiprocessing
+import os
+import threading
 from typing import Any
+
+
+def leave_with_parent() -> None:
+  """In a worker process: ends it as soon as the process that started it is gone, which may have
+  been killed; the worker would wait forever for its results to be fetched."""
+  parent = multiprocessing.parent_process()
+  if parent is not None:
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: Any) -> None:
+  parent.join()
+  os._exit(1)
 
 
 def parse_flags() -> None:

@@ -232,7 +232,7 @@ class TestTogether:
     while process.poll() is None and not list((shared / "killed").glob("parts/*")):
       time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=300)  # until the reading worker has closed its end, too
     process = start(shared, "killed")
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -254,5 +254,6 @@ class TestTogether:
     process = start(shared, "lonely", *typed, "--start-timeout", "2")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "error: the processes did not find each other" in err
+    assert err.count("\n") == 1
+    assert "error: the processes did not find each other within 2 seconds; start all" in err
     assert not (shared / "lonely").exists()

@@ -2,7 +2,13 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
+import tempfile
+import textwrap
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -220,6 +226,35 @@ def test_ten_kinds_of_broken_pictures(folder):
     assert good == bool(row.pixels.size)
     assert "\n" not in row.reason
     assert good or one.name in row.reason
+
+
+def test_workers_do_not_outlive_the_process_that_started_them():
+  """Not even one that is killed."""
+  program = """
+    import multiprocessing, os, pickle, sys, time
+    from sam3_jax.batch.reading import Source
+
+    def work(data, pipe):
+      pickle.loads(data)
+      pipe.send(os.getpid())
+      time.sleep(600)
+
+    if __name__ == "__main__":
+      context = multiprocessing.get_context("spawn")
+      ours, theirs = context.Pipe()
+      data = pickle.dumps(Source([], 8, 10))
+      context.Process(target=work, args=(data, theirs)).start()
+      sys.stdout.write(f"{ours.recv()}\\n")
+      sys.stdout.flush()
+      os.kill(os.getpid(), 9)
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "program.py"
+    path.write_text(textwrap.dedent(program))
+    process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE)
+    output, _ = process.communicate(timeout=300)  # at whose end the worker has closed it, too
+  assert process.returncode == -signal.SIGKILL
+  assert int(output) > 0
 
 
 def test_no_picture_at_all():

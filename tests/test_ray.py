@@ -26,9 +26,11 @@ def example():
 
 @pytest.fixture(scope="module")
 def cluster():
-  ray.init(num_cpus=3, include_dashboard=False)
-  yield
-  ray.shutdown()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # or it writes a token to the home folder
+    ray.init(num_cpus=3, include_dashboard=False)
+    yield
+    ray.shutdown()
 
 
 def test_two_workers(example, cluster, tmp_path):

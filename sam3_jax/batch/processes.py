@@ -7,13 +7,18 @@ others go on.
 """
 
 import os
+import threading
 from typing import NamedTuple
+
+from sam3_jax.terminal import FAILED, complain
 
 # How many processes an environment speaks of, and which this is: Slurm's srun, Open MPI's mpirun.
 _NUMBERS = (
   ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
+LATER = 600  # seconds by which JAX's own patience is longer
+MISSED = "the processes did not find each other"
 _HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of TPUs, with commas between them
 
 
@@ -43,7 +48,8 @@ def join(
     timeout: seconds to wait for the others.
 
   Raises:
-    ValueError: numbers that do not fit, or the others did not come.
+    ValueError: numbers that do not fit, or JAX cannot start. If the others do not come in time, the
+      process ends with one line and exit status 2.
   """
   if (processes is None) != (process is None):
     raise ValueError("--processes and --process go together: how many, and which one this is.")
@@ -75,15 +81,24 @@ def _introduce(
 ) -> Place:
   import jax
 
+  # Where others do not come in time, JAX aborts the process with a page of C++: be faster.
+  guard = threading.Timer(timeout, _give_up, [timeout])
+  guard.daemon = True
+  guard.start()
   try:
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
+    jax.distributed.initialize(
+      coordinator, processes, process, initialization_timeout=timeout + LATER
+    )
     jax.devices()  # the backends start now, while all processes are there
     place = Place(jax.process_index(), jax.process_count())
     jax.distributed.shutdown()
   except (RuntimeError, ValueError) as error:
-    reason = str(error).strip().partition("\n")[0]
-    raise ValueError(
-      f"the processes did not find each other ({reason:.200}); start all of them within {timeout} "
-      "seconds, or give each --processes N --process I without a --coordinator."
-    ) from error
+    raise ValueError(f"{MISSED} ({str(error).strip().partition(chr(10))[0]:.200}).") from error
+  finally:
+    guard.cancel()
   return place
+
+
+def _give_up(timeout: int) -> None:
+  complain(f"{MISSED} within {timeout} seconds; start all of them, or give a longer timeout.")
+  os._exit(FAILED)

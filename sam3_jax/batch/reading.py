@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from sam3_jax.batch.inputs import Input
 from sam3_jax.preprocess import read_image, resize
-from sam3_jax.workers import end, parse_flags
+from sam3_jax.workers import end, leave_with_parent, parse_flags
 
 
 class Picture(NamedTuple):
@@ -39,6 +39,10 @@ class Source:
   def __init__(self, inputs: Sequence[Input], side: int, max_pixels: int):
     self._files = [(one.path, one.span, one.name) for one in inputs]
     self._side, self._max_pixels = side, max_pixels
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state)
+    leave_with_parent()
 
   def __len__(self) -> int:
     return len(self._files)
