@@ -245,6 +245,25 @@ def test_worker_processes_change_nothing(tmp_path):
   assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
 
 
+def test_worker_processes_end_with_a_killed_program(tmp_path):
+  """They would hold its output open."""
+  program = tmp_path / "program.py"
+  program.write_text(
+    textwrap.dedent(f"""
+      import os, sys
+      sys.path.insert(0, {str(ROOT / "tests")!r})
+      import test_data as t
+
+      if __name__ == "__main__":
+        next(t.batches(workers=1))
+        os.kill(os.getpid(), 9)
+    """)
+  )
+  command = [sys.executable, str(program)]
+  run = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=120)
+  assert run.returncode == -9
+
+
 @pytest.fixture
 def folder(tmp_path):
   for name in ("a", "b", "c"):

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
-from sam3_jax.workers import end, parse_flags
+from sam3_jax.workers import end, leave_with_parent, parse_flags
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 
@@ -155,6 +155,10 @@ class _Examples:
     self.tokenizer = tokenizer
     self.config = config
     self._rows: dict[str, np.ndarray] = {}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state)
+    leave_with_parent()
 
   def __call__(self, place: int, index: int) -> Batch:
     epoch = place // len(self.source)
