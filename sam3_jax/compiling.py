@@ -65,7 +65,7 @@ def lowered(
     model: its parameters may be `jax.ShapeDtypeStruct`s.
     images: sizes of the batches of `encode`.
     phrases: of `encode_text`.
-    prompts: of `decode`, about one image.
+    prompts: of `decode`, about one image; on a mesh, about an image each.
     boxes: the most of a prompt.
     max_detections: as in `decode`.
   """
@@ -82,28 +82,35 @@ def lowered(
       jax.eval_shape(jitted, params, *args),
     )
 
-  def picture(count: int) -> tuple[Any, Any]:
+  def put(count: int, batch: Any) -> Any:
+    """As it is, or, if `model` has a mesh, so many rows as they lie there."""
+    sharding = model._sharding(count)
+    if sharding is None:
+      return jax.tree.map(_shape, batch)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), batch
+    )
+
+  def pictures(count: int) -> tuple[Any, Any]:
     side = config.image_size
     return array((count, side, side, 3), np.uint8), array((count, 2), np.int32)
 
   def tokens(count: int) -> Any:
     return array((count, config.text.context), np.int32)
 
-  def question(count: int) -> Any:
+  def question(count: int) -> tuple[Any, Any, int | None]:
+    seen = result(model._encode_image, *pictures(model.mesh.size if model.mesh else 1))
     rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
     asked = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
     text = result(model._encode_text, tokens(count))
     packed = pack(asked, sizes, image=0 * rows, first_id=rows, text=text)
-    return jax.tree.map(_shape, packed)
+    return *put(count, (seen, packed)), max_detections
 
-  wanted = {_named("encode", n, "image"): (model._encode_image, picture(n)) for n in images}
+  wanted = {
+    _named("encode", n, "image"): (model._encode_image, put(n, pictures(n))) for n in images
+  }
   wanted |= {_named("encode", n, "phrase"): (model._encode_text, (tokens(n),)) for n in phrases}
-  if prompts:
-    seen = result(model._encode_image, *picture(1))
-    wanted |= {
-      _named("decode", n, "prompt"): (model._detect, (seen, question(n), max_detections))
-      for n in prompts
-    }
+  wanted |= {_named("decode", n, "prompt"): (model._programs(n)[0], question(n)) for n in prompts}
   return {name: jitted.lower(params, *args) for name, (jitted, args) in wanted.items()}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Int, UInt8
 
 from sam3_jax import checkpoint, parallel
 from sam3_jax.compiling import Program, programs
@@ -22,6 +22,7 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.room import Room
+from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding
 
@@ -127,16 +128,16 @@ class Sam3:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     rows = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
-    batches = _filled_batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices)
-    parts = [self._encode_image(self.params, *self._put((pixels[i], sizes[i]))) for i in batches]
-    return _take(_join(parts), np.arange(len(rows)))
+    cut = batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices)
+    parts = [self._encode_image(self.params, *self._put((pixels[i], sizes[i]))) for i in cut]
+    return take(join(parts), np.arange(len(rows)))
 
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
     """Encodes the phrase of each prompt; `decode(..., text=)` takes the result, again and again."""
     phrases = [prompt.phrase for prompt in as_prompts(prompts)]
     tokens = self.tokenizer(phrases)
-    batches = _batches(np.arange(len(tokens)), TEXT_BATCHES)
-    return _join([self._encode_text(self.params, tokens[i]) for i in batches])
+    cut = batches(np.arange(len(tokens)), TEXT_BATCHES)
+    return join([self._encode_text(self.params, tokens[i]) for i in cut])
 
   def decode(
     self,
@@ -196,7 +197,7 @@ class Sam3:
       rows = np.array([phrases.index(prompt.phrase) for prompt in prompts])
     elif len(text) != len(prompts):
       raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
-    first_ids = 1 + self.config.queries * _ordinal(images)
+    first_ids = 1 + self.config.queries * ordinals(images)
 
     def ask(batch: np.ndarray) -> tuple[ImageEmbedding, Prompts]:
       sources, source = np.unique(images[batch], return_inverse=True)
@@ -204,14 +205,14 @@ class Sam3:
         sources, source = images[batch], self._own_rows(len(batch))
       packed = pack(
         [prompts[i] for i in batch], sizes[batch],
-        image=source.astype(np.int32), first_id=first_ids[batch], text=_take(text, rows[batch]),
+        image=source.astype(np.int32), first_id=first_ids[batch], text=take(text, rows[batch]),
       )  # fmt: skip
-      return self._put((_take(embedding, sources), packed))
+      return self._put((take(embedding, sources), packed))
 
     about = jnp.asarray(images, jnp.int32)
     for batch in self._prompt_batches(images):
       for part, chosen in self._parts(*ask(batch), max_detections, min_score):
-        part, places = _distinct(part, batch[chosen])
+        part, places = distinct(part, batch[chosen])
         if isinstance(part, Detections) and room.is_whole(places):
           return dataclasses.replace(part, image_index=about)
         room.put(part, places)
@@ -226,18 +227,17 @@ class Sam3:
   ) -> Iterator[tuple[Detections | Scored, np.ndarray]]:
     """What is found for a batch, and for which of its rows."""
     every, places = np.arange(len(prompts)), self._places(len(prompts))
-    programs = self._few if places < self._devices else [self._detect, self._score, self._mask]
-    detect, score, mask = programs
+    detect, score, mask = self._programs(len(prompts))
     if not min_score:
       yield detect(self.params, embedding, prompts, max_detections), every
       return
     scored = score(self.params, embedding, prompts, max_detections)
     yield scored, every
     promising = np.flatnonzero(np.asarray(scored.scores).max(axis=1) > min_score)
-    for rows in _filled_batches(promising, prompts_at_once(), places):
-      part, seen = _take(scored, rows), embedding
+    for rows in batches(promising, prompts_at_once(), places):
+      part, seen = take(scored, rows), embedding
       if len(embedding) > 1:
-        seen = _take(embedding, rows)
+        seen = take(embedding, rows)
         part = dataclasses.replace(part, image_index=self._own_rows(len(rows)))
       yield mask(self.params, *self._put((seen, part))), rows
 
@@ -279,9 +279,9 @@ class Sam3:
       )
     return programs(
       self,
-      images=_batch_sizes(images, IMAGE_BATCHES),
-      phrases=_batch_sizes(prompts, TEXT_BATCHES),
-      prompts=_batch_sizes(prompts, prompts_at_once()),
+      images=lengths(batches(np.arange(images), IMAGE_BATCHES, self._devices)),
+      phrases=lengths(batches(np.arange(prompts), TEXT_BATCHES)),
+      prompts=lengths(self._prompt_batches(np.zeros(prompts, int))),
       boxes=boxes,
       max_detections=max_detections,
     )
@@ -308,22 +308,31 @@ class Sam3:
 
   def _prompt_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
     if self.mesh is None:
-      return _prompt_batches(images)
-    groups, sizes = self.mesh.shape["data"], prompts_at_once()
-    few = len(images) <= groups < self._devices
-    rows = np.arange(len(images))
-    return _filled_batches(rows, (1,) if few else sizes, groups if few else self._devices)
+      return batches_by_image(images, prompts_at_once())
+    rows, groups = np.arange(len(images)), self.mesh.shape["data"]
+    if len(images) <= groups < self._devices:
+      return batches(rows, (1,), groups)
+    return batches(rows, prompts_at_once(), self._devices)
+
+  def _programs(self, prompts: int) -> list[Any]:
+    """What detects, scores, and makes masks, in batches of so many."""
+    few = self._places(prompts) < self._devices
+    return self._few if few else [self._detect, self._score, self._mask]
 
   def _own_rows(self, count: int) -> Int[np.ndarray, " P"]:
-    """For each of so many rows, its number among those of its place."""
+    """For each row of a batch, its number among those of its place."""
     return np.arange(count, dtype=np.int32) % (count // self._places(count))
 
-  def _put(self, rows: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Cuts rows over the mesh; without one they go where the program is."""
+  def _sharding(self, rows: int) -> NamedSharding | None:
+    """How batches of so many rows lie; None without a mesh, where they go to the program."""
     if self.mesh is None:
-      return rows
-    few = self._places(len(rows[-1])) < self._devices
-    return jax.device_put(rows, (parallel.by_groups if few else parallel.by_rows)(self.mesh))
+      return None
+    few = self._places(rows) < self._devices
+    return (parallel.by_groups if few else parallel.by_rows)(self.mesh)
+
+  def _put(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+    sharding = self._sharding(len(batch[-1]))
+    return batch if sharding is None else jax.device_put(batch, sharding)
 
   def _pixels(
     self, source: ImageSource, max_pixels: int
@@ -366,70 +375,3 @@ def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -
     if not 0 <= row < images:
       raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")
   return np.broadcast_to(rows, prompts)
-
-
-def _ordinal(images: np.ndarray) -> np.ndarray:
-  """For each prompt, how many prompts before it are about the same image."""
-  seen: dict[int, int] = {}
-  places = []
-  for image in images.tolist():
-    places.append(seen.get(image, 0))
-    seen[image] = places[-1] + 1
-  return np.array(places, np.int32)
-
-
-def _batches(rows: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-  """Cuts rows into batches of these sizes, the largest that fits first."""
-  while len(rows):
-    size = next(size for size in sizes if size <= len(rows))
-    yield rows[:size]
-    rows = rows[size:]
-
-
-def _filled_batches(rows: np.ndarray, sizes: Sequence[int], places: int) -> Iterator[np.ndarray]:
-  """Batches of so many rows for each place; the last row again and again fills them up until the
-  places divide them."""
-  filled = np.pad(rows, (0, -len(rows) % places), mode="edge")
-  return _batches(filled, [places * size for size in sizes])
-
-
-def _batch_sizes(rows: int, sizes: Sequence[int]) -> list[int]:
-  """The different sizes of the batches of so many rows."""
-  return sorted({len(batch) for batch in _batches(np.arange(rows), sizes)})
-
-
-def _prompt_batches(images: np.ndarray) -> Iterator[np.ndarray]:
-  """Batches of prompts about one image; what is left over, in batches about several."""
-  rest = []
-  for image in np.unique(images):
-    for batch in _batches(np.flatnonzero(images == image), prompts_at_once()):
-      if len(batch) == prompts_at_once()[0]:
-        yield batch
-      else:
-        rest.append(batch)
-  if rest:
-    yield from _batches(np.concatenate(rest), prompts_at_once())
-
-
-def _join(parts: list) -> Any:
-  if len(parts) == 1:
-    return parts[0]
-  return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
-
-
-@jax.jit
-def _gather(pytree: Any, rows: Array) -> Any:
-  return jax.tree.map(lambda array: array[rows], pytree)
-
-
-def _distinct(part: Any, rows: np.ndarray) -> tuple[Any, np.ndarray]:
-  """Without the rows that are there again."""
-  first = np.sort(np.unique(rows, return_index=True)[1])
-  return _take(part, first), rows[first]
-
-
-def _take(pytree: Any, rows: np.ndarray) -> Any:
-  """Rows of each array; without a copy if these are all of them in order."""
-  if np.array_equal(rows, np.arange(len(pytree))):
-    return pytree
-  return _gather(pytree, rows)

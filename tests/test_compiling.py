@@ -12,7 +12,7 @@ import pytest
 from support import QUICK
 from toy import CONFIG, parameters
 
-from sam3_jax import Prompt, checkpoint, cli, compiling, inference
+from sam3_jax import Prompt, checkpoint, cli, compiling, inference, parallel
 from sam3_jax.commands import cache
 from sam3_jax.inference import Sam3
 from sam3_jax.tokenizer import Tokenizer
@@ -67,6 +67,18 @@ class TestCompile:
     found = model.decode(model.encode(PHOTO), Prompt("cat", [[0, 0, 9, 9]]), max_detections=2)
     assert found.scores.shape == (1, 2)
     assert wanted & {*compiled} == set()
+
+  @pytest.mark.parametrize(("count", "decode"), [(1, "1 prompt"), (3, "4 prompts")])
+  def test_on_a_mesh(self, tokenizer_path, compiled, count, decode):
+    """Four devices for a prompt, or one for each of several."""
+    mesh = parallel.make_mesh(jax.devices()[:4], model=4 if count == 1 else 1)
+    params, tokenizer = nest(parameters()), Tokenizer(tokenizer_path, context=CONFIG.text.context)
+    model = Sam3(CONFIG, params, tokenizer, mesh=mesh)
+    done = model.compile(images=2, prompts=count, max_detections=2)
+    assert [done[0].name, done[-1].name] == ["encode 4 images", f"decode {decode}"]
+    compiled.clear()
+    model.decode(model.encode([PHOTO] * 2), ["cat"] * count, 1, max_detections=2)
+    assert {"jit_encode_image", "jit_encode_text", "jit_detect"} & {*compiled} == set()
 
   def test_figures(self, tokenizer_path):
     model = make_model(tokenizer_path, nest(parameters()))
