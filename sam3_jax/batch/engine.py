@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from sam3_jax import parallel
-from sam3_jax.inference import Sam3
+from sam3_jax.inference import Sam3, prompts_at_once
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.phrases import REMEMBERED, Phrases
 from sam3_jax.postprocess import Instances, instances
@@ -65,7 +65,13 @@ class Engine:
   """
 
   def __init__(
-    self, model: Sam3, *, threshold: float, images: int = 4, prompts: int = 4, most: int = 100
+    self,
+    model: Sam3,
+    *,
+    threshold: float,
+    images: int = 4,
+    prompts: int | None = None,
+    most: int = 100,
   ):
     """Compiles nothing yet.
 
@@ -73,14 +79,14 @@ class Engine:
       model: on a mesh (`parallel.make_mesh`) with whole parameters.
       threshold: instances score above it.
       images: slots for pictures on each device.
-      prompts: of a round, on each device.
+      prompts: of a round, on each device; None for as many as are best there.
       most: instances of a prompt, the best.
     """
     if model.mesh is None:
       raise ValueError("the model needs a mesh: Sam3.from_checkpoint(path, mesh=make_mesh()).")
     self.rows = images * model.mesh.size
     self._model, self._threshold = model, threshold
-    self._images, self._prompts = images, prompts
+    self._images, self._prompts = images, prompts or prompts_at_once()[0]
     self._most = min(most, model.config.queries)
     self._cut = parallel.by_rows(model.mesh)
     self._phrases, self._compiling = Phrases(model), True

@@ -25,7 +25,7 @@ class Job:
     max_detections: of each prompt, the best.
     max_pixels: larger pictures are refused.
     part_size: inputs of a part.
-    images, prompts: of a batch, and of a round, on each device.
+    images, prompts: of a batch, and of a round, on each device; see `Engine`.
     workers: processes that read pictures; 0 for threads.
     max_error_rate: more failures than this share stop the job.
     process, processes: which of how many this is.
@@ -39,7 +39,7 @@ class Job:
   max_pixels: int = 300_000_000
   part_size: int = 256
   images: int = 4
-  prompts: int = 4
+  prompts: int | None = None
   workers: int = 0
   max_error_rate: float = 0.05
   process: int = 0

@@ -69,8 +69,11 @@ def batch(
     int, typer.Option(min=1, metavar="N", help="Pictures of a batch, for each device.")
   ] = 4,
   batch_prompts: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Prompts decoded at a time, on each device.")
-  ] = 4,
+    int | None,
+    typer.Option(
+      min=1, metavar="N", help="Prompts decoded at a time, on each device; 1 on a CPU, else 4."
+    ),
+  ] = None,
   workers: Annotated[
     int,
     typer.Option(min=0, metavar="N", help="Processes that read pictures; 0 for threads of this."),
