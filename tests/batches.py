@@ -3,6 +3,7 @@
 Run as a program it does a job's share by that engine, to be killed at will.
 """
 
+import io
 import json
 import sys
 import time
@@ -70,6 +71,25 @@ def pictures(folder: Path, count: int) -> Path:
     size = rng.integers(5, 40, 2)
     Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / f"{i:03}.png")
   return folder
+
+
+def broken() -> dict[str, bytes]:
+  """Nine kinds of files that no picture of up to a million pixels can be read from."""
+  png, jpeg, large = (
+    _saved(Image.effect_noise(size, 80), kind)
+    for size, kind in (((40, 30), "png"), ((64, 64), "jpeg"), ((1001, 1000), "png"))
+  )
+  return {
+    "empty.png": b"", "text.jpg": b"no picture", "zeros.png": bytes(500), "cut.png": png[:90],
+    "head.png": png[:8], "flipped.png": png[:60] + b"\xff" * 20 + png[80:],
+    "html.jpg": b"<html>404</html>", "cut.jpg": jpeg[:600], "large.png": large,
+  }  # fmt: skip
+
+
+def _saved(picture: Image.Image, kind: str) -> bytes:
+  file = io.BytesIO()
+  picture.save(file, kind)
+  return file.getvalue()
 
 
 def job(images, out, prompts="cat, dog", **settings) -> Job:

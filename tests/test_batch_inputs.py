@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from batches import broken
 from PIL import Image
 
 from sam3_jax import Prompt
@@ -200,22 +201,11 @@ def test_digest_tells_lists_apart(folder):
 
 def test_ten_kinds_of_broken_pictures(folder):
   """Each is a row with a reason; the good one between them is read."""
-  file = io.BytesIO()
-  Image.effect_noise((40, 30), 80).save(file, "png")
-  whole = file.getvalue()
-  broken = {
-    "empty.png": b"", "text.jpg": b"no picture", "zeros.png": bytes(500), "cut.png": whole[:90],
-    "head.png": whole[:8], "flipped.png": whole[:60] + b"\xff" * 20 + whole[80:],
-    "html.jpg": b"<html>404</html>", "cut.jpg": None, "large.png": png("red", (1001, 1000)),
-  }  # fmt: skip
-  file = io.BytesIO()
-  Image.effect_noise((64, 64), 80).save(file, "jpeg")
-  broken["cut.jpg"] = file.getvalue()[:600]
   lines = []
-  for name, data in broken.items():
+  for name, data in broken().items():
     (folder / name).write_bytes(data)
     lines += [{"image": name}, {"image": f"good-{name}"}]
-    (folder / f"good-{name}").write_bytes(whole)
+    (folder / f"good-{name}").write_bytes(png())
   lines += [{"image": "missing.png"}, {"image": "pictures"}]
   found = find(write_lines(folder / "list.jsonl", *lines), "cat")
   with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:

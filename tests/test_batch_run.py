@@ -12,7 +12,7 @@ from pathlib import Path
 
 import batches
 import pytest
-from batches import MODEL, QUIET, files, job, pictures
+from batches import MODEL, QUIET, broken, files, job, pictures
 
 from sam3_jax.batch import job as jobs
 from sam3_jax.batch import parts, pipeline
@@ -152,6 +152,26 @@ def test_too_many_failures_stop_it(tmp_path, monkeypatch):
   assert merge(out) | {"annotations": 0} == {
     "images": 40, "annotations": 0, "failed": 20, "categories": 2
   }  # fmt: skip
+
+
+def test_thirty_broken_ones_among_a_thousand(tmp_path):
+  """Of ten kinds, one of them a box that misses its picture: 3 %, which the command lets pass."""
+  folder, faults = pictures(tmp_path / "images", 970), list(broken().items())
+  lines = [{"image": f"images/{i:03}.png", "prompts": ["cat"]} for i in range(970)]
+  for i in range(30):
+    name, data = faults[i % 10] if i % 10 < 9 else ("box.png", (folder / "000.png").read_bytes())
+    (folder / f"{i}-{name}").write_bytes(data)
+    boxes = [[900, 900, 950, 950]] if name == "box.png" else [[0, 0, 2, 2]]
+    lines.insert(33 * i, {"image": f"images/{i}-{name}", "prompts": [{"boxes": boxes}]})
+  path, out = tmp_path / "list.jsonl", tmp_path / "out"
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  settings = {"max_error_rate": 0.05, "max_pixels": 10**6, "part_size": 128}
+  assert runs.run(job(path, out, None, **settings), MODEL, QUIET, QUIET)
+  assert merge(out)["images"] == 970
+  failed = [json.loads(line) for line in (out / "errors.jsonl").read_text().splitlines()]
+  assert [one["input"] for one in failed] == [33 * i for i in range(30)]
+  assert [one["image"] for one in failed] == [lines[33 * i]["image"] for i in range(30)]
+  assert all(one["reason"] for one in failed)
 
 
 class TestFullDisk:
