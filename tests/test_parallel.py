@@ -1,12 +1,17 @@
 """The programs on a mesh: equal to one device, without collectives, with cut parameters too."""
 
 import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import hlo
 import jax
 import numpy as np
 import pytest
 import tiny
+import tpu_batch
 from jax.sharding import PartitionSpec as P
 from support import QUICK, assert_close
 from tpu_batch import lower_decoder, lower_encoder
@@ -149,6 +154,31 @@ def test_what_crosses_when_devices_share_a_prompt(mesh):
   assert {one.kind for one in found} == {"all-gather"}
   assert {one.size for one in found} == {config.grid**2 * config.width * 4 * 3}
   assert len(re.findall(r" all-gather(?:-start)?\(", text)) == 2  # in the layers' loop, behind it
+
+
+def test_no_collective_on_a_tpu():
+  """Compiled for four chips that are not here; at full size by `benchmarks/tpu_batch.py`."""
+  pytest.importorskip("libtpu", reason="the TPU's compiler")
+  program = f"""
+    import sys
+    sys.path += {[str(Path(module.__file__).parent) for module in (tiny, tpu_batch)]}
+    import chips
+    chips.describe()
+    import jax.numpy as jnp
+    import tiny
+    from tpu_batch import lower_decoder, lower_encoder
+    from sam3_jax import parallel
+
+    mesh = parallel.make_mesh(chips.devices("v6e", 4))
+    encode, embedding = lower_encoder(tiny.CONFIG, jnp.bfloat16, mesh, images=1)
+    decode = lower_decoder(tiny.CONFIG, jnp.bfloat16, mesh, embedding, prompts=1, most=4)
+    for lowered in (encode, decode):
+      listing = chips.report("v6e", lowered).listing
+      print(len(listing.ops) > 10, listing.collectives)
+  """
+  command = [sys.executable, "-c", textwrap.dedent(program)]
+  run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+  assert (run.returncode, run.stdout) == (0, "True []\n" * 2), run.stderr
 
 
 def test_keep_says_what_comes_back(mesh):
