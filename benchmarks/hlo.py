@@ -105,8 +105,9 @@ def read(hlo: str) -> Listing:
       scope = _find(r'op_name="([^"]*)"', rest)
       # An asynchronous one is a pair; the second's type is the result alone.
       kind, channel = re.fullmatch(rf"({KINDS})(-done)?", opcode), _find(r"channel_id=(\d+)", rest)
-      if kind and channel not in counted:
-        counted.update({channel} - {""})
+      one = channel, scope, size(result)  # under shard_map, all have the same channel
+      if kind and one not in counted:
+        counted.update({one} if channel else ())
         # A TPU's reduce-scatter is a fusion of this name, of an all-reduce and a slice of it.
         name = "reduce-scatter" if "all-reduce-scatter" in computation else kind[1]
         listing.collectives.append(Collective(name, size(result), times, scope))
