@@ -8,8 +8,8 @@ import pytest
 from scipy.special import erf
 from support import assert_close, normal
 
-from sam3_jax.model.layers import Mlp, gelu, layer_norm
-from sam3_jax.model.neck import Double, interleaved
+from sam3_jax.model.layers import Mlp, gelu, interleaved, layer_norm
+from sam3_jax.model.neck import Double
 
 
 def test_gelu():

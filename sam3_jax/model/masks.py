@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import Attention, Mlp, float32_sums, layer_norm
+from sam3_jax.model.layers import Attention, Mlp, float32_sums, interleaved, layer_norm
 
 
 class MaskHead(nn.Module):
@@ -85,7 +85,7 @@ class MergeConv(nn.Module):
   def doubled(self, x: Float[Array, "P H W D"]) -> Float[Array, "P H2 W2 D"]:
     """The coarser map's part: all 9 taps on 2 x 2 equal cells see only 2 x 2 different ones, so it
     is one 2 x 2 convolution for each of the four places in a doubled cell: 4 / 9 of the work."""
-    rows, height, width, _ = x.shape
+    _, height, width, _ = x.shape
     kernel = self.kernel.astype(jnp.float32)  # so that the sums are rounded once
     kernel = jax.vmap(jax.vmap(_folded))(_folded(kernel))
     kernel = kernel.transpose(1, 3, 4, 0, 2, 5)
@@ -93,8 +93,7 @@ class MergeConv(nn.Module):
     y = self._conv(x, kernel.reshape(2, 2, self.width, -1), "VALID")
     y = y.reshape(*y.shape[:3], 2, 2, self.width)
     places = [[y[:, a : a + height, b : b + width, a, b] for b in (0, 1)] for a in (0, 1)]
-    y = jnp.stack([jnp.stack(row, axis=3) for row in places], axis=2)  # [P, H, 2, W, 2, D]
-    return y.reshape(rows, 2 * height, 2 * width, self.width)
+    return interleaved(places)
 
   def _conv(self, x: Array, kernel: Array, padding: str) -> Array:
     return jax.lax.conv_general_dilated(

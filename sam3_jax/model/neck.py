@@ -4,15 +4,12 @@ al. 2022, arXiv:2203.16527, without its norms).
 Meta's checkpoint has a fourth level at half the resolution that nothing reads; it is not built.
 """
 
-import functools
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sam3_jax.model.layers import conv, gelu
+from sam3_jax.model.layers import conv, gelu, interleaved
 
 
 class Neck(nn.Module):
@@ -84,15 +81,3 @@ class Pointwise(nn.Module):
 def _product(x: Array, kernel: Float[Array, "C C2"], bias: Float[Array, " C2"]) -> Array:
   y = jnp.einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
   return (y + bias).astype(x.dtype)
-
-
-def interleaved(cells: list[list[Float[Array, "B H W C"]]]) -> Float[Array, "B H2 W2 C"]:
-  """The map of which these are every n-th row and column: a sum of maps with zeros between."""
-  side, zero = len(cells), jnp.zeros((), cells[0][0].dtype)
-
-  def spread(cell: Array, row: int, column: int) -> Array:
-    apart = [(at, side - 1 - at, side - 1) for at in (row, column)]
-    return jax.lax.pad(cell, zero, ((0, 0, 0), *apart, (0, 0, 0)))
-
-  maps = [spread(cell, i, j) for i, row in enumerate(cells) for j, cell in enumerate(row)]
-  return functools.reduce(jnp.add, maps)
