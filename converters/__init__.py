@@ -9,6 +9,7 @@ back.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -131,10 +132,11 @@ def _plan(
   table, path = layout.TABLE, weights.parent / "config.json"
   if layout is meta and meta.is_multiplex(sources):
     table = meta.MULTIPLEX
+  shapes = functools.partial(expected_shapes, visual=table.has_visual(sources))
   if config is None and path.exists() and hasattr(layout, "read_config"):
     config = layout.read_config(_read_json(path), str(path))
   if config is not None:
-    planned, faults = account(table, sources, expected_shapes(config), config)
+    planned, faults = account(table, sources, shapes(config), config)
     raise_incomplete(table, faults)
     return planned
   if layout is keras_hub:
@@ -142,13 +144,13 @@ def _plan(
   error, faults = None, []
   try:
     config = infer_config(table, {name: source.shape for name, source in sources.items()})
-    planned, faults = account(table, sources, expected_shapes(config), config)
+    planned, faults = account(table, sources, shapes(config), config)
     if not faults:
       return planned
   except ValueError as unclear:
     error = unclear
   released = dataclasses.replace(RELEASED, concept_points=layout is meta)
-  planned, others = account(table, sources, expected_shapes(released), released)
+  planned, others = account(table, sources, shapes(released), released)
   if not others:
     return planned
   if error and len(others) > _FEW:

@@ -138,7 +138,7 @@ def account(
     shapes: of our arrays by path; what the model wants, see `checkpoint.expected_shapes`.
     config: the model's.
   """
-  entries = table.entries(config)
+  entries = table.entries(config, visual=_has_visual(shapes))
   faults, found = [], {}
   for original, source in sources.items():
     name = table.canonical(original)
@@ -146,8 +146,9 @@ def account(
       faults.append(f"{original} is there twice, as {name} too")
     found[name] = source
   wanted = {name: entry.shape(shapes, config) for name, entry in entries.items()}
-  kept = {name: fact for name, fact in table.kept(config, found).items() if name not in wanted}
-  parts = {DETECTOR, *(part for name, (part, _) in kept.items() if name in found)}
+  facts = table.kept(config, found)
+  parts = {DETECTOR, *(part for name, (part, _) in facts.items() if name in found)}
+  kept = {name: fact for name, fact in facts.items() if name not in wanted}
   wanted |= {name: shape for name, (part, shape) in kept.items() if part in parts}
   dropped = {name: why for name in found if (why := table.reason(table.dropped, name))}
   unread = {name: table.reason(table.unread, name) or "" for name in found if name in kept}
@@ -195,7 +196,7 @@ def export_arrays(
     config: the model's.
   """
   flat = flatten(params)
-  for name, entry in table.entries(config).items():
+  for name, entry in table.entries(config, visual=_has_visual(flat)).items():
     yield name, restore(name, entry, flat, unread, config)
   yield from ((name, array) for name, array in unread.items() if "[" not in name)
 
@@ -219,6 +220,10 @@ def restore(
 def skipped_name(name: str, item: Rule) -> str:
   """What `unread` calls the entries of a tensor that its rule skips."""
   return f"{name}[:, :{item.skip}]"
+
+
+def _has_visual(paths: Iterable[str]) -> bool:
+  return any(path.startswith("visual/") for path in paths)
 
 
 def _lone_dtypes(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam3_jax import checkpoint
-from sam3_jax.checkpoint import Stored, expected_shapes
+from sam3_jax.checkpoint import VISUAL, Stored, expected_shapes
 from sam3_jax.config import Config
 from sam3_jax.writer import NewFolder
 
@@ -27,13 +27,14 @@ from .huggingface_config import write_config
 from .rules import Entry, Table
 from .safetensors import write_safetensors
 from .torch_writer import write_torch
-from .unread import DETECTOR, NECK, TRACKER, memory_layers, translate
+from .unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
 from .vocabulary_files import entries as check_vocabulary
 from .vocabulary_files import write_huggingface, write_openai
 
 TABLES: dict[str, Table] = {"huggingface": huggingface.TABLE, "meta": meta.TABLE}
 FILES = {"huggingface": "model.safetensors", "meta": "sam3.pt"}
 REPORT = "export.json"
+FREQUENCIES = f"{VISUAL}/prompt/frequencies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +106,17 @@ class _Job:
     self.config = dataclasses.replace(stored.config, concept_points=layout == "meta")
     self.unread = stored.unread()
     self.unread = keras_hub.as_huggingface(self.unread) or self.unread
-    self.kept = translate(self.unread, layout, self.config)
-    self.memory_layers = memory_layers(self.kept)
-    entries = table.entries(self.config)
-    self.kept = {name: array for name, array in self.kept.items() if name not in entries}
+    item_of = {path: item for item, paths in stored.items.items() for path in paths}
+    visual = any(path.startswith(f"{VISUAL}/") for path in item_of)
+    given = translate(self.unread | self._frequencies(item_of), layout, self.config)
+    self.memory_layers = memory_layers(given)
+    entries = table.entries(self.config, visual=visual)
+    self.kept = {name: array for name, array in given.items() if name not in entries}
     facts = table.kept(self.config, self.kept)
     parts = {DETECTOR, *(facts[name][0] for name in self.kept)}
-    item_of = {path: item for item, paths in stored.items.items() for path in paths}
+    parts |= {NECK, TRACKER} if visual else set()
     self.items: dict[str, dict[str, Entry]] = {item: {} for item in stored.items}
-    shapes, self.zeros = expected_shapes(self.config), {}
+    shapes, self.zeros = expected_shapes(self.config, visual=visual), {}
     self.listing: list[tuple[str, tuple[int, ...], str]] = []
     for name, entry in entries.items():
       path = entry.slots[0][0]
@@ -133,7 +136,7 @@ class _Job:
     self.listing += [(name, shape, self.dtype) for name, shape in self.zeros.items()]
     for name, array in (*self.kept.items(), *self.derived.items()):
       self.listing.append((name, array.shape, str(array.dtype)))
-    self.exported = self._exported(layout, parts, entries)
+    self.exported = self._exported(layout, parts, entries, given)
 
   def nbytes(self) -> int:
     return sum(math.prod(shape) * jnp.dtype(dtype).itemsize for _, shape, dtype in self.listing)
@@ -154,13 +157,26 @@ class _Job:
     yield from self.kept.values()
     yield from self.derived.values()
 
-  def _exported(self, layout: str, parts: set[str], entries: Mapping[str, Entry]) -> Exported:
+  def _frequencies(self, item_of: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The one tensor of visual prompts that Hugging Face's layout has twice, under its names."""
+    if FREQUENCIES not in item_of:
+      return {}
+    array = self.stored.read(item_of[FREQUENCIES])[FREQUENCIES]
+    return dict.fromkeys(SHARED_FREQUENCIES, array)
+
+  def _exported(
+    self,
+    layout: str,
+    parts: set[str],
+    entries: Mapping[str, Entry],
+    given: Mapping[str, np.ndarray],
+  ) -> Exported:
     heads = [skipped_name(name, entry.rule) for name, entry in entries.items() if entry.rule.skip]
     left_out = {part: "this checkpoint has none" for part in (NECK, TRACKER) if part not in parts}
     no_place = f"the layout {layout} has no place for it"
     if self.stored.config.concept_points and not self.config.concept_points:
       left_out["geometry/point_*"] = no_place
-    back = translate(self.kept, _layout_of(self.unread), self.config)
+    back = translate(given, _layout_of(self.unread), self.config)
     for name in self.unread:
       if name not in back and name not in heads:
         left_out[name] = no_place

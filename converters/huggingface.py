@@ -76,6 +76,39 @@ def _encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
+def _neck(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.0.scale_layers.0", f"{target}/level0/up1", kernel=DECONV),
+    *dense(f"{source}.0.scale_layers.2", f"{target}/level0/up2", kernel=DECONV),
+    *dense(f"{source}.0.proj1", f"{target}/level0/project", kernel=CONV),
+    *dense(f"{source}.0.proj2", f"{target}/level0/smooth", kernel=CONV),
+    *dense(f"{source}.1.scale_layers.0", f"{target}/level1/up1", kernel=DECONV),
+    *dense(f"{source}.1.proj1", f"{target}/level1/project", kernel=CONV),
+    *dense(f"{source}.1.proj2", f"{target}/level1/smooth", kernel=CONV),
+    *dense(f"{source}.2.proj1", f"{target}/level2/project", kernel=CONV),
+    *dense(f"{source}.2.proj2", f"{target}/level2/smooth", kernel=CONV),
+  )
+
+
+def _two_way_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *_attention(f"{source}.self_attn", f"{target}/self_attn"),
+    *_attention(f"{source}.cross_attn_token_to_image", f"{target}/image_attn"),
+    *_attention(f"{source}.cross_attn_image_to_token", f"{target}/token_attn"),
+    *dense(f"{source}.mlp.proj_in", f"{target}/mlp/fc1"),
+    *dense(f"{source}.mlp.proj_out", f"{target}/mlp/fc2"),
+    *sum((norm(f"{source}.layer_norm{i}", f"{target}/norm{i}") for i in range(1, 5)), ()),
+  )
+
+
+def _visual_mlp(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.proj_in", f"{target}/fc1"),
+    *dense(f"{source}.layers.0", f"{target}/fc2"),
+    *dense(f"{source}.proj_out", f"{target}/fc3"),
+  )
+
+
 _TRUNK = "vision_encoder.backbone"
 _BLOCK = f"{_TRUNK}.layers.*"
 _NECK = "vision_encoder.neck.fpn_layers"
@@ -86,6 +119,9 @@ _DECODER = "detr_decoder"
 _DECODER_LAYER = f"{_DECODER}.layers.*"
 _SCORING = "dot_product_scoring"
 _MASKS = "mask_decoder"
+_PROMPT = "tracker_model.prompt_encoder"
+_MASK_DECODER = "tracker_model.mask_decoder"
+_TWO_WAY = f"{_MASK_DECODER}.transformer"
 
 TABLE = Table(
   name="huggingface",
@@ -102,15 +138,7 @@ TABLE = Table(
     *norm(f"{_BLOCK}.layer_norm2", "trunk/blocks/*/norm2"),
     *dense(f"{_BLOCK}.mlp.fc1", "trunk/blocks/*/mlp/fc1"),
     *dense(f"{_BLOCK}.mlp.fc2", "trunk/blocks/*/mlp/fc2"),
-    *dense(f"{_NECK}.0.scale_layers.0", "neck/level0/up1", kernel=DECONV),
-    *dense(f"{_NECK}.0.scale_layers.2", "neck/level0/up2", kernel=DECONV),
-    *dense(f"{_NECK}.0.proj1", "neck/level0/project", kernel=CONV),
-    *dense(f"{_NECK}.0.proj2", "neck/level0/smooth", kernel=CONV),
-    *dense(f"{_NECK}.1.scale_layers.0", "neck/level1/up1", kernel=DECONV),
-    *dense(f"{_NECK}.1.proj1", "neck/level1/project", kernel=CONV),
-    *dense(f"{_NECK}.1.proj2", "neck/level1/smooth", kernel=CONV),
-    *dense(f"{_NECK}.2.proj1", "neck/level2/project", kernel=CONV),
-    *dense(f"{_NECK}.2.proj2", "neck/level2/smooth", kernel=CONV),
+    *_neck(_NECK, "neck"),
     *rule(f"{_TEXT}.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
     *rule(f"{_TEXT}.embeddings.position_embedding.weight", "text/position"),
     *norm(f"{_TEXT_BLOCK}.layer_norm1", "text/blocks/*/norm1"),
@@ -167,12 +195,42 @@ TABLE = Table(
     *dense(f"{_MASKS}.mask_embedder.layers.2", "masks/mask_embed/fc3"),
   ),
   unread={
-    r"detector_model\.vision_encoder\.neck\.fpn_layers\.3\..*": "half-resolution level: unused",
+    r"(detector_model\.vision_encoder\.|tracker_)neck\.fpn_layers\.3\..*": "half size: unused",
     r"detector_model\.text_encoder\.text_projection\.weight": "computed, unused",
     r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
-    r"tracker_neck\..*": "neck of visual prompts and video",
-    r"tracker_model\..*": "visual prompts and video",
+    r"tracker_neck\..*": "neck of visual prompts, no head",
+    r"tracker_model\.shared_image_embedding\..*": "the prompt encoder's, once more",
+    r"tracker_model\..*": "video",
   },
   dropped={},
+  visual=(
+    *_neck("tracker_neck.fpn_layers", "visual/neck"),
+    *rule("tracker_model.no_memory_embedding", "visual/no_memory"),
+    *dense(f"{_MASK_DECODER}.conv_s0", "visual/fine_project", kernel=CONV),
+    *dense(f"{_MASK_DECODER}.conv_s1", "visual/middle_project", kernel=CONV),
+    *rule(f"{_PROMPT}.shared_embedding.positional_embedding", "visual/prompt/frequencies"),
+    *rule(f"{_PROMPT}.point_embed.weight", "visual/prompt/label_embedding"),
+    *rule(f"{_PROMPT}.not_a_point_embed.weight", "visual/prompt/not_a_point"),
+    *rule(f"{_PROMPT}.no_mask_embed.weight", "visual/prompt/no_mask"),
+    *dense(f"{_PROMPT}.mask_embed.conv1", "visual/prompt/mask/conv1", kernel=CONV),
+    *norm(f"{_PROMPT}.mask_embed.layer_norm1", "visual/prompt/mask/norm1"),
+    *dense(f"{_PROMPT}.mask_embed.conv2", "visual/prompt/mask/conv2", kernel=CONV),
+    *norm(f"{_PROMPT}.mask_embed.layer_norm2", "visual/prompt/mask/norm2"),
+    *dense(f"{_PROMPT}.mask_embed.conv3", "visual/prompt/mask/project", kernel=CONV),
+    *rule(f"{_MASK_DECODER}.obj_score_token.weight", "visual/decoder/object_token"),
+    *rule(f"{_MASK_DECODER}.iou_token.weight", "visual/decoder/iou_token"),
+    *rule(f"{_MASK_DECODER}.mask_tokens.weight", "visual/decoder/mask_tokens"),
+    *_two_way_layer(f"{_TWO_WAY}.layers.0", "visual/decoder/two_way/layer0"),
+    *_two_way_layer(f"{_TWO_WAY}.layers.1", "visual/decoder/two_way/layer1"),
+    *_attention(f"{_TWO_WAY}.final_attn_token_to_image", "visual/decoder/two_way/final_attn"),
+    *norm(f"{_TWO_WAY}.layer_norm_final_attn", "visual/decoder/two_way/norm_final"),
+    *dense(f"{_MASK_DECODER}.upscale_conv1", "visual/decoder/up1", kernel=DECONV),
+    *norm(f"{_MASK_DECODER}.upscale_layer_norm", "visual/decoder/up_norm"),
+    *dense(f"{_MASK_DECODER}.upscale_conv2", "visual/decoder/up2", kernel=DECONV),
+    *_visual_mlp(f"{_MASK_DECODER}.output_hypernetworks_mlps.*", "visual/decoder/mask_mlp/*"),
+    *_visual_mlp(f"{_MASK_DECODER}.iou_prediction_head", "visual/decoder/iou_head"),
+    *_visual_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head"),
+  ),
+  visual_parts=("tracker_model.mask_decoder.", "tracker_neck."),
   kept=functools.partial(unread.wanted, "huggingface"),
 )

@@ -23,6 +23,7 @@ from .rules import (
   DENSE,
   Grid,
   HalfSplit,
+  Row,
   Rule,
   Source,
   Table,
@@ -43,7 +44,8 @@ def from_arrays(
       configuration that the shapes do not tell.
   """
   config = config or infer_config(TABLE, {name: array.shape for name, array in arrays.items()})
-  return config, convert_arrays(TABLE, arrays, expected_shapes(config), config, dtype)
+  shapes = expected_shapes(config, visual=TABLE.has_visual(arrays))
+  return config, convert_arrays(TABLE, arrays, shapes, config, dtype)
 
 
 def matches(names: Iterable[str]) -> bool:
@@ -124,6 +126,36 @@ def _encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
+def _neck(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.0.dconv_2x2_0", f"{target}/level0/up1", kernel=DECONV),
+    *dense(f"{source}.0.dconv_2x2_1", f"{target}/level0/up2", kernel=DECONV),
+    *dense(f"{source}.0.conv_1x1", f"{target}/level0/project", kernel=CONV),
+    *dense(f"{source}.0.conv_3x3", f"{target}/level0/smooth", kernel=CONV),
+    *dense(f"{source}.1.dconv_2x2", f"{target}/level1/up1", kernel=DECONV),
+    *dense(f"{source}.1.conv_1x1", f"{target}/level1/project", kernel=CONV),
+    *dense(f"{source}.1.conv_3x3", f"{target}/level1/smooth", kernel=CONV),
+    *dense(f"{source}.2.conv_1x1", f"{target}/level2/project", kernel=CONV),
+    *dense(f"{source}.2.conv_3x3", f"{target}/level2/smooth", kernel=CONV),
+  )
+
+
+def _split_attention(source: str, target: str) -> tuple[Rule, ...]:
+  parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
+  return sum((dense(f"{source}.{a}", f"{target}/{b}") for a, b in parts.items()), ())
+
+
+def _two_way_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *_split_attention(f"{source}.self_attn", f"{target}/self_attn"),
+    *_split_attention(f"{source}.cross_attn_token_to_image", f"{target}/image_attn"),
+    *_split_attention(f"{source}.cross_attn_image_to_token", f"{target}/token_attn"),
+    *dense(f"{source}.mlp.lin1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.mlp.lin2", f"{target}/mlp/fc2"),
+    *sum((norm(f"{source}.norm{i}", f"{target}/norm{i}") for i in range(1, 5)), ()),
+  )
+
+
 _TRUNK = "backbone.vision_backbone.trunk"
 _BLOCK = f"{_TRUNK}.blocks.*"
 _NECK = "backbone.vision_backbone.convs"
@@ -133,6 +165,10 @@ _GEOMETRY = "geometry_encoder"
 _DECODER = "transformer.decoder"
 _DECODER_LAYER = f"{_DECODER}.layers.*"
 _MASKS = "segmentation_head"
+_VISUAL_NECK = "detector.backbone.vision_backbone.sam2_convs"
+_PROMPT = "tracker.sam_prompt_encoder"
+_MASK_DECODER = "tracker.sam_mask_decoder"
+_TWO_WAY = f"{_MASK_DECODER}.transformer"
 
 TABLE = Table(
   name="meta",
@@ -148,15 +184,7 @@ TABLE = Table(
     *norm(f"{_BLOCK}.norm2", "trunk/blocks/*/norm2"),
     *dense(f"{_BLOCK}.mlp.fc1", "trunk/blocks/*/mlp/fc1"),
     *dense(f"{_BLOCK}.mlp.fc2", "trunk/blocks/*/mlp/fc2"),
-    *dense(f"{_NECK}.0.dconv_2x2_0", "neck/level0/up1", kernel=DECONV),
-    *dense(f"{_NECK}.0.dconv_2x2_1", "neck/level0/up2", kernel=DECONV),
-    *dense(f"{_NECK}.0.conv_1x1", "neck/level0/project", kernel=CONV),
-    *dense(f"{_NECK}.0.conv_3x3", "neck/level0/smooth", kernel=CONV),
-    *dense(f"{_NECK}.1.dconv_2x2", "neck/level1/up1", kernel=DECONV),
-    *dense(f"{_NECK}.1.conv_1x1", "neck/level1/project", kernel=CONV),
-    *dense(f"{_NECK}.1.conv_3x3", "neck/level1/smooth", kernel=CONV),
-    *dense(f"{_NECK}.2.conv_1x1", "neck/level2/project", kernel=CONV),
-    *dense(f"{_NECK}.2.conv_3x3", "neck/level2/smooth", kernel=CONV),
+    *_neck(_NECK, "neck"),
     *rule(f"{_TEXT}.token_embedding.weight", "text/token_embedding/embedding"),
     *rule(f"{_TEXT}.positional_embedding", "text/position"),
     *norm(f"{_TEXT_BLOCK}.ln_1", "text/blocks/*/norm1"),
@@ -214,15 +242,44 @@ TABLE = Table(
     *_mlp(f"{_MASKS}.mask_predictor.mask_embed", "masks/mask_embed", 3),
   ),
   unread={
-    r"detector\.backbone\.vision_backbone\.convs\.3\..*": "half-resolution level: computed, unused",
-    r"detector\.backbone\.vision_backbone\.sam2_convs\..*": "neck of visual prompts and video",
+    r"detector\.backbone\.vision_backbone\.(sam2_)?convs\.3\..*": "half-resolution level: unused",
+    r"detector\.backbone\.vision_backbone\.sam2_convs\..*": "neck of visual prompts, no head",
     r"detector\.backbone\.language_backbone\.encoder\.text_projection": "computed, unused",
     r"detector\.segmentation_head\.pixel_decoder\.(conv_layers|norms)\.2\..*": "third pair, unused",
-    r"tracker\..*": "visual prompts and video",
+    r"tracker\..*": "video",
   },
   dropped={
     r"detector\.backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "computed anew",
   },
+  visual=(
+    *_neck(_VISUAL_NECK, "visual/neck"),
+    *rule("tracker.no_mem_embed", "visual/no_memory"),
+    *dense(f"{_MASK_DECODER}.conv_s0", "visual/fine_project", kernel=CONV),
+    *dense(f"{_MASK_DECODER}.conv_s1", "visual/middle_project", kernel=CONV),
+    *rule(f"{_PROMPT}.pe_layer.positional_encoding_gaussian_matrix", "visual/prompt/frequencies"),
+    *rule(f"{_PROMPT}.point_embeddings.*.weight", "visual/prompt/label_embedding/*", Row()),
+    *rule(f"{_PROMPT}.not_a_point_embed.weight", "visual/prompt/not_a_point"),
+    *rule(f"{_PROMPT}.no_mask_embed.weight", "visual/prompt/no_mask"),
+    *dense(f"{_PROMPT}.mask_downscaling.0", "visual/prompt/mask/conv1", kernel=CONV),
+    *norm(f"{_PROMPT}.mask_downscaling.1", "visual/prompt/mask/norm1"),
+    *dense(f"{_PROMPT}.mask_downscaling.3", "visual/prompt/mask/conv2", kernel=CONV),
+    *norm(f"{_PROMPT}.mask_downscaling.4", "visual/prompt/mask/norm2"),
+    *dense(f"{_PROMPT}.mask_downscaling.6", "visual/prompt/mask/project", kernel=CONV),
+    *rule(f"{_MASK_DECODER}.obj_score_token.weight", "visual/decoder/object_token"),
+    *rule(f"{_MASK_DECODER}.iou_token.weight", "visual/decoder/iou_token"),
+    *rule(f"{_MASK_DECODER}.mask_tokens.weight", "visual/decoder/mask_tokens"),
+    *_two_way_layer(f"{_TWO_WAY}.layers.0", "visual/decoder/two_way/layer0"),
+    *_two_way_layer(f"{_TWO_WAY}.layers.1", "visual/decoder/two_way/layer1"),
+    *_split_attention(f"{_TWO_WAY}.final_attn_token_to_image", "visual/decoder/two_way/final_attn"),
+    *norm(f"{_TWO_WAY}.norm_final_attn", "visual/decoder/two_way/norm_final"),
+    *dense(f"{_MASK_DECODER}.output_upscaling.0", "visual/decoder/up1", kernel=DECONV),
+    *norm(f"{_MASK_DECODER}.output_upscaling.1", "visual/decoder/up_norm"),
+    *dense(f"{_MASK_DECODER}.output_upscaling.3", "visual/decoder/up2", kernel=DECONV),
+    *_mlp(f"{_MASK_DECODER}.output_hypernetworks_mlps.*", "visual/decoder/mask_mlp/*", 3),
+    *_mlp(f"{_MASK_DECODER}.iou_prediction_head", "visual/decoder/iou_head", 3),
+    *_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head", 3),
+  ),
+  visual_parts=("tracker.sam_mask_decoder.", f"{_VISUAL_NECK}."),
   kept=functools.partial(unread.wanted, "meta"),
   derived=rope_tables,
 )
@@ -242,4 +299,5 @@ MULTIPLEX = dataclasses.replace(
     r"tracker\.model\..*": "visual prompts and video of SAM 3.1, which tracks objects together",
   },
   kept=unread.wanted_multiplex,
+  visual=(),
 )

@@ -16,6 +16,8 @@ import numpy as np
 from sam3_jax.config import Config
 
 MAX_NAME = 300  # characters
+# Rows of a table and copies of an MLP in the head for visual prompts: SAM 2's.
+LABELS, MASKS = 4, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,16 @@ class Grid:
 
   def undo(self, array: np.ndarray, config: Config) -> np.ndarray:
     return array.reshape(1, -1, array.shape[-1])
+
+
+class Row:
+  """A table of one row [1, n] as its row [n]."""
+
+  def apply(self, array: np.ndarray, config: Config) -> np.ndarray:
+    return array[0]
+
+  def undo(self, array: np.ndarray, config: Config) -> np.ndarray:
+    return array[None]
 
 
 DENSE = Axes((1, 0))  # torch's (out, in)
@@ -157,6 +169,9 @@ class Table:
     derived: of a model of this size, the tensors of `dropped`, which are computed anew, from
       others of the source if need be.
     number: how the number of a layer is written.
+    visual: the tensors of visual prompts, by whole names; a source may lack their head, and then
+      what it has of them is unread.
+    visual_parts: what the names of that head and of its neck start with.
   """
 
   name: str
@@ -168,19 +183,31 @@ class Table:
   kept: Callable[[Config, Mapping[str, Any]], Mapping[str, tuple[str, tuple[int, ...]]]]
   derived: Callable[[Config, Mapping[str, Source]], Mapping[str, np.ndarray]] = lambda *_: {}
   number: Callable[[int], str] = str
+  visual: tuple[Rule, ...] = ()
+  visual_parts: tuple[str, ...] = ()
 
-  def entries(self, config: Config) -> "dict[str, Entry]":
-    """Every tensor that a source of this layout must have, by canonical name."""
+  def entries(self, config: Config, *, visual: bool = False) -> "dict[str, Entry]":
+    """Every tensor that a source of this layout must have, by canonical name; with `visual`, those
+    of visual prompts too."""
     entries = {}
-    for item in self.rules:
+    names = [(self.prefix + item.source, item) for item in self.rules]
+    names += [(item.source, item) for item in self.visual if visual]
+    for source, item in names:
       target = item.targets[0]
       if target.startswith("geometry/point_") and not config.concept_points:
         continue
-      stack = target.partition("/*/")[0] if "*" in target else None
+      stack = target.partition("/*")[0] if "*" in target else None
       for i in range(_layers(stack, config)) if stack else (0,):
         slots = tuple(_slot(target, i, config) for target in item.targets)
-        entries[self.prefix + item.source.replace("*", self.number(i))] = Entry(item, slots)
+        entries[source.replace("*", self.number(i))] = Entry(item, slots)
     return entries
+
+  def has_visual(self, names: Iterable[str]) -> bool:
+    """Whether a source with tensors of these names has the head for visual prompts, or a part of
+    it and of its neck."""
+    found = [self.canonical(name) for name in names]
+    there = (any(name.startswith(part) for name in found) for part in self.visual_parts)
+    return bool(self.visual) and all(there)
 
   def reason(self, kind: Mapping[str, str], name: str) -> str | None:
     return next((why for pattern, why in kind.items() if re.fullmatch(pattern, name)), None)
@@ -211,17 +238,19 @@ def _layers(stack: str, config: Config) -> int:
     "geometry/layers": config.geometry_layers,
     "fusion/layers": config.fusion_layers,
     "decoder/layers": config.decoder_layers,
+    "visual/prompt/label_embedding": LABELS,
+    "visual/decoder/mask_mlp": MASKS,
   }[stack]
 
 
 def _slot(target: str, layer: int, config: Config) -> tuple[str, tuple[int, ...]]:
   if "*" not in target:
     return target, ()
-  stack, _, rest = target.partition("/*/")
+  stack, _, rest = target.partition("/*")
   if stack != "trunk/blocks":
-    return f"{stack}/{rest}", (layer,)
+    return f"{stack}{rest}", (layer,)
   # The trunk is stacked by groups: some windowed blocks, then one that attends globally.
   group, member = divmod(layer, config.trunk.windowed + 1)
   if member == config.trunk.windowed:
-    return f"trunk/groups/global/{rest}", (group,)
-  return f"trunk/groups/windowed/{rest}", (group, member)
+    return f"trunk/groups/global{rest}", (group,)
+  return f"trunk/groups/windowed{rest}", (group, member)

@@ -1,4 +1,5 @@
-"""Tensors of SAM 3 that our model does not read: their names in both layouts, and their shapes.
+"""Tensors of SAM 3 that our model does not read, or not without a head for visual prompts: their
+names in both layouts, and their shapes.
 
 They are kept beside the parameters, so that a checkpoint can be written back whole. Knowing each
 by name and shape means that one which is missing, renamed or cut is found like any other; knowing
@@ -20,6 +21,11 @@ from sam3_jax.config import Config
 
 DETECTOR, NECK, TRACKER = "detector", "neck of the tracker", "tracker"
 MEMORY = 64  # channels of a memory
+# Hugging Face's layout has the prompt encoder's frequencies twice.
+SHARED_FREQUENCIES = tuple(
+  f"tracker_model.{place}.positional_embedding"
+  for place in ("prompt_encoder.shared_embedding", "shared_image_embedding")
+)
 PROJECTION = 512  # width of CLIP's joint space, into which nothing is projected
 
 
@@ -240,12 +246,11 @@ class _Lister:
 
   def _prompt_encoder(self) -> None:
     meta, huggingface, d = "sam_prompt_encoder", "prompt_encoder", self.sizes["D"]
-    places = (f"{huggingface}.shared_embedding", "shared_image_embedding")
     self.items += [
       Unread(
         TRACKER,
         (f"tracker.{meta}.pe_layer.positional_encoding_gaussian_matrix",),
-        tuple(f"tracker_model.{place}.positional_embedding" for place in places),
+        SHARED_FREQUENCIES,
         (2, d // 2),
       ),
       Unread(

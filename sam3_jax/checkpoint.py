@@ -1,7 +1,8 @@
 """A checkpoint is a folder: what is in it, and how it is written and read.
 
   config.json       format version, model configuration, what the checkpoint says of itself
-  params/ITEM/      Orbax; a large part of the tree (trunk, text) is an item, the others are `rest`
+  params/ITEM/      Orbax; a large part of the tree (trunk, text) is an item, the others are `rest`;
+                    the part `visual`, the head for visual prompts, may be missing
   unread/           Orbax; tensors of the source that nothing reads, under the source's names
   tokenizer.model   SentencePiece
   manifest.json     each parameter's shape, dtype and checksum; where the source's tensors went
@@ -40,6 +41,7 @@ from sam3_jax.writer import (
 )
 
 DTYPES = ("float32", "bfloat16")
+VISUAL = "visual"  # the part that a checkpoint may lack: the head for visual prompts
 INDEX = 2**20  # bytes below which a file may be an index of Orbax's, and is compared before use
 
 
@@ -49,7 +51,8 @@ class Bundle:
 
   Attributes:
     config: the model's.
-    params: the tree that the Flax modules take as `{"params": params}`.
+    params: the tree that the Flax modules take as `{"params": params}`; its part `visual` is the
+      parameters of `visual.head.VisualHead`, if the checkpoint has one.
     tokenizer: the bytes of tokenizer.model.
     info: what it says of itself: name, source, licence, whether it is trained; see `save`.
   """
@@ -144,7 +147,8 @@ def save(
       CLIP vocabulary, or `path` is not empty or cannot be written.
   """
   flat = flatten(params)
-  faults = compare({name: array.shape for name, array in flat.items()}, expected_shapes(config))
+  wanted = expected_shapes(config, visual=VISUAL in params)
+  faults = compare({name: array.shape for name, array in flat.items()}, wanted)
   faults += [
     f"{name} is {array.dtype}; expected one of {', '.join(DTYPES)}"
     for name, array in flat.items()
@@ -252,11 +256,14 @@ def check_dtype(dtype: DTypeLike) -> np.dtype:
 
 
 @functools.lru_cache
-def expected_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-  """The shape of every parameter of the model, by path, as its modules make them."""
+def expected_shapes(config: Config, *, visual: bool = False) -> dict[str, tuple[int, ...]]:
+  """The shape of every parameter of the model, by path, as its modules make them; with `visual`,
+  the head for visual prompts too, which a checkpoint may lack."""
   from sam3_jax.model.sam3 import parameter_shapes  # a second of imports and tracing
+  from sam3_jax.visual import head
 
-  return {name: leaf.shape for name, leaf in flatten(parameter_shapes(config)).items()}
+  parts = parameter_shapes(config) | ({VISUAL: head.parameter_shapes(config)} if visual else {})
+  return {name: leaf.shape for name, leaf in flatten(parts).items()}
 
 
 def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
@@ -315,7 +322,8 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   except ValueError as error:
     raise ValueError(f"{path / 'config.json'}: {error}") from error
   Tokenizer(path / "tokenizer.model")
-  faults = compare(parameters, expected_shapes(config))
+  visual = any(name.startswith(f"{VISUAL}/") for name in parameters)
+  faults = compare(parameters, expected_shapes(config, visual=visual))
   stored: dict[str, Any] = {}
   for item in manifest["items"]:
     if not re.fullmatch(r"\w+", item):

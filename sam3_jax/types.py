@@ -3,7 +3,7 @@
   B  images                  T  text tokens (32)          H, W  cells of a grid
   P  prompts                 N  boxes of a prompt         Hm, Wm  cells of a mask
   Q  queries (200)           S  prompt tokens, T + N + 1  L  layers
-  K  kept queries            D  width (256)               M  points of a prompt
+  K  kept queries, masks     D  width (256)               M  points of a prompt
   C  channels of any layer   A, I, J  rows, queries, keys of an attention
   G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
 
@@ -13,16 +13,18 @@ picture's width and height inside the model. All of these are `flax.struct` pytr
 the device, and can be mapped, sharded, sliced and saved.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
-  from sam3_jax.postprocess import Instances
+  from sam3_jax.postprocess import Instances, Masks
 
 
 class Rows:
@@ -39,13 +41,19 @@ class Rows:
 
 
 class SavedRows(Rows):
-  """Slicing, and saving: of pytrees whose fields are all arrays."""
+  """Slicing, and saving: of pytrees of arrays, some of which (`OPTIONAL`) may be None."""
+
+  OPTIONAL: ClassVar[dict[str, type["SavedRows"]]] = {}
 
   def save(self, path: str | Path) -> None:
     """Writes a safetensors file, bit for bit, any dtype."""
     from safetensors.flax import save_file
 
-    save_file(vars(self), str(path))
+    leaves = jax.tree_util.tree_leaves_with_path(self)
+    save_file(
+      {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves},
+      str(path),
+    )
 
   @classmethod
   def load(cls, path: str | Path) -> Self:
@@ -62,13 +70,40 @@ class SavedRows(Rows):
       arrays = load_file(str(path))
     except SafetensorError as error:
       raise ValueError(f"{path} is not a file that {cls.__name__}.save wrote: {error}.") from error
-    names = list(cls.__annotations__)
-    if set(arrays) != set(names):
+    names = cls._names()
+    parts = {part: kind._names(f"{part}.") for part, kind in cls.OPTIONAL.items()}
+    there = {part: inner for part, inner in parts.items() if inner <= set(arrays)}
+    if set(arrays) != names.union(*there.values()):
       raise ValueError(
-        f"{path} holds {sorted(arrays)}, but {cls.__name__} has {names}; "
+        f"{path} holds {sorted(arrays)}, but {cls.__name__} has {sorted(names)}; "
         "load it with the class that saved it."
       )
-    return cls(**arrays)
+    fields: dict[str, Any] = {name: arrays[name] for name in names}
+    for part, inner in there.items():
+      values = {name.removeprefix(f"{part}."): arrays[name] for name in inner}
+      fields[part] = cls.OPTIONAL[part](**values)
+    return cls(**fields)
+
+  @classmethod
+  def _names(cls, prefix: str = "") -> set[str]:
+    """Of the arrays that a file must hold."""
+    fields = (field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+    return {prefix + name for name in fields if name not in cls.OPTIONAL}
+
+
+@struct.dataclass
+class VisualEmbedding(SavedRows):
+  """What visual prompts (points, boxes, masks) are decoded against: the second neck's maps.
+
+  Attributes:
+    fine: for masks; 4 times the trunk's grid, D / 8 channels.
+    middle: for masks; 2 times the grid, D / 4 channels.
+    coarse: the grid itself; what the prompts attend to.
+  """
+
+  fine: Float[Array, "B Hf Wf C"]
+  middle: Float[Array, "B Hn Wn C2"]
+  coarse: Float[Array, "B H W D"]
 
 
 @struct.dataclass
@@ -99,13 +134,17 @@ class ImageEmbedding(SavedRows):
     coarse: the coarse map; what example boxes look at.
     attended: the coarse map after the fusion encoder's first self-attention.
     sizes: height and width of the source picture in pixels, after EXIF rotation.
+    visual: for visual prompts, if they were asked for; else None.
   """
+
+  OPTIONAL: ClassVar[dict[str, type[SavedRows]]] = {"visual": VisualEmbedding}
 
   fine: Float[Array, "B Hf Wf D"]
   middle: Float[Array, "B Hn Wn D"]
   coarse: Float[Array, "B H W D"]
   attended: Float[Array, "B H W D"]
   sizes: Int[Array, "B 2"]
+  visual: VisualEmbedding | None = None
 
 
 @struct.dataclass
@@ -234,3 +273,83 @@ class Detections(SavedRows):
     from sam3_jax import postprocess  # a method for the user's sake: it uses what stands above
 
     return postprocess.instances(self, threshold)
+
+
+@struct.dataclass
+class VisualPrompts(Rows):
+  """Visual prompts as the model takes them: padded and normalised.
+
+  Attributes:
+    image: row of the embedding that the prompt is about.
+    xy: points and corners of boxes, x and y as fractions of the picture's width and height.
+    labels: 1 on the object, 0 off it, 2 and 3 a box's first and last corner, -1 padding, wherever
+      it stands.
+    mask: logits of an earlier decoding, in [-32, 32]; None if no prompt has one.
+    has_mask: False where `mask` is padding; None with it.
+  """
+
+  image: Int[Array, " P"]
+  xy: Float[Array, "P M 2"]
+  labels: Int[Array, "P M"]
+  mask: Float[Array, "P Hm Wm"] | None = None
+  has_mask: Bool[Array, " P"] | None = None
+
+
+@struct.dataclass
+class VisualPredictions(Rows):
+  """All of a visual prompt's predictions: what training needs.
+
+  The first of the K masks answers a prompt that leaves no doubt; the others are readings of one
+  that does.
+
+  Attributes:
+    mask_logits: before the sigmoid.
+    iou: of each mask with the object that was meant, as the model guesses it, in [0, 1].
+    object_logit: that there is an object at all.
+    tokens: of the masks, after the decoder.
+  """
+
+  mask_logits: Float[Array, "P K Hm Wm"]
+  iou: Float[Array, "P K"]
+  object_logit: Float[Array, " P"]
+  tokens: Float[Array, "P K D"]
+
+
+@struct.dataclass
+class VisualMasks(SavedRows):
+  """What visual prompts point at; one row a prompt.
+
+  Attributes:
+    mask_logits: before the sigmoid, on the decoder's grid (288 x 288 for the released model). Any
+      of them can be the mask of the next prompt.
+    iou: of each mask with the object that was meant, as the model guesses it, in [0, 1].
+    object_logit: that there is an object at all.
+    image_index: row of the embedding that the prompt was about.
+    sizes: height and width of the source picture, in pixels.
+  """
+
+  mask_logits: Float[Array, "P K Hm Wm"]
+  iou: Float[Array, "P K"]
+  object_logit: Float[Array, " P"]
+  image_index: Int[Array, " P"]
+  sizes: Int[Array, "P 2"]
+
+  def best(self) -> "VisualMasks":
+    """Each prompt's mask with the highest IoU, alone; ties to the first."""
+    choice = self.iou.argmax(axis=1)[:, None]
+    logits = jnp.take_along_axis(self.mask_logits, choice[:, :, None, None], axis=1)
+    iou = jnp.take_along_axis(self.iou, choice, axis=1)
+    return dataclasses.replace(self, mask_logits=logits, iou=iou)
+
+  def masks(self, hole_area: int = 0) -> "list[Masks]":
+    """Each prompt's K masks over the source picture; see `sam3_jax.postprocess.visual_masks`."""
+    from sam3_jax import postprocess
+
+    return postprocess.visual_masks(self, hole_area)
+
+  def instances(self) -> "list[Instances]":
+    """Each prompt's best mask, as `Detections.instances` has those of a concept; see
+    `sam3_jax.postprocess.visual_instances`."""
+    from sam3_jax import postprocess
+
+    return postprocess.visual_instances(self)

@@ -1,7 +1,7 @@
 """Set up before anything is imported: eight CPU devices, exact products, shapes checked, and no
 programs kept in the user's cache.
 
-Signatures of sam3_jax.model and sam3_jax.ops are checked at run time. The struct dataclasses of
+Signatures of sam3_jax.model, ops and visual are checked at run time. The struct dataclasses of
 types.py are not: JAX puts other things than arrays into them on its way through transformations.
 """
 
@@ -18,7 +18,9 @@ import jaxtyping
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
-jaxtyping.install_import_hook(["sam3_jax.model", "sam3_jax.ops"], "beartype.beartype")
+jaxtyping.install_import_hook(
+  ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.visual"], "beartype.beartype"
+)
 
 
 @pytest.fixture(scope="session")

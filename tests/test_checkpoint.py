@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
-from tiny import CONFIG, parameters
+from tiny import CONFIG, parameters, visual_parameters
 
 from sam3_jax import checkpoint, writer
 from sam3_jax.items import read_item, restore_item, save_item, stored_arrays
@@ -541,6 +541,21 @@ def test_expected_shapes_are_the_models():
   assert {name for name in shapes if name not in other} == {
     name for name in shapes if name.startswith("geometry/point_")
   }
+
+
+def test_the_head_for_visual_prompts_may_be_there(tmp_path):
+  whole = parameters() | {"visual": visual_parameters()}
+  checkpoint.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
+  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, whole)
+  count = sum(x.size for x in jax.tree.leaves(visual_parameters()))
+  assert checkpoint.inspect(tmp_path / "x").parts["visual"] == count
+
+
+def test_half_of_that_head_is_a_fault(tmp_path):
+  half = {name: x for name, x in visual_parameters().items() if name != "no_memory"}
+  with pytest.raises(ValueError, match=r"1 fault: visual/no_memory is missing\."):
+    checkpoint.save(tmp_path / "x", parameters() | {"visual": half}, CONFIG, TOKENIZER)
+  assert not list(tmp_path.iterdir())
 
 
 def test_saving_and_loading_print_nothing(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import erf
 from support import assert_close, normal
 
-from sam3_jax.model.layers import Mlp, gelu, interleaved, layer_norm
+from sam3_jax.model.layers import Attention, Mlp, gelu, interleaved, layer_norm
 from sam3_jax.model.neck import Double
 
 
@@ -61,3 +61,31 @@ def test_double():
   assert_close(
     interleaved(Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x)), want, rel=6e-7
   )  # 6.7e-8
+
+
+@pytest.mark.parametrize("rows", [(3, 3), (1, 3), (3, 1)], ids=str)
+def test_attention_with_few_channels_inside_and_rows_shared(rows):
+  """Against the formula in float64, with one row of queries or of keys repeated."""
+  width, heads, inner = 6, 2, 4
+  query, keys, values = (
+    normal(0, rows[0], 5, width),
+    *(normal(i, rows[1], 7, width) for i in (1, 2)),
+  )
+  names = {"query": (width, inner), "key": (width, inner), "value": (width, inner)}
+  params = {
+    name: {"kernel": normal(9 + i, *shape), "bias": normal(19 + i, shape[1])}
+    for i, (name, shape) in enumerate((names | {"out": (inner, width)}).items())
+  }
+
+  def project(x, name):
+    return np.float64(x) @ np.float64(params[name]["kernel"]) + np.float64(params[name]["bias"])
+
+  parts = [
+    np.broadcast_to(project(x, name), (3, x.shape[1], inner)).reshape(3, -1, heads, inner // heads)
+    for x, name in ((query, "query"), (keys, "key"), (values, "value"))
+  ]
+  logits = np.einsum("aihc,ajhc->ahij", *parts[:2]) / math.sqrt(inner // heads)
+  weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+  mixed = np.einsum("ahij,ajhc->aihc", weights, parts[2]).reshape(3, 5, inner)
+  got = Attention(heads, inner=inner).apply({"params": params}, query, keys, values)
+  assert_close(got, project(mixed, "out"), rel=2e-6)  # measured 2.0e-7

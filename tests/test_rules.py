@@ -22,7 +22,7 @@ from sam3_jax.converters.rules import (
   Source,
 )
 from sam3_jax.converters.unread import translate, unread
-from tiny import CONFIG, meta_weights, parameters
+from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax import converters
 from sam3_jax.checkpoint import expected_shapes
@@ -68,7 +68,7 @@ def test_the_image_models_own_names_are_the_same_without_prefix():
     name.replace("tracker.", "inst_interactive_predictor.model."): array
     for name, array in meta_weights("tracker.").items()
   }
-  assert_same(meta.from_arrays(arrays, CONFIG)[1], oracle())
+  assert_same(meta.from_arrays(arrays, CONFIG)[1], oracle() | {"visual": visual_parameters()})
   assert set(planned(arrays).unread) == set(planned(layout("meta")).unread)
 
 
@@ -78,11 +78,40 @@ def test_huggingface_names_give_the_same_tree_less_points(kind):
   assert_same(convert_arrays(huggingface.TABLE, layout(kind), shapes, NO_POINTS), oracle(False))
 
 
+@pytest.mark.parametrize("kind", ["meta", "hub", "doubled"])
+def test_the_head_for_visual_prompts(kind):
+  table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
+  assert table.has_visual(layout(kind))
+  shapes = expected_shapes(config, visual=True)
+  params = convert_arrays(table, layout(kind), shapes, config)
+  assert_same(params["visual"], jax.tree.map(np.asarray, visual_parameters()))
+  del params["visual"]
+  assert_same(params, oracle(kind == "meta"))
+
+
+def test_a_source_without_that_head():
+  """Meta's image model may come with the second neck alone, which then is of no use."""
+  assert not meta.TABLE.has_visual(meta_weights())
+  assert not huggingface.TABLE.has_visual(layout("detector"))
+  reasons = planned(meta_weights()).unread
+  necks = {why for name, why in reasons.items() if "sam2_convs" in name}
+  assert necks == {"neck of visual prompts, no head", "half-resolution level: unused"}
+
+
+def test_half_of_that_head_is_a_fault():
+  arrays = layout("meta")
+  arrays = {name: x for name, x in arrays.items() if "sam_prompt_encoder" not in name}
+  with pytest.raises(ValueError, match=r"17 faults: tracker\.sam_prompt_encoder\.pe_layer"):
+    meta.from_arrays(arrays, CONFIG)
+
+
+@pytest.mark.parametrize("visual", [False, True])
 @pytest.mark.parametrize("kind", ["meta", "hub"])
-def test_the_way_back_is_bit_equal_and_complete(kind):
+def test_the_way_back_is_bit_equal_and_complete(kind, visual):
   table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
   arrays, faults = layout(kind), []
-  there = planned(arrays, table, config)
+  there = plan(table, sources(arrays), expected_shapes(config, visual=visual), config)
+  assert visual == any(path.startswith("visual/") for path in there.shapes)
   params = {part: there.read(part, "float32", faults) for part in there.parts}
   unread = there.read_unread(faults)
   assert not faults
@@ -95,11 +124,13 @@ def test_the_way_back_is_bit_equal_and_complete(kind):
     assert not position[:, 0].any()
 
 
+@pytest.mark.parametrize("visual", [False, True])
 @pytest.mark.parametrize("config", [SIZES["tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
-def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config):
+def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config, visual):
   config = dataclasses.replace(config, concept_points=table is meta.TABLE)
-  shapes, entries = expected_shapes(config), table.entries(config)
+  shapes = expected_shapes(config, visual=visual)
+  entries, concepts = table.entries(config, visual=visual), table.entries(config)
   filled = collections.Counter()
   slots = list(itertools.chain.from_iterable(entry.slots for entry in entries.values()))
   assert len(slots) == len(set(slots))
@@ -108,7 +139,8 @@ def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config)
   assert filled == {path: math.prod(shape) for path, shape in shapes.items()}
   for name in entries:
     assert table.canonical(name) == name
-    assert table.reason(table.unread, name) is None
+    # What visual prompts alone need is unread where their head is missing.
+    assert (table.reason(table.unread, name) is None) == (name in concepts)
     assert table.reason(table.dropped, name) is None
 
 

@@ -19,7 +19,7 @@ from sam3_jax.cli import main
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import command, log, loop, sharding, step
 from sam3_jax.training.config import TrainConfig, completed, differences, overlaid, read
-from sam3_jax.trees import nest
+from sam3_jax.trees import flatten, nest
 
 START = {"model": toy.CONFIG.to_dict()}
 
@@ -185,7 +185,8 @@ def files(tmp_path):
   """A checkpoint of the toy model, and two pictures with a square each."""
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
   folder = tmp_path / "toy"
-  checkpoint.save(folder, nest(toy.parameters()), toy.CONFIG, TOKENIZER.read_bytes(), info=info)
+  params = nest(toy.parameters() | toy.visual_parameters())
+  checkpoint.save(folder, params, toy.CONFIG, TOKENIZER.read_bytes(), info=info)
   images = tmp_path / "images"
   images.mkdir()
   entries, found = [], []
@@ -254,6 +255,10 @@ def test_files_to_a_bundle(files, quick, capsys):
   bundle = checkpoint.load(files / "out" / "final")
   assert bundle.info["source"] == "3 steps of sam3-jax train from toy parameters"
   assert bundle.info["licence"] == "CC0-1.0"
+  visual = flatten(jax.device_get(bundle.params["visual"]), "visual/")
+  assert visual.keys() == toy.visual_parameters().keys()
+  for path, array in toy.visual_parameters().items():
+    np.testing.assert_array_equal(visual[path], array, err_msg=path)
   assert len(log.read_metrics(files / "out" / "metrics.jsonl")) == 3
   used = json.loads((files / "out" / "config.json").read_text())["config"]
   assert used["data"]["image_size"] == toy.CONFIG.image_size

@@ -17,6 +17,7 @@ ROWS = (
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize"},
+  {"visual"},
   {"checkpoint", "compiling", "parallel"},
   {"converters"},
   {"inference"},

@@ -14,6 +14,9 @@ from sam3_jax.types import (
   Predictions,
   Prompts,
   TextEmbedding,
+  VisualEmbedding,
+  VisualMasks,
+  VisualPrompts,
 )
 
 
@@ -35,12 +38,15 @@ def make(cls, rows, dtype=jnp.float32):
     ImageEmbedding: lambda: (
       real(8, 8, 3), real(4, 4, 3), real(2, 2, 3), real(2, 2, 3), whole(2)
     ),
+    VisualEmbedding: lambda: (real(8, 8, 1), real(4, 4, 2), real(2, 2, 3)),
     TextEmbedding: lambda: (real(5, 3), truth(5)),
     Points: lambda: (real(2, 2), truth(2), truth(2)),
     Prompts: lambda: (whole(), whole(), make(TextEmbedding, rows), real(2, 4), truth(2), truth(2)),
     Detections: lambda: (
       real(6), real(6, 4), real(6, 8, 8), real(), real(8, 8), whole(), whole(2), whole(6)
     ),
+    VisualPrompts: lambda: (whole(), real(2, 2), whole(2), real(8, 8), truth()),
+    VisualMasks: lambda: (real(3, 8, 8), real(3), real(), whole(), whole(2)),
   }  # fmt: skip
   return cls(*fields[cls]())
 
@@ -52,8 +58,8 @@ def assert_same(got, want):
     np.testing.assert_array_equal(one, other)
 
 
-ALL = (ImageMaps, ImageEmbedding, TextEmbedding, Points, Prompts, Detections)
-SAVED = (ImageEmbedding, TextEmbedding, Detections)
+SAVED = (ImageEmbedding, TextEmbedding, Detections, VisualEmbedding, VisualMasks)
+ALL = (*SAVED, ImageMaps, Points, Prompts, VisualPrompts)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -86,6 +92,40 @@ def test_saved_and_loaded_bit_for_bit(cls, rows, dtype, tmp_path):
   assert_same(cls.load(tmp_path / "whole.safetensors"), whole)
   whole.save(str(tmp_path / "text path"))
   assert_same(cls.load(str(tmp_path / "text path")), whole)
+
+
+def both_necks(rows, dtype=jnp.float32):
+  embedding = make(ImageEmbedding, rows, dtype)
+  return embedding.replace(visual=make(VisualEmbedding, rows, dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_an_embedding_for_visual_prompts_is_saved_whole(dtype, tmp_path):
+  whole = both_necks(2, dtype)
+  whole.save(tmp_path / "both")
+  assert_same(ImageEmbedding.load(tmp_path / "both"), whole)
+  assert_same(whole[1:].visual, make(VisualEmbedding, 2, dtype)[1:])
+  with pytest.raises(ValueError, match=r"'coarse', .*'visual.coarse', .*but VisualEmbedding has"):
+    VisualEmbedding.load(tmp_path / "both")
+
+
+def test_half_of_the_second_neck_cannot_be_loaded(tmp_path):
+  whole = both_necks(1)
+  half = {"visual.fine": whole.visual.fine, "visual.middle": whole.visual.middle}
+  first = {name: x for name, x in vars(whole).items() if name != "visual"}
+  save_file({name: np.asarray(x) for name, x in (first | half).items()}, tmp_path / "half")
+  with pytest.raises(ValueError, match=r"'visual.fine', 'visual.middle'\], but ImageEmbedding has"):
+    ImageEmbedding.load(tmp_path / "half")
+
+
+def test_the_best_of_each_prompts_masks():
+  found = make(VisualMasks, 3)
+  found = found.replace(iou=jnp.float32([[0.2, 0.9, 0.1], [0.5, 0.5, 0.4], [0, 0, 1]]))
+  best = found.best()
+  assert best.iou[:, 0].tolist() == pytest.approx([0.9, 0.5, 1])
+  for row, choice in enumerate([1, 0, 2]):
+    np.testing.assert_array_equal(best.mask_logits[row, 0], found.mask_logits[row, choice])
+  np.testing.assert_array_equal(best.object_logit, found.object_logit)
 
 
 def test_saved_slices_load(tmp_path):

@@ -195,3 +195,85 @@ def parameters() -> dict:
     },
   }
   return jax.tree.map(jnp.asarray, tree)
+
+
+@functools.cache
+def visual_parameters() -> dict:
+  """The tiny model's head for visual prompts in our layout: the part `visual`."""
+  w = meta_weights("tracker.") | meta_weights("detector.backbone.vision_backbone.sam2_convs.")
+  prompt, decoder = "tracker.sam_prompt_encoder", "tracker.sam_mask_decoder"
+  conv, deconv = (2, 3, 1, 0), (2, 3, 0, 1)
+
+  def layer(name, axes=(1, 0)):
+    return {"kernel": w[f"{name}.weight"].transpose(axes), "bias": w[f"{name}.bias"]}
+
+  def norm(name):
+    return {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}
+
+  def mlp(name):
+    return {f"fc{i + 1}": layer(f"{name}.layers.{i}") for i in range(3)}
+
+  def attention(name):
+    names = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+    return {ours: layer(f"{name}.{theirs}") for ours, theirs in names.items()}
+
+  def two_way_layer(i):
+    name = f"{decoder}.transformer.layers.{i}"
+    return {
+      "self_attn": attention(f"{name}.self_attn"),
+      "image_attn": attention(f"{name}.cross_attn_token_to_image"),
+      "token_attn": attention(f"{name}.cross_attn_image_to_token"),
+      "mlp": {f"fc{j}": layer(f"{name}.mlp.lin{j}") for j in (1, 2)},
+      **{f"norm{j}": norm(f"{name}.norm{j}") for j in (1, 2, 3, 4)},
+    }
+
+  def level(i, doublings):
+    name = f"detector.backbone.vision_backbone.sam2_convs.{i}"
+    doubles = {f"up{j + 1}": layer(f"{name}.{part}", deconv) for j, part in enumerate(doublings)}
+    maps = {"project": layer(f"{name}.conv_1x1", conv), "smooth": layer(f"{name}.conv_3x3", conv)}
+    return doubles | maps
+
+  masks = [mlp(f"{decoder}.output_hypernetworks_mlps.{i}") for i in range(4)]
+  tree = {
+    "neck": {
+      "level0": level(0, ("dconv_2x2_0", "dconv_2x2_1")),
+      "level1": level(1, ("dconv_2x2",)),
+      "level2": level(2, ()),
+    },
+    "fine_project": layer(f"{decoder}.conv_s0", conv),
+    "middle_project": layer(f"{decoder}.conv_s1", conv),
+    "no_memory": w["tracker.no_mem_embed"],
+    "prompt": {
+      "frequencies": w[f"{prompt}.pe_layer.positional_encoding_gaussian_matrix"],
+      "label_embedding": np.concatenate(
+        [w[f"{prompt}.point_embeddings.{i}.weight"] for i in range(4)]
+      ),
+      "not_a_point": w[f"{prompt}.not_a_point_embed.weight"],
+      "no_mask": w[f"{prompt}.no_mask_embed.weight"],
+      "mask": {
+        "conv1": layer(f"{prompt}.mask_downscaling.0", conv),
+        "norm1": norm(f"{prompt}.mask_downscaling.1"),
+        "conv2": layer(f"{prompt}.mask_downscaling.3", conv),
+        "norm2": norm(f"{prompt}.mask_downscaling.4"),
+        "project": layer(f"{prompt}.mask_downscaling.6", conv),
+      },
+    },
+    "decoder": {
+      "object_token": w[f"{decoder}.obj_score_token.weight"],
+      "iou_token": w[f"{decoder}.iou_token.weight"],
+      "mask_tokens": w[f"{decoder}.mask_tokens.weight"],
+      "two_way": {
+        "layer0": two_way_layer(0),
+        "layer1": two_way_layer(1),
+        "final_attn": attention(f"{decoder}.transformer.final_attn_token_to_image"),
+        "norm_final": norm(f"{decoder}.transformer.norm_final_attn"),
+      },
+      "up1": layer(f"{decoder}.output_upscaling.0", deconv),
+      "up_norm": norm(f"{decoder}.output_upscaling.1"),
+      "up2": layer(f"{decoder}.output_upscaling.3", deconv),
+      "mask_mlp": jax.tree.map(lambda *x: np.stack(x), *masks),
+      "iou_head": mlp(f"{decoder}.iou_prediction_head"),
+      "object_head": mlp(f"{decoder}.pred_obj_score_head"),
+    },
+  }
+  return jax.tree.map(jnp.asarray, tree)

@@ -9,6 +9,7 @@ from sam3_jax.config import Config, TextConfig, TrunkConfig
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.training.batch import Batch, Targets
 from sam3_jax.trees import flatten
+from sam3_jax.visual import head
 
 CONFIG = Config(
   trunk=TrunkConfig(
@@ -32,9 +33,19 @@ CONFIG = Config(
 @functools.cache
 def parameters() -> dict[str, np.ndarray]:
   """Of the toy model, by path. Drawn by NumPy: compiling `init` takes longer than these tests."""
+  return _drawn(parameter_shapes(CONFIG))
+
+
+@functools.cache
+def visual_parameters() -> dict[str, np.ndarray]:
+  """Of its head for visual prompts, which no training of concepts changes."""
+  return _drawn({"visual": head.parameter_shapes(CONFIG)})
+
+
+def _drawn(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   drawn = {}
-  for path, leaf in flatten(parameter_shapes(CONFIG)).items():
+  for path, leaf in flatten(shapes).items():
     offset = 1.0 if path.endswith("/scale") else 0.0
     fan_in = leaf.shape[-2] if path.endswith("/kernel") else 100
     drawn[path] = (offset + rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)

@@ -41,7 +41,7 @@ def dense(features: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Den
   return nn.Dense(features, dtype=dtype, dot_general=float32_sums, name=name, **settings)
 
 
-def conv(features: int, size: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Conv:
+def conv(features: int, size: int, dtype: DTypeLike, name: str | None, **settings: Any) -> nn.Conv:
   """Square convolution; zero padding that keeps the map's size unless `settings` say otherwise."""
   return nn.Conv(features, (size, size), dtype=dtype, name=name, **settings)
 
@@ -85,7 +85,8 @@ class Mlp(nn.Module):
 class Attention(nn.Module):
   """Multi-head attention with biased projections; keys and values may have their own inputs.
 
-  `rope` is None, or side and scale of the grid whose cells the tokens are (`rope_table`).
+  `rope` is None, or side and scale of the grid whose cells the tokens are (`rope_table`). `inner`
+  is how many channels the heads share; None for as many as the query has.
   """
 
   heads: int
@@ -94,35 +95,39 @@ class Attention(nn.Module):
   rope: tuple[int, float] | None = None
   dropout: float = 0.0
   train: bool = False
+  inner: int | None = None
 
   @nn.compact
   def __call__(
     self,
     query: Float[Array, "A I C"],
-    key: Float[Array, "A J C"],
-    value: Float[Array, "A J C"],
+    key: Float[Array, "A2 J C"],
+    value: Float[Array, "A2 J C"],
     *,
-    bias: tuple[Float[Array, "A Heads I Y"], Float[Array, "A Heads I X"]] | None = None,
-    valid: Bool[Array, "A J"] | None = None,
-  ) -> Float[Array, "A I C"]:
-    width = query.shape[-1]
+    bias: tuple[Float[Array, "A3 Heads I Y"], Float[Array, "A3 Heads I X"]] | None = None,
+    valid: Bool[Array, "A3 J"] | None = None,
+  ) -> Float[Array, "A3 I C"]:
+    """A query, or key and value, of one row serve all rows of the other; A3 is the larger."""
+    width, rows = query.shape[-1], max(len(query), len(key))
+    inner = self.inner or width
 
     def project(x, name):
-      out = dense(width, self.dtype, name)(x)
-      return out.reshape(*out.shape[:-1], self.heads, width // self.heads)
+      out = dense(inner, self.dtype, name)(x)
+      out = out.reshape(*out.shape[:-1], self.heads, inner // self.heads)
+      return jnp.broadcast_to(out, (rows, *out.shape[1:]))
 
     q, k, v = project(query, "query"), project(key, "key"), project(value, "value")
     if self.rope is not None:
-      table = rope_table(*self.rope, channels=width // self.heads)
+      table = rope_table(*self.rope, channels=inner // self.heads)
       q, k = rotate(q, table), rotate(k, table)
     if self.is_initializing():  # only parameters matter, and there are no more but the last
-      return dense(width, self.dtype, "out")(q.reshape(query.shape))
+      return dense(width, self.dtype, "out")(q.reshape(*q.shape[:2], inner))
     drops = self.train and self.dropout > 0
     out = attention(
       q, k, v, bias=bias, valid=valid, causal=self.causal,
       dropout=self.dropout, dropout_key=self.make_rng("dropout") if drops else None,
     )  # fmt: skip
-    return dense(width, self.dtype, "out")(out.reshape(query.shape))
+    return dense(width, self.dtype, "out")(out.reshape(*out.shape[:2], inner))
 
 
 class Block(nn.Module):

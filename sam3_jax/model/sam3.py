@@ -70,12 +70,18 @@ class Detector(nn.Module):
     self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]
   ) -> ImageEmbedding:
     """Encodes square images, normalised to [-1, 1]; `sizes` are height and width of the sources."""
-    return self.prepare(self.map_image(images, sizes))
+    return self.encode_and_keep(images, sizes)[0]
+
+  def encode_and_keep(
+    self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]
+  ) -> tuple[ImageEmbedding, Float[Array, "B H W C"]]:
+    """What `encode_image` makes, and the trunk's map, from which another neck can start."""
+    features = self.trunk(images)
+    return self.prepare(self._map(features, sizes)), features
 
   def map_image(self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]) -> ImageMaps:
     """Trunk and neck; arguments as of `encode_image`."""
-    fine, middle, coarse = self.neck(self.trunk(images))
-    return ImageMaps(fine, middle, coarse, sizes)
+    return self._map(self.trunk(images), sizes)
 
   def prepare(self, maps: ImageMaps) -> ImageEmbedding:
     """What decoding does with an image whatever the prompt. In training its dropout is the same for
@@ -188,6 +194,10 @@ class Detector(nn.Module):
     tokens = _rows(embedding.attended, prompts.image).reshape(len(image), -1, self.config.width)
     memory = self.fusion(tokens, position, prompt, valid).reshape(image.shape)
     return prompt, valid, memory, *self.decoder(memory, position, prompt, valid, duplicate)
+
+  def _map(self, features: Float[Array, "B H W C"], sizes: Int[Array, "B 2"]) -> ImageMaps:
+    fine, middle, coarse = self.neck(features)
+    return ImageMaps(fine, middle, coarse, sizes)
 
   def _position(self, coarse: Float[Array, "B H W D"]) -> Float[Array, "HW D"]:
     return sine_map(*coarse.shape[1:]).reshape(-1, self.config.width)

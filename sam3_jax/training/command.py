@@ -66,9 +66,10 @@ def load_start(config: TrainConfig) -> Start:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
     path = find_checkpoint(config.checkpoint)
     bundle = checkpoint.load(path, dtype="float32", sharding=here)
-    parameters, unread = flatten(jax.device_get(bundle.params)), checkpoint.load_unread(path)
+    parts, unread = jax.device_get(bundle.params), checkpoint.load_unread(path)
+    visual = parts.pop(checkpoint.VISUAL, None)
     model = _resized(bundle.config, config)
-    return Start(model, parameters, bundle.tokenizer, bundle.info, unread)
+    return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread, visual)
   from sam3_jax.model.sam3 import init
 
   if config.model is None:

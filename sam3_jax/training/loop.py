@@ -77,6 +77,8 @@ class Start:
     tokenizer: bytes of the SentencePiece model.
     info: what the starting checkpoint says of itself.
     unread: what it keeps besides, for the way back to other programs.
+    visual: of the head for visual prompts, a tree; no concept trains it, so it is written as it
+      was. None if there is none.
   """
 
   model: Config
@@ -84,6 +86,7 @@ class Start:
   tokenizer: bytes
   info: Mapping[str, Any]
   unread: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  visual: Mapping[str, Any] | None = None
 
   def mark(self) -> str:
     """Tells starts apart: a checksum of what a resumed run must find again."""
@@ -287,6 +290,8 @@ class _Run:
     config, start = self._config, self._start
     parameters = self._merge(state.averaged(self.state), self.frozen)
     if _is_writer():
+      if start.visual is not None:
+        parameters = {**parameters, checkpoint.VISUAL: start.visual}
       stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
       source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
       info = {

@@ -1,0 +1,123 @@
+"""The head for visual prompts: wiring of neck, prompt encoder and mask decoder, and the choice of
+the masks to show. Behaviour follows Meta's released code."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from sam3_jax.config import Config
+from sam3_jax.model.layers import conv
+from sam3_jax.model.neck import Neck
+from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
+from sam3_jax.visual.mask_decoder import MASKS, MaskDecoder
+from sam3_jax.visual.prompt_encoder import PromptEncoder
+from sam3_jax.visual.two_way import HEADS
+
+# SAM 2's: a mask is stable if its area hardly changes with the threshold.
+STABILITY_OFFSET = 0.05
+STABILITY = 0.98
+READINGS = MASKS - 1  # of a prompt that leaves doubt
+
+
+class VisualHead(nn.Module):
+  """Second neck and mask decoder, on the trunk's map.
+
+  Attributes:
+    config: sizes, of which the head has none of its own.
+    dtype: of the computation; norms' statistics, softmax, positions and scores are float32.
+  """
+
+  config: Config
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    width = self.config.width
+    self.neck = Neck(width, self.dtype)
+    self.fine_project = conv(width // 8, 1, self.dtype, None)
+    self.middle_project = conv(width // 4, 1, self.dtype, None)
+    self.no_memory = self.param("no_memory", nn.initializers.normal(0.02), (1, 1, width))
+    self.prompt = PromptEncoder(width, self.config.image_size, self.dtype)
+    self.decoder = MaskDecoder(width, self.dtype)
+
+  def encode(self, features: Float[Array, "B H W C"]) -> VisualEmbedding:
+    """The trunk's map, as visual prompts need it."""
+    fine, middle, coarse = self.neck(features)
+    return VisualEmbedding(self.fine_project(fine), self.middle_project(middle), coarse)
+
+  def predict(self, embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
+    """All masks of each prompt, with their quality.
+
+    Args:
+      embedding: of all images that the prompts are about.
+      prompts: each names its image.
+    """
+    # One image serves all prompts as it is: what they share is then computed once.
+    if len(embedding.coarse) > 1:
+      embedding = embedding[prompts.image]
+    # A still image has no past: what stands for the memory of earlier frames is added instead.
+    image = embedding.coarse + self.no_memory.astype(self.dtype)[:, :, None]
+    image = image + self.prompt.masks(prompts.mask, prompts.has_mask)
+    position = self.prompt.grid(image.shape[1], image.shape[2])
+    levels = embedding.middle, embedding.fine
+    return self.decoder(image, position, levels, *self.prompt.points(prompts.xy, prompts.labels))
+
+  def everything(self, features: Array, prompts: VisualPrompts) -> VisualPredictions:
+    """All parts once: what `init` runs to make every parameter."""
+    return self.predict(self.encode(features), prompts)
+
+
+def choose(
+  predictions: VisualPredictions, multimask: bool
+) -> tuple[Float[Array, "P K Hm Wm"], Float[Array, "P K"]]:
+  """The masks to show, and their IoU.
+
+  With `multimask` the three readings. Otherwise the one mask, or if it is unstable the reading with
+  the highest IoU (SAM 2's rule).
+  """
+  logits, iou = predictions.mask_logits, predictions.iou
+  if multimask:
+    return logits[:, 1:], iou[:, 1:]
+  inner, outer = ((logits[:, 0] > x).sum((1, 2)) for x in (STABILITY_OFFSET, -STABILITY_OFFSET))
+  stable = inner >= STABILITY * outer  # an empty mask is stable
+  choice = jnp.where(stable, 0, 1 + iou[:, 1:].argmax(axis=1))[:, None]
+  chosen = jnp.take_along_axis(logits, choice[:, :, None, None], axis=1)
+  return chosen, jnp.take_along_axis(iou, choice, axis=1)
+
+
+def init(config: Config, key: Array) -> dict[str, Any]:
+  """Random parameters, float32: the part `visual` of a checkpoint's tree.
+
+  Raises:
+    ValueError: the model's width cannot be shared by the heads of attention.
+  """
+  if config.width % (2 * HEADS):
+    raise ValueError(
+      f"a head for visual prompts needs a model whose width is a multiple of {2 * HEADS}; this one "
+      f"is {config.width} wide."
+    )
+  side, masks = config.grid, config.mask_size
+
+  @jax.jit  # so that nothing but the parameters is computed
+  def make(key):
+    prompts = VisualPrompts(
+      jnp.zeros(1, jnp.int32),
+      jnp.zeros((1, 1, 2)),
+      jnp.ones((1, 1), jnp.int32),
+      jnp.zeros((1, masks, masks)),
+      jnp.ones(1, bool),
+    )
+    features = jnp.zeros((1, side, side, config.trunk.width))
+    return VisualHead(config).init(key, features, prompts, method=VisualHead.everything)["params"]
+
+  return make(key)
+
+
+def parameter_shapes(config: Config) -> dict[str, Any]:
+  """The tree of `init` with shapes in place of arrays; costs no memory, however large the model;
+  raises as `init`."""
+  return jax.eval_shape(functools.partial(init, config), jax.random.key(0))

@@ -1,0 +1,88 @@
+"""Points, boxes and masks to what the mask decoder reads: tokens, and an image that knows the mask.
+
+After Segment Anything (Kirillov et al. 2023, arXiv:2304.02643, section 3 and appendix A). A box is
+its two corners.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from sam3_jax.model.layers import conv, gelu, layer_norm
+
+LABELS = 4  # off the object, on it, a box's first and last corner
+MASK_WIDTHS = (4, 16)  # channels of the mask on its way down to the grid
+
+
+class PromptEncoder(nn.Module):
+  """What a prompt says, as tokens and as a map.
+
+  Attributes:
+    width: of tokens and map.
+    image_size: pixels a side of the model's input; points are taken half a pixel further.
+    dtype: of the computation; codes of positions are float32.
+  """
+
+  width: int
+  image_size: int
+  dtype: DTypeLike = jnp.float32
+
+  def setup(self):
+    normal = nn.initializers.normal(1.0)
+    # Random and fixed (Tancik et al. 2020, arXiv:2006.10739): no gradient ever changes it.
+    self.frequencies = self.param("frequencies", normal, (2, self.width // 2))
+    self.label_embedding = self.param("label_embedding", normal, (LABELS, self.width))
+    self.not_a_point = self.param("not_a_point", normal, (1, self.width))
+    self.no_mask = self.param("no_mask", normal, (1, self.width))
+    self.mask = MaskEncoder(self.width, self.dtype)
+
+  def points(
+    self, xy: Float[Array, "P M 2"], labels: Int[Array, "P M"]
+  ) -> tuple[Float[Array, "P M1 D"], Bool[Array, "P M1"]]:
+    """A token a point, and one that closes the list; and which are valid. A prompt without any
+    point has no valid token."""
+    code = self._code(xy + 0.5 / self.image_size)
+    tokens = code + self.label_embedding[jnp.maximum(labels, 0)]
+    last = jnp.broadcast_to(self.not_a_point, (len(xy), 1, self.width))
+    valid = labels >= 0
+    valid = jnp.concatenate([valid, valid.any(axis=1, keepdims=True)], axis=1)
+    return jnp.concatenate([tokens, last], axis=1).astype(self.dtype), valid
+
+  def masks(
+    self, mask: Float[Array, "P Hm Wm"] | None, has_mask: Bool[Array, " P"] | None
+  ) -> Float[Array, "P2 H2 W2 D"]:
+    """What is added to the coarse map: [P, H, W, D], or [1, 1, 1, D] where no prompt has a mask."""
+    none = self.no_mask.astype(self.dtype)[:, None, None]
+    if mask is None or has_mask is None:
+      return none
+    return jnp.where(has_mask[:, None, None, None], self.mask(mask), none)
+
+  def grid(self, height: int, width: int) -> Float[Array, "H W D"]:
+    """Codes of the centres of a grid's cells."""
+    rows, columns = (np.float32((np.arange(n) + 0.5) / n) for n in (height, width))
+    return self._code(jnp.stack(jnp.meshgrid(columns, rows), axis=-1)).astype(self.dtype)
+
+  def _code(self, xy: Float[Array, "*rows 2"]) -> Float[Array, "*rows D"]:
+    frequencies = jax.lax.stop_gradient(self.frequencies).astype(jnp.float32)
+    # The product is of few numbers, and angles of many turns need all their digits.
+    angles = jnp.matmul(2 * xy - 1, frequencies, precision=jax.lax.Precision.HIGHEST)
+    angles = angles * np.float32(2 * np.pi)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class MaskEncoder(nn.Module):
+  """Mask logits at 4 times the grid to a map on the grid."""
+
+  width: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, mask: Float[Array, "P Hm Wm"]) -> Float[Array, "P H W D"]:
+    x = mask[..., None].astype(self.dtype)
+    for i, channels in enumerate(MASK_WIDTHS, start=1):
+      x = conv(channels, 2, self.dtype, f"conv{i}", strides=2, padding="VALID")(x)
+      x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}")(x))
+    return conv(self.width, 1, self.dtype, "project")(x)
