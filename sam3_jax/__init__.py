@@ -6,13 +6,16 @@ instances = model.decode(embedding, "yellow school bus").instances()
 """
 
 from sam3_jax.config import RELEASED, SIZES, Config
+from sam3_jax.everything import MaskGeneration, Segments
 from sam3_jax.hub import SAM3PromptableConceptImageSegmenter, find_checkpoint
 from sam3_jax.inference import Sam3
+from sam3_jax.mend import add_instance, mend_by_clicks, mend_instance
 from sam3_jax.postprocess import Instances, Masks
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding
+from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
+from sam3_jax.visual.prompts import VisualPrompt
 
 __all__ = [
   "RELEASED",
@@ -21,13 +24,20 @@ __all__ = [
   "Detections",
   "ImageEmbedding",
   "Instances",
+  "MaskGeneration",
   "Masks",
   "Prompt",
   "SAM3PromptableConceptImageSegmenter",
   "Sam3",
+  "Segments",
   "TextEmbedding",
   "Tokenizer",
+  "VisualMasks",
+  "VisualPrompt",
+  "add_instance",
   "find_checkpoint",
+  "mend_by_clicks",
+  "mend_instance",
   "read_image",
 ]
 __version__ = "0.1.0"

@@ -99,7 +99,7 @@ def lowered(
     return array((count, config.text.context), np.int32)
 
   def question(count: int) -> tuple[Any, Any, int | None]:
-    seen = result(model._encode_image, *pictures(model.mesh.size if model.mesh else 1))
+    seen, _ = result(model._encode_image, *pictures(model.mesh.size if model.mesh else 1))
     rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
     asked = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
     text = result(model._encode_text, tokens(count))

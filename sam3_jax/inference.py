@@ -7,7 +7,7 @@ batches of the few sizes below: no padding is computed, and the compilations are
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,29 @@ from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.room import Room
 from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding
+from sam3_jax.types import (
+  Detections,
+  ImageEmbedding,
+  Prompts,
+  Scored,
+  TextEmbedding,
+  VisualMasks,
+)
+from sam3_jax.visual.head import READINGS, VisualHead
+from sam3_jax.visual.prompts import VisualPrompt, as_visual_prompts, check_visual, pack_visual
+
+if TYPE_CHECKING:
+  from sam3_jax.everything import MaskGeneration, Segments
 
 IMAGE_BATCHES = (4, 1)
 TEXT_BATCHES = (16, 4, 1)
+VISUAL_BATCHES = (16, 4, 1)  # 22 MB a prompt at the released size, as XLA plans for a CPU
 MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 59 prompts of the released model in float32
 
 
 class Sam3:
-  """SAM 3's promptable concept segmentation: encode an image once, prompt it many times.
+  """SAM 3 on still images: encode an image once, prompt it many times; by concepts (`decode`), and
+  by points, boxes and masks (`decode_visual`).
 
   Attributes:
     config: sizes of the model.
@@ -58,7 +72,8 @@ class Sam3:
 
     Args:
       config: sizes of the model.
-      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape.
+      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape; for visual prompts
+        with a part `visual`, `visual.head.parameter_shapes(config)` in shape.
       tokenizer: phrases to token ids.
       info: what `save` should note about them.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
@@ -69,16 +84,18 @@ class Sam3:
     self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
     self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
-    detector = Detector(config, self.dtype)
+    detector, head = Detector(config, self.dtype), VisualHead(config, self.dtype)
 
     def encode_text(params, tokens):
       return detector.apply({"params": params}, tokens, method=Detector.encode_text)
 
-    self._encode_image = parallel.image_encoder(detector, mesh, rules)
+    self._encode_image = parallel.image_encoder(detector, mesh, rules, keep=lambda *both: both)
     self._encode_text = jax.jit(encode_text)
     makers = parallel.prompt_decoder, parallel.prompt_scorer, parallel.mask_maker
     self._detect, self._score, self._mask = (make(detector, mesh, rules) for make in makers)
     self._few = [make(detector, mesh, rules, split=True) for make in makers] if mesh else []
+    self._encode_visual = parallel.visual_encoder(head, mesh, rules)
+    self._decode_visual = parallel.visual_decoder(head, mesh, rules)
 
   @classmethod
   def from_checkpoint(
@@ -112,24 +129,38 @@ class Sam3:
     )  # fmt: skip
 
   def encode(
-    self, images: ImageSource | Sequence[ImageSource], *, max_pixels: int = MAX_PIXELS
+    self,
+    images: ImageSource | Sequence[ImageSource],
+    *,
+    visual: bool = False,
+    max_pixels: int = MAX_PIXELS,
   ) -> ImageEmbedding:
     """Encodes one image or a list of them, each once, whatever will be asked about it.
 
     Args:
       images: path, bytes, PIL image, or uint8 array [h, w, 3]; see `preprocess.read_image`.
+      visual: for visual prompts too (`decode_visual`); nothing else of the result depends on it.
       max_pixels: larger images are refused.
 
     Raises:
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`; nothing is lost.
+      ValueError: `visual` with a checkpoint that has no head for it.
     """
+    head = self._visual_params() if visual else None
     sources: Any = images if isinstance(images, (list, tuple)) else [images]
     if not sources:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     rows = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
-    cut = batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices)
-    parts = [self._encode_image(self.params, *self._put((pixels[i], sizes[i]))) for i in cut]
+    parts = []
+    for i in batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices):
+      # Visual prompts start from the trunk's map in a program of their own, so that no number of
+      # this one depends on them. The map (21 MB an image at the released size) lives until then;
+      # computing it again would take the time of all the rest.
+      part, features = self._encode_image(self.params, *self._put((pixels[i], sizes[i])))
+      if head is not None:
+        part = dataclasses.replace(part, visual=self._encode_visual(head, features))
+      parts.append(part)
     return take(join(parts), np.arange(len(rows)))
 
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
@@ -178,6 +209,7 @@ class Sam3:
     """
     if not isinstance(embedding, ImageEmbedding):
       raise TypeError(f"decode takes what encode returns, then prompts; got {type(embedding)}.")
+    embedding = dataclasses.replace(embedding, visual=None)  # another structure: another program
     if not isinstance(text, TextEmbedding | None):
       raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
     prompts = as_prompts(prompts)
@@ -286,6 +318,97 @@ class Sam3:
       max_detections=max_detections,
     )
 
+  def decode_visual(
+    self,
+    embedding: ImageEmbedding,
+    prompts: VisualPrompt | Sequence[VisualPrompt],
+    image_index: int | Sequence[int] | None = None,
+    *,
+    multimask: bool = True,
+    memory_budget: float = MEMORY_BUDGET,
+  ) -> VisualMasks:
+    """Segments what points, a box or an earlier mask point at: an object a prompt.
+
+    Args:
+      embedding: of one or several images, encoded with `visual=True`.
+      prompts: any number of them.
+      image_index: as in `decode`.
+      multimask: three masks a prompt, as one point may mean a part, a whole or a group; else one,
+        which is the best for a box or several points.
+      memory_budget: as in `decode`.
+
+    Returns:
+      One row a prompt, in the prompts' order, on the device but for masks over the budget.
+      `.masks()` has them over the source picture; any of them can be the `mask` of the next prompt.
+      A mask takes 332 kB in float32 at the released size.
+
+    Raises:
+      ValueError: no prompt, a point or a box outside its image, a mask of another size, an image
+        that is not there or was encoded without `visual=True`, or a checkpoint without the head.
+      TypeError: what should be an embedding or a prompt is something else.
+    """
+    head = self._visual_params()
+    if not isinstance(embedding, ImageEmbedding):
+      raise TypeError(
+        "decode_visual takes what encode(images, visual=True) returns, then prompts; "
+        f"got {embedding!r:.60}."
+      )
+    visual = embedding.visual
+    if visual is None:
+      raise ValueError(
+        "the embedding was made without visual prompts in mind; encode(images, visual=True)."
+      )
+    prompts = as_visual_prompts(prompts)
+    images = _image_index(image_index, len(prompts), len(embedding))
+    sizes = np.asarray(embedding.sizes)[images]
+    for prompt, size in zip(prompts, sizes, strict=True):
+      check_visual(prompt, *size.tolist(), mask_size=self.config.mask_size)
+
+    names, side = [field.name for field in dataclasses.fields(VisualMasks)], self.config.mask_size
+    shape = len(prompts), READINGS if multimask else 1, side, side
+    room = Room(names, {"mask_logits": jax.ShapeDtypeStruct(shape, self.dtype)}, memory_budget)
+    room.reserve(len(prompts))
+    for batch in batches_by_image(images, VISUAL_BATCHES, self._devices):
+      sources, source = np.unique(images[batch], return_inverse=True)
+      if len(sources) > 1:
+        sources, source = images[batch], self._own_rows(len(batch))
+      else:  # what the prompts share is then computed once on each device
+        sources = sources.repeat(self._devices)
+      packed = pack_visual([prompts[i] for i in batch], sizes[batch], source.astype(np.int32))
+      seen, asked = self._put((take(visual, sources), packed))
+      logits, iou, there = self._decode_visual(head, seen, asked, multimask)
+      about = jnp.asarray(images[batch], jnp.int32), jnp.asarray(sizes[batch])
+      part, places = distinct(VisualMasks(logits, iou, there, *about), batch)
+      if room.is_whole(places):
+        return part
+      room.put(part, places)
+    return VisualMasks(**room.arrays)
+
+  def generate_masks(
+    self,
+    image: ImageSource,
+    options: "MaskGeneration | None" = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+  ) -> "Segments":
+    """Segments everything in one picture, by a grid of clicks.
+
+    Args:
+      image: path, bytes, PIL image, or uint8 array [h, w, 3]; see `preprocess.read_image`.
+      options: `MaskGeneration(points_per_side=16, ...)`; None for those of SAM 2.
+      max_pixels: larger images are refused.
+
+    Returns:
+      What was found, best first: `Instances` with the stability of each, and the click and the crop
+      that it came from.
+
+    Raises:
+      FileNotFoundError, ValueError, TypeError: as `encode` with `visual=True`.
+    """
+    from sam3_jax import everything  # a method for the user's sake: it uses what stands above
+
+    return everything.generate_masks(self, image, options, max_pixels=max_pixels)
+
   @property
   def compilations(self) -> int:
     """How often the detector has been compiled for `decode` so far, from jit's own cache: at most 6
@@ -293,6 +416,13 @@ class Sam3:
     results together takes a trivial program more for each new number of prompts.)"""
     programs: list[Any] = [self._detect, self._score, self._mask, *self._few]
     return sum(program._cache_size() for program in programs)
+
+  @property
+  def visual_compilations(self) -> int:
+    """Likewise for `decode_visual`: at most 5 programs (batches of one image or of several) for
+    each of 3 numbers of points, with and without a mask, and each value of multimask."""
+    program: Any = self._decode_visual
+    return program._cache_size()
 
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads."""
@@ -334,6 +464,15 @@ class Sam3:
     sharding = self._sharding(len(batch[-1]))
     return batch if sharding is None else jax.device_put(batch, sharding)
 
+  def _visual_params(self) -> dict[str, Any]:
+    """The part of the parameters that visual prompts need."""
+    if checkpoint.VISUAL not in self.params:
+      raise ValueError(
+        "this checkpoint has no head for visual prompts (points, boxes, masks); convert the "
+        "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
+      )
+    return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
+
   def _pixels(
     self, source: ImageSource, max_pixels: int
   ) -> tuple[UInt8[np.ndarray, "Hi Wi 3"], Int[np.ndarray, "2"]]:
@@ -364,6 +503,8 @@ def _check_options(max_detections: int | None, min_score: float, memory_budget: 
 
 
 def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -> np.ndarray:
+  if not images:
+    raise ValueError("the embedding has no image, so nothing can be asked about it; encode some.")
   if index is None and images != 1:
     raise ValueError(
       f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."

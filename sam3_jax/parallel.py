@@ -26,7 +26,15 @@ from jaxtyping import Array
 
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
-from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored
+from sam3_jax.types import (
+  Detections,
+  ImageEmbedding,
+  Prompts,
+  Scored,
+  VisualEmbedding,
+  VisualPrompts,
+)
+from sam3_jax.visual.head import VisualHead, choose
 
 AXES = ("data", "model")
 
@@ -109,20 +117,37 @@ def place(mesh: Mesh, params: Any, rules: Rules = WHOLE) -> Any:
 
 
 # Of parameters, square pixels u8[B, Hi, Wi, 3], and height and width of the sources i32[B, 2].
-Encode = Callable[[Any, Any, Any], ImageEmbedding]
+Encode = Callable[[Any, Any, Any], Any]
 # Of parameters, embedding, prompts, and static `max_detections`. On a mesh `prompts.image` counts
 # the rows of the embedding on the prompt's own device.
 Detect = Callable[[Any, ImageEmbedding, Prompts, int | None], Any]
 # Of parameters, embedding and any rows of what was scored, whose `image_index` counts likewise.
 Mask = Callable[[Any, ImageEmbedding, Scored], Detections]
+# Of parameters that have a part `visual`, and the trunk's map.
+EncodeVisual = Callable[[Any, Array], VisualEmbedding]
+# Of the same, embedding, prompts, and static `multimask`: mask logits, their IoU, object logit. The
+# embedding may have one row a device, which serves all prompts there.
+DecodeVisual = Callable[[Any, VisualEmbedding, VisualPrompts, bool], tuple[Array, Array, Array]]
 
 
-def image_encoder(detector: Detector, mesh: Mesh | None = None, rules: Rules = WHOLE) -> Encode:
-  """The jitted program that encodes pictures; on a mesh, as many rows as its devices divide."""
+def image_encoder(
+  detector: Detector,
+  mesh: Mesh | None = None,
+  rules: Rules = WHOLE,
+  keep: Callable[[ImageEmbedding, Array], Any] = lambda embedding, features: embedding,
+) -> Encode:
+  """The jitted program that encodes pictures; on a mesh, as many rows as its devices divide.
+
+  Args:
+    detector, mesh, rules: the model and where it runs.
+    keep: says what is wanted of the embedding and the trunk's map.
+  """
 
   def encode_image(params, pixels, sizes):
     images = normalize(pixels)
-    return detector.apply({"params": params}, images, sizes, method=Detector.encode_image)
+    variables = {"params": params}
+    both: Any = detector.apply(variables, images, sizes, method=Detector.encode_and_keep)
+    return keep(*both)
 
   return jax.jit(_over_rows(encode_image, mesh, rules))
 
@@ -181,6 +206,32 @@ def mask_maker(
     return detector.apply({"params": params}, embedding, scored, method=Detector.mask)
 
   return jax.jit(_over_rows(mask, mesh, rules, axes))
+
+
+def visual_encoder(
+  head: VisualHead, mesh: Mesh | None = None, rules: Rules = WHOLE
+) -> EncodeVisual:
+  """The jitted program that makes the trunk's maps ready for visual prompts."""
+
+  def encode_visual(params, features):
+    return head.apply({"params": params["visual"]}, features, method=VisualHead.encode)
+
+  return jax.jit(_over_rows(encode_visual, mesh, rules))
+
+
+def visual_decoder(
+  head: VisualHead, mesh: Mesh | None = None, rules: Rules = WHOLE
+) -> DecodeVisual:
+  """The jitted program that decodes visual prompts, each on the device that holds its picture."""
+
+  def decode_visual(params, embedding, prompts, multimask):
+    def apply(params, *rows):
+      found: Any = head.apply({"params": params["visual"]}, *rows, method=VisualHead.predict)
+      return *choose(found, multimask), found.object_logit
+
+    return _over_rows(apply, mesh, rules)(params, embedding, prompts)
+
+  return jax.jit(decode_visual, static_argnames="multimask")
 
 
 def _sharing(detector: Detector, split: bool) -> tuple[Detector, Any]:

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sam3_jax.types import Detections
+from sam3_jax.rle import decode, encode
+from sam3_jax.types import Detections, VisualMasks
 
+_FILLED = 10.0  # the logit of a filled hole: SAM 2's
 _STRIP = 2**16  # values of a resized mask in work at a time: two such arrays fit the cache
 
 
@@ -48,7 +50,7 @@ def instances(
   for row, limit in zip(scores, thresholds, strict=True):
     order = np.argsort(-row, kind="stable")
     kept.append(order[row[order] > limit])
-  logits = _kept_masks(detections.mask_logits, kept)
+  logits = kept_masks(detections.mask_logits, kept)
   return [
     Instances(
       ids=ids[p, queries],
@@ -59,6 +61,69 @@ def instances(
     )
     for p, (queries, (height, width)) in enumerate(zip(kept, sizes, strict=True))
   ]
+
+
+def visual_masks(found: VisualMasks, hole_area: int = 0) -> "list[Masks]":
+  """What visual prompts point at, over the source picture: K masks a prompt, as `found` has them.
+
+  Copies the masks of all prompts from the device.
+
+  Args:
+    found: of `decode_visual`; on a device or as NumPy arrays.
+    hole_area: holes of at most so many cells of the decoder's grid are filled, before resizing.
+      Meta's predictor fills up to 256 where its kernel for that runs, on a GPU; 0 fills none.
+
+  Raises:
+    ValueError: `hole_area` is negative, or a source picture has no size.
+  """
+  if hole_area < 0:
+    raise ValueError(f"hole_area must be 0 (no filling) or cells of the grid; got {hole_area}.")
+  logits, sizes = jax.device_get((found.mask_logits, found.sizes))
+  if hole_area:
+    logits = [np.stack([fill_holes(mask, hole_area) for mask in masks]) for masks in logits]
+  return [
+    Masks(masks, (height, width)) for masks, (height, width) in zip(logits, sizes, strict=True)
+  ]
+
+
+def visual_instances(found: VisualMasks, first_id: int = 1) -> "list[Instances]":
+  """Each visual prompt's best mask as an instance: scored by its IoU as the model guesses it, boxed
+  by its pixels. A prompt whose best mask is empty has none.
+
+  Args:
+    found: of `decode_visual`; on a device or as NumPy arrays.
+    first_id: identity of the first prompt's instance; the next one's is one more.
+  """
+  logits, iou, sizes = jax.device_get((found.mask_logits, found.iou, found.sizes))
+  rows = []
+  for i, (height, width) in enumerate(sizes.tolist()):
+    k = int(iou[i].argmax())
+    masks = Masks(logits[i, k : k + 1], (height, width))
+    box = np.array([box_of(masks[0])], np.float32)
+    scores = np.asarray(iou[i, k : k + 1], np.float32)
+    one = Instances(np.array([first_id + i]), scores, box, masks)
+    rows.append(one[box[:, 2] > 0])
+  return rows
+
+
+def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
+  """The box around a mask's pixels, xyxy; zeros around none."""
+  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+  if not len(rows):
+    return 0, 0, 0, 0
+  return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def fill_holes(grid: Float[np.ndarray, "Hm Wm"], area: int) -> Float[np.ndarray, "Hm Wm"]:
+  """Logits in which connected cells outside the mask (by sides or corners) are inside it, if they
+  are at most `area` cells."""
+  from scipy import ndimage  # not at the top: it is slow to import
+
+  found: Any = ndimage.label(grid <= 0, structure=np.ones((3, 3)))
+  labels = found[0]
+  sizes = np.bincount(labels.ravel())
+  sizes[0] = area + 1  # the mask itself
+  return np.where((sizes <= area)[labels], np.asarray(_FILLED, grid.dtype), grid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +140,7 @@ class Instances:
   ids: Int[np.ndarray, " n"]
   scores: Float[np.ndarray, " n"]
   boxes: Float[np.ndarray, "n 4"]
-  masks: "Masks"
+  masks: "Masks | RleMasks"
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -187,10 +252,66 @@ class Masks:
     )
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
+  def at(self, size: tuple[int, int]) -> "Masks":
+    """The same masks over a picture of another size."""
+    return Masks(self.logits, size)
+
   def _grid(self, index: int | np.integer) -> Float[np.ndarray, "Hm Wm"]:
     if not -len(self) <= index < len(self):
       raise IndexError(f"there is no mask {index}: there are {len(self)}.")
     return np.asarray(self.logits[index], np.float32)
+
+
+class RleMasks:
+  """Masks kept as run lengths of whole pixels; to be used as `Masks`.
+
+  Args:
+    rles: COCO's compressed run lengths, all of one size.
+    size: height and width of the picture; the masks are stretched to it, nearest pixel by nearest.
+  """
+
+  def __init__(self, rles: Sequence[dict], size: tuple[int, int]):
+    self.rles = list(rles)
+    self.size = int(size[0]), int(size[1])
+
+  def __len__(self) -> int:
+    return len(self.rles)
+
+  def __repr__(self) -> str:
+    return f"RleMasks({len(self)} of {self.size[0]} x {self.size[1]})"
+
+  @overload
+  def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]: ...
+  @overload
+  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> "RleMasks": ...
+  def __getitem__(self, index):
+    if not isinstance(index, int | np.integer):
+      rows = np.arange(len(self))[index]
+      return RleMasks([self.rles[row] for row in rows], self.size)
+    if not -len(self) <= index < len(self):
+      raise IndexError(f"there is no mask {index}: there are {len(self)}.")
+    mask = decode(self.rles[index]).astype(bool)
+    for axis, (source, side) in enumerate(zip(mask.shape, self.size, strict=True)):
+      if source != side:
+        mask = mask.take(np.arange(side) * source // side, axis=axis)
+    return mask
+
+  def __array__(self, dtype=None, copy=None) -> Bool[np.ndarray, "n h w"]:
+    if copy is False:
+      raise ValueError("masks are made when asked for: np.asarray(masks, copy=False) cannot work.")
+    masks = np.zeros((len(self), *self.size), bool)
+    for i in range(len(self)):
+      masks[i] = self[i]
+    return masks if dtype is None else masks.astype(dtype)
+
+  def rle(self, index: int) -> dict:
+    """COCO's compressed run lengths: {"size": [h, w], "counts": str}."""
+    mask = self[index]
+    return self.rles[index] if tuple(self.rles[index]["size"]) == self.size else encode(mask)
+
+  def at(self, size: tuple[int, int]) -> "RleMasks":
+    """The same masks over a picture of another size."""
+    return RleMasks(self.rles, size)
 
 
 def interpolate(
@@ -272,7 +393,7 @@ def _mask(mask_logits, prompt, query):
   return mask_logits[prompt, query]
 
 
-def _kept_masks(mask_logits, kept: list[np.ndarray]) -> list[Float[np.ndarray, "n Hm Wm"]]:
+def kept_masks(mask_logits, kept: list[np.ndarray]) -> list[Float[np.ndarray, "n Hm Wm"]]:
   """Each prompt's masks of the kept queries: one compilation, and only those cross over."""
   if not isinstance(mask_logits, np.ndarray):
     rows = [[_mask(mask_logits, p, q) for q in queries] for p, queries in enumerate(kept)]

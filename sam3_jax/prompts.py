@@ -67,17 +67,22 @@ def check_boxes(prompt: Prompt, height: int, width: int) -> None:
   """Raises ValueError unless each box touches the picture of this size and is at most twice as
   large."""
   for box in prompt.boxes:
-    x0, y0, x1, y1 = box
-    if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
-      raise ValueError(
-        f"box {list(box)} lies wholly outside the {width} x {height} picture; "
-        "boxes are x0, y0, x1, y1 in its pixels."
-      )
-    if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
-      raise ValueError(
-        f"box {list(box)} is more than twice as large as the {width} x {height} picture; "
-        "boxes are x0, y0, x1, y1 in its pixels."
-      )
+    check_box(box, height, width)
+
+
+def check_box(box: tuple[float, ...], height: int, width: int) -> None:
+  """Raises ValueError as `check_boxes` does."""
+  x0, y0, x1, y1 = box
+  if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
+    raise ValueError(
+      f"box {list(box)} lies wholly outside the {width} x {height} picture; "
+      "boxes are x0, y0, x1, y1 in its pixels."
+    )
+  if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
+    raise ValueError(
+      f"box {list(box)} is more than twice as large as the {width} x {height} picture; "
+      "boxes are x0, y0, x1, y1 in its pixels."
+    )
 
 
 def pack(
@@ -111,30 +116,31 @@ def pack(
   return Prompts(image=image, first_id=first_id, text=text, **rows)
 
 
+def as_box(row: Any, name: str) -> tuple[float, ...]:
+  """Four numbers; raises ValueError, calling it `name`, unless they are a box."""
+  try:
+    box = tuple(float(value) for value in row)
+  except (TypeError, ValueError):
+    box = ()
+  if len(box) != 4:
+    raise ValueError(f"{name} must be four numbers x0, y0, x1, y1 in pixels; got {row!r}.")
+  if not np.all(np.isfinite(box)):
+    raise ValueError(f"{name} must be finite; got {list(box)}.")
+  if box[2] < box[0] or box[3] < box[1]:
+    raise ValueError(
+      f"{name} has a negative extent: {list(box)}; the order is x0, y0, x1, y1. "
+      "For cxcywh use ops.boxes.cxcywh_to_xyxy."
+    )
+  return box
+
+
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
   if not isinstance(boxes, Iterable | None):
     raise ValueError(f"boxes must be a list of x0, y0, x1, y1 in pixels; got {boxes!r}.")
   rows = [] if boxes is None else list(boxes)
   if len(rows) > BOX_SIZES[-1]:
     raise ValueError(f"a prompt takes at most {BOX_SIZES[-1]} boxes; got {len(rows)}.")
-  return tuple(_box(row, i) for i, row in enumerate(rows))
-
-
-def _box(row: Any, i: int) -> tuple[float, ...]:
-  try:
-    box = tuple(float(value) for value in row)
-  except (TypeError, ValueError):
-    box = ()
-  if len(box) != 4:
-    raise ValueError(f"box {i} must be four numbers x0, y0, x1, y1 in pixels; got {row!r}.")
-  if not np.all(np.isfinite(box)):
-    raise ValueError(f"box {i} must be finite; got {list(box)}.")
-  if box[2] < box[0] or box[3] < box[1]:
-    raise ValueError(
-      f"box {i} has a negative extent: {list(box)}; the order is x0, y0, x1, y1. "
-      "For cxcywh use ops.boxes.cxcywh_to_xyxy."
-    )
-  return box
+  return tuple(as_box(row, f"box {i}") for i, row in enumerate(rows))
 
 
 def _labels(labels: Any, count: int) -> tuple[bool, ...]:

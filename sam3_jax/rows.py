@@ -28,18 +28,19 @@ def batches(rows: np.ndarray, sizes: Sequence[int], places: int = 1) -> Iterator
     rows = rows[size:]
 
 
-def batches_by_image(images: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
+def batches_by_image(
+  images: np.ndarray, sizes: Sequence[int], places: int = 1
+) -> Iterator[np.ndarray]:
   """Batches of prompts about one image, whose numbers are given; what is left over, in batches
-  about several."""
-  rest = []
+  about several. `sizes` and `places` are those of `batches`."""
+  rest, largest = [], places * sizes[0]
   for image in np.unique(images):
-    for batch in batches(np.flatnonzero(images == image), sizes):
-      if len(batch) == sizes[0]:
-        yield batch
-      else:
-        rest.append(batch)
+    rows = np.flatnonzero(images == image)
+    left = len(rows) % largest
+    yield from rows[: len(rows) - left].reshape(-1, largest)
+    rest.append(rows[len(rows) - left :])
   if rest:
-    yield from batches(np.concatenate(rest), sizes)
+    yield from batches(np.concatenate(rest), sizes, places)
 
 
 def lengths(cut: Iterator[np.ndarray]) -> list[int]:

@@ -7,18 +7,24 @@ from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import numpy as np
 from PIL import ExifTags, Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
+from sam3_jax.mend import add_instance, mend_by_clicks
+from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt, check_boxes
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
 from sam3_jax.terminal import complain, progress, say
+from sam3_jax.visual.prompts import VisualPrompt, check_visual
 from sam3_jax.visualize import overlay
 
+USUAL, USUAL_EVERYTHING = 0.5, 0.8  # thresholds
 LISTED = 10  # pictures whose files are named one by one
 
 
@@ -29,8 +35,10 @@ class Job:
   Attributes:
     images: files that exist, each once.
     prompts: of every picture.
+    visual: likewise; beside a single prompt, they mend what it found.
+    everything: whatever there is, in place of prompts.
     out: folder; made when there is something to write.
-    threshold: instances score above it.
+    threshold: instances score above it; None for the usual one of what is asked.
     max_detections: of each prompt, the best; None for all.
     max_pixels: larger pictures are refused.
   """
@@ -38,17 +46,30 @@ class Job:
   images: Sequence[Path]
   prompts: Sequence[Prompt]
   out: Path
-  threshold: float
+  threshold: float | None
   max_detections: int | None
   max_pixels: int
+  visual: Sequence[VisualPrompt] = ()
+  everything: bool = False
 
   @property
   def phrases(self) -> list[str]:
-    """What is shown for each prompt."""
+    """What is shown for each row of results."""
+    if self.everything:
+      return ["everything"]
+    if not self.prompts:
+      several = len(self.visual) > 1
+      return [_shown(prompt, i if several else 0) for i, prompt in enumerate(self.visual, start=1)]
     return [
       prompt.text or ("example box" if len(prompt.boxes) == 1 else "example boxes")
       for prompt in self.prompts
     ]
+
+  @property
+  def limit(self) -> float:
+    """Instances score above it."""
+    usual = USUAL_EVERYTHING if self.everything else USUAL if self.prompts else 0.0
+    return usual if self.threshold is None else self.threshold
 
   @property
   def outputs(self) -> list[tuple[Path, Path]]:
@@ -62,11 +83,13 @@ class Job:
     for path in (path for pair in self.outputs for path in pair):
       if path.resolve() in inputs:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
-    if any(prompt.boxes for prompt in self.prompts):
+    if self.visual or any(prompt.boxes for prompt in self.prompts):
       for path in self.images:
         if (size := _displayed_size(path)) is not None:
           for prompt in self.prompts:
             check_boxes(prompt, *size)
+          for prompt in self.visual:
+            check_visual(prompt, *size)
 
 
 def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors: Console) -> int:
@@ -128,13 +151,20 @@ def _segment(
     image = read_image(path, max_pixels=job.max_pixels)
   except (ValueError, TypeError, OSError) as error:
     raise _BadPictureError(str(error)) from error
-  embedding = model.encode(image, max_pixels=job.max_pixels)
-  found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
-  instances = found.instances(job.threshold)
+  instances = _instances(model, job, image)
   info = {
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
-    "threshold": job.threshold,
+    "threshold": job.limit,
+    "everything": job.everything,
+    "visual_prompts": [
+      {
+        "points": [list(point) for point in prompt.points],
+        "point_labels": list(prompt.point_labels),
+        "box": prompt.box and list(prompt.box),
+      }
+      for prompt in job.visual
+    ],
     "prompts": [
       {
         "text": prompt.text,
@@ -165,6 +195,36 @@ def _segment(
     )
     for i, (phrase, one) in enumerate(zip(job.phrases, instances, strict=True))
   ]
+
+
+def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
+  """What is found in one picture, for each of the job's phrases."""
+  if job.everything:
+    options = MaskGeneration(pred_iou_thresh=job.limit)
+    return [model.generate_masks(image, options, max_pixels=job.max_pixels)[: job.max_detections]]
+  embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
+  if not job.prompts:
+    found = model.decode_visual(embedding, job.visual, multimask=_one_click(job.visual))
+    return [one[one.scores > job.limit] for one in found.instances()]
+  found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
+  instances = found.instances(job.limit)
+  for prompt in job.visual:  # beside a single phrase
+    if prompt.box is not None:
+      instances = [add_instance(model, embedding, instances[0], prompt)]
+    else:
+      mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
+      instances = [mended]
+  return instances
+
+
+def _one_click(prompts: Sequence[VisualPrompt]) -> bool:
+  """Whether the question leaves room for doubt: a part, a whole, a group."""
+  return all(prompt.box is None and len(prompt.points) == 1 for prompt in prompts)
+
+
+def _shown(prompt: VisualPrompt, number: int) -> str:
+  kind = "clicks" if len(prompt.points) > 1 else "click" if prompt.points else "box"
+  return f"{kind} {number}" if number else kind
 
 
 def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from sam3_jax.colors import Color, color, ink
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.postprocess import Instances, Masks, RleMasks
 
 LONGEST = 2048  # pixels of the drawing's longer side, at most: memory and time stay bounded
 SHORTEST = 800  # and at least: labels stay readable on a small picture
@@ -37,7 +37,7 @@ class _Item:
   score: float
   color: Color
   box: Rect
-  masks: Masks  # over the drawing
+  masks: Masks | RleMasks  # over the drawing
   index: int  # its place in them
 
 
@@ -111,7 +111,7 @@ def _items(
     height, width = found.masks.size
     scale = np.tile([size[0] / width, size[1] / height], 2)
     boxes = np.clip(found.boxes * scale, 0, np.tile(size, 2) - 1)
-    masks = Masks(found.masks.logits, (size[1], size[0]))
+    masks = found.masks.at((size[1], size[0]))
     yield [
       _Item(label, float(score), colors[int(identity)], tuple(box), masks, i)
       for i, (identity, score, box) in enumerate(

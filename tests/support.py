@@ -1,13 +1,15 @@
 """What several test files share: how far two results may differ, and the tiny model, jitted."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import CONFIG, parameters
+from tiny import CONFIG, parameters, visual_parameters
 
+from sam3_jax import Sam3, Tokenizer
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import Prompts, TextEmbedding
 
@@ -63,6 +65,27 @@ def _apply(params, key, args, method, options):
 
 
 _jitted = jax.jit(_apply, static_argnames=("method", "options"), compiler_options=QUICK)
+
+
+STATIC = {"_detect": "max_detections", "_score": "max_detections", "_decode_visual": "multimask"}
+
+
+def quick(model: Sam3) -> Sam3:
+  """The model, whose programs will be compiled as `QUICK` says."""
+  programs = "_encode_image", "_encode_text", "_mask", "_encode_visual", *STATIC
+  for name in programs:
+    function, static = getattr(model, name).__wrapped__, STATIC.get(name)
+    setattr(model, name, jax.jit(function, static_argnames=static, compiler_options=QUICK))
+  return model
+
+
+@functools.cache
+def visual_model(tokenizer_path: Path) -> Sam3:
+  """The tiny model with a head for visual prompts; one for all test files of a process."""
+  params = parameters() | {"visual": visual_parameters()}
+  info = {"name": "tiny", "trained": True}
+  tokenizer = Tokenizer(tokenizer_path)
+  return quick(Sam3(CONFIG, params, tokenizer, info=info, dtype="float32"))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

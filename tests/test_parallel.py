@@ -10,15 +10,16 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import toy
 import tpu_batch
 from jax.sharding import PartitionSpec as P
-from support import QUICK, assert_close
+from support import QUICK, assert_close, quick
 from tpu_batch import lower_decoder, lower_encoder
 
-from sam3_jax import Prompt, Sam3, Tokenizer, parallel
+from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt, parallel
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.prompts import pack
-from sam3_jax.trees import flatten
+from sam3_jax.trees import flatten, nest
 from sam3_jax.types import TextEmbedding
 
 CLOSE = 1e-5  # of the largest value; measured 2.0e-6 (masks), the order of sums
@@ -121,6 +122,31 @@ def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, program
     for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
       assert_close(getattr(found, name), getattr(want, name), rel=CLOSE)
   assert pairs.compilations == before + programs
+
+
+def test_visual_prompts(tokenizer_path, images):
+  """Of one picture, which each device then has, and of several; with cut parameters. 17 prompts,
+  which four devices do not divide."""
+  params = nest(toy.parameters() | toy.visual_parameters())
+  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
+  mesh = parallel.make_mesh(jax.devices()[:4], model=2)
+  rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *parallel.WHOLE)
+  alone, shared = (
+    quick(Sam3(toy.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
+    for mesh in (None, mesh)
+  )
+  cut = shared.params["visual"]["decoder"]["two_way"]["layer0"]["mlp"]["fc1"]["kernel"]
+  assert cut.sharding.shard_shape(cut.shape)[1] * 2 == cut.shape[1]
+  want, got = (model.encode(images, visual=True) for model in (alone, shared))
+  assert_close(jax.device_get(got), jax.device_get(want), rel=CLOSE)
+  prompts = [VisualPrompt(points=[[n, n]]) for n in range(1, 18)]
+  for index in ([1] * 17, [n % 3 for n in range(17)]):
+    one, four = (
+      jax.device_get(model.decode_visual(embedding, prompts, index))
+      for model, embedding in ((alone, want), (shared, got))
+    )
+    assert_close(four, one, rel=CLOSE)
+  assert shared.visual_compilations == 3  # 16 of one picture and of several; 4, filled up
 
 
 def text_of(lowered) -> str:

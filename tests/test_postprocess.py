@@ -13,8 +13,16 @@ import pytest
 from pycocotools import mask as coco
 
 from sam3_jax import postprocess
-from sam3_jax.postprocess import Instances, Masks, instances, interpolate
-from sam3_jax.types import Detections
+from sam3_jax.postprocess import (
+  Instances,
+  Masks,
+  RleMasks,
+  fill_holes,
+  instances,
+  interpolate,
+  visual_masks,
+)
+from sam3_jax.types import Detections, VisualMasks
 
 GOLDEN = dict(np.load(Path(__file__).parent / "goldens" / "text.npz"))
 GOLDEN_SIZE = (1200, 1800)
@@ -344,3 +352,87 @@ def test_supervision(monkeypatch):
   monkeypatch.setitem(sys.modules, "supervision", None)
   with pytest.raises(ImportError, match="pip install supervision"):
     found.to_supervision()
+
+
+# Masks of visual prompts.
+
+
+def ring(size: int = 24) -> np.ndarray:
+  """Logits of a ring with a hole of 9 cells, a corner of 3 and a corner of 1 left out."""
+  grid = np.full((size, size), 2.0, np.float32)
+  grid[8:11, 8:11] = -3
+  grid[0, :3] = 0  # 0 is outside
+  grid[-1, -1] = -1
+  grid[-2, -2] = -1  # touches it by a corner
+  return grid
+
+
+@pytest.mark.parametrize(
+  ("area", "filled"), [(0, 0), (1, 0), (2, 2), (3, 5), (8, 5), (9, 14), (1000, 14)]
+)
+def test_holes_are_filled_by_their_area(area, filled):
+  grid = ring()
+  got = fill_holes(grid, area)
+  changed = got != grid
+  assert changed.sum() == filled
+  assert (grid[changed] <= 0).all()
+  assert (got[changed] == 10).all()
+  assert got.dtype == grid.dtype
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_nothing_and_everything_have_no_holes(value):
+  grid = np.full((5, 6), value, np.float32)
+  np.testing.assert_array_equal(fill_holes(grid, 29), grid)
+
+
+@pytest.mark.parametrize("prompts", [0, 1, 3])
+def test_masks_of_visual_prompts(prompts):
+  logits = np.stack([ring(), -ring()])[None].repeat(prompts, axis=0)
+  sizes = np.array([[48, 30]] * prompts, np.int32).reshape(-1, 2)
+  zeros = np.zeros(prompts)
+  found = VisualMasks(jnp.asarray(logits), zeros[:, None], zeros, zeros, sizes)
+  for hole_area in (0, 9):
+    masks = visual_masks(found, hole_area)
+    assert len(masks) == prompts
+    for one in masks:
+      for k, grid in enumerate(logits[0]):
+        filled = fill_holes(grid, hole_area) if hole_area else grid
+        np.testing.assert_array_equal(one[k], interpolate(filled, (48, 30)) > 0)
+  assert len(found.masks()) == prompts
+  with pytest.raises(ValueError, match="hole_area must be 0"):
+    visual_masks(found, -1)
+
+
+# Masks as run lengths.
+
+
+def stored(size: tuple[int, int], count: int = 3) -> tuple[np.ndarray, RleMasks]:
+  masks = np.random.default_rng(0).random((count, *size)) < 0.4
+  return masks, RleMasks([coco_encode(mask) for mask in masks], size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (13, 9)])
+def test_run_lengths_are_masks(size):
+  masks, kept = stored(size)
+  assert (len(kept), kept.size, repr(kept)) == (3, size, f"RleMasks(3 of {size[0]} x {size[1]})")
+  np.testing.assert_array_equal(np.asarray(kept), masks)
+  np.testing.assert_array_equal(kept[-1], masks[2])
+  np.testing.assert_array_equal(np.asarray(kept[1:]), masks[1:])
+  np.testing.assert_array_equal(np.asarray(kept[np.array([2, 0])]), masks[[2, 0]])
+  np.testing.assert_array_equal(np.asarray(kept[np.array([True, False, True])]), masks[[0, 2]])
+  assert kept.rle(1) == coco_encode(masks[1])
+  with pytest.raises(IndexError, match="there is no mask 3: there are 3"):
+    kept[3]
+  with pytest.raises(ValueError, match=r"copy=False\) cannot work"):
+    np.asarray(kept, copy=False)
+
+
+def test_run_lengths_over_another_picture():
+  masks, kept = stored((6, 4))
+  twice = kept.at((12, 8))
+  np.testing.assert_array_equal(twice[0], masks[0].repeat(2, axis=0).repeat(2, axis=1))
+  np.testing.assert_array_equal(twice.at((6, 4))[0], masks[0])
+  np.testing.assert_array_equal(kept.at((3, 2))[0], masks[0][::2, ::2])
+  assert twice.rle(0) == coco_encode(twice[0])
+  assert Masks(random_grid((1, 3, 3)), (6, 4)).at((9, 9)).size == (9, 9)

@@ -39,6 +39,10 @@ def test_batches_by_image():
   assert [batch.tolist() for batch in cut] == [[0, 2, 3, 5], [1, 7, 4, 6]]
   assert list(rows.batches_by_image(images[:0], (4, 1))) == []
   assert [batch.tolist() for batch in rows.batches_by_image(images[:3], (1,))] == [[1], [0], [2]]
+  shared = list(rows.batches_by_image(images, (2, 1), places=2))
+  assert [batch.tolist() for batch in shared] == [[0, 2, 3, 5], [1, 7, 4, 6]]
+  shared = list(rows.batches_by_image(images[:7], (1,), places=4))
+  assert [batch.tolist() for batch in shared] == [[0, 2, 3, 5], [1, 4, 6, 6]]
 
 
 def test_ordinals():

@@ -20,6 +20,7 @@ ROWS = (
   {"visual"},
   {"checkpoint", "compiling", "parallel"},
   {"converters"},
+  {"everything", "mend"},
   {"inference"},
   {"hub", "segment", "phrases"},
   {"evaluation", "batch"},

@@ -3,10 +3,49 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
   from sam3_jax.prompts import Prompt
+  from sam3_jax.visual.prompts import VisualPrompt
+
+
+class Asked(NamedTuple):
+  """What to look for in each picture."""
+
+  prompts: "list[Prompt]"
+  visual: "list[VisualPrompt]"
+
+
+def asked(
+  phrases: Sequence[str],
+  boxes: Sequence[str],
+  points: Sequence[str],
+  visual: bool,
+  everything: bool,
+) -> Asked:
+  """What --text, --box, --point, --visual and --everything ask for together."""
+  if everything:
+    if phrases or boxes or points or visual:
+      raise ValueError(
+        "--everything needs no --text, --box, --point or --visual; run once for each wish."
+      )
+    return Asked([], [])
+  if visual and not (boxes or points):
+    raise ValueError("--visual says how --box is meant; give --box X0,Y0,X1,Y1 or --point X,Y.")
+  if points and boxes and not visual:
+    raise ValueError(
+      "--point beside --box is ambiguous: add --visual if the box is around the same thing; as an "
+      "example, it needs a run of its own."
+    )
+  if not (visual or points):
+    return Asked(prompts(phrases, boxes), [])
+  if len(set(phrases)) > 1:
+    raise ValueError(
+      f"--point or --visual beside {len(set(phrases))} --text is ambiguous; clicks mend what a "
+      "single phrase found. Run once for each phrase."
+    )
+  return Asked(prompts(phrases, []) if phrases else [], visual_prompts(points, boxes))
 
 
 def prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prompt]":
@@ -15,7 +54,9 @@ def prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prompt]":
 
   phrases = list(dict.fromkeys(phrase.strip() for phrase in phrases))
   if not phrases and not boxes:
-    raise ValueError("nothing to look for: give --text PHRASE or --box X0,Y0,X1,Y1.")
+    raise ValueError(
+      "nothing to look for: give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything."
+    )
   if boxes and len(phrases) > 1:
     raise ValueError(
       f"--box beside {len(phrases)} --text is ambiguous; boxes join a single phrase. "
@@ -31,6 +72,49 @@ def prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prompt]":
       box_labels=[int(row[4]) for row in rows],
     )
   ]
+
+
+def visual_prompts(points: Sequence[str], boxes: Sequence[str]) -> "list[VisualPrompt]":
+  """What is pointed at: one thing by all points and at most one box, or a thing by each box."""
+  from sam3_jax.visual.prompts import VisualPrompt
+
+  places, corners = [_point(point) for point in points], [_box(box) for box in boxes]
+  for box, typed in zip(corners, boxes, strict=True):
+    if not box[4]:
+      raise ValueError(
+        f"--box {typed!r} with --visual is the box around one thing, no counterexample; leave ,0 "
+        "out, or leave out --visual."
+      )
+  if not places:
+    return [VisualPrompt(box=box[:4]) for box in corners]
+  if len(corners) > 1:
+    raise ValueError(
+      f"--point and {len(corners)} --box with --visual are ambiguous: points and one box are one "
+      "thing. Run once for each thing."
+    )
+  return [
+    VisualPrompt(
+      points=[place[:2] for place in places],
+      point_labels=[int(place[2]) for place in places],
+      box=corners[0][:4] if corners else None,
+    )
+  ]
+
+
+def _point(value: str) -> list[float]:
+  """x, y and the label."""
+  try:
+    numbers = [float(part) for part in value.split(",")]
+  except ValueError:
+    numbers = []
+  if len(numbers) not in (2, 3):
+    raise ValueError(
+      f"--point {value!r} must be two numbers in pixels, X,Y, and may end in ,1 (on the thing) or "
+      ",0 (off it)."
+    )
+  if len(numbers) == 3 and numbers[2] not in (0, 1):
+    raise ValueError(f"--point {value!r} must end in ,1 (on the thing) or ,0 (off it).")
+  return [*numbers, 1.0][:3]
 
 
 def _box(value: str) -> list[float]:

@@ -24,15 +24,37 @@ def segment(
     typer.Option(
       metavar="X0,Y0,X1,Y1[,0|1]",
       help="An example in pixels of the picture as displayed (1, the default) or a counterexample "
-      "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it.",
+      "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it; with "
+      "--visual it finds the one thing in it.",
     ),
   ] = None,
+  point: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="X,Y[,0|1]",
+      help="A click on the one thing that is wanted (1, the default) or off it (0), in pixels. "
+      "Repeat for several. With a single --text it mends what the phrase found: the instance that "
+      "it lies on, or a new one.",
+    ),
+  ] = None,
+  visual: Annotated[
+    bool, typer.Option("--visual", metavar="", help="A --box is around one thing, no example.")
+  ] = False,
+  everything: Annotated[
+    bool,
+    typer.Option("--everything", metavar="", help="Segment all there is, by a grid of clicks."),
+  ] = False,
   checkpoint: Annotated[
     str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
   ] = "sam3-tiny",
   threshold: Annotated[
-    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
-  ] = 0.5,
+    float | None,
+    typer.Option(
+      metavar="0..1",
+      help="Keep instances that score above it. [default: 0.5; 0.8 with --everything; with --point "
+      "or --visual alone, all]",
+    ),
+  ] = None,
   out: Annotated[
     Path,
     typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of a picture go."),
@@ -48,13 +70,16 @@ def segment(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Find, box and mask all instances of phrases or example boxes in pictures.
+  """Find, box and mask all instances of phrases or example boxes in pictures, or what is clicked.
+
+  A --box is an example: everything that looks like it is found. A --point is a click: the one thing
+  under it is found, and with --visual a --box likewise means the one thing in it.
 
   Everything given is checked before any work, and a fault stops the run. A file that turns out to
   be no picture, or a damaged one, is reported and left out; the others are done, and the exit
   status is 2. Of pictures with the same name the second's results are called NAME-2, and so on.
   """
-  if not 0 <= threshold <= 1:  # NaN too
+  if threshold is not None and not 0 <= threshold <= 1:  # NaN too
     raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
   arguments.check_writable(out)
   images = arguments.images(images)
@@ -63,9 +88,12 @@ def segment(
   from sam3_jax.hub import find_checkpoint
   from sam3_jax.segment import Job, run
 
+  asked = arguments.asked(text or [], box or [], point or [], visual, everything)
   job = Job(
     images=images,
-    prompts=arguments.prompts(text or [], box or []),
+    prompts=asked.prompts,
+    visual=asked.visual,
+    everything=everything,
     out=out,
     threshold=threshold,
     max_detections=max_detections,

@@ -1,0 +1,165 @@
+"""Visual prompts: what a user may ask, checked, and packed into the head's padded arrays."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sam3_jax.prompts import as_box, check_box
+from sam3_jax.types import VisualPrompts
+
+POINT_SIZES = (3, 16, 64)  # points of a prompt, a box being two, are padded to one of these
+MOST_POINTS = POINT_SIZES[-1] - 2
+MASK_LIMIT = 32.0  # of the logits of a mask that is asked with, as Meta's predictor has it
+PADDING, CORNERS = -1, (2, 3)  # labels
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VisualPrompt:
+  """Points, a box, an earlier mask, or several of them: "this one object".
+
+  Attributes:
+    points: x, y of each point, in pixels of the source picture as displayed (EXIF orientation
+      applied); at most 62.
+    point_labels: 1 for a point on the object, 0 for one off it, one a point; None for all 1.
+    box: x0, y0, x1, y1 in the same pixels; it may reach beyond the picture.
+    mask: [Hm, Wm] logits of an earlier `decode_visual`, `found.mask_logits[prompt, k]`.
+
+  Raises:
+    ValueError: neither points nor a box nor a mask, or they or the labels are faulty.
+  """
+
+  points: Any = None
+  point_labels: Any = None
+  box: Any = None
+  mask: Any = None
+
+  def __post_init__(self):
+    points = _points(self.points)
+    if not points and self.box is None and self.mask is None:
+      raise ValueError(
+        "a visual prompt needs points, a box or a mask: VisualPrompt(points=[[x, y]]), "
+        "VisualPrompt(box=[x0, y0, x1, y1])."
+      )
+    object.__setattr__(self, "points", points)
+    object.__setattr__(self, "point_labels", _labels(self.point_labels, len(points)))
+    if self.box is not None:
+      object.__setattr__(self, "box", as_box(self.box, "the box"))
+    if self.mask is not None:
+      object.__setattr__(self, "mask", _mask(self.mask))
+
+  @property
+  def slots(self) -> int:
+    """Points and corners."""
+    return len(self.points) + 2 * (self.box is not None)
+
+
+def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
+  """One or several visual prompts as a list; raises where there is none, or something else."""
+  found = [prompts] if isinstance(prompts, VisualPrompt) else prompts
+  found = list(found) if isinstance(found, Iterable) else [found]
+  if not found:
+    raise ValueError("no prompt given; pass a VisualPrompt or a list of them.")
+  for prompt in found:
+    if not isinstance(prompt, VisualPrompt):
+      raise TypeError(
+        f"pass a VisualPrompt or a list of them; got {prompt!r:.60}. Phrases and example boxes "
+        "(Prompt) are for decode."
+      )
+  return found
+
+
+def check_visual(
+  prompt: VisualPrompt, height: int, width: int, mask_size: int | None = None
+) -> None:
+  """Raises ValueError unless each point lies in the picture of this size (its edges included), the
+  box touches it, and the mask is of the decoder's grid."""
+  for x, y in prompt.points:
+    if not (0 <= x <= width and 0 <= y <= height):
+      raise ValueError(
+        f"point [{x:g}, {y:g}] lies outside the {width} x {height} picture; points are x, y in "
+        "its pixels."
+      )
+  if prompt.box is not None:
+    check_box(prompt.box, height, width)
+  if prompt.mask is not None and mask_size and prompt.mask.shape != (mask_size, mask_size):
+    raise ValueError(
+      f"mask must be the [{mask_size}, {mask_size}] logits of an earlier decode_visual, "
+      f"found.mask_logits[prompt, k]; got shape {list(prompt.mask.shape)}."
+    )
+
+
+def pack_visual(prompts: Sequence[VisualPrompt], sizes: np.ndarray, image: Any) -> VisualPrompts:
+  """Visual prompts as NumPy arrays, their points as fractions, padded to one of `POINT_SIZES`.
+
+  Args:
+    prompts: checked against their pictures.
+    sizes: height and width of each prompt's picture, [P, 2].
+    image: row of the embedding, a prompt.
+  """
+  most = max(prompt.slots for prompt in prompts)
+  slots = next(size for size in POINT_SIZES if size >= most)
+  xy = np.zeros((len(prompts), slots, 2), np.float32)
+  labels = np.full((len(prompts), slots), PADDING, np.int32)
+  for i, (prompt, (height, width)) in enumerate(zip(prompts, sizes, strict=True)):
+    corners = () if prompt.box is None else (prompt.box[:2], prompt.box[2:])
+    places = [*corners, *prompt.points]
+    if places:
+      xy[i, : len(places)] = np.asarray(places) / [width, height]
+      labels[i, : len(places)] = [*CORNERS[: len(corners)], *prompt.point_labels]
+  masks = [prompt.mask for prompt in prompts]
+  there = np.array([mask is not None for mask in masks])
+  arrays: dict[str, Any] = {"image": image, "xy": xy, "labels": labels}
+  if there.any():
+    shape = next(mask.shape for mask in masks if mask is not None)
+    stacked = np.stack([np.zeros(shape, np.float32) if mask is None else mask for mask in masks])
+    arrays |= {"mask": np.clip(stacked, -MASK_LIMIT, MASK_LIMIT), "has_mask": there}
+  return VisualPrompts(**arrays)
+
+
+def _points(points: Any) -> tuple[tuple[float, float], ...]:
+  rows = [] if points is None else points
+  rows = list(rows) if isinstance(rows, Iterable) else [rows]
+  if len(rows) > MOST_POINTS:
+    raise ValueError(f"a visual prompt takes at most {MOST_POINTS} points; got {len(rows)}.")
+  return tuple(_point(row, i) for i, row in enumerate(rows))
+
+
+def _point(row: Any, i: int) -> tuple[float, float]:
+  try:
+    x, y = (float(value) for value in row)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"point {i} must be two numbers x, y in pixels; got {row!r:.60}. points is [[x, y], ..]."
+    ) from None
+  if not (math.isfinite(x) and math.isfinite(y)):
+    raise ValueError(f"point {i} must be finite; got {[x, y]}.")
+  return x, y
+
+
+def _labels(labels: Any, count: int) -> tuple[int, ...]:
+  if labels is None:
+    return (1,) * count
+  values = list(labels) if isinstance(labels, Iterable) else None
+  if values is None or len(values) != count:
+    raise ValueError(f"point_labels must be one a point: {count}; got {labels!r:.60}.")
+  for label in values:
+    if isinstance(label, Iterable) or label not in (0, 1):
+      raise ValueError(f"point labels are 1 (on the object) or 0 (off it); got {label!r}.")
+  return tuple(int(label) for label in values)
+
+
+def _mask(mask: Any) -> Float[np.ndarray, "Hm Wm"]:
+  array = np.asarray(mask)
+  if array.ndim != 2 or array.dtype.kind not in "fV":  # V: bfloat16
+    raise ValueError(
+      "mask must be [Hm, Wm] logits of an earlier decode_visual, found.mask_logits[prompt, k]; "
+      f"got {array.dtype} of shape {list(array.shape)}."
+    )
+  array = array.astype(np.float32)
+  if not np.isfinite(array).all():
+    raise ValueError("mask holds values that are not finite; pass the logits as they were.")
+  return array
