@@ -93,7 +93,7 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"steps": 0}, "steps must be 1 or more; got 0."),
     (START | {"average": 1.0}, "average must be in [0, 1); got 1.0."),
     (START | {"dtype": "half"}, "dtype must be one of auto, float32, bfloat16; got 'half'."),
-    (START | {"objective": "x"}, "objective must be one of detection, dense; got 'x'."),
+    (START | {"objective": "x"}, "objective must be one of detection, dense, visual; got 'x'."),
     (START | {"objective": "dense", "masked": 1}, "masked and losses belong to the objective det"),
     (
       START | {"dense": {"objects": 4}},

@@ -67,8 +67,12 @@ def load_start(config: TrainConfig) -> Start:
     path = find_checkpoint(config.checkpoint)
     bundle = checkpoint.load(path, dtype="float32", sharding=here)
     parts, unread = jax.device_get(bundle.params), checkpoint.load_unread(path)
-    visual = parts.pop(checkpoint.VISUAL, None)
     model = _resized(bundle.config, config)
+    if config.objective == "visual":
+      if checkpoint.VISUAL not in parts:
+        parts[checkpoint.VISUAL] = _new_head(model, parts, config.seed)
+      return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread)
+    visual = parts.pop(checkpoint.VISUAL, None)
     return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread, visual)
   from sam3_jax.model.sam3 import init
 
@@ -80,6 +84,14 @@ def load_start(config: TrainConfig) -> Start:
   model = trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
   parameters = flatten(jax.device_get(init(config.model, jax.random.key(config.seed))))
   return Start(config.model, parameters, model, {})
+
+
+def _new_head(model: Config, parts: dict[str, Any], seed: int) -> dict[str, Any]:
+  """A random head for visual prompts; its neck begins as the concepts', which reads the same trunk,
+  as Meta's did."""
+  from sam3_jax.visual.head import init
+
+  return {**jax.device_get(init(model, jax.random.key(seed))), "neck": parts["neck"]}
 
 
 def _resized(model: Config, config: TrainConfig) -> Config:
@@ -96,7 +108,8 @@ def settled(config: TrainConfig, model: Config) -> TrainConfig:
       table `data` that are not those of the run.
   """
   mask_size, grid = config.mask_size or model.mask_size, model.image_size // model.patch
-  unit = 4 * grid if config.objective == "dense" else grid if config.losses.cell_weight else 1
+  fine = config.objective != "detection"
+  unit = 4 * grid if fine else grid if config.losses.cell_weight else 1
   if mask_size % unit:
     raise ValueError(f"mask_size must be a multiple of {unit} for this model; got {mask_size}.")
   sizes = {"image_size": model.image_size, "mask_size": mask_size}
@@ -134,12 +147,12 @@ def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | Non
   """A function that scores a model on the evaluation's pairs; None if there are none."""
   if not config.evaluation_annotations:
     return None
-  from sam3_jax.evaluation.score import evaluate
+  from sam3_jax.evaluation import clicks, score
 
   images = _folder(config.evaluation_images, config.evaluation_annotations)
   pairs = annotations.read_checked(config.evaluation_annotations, images, tokenizer)
   pairs = pairs[: config.evaluate_pairs or None]
-  scored: Callable[..., Any] = evaluate
+  scored: Callable[..., Any] = clicks.evaluate if config.objective == "visual" else score.evaluate
   return lambda model: scored(model, pairs, images)
 
 

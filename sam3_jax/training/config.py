@@ -22,14 +22,16 @@ from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
 from sam3_jax.training.ranges import check_numbers, check_pattern
 from sam3_jax.training.sources import SceneConfig
+from sam3_jax.training.visual import TRAINED, VisualConfig
 
-OBJECTIVES = ("detection", "dense")
+OBJECTIVES = ("detection", "dense", "visual")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
+VISUAL_BEST = ("click", "click_best", "three_clicks", "box")
 BEST = ("il_mcc", *(f"{name}{at}" for name in ("cgf1", "pmf1", "f1") for at in ("", "_50", "_75")))
 NOTHING = r"(?!)"
 LORA, OPTIMIZER, DATA = LoraConfig(), OptimizerConfig(), DataConfig()
-LOSSES, DENSE = LossConfig(), DenseConfig()
+LOSSES, DENSE, VISUAL = LossConfig(), DenseConfig(), VisualConfig()
 FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
 
 
@@ -53,9 +55,12 @@ class TrainConfig:
     evaluation_annotations, evaluation_images: the same of what is scored while training; no
       annotations for nothing.
     objective: "detection"; or "dense", the pretraining in `dense` of all but the geometry encoder
-      and the decoder, of which only the box head and the norm before it learn.
+      and the decoder, of which only the box head and the norm before it learn; or "visual", the
+      head for visual prompts in `visual`, beside a model that stays as it is, bit for bit. One that
+      has no such head gets a random one, its neck a copy of the concepts'.
     train: pattern of the whole paths of the parameters to train. Empty: all of a random start; of a
-      checkpoint all but trunk and text; only the low-rank factors if there are any.
+      checkpoint all but trunk and text; only the low-rank factors if there are any; all of its head
+      with the objective visual.
     lora: low-rank adaptation; its factors are trained beside what `train` names.
     mask_size: cells a side of the target masks; 0 for the model's own masks.
     steps: of the whole run; the schedule ends there.
@@ -64,7 +69,7 @@ class TrainConfig:
       and written; 0 for none.
     duplicate: train one-to-many queries (DAC) beside the model's own.
     masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
-      Of detection only, as are the `losses`; `dense` has the weights of the other objective.
+      Of detection only, as are the `losses`; `dense` and `visual` have the weights of the others.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
       checkpointing): less memory, and faster for it (benchmarks/train.py); "none" keeps everything.
@@ -74,7 +79,8 @@ class TrainConfig:
     keep: how many of those are kept.
     evaluate_every: steps between evaluations; 0 for none but the last.
     evaluate_pairs: the first so many pairs are scored; 0 for all.
-    best: the figure of the evaluation by which the best checkpoint is kept.
+    best: the figure of the evaluation by which the best checkpoint is kept; of the objective visual
+      one of evaluation.clicks, three_clicks if not given.
     stored: dtype of the parameters in the bundles that are written.
   """
 
@@ -96,6 +102,7 @@ class TrainConfig:
   optimizer: OptimizerConfig = OPTIMIZER
   losses: LossConfig = LOSSES
   dense: DenseConfig = DENSE
+  visual: VisualConfig = VISUAL
   data: DataConfig = DATA
   mask_size: int = 0
   steps: int = 1000
@@ -122,6 +129,8 @@ class TrainConfig:
       )
     if self.model is not None and (self.image_size or self.window):
       raise ValueError("image_size and window belong into model, if there is one.")
+    if self.objective == "visual" and self.best == BEST[1]:  # the other objectives' default
+      object.__setattr__(self, "best", "three_clicks")
     check = functools.partial(check_numbers, self, "")
     check(("steps", "accumulate", "fsdp", "keep"), 1)
     check(("save_every", "seed", "evaluate_every", "evaluate_pairs"), 0)
@@ -132,7 +141,7 @@ class TrainConfig:
       ("dtype", DTYPES),
       ("stored", DTYPES[1:]),
       ("remat", REMAT),
-      ("best", BEST),
+      ("best", VISUAL_BEST if self.objective == "visual" else BEST),
     ):
       if getattr(self, field) not in known:
         raise ValueError(
@@ -143,13 +152,21 @@ class TrainConfig:
         f"a batch of {self.data.batch} pictures cannot be cut into {self.accumulate} microbatches; "
         "change data.batch or accumulate."
       )
-    if self.objective == "dense" and (self.masked or self.losses != LOSSES):
+    if self.objective != "detection" and (self.masked or self.losses != LOSSES):
       raise ValueError(
-        "masked and losses belong to the objective detection; dense has weights of its own, dense."
+        f"masked and losses belong to the objective detection; {self.objective} has weights of its "
+        f"own, {self.objective}."
       )
-    if self.objective != "dense" and self.dense != DENSE:
+    for objective, usual in (("dense", DENSE), ("visual", VISUAL)):
+      if self.objective != objective and getattr(self, objective) != usual:
+        raise ValueError(
+          f"{objective} has the weights of the objective {objective}, but the objective is "
+          f"{self.objective}."
+        )
+    if self.objective == "visual" and (self.model is not None or self.lora.rank):
       raise ValueError(
-        f"dense has the weights of the objective dense, but the objective is {self.objective}."
+        "the objective visual trains a head beside a checkpoint's model: give checkpoint "
+        "(--checkpoint sam3-tiny), and leave model and lora out."
       )
     check_pattern(self.train, "train")
 
@@ -158,6 +175,8 @@ class TrainConfig:
     """The pattern of the parameters to train, `train` or its default."""
     if self.train:
       return self.train
+    if self.objective == "visual":
+      return TRAINED
     if self.lora.rank:
       return NOTHING
     return FINE_TUNED if self.checkpoint else ".*"

@@ -77,8 +77,8 @@ class Start:
     tokenizer: bytes of the SentencePiece model.
     info: what the starting checkpoint says of itself.
     unread: what it keeps besides, for the way back to other programs.
-    visual: of the head for visual prompts, a tree; no concept trains it, so it is written as it
-      was. None if there is none.
+    visual: of the head for visual prompts, a tree, where it is no part of `parameters`: no concept
+      trains it, so it is written as it was. None if there is none.
   """
 
   model: Config
@@ -243,6 +243,8 @@ class _Run:
     initial, _ = jax.random.split(jax.random.key(config.seed))
     trained, frozen = state.split(start.parameters, config.trained, some=not config.lora.rank)
     trained |= lora.adapt(start.parameters, config.lora, initial)
+    if config.objective == "visual":
+      _check_visual(trained)
     optimizer = make_optimizer(config.optimizer, trained, start.model.trunk, config.steps)
     self.frozen = place(self._mesh, frozen)
 
@@ -300,13 +302,29 @@ class _Run:
         "trained": True,
         "source": f"{done} steps of sam3-jax train from {source} parameters",
         "licence": config.licence or start.info.get("licence", ""),
-        "figures": dict(figures),
+        "figures": {**self._kept_figures(), **figures},
       }
       of_start = {"info": info, "unread": start.unread}
       _replace(
         path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, **of_start)
       )
     multihost_utils.sync_global_devices(str(path))
+
+  def _kept_figures(self) -> Mapping[str, float]:
+    """Those of the start that are still true: of concepts, where only a visual head has learned."""
+    if self._config.objective != "visual":
+      return {}
+    return self._start.info.get("figures", {})
+
+
+def _check_visual(trained: Iterable[str]) -> None:
+  """Nothing but its head may learn of visual prompts."""
+  for path in trained:
+    if not path.startswith(f"{checkpoint.VISUAL}/"):
+      raise ValueError(
+        f"train matches {path}, but the objective visual trains the head for visual prompts only: "
+        "use a pattern such as visual/decoder/.*, or leave train out for all of it."
+      )
 
 
 def _settings(
@@ -322,6 +340,7 @@ def _settings(
     model=model,
     losses=config.losses,
     dense=config.dense,
+    visual=config.visual,
     objective=config.objective,
     dtype=dtype,
     duplicate=config.duplicate,

@@ -232,7 +232,7 @@ def _mask_terms(
   def step(found, target, matched):
     def losses(found):
       mask = jnp.take_along_axis(masks, target[:, None, None, None], axis=1)[:, 0]
-      return _mask_losses(found, mask, config.mask_alpha)
+      return mask_losses(found, mask, config.mask_alpha)
 
     nothing = jnp.zeros(len(found))
     return jax.lax.cond(matched.any(), losses, lambda _: (nothing, nothing), found)
@@ -277,12 +277,12 @@ def _semantic_terms(
 ) -> Terms:
   """Of the union of a prompt's objects; the mean over prompts that have any."""
   union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
-  focal, dice = _mask_losses(logits, union, config.semantic_alpha)
+  focal, dice = mask_losses(logits, union, config.semantic_alpha)
   weights = valid.any(axis=1) / jnp.maximum(valid.any(axis=1).sum(), 1)
   return {"semantic": (weights * focal).sum(), "semantic_dice": (weights * dice).sum()}
 
 
-def _mask_losses(
+def mask_losses(
   logits: Float[Array, "P Hm Wm"], masks: Array, alpha: float
 ) -> tuple[Float[Array, " P"], Float[Array, " P"]]:
   """Focal loss with gamma 2 (Lin et al. 2017, arXiv:1708.02002), the mean over cells, and dice

@@ -29,13 +29,15 @@ SCHEDULES = ("inverse_sqrt", "cosine", "constant")
 STACKED = (
   (r"trunk/groups/windowed/", 2),
   (r"trunk/groups/global/", 1),
-  (r"(text/blocks|(geometry|fusion|decoder)/layers)/", 1),
+  (r"(text/blocks|(geometry|fusion|decoder)/layers|visual/decoder/mask_mlp)/", 1),
 )
 GROUP_NORM = r"masks/norm\d+/"  # every other norm is a LayerNorm
-DOUBLE = r"neck/level\d+/up\d+/kernel"  # [2, 2, in, out]: every output cell has one input cell
+# [2, 2, in, out]: every output cell has one input cell.
+DOUBLE = r"((visual/)?neck/level\d+|visual/decoder)/up\d+/kernel"
 # What turns inputs into features or features into outputs: Muon is for what lies between.
 ENDS = (
   r"trunk/patch_embed/|.*semantic_project/|.*(point|box)_project/|decoder/box_bias/|.*_head/fc3/"
+  r"|visual/prompt/mask/"
 )
 
 

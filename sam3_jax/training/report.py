@@ -14,7 +14,8 @@ from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.log import MetricsLog, Show
 from sam3_jax.training.storage import Storage
 
-FIGURES = ("cgf1", "il_mcc", "pmf1")  # of an evaluation, that a bundle tells
+# Of an evaluation, that a bundle tells.
+FIGURES = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")
 SHOWN = 20  # pictures named in an error
 
 

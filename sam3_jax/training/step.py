@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from sam3_jax.checkpoint import VISUAL
 from sam3_jax.config import Config
 from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
@@ -25,7 +26,9 @@ from sam3_jax.training.dense import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
+from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
+from sam3_jax.visual.head import VisualHead
 
 Metrics = dict[str, Array]
 
@@ -38,7 +41,9 @@ class StepSettings:
     model: sizes.
     losses: weights, of detection.
     dense: weights, of the objective "dense".
-    objective: "detection", or "dense" for the pretraining of `dense`.
+    visual: what is asked, and weights, of the objective "visual".
+    objective: "detection", "dense" for the pretraining of `dense`, or "visual" for the head for
+      visual prompts.
     dtype: of the computation; parameters, their sums and their moments are float32.
     duplicate: train one-to-many queries beside the model's own.
     masked: masks are made for the first so many prompts of a picture; None for all.
@@ -54,6 +59,7 @@ class StepSettings:
   model: Config
   losses: LossConfig
   dense: DenseConfig = dataclasses.field(default_factory=DenseConfig)
+  visual: VisualConfig = dataclasses.field(default_factory=VisualConfig)
   objective: str = "detection"
   dtype: DTypeLike = jnp.float32
   duplicate: bool = True
@@ -97,6 +103,8 @@ def make_step(
       detector = Detector(settings.model, settings.dtype, True, settings.layering)
       key, asked = jax.random.fold_in(key, 1), (settings.dense, settings.masked)
       return dense_loss(parameters, detector, maps, text, batch, key, *asked)
+    if settings.objective == "visual":
+      return visual_loss(ask_visually(parameters, batch, key, settings, shards), settings.visual)
     predictions = predict(parameters, batch, key, settings, shards)
     flat = flatten(batch)
     images, queries = len(batch.images), settings.model.queries
@@ -174,6 +182,28 @@ def encode(
 
   found = _by_share(share, batch, key, shards)
   return found if shards == 1 else jax.tree.map(lambda x: _joined(x, 0), found)
+
+
+def ask_visually(
+  parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
+) -> Metrics:
+  """Sums of `visual_sums` over a batch; arguments as of `predict`. The trunk runs once a picture,
+  without noise."""
+  detector = Detector(settings.model, settings.dtype)
+  head = VisualHead(settings.model, settings.dtype)
+
+  def share(batch: Batch, key: Array) -> Metrics:
+    images = normalize(batch.images)
+    features: Any = detector.apply({"params": parameters}, images, method=_trunk)
+    own, again = parameters[VISUAL], settings.layering.again
+    return visual_sums(own, head, features, batch.targets, key, settings.visual, again)
+
+  found = _by_share(share, batch, key, shards)
+  return found if shards == 1 else jax.tree.map(lambda x: x.sum(axis=0), found)
+
+
+def _trunk(detector: Detector, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
+  return detector.trunk(images)
 
 
 def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -> Any:

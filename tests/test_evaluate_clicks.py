@@ -1,0 +1,176 @@
+"""Figures of clicks, boxes and everything, of a model that does what it is told."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam3_jax import annotations
+from sam3_jax.evaluation import clicks
+from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
+from sam3_jax.postprocess import RleMasks
+from sam3_jax.rle import bounds, encode
+from sam3_jax.types import VisualMasks
+
+SIZE = 40, 60
+
+
+def rectangle(x0, y0, x1, y1):
+  mask = np.zeros(SIZE, bool)
+  mask[y0:y1, x0:x1] = True
+  return mask
+
+
+FIRST, SECOND = rectangle(5, 5, 25, 15), rectangle(30, 20, 50, 40)
+
+
+@pytest.fixture
+def data(tmp_path):
+  """A picture with two objects; two phrases name the first."""
+  Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "a.png")
+  Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "empty.png")
+  images, found = [], []
+  for number, (name, phrase, masks) in enumerate(
+    (("a.png", "both", (FIRST, SECOND)), ("a.png", "one", (FIRST,)), ("empty.png", "none", ()))
+  ):
+    images.append(
+      {
+        "id": number, "file_name": name, "text_input": phrase, "height": SIZE[0],
+        "width": SIZE[1], "is_instance_exhaustive": 1,
+      }
+    )  # fmt: skip
+    for mask in masks:
+      rle = encode(mask)
+      found.append(
+        {
+          "id": len(found) + 1, "image_id": number, "category_id": 1, "segmentation": rle,
+          "bbox": list(bounds(rle)), "area": int(mask.sum()), "iscrowd": 0,
+        }
+      )  # fmt: skip
+  content = {"images": images, "annotations": found, "categories": [{"id": 1, "name": "visual"}]}
+  (tmp_path / "data.json").write_text(json.dumps(content))
+  return annotations.read(tmp_path / "data.json"), tmp_path
+
+
+class Obedient:
+  """Answers with the object that is asked for: whole to a box, and to clicks the part of it that is
+  left of the rightmost click, a pixel a cell."""
+
+  def __init__(self):
+    self.asked = []
+
+  def encode(self, image, visual):
+    assert visual
+    assert image.shape == (*SIZE, 3)
+    return "embedding"
+
+  def decode_visual(self, embedding, prompts, *, multimask=True):
+    assert embedding == "embedding"
+    self.asked += prompts
+    logits = [self._masks(prompt, multimask) for prompt in prompts]
+    iou = np.tile([0.5, 0.9, 0.1], (len(prompts), 1))[:, : len(logits[0])]
+    rows = len(prompts)
+    return VisualMasks(
+      jnp.asarray(np.array(logits, np.float32)), jnp.asarray(iou), jnp.zeros(rows),
+      jnp.zeros(rows, jnp.int32), jnp.tile(jnp.array(SIZE), (rows, 1)),
+    )  # fmt: skip
+
+  def _masks(self, prompt, multimask):
+    if prompt.box is not None:
+      return [20.0 * rectangle(*map(int, prompt.box)) - 10]
+    whole = next(one for one in (FIRST, SECOND) if one[self._cell(prompt.points[0])])
+    edge = max(column for _, column in map(self._cell, prompt.points))
+    left = whole & (np.arange(SIZE[1]) <= edge)
+    masks = [np.zeros(SIZE, bool), left, whole] if multimask else [left]
+    return [20.0 * mask - 10 for mask in masks]
+
+  @staticmethod
+  def _cell(point):
+    return int(point[1]), int(point[0])
+
+  def generate_masks(self, picture, options):
+    self.options = options
+    found = [FIRST, rectangle(0, 0, 3, 3), SECOND | rectangle(28, 18, 52, 40), FIRST]
+
+    class Segments:
+      masks = RleMasks([encode(mask) for mask in found], SIZE)
+
+      def __len__(self):
+        return len(found)
+
+    return Segments()
+
+
+def test_each_object_is_asked_for_once_by_clicks_and_a_box(data):
+  pairs, folder = data
+  model, told = Obedient(), []
+  figures = evaluate(model, pairs, folder, progress=lambda *args: told.append(args))
+  assert told == [("a.png", 0)]
+  assert figures["objects"] == 2
+  assert figures["box"] == figures["click_best"] == pytest.approx(100)
+  edges, expected = [], []
+  for mask in (FIRST, SECOND):
+    columns = np.flatnonzero(mask.any(0))
+    edge = int(heart(mask).x)
+    expected.append((edge - columns[0] + 1) / len(columns))
+    for _ in range(2):
+      edge = int(correction(mask & (np.arange(SIZE[1]) <= edge), mask)[0][0])
+    edges.append((edge - columns[0] + 1) / len(columns))
+  assert figures["click"] == pytest.approx(100 * np.mean(expected))
+  assert figures["three_clicks"] == pytest.approx(100 * np.mean(edges))
+  assert figures["click"] < figures["three_clicks"]
+  assert [len(prompt.points) for prompt in model.asked] == [1, 1, 2, 2, 3, 3, 0, 0]
+  assert all((prompt.mask is None) == (len(prompt.points) < 2) for prompt in model.asked)
+  assert model.asked[-1].box == (30, 20, 50, 40)
+
+
+def test_everything_finds_objects_and_false_masks(data):
+  pairs, folder = data
+  figures = evaluate_everything(Obedient(), pairs, folder, "options")
+  # Of four masks one is on nothing, and one finds what was found.
+  assert figures == {"found": 100, "false": 50, "objects": 2, "masks": 4}
+
+
+def test_nothing_to_ask_for(data):
+  pairs, folder = data
+  with pytest.raises(ValueError, match="none of the 1 pairs has an object to ask for"):
+    evaluate(Obedient(), pairs[2:], folder)
+
+
+def test_hearts():
+  assert heart(rectangle(10, 10, 15, 15)) == (12.5, 12.5, 3)
+  x, _, depth = heart(rectangle(0, 0, 3, 40))  # the picture's edge is an edge
+  assert (x, depth) == (1.5, 2)
+  assert heart(np.zeros(SIZE, bool)).depth == 0
+  assert heart(np.ones((1, 1), bool)) == (0.5, 0.5, 1)
+
+
+def test_corrections():
+  assert correction(FIRST, FIRST) == (tuple(heart(FIRST)[:2]), 1)
+  (x, y), label = correction(FIRST | rectangle(30, 0, 50, 20), FIRST)
+  assert label == 0
+  assert rectangle(30, 0, 50, 20)[int(y), int(x)]
+  (x, y), label = correction(np.zeros(SIZE, bool), SECOND)
+  assert label == 1
+  assert SECOND[int(y), int(x)]
+
+
+@pytest.mark.parametrize(
+  ("overlaps", "pairs"),
+  [
+    ([[0.6, 0.9], [0.8, 0.7]], [(0, 1), (1, 0)]),
+    ([[0.6], [0.5], [0.4]], [(0, 0)]),
+    ([[0.49]], []),
+  ],
+)
+def test_matching_is_one_to_one(overlaps, pairs):
+  assert matched(np.array(overlaps)) == pairs
+  assert matched(np.zeros((0, 3))) == matched(np.zeros((3, 0))) == []
+
+
+def test_iou():
+  assert clicks.iou(FIRST, FIRST) == 1
+  assert clicks.iou(FIRST, SECOND) == 0
+  assert clicks.iou(np.zeros(SIZE, bool), np.zeros(SIZE, bool)) == 0
