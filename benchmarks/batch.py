@@ -4,8 +4,9 @@
   python benchmarks/batch.py --pictures 10000 --memory --out benchmarks/results
 
 The first stage is a bare loop of the jitted programs on arrays that lie ready; each further one
-adds a stage of the pipeline, up to the whole job. All run one after another in one process, on the
-same pictures (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
+adds a stage of the pipeline: masks and records, reading of JPEGs, writing of part files, and then
+the whole job, which also checks, reports and syncs. All run one after another in one process, on
+the same pictures (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
 """
 
 import argparse
@@ -30,10 +31,12 @@ from sam3_jax.batch import run as runs
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
+from sam3_jax.batch.parts import PartWriter
 from sam3_jax.batch.reading import Source, reading
 from sam3_jax.batch.records import record
 
 PHRASES = 2  # of a picture
+PART = 256  # pictures of a part file, about: parts end with a batch
 READY = 50  # batches that lie in memory for the first stages
 
 
@@ -47,13 +50,41 @@ def device_only(engine: Engine, slots: Iterator[list[Slot]]) -> None:
     work.wait()
 
 
-def with_masks(engine: Engine, slots: Iterator[list[Slot]], threads: int) -> None:
-  """The devices, and one thread that waits for them and has others make records."""
+class Parts:
+  """Part files of `rows` records at a time, one after another."""
+
+  def __init__(self, out: Path, rows: int):
+    self._out, self._size = out, max(1, PART // rows) * rows
+    self._writer: PartWriter | None = None
+    self._next = 0
+
+  def add(self, lines: list[bytes]) -> None:
+    if self._writer is None:
+      inputs = range(self._next, self._next + self._size)
+      self._writer = PartWriter(self._out, self._next // self._size, inputs)
+    first, self._next = self._next, self._next + len(lines)
+    self._writer.add(lines, [], range(first, self._next))
+    if self._next % self._size == 0:
+      self.finish()
+
+  def finish(self) -> None:
+    if self._writer is not None:
+      self._writer.finish()
+      self._writer = None
+
+
+def with_masks(
+  engine: Engine, slots: Iterator[list[Slot]], threads: int, parts: Parts | None = None
+) -> None:
+  """The devices, and one thread that waits for them, has others make records, and writes these
+  if there are parts to write."""
 
   def finish(work: Any, batch: list[Slot]) -> None:
     found = work.instances()
     jobs = [(i, "a.jpg", one.size, one.prompts, found[i]) for i, one in enumerate(batch)]
-    list(makers.map(lambda job: record(*job), jobs))
+    lines = list(makers.map(lambda job: record(*job), jobs))
+    if parts is not None:
+      parts.add(lines)
 
   with ThreadPoolExecutor(threads) as makers, ThreadPoolExecutor(1) as finisher:
     waiting: collections.deque[Any] = collections.deque()
@@ -63,6 +94,8 @@ def with_masks(engine: Engine, slots: Iterator[list[Slot]], threads: int) -> Non
         waiting.popleft().result()
     for future in waiting:
       future.result()
+  if parts is not None:
+    parts.finish()
 
 
 def resident() -> int:
@@ -110,6 +143,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       take("devices only", lambda: device_only(engine, again()))
       take("+ masks", lambda: with_masks(engine, again(), 1))
       take("+ reading", lambda: with_masks(engine, read(batches), 1))
+      parts = Parts(Path(temporary) / "written", rows)
+      take("+ writing", lambda: with_masks(engine, read(batches), 1, parts))
     few = min(1000, len(inputs) // 2)
     runs.run(job("few", few), model, quiet, quiet)
     memory = {f"{few:,} pictures": resident()}

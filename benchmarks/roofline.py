@@ -49,6 +49,8 @@ def draw(axis: plt.Axes, report: dict) -> None:
     operations = row["products"] * chip.flops
     intensity = min(1e4, operations / max(1.0, row["traffic"] * chip.bandwidth))
     share = row["times"] * row["seconds"] / report["sums"][row["step"]]
+    if share == 1:  # a step of one part, as the text encoder, would cover the others
+      continue
     place = intensity, operations / row["seconds"] / 1e12
     axis.scatter(*place, s=3000 * share, color=COLORS[row["step"]], alpha=0.5, linewidth=0)
     if share > NAMED:

@@ -1,14 +1,17 @@
 """What a pod would do: host seconds measured here and device seconds from elsewhere, put together.
 
-  python benchmarks/scaling.py --encode 70 --decode 15 --price 1.20 --out benchmarks/results
+  python benchmarks/scaling.py --encode 18.5 --decode 4.6 --price PRICE --out benchmarks/results
+  python benchmarks/scaling.py --encode 18.5 --decode 4.6 --hosts benchmarks/results/scaling.json
 
 `--encode` and `--decode` are milliseconds of a chip for a picture and for a prompt: measured on
-one, or the compiler's estimate. Host figures are processor seconds of one thread, which a busy
-machine disturbs little. Nothing here was run on a pod.
+one, or the compiler's estimate. `--price` is what a chip costs for an hour, in $, where and when
+you rent it. Host figures are processor seconds of one thread, which a busy machine disturbs
+little; `--hosts` takes those of an earlier run. Nothing here was run on a pod.
 """
 
 import argparse
 import io
+import json
 import statistics
 import sys
 import time
@@ -116,11 +119,12 @@ def rates(host: Host, job: Job, chips: int) -> dict[str, float]:
   }
 
 
-def markdown(hosts: list[Host], job: Job, price: float) -> str:
+def markdown(hosts: list[Host], job: Job, price: float | None) -> str:
+  money = "" if price is None else f"; ${price:g} a chip and hour"
   lines = [
-    f"Host: {machine()}. A chip takes {1e3 * job.encode:g} ms for a picture and "
-    f"{1e3 * job.decode:g} ms for a prompt; {job.prompts} prompts and {job.instances} instances a "
-    f"picture; {job.cores_a_host} cores for {job.chips_a_host} chips; ${price:g} a chip and hour.",
+    f"A chip takes {1e3 * job.encode:g} ms for a picture and {1e3 * job.decode:g} ms for a prompt; "
+    f"{job.prompts} prompts and {job.instances} instances a picture; {job.cores_a_host} cores for "
+    f"{job.chips_a_host} chips{money}.",
     "",
     "| picture | JPEG, KB | read and resize, ms | an instance, ms | its record, KB |",
     "|---|---|---|---|---|",
@@ -133,17 +137,18 @@ def markdown(hosts: list[Host], job: Job, price: float) -> str:
   lines += [
     "",
     "| picture | chips | pictures/s, devices alone | with the host | cores a chip | MB/s in "
-    "| MB/s out | $ a million | $ a billion |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| MB/s out | chip hours a million |" + ("" if price is None else " $ a million |"),
+    "|---|---|---|---|---|---|---|---|" + ("" if price is None else "---|"),
   ]
   for host in hosts:
     for chips in CHIPS:
       found = rates(host, job, chips)
-      cost = found["chip_hours_a_million"] * price
+      hours = found["chip_hours_a_million"]
       lines.append(
         f"| {host.size[1]} x {host.size[0]} | {chips} | {found['device']:.0f} "
         f"| {found['rate']:.0f} | {found['cores_a_chip']:.1f} | {found['bytes_in'] / 1e6:.1f} "
-        f"| {found['bytes_out'] / 1e6:.2f} | {cost:,.0f} | {1e3 * cost:,.0f} |"
+        f"| {found['bytes_out'] / 1e6:.2f} | {hours:,.1f} |"
+        + ("" if price is None else f" {hours * price:,.2f} |")
       )
   return "\n".join(lines)
 
@@ -154,25 +159,33 @@ def main() -> int:
   )
   parser.add_argument("--encode", type=float, required=True, help="ms of a chip for a picture")
   parser.add_argument("--decode", type=float, required=True, help="ms of a chip for a prompt")
-  parser.add_argument("--price", type=float, required=True, help="$ of a chip for an hour")
+  parser.add_argument("--price", type=float, help="$ of a chip for an hour")
   parser.add_argument("--prompts", type=int, default=2, help="of a picture")
   parser.add_argument("--instances", type=int, default=6, help="of a picture")
   parser.add_argument("--chips-a-host", type=int, default=4)
   parser.add_argument("--cores-a-host", type=int, default=112)
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--name", default="scaling", help="of the file")
-  parser.add_argument("--out", type=Path, help="folder for NAME.md")
+  parser.add_argument("--hosts", type=Path, help="NAME.json of an earlier run: measure nothing")
+  parser.add_argument("--out", type=Path, help="folder for NAME.md and NAME.json")
   arguments = parser.parse_args()
   job = Job(
     encode=arguments.encode / 1e3, decode=arguments.decode / 1e3, prompts=arguments.prompts,
     instances=arguments.instances, chips_a_host=arguments.chips_a_host,
     cores_a_host=arguments.cores_a_host,
   )  # fmt: skip
-  text = markdown([measure(size, arguments.repeats) for size in SIZES], job, arguments.price)
+  if arguments.hosts:
+    found = json.loads(arguments.hosts.read_text())
+  else:
+    hosts = [measure(size, arguments.repeats)._asdict() for size in SIZES]
+    found = {"machine": machine(), "hosts": hosts}
+  text = f"Host: {found['machine']}. "
+  text += markdown([Host(**host) for host in found["hosts"]], job, arguments.price)
   print(text)
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{arguments.name}.md").write_text(text + "\n")
+    (arguments.out / f"{arguments.name}.json").write_text(json.dumps(found, indent=2) + "\n")
   return 0
 
 

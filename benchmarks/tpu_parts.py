@@ -39,7 +39,6 @@ from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.model.masks import MaskHead
 from sam3_jax.model.neck import Level
-from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
@@ -100,17 +99,19 @@ def _encode() -> Iterator[Part]:
   x, windows = array(1, TOKENS, TRUNK.width), (SIDE // TRUNK.window) ** 2
   groups, blocks = TRUNK.groups, TRUNK.blocks
   yield Part("encode", "norms", 2 * blocks, *module(layers.layer_norm(dtype=BF16), x))
-  rotated = functools.partial(_projected, table=rope_table(TRUNK.window, 1.0, HEAD))
-  in_windows = array(windows, TRUNK.window**2, TRUNK.width)
-  kernel, bias = array(TRUNK.width, TRUNK.width), array(TRUNK.width)
-  args = in_windows, kernel, bias
-  yield Part("encode", "queries or keys, turned by their place", 2 * blocks, rotated, args)
-  yield Part("encode", "values", blocks, _projected, args)
+  attend = layers.Attention(TRUNK.heads, BF16, rope=(TRUNK.window, 1.0))
+  tokens = array(windows, TRUNK.window**2, TRUNK.width)
+  run_attend, (params, *_) = module(attend, tokens, tokens, tokens)
+
+  def around_attention(params: Any, x: Any) -> Any:
+    return x + run_attend(params, x, x, x)
+
+  name = "projections around attention, turned by their place"
+  yield Part("encode", name, blocks, around_attention, (params, tokens))
   qkv = [array(windows, TRUNK.window**2, TRUNK.heads, HEAD)] * 3
   yield Part("encode", "attention in windows", blocks - groups, _attention, (*qkv,), whole=True)
   qkv = [array(1, TOKENS, TRUNK.heads, HEAD)] * 3
   yield Part("encode", "global attention", groups, _attention, (*qkv,), whole=True)
-  yield Part("encode", "out of attention", blocks, _added, (x, x, kernel, bias))
   mlp = layers.Mlp((TRUNK.mlp_width, TRUNK.width), BF16, layers.gelu)
   run, (params, _) = module(mlp, x)
   yield Part("encode", "MLP", blocks, lambda params, x: x + run(params, x), (params, x))
@@ -209,17 +210,6 @@ def _decode(prompts: int) -> Iterator[Part]:
     "decode", "masks without attention", 1, masks, (params, states, memory, one, prompt, valid)
   )
   yield Part("decode", "masks: attention to the prompt", 1, *to_prompt, whole=True)
-
-
-def _projected(x: Any, kernel: Any, bias: Any, table: Any = None) -> Any:
-  """To heads, as `layers.Attention` does."""
-  out = layers.float32_sums(x, kernel, None) + bias
-  out = out.reshape(*x.shape[:-1], TRUNK.heads, HEAD)
-  return out if table is None else rotate(out, table)
-
-
-def _added(x: Any, attended: Any, kernel: Any, bias: Any) -> Any:
-  return x + layers.float32_sums(attended, kernel, None) + bias
 
 
 def _attention(q: Any, k: Any, v: Any) -> Any:

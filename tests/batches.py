@@ -23,7 +23,10 @@ from sam3_jax.postprocess import Instances, Masks
 
 SIDE = 16
 MODEL = types.SimpleNamespace(
-  info={"name": "stub"}, dtype=np.dtype("float32"), config=types.SimpleNamespace(image_size=SIDE)
+  info={"name": "stub"},
+  dtype=np.dtype("float32"),
+  config=types.SimpleNamespace(image_size=SIDE),
+  tokenizer=types.SimpleNamespace(context=32, encode=str.split),
 )
 QUIET = Console(quiet=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import batch_scenes
 import batches
 import pytest
+import toy
 from batches import files, pictures
 from pycocotools.coco import COCO
 
@@ -106,7 +107,7 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   [
     (["--prompts", "cat"], "--images is needed"),
     (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
-    (["--images", "pictures"], "has no prompts, and --prompts is not given"),
+    (["--images", "pictures"], "has no prompts, nor have 6 others, and --prompts is not given"),
     (["--images", "pictures", "--prompts", ""], "there is no phrase"),
     (["--images", "pictures", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
     (
@@ -120,7 +121,11 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
     ),
     (["--images", "pictures", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
     (["--images", "pictures", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
+    (["--images", "pictures", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
+    (["--images", "pictures", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
     (["--merge"], "there are no results in out; run batch"),
+    (["--merge", "--out", "pictures/000.png"], "there are no results in pictures/000.png"),
+    (["--images", "pictures", "--prompts", "a", "--out", "pictures/000.png"], "(Not a directory)"),
   ],
 )
 def test_faults_are_one_line(folder, capsys, typed, message):
@@ -171,12 +176,18 @@ def test_what_the_environment_says(monkeypatch, environment, place):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-  """Twelve scenes with their phrases, and a cache so that programs are compiled once."""
+  """Twelve scenes with their phrases, ten that cannot be used between them, the toy model's
+  checkpoint, and a cache so that programs are compiled once."""
   folder = tmp_path_factory.mktemp("together")
+  toy.save(folder / "toy")
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
-  (folder / "scenes" / "broken.jpg").write_bytes(b"broken")
-  lines.insert(5, json.dumps({"image": "broken.jpg", "prompts": ["cat"]}))
+  for i, (name, data) in enumerate(batches.broken().items()):
+    (folder / "scenes" / name).write_bytes(data)
+    lines.insert(2 * i + 1, json.dumps({"image": name, "prompts": ["cat"]}))
+  os.link(folder / "scenes" / json.loads(lines[0])["image"], folder / "scenes" / "outside.jpg")
+  outside = {"boxes": [[900, 900, 950, 950]]}
+  lines.insert(5, json.dumps({"image": "outside.jpg", "prompts": [outside]}))
   listed.write_text("\n".join(lines))
   return folder
 
@@ -185,7 +196,8 @@ def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
   flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
   program = "from sam3_jax.cli import entry; entry()"
   command = [sys.executable, "-c", program, "batch", "--out", out, "--images", "scenes/list.jsonl"]
-  command += ["--max-detections", "3", "--part-size", "4", "--batch-images", "1"]
+  command += ["--checkpoint", "toy", "--threshold", "0.1", "--max-detections", "3"]
+  command += ["--part-size", "4", "--batch-images", "1", "--max-pixels", "1000000"]
   command += ["--max-error-rate", "0.5", *typed]
   cache = {
     "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
@@ -207,7 +219,7 @@ def alone(shared):
 
 
 class TestTogether:
-  """The program itself, with the embedded checkpoint and two devices a process."""
+  """The program itself, with a small model and two devices a process."""
 
   def test_two_processes_that_know_of_each_other(self, shared, alone):
     with socket.socket() as free:
@@ -228,11 +240,11 @@ class TestTogether:
 
   def test_killed_while_working_and_started_again(self, shared, alone):
     """With the model, once something is written."""
-    process = start(shared, "killed", "--workers", "1")
+    process = start(shared, "killed")
     while process.poll() is None and not list((shared / "killed").glob("parts/*")):
-      time.sleep(0.05)
+      time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=300)  # until the reading worker has closed its end, too
+    process.communicate(timeout=300)
     process = start(shared, "killed")
     _, err = process.communicate()
     assert process.returncode == 0, err
@@ -244,7 +256,12 @@ class TestTogether:
     assert len(found["images"]) == 12
     assert 12 < len(found["annotations"]) <= 12 * 2 * 3
     assert [one["name"] for one in found["categories"][:2]] == ["frog", "bunch of grapes"]
-    assert "broken.jpg" in alone["errors.jsonl"].decode()
+
+  def test_every_picture_that_cannot_be_used_is_named(self, alone):
+    failed = [json.loads(line) for line in alone["errors.jsonl"].splitlines()]
+    assert {one["image"] for one in failed} == {*batches.broken(), "outside.jpg"}
+    assert len(failed) == 10
+    assert all(one["reason"] for one in failed)
 
   def test_a_peer_that_never_comes(self, shared):
     with socket.socket() as free:

@@ -14,8 +14,8 @@ import pytest
 from batches import broken
 from PIL import Image
 
-from sam3_jax import Prompt
-from sam3_jax.batch.inputs import as_json, digest, find, phrases
+from sam3_jax import Prompt, Tokenizer
+from sam3_jax.batch.inputs import as_json, check_phrases, digest, find, phrases
 from sam3_jax.batch.reading import Source, reading
 
 
@@ -176,7 +176,7 @@ def test_what_is_not_there(folder):
   for images in ("nothing", "nothing/*.jpg"):
     with pytest.raises(ValueError, match="there is no picture in"):
       find(images, "cat")
-  with pytest.raises(ValueError, match=r"a.PNG has no prompts, and --prompts is not given"):
+  with pytest.raises(ValueError, match=r"a.PNG has no prompts, nor have 3 others, and --prompts"):
     find("pictures")
 
 
@@ -186,8 +186,25 @@ def test_a_folder_that_cannot_be_read(folder, monkeypatch):
     return []
 
   monkeypatch.setattr("os.walk", walk)
-  with pytest.raises(PermissionError, match="Permission denied"):
+  with pytest.raises(ValueError, match=r"pictures/sub cannot be read \(Permission denied\); check"):
     find("pictures", "cat")
+
+
+def test_what_is_no_text(folder):
+  for name in ("list.jsonl", "phrases.txt"):
+    (folder / name).write_bytes(b"caf\xe9")
+  for given in (("list.jsonl", None), ("pictures", "phrases.txt")):
+    with pytest.raises(ValueError, match=r"(list.jsonl|phrases.txt) is no text in UTF-8; save"):
+      find(*given)
+
+
+def test_phrases_that_are_too_long(folder, tokenizer_path):
+  tokenizer = Tokenizer(tokenizer_path)
+  check_phrases(find("pictures", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
+  with pytest.raises(ValueError, match=r"2 faults: 'cat cat.* has 31 tokens, and at most 30") as e:
+    check_phrases(find("pictures", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
+  assert "'dog dog" in str(e.value)
+  assert "has 40 tokens" in str(e.value)
 
 
 def test_digest_tells_lists_apart(folder):

@@ -17,6 +17,7 @@ from batches import MODEL, QUIET, broken, files, job, pictures
 from sam3_jax.batch import job as jobs
 from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
+from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -256,6 +257,19 @@ def test_killed_between_renames(images, undisturbed, tmp_path):
   (folder / "part-000005.begun.json").write_text('{"inputs": 1, "sha256": "0", "failed": []}')
   (tmp_path / ".annotations.json.host.1.partial").write_bytes(b"half")
   (tmp_path / ".errors.jsonl.host.1.partial").write_bytes(b"half")
+  assert runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
+  merge(tmp_path)
+  assert files(tmp_path) == undisturbed
+
+
+def test_a_process_that_is_started_twice(images, undisturbed, tmp_path):
+  """The second one stops, and the first one's files stay; not so once it is gone."""
+  with Draft(tmp_path / "parts" / "part-000002.jsonl") as draft:
+    draft.write(b"some")
+    with pytest.raises(ValueError, match=r"another process is writing .*part-000002.*--process"):
+      runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
+    assert runs.run(job(images, tmp_path, process=1, processes=2), MODEL, QUIET, QUIET)
+    assert len(list((tmp_path / "parts").glob(".part-000002*"))) == 1
   assert runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
   merge(tmp_path)
   assert files(tmp_path) == undisturbed

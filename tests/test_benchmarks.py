@@ -194,7 +194,9 @@ def test_rates_of_a_pod():
   slow = host._replace(reading=0.37)  # 0.4 s of a core: 32 cores do 80 pictures a second
   assert scaling.rates(slow, job, chips=16)["rate"] == pytest.approx(80)
   lines = scaling.markdown([host], job, price=2.0).splitlines()
-  assert lines[-2] == "| 640 x 480 | 16 | 160 | 160 | 0.5 | 16.0 | 0.48 | 56 | 55,556 |"
+  assert lines[-2] == "| 640 x 480 | 16 | 160 | 160 | 0.5 | 16.0 | 0.48 | 27.8 | 55.56 |"
+  lines = scaling.markdown([host], job, price=None).splitlines()
+  assert lines[-2] == "| 640 x 480 | 16 | 160 | 160 | 0.5 | 16.0 | 0.48 | 27.8 |"
 
 
 def test_host_figures():

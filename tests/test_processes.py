@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 import toy
-from test_loop import PATTERN, TOKENIZER, assert_same, parameters, stand_in
+from test_loop import PATTERN, assert_same, parameters, stand_in
 
 from sam3_jax import checkpoint, cli
 from sam3_jax.training import command, data, log, loop, sharding
-from sam3_jax.trees import flatten, nest
+from sam3_jax.trees import flatten
 
 ROOT = Path(__file__).parents[1]
 WORKER = """
@@ -83,12 +83,10 @@ def environment(number, port):
 @pytest.fixture
 def folder(tmp_path):
   """A checkpoint of the toy model, and a run from it on scenes."""
-  info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
-  start = tmp_path / "toy"
-  checkpoint.save(start, nest(toy.parameters()), toy.CONFIG, TOKENIZER.read_bytes(), info=info)
   values = {
-    "checkpoint": str(start), "name": "run", "steps": 4, "save_every": 2, "evaluate_every": 2,
-    "average": 0.5, "fsdp": 4, "train": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
+    "checkpoint": str(toy.save(tmp_path / "toy")), "name": "run",
+    "steps": 4, "save_every": 2, "evaluate_every": 2, "average": 0.5,
+    "fsdp": 4, "train": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
     "data": {"batch": 4, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
   }  # fmt: skip
   (tmp_path / "run.json").write_text(json.dumps(values))

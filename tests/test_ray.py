@@ -1,4 +1,5 @@
-"""The example for Ray Data, under a local Ray of two workers; needs the extra `ray`."""
+"""The example for Ray Data, under a local Ray of two workers, one of which is killed; needs the
+extra `ray`."""
 
 import importlib.util
 import json
@@ -6,9 +7,11 @@ import os
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
+import toy
 from batches import pictures
+
+from sam3_jax.batch.segmenter import Segmenter
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "ray_batch.py"
 
@@ -33,16 +36,29 @@ def cluster():
     ray.shutdown()
 
 
-def test_two_workers(example, cluster, tmp_path):
+def test_two_workers_one_of_which_is_killed(example, cluster, tmp_path, monkeypatch):
+  """In the middle of its work; its block is done again."""
+  killed = tmp_path / "killed"
+
+  class Mortal(Segmenter):
+    def __call__(self, batch):
+      found = super().__call__(batch)
+      if not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+      return found
+
+  monkeypatch.setattr(example, "Segmenter", Mortal)
   folder = pictures(tmp_path / "pictures", 20)
   (folder / "broken.png").write_bytes(b"broken")
   failed = example.segment(
     str(folder), str(tmp_path / "out"), workers=2, resources={}, prompts=["cat", "dog"],
-    threshold=0.05, max_detections=3,
+    checkpoint=str(toy.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
   )  # fmt: skip
+  assert killed.exists()
   assert failed == 1
   rows = ray.data.read_parquet(str(tmp_path / "out")).take_all()
-  assert len(rows) == 21
+  assert len({row["path"] for row in rows}) == len(rows) == 21
   for row in rows:
     if "broken" in row["path"]:
       assert "is not an image" in row["error"]
@@ -50,26 +66,3 @@ def test_two_workers(example, cluster, tmp_path):
       record = json.loads(row["record"])
       assert record["image"] == row["path"]
       assert [one["text"] for one in record["prompts"]] == ["cat", "dog"]
-
-
-def test_a_killed_worker_s_blocks_are_done_again(cluster, tmp_path):
-  """With the settings of the example."""
-
-  class Suicide:
-    """A worker that is killed once, in the middle of its work."""
-
-    def __init__(self, flag: str):
-      self._flag = Path(flag)
-
-    def __call__(self, batch):
-      if not self._flag.exists() and 30 in batch["id"]:
-        self._flag.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-      return {"id": np.asarray(batch["id"]) * 2}
-
-  done = ray.data.range(64).map_batches(
-    Suicide, fn_constructor_args=[str(tmp_path / "killed")], batch_size=8, concurrency=2,
-    max_restarts=-1, max_task_retries=-1,
-  )  # fmt: skip
-  assert sorted(row["id"] for row in done.take_all()) == [2 * i for i in range(64)]
-  assert (tmp_path / "killed").exists()

@@ -172,3 +172,12 @@ def test_work_of_the_released_model(released):
   attention = 2 * (4 * 5184 * 256**2 + 2 * 5184**2 * 256) / 1e9
   assert released["prepare"] == pytest.approx(convolutions + attention, abs=0.1)
   assert released["detect"] == pytest.approx(310.0, abs=0.1)
+
+
+def test_the_trunk_walks_over_its_stack():
+  """As the scan of scans of training, to which capturing leads too."""
+  images = random_images(np.random.default_rng(0), 2)
+  sizes = np.full((2, 2), 99, np.int32)
+  (want, _), got = run("map_image", images, sizes, capture=True), run("map_image", images, sizes)
+  for name, value in vars(want).items():
+    assert_close(getattr(got, name), value, rel=0, what=name)

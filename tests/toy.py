@@ -1,14 +1,16 @@
 """A model and batches small enough to be trained in a test."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sam3_jax import checkpoint
 from sam3_jax.config import Config, TextConfig, TrunkConfig
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.training.batch import Batch, Targets
-from sam3_jax.trees import flatten
+from sam3_jax.trees import flatten, nest
 from sam3_jax.visual import head
 
 CONFIG = Config(
@@ -50,6 +52,14 @@ def _drawn(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
     fan_in = leaf.shape[-2] if path.endswith("/kernel") else 100
     drawn[path] = (offset + rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
   return drawn
+
+
+def save(folder: Path) -> Path:
+  """A checkpoint of the toy model."""
+  tokenizer = Path(__file__).parent / "goldens" / "tokenizer.model"
+  info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
+  checkpoint.save(folder, nest(parameters()), CONFIG, tokenizer.read_bytes(), info=info)
+  return folder
 
 
 def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Batch:

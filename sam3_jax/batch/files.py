@@ -1,13 +1,14 @@
 """Files that appear complete or not at all, and are on the disk before anyone relies on them."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 _PARTIAL = ".partial"
 
@@ -15,7 +16,8 @@ _PARTIAL = ".partial"
 class Draft:
   """A file under another name until `commit`; leaving `with` before that leaves nothing behind.
 
-  Errors say which file could not be written, and why.
+  While it is open it is locked, so that others can tell it from what a killed process left. Errors
+  say which file could not be written, and why.
   """
 
   def __init__(self, path: Path):
@@ -25,6 +27,7 @@ class Draft:
     with self._named():
       path.parent.mkdir(parents=True, exist_ok=True)
       self._file = self._path.open("wb")
+    _lock(self._file)
 
   def __enter__(self) -> Self:
     return self
@@ -88,12 +91,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
   """An object from a file; None if there is no such file.
 
   Raises:
-    ValueError: it holds something else.
+    ValueError: it holds something else, or cannot be read.
   """
   try:
     values = json.loads(path.read_bytes())
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error.strerror}); check its rights.") from error
   except ValueError as error:
     raise ValueError(f"{path} is not JSON ({error}); remove it and run batch again.") from error
   if not isinstance(values, dict):
@@ -101,11 +106,32 @@ def read_json(path: Path) -> dict[str, Any] | None:
   return values
 
 
-def remove_drafts(folder: Path, wanted: Callable[[str], bool]) -> None:
-  """Removes what killed processes left of the files of whose names `wanted` is true."""
+def remove_drafts(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
+  """Removes what killed processes left of the files of whose names `wanted` is true.
+
+  Returns:
+    What stays, as living processes are writing it.
+  """
+  busy = []
   for path in folder.glob(f".*{_PARTIAL}"):
     if wanted(path.name[1:].rsplit(".", 3)[0]):
-      path.unlink(missing_ok=True)
+      with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
+        if _lock(file):
+          path.unlink()
+        else:
+          busy.append(path)
+  return busy
+
+
+def _lock(file: BinaryIO) -> bool:
+  """Takes a file until it is closed or this process ends; false if another one has it."""
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:  # some file systems know no locks: then all that is left counts as left behind
+    pass
+  return True
 
 
 def _sync(folder: Path) -> None:

@@ -4,6 +4,7 @@ The list and its order are the same for every process, and each picture stands i
 often it was given: with all the prompts that it was given with.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sam3_jax.batch.shards import members
 from sam3_jax.prompts import Prompt
+from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
 
 # Endings of pictures in a folder or a tar file; elsewhere a picture may be called anything.
@@ -54,17 +56,21 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
 
   Raises:
     FileNotFoundError: no such picture, folder or list.
-    ValueError: no picture, faulty lines or prompts (all are named), or pictures without prompts.
-    OSError: a folder that cannot be read.
+    ValueError: no picture, faulty lines or prompts (all are named), pictures without prompts, or a
+      folder or list that cannot be read.
   """
   common = phrases(prompts) if prompts is not None else ()
   places: dict[tuple[str, int], int] = {}
   inputs: list[Input] = []
   faults: list[str] = []
+  bare: list[str] = []
   for found in _listed(images):
     asked = common if found.prompts is None else found.prompts
-    if found.fault or not asked:
-      faults.append(found.fault or f"{found.name} has no prompts, and --prompts is not given")
+    if found.fault:
+      faults.append(found.fault)
+      continue
+    if not asked:
+      bare.append(found.name)
       continue
     key = os.path.abspath(found.path), found.span[0] if found.span else -1
     place = places.setdefault(key, len(inputs))
@@ -73,6 +79,9 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     elif asked is not inputs[place].prompts:
       union = tuple(dict.fromkeys(inputs[place].prompts + asked))
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
+  if bare:
+    others = f", nor have {len(bare) - 1:,} others" if len(bare) > 1 else ""
+    faults.append(f"{bare[0]} has no prompts{others}, and --prompts is not given")
   raise_faults(faults, images, "Correct the list, or give --prompts.")
   if not inputs:
     raise ValueError(f"there is no picture in {images}; check --images.")
@@ -84,11 +93,12 @@ def phrases(prompts: str) -> tuple[Prompt, ...]:
 
   Raises:
     FileNotFoundError: what looks like a file is not there.
-    ValueError: there is no phrase in it.
+    ValueError: there is no phrase in it, or it cannot be read.
   """
   path = Path(prompts)
-  if path.is_file():
-    given = path.read_text(encoding="utf-8-sig").splitlines()
+  if os.path.isfile(path):  # false of many phrases, where Path's own raises: too long for a name
+    with _readable(path, "--prompts"):
+      given = path.read_text(encoding="utf-8-sig").splitlines()
   elif "/" in prompts or path.suffix == ".txt":
     raise FileNotFoundError(f"there is no file of phrases {prompts}; check --prompts.")
   else:
@@ -97,6 +107,17 @@ def phrases(prompts: str) -> tuple[Prompt, ...]:
   if not found:
     raise ValueError(f"there is no phrase in --prompts {prompts!r}; give a file or 'a, b'.")
   return tuple(Prompt(text=phrase) for phrase in found)
+
+
+def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
+  """Raises ValueError if phrases are longer than the text encoder reads; it would read their
+  beginnings alone, and find something else."""
+  most, faults = tokenizer.context - 2, []  # start and end take one each
+  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in one.prompts):
+    # A token is a byte at least, so short ones, which most are, need no counting.
+    if len(clean(phrase).encode()) > most and (count := len(tokenizer.encode(phrase))) > most:
+      faults.append(f"{phrase[:60]!r} has {count} tokens, and at most {most} are read")
+  raise_faults(faults, "phrases that are too long", "Use short noun phrases.")
 
 
 def digest(inputs: Sequence[Input]) -> str:
@@ -131,9 +152,9 @@ class _Listed(NamedTuple):
 
 def _listed(images: str) -> Iterator[_Listed]:
   path = Path(images)
-  if path.is_dir():
+  if os.path.isdir(path):
     yield from _in_folder(path)
-  elif path.is_file():
+  elif os.path.isfile(path):
     yield from _in_file(images, images)
   elif glob.has_magic(images):
     for name in sorted(glob.glob(images, recursive=True)):
@@ -160,26 +181,27 @@ def _in_folder(folder: Path) -> Iterator[_Listed]:
     raise error
 
   names = []
-  for parent, folders, files in os.walk(folder, onerror=stop):
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    base = Path(parent).relative_to(folder)
-    names += [
-      (base / name).as_posix()
-      for name in files
-      if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-    ]
+  with _readable(folder, "--images"):
+    for parent, folders, files in os.walk(folder, onerror=stop):
+      folders[:] = [name for name in folders if not name.startswith(".")]
+      base = Path(parent).relative_to(folder)
+      names += [
+        (base / name).as_posix()
+        for name in files
+        if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
+      ]
   for name in sorted(names):
     yield _Listed(name, str(folder / name))
 
 
 def _in_lines(path: Path) -> Iterator[_Listed]:
-  with path.open(encoding="utf-8-sig") as file:
+  with _readable(path, "--images"), path.open(encoding="utf-8-sig") as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
         try:
-          image, prompts = _line(json.loads(line))
+          image, prompts = _line(_values(line))
         except (ValueError, TypeError) as error:
-          yield _Listed(str(path), "", fault=f"line {number}: {error}")
+          yield _Listed(str(path), "", fault=f"line {number}: {str(error).rstrip('.')}")
         else:
           yield _Listed(image, str(path.parent / image), prompts)
 
@@ -190,6 +212,13 @@ def _line(values: Any) -> tuple[str, tuple[Prompt, ...] | None]:
   if unknown := set(values) - {"image", "prompts"}:
     raise ValueError(f"unknown {sorted(unknown)}; a line has only image and prompts")
   return values["image"], own_prompts(values)
+
+
+def _values(line: str) -> Any:
+  try:
+    return json.loads(line)
+  except ValueError as error:
+    raise ValueError(f"a line must be {FORM}; {line.strip()!r:.80} is not JSON") from error
 
 
 def own_prompts(values: dict[str, Any]) -> tuple[Prompt, ...] | None:
@@ -213,11 +242,24 @@ def _prompt(given: Any) -> Prompt:
 
 
 def _in_tar(name: str, path: str) -> Iterator[_Listed]:
-  for sample in members(path, PICTURES):
-    shown = f"{name}/{sample.name}"
-    try:
-      prompts = own_prompts(json.loads(sample.notes)) if sample.notes else None
-    except (ValueError, TypeError, AttributeError) as error:
-      yield _Listed(shown, path, fault=f"{shown}: its .json: {error}")
-    else:
-      yield _Listed(shown, path, prompts, sample.span)
+  with _readable(Path(path), "--images"):
+    for sample in members(path, PICTURES):
+      shown = f"{name}/{sample.name}"
+      try:
+        prompts = own_prompts(json.loads(sample.notes)) if sample.notes else None
+      except (ValueError, TypeError, AttributeError) as error:
+        yield _Listed(shown, path, fault=f"{shown}: its .json: {str(error).rstrip('.')}")
+      else:
+        yield _Listed(shown, path, prompts, sample.span)
+
+
+@contextlib.contextmanager
+def _readable(path: Path, option: str) -> Iterator[None]:
+  """Errors of reading say what could not be read, and which option it was given by."""
+  try:
+    yield
+  except OSError as error:
+    what, why = error.filename or path, error.strerror or error
+    raise ValueError(f"{what} cannot be read ({why}); check its rights and {option}.") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is no text in UTF-8; save it so, or check {option}.") from error

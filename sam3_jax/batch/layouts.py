@@ -15,6 +15,8 @@ from sam3_jax.batch.merge import Records, name_of
 from sam3_jax.batch.outlines import joined, outlines
 from sam3_jax.rle import decode
 
+ROWS = 2**14  # of a group in a Parquet file
+
 
 def write_labelme(out: Path) -> Path:
   """Writes OUT/labelme/NAME.json for each image, as LabelMe reads it (version 5).
@@ -74,9 +76,6 @@ def write_yolo(out: Path) -> Path:
     text = "".join(line + "\n" for line in lines)
     _write(folder / "labels" / _name(record["image"], ".txt", taken), text)
   return folder
-
-
-ROWS = 2**14  # of a group in a Parquet file
 
 
 def write_parquet(out: Path) -> Path:

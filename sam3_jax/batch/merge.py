@@ -1,4 +1,4 @@
-"""All parts of a job as one data set: COCO's annotations, and other layouts made of the same.
+"""All parts of a job as one data set: their records in order, and COCO's layout made of them.
 
 Two passes over the parts, so that memory does not grow with them.
 """

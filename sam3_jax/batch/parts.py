@@ -223,10 +223,19 @@ def _begun(folder: Path, part: int) -> tuple[Path, dict[str, Any]]:
 
 
 def clean(out: Path, mine: Callable[[int], bool]) -> None:
-  """Removes what killed processes left: drafts of one's own parts, and beginnings of done ones."""
+  """Removes what killed processes left: drafts of one's own parts, and beginnings of done ones.
+
+  Raises:
+    ValueError: a living process is writing one of these parts.
+  """
   finished = done(out)
   remove_drafts(out, lambda name: name in (JOB, ERRORS))
-  remove_drafts(out / PARTS, lambda name: (part := _number(name)) is not None and mine(part))
+  busy = remove_drafts(out / PARTS, lambda name: (part := _number(name)) is not None and mine(part))
+  if busy:
+    raise ValueError(
+      f"another process is writing {busy[0]}, a part of this one's share; end it, or give each "
+      "process a --process of its own."
+    )
   for path in (out / PARTS).glob("part-*.begun.*"):
     part = _number(path.name)
     if part in finished and mine(part):

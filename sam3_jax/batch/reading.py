@@ -54,11 +54,15 @@ class Source:
       image = read_image(_content(path, span), max_pixels=self._max_pixels)
       pixels, size = resize(image, self._side), (image.shape[0], image.shape[1])
     except Exception as error:  # whatever a decoder makes of a broken file
-      reason = " ".join(str(error).split()) or type(error).__name__
-      if isinstance(error, MemoryError):
-        reason = "it takes more memory than there is; refuse such pictures with --max-pixels."
-      reason = reason.replace("the bytes given as an image", name)
+      reason = reason_of(error).replace("the bytes given as an image", name)
     return Picture(pixels, size, reason, time.perf_counter() - start)
+
+
+def reason_of(error: Exception) -> str:
+  """Why a picture cannot be used, in one line."""
+  if isinstance(error, MemoryError):
+    return "it takes more memory than there is; refuse such pictures with --max-pixels."
+  return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 from sam3_jax import parallel
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.inputs import own_prompts
+from sam3_jax.batch.reading import reason_of
 from sam3_jax.batch.records import record
 from sam3_jax.hub import find_checkpoint
 from sam3_jax.inference import Sam3
@@ -112,7 +113,7 @@ class Segmenter:
         check_boxes(prompt, *image.shape[:2])
       return Slot(resize(image, self._side), (image.shape[0], image.shape[1]), prompts)
     except Exception as error:  # whatever a decoder makes of a broken file
-      return " ".join(str(error).split()) or type(error).__name__
+      return reason_of(error)
 
 
 def _record(slot: Slot | str, name: str, found: Any) -> str:

@@ -113,6 +113,10 @@ def batch(
   if merge:
     _merge(out, to, Console(quiet=quiet))
     return
+  if to is not Layout.coco:
+    raise ValueError(
+      f"--to {to.value} goes with --merge, once the pictures are done; leave it out."
+    )
   if images is None:
     raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
   for name, value in (("threshold", threshold), ("max-error-rate", max_error_rate)):
@@ -120,7 +124,7 @@ def batch(
       raise ValueError(f"--{name} must be between 0 and 1; got {value}.")
   arguments.check_writable(out)
 
-  from sam3_jax.batch.inputs import find
+  from sam3_jax.batch.inputs import check_phrases, find
   from sam3_jax.batch.processes import join
   from sam3_jax.hub import find_checkpoint
 
@@ -143,6 +147,7 @@ def batch(
 
     precision = None if dtype is Dtype.auto else dtype.value
     model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
+    check_phrases(inputs, model.tokenizer)
     job = Job(
       inputs=inputs,
       out=out,

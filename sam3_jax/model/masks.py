@@ -56,13 +56,15 @@ class MaskHead(nn.Module):
     x = nn.relu(self.norm0(levels[0] + self.conv0.doubled(x)))
     x = nn.relu(self.norm1(levels[1] + self.conv1.doubled(x)))
 
-    parts = self.instance_project(self.mask_embed(states)), self.semantic_project(len(states))
-    queries, offset = (jnp.concatenate(both, axis=1) for both in zip(*parts, strict=True))
     # Cells on one axis: with two, XLA:CPU turns the whole map over, which takes as long again.
     cells = x.reshape(len(x), -1, x.shape[-1])
-    masks = jnp.einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
-    masks = (masks + offset[..., None]).astype(self.dtype).reshape(*offset.shape, *x.shape[1:3])
-    return masks[:, :-1], masks[:, -1]
+
+    def product(queries: Float[Array, "P N D"], offset: Float[Array, "P N"]) -> Array:
+      y = jnp.einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
+      return (y + offset[..., None]).astype(self.dtype).reshape(*offset.shape, *x.shape[1:3])
+
+    masks = product(*self.instance_project(self.mask_embed(states)))
+    return masks, product(*self.semantic_project(len(states)))[:, 0]
 
 
 class MergeConv(nn.Module):
@@ -123,8 +125,7 @@ class QueryProject(nn.Module):
 
 
 class SemanticQuery(nn.Module):
-  """A 1 x 1 convolution of the map to a single channel, which is one query more: a product of its
-  own would walk the whole map for 1 column of the 128 or more that matrix units are wide."""
+  """A 1 x 1 convolution of the map to a single channel, as a query for all that fits."""
 
   width: int
   dtype: DTypeLike = jnp.float32

@@ -5,7 +5,10 @@ Blocks come in groups of n windowed blocks and a global one. A group stays parti
 through its windowed blocks, and the groups are one scan: a fraction of the code to compile.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -40,11 +43,47 @@ class Trunk(nn.Module):
     position = jnp.tile(position, (repeats, repeats, 1))[:side, :side]
     x = layer_norm(dtype=self.dtype, name="norm_pre")(x + position.astype(self.dtype))
 
-    drop_path = jnp.linspace(0, config.drop_path, config.blocks).reshape(config.groups, -1)
-    groups = stacked(Group, config.groups, in_axes=0)
     x = x.reshape(len(x), side * side, config.width)
-    x, _ = groups(config, side, self.dtype, self.train, self.layering, name="groups")(x, drop_path)
+    watched = any(map(self.is_mutable_collection, ("params", "intermediates")))
+    if watched or self.train or self.layering != PLAIN:
+      drop_path = jnp.linspace(0, config.drop_path, config.blocks).reshape(config.groups, -1)
+      groups = stacked(Group, config.groups, in_axes=0)
+      settings = config, side, self.dtype, self.train, self.layering
+      x, _ = groups(*settings, name="groups")(x, drop_path)
+    else:
+      x = _walk(self.variables["params"]["groups"], x, config, side, self.dtype)
     return x.reshape(-1, side, side, config.width)
+
+
+def _walk(
+  params: Any, x: Float[Array, "B HW C"], config: TrunkConfig, side: int, dtype: DTypeLike
+) -> Float[Array, "B HW C"]:
+  """The groups for inference. A scan of scans would cut a group's weights out of their stack before
+  it walks over its blocks: on a TPU v6e 0.5 ms a group (emitted), for 176 MB copied."""
+  windowed, whole = (Block(**sizes, dtype=dtype, parent=None) for sizes in _sizes(config, side))
+  stack = jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), params["windowed"])
+
+  def block(x: Array, i: Array) -> tuple[Array, None]:
+    own = jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, i, keepdims=False), stack)
+    return windowed.apply({"params": own}, x)[0], None
+
+  def group(x: Array, part: tuple[Array, Any]) -> tuple[Array, None]:
+    first, own = part
+    x = to_windows(x, side, config.window)
+    x, _ = jax.lax.scan(block, x, first + jnp.arange(config.windowed))
+    return whole.apply({"params": own}, from_windows(x, side, config.window))[0], None
+
+  firsts = config.windowed * jnp.arange(config.groups)
+  return jax.lax.scan(group, x, (firsts, params["global"]))[0]
+
+
+def _sizes(config: TrunkConfig, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Of windowed blocks and of global ones."""
+  window = config.window
+  both = {"heads": config.heads, "mlp_width": config.mlp_width}
+  windowed = {"windows": (side // window) ** 2, "rope": (window, 1.0)}
+  # Global blocks see the positions of the pretraining: the whole grid spans one window.
+  return both | windowed, both | {"rope": (side, window / side)}
 
 
 class Patches(nn.Module):
@@ -79,15 +118,13 @@ class Group(nn.Module):
     self, x: Float[Array, "B HW C"], drop_path: Float[Array, " blocks"]
   ) -> tuple[Float[Array, "B HW C"], None]:
     config, side, window = self.config, self.side, self.config.window
-    sizes = (config.heads, config.mlp_width, self.dtype)
+    of_windowed, of_whole = _sizes(config, side)
     windowed = stacked(Block, config.windowed, in_axes=0, layering=self.layering)(
-      *sizes, windows=(side // window) ** 2, rope=(window, 1.0), train=self.train, name="windowed"
+      **of_windowed, dtype=self.dtype, train=self.train, name="windowed"
     )
     x, _ = windowed(to_windows(x, side, window), drop_path[:-1])
     x = from_windows(x, side, window)
-    # Global blocks see the positions of the pretraining: the whole grid spans one window.
-    rope = (side, window / side)
-    whole = self.layering(Block)(*sizes, rope=rope, train=self.train, name="global")
+    whole = self.layering(Block)(**of_whole, dtype=self.dtype, train=self.train, name="global")
     return whole(x, drop_path[-1])
 
 
