@@ -15,6 +15,7 @@ import pytest
 import toy
 from batches import files, pictures
 from pycocotools.coco import COCO
+from support import QUICK
 
 from sam3_jax import cli
 from sam3_jax.batch import pipeline
@@ -193,18 +194,20 @@ def shared(tmp_path_factory):
 
 
 def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
-  flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+  flags = "--xla_force_host_platform_device_count=2"
+  flags = " ".join([flags, *(f"--{name}={json.dumps(value)}" for name, value in QUICK.items())])
   program = "from sam3_jax.cli import entry; entry()"
   command = [sys.executable, "-c", program, "batch", "--out", out, "--images", "scenes/list.jsonl"]
   command += ["--checkpoint", "toy", "--threshold", "0.1", "--max-detections", "3"]
   command += ["--part-size", "4", "--batch-images", "1", "--max-pixels", "1000000"]
   command += ["--max-error-rate", "0.5", *typed]
   cache = {
+    "JAX_ENABLE_COMPILATION_CACHE": "1",
     "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
   }
   return subprocess.Popen(
-    command, cwd=folder, env=cache | os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    command, cwd=folder, env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
 

@@ -52,18 +52,25 @@ def images():
 @pytest.fixture(scope="module")
 def alone(tokenizer, images):
   """What one device makes of it."""
-  model = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  model = model_on(None, tokenizer)
   embedding = model.encode(images)
   return jax.device_get((embedding, model.decode(embedding, PROMPTS, INDEX, max_detections=4)))
 
 
 def model_on(mesh, tokenizer, rules=parallel.WHOLE):
-  return Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=mesh, rules=rules)
+  parameters = tiny.parameters()
+  return quick(Sam3(tiny.CONFIG, parameters, tokenizer, dtype="float32", mesh=mesh, rules=rules))
 
 
-def test_a_mesh_equals_one_device(mesh, tokenizer, images, alone):
+@pytest.fixture(scope="module")
+def four(mesh, tokenizer):
+  """On four devices."""
+  return model_on(mesh, tokenizer)
+
+
+def test_a_mesh_equals_one_device(four, images, alone):
   """Three pictures and five prompts, which four devices do not divide."""
-  model = model_on(mesh, tokenizer)
+  model, before = four, four.compilations
   embedding = model.encode(images)
   assert len(embedding) == 3
   found = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
@@ -71,18 +78,18 @@ def test_a_mesh_equals_one_device(mesh, tokenizer, images, alone):
   assert_close(jax.device_get(found), alone[1], rel=CLOSE)
   one = model.decode(embedding, "cat", 1, max_detections=4)
   np.testing.assert_allclose(one.scores, alone[1].scores[3:4], atol=CLOSE)
-  assert model.compilations == 1  # batches of 4 prompts; filled up, those of 5 are two
+  # Batches of 4 prompts; filled up, those of 5 are two.
+  assert model.compilations == before + 1
 
 
 @pytest.mark.parametrize("masked", [0, 3, 5])
-def test_masks_of_some_prompts(mesh, tokenizer, alone, masked):
+def test_masks_of_some_prompts(four, alone, masked):
   """Those above a score, shared out anew: none, fewer than devices, and more."""
-  model = model_on(mesh, tokenizer)
   best = alone[1].scores.max(axis=1)
   limit = (
     float(np.append(np.sort(best)[::-1], 1e-9)[masked - 1 : masked + 1].mean()) if masked else 1.0
   )
-  found = model.decode(alone[0], PROMPTS, INDEX, max_detections=4, min_score=limit)
+  found = four.decode(alone[0], PROMPTS, INDEX, max_detections=4, min_score=limit)
   assert (best > limit).sum() == masked
   hidden = (best <= limit)[:, None, None]
   want = alone[1].replace(

@@ -23,6 +23,7 @@ from sam3_jax.training.state import create
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.trees import flatten, nest
 from sam3_jax.types import VisualPredictions
+from sam3_jax.visual import head
 from sam3_jax.visual.head import VisualHead
 
 SIDE = toy.CONFIG.mask_size
@@ -299,6 +300,8 @@ def test_a_head_is_trained_beside_concepts_that_stay(files, monkeypatch):  # noq
   monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
   quickly = functools.partial(step.make_step, compiler_options=QUICK)
   monkeypatch.setattr(loop, "make_step", quickly)
+  drawn = jax.jit(head.init, static_argnums=0, compiler_options=QUICK)
+  monkeypatch.setattr(head, "init", drawn)
   figured = {"click": 1.0, "click_best": 2.0, "three_clicks": 3.0, "box": 4.0}
 
   def evaluate(model, pairs, images):
