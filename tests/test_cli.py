@@ -273,7 +273,7 @@ class TestBadInput:
   @pytest.mark.parametrize(
     ("typed", "message"),
     [
-      ([], "nothing to look for: give --text PHRASE or --box"),
+      ([], "nothing to look for: give --text PHRASE, --box X0,Y0,X1,Y1, --point"),
       (["--text", ""], "the phrase is empty"),
       (["--text", "  "], "the phrase is empty"),
       (["--text", "cat", "--text", ""], "the phrase is empty"),
