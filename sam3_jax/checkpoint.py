@@ -4,7 +4,8 @@
   params/ITEM/      Orbax; a large part of the tree (trunk, text) is an item, the others are `rest`
   unread/           Orbax; tensors of the source that nothing reads, under the source's names
   tokenizer.model   SentencePiece
-  manifest.json     each parameter's shape, dtype and checksum; where the source's tensors went
+  manifest.json     each parameter's shape, dtype and checksum, and a seal that they fit the
+                    configuration; where the source's tensors went
 
 Orbax restores a wrong shape silently when no sharding is given, and a flipped bit always: hence the
 manifest, which is compared with the model and with what is stored before anything is restored. A
@@ -36,6 +37,7 @@ from sam3_jax.writer import (
   file_sizes,
   find_damage,
   find_differing,
+  fit,
   read_compared,
 )
 
@@ -315,7 +317,8 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   except ValueError as error:
     raise ValueError(f"{path / 'config.json'}: {error}") from error
   Tokenizer(path / "tokenizer.model")
-  faults = compare(parameters, expected_shapes(config))
+  sealed = manifest.get("fits") == fit(config, parameters)
+  faults = [] if sealed else compare(parameters, expected_shapes(config))
   stored: dict[str, Any] = {}
   for item in manifest["items"]:
     if not re.fullmatch(r"\w+", item):

@@ -543,6 +543,21 @@ def test_expected_shapes_are_the_models():
   }
 
 
+def test_a_sealed_fit_is_not_traced_again(copy, monkeypatch):
+  def trace(config):
+    raise AssertionError("traced")
+
+  monkeypatch.setattr(checkpoint, "expected_shapes", trace)
+  checkpoint.inspect(copy)
+  for name, change in (
+    ("config.json", lambda v: v["model"].update(concept_points=False)),
+    ("manifest.json", lambda v: v.pop("fits")),
+  ):
+    edit(copy, name, change)
+    with pytest.raises(AssertionError, match="traced"):
+      checkpoint.inspect(copy)
+
+
 def test_saving_and_loading_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
