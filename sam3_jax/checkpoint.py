@@ -5,7 +5,8 @@
                     the part `visual`, the head for visual prompts, may be missing
   unread/           Orbax; tensors of the source that nothing reads, under the source's names
   tokenizer.model   SentencePiece
-  manifest.json     each parameter's shape, dtype and checksum; where the source's tensors went
+  manifest.json     each parameter's shape, dtype and checksum, and a seal that they fit the
+                    configuration; where the source's tensors went
 
 Orbax restores a wrong shape silently when no sharding is given, and a flipped bit always: hence the
 manifest, which is compared with the model and with what is stored before anything is restored. A
@@ -37,6 +38,7 @@ from sam3_jax.writer import (
   file_sizes,
   find_damage,
   find_differing,
+  fit,
   read_compared,
 )
 
@@ -323,7 +325,8 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
     raise ValueError(f"{path / 'config.json'}: {error}") from error
   Tokenizer(path / "tokenizer.model")
   visual = any(name.startswith(f"{VISUAL}/") for name in parameters)
-  faults = compare(parameters, expected_shapes(config, visual=visual))
+  sealed = manifest.get("fits") == fit(config, parameters)
+  faults = [] if sealed else compare(parameters, expected_shapes(config, visual=visual))
   stored: dict[str, Any] = {}
   for item in manifest["items"]:
     if not re.fullmatch(r"\w+", item):

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,7 +126,7 @@ class Writer(NewFolder):
     """Writes what is left and makes the checkpoint appear.
 
     Args:
-      config: the model's.
+      config: the model's, with which the caller has compared the parameters.
       tokenizer: the bytes of a SentencePiece model.
       info: what it should say of itself; see `save`.
       unread: tensors to keep beside the parameters, by name.
@@ -145,6 +145,7 @@ class Writer(NewFolder):
       "format_version": FORMAT_VERSION,
       "items": self._items,
       "parameters": self._parameters,
+      "fits": fit(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
       "unread": {
         name: {**_describe(array), "reason": reasons.get(name, "")}
         for name, array in (unread or {}).items()
@@ -180,6 +181,13 @@ class Writer(NewFolder):
     with self.under_its_name():
       self.check_room(needed)
       save_item(self.temporary / folder, tree)
+
+
+def fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
+  """A seal on parameters that were compared with their model, so that a reader that finds it
+  unbroken need not trace the model again, for a second, to know what shapes they must have."""
+  text = json.dumps([config.to_dict(), sorted((name, list(shapes[name])) for name in shapes)])
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -558,6 +558,21 @@ def test_half_of_that_head_is_a_fault(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_sealed_fit_is_not_traced_again(copy, monkeypatch):
+  def trace(config, *, visual):
+    raise AssertionError("traced")
+
+  monkeypatch.setattr(checkpoint, "expected_shapes", trace)
+  checkpoint.inspect(copy)
+  for name, change in (
+    ("config.json", lambda v: v["model"].update(concept_points=False)),
+    ("manifest.json", lambda v: v.pop("fits")),
+  ):
+    edit(copy, name, change)
+    with pytest.raises(AssertionError, match="traced"):
+      checkpoint.inspect(copy)
+
+
 def test_saving_and_loading_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"

@@ -10,8 +10,10 @@ from PIL import Image
 
 import sam3_jax
 from sam3_jax import cli
+from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.rle import decode
 from sam3_jax.training import drawings, scenes
+from sam3_jax.trees import compare, flatten
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "docs" / "scene.jpg"
@@ -39,6 +41,12 @@ def model():
 @pytest.fixture(scope="module")
 def embedding(model):
   return model.encode(SCENE)
+
+
+def test_its_parameters_fit_the_model(model):
+  """Whatever its seal says."""
+  shapes = {name: array.shape for name, array in flatten(model.params).items()}
+  assert compare(shapes, expected_shapes(model.config)) == []
 
 
 def iou(mask, other):
