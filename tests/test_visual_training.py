@@ -14,13 +14,14 @@ from test_train_command import files, quick, typed  # noqa: F401
 from sam3_jax import checkpoint
 from sam3_jax.cli import main
 from sam3_jax.evaluation import clicks
-from sam3_jax.training import command, log, loop, sharding, step, visual
+from sam3_jax.training import log, loop, sharding, step, visual
 from sam3_jax.training.batch import Targets
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import make_optimizer, make_schedule, stacked_axes
 from sam3_jax.training.state import create
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
+from sam3_jax.training.visual_start import new_head, positions
 from sam3_jax.trees import flatten, nest
 from sam3_jax.types import VisualPredictions
 from sam3_jax.visual import head
@@ -131,27 +132,60 @@ def test_clicks_that_mend_lie_where_the_mask_is_wrong():
   assert {0, 1} == set(np.asarray(labels[3:]).tolist())
 
 
+# What a head begins as.
+
+
+def test_a_new_head_looks_where_positions_are_the_same():
+  """Queries and keys of the same places fit best, in every head of attention together."""
+  frequencies = np.asarray(jax.random.normal(jax.random.key(0), (2, 64)))
+  kernel = positions(frequencies)
+  assert kernel.shape == (128, 64)
+  assert kernel.sum(0).tolist() == [1] * 64
+  xy = np.stack(np.meshgrid(np.linspace(-1, 1, 24), np.linspace(-1, 1, 24)), -1).reshape(-1, 2)
+  angles = 2 * np.pi * xy @ frequencies
+  looked = np.concatenate([np.sin(angles), np.cos(angles)], axis=1) @ kernel
+  fits = looked @ looked.T
+  np.testing.assert_allclose(np.diag(fits), 32, rtol=1e-5)  # sin2 + cos2 of 32 frequencies
+  assert (fits.argmax(1) == np.arange(len(xy))).all()
+  # Each head has its share, from low frequencies to high ones.
+  lengths = (frequencies**2).sum(0)
+  used = [np.flatnonzero(kernel[:64, 8 * head : 8 * head + 8].any(1)) for head in range(8)]
+  assert sorted(np.concatenate(used).tolist()) == sorted(np.argsort(lengths)[:32].tolist())
+
+
+def test_a_new_head_leaves_the_concepts_as_they_are():
+  parts = nest(toy.parameters())
+  head = new_head(toy.CONFIG, parts, 0)
+  np.testing.assert_array_equal(
+    head["neck"]["level2"]["smooth"]["kernel"], parts["neck"]["level2"]["smooth"]["kernel"] / 4
+  )
+  for path, x in flatten(parts).items():
+    np.testing.assert_array_equal(x, toy.parameters()[path])
+  assert {p: x.shape for p, x in flatten(head, "visual/").items()} == {
+    p: x.shape for p, x in toy.visual_parameters().items()
+  }
+
+
 # What is minimised.
 
 
 def plain_losses(logits, iou, exists, covered, inside, config):
   """A prompt's terms, in float64 and loops."""
   logits, covered = logits.astype(np.float64), covered.astype(np.float64)
-  focal, dice, overlap = [], [], []
+  cross, dice, overlap = [], [], []
   for one in logits:
     p = 1 / (1 + np.exp(-one))
     bce = -(covered * np.log(p) + (1 - covered) * np.log(1 - p))
-    miss = covered * (1 - p) + (1 - covered) * p
-    focal.append((bce * miss**2 * (0.25 * covered + 0.75 * (1 - covered))).mean())
+    cross.append(bce.mean())
     dice.append(1 - (2 * (p * covered).sum() + 1) / ((p + covered).sum() + 1))
     shown = one > 0
     overlap.append((shown & inside).sum() / max(1, (shown | inside).sum()))
-  cost = [config.mask_weight * f + config.dice_weight * d for f, d in zip(focal, dice, strict=True)]
+  cost = [config.mask_weight * c + config.dice_weight * d for c, d in zip(cross, dice, strict=True)]
   best = 1 + int(np.argmin(cost[1:]))
   there = inside.any()
   p = 1 / (1 + np.exp(-np.float64(exists)))
   return {
-    "mask": (focal[0] + focal[best]) * there,
+    "mask": (cross[0] + cross[best]) * there,
     "dice": (dice[0] + dice[best]) * there,
     "iou": np.mean((np.array(overlap) - iou) ** 2),
     "object": -np.log(p if there else 1 - p),
@@ -218,7 +252,7 @@ def gradients(config=None, again=False):
 def test_the_total_is_the_weighted_sum_and_all_of_the_head_learns():
   given = targets(np.random.default_rng(7))
   (total, terms), gradient = gradients()(toy.visual_parameters(), given, jax.random.key(0))
-  weights = {"mask": 20.0, "dice": 1.0, "iou": 1.0, "object": 1.0}
+  weights = {"mask": 5.0, "dice": 2.0, "iou": 1.0, "object": 1.0}
   assert set(terms) == {*weights, "first_iou", "last_iou", "prompts", "objects"}
   np.testing.assert_allclose(total, sum(weights[n] * terms[n] for n in weights), rtol=1e-6)
   assert terms["prompts"] == 9
@@ -318,7 +352,7 @@ def test_a_head_is_trained_beside_concepts_that_stay(files, monkeypatch):  # noq
   got = flatten(jax.device_get(bundle.params))
   for path, x in params.items():
     np.testing.assert_array_equal(got.pop(path), x, err_msg=path)
-  begun = command._new_head(toy.CONFIG, nest(toy.parameters()), 0)
+  begun = new_head(toy.CONFIG, nest(toy.parameters()), 0)
   np.testing.assert_array_equal(
     begun["neck"]["level2"]["project"]["kernel"], toy.parameters()["neck/level2/project/kernel"]
   )

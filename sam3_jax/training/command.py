@@ -20,6 +20,7 @@ from sam3_jax.training.data import Batches
 from sam3_jax.training.loop import Evaluate, Start, train
 from sam3_jax.training.report import FIGURES
 from sam3_jax.training.sources import PairSource, SceneSource
+from sam3_jax.training.visual_start import new_head
 from sam3_jax.trees import flatten
 
 
@@ -70,7 +71,7 @@ def load_start(config: TrainConfig) -> Start:
     model = _resized(bundle.config, config)
     if config.objective == "visual":
       if checkpoint.VISUAL not in parts:
-        parts[checkpoint.VISUAL] = _new_head(model, parts, config.seed)
+        parts[checkpoint.VISUAL] = new_head(model, parts, config.seed)
       return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread)
     visual = parts.pop(checkpoint.VISUAL, None)
     return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread, visual)
@@ -84,14 +85,6 @@ def load_start(config: TrainConfig) -> Start:
   model = trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
   parameters = flatten(jax.device_get(init(config.model, jax.random.key(config.seed))))
   return Start(config.model, parameters, model, {})
-
-
-def _new_head(model: Config, parts: dict[str, Any], seed: int) -> dict[str, Any]:
-  """A random head for visual prompts; its neck begins as the concepts', which reads the same trunk,
-  as Meta's did."""
-  from sam3_jax.visual.head import init
-
-  return {**jax.device_get(init(model, jax.random.key(seed))), "neck": parts["neck"]}
 
 
 def _resized(model: Config, config: TrainConfig) -> Config:

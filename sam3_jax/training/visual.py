@@ -1,11 +1,12 @@
 """Training of the head for visual prompts: an object is asked for by a click or a box, then by a
 click where the mask is wrong, again and again.
 
-After Segment Anything (Kirillov et al. 2023, arXiv:2304.02643, appendix A), with SAM 2's losses and
-their weights (Ravi et al. 2024, arXiv:2408.00714, appendix D). Three things differ. Every answer
-trains both the one mask and the best of the three readings, whatever was asked, as either may be
-wanted. A click may lie on nothing: then no object is to be seen, and every mask is to be known for
-worthless. And masks are compared on the decoder's own grid.
+After Segment Anything (Kirillov et al. 2023, arXiv:2304.02643, appendix A), with SAM 2's losses
+(Ravi et al. 2024, arXiv:2408.00714, appendix D). Four things differ. Masks are trained by plain
+cross-entropy and much of dice, as from the focal loss the masks of a new head stay empty for long.
+Every answer trains both the one mask and the best of the three readings, whatever was asked, as
+either may be wanted. A click may lie on nothing: then no object is to be seen, and every mask is to
+be known for worthless. And masks are compared on the decoder's own grid.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam3_jax.training.batch import Targets
-from sam3_jax.training.losses import fractions, mask_losses, shrunk
+from sam3_jax.training.losses import dice_loss, fractions, shrunk
 from sam3_jax.training.ranges import check_numbers
 from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
 from sam3_jax.visual.head import VisualHead
@@ -30,7 +31,6 @@ Sums = dict[str, Array]
 TRAINED = r"visual/(?!prompt/frequencies$).*"
 # What is added up: the terms that have a weight.
 TERMS = ("mask", "dice", "iou", "object")
-MASK_ALPHA = 0.25  # of the focal loss
 COVERED = 0.5  # of a cell, for it to belong to an object; less, where no cell is so covered
 
 
@@ -54,8 +54,8 @@ class VisualConfig:
   nothing: float = 0.0
   box_noise: float = 0.1
   box_noise_limit: float = 20 / 1008
-  mask_weight: float = 20.0
-  dice_weight: float = 1.0
+  mask_weight: float = 5.0
+  dice_weight: float = 2.0
   iou_weight: float = 1.0
   object_weight: float = 1.0
 
@@ -165,9 +165,10 @@ def ask(key: Key[Array, ""], targets: Targets, side: int, config: VisualConfig) 
     on_nothing = jax.random.uniform(keys[1], (count,)) < config.nothing
     boxed = jax.random.uniform(keys[2], (count,)) < config.boxed
     on_nothing &= ~boxed
-    masks = shrunk(fractions(masks), side)
-    free = jnp.where(valid[:, None, None], masks, 0).max(axis=0, initial=0) == 0
-    covered = jnp.where(on_nothing[:, None, None], 0, masks[chosen])
+    # Few of the masks become floats: most are padding.
+    anywhere = jnp.where(valid[:, None, None], masks, 0).max(axis=0, initial=0)
+    free = shrunk(fractions(anywhere), side) == 0
+    covered = jnp.where(on_nothing[:, None, None], 0, shrunk(fractions(masks[chosen]), side))
     inside = _inside(covered)
     clicks = _draw(keys[3], jnp.where(on_nothing[:, None, None], free, inside))
     corners = _noisy(keys[4], boxes[chosen], config).reshape(count, 2, 2)
@@ -210,8 +211,19 @@ def mend(
 def _predict(
   head: VisualHead, variables: Any, embedding: VisualEmbedding, prompts: VisualPrompts
 ) -> VisualPredictions:
-  found: Any = head.apply(variables, embedding, prompts, method=VisualHead.predict)
-  return found
+  """Predictions for prompts that are equally many of each picture, picture by picture: so no
+  picture's maps are gathered, whose gradients would have to be scattered."""
+
+  def of_picture(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
+    one = jax.tree.map(lambda x: x[None], embedding)
+    prompts = dataclasses.replace(prompts, image=jnp.zeros_like(prompts.image))
+    found: Any = head.apply(variables, one, prompts, method=VisualHead.predict)
+    return found
+
+  pictures = len(embedding.coarse)
+  by_picture = jax.tree.map(lambda x: x.reshape(pictures, -1, *x.shape[1:]), prompts)
+  found = jax.vmap(of_picture)(embedding, by_picture)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
 def _best(found: VisualPredictions) -> Float[Array, "P Hm Wm"]:
@@ -223,12 +235,13 @@ def _best(found: VisualPredictions) -> Float[Array, "P Hm Wm"]:
 def _round_sums(found: VisualPredictions, asked: Asked, config: VisualConfig) -> Sums:
   """Of one round, over prompts: the terms, and as `shown` the IoU of the masks thought best."""
   logits, masks = found.mask_logits, asked.covered
-  each = jax.vmap(lambda logits: mask_losses(logits, masks, MASK_ALPHA), in_axes=1, out_axes=1)
-  focal, dice = each(logits)
+  wide, wanted = logits.astype(jnp.float32), masks[:, None]
+  cross = (jax.nn.softplus(wide) - wide * wanted).mean(axis=(2, 3))
+  dice = dice_loss(jax.nn.sigmoid(wide), wanted)
   # Of the readings the one that costs least; the others' masks do not learn.
-  costs = config.mask_weight * focal + config.dice_weight * dice
+  costs = config.mask_weight * cross + config.dice_weight * dice
   reading = 1 + costs[:, 1:].argmin(axis=1)[:, None]
-  focal, dice = (x[:, 0] + jnp.take_along_axis(x, reading, axis=1)[:, 0] for x in (focal, dice))
+  cross, dice = (x[:, 0] + jnp.take_along_axis(x, reading, axis=1)[:, 0] for x in (cross, dice))
 
   there, inside = asked.inside.any(axis=(1, 2)), asked.inside[:, None]
   shown = logits > 0
@@ -239,7 +252,7 @@ def _round_sums(found: VisualPredictions, asked: Asked, config: VisualConfig) ->
 
   of_object = asked.valid & there
   return {
-    "mask": jnp.where(of_object, focal, 0).sum(),
+    "mask": jnp.where(of_object, cross, 0).sum(),
     "dice": jnp.where(of_object, dice, 0).sum(),
     "iou": jnp.where(asked.valid, iou, 0).sum(),
     "object": jnp.where(asked.valid, exists, 0).sum(),
