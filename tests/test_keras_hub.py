@@ -38,7 +38,7 @@ def preset(tmp_path_factory):
 def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   source = write_preset(tmp_path / "preset", shards=shards)
   bundle = converted(source, tmp_path / "out")
-  assert_tree(bundle.params)
+  assert_tree(bundle.params, visual=False)
   assert bundle.config == HUB
   assert "434 tensors in the layout keras" in bundle.info["source"]
   pixels = "detector.segmentation_head.pixel_decoder"
@@ -87,7 +87,7 @@ def test_half_precision(tmp_path, stored):
     for name, array in datasets().items()
   }
   bundle = converted(write_preset(tmp_path / "preset", arrays), tmp_path / "out")
-  assert_tree(bundle.params, through=jnp.dtype(stored))
+  assert_tree(bundle.params, visual=False, through=jnp.dtype(stored))
 
 
 def test_the_vocabulary_among_the_assets(tmp_path):

@@ -110,7 +110,7 @@ def test_shapes_of_every_size(size, dtype):
     return jax.eval_shape(apply, {"params": params}, *args)
 
   def described(tree):
-    return {name: (x.shape, x.dtype) for name, x in vars(tree).items()}
+    return {name: (x.shape, x.dtype) for name, x in vars(tree).items() if x is not None}
 
   pixels, sources = shape(images, 1008, 1008, 3), shape(images, 2, of=jnp.int32)
   embedding = trace("encode_image", pixels, sources)

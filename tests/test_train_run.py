@@ -43,7 +43,7 @@ def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
   assert calls == []  # there are no metrics
   (tmp_path / "metrics.jsonl").touch()
   run(tmp_path, picture, best="f1_50")
-  figures = ["cgf1", "il_mcc", "pmf1", "f1_50"]
+  figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
   assert calls == [(tmp_path / "metrics.jsonl", picture, figures)]
 
 
