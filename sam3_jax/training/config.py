@@ -57,7 +57,7 @@ class TrainConfig:
     objective: "detection"; or "dense", the pretraining in `dense` of all but the geometry encoder
       and the decoder, of which only the box head and the norm before it learn; or "visual", the
       head for visual prompts in `visual`, beside a model that stays as it is, bit for bit. One that
-      has no such head gets a random one, its neck a copy of the concepts'.
+      has no such head gets a random one, its neck begun from the concepts'.
     train: pattern of the whole paths of the parameters to train. Empty: all of a random start; of a
       checkpoint all but trunk and text; only the low-rank factors if there are any; all of its head
       with the objective visual.
