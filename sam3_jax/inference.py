@@ -5,7 +5,8 @@ batches of the few sizes below: no padding is computed, and the compilations are
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ class Sam3:
 
     Args:
       config: sizes of the model.
-      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape; for visual prompts
+      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape (to compile only,
+        `jax.ShapeDtypeStruct`s that say where they lie); for visual prompts
         with a part `visual`, `visual.head.parameter_shapes(config)` in shape.
       tokenizer: phrases to token ids.
       info: what `save` should note about them.
@@ -106,6 +108,7 @@ class Sam3:
     verify: bool = False,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
+    ahead: Mapping[str, Any] | None = None,
   ) -> "Sam3":
     """Loads a bundle.
 
@@ -114,6 +117,8 @@ class Sam3:
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare checksums too (shapes and dtypes always are).
       mesh, rules: as above; the parameters are read straight to where they belong.
+      ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
+        compiled while the parameters are read.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -121,12 +126,18 @@ class Sam3:
     """
     dtype = default_dtype() if dtype is None else dtype
     sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
-    bundle = checkpoint.load(path, dtype=dtype, verify=verify, sharding=sharding)
+    bundle, read = checkpoint.begin(path, dtype=dtype, verify=verify, sharding=sharding)
     tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
-    return cls(
+    model = cls(
       bundle.config, bundle.params, tokenizer,
       info=bundle.info, dtype=dtype, mesh=mesh, rules=rules,
     )  # fmt: skip
+    with ThreadPoolExecutor(1) as beside:
+      compiled = beside.submit(model.compile, **ahead) if ahead is not None else None
+      model.params = read()
+    if compiled is not None:
+      compiled.result()
+    return model
 
   def encode(
     self,

@@ -107,11 +107,14 @@ def parameter_sharding(
 
 
 def place(mesh: Mesh, params: Any, rules: Rules = WHOLE) -> Any:
-  """Parameters on a mesh; what lies there already stays."""
+  """Parameters on a mesh, or how they will lie there; what lies there already stays."""
   sharding = parameter_sharding(mesh, rules)
 
-  def put(keys: Any, x: Any) -> Array:
-    return jax.device_put(x, sharding("/".join(key.key for key in keys), x.shape))
+  def put(keys: Any, x: Any) -> Any:
+    placed = sharding("/".join(key.key for key in keys), x.shape)
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    return jax.device_put(x, placed)
 
   return jax.tree_util.tree_map_with_path(put, params)
 
