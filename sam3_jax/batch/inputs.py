@@ -10,21 +10,29 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam3_jax.batch.shards import members
-from sam3_jax.prompts import Prompt
+from sam3_jax.prompts import Prompt, check_boxes
 from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
+from sam3_jax.visual.prompts import VisualPrompt, check_visual
+
+AnyPrompt = Prompt | VisualPrompt  # of all things of a kind, or of the one thing pointed at
 
 # Endings of pictures in a folder or a tar file; elsewhere a picture may be called anything.
 PICTURES = {
   ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif",
   ".tiff", ".webp",
 }  # fmt: skip
-FORM = '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}]}'
+FORM = (
+  '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
+  '{"points": [[x, y]]}]}'
+)
+CONCEPT = ("text", "boxes", "box_labels")
+POINTING = ("points", "point_labels", "box", "visual")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +48,7 @@ class Input:
 
   name: str
   path: str
-  prompts: tuple[Prompt, ...]
+  prompts: tuple[AnyPrompt, ...]
   span: tuple[int, int] | None = None
 
 
@@ -77,7 +85,7 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     if place == len(inputs):
       inputs.append(Input(found.name, found.path, asked, found.span))
     elif asked is not inputs[place].prompts:
-      union = tuple(dict.fromkeys(inputs[place].prompts + asked))
+      union = _distinct(inputs[place].prompts + asked)
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
   if bare:
     others = f", nor have {len(bare) - 1:,} others" if len(bare) > 1 else ""
@@ -113,11 +121,30 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
   """Raises ValueError if phrases are longer than the text encoder reads; it would read their
   beginnings alone, and find something else."""
   most, faults = tokenizer.context - 2, []  # start and end take one each
-  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in one.prompts):
+  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in concepts(one.prompts)):
     # A token is a byte at least, so short ones, which most are, need no counting.
     if len(clean(phrase).encode()) > most and (count := len(tokenizer.encode(phrase))) > most:
       faults.append(f"{phrase[:60]!r} has {count} tokens, and at most {most} are read")
   raise_faults(faults, "phrases that are too long", "Use short noun phrases.")
+
+
+def check_places(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
+  """Raises ValueError unless boxes and points fit a picture of this size."""
+  for prompt in prompts:
+    if isinstance(prompt, VisualPrompt):
+      check_visual(prompt, height, width)
+    else:
+      check_boxes(prompt, height, width)
+
+
+def concepts(prompts: Iterable[AnyPrompt]) -> list[Prompt]:
+  """Those that are about all things of a kind."""
+  return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+
+
+def pointing(prompts: Iterable[AnyPrompt]) -> list[VisualPrompt]:
+  """Those that point at one thing."""
+  return [prompt for prompt in prompts if isinstance(prompt, VisualPrompt)]
 
 
 def digest(inputs: Sequence[Input]) -> str:
@@ -131,8 +158,15 @@ def digest(inputs: Sequence[Input]) -> str:
   return result.hexdigest()
 
 
-def as_json(prompt: Prompt) -> dict[str, Any]:
-  """A prompt as plain values; `Prompt(**values)` is the prompt again."""
+def as_json(prompt: AnyPrompt) -> dict[str, Any]:
+  """A prompt as plain values; in a line they are the prompt again."""
+  if isinstance(prompt, VisualPrompt):
+    return {
+      "points": [list(point) for point in prompt.points],
+      "point_labels": list(prompt.point_labels),
+      "box": None if prompt.box is None else list(prompt.box),
+      "visual": True,
+    }
   return {
     "text": prompt.text,
     "boxes": [list(box) for box in prompt.boxes],
@@ -145,7 +179,7 @@ class _Listed(NamedTuple):
 
   name: str
   path: str
-  prompts: tuple[Prompt, ...] | None = None
+  prompts: tuple[AnyPrompt, ...] | None = None
   span: tuple[int, int] | None = None
   fault: str = ""
 
@@ -206,7 +240,7 @@ def _in_lines(path: Path) -> Iterator[_Listed]:
           yield _Listed(image, str(path.parent / image), prompts)
 
 
-def _line(values: Any) -> tuple[str, tuple[Prompt, ...] | None]:
+def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
   if not isinstance(values, dict) or not isinstance(values.get("image"), str):
     raise ValueError(f"a line must be {FORM}; got {values!r:.80}")
   if unknown := set(values) - {"image", "prompts"}:
@@ -221,24 +255,49 @@ def _values(line: str) -> Any:
     raise ValueError(f"a line must be {FORM}; {line.strip()!r:.80} is not JSON") from error
 
 
-def own_prompts(values: dict[str, Any]) -> tuple[Prompt, ...] | None:
+def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
   """The prompts of a line; None where it has none."""
   given = values.get("prompts")
   if given is None:
     return None
   if not isinstance(given, list) or not given:
     raise ValueError(f"prompts must be a list of phrases or prompts; got {given!r:.80}")
-  return tuple(dict.fromkeys(_prompt(one) for one in given))
+  return _distinct([_prompt(one) for one in given])
 
 
-def _prompt(given: Any) -> Prompt:
-  if isinstance(given, dict):
-    if unknown := set(given) - {"text", "boxes", "box_labels"}:
-      raise ValueError(f"unknown {sorted(unknown)}; a prompt has text, boxes and box_labels")
-    return Prompt(**given)
-  if not isinstance(given, str):
+def _distinct(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:
+  """Each prompt once; visual ones, which are not equal to each other, by what they say."""
+  keys = [
+    (one.points, one.point_labels, one.box) if isinstance(one, VisualPrompt) else one
+    for one in prompts
+  ]
+  return tuple(dict(zip(keys, prompts, strict=True)).values())
+
+
+def _prompt(given: Any) -> AnyPrompt:
+  if isinstance(given, str):
+    return Prompt(text=given)
+  if not isinstance(given, dict):
     raise ValueError(f"a prompt must be a phrase or an object; got {given!r:.80}")
-  return Prompt(text=given)
+  if unknown := set(given) - {*CONCEPT, *POINTING}:
+    raise ValueError(
+      f"unknown {sorted(unknown)}; a prompt has {', '.join(CONCEPT)}, or {', '.join(POINTING)}"
+    )
+  given = {name: value for name, value in given.items() if value is not None}
+  if not (pointing := [name for name in POINTING if name in given]):
+    return Prompt(**given)
+  if others := [name for name in CONCEPT if name in given]:
+    raise ValueError(
+      f"{pointing[0]} is of a visual prompt, about one thing, and {others[0]} of one about all of "
+      "a kind; make them two prompts"
+    )
+  marked = given.pop("visual", None)
+  if marked is not True and (marked is not None or "points" not in given):
+    raise ValueError(
+      'a visual prompt without points needs "visual": true, which says that its box is around one '
+      f"thing; examples of a kind are boxes, [[x0, y0, x1, y1]]; got visual {marked!r:.20}"
+    )
+  return VisualPrompt(**given)
 
 
 def _in_tar(name: str, path: str) -> Iterator[_Listed]:
