@@ -17,7 +17,8 @@ from rich.console import Console
 
 from sam3_jax.batch import pipeline
 from sam3_jax.batch import run as runs
-from sam3_jax.batch.inputs import find, pointing
+from sam3_jax.batch.asked import pointing
+from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
 from sam3_jax.postprocess import Instances, Masks
 

@@ -17,7 +17,8 @@ from batches import broken
 from PIL import Image
 
 from sam3_jax import Prompt, Tokenizer, VisualPrompt
-from sam3_jax.batch.inputs import as_json, check_phrases, digest, find, own_prompts, phrases
+from sam3_jax.batch.asked import as_json, own_prompts
+from sam3_jax.batch.inputs import check_phrases, digest, find, phrases
 from sam3_jax.batch.reading import Source, reading
 
 

@@ -21,7 +21,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from sam3_jax import parallel
-from sam3_jax.batch.inputs import AnyPrompt, concepts, pointing
+from sam3_jax.batch.asked import AnyPrompt, concepts, pointing
 from sam3_jax.inference import Sam3, prompts_at_once
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.phrases import REMEMBERED, Phrases

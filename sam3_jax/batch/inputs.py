@@ -10,17 +10,15 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, own_prompts
 from sam3_jax.batch.shards import members
-from sam3_jax.prompts import Prompt, check_boxes
+from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
-from sam3_jax.visual.prompts import VisualPrompt, check_visual
-
-AnyPrompt = Prompt | VisualPrompt  # of all things of a kind, or of the one thing pointed at
 
 # Endings of pictures in a folder or a tar file; elsewhere a picture may be called anything.
 PICTURES = {
@@ -31,8 +29,6 @@ FORM = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
   '{"points": [[x, y]]}]}'
 )
-CONCEPT = ("text", "boxes", "box_labels")
-POINTING = ("points", "point_labels", "box", "visual")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,7 +81,7 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     if place == len(inputs):
       inputs.append(Input(found.name, found.path, asked, found.span))
     elif asked is not inputs[place].prompts:
-      union = _distinct(inputs[place].prompts + asked)
+      union = distinct(inputs[place].prompts + asked)
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
   if bare:
     others = f", nor have {len(bare) - 1:,} others" if len(bare) > 1 else ""
@@ -128,25 +124,6 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
   raise_faults(faults, "phrases that are too long", "Use short noun phrases.")
 
 
-def check_places(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
-  """Raises ValueError unless boxes and points fit a picture of this size."""
-  for prompt in prompts:
-    if isinstance(prompt, VisualPrompt):
-      check_visual(prompt, height, width)
-    else:
-      check_boxes(prompt, height, width)
-
-
-def concepts(prompts: Iterable[AnyPrompt]) -> list[Prompt]:
-  """Those that are about all things of a kind."""
-  return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-
-
-def pointing(prompts: Iterable[AnyPrompt]) -> list[VisualPrompt]:
-  """Those that point at one thing."""
-  return [prompt for prompt in prompts if isinstance(prompt, VisualPrompt)]
-
-
 def digest(inputs: Sequence[Input]) -> str:
   """A number that tells lists apart, by names and prompts."""
   result, texts = hashlib.sha256(), {}
@@ -156,22 +133,6 @@ def digest(inputs: Sequence[Input]) -> str:
       text = texts[id(one.prompts)] = json.dumps([as_json(prompt) for prompt in one.prompts])
     result.update(f"{json.dumps(one.name)} {text}\n".encode())
   return result.hexdigest()
-
-
-def as_json(prompt: AnyPrompt) -> dict[str, Any]:
-  """A prompt as plain values; in a line they are the prompt again."""
-  if isinstance(prompt, VisualPrompt):
-    return {
-      "points": [list(point) for point in prompt.points],
-      "point_labels": list(prompt.point_labels),
-      "box": None if prompt.box is None else list(prompt.box),
-      "visual": True,
-    }
-  return {
-    "text": prompt.text,
-    "boxes": [list(box) for box in prompt.boxes],
-    "box_labels": [int(label) for label in prompt.box_labels],
-  }
 
 
 class _Listed(NamedTuple):
@@ -253,51 +214,6 @@ def _values(line: str) -> Any:
     return json.loads(line)
   except ValueError as error:
     raise ValueError(f"a line must be {FORM}; {line.strip()!r:.80} is not JSON") from error
-
-
-def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
-  """The prompts of a line; None where it has none."""
-  given = values.get("prompts")
-  if given is None:
-    return None
-  if not isinstance(given, list) or not given:
-    raise ValueError(f"prompts must be a list of phrases or prompts; got {given!r:.80}")
-  return _distinct([_prompt(one) for one in given])
-
-
-def _distinct(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:
-  """Each prompt once; visual ones, which are not equal to each other, by what they say."""
-  keys = [
-    (one.points, one.point_labels, one.box) if isinstance(one, VisualPrompt) else one
-    for one in prompts
-  ]
-  return tuple(dict(zip(keys, prompts, strict=True)).values())
-
-
-def _prompt(given: Any) -> AnyPrompt:
-  if isinstance(given, str):
-    return Prompt(text=given)
-  if not isinstance(given, dict):
-    raise ValueError(f"a prompt must be a phrase or an object; got {given!r:.80}")
-  if unknown := set(given) - {*CONCEPT, *POINTING}:
-    raise ValueError(
-      f"unknown {sorted(unknown)}; a prompt has {', '.join(CONCEPT)}, or {', '.join(POINTING)}"
-    )
-  given = {name: value for name, value in given.items() if value is not None}
-  if not (pointing := [name for name in POINTING if name in given]):
-    return Prompt(**given)
-  if others := [name for name in CONCEPT if name in given]:
-    raise ValueError(
-      f"{pointing[0]} is of a visual prompt, about one thing, and {others[0]} of one about all of "
-      "a kind; make them two prompts"
-    )
-  marked = given.pop("visual", None)
-  if marked is not True and (marked is not None or "points" not in given):
-    raise ValueError(
-      'a visual prompt without points needs "visual": true, which says that its box is around one '
-      f"thing; examples of a kind are boxes, [[x0, y0, x1, y1]]; got visual {marked!r:.20}"
-    )
-  return VisualPrompt(**given)
 
 
 def _in_tar(name: str, path: str) -> Iterator[_Listed]:

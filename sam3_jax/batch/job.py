@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.batch import parts
-from sam3_jax.batch.inputs import Input, digest, pointing
+from sam3_jax.batch.asked import pointing
+from sam3_jax.batch.inputs import Input, digest
 from sam3_jax.batch.tally import Tally
 from sam3_jax.inference import Sam3
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam3_jax.batch import parts
+from sam3_jax.batch.asked import check_places, concepts
 from sam3_jax.batch.engine import Engine, Slot, Work
-from sam3_jax.batch.inputs import Input, check_places, concepts
+from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
 from sam3_jax.batch.parts import Failure, PartWriter
 from sam3_jax.batch.reading import Picture, Source, reading

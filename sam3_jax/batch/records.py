@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.batch.inputs import AnyPrompt, as_json
+from sam3_jax.batch.asked import AnyPrompt, as_json
 from sam3_jax.postprocess import Instances
 
 

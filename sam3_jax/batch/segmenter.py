@@ -17,8 +17,8 @@ import numpy as np
 
 from sam3_jax import checkpoint as checkpoints
 from sam3_jax import parallel
+from sam3_jax.batch.asked import check_places, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.batch.inputs import check_places, own_prompts, pointing
 from sam3_jax.batch.reading import reason_of
 from sam3_jax.batch.records import record
 from sam3_jax.hub import find_checkpoint
