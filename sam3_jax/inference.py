@@ -157,7 +157,7 @@ class Sam3:
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`; nothing is lost.
       ValueError: `visual` with a checkpoint that has no head for it.
     """
-    head = self._visual_params() if visual else None
+    head = self.visual_params() if visual else None
     sources: Any = images if isinstance(images, (list, tuple)) else [images]
     if not sources:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
@@ -358,7 +358,7 @@ class Sam3:
         that is not there or was encoded without `visual=True`, or a checkpoint without the head.
       TypeError: what should be an embedding or a prompt is something else.
     """
-    head = self._visual_params()
+    head = self.visual_params()
     if not isinstance(embedding, ImageEmbedding):
       raise TypeError(
         "decode_visual takes what encode(images, visual=True) returns, then prompts; "
@@ -435,6 +435,15 @@ class Sam3:
     program: Any = self._decode_visual
     return program._cache_size()
 
+  def visual_params(self) -> dict[str, Any]:
+    """The part of the parameters that visual prompts need; raises ValueError if it is missing."""
+    if checkpoint.VISUAL not in self.params:
+      raise ValueError(
+        "this checkpoint has no head for visual prompts (points, boxes, masks); convert the "
+        "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
+      )
+    return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
+
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads."""
     checkpoint.save(path, self.params, self.config, self.tokenizer.model, info=self.info)
@@ -474,15 +483,6 @@ class Sam3:
   def _put(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     sharding = self._sharding(len(batch[-1]))
     return batch if sharding is None else jax.device_put(batch, sharding)
-
-  def _visual_params(self) -> dict[str, Any]:
-    """The part of the parameters that visual prompts need."""
-    if checkpoint.VISUAL not in self.params:
-      raise ValueError(
-        "this checkpoint has no head for visual prompts (points, boxes, masks); convert the "
-        "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
-      )
-    return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
 
   def _pixels(
     self, source: ImageSource, max_pixels: int

@@ -215,7 +215,9 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
     return [model.generate_masks(image, options, max_pixels=job.max_pixels)[: job.max_detections]]
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
-    found = model.decode_visual(embedding, job.visual, multimask=_one_click(job.visual))
+    found = model.decode_visual(
+      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+    )
     return [one[one.scores > job.limit] for one in found.instances()]
   found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
@@ -226,11 +228,6 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
       mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
       instances = [mended]
   return instances
-
-
-def _one_click(prompts: Sequence[VisualPrompt]) -> bool:
-  """Whether the question leaves room for doubt: a part, a whole, a group."""
-  return all(prompt.box is None and len(prompt.points) == 1 for prompt in prompts)
 
 
 def _shown(prompt: VisualPrompt, number: int) -> str:
