@@ -30,6 +30,7 @@ from timing import machine
 from sam3_jax import Sam3, find_checkpoint, parallel
 from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
+from sam3_jax.batch.asked import concepts
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
@@ -154,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(count):
           yield list(itertools.islice(slots, rows))
 
-    engine.learn(prompt for one in inputs for prompt in one.prompts)
+    engine.learn(prompt for one in inputs for prompt in concepts(one.prompts))
     ready = list(read(min(batches, READY)))
     engine.start(ready[0]).instances()
 
