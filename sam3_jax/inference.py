@@ -5,7 +5,8 @@ batches of the few sizes below: no padding is computed, and the compilations are
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ class Sam3:
     self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
     self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
+    self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
     self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
     detector, head = Detector(config, self.dtype), VisualHead(config, self.dtype)
 
@@ -137,6 +139,9 @@ class Sam3:
       model.params = read()
     if compiled is not None:
       compiled.result()
+    model._load_unread = functools.partial(
+      checkpoint.load_unread, Path(path).expanduser().absolute()
+    )
     return model
 
   def encode(
@@ -445,8 +450,17 @@ class Sam3:
     return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
 
   def save(self, path: str | Path) -> None:
-    """Writes a bundle that `from_checkpoint` reads."""
-    checkpoint.save(path, self.params, self.config, self.tokenizer.model, info=self.info)
+    """Writes a bundle that `from_checkpoint` reads.
+
+    What the bundle of `from_checkpoint` keeps for the way back to other programs is copied from its
+    folder, which must still be there.
+
+    Raises:
+      FileNotFoundError: it is not.
+      ValueError: as `checkpoint.save`.
+    """
+    kept = {"info": self.info, "unread": self._load_unread()}
+    checkpoint.save(path, self.params, self.config, self.tokenizer.model, **kept)
 
   @property
   def _devices(self) -> int:
