@@ -80,6 +80,12 @@ def test_no_assert_and_no_print(file):
     assert called != "print" or MODULES[file] in ("cli", "commands"), f"print in line {node.lineno}"
 
 
+def test_test_files_have_names_of_their_own():
+  """pytest takes two files of one name in folders that are no packages for one module."""
+  names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+  assert sorted(names) == sorted(set(names))
+
+
 def test_import_stays_light():
   heavy = {
     "torch", "tensorflow", "keras", "transformers", "orbax", "grain", "scipy", "pycocotools",
