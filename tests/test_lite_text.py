@@ -47,7 +47,7 @@ def encode(folder, mask_padding):
 def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
   bundle = checkpoint.load(bundles / str(mixers), verify=True)
   assert bundle.config == lite.config(mixers)
-  done = export(bundles / str(mixers), tmp_path / "out", "huggingface")
+  done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
   got = load_file(tmp_path / "out" / "model.safetensors")
   want = {f"detector_model.{n}": x for n, x in lite.weights_of_all(mixers).items()}
   assert got.keys() == want.keys()

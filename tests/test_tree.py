@@ -18,6 +18,7 @@ ROWS = (
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize"},
   {"visual"},
+  {"fingerprint"},
   {"checkpoint", "compiling", "parallel"},
   {"converters"},
   {"everything", "mend"},
