@@ -116,3 +116,5 @@ def test_refusals(bundles, tmp_path):
 def test_inspect(bundles):
   result = CliRunner().invoke(app, ["inspect", str(bundles / "True")])
   assert "LiteText's, 1 layers of width 32, 16 tokens" in result.output
+  cannot = checkpoint.inspect(bundles / "True").cannot
+  assert "convert --to meta: no program of that layout has its text encoder" in cannot

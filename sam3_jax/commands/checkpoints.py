@@ -199,7 +199,8 @@ def _describe(summary: "Summary") -> Table:
     "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
     "text encoder": _describe_text(config.text),
     "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
-    "in memory": ", ".join(f"{n / 1e6:,.1f} MB in {d}" for d, n in summary.memory.items()),
+    "in memory": "parameters of "
+    + ", ".join(f"{n / 1e6:,.1f} MB in {dtype}" for dtype, n in summary.memory.items()),
     **{name: f"{state}{HINTS.get(state, '')}" for name, state in summary.checks.items()},
   }
   for name, sums in summary.source_tensors.items():
