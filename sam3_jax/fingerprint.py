@@ -124,8 +124,9 @@ def read(folder: Path) -> Fingerprint | None:
     return None
   try:
     found = Fingerprint(**json.loads(path.read_bytes()))
-    rows = [[float(value) for value in values] for values in found.numbers.values()]
-    if found.dtype not in TOLERANCES or {len(row) for row in rows} != {len(STATISTICS)}:
+    rows = found.numbers.values()
+    whole = all(len(row) == len(STATISTICS) and all(map(math.isfinite, row)) for row in rows)
+    if found.dtype not in TOLERANCES or not whole:
       raise ValueError(f"dtype {found.dtype!r}, {len(rows)} results")
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise ValueError(f"{path} is damaged ({error}); remove it, or convert again.") from error

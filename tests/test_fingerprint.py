@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import shutil
 
 import layouts
@@ -120,6 +121,7 @@ def test_what_is_not_finite_is_named(bundle):
     (lambda found: found | {"dtype": "int8"}, "is damaged"),
     (lambda found: found | {"numbers": {"a": [1.0]}}, "is damaged"),
     (lambda found: found | {"numbers": [1.0]}, "is damaged"),
+    (lambda found: found | {"numbers": {"a": [math.nan] * 3}}, "is damaged"),
     (lambda found: found | {"numbers": {"a": [1.0, 2.0, 3.0]}}, "only one of them has"),
     (lambda found: {}, "is damaged"),
   ],
