@@ -25,7 +25,7 @@ from sam3_jax.terminal import complain, progress, say
 from sam3_jax.visual.prompts import VisualPrompt, check_visual
 from sam3_jax.visualize import overlay
 
-USUAL, USUAL_EVERYTHING = 0.5, 0.8  # thresholds
+USUAL = 0.5  # threshold
 LISTED = 10  # pictures whose files are named one by one
 
 
@@ -37,9 +37,9 @@ class Job:
     images: files that exist, each once.
     prompts: of every picture.
     visual: likewise; beside a single prompt, they mend what it found.
-    everything: whatever there is, in place of prompts.
+    everything: in place of prompts, whatever there is, and how to look for it.
     out: folder; made when there is something to write.
-    threshold: instances score above it; None for the usual one of what is asked.
+    threshold: of prompts; instances score above it; None for the usual one of what is asked.
     max_detections: of each prompt, the best; None for all.
     max_pixels: larger pictures are refused.
   """
@@ -51,7 +51,7 @@ class Job:
   max_detections: int | None
   max_pixels: int
   visual: Sequence[VisualPrompt] = ()
-  everything: bool = False
+  everything: MaskGeneration | None = None
 
   @property
   def phrases(self) -> list[str]:
@@ -79,7 +79,9 @@ class Job:
   @property
   def limit(self) -> float:
     """Instances score above it."""
-    usual = USUAL_EVERYTHING if self.everything else USUAL if self.prompts else 0.0
+    if self.everything:
+      return self.everything.pred_iou_thresh
+    usual = USUAL if self.prompts else 0.0
     return usual if self.threshold is None else self.threshold
 
   @property
@@ -167,7 +169,7 @@ def _segment(
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
     "threshold": job.limit,
-    "everything": job.everything,
+    "everything": job.everything and dataclasses.asdict(job.everything),
     "visual_prompts": [
       {
         "points": [list(point) for point in prompt.points],
@@ -211,8 +213,8 @@ def _segment(
 def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
   """What is found in one picture, for each of the job's phrases."""
   if job.everything:
-    options = MaskGeneration(pred_iou_thresh=job.limit)
-    return [model.generate_masks(image, options, max_pixels=job.max_pixels)[: job.max_detections]]
+    found = model.generate_masks(image, job.everything, max_pixels=job.max_pixels)
+    return [found[: job.max_detections]]
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
     found = model.decode_visual(

@@ -1,5 +1,6 @@
 """Concepts and clicks together: in the API, with a made-up head, and in the command."""
 
+import dataclasses
 import json
 import types
 
@@ -286,12 +287,31 @@ def test_everything_from_the_command(ready, model, monkeypatch):
   assert len(got["annotations"]) == 1
   record("--everything", "--threshold", "0.3")
   assert asked[1][1] == MaskGeneration(pred_iou_thresh=0.3)
+  named = "points_per_side=16", "multimask_output=false", "box_nms_thresh=0.5"
+  got = record("--everything", *(f"--option={one}" for one in named))
+  wanted = MaskGeneration(points_per_side=16, multimask_output=False, box_nms_thresh=0.5)
+  assert asked[2][1] == wanted
+  assert got["info"]["everything"] == dataclasses.asdict(wanted)
+  assert got["info"]["threshold"] == wanted.pred_iou_thresh
 
 
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
     (["--everything", "--text", "a"], "--everything needs no --text"),
+    (
+      ["--everything", "--option", "points=3"],
+      "--option 'points=3' must be NAME=VALUE; names are p",
+    ),
+    (["--everything", "--option", "points_per_side"], "'points_per_side' must be a whole number"),
+    (["--everything", "--option", "points_per_side=0"], "a whole number from 1; got 0"),
+    (["--everything", "--option", "multimask_output=3"], "'multimask_output=3' must be true or"),
+    (["--everything", "--option", "crop_nms_thresh=nan"], "between 0 and 1; got nan"),
+    (
+      ["--everything", "--threshold", "0.5", "--option", "pred_iou_thresh=0.5"],
+      "--option pred_iou_thresh is given twice",
+    ),
+    (["--point", "1,1", "--option", "points_per_side=3"], "is for --everything"),
     (["--visual"], "--visual says how --box is meant"),
     (["--visual", "--text", "a"], "--visual says how --box is meant"),
     (["--point", "1,1", "--box", "1,1,2,2"], "--point beside --box is ambiguous: add --visual"),

@@ -11,6 +11,7 @@ from PIL import Image
 from sam3_jax import annotations, cli
 from sam3_jax.evaluation import clicks
 from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
+from sam3_jax.everything import MaskGeneration
 from sam3_jax.postprocess import RleMasks
 from sam3_jax.rle import bounds, encode
 from sam3_jax.types import VisualMasks
@@ -195,6 +196,20 @@ class TestCommand:
     assert found["objects"] == 2
     assert str(out) in capsys.readouterr().out.split("\n")
     assert [path.name for path in folder.glob("*predictions*")] == []
+
+  def test_options_are_for_everything(self, data, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+      clicks, "evaluate_everything", lambda *args, progress: asked.append(args[3]) or {"found": 1.0}
+    )
+    model, out = toy.save(data[1] / "optional", visual=True), data[1] / "optional.json"
+    typed = ["evaluate", "--data", str(data[1] / "data.json"), "--checkpoint", str(model)]
+    typed += ["--out", str(out), "--option", "points_per_side=3"]
+    assert cli.main([*typed, "--prompt", "everything"]) == 0
+    assert asked == [MaskGeneration(points_per_side=3)]
+    capsys.readouterr()
+    assert cli.main([*typed, "--prompt", "click"]) == 2
+    assert "is for --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
   def test_what_makes_no_sense(self, data, capsys, more):

@@ -1,11 +1,13 @@
 """What was typed after `sam3-jax`, checked before any work."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+  from sam3_jax.everything import MaskGeneration
   from sam3_jax.prompts import Prompt
   from sam3_jax.visual.prompts import VisualPrompt
 
@@ -131,6 +133,35 @@ def _box(value: str) -> list[float]:
   if len(numbers) == 5 and numbers[4] not in (0, 1):
     raise ValueError(f"--box {value!r} must end in ,1 (an example) or ,0 (a counterexample).")
   return [*numbers, 1.0][:5]
+
+
+def mask_generation(options: Sequence[str], threshold: float | None) -> "MaskGeneration":
+  """How to look for everything, by --option NAME=VALUE and --threshold."""
+  from sam3_jax.everything import MaskGeneration
+
+  usual = {one.name: one.default for one in dataclasses.fields(MaskGeneration)}
+  del usual["point_grids"]  # which are arrays
+  given = {} if threshold is None else {"pred_iou_thresh": threshold}
+  for option in options:
+    name, _, value = option.partition("=")
+    if name not in usual:
+      raise ValueError(f"--option {option!r} must be NAME=VALUE; names are {', '.join(usual)}.")
+    if name in given:
+      raise ValueError(
+        f"--option {name} is given twice; --threshold is the same as pred_iou_thresh."
+      )
+    try:
+      given[name] = _value(value, type(usual[name]))
+    except ValueError:
+      kind = {bool: "true or false", int: "a whole number"}.get(type(usual[name]), "a number")
+      raise ValueError(f"--option {option!r} must be {kind}.") from None
+  return MaskGeneration(**given)
+
+
+def _value(text: str, kind: type) -> bool | int | float:
+  if kind is bool:
+    return ("false", "true").index(text.lower()) == 1
+  return kind(text)
 
 
 def images(paths: Sequence[Path]) -> list[Path]:

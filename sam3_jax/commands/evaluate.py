@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from sam3_jax.commands import arguments
-from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
+from sam3_jax.commands.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet
 
 
 class Ask(enum.StrEnum):
@@ -50,6 +50,7 @@ def evaluate(
       "mend and by a box; by everything, nothing."
     ),
   ] = Ask.text,
+  option: MaskOptions = None,
   threshold: Annotated[
     float, typer.Option(metavar="0..1", help="Count predictions that score so much or more.")
   ] = 0.5,
@@ -78,6 +79,8 @@ def evaluate(
     raise ValueError(
       f"--prompt {prompt.value} asks a model about one --data; leave out --predictions and --worst."
     )
+  if option and prompt is not Ask.everything:
+    raise ValueError(f"--option {option[0]!r} is for --prompt everything; leave it out.")
   arguments.check_writable(out.parent)
   if out.is_dir():
     raise ValueError(f"--out {out} is a folder; name a file in it, {out / 'metrics.json'}.")
@@ -93,6 +96,7 @@ def evaluate(
     predictions=predictions,
     prompt="text" if prompt is Ask.click or prompt is Ask.everything else prompt.value,
     pointing=pointing,
+    generation=arguments.mask_generation(option or [], None),
     threshold=threshold,
     out=out,
     worst=worst,

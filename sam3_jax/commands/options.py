@@ -24,6 +24,14 @@ OnDevice = Annotated[
 Computed = Annotated[
   Dtype, typer.Option(help="Of the computation; auto is float32 on a CPU, else bfloat16.")
 ]
+MaskOptions = Annotated[
+  list[str] | None,
+  typer.Option(
+    metavar="NAME=VALUE",
+    help="Of everything, an option of SAM's mask generator: points_per_side=16, "
+    "stability_score_thresh=0.7 and so on. May be repeated.",
+  ),
+]
 # An empty metavar, as a flag takes no value.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
 Debug = Annotated[

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from sam3_jax.commands import arguments
-from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
+from sam3_jax.commands.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet
 from sam3_jax.terminal import FAILED
 
 
@@ -44,6 +44,7 @@ def segment(
     bool,
     typer.Option("--everything", metavar="", help="Segment all there is, by a grid of clicks."),
   ] = False,
+  option: MaskOptions = None,
   checkpoint: Annotated[
     str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
   ] = "sam3-tiny",
@@ -89,11 +90,13 @@ def segment(
   from sam3_jax.segment import Job, run
 
   asked = arguments.asked(text or [], box or [], point or [], visual, everything)
+  if option and not everything:
+    raise ValueError(f"--option {option[0]!r} is for --everything; add it, or leave it out.")
   job = Job(
     images=images,
     prompts=asked.prompts,
     visual=asked.visual,
-    everything=everything,
+    everything=arguments.mask_generation(option or [], threshold) if everything else None,
     out=out,
     threshold=threshold,
     max_detections=max_detections,

@@ -18,6 +18,7 @@ from sam3_jax.evaluation.concept import Counts
 from sam3_jax.evaluation.predict import LEAST, Ask, predict
 from sam3_jax.evaluation.predictions import Found
 from sam3_jax.evaluation.score import Scorer
+from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.results import Write, json_of, write
 from sam3_jax.rle import runs
@@ -41,6 +42,7 @@ class Job:
     out: JSON file of the figures.
     worst: pairs on the page of the worst; 0 for no page.
     pointing: in place of `prompt`, what `run_visual` scores.
+    generation: how to look for everything; None for the usual options.
   """
 
   data: Sequence[Path]
@@ -52,6 +54,7 @@ class Job:
   out: Path
   worst: int
   pointing: Literal["click", "everything"] | None = None
+  generation: MaskGeneration | None = None
 
   @property
   def folder(self) -> Path:
@@ -123,8 +126,10 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
     step(f"loading {job.data[0].name}", 0)
     model = Sam3.from_checkpoint(job.checkpoint or "", dtype=dtype)
     _check(job, [pairs], pairs, model)
-    score = clicks.evaluate_everything if job.pointing == "everything" else clicks.evaluate
-    metrics = score(model, pairs, job.folder, progress=step)
+    if job.pointing == "everything":
+      metrics = clicks.evaluate_everything(model, pairs, job.folder, job.generation, progress=step)
+    else:
+      metrics = clicks.evaluate(model, pairs, job.folder, progress=step)
     write({job.out: json_of(metrics)})
   for name, value in metrics.items():
     say(console, f"{name:12} {value:.1f} %" if isinstance(value, float) else f"{name:12} {value:,}")
