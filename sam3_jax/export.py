@@ -26,6 +26,8 @@ import numpy as np
 from sam3_jax import checkpoint, parallel
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.onnx import check as check_onnx
+from sam3_jax.onnx import write_onnx
 from sam3_jax.prompts import BOX_SIZES, VISUAL
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import nest
@@ -193,6 +195,7 @@ def export(
   sizes: Sizes | None = None,
   dtype: str | None = None,
   phrases: Sequence[str] = (),
+  onnx: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
   """Writes the folder described above; no device of these platforms is needed.
@@ -205,6 +208,7 @@ def export(
     dtype: of parameters and computation, "float32" or "bfloat16"; None for bfloat16 unless a CPU is
       among the platforms.
     phrases: to keep token ids of; those of a prompt of boxes alone, "visual", are there anyway.
+    onnx: writes PROGRAM.onnx, parameters inside, in place of all the platforms' files.
     progress: is told what is being done, and which fraction of the whole was done before that.
 
   Returns:
@@ -217,7 +221,10 @@ def export(
       cannot be written. Nothing is left then.
   """
   platforms, tell = check_platforms(platforms), progress or (lambda what, fraction: None)
-  if importlib.util.find_spec("flatbuffers") is None:
+  if onnx:
+    check_onnx()
+    platforms = ("cpu",)
+  elif importlib.util.find_spec("flatbuffers") is None:
     raise ImportError("jax.export needs the package flatbuffers: pip install 'sam3-jax[export]'.")
   sizes = sizes or Sizes()
   dtype = checkpoint.check_dtype(dtype or ("float32" if "cpu" in platforms else "bfloat16")).name
@@ -233,9 +240,9 @@ def export(
     "jax": jax.__version__,
     "dtype": dtype,
     "info": stored.info,
-    "platforms": list(platforms),
+    "platforms": ["onnx"] if onnx else list(platforms),
     "sizes": dataclasses.asdict(sizes),
-    "params": PARAMS,
+    "params": None if onnx else PARAMS,
     "programs": {
       name: {
         "inputs": _described(inputs, MEANINGS),
@@ -247,14 +254,21 @@ def export(
   with NewFolder(out) as folder, folder.under_its_name():
     place, total = folder.temporary, len(made) * len(platforms) + 1
     folder.check_room(sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values()))
-    for i, platform in enumerate(platforms):
+    if onnx:
+      arrays = {path: x for item in stored.items for path, x in stored.read(item).items()}
+      arrays = {path: x.astype(params[path].dtype) for path, x in arrays.items()}
+      for j, (name, (function, inputs)) in enumerate(made.items()):
+        tell(f"{name} for ONNX", j / total)
+        write_onnx(place / f"{name}.onnx", function, arrays, inputs)
+    for i, platform in enumerate(() if onnx else platforms):
       (place / platform).mkdir()
       for j, (name, (function, inputs)) in enumerate(made.items()):
         tell(f"{name} for {platform}", (i * len(made) + j) / total)
         exported = jax.export.export(jax.jit(function), platforms=[platform])(params, inputs)
         (place / platform / f"{name}.stablehlo").write_bytes(exported.serialize())
-    tell("parameters", (total - 1) / total)
-    _write_params(place / PARAMS, stored, params)
+    if not onnx:
+      tell("parameters", (total - 1) / total)
+      _write_params(place / PARAMS, stored, params)
     (place / "tokenizer.model").write_bytes(stored.tokenizer)
     (place / TOKENS).write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.flax import load_file
+from support import difference
 from toy import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt, checkpoint, cli, compiling
-from sam3_jax.export import Sizes, export
+from sam3_jax.export import Sizes, export, functions
 from sam3_jax.prompts import pack
-from sam3_jax.trees import nest
+from sam3_jax.trees import flatten, nest
 from sam3_jax.visual.prompts import pack_visual
 
 pytest.importorskip("flatbuffers")
@@ -201,3 +202,28 @@ def test_compiles_for_a_tpu(folder, name):
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
   compiled = jax.jit(exported.call).lower(*shapes).compile()
   assert compiled.memory_analysis().argument_size_in_bytes > 0
+
+
+def test_onnx(folder, tmp_path):
+  """Of onnxruntime, relative to each output's largest value; measured 2.4e-6."""
+  pytest.importorskip("jax2onnx")
+  onnxruntime = pytest.importorskip("onnxruntime")
+  export(folder / "toy", tmp_path / "out", onnx=True)
+  params = load_file(folder / "exported" / "params.safetensors")
+  rng = np.random.default_rng(0)
+  kinds = {
+    "bool": lambda shape: rng.random(shape) < 0.5,
+    "uint8": lambda shape: rng.integers(0, 256, shape, np.uint8),
+    "int32": lambda shape: np.zeros(shape, np.int32),
+    "float32": lambda shape: rng.random(shape, np.float32),
+  }
+  programs = functions(CONFIG, "float32", Sizes(), visual=True)
+  for name, (function, shapes) in programs.items():
+    inputs = jax.tree.map(lambda x: kinds[x.dtype.name](x.shape), shapes)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx")
+    flat = {f"in.{path.replace('/', '.')}": x for path, x in flatten(inputs).items()}
+    names = {one.name for one in session.get_inputs()}
+    got = session.run(None, {key: x for key, x in flat.items() if key in names})
+    want = jax.jit(function)(params, inputs)
+    for output, array in zip(session.get_outputs(), got, strict=True):
+      assert difference(array, want[output.name]) < 1e-4, f"{name}: {output.name}"

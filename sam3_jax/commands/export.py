@@ -1,5 +1,6 @@
 """`sam3-jax export`."""
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,11 @@ from rich.console import Console
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Dtype, Quiet
 from sam3_jax.terminal import progress, say
+
+
+class Format(enum.StrEnum):
+  stablehlo = "stablehlo"
+  onnx = "onnx"
 
 
 def export(
@@ -21,6 +27,9 @@ def export(
   platforms: Annotated[
     str, typer.Option(metavar="NAMES", help="Some of tpu, cuda, rocm and cpu, by commas.")
   ] = "tpu,cuda,cpu",
+  to: Annotated[
+    Format, typer.Option(help="What to write; onnx has no platforms, and parameters inside.")
+  ] = Format.stablehlo,
   images: Annotated[int, typer.Option(min=1, metavar="N", help="Encoded in one call.")] = 1,
   prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Decoded in one call.")] = 1,
   boxes: Annotated[int, typer.Option(min=1, max=128, metavar="N", help="Of one prompt.")] = 8,
@@ -45,7 +54,7 @@ def export(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Write a checkpoint's programs as StableHLO that JAX alone runs, parameters as safetensors."""
+  """Write a checkpoint's programs as StableHLO that JAX alone runs, or as ONNX."""
   arguments.use_device("cpu")
 
   from sam3_jax.export import Sizes, check_platforms
@@ -64,7 +73,10 @@ def export(
       ),
       dtype=None if dtype is Dtype.auto else dtype.value,
       phrases=text or (),
+      onnx=to is Format.onnx,
       progress=step,
     )
   programs = ", ".join(done["programs"])
-  say(Console(quiet=quiet), f"{out}: {programs} for {', '.join(names)} in {done['dtype']}")
+  say(
+    Console(quiet=quiet), f"{out}: {programs} for {', '.join(done['platforms'])} in {done['dtype']}"
+  )
