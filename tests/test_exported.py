@@ -205,7 +205,7 @@ def test_compiles_for_a_tpu(folder, name):
 
 
 def test_onnx(folder, tmp_path):
-  """Of onnxruntime, relative to each output's largest value; measured 2.4e-6."""
+  """In onnxruntime, relative to each output's largest value."""
   pytest.importorskip("jax2onnx")
   onnxruntime = pytest.importorskip("onnxruntime")
   export(folder / "toy", tmp_path / "out", onnx=True)
