@@ -11,10 +11,12 @@ the same pictures (JPEG, 448 x 800, with two phrases each), after every program 
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +28,9 @@ from rich.console import Console
 from timing import machine
 
 from sam3_jax import Sam3, find_checkpoint, parallel
-from sam3_jax.batch import pipeline
+from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
+from sam3_jax.batch.asked import concepts
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
@@ -74,7 +77,7 @@ class Parts:
 
 
 def with_masks(
-  engine: Engine, slots: Iterator[list[Slot]], threads: int, parts: Parts | None = None
+  engine: Engine, slots: Iterator[list[Slot]], threads: int, written: Parts | None = None
 ) -> None:
   """The devices, and one thread that waits for them, has others make records, and writes these
   if there are parts to write."""
@@ -83,8 +86,8 @@ def with_masks(
     found = work.instances()
     jobs = [(i, "a.jpg", one.size, one.prompts, found[i]) for i, one in enumerate(batch)]
     lines = list(makers.map(lambda job: record(*job), jobs))
-    if parts is not None:
-      parts.add(lines)
+    if written is not None:
+      written.add(lines)
 
   with ThreadPoolExecutor(threads) as makers, ThreadPoolExecutor(1) as finisher:
     waiting: collections.deque[Any] = collections.deque()
@@ -94,13 +97,32 @@ def with_masks(
         waiting.popleft().result()
     for future in waiting:
       future.result()
-  if parts is not None:
-    parts.finish()
+  if written is not None:
+    written.finish()
 
 
 def resident() -> int:
   """Bytes of this process that are in memory now."""
   return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@contextlib.contextmanager
+def watching(job: Job, memory: dict[str, int]) -> Iterator[None]:
+  """Notes what is in memory after each part of a job."""
+  over = threading.Event()
+
+  def watch() -> None:
+    while not over.wait(0.1):
+      if done := len(parts.done(job.out)):
+        memory.setdefault(f"{min(done * job.part_size, len(job.inputs)):,} pictures", resident())
+
+  thread = threading.Thread(target=watch)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,6 +145,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       return Job(
         inputs=inputs[:count], out=Path(temporary) / name, checkpoint_sha256="",
         threshold=arguments.threshold, images=arguments.images, workers=arguments.workers,
+        part_size=PART if not arguments.memory else 1000,
       )  # fmt: skip
 
     def read(count: int) -> Iterator[list[Slot]]:
@@ -132,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(count):
           yield list(itertools.islice(slots, rows))
 
-    engine.learn(prompt for one in inputs for prompt in one.prompts)
+    engine.learn(prompt for one in inputs for prompt in concepts(one.prompts))
     ready = list(read(min(batches, READY)))
     engine.start(ready[0]).instances()
 
@@ -143,13 +166,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       take("devices only", lambda: device_only(engine, again()))
       take("+ masks", lambda: with_masks(engine, again(), 1))
       take("+ reading", lambda: with_masks(engine, read(batches), 1))
-      parts = Parts(Path(temporary) / "written", rows)
-      take("+ writing", lambda: with_masks(engine, read(batches), 1, parts))
-    few = min(1000, len(inputs) // 2)
-    runs.run(job("few", few), model, quiet, quiet)
-    memory = {f"{few:,} pictures": resident()}
-    take("whole job", lambda: runs.run(job("all", len(inputs)), model, quiet, quiet))
-    memory[f"{len(inputs):,} pictures more"] = resident()
+      written = Parts(Path(temporary) / "written", rows)
+      take("+ writing", lambda: with_masks(engine, read(batches), 1, written))
+    whole, memory = job("all", len(inputs)), {}
+    with watching(whole, memory):
+      take("whole job", lambda: runs.run(whole, model, quiet, quiet))
   return {
     "machine": machine(),
     "what": f"{arguments.checkpoint}, {len(inputs)} pictures, {PHRASES} phrases each, "
@@ -167,7 +188,7 @@ def markdown(report: dict[str, Any]) -> str:
     "|---|---|---|",
   ]  # fmt: skip
   lines += [f"| {name} | {rate:.1f} | {rate / first:.0%} |" for name, rate in rates.items()]
-  lines += ["", "| resident memory after | MB |", "|---|---|"]
+  lines += ["", "| in memory after | MB |", "|---|---|"]
   lines += [f"| {name} | {size / 1e6:.0f} |" for name, size in report["resident_bytes"].items()]
   return "\n".join(lines)
 
@@ -181,7 +202,7 @@ def main() -> int:
   parser.add_argument("--images", type=int, default=4, help="pictures of a batch on each device")
   parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: a thread")
   parser.add_argument("--threshold", type=float, default=0.5)
-  parser.add_argument("--memory", action="store_true", help="the whole job only")
+  parser.add_argument("--memory", action="store_true", help="the whole job only, watched")
   parser.add_argument("--out", type=Path, help="folder for batch.md and batch.json")
   arguments = parser.parse_args()
   report = measure(arguments)

@@ -28,8 +28,9 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
   from sam3_jax import Prompt, Sam3
 
   model = Sam3.from_checkpoint(bundle, dtype=dtype)
-  asked = {kind: Prompt(**prompt) for kind, prompt in json.loads(prompts.read_text()).items()}
-  embedding = model.encode(photo)
+  given = json.loads(prompts.read_text())
+  asked = {kind: Prompt(**prompt) for kind, prompt in given["concepts"].items()}
+  embedding = model.encode(photo, visual=bool(given["visual"]))
   found = {kind: model.decode(embedding, prompt) for kind, prompt in asked.items()}
 
   arrays, questions = {}, {}
@@ -44,9 +45,11 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
       f"{kind}/scores": np.asarray(detections.scores[0], np.float32),
     }
     questions[kind] = _question(model, asked[kind], np.asarray(embedding.sizes[0]))
+  seen, visual = _visual(model, embedding, given["visual"])
   versions = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
-  np.savez(out, versions=json.dumps(versions), **arrays)
-  out.with_suffix(".questions.json").write_text(json.dumps(questions))
+  np.savez(out, versions=json.dumps(versions), **arrays, **seen)
+  both = {"concepts": questions, "visual": visual}
+  out.with_suffix(".questions.json").write_text(json.dumps(both))
 
 
 def _logits(model, embedding, prompt) -> np.ndarray:
@@ -66,6 +69,41 @@ def _logits(model, embedding, prompt) -> np.ndarray:
     return found.logits[-1, 0]
 
   return np.asarray(logits(model.params, embedding, packed), np.float32)
+
+
+def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
+  """Answers to visual prompts of each kind in one call, and the questions in the model's pixels.
+
+  A prompt's `mask` is an earlier kind, of whose first prompt the best mask is meant.
+  """
+  from sam3_jax import VisualPrompt
+
+  height, width = np.asarray(embedding.sizes[0]).tolist()
+  scale = model.config.image_size / np.array([width, height])
+  arrays, questions = {}, {}
+  for kind, prompts in kinds.items():
+    asked, mask = [], None
+    for values in prompts:
+      if "mask" in values:
+        earlier = values["mask"]
+        mask = earlier, 0, int(arrays[f"{earlier}/iou"][0].argmax())
+        values = values | {"mask": arrays[f"{earlier}/mask_logits"][0, mask[2]]}
+      asked.append(VisualPrompt(**values))
+    multimask = all(prompt.slots == 1 for prompt in asked)
+    found = model.decode_visual(embedding, asked, multimask=multimask)
+    arrays |= {
+      f"{kind}/mask_logits": np.asarray(found.mask_logits, np.float32),
+      f"{kind}/iou": np.asarray(found.iou, np.float32),
+      f"{kind}/object": np.asarray(found.object_logit, np.float32),
+    }
+    questions[kind] = {
+      "points": [(np.array(one.points) * scale).tolist() for one in asked if one.points],
+      "labels": [one.point_labels for one in asked if one.points],
+      "boxes": [(np.array(one.box) * np.tile(scale, 2)).tolist() for one in asked if one.box],
+      "mask": mask,
+      "multimask": multimask,
+    }
+  return arrays, questions
 
 
 def _source_masks(detections) -> np.ndarray:

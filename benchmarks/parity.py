@@ -4,15 +4,16 @@
   python benchmarks/parity.py                 # 840 M parameters: 11 GB of disk, 24 GB of memory
   python benchmarks/parity.py --size tiny     # the same path in a minute or two
 
-A checkpoint of seeded weights in transformers' layout (that of Sam3Model, names without a prefix)
-is converted; then each side answers text, box and text + box prompts in a process of its own, one
-after the other. The exit status is 1 if a difference is over its limit.
+A checkpoint of seeded weights in the layout of the released one for transformers is converted; then
+each side answers text, box and text + box prompts, and in float32 points, boxes and a mask, in a
+process of its own, one after the other. The exit status is 1 if a difference is over its limit.
 
 Both get the same token ids. Where transformers departs from Meta's released code, with which the
 weights were trained and which we follow, it is set right from outside: its trunk's LayerNorm
 epsilon is 1e-5 in config.json, and a prompt without a box carries one box of padding, without which
 it leaves out the class token. It clamps presence logits to +-10 and Meta does not: ours are, for
-comparison.
+comparison. Its tracker adds what stands for the memory of earlier frames to a map that nothing
+reads: it is added where Meta adds it.
 """
 
 import argparse
@@ -35,12 +36,23 @@ PROMPTS = {
   "text + box": {"text": "coffee cup", "boxes": [CUP]},
   "text + box + counterexample": {"text": "cup", "boxes": [CUP, SPOON], "box_labels": [1, 0]},
 }
+INSIDE, OUTSIDE = [300, 190], [510, 200]  # a pixel of the cup, and one of the spoon
+GRID = [[x, y] for y in range(50, 400, 100) for x in range(37, 600, 75)]
+# In one call each. The mask is the best of the first prompt of the kind that is named.
+VISUAL = {
+  "a point": [{"points": [INSIDE]}],
+  "3 points": [{"points": [INSIDE, [250, 120], OUTSIDE], "point_labels": [1, 1, 0]}],
+  "a box around it": [{"box": CUP}],
+  "box + point + mask": [{"box": CUP, "points": [OUTSIDE], "point_labels": [0], "mask": "a point"}],
+  "32 points, a prompt each": [{"points": [point]} for point in GRID],
+}
 DTYPES = ("float32", "bfloat16")
 LEAST_IOU = 0.999
 COVERAGE = 0.01, 0.99  # of the picture by a mask: outside this an IoU says little
 COMPARED = 20  # masks at least, or all queries of a smaller model
 SURE = 1.0  # absolute mask logit; nearer to 0 a cell may fall on either side in bfloat16
 PRESENCE_CLAMP = 10.0
+ERRORS = ("logits", "presence", "boxes", "mask_logits", "semantic_logits", "iou", "object")
 
 
 def main() -> int:
@@ -54,13 +66,14 @@ def main() -> int:
       "limit": arguments.limit,
       "versions": versions(answers.values()),
       "parity": compare(answers["ours float32"], answers["transformers float32"]),
+      "visual": compare_visual(answers["ours float32"], answers["transformers float32"]),
     }
     if "bfloat16" in arguments.dtypes:
       report["bfloat16"] = {
         side: compare(answers[f"{side} bfloat16"], answers[f"{side} float32"])
         for side in ("ours", "transformers")
       }
-  faults = list(broken(report["parity"], arguments.limit))
+  faults = [*broken(report["parity"], arguments.limit), *broken(report["visual"], arguments.limit)]
   text = markdown(report)
   print(text)
   if arguments.out:
@@ -75,9 +88,8 @@ def main() -> int:
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
   """Arrays of both sides in each dtype, from one process each."""
-  checkpoint, bundle, prompts = work / "checkpoint", work / "bundle", work / "prompts.json"
+  checkpoint, bundle = work / "checkpoint", work / "bundle"
   work.mkdir(parents=True, exist_ok=True)
-  prompts.write_text(json.dumps(PROMPTS))
 
   def step(python: str, script: str, *command) -> None:
     subprocess.run([python, str(HERE / script), *map(str, command)], check=True)
@@ -89,7 +101,9 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
     step(sys.executable, "ours.py", "convert", checkpoint, bundle)
   answers = {}
   for dtype in arguments.dtypes:
-    settings = ("--dtype", dtype)
+    settings, prompts = ("--dtype", dtype), work / f"prompts-{dtype}.json"
+    visual = VISUAL if dtype == "float32" else {}
+    prompts.write_text(json.dumps({"concepts": PROMPTS, "visual": visual}))
     ours, theirs = work / f"ours-{dtype}.npz", work / f"transformers-{dtype}.npz"
     photo = checkpoint / "photo.png"
     step(sys.executable, "ours.py", "run", bundle, photo, prompts, ours, *settings)
@@ -147,6 +161,29 @@ def _compare(got, want, kind: str) -> dict[str, float]:
   }
 
 
+def compare_visual(got, want) -> dict[str, dict[str, float]]:
+  """Likewise of visual prompts; their masks on the decoder's grid, all of them."""
+  rows = {}
+  for kind in VISUAL:
+
+    def off(name, kind=kind):
+      return float(np.abs(got[f"{kind}/{name}"] - want[f"{kind}/{name}"]).max())
+
+    logits = want[f"{kind}/mask_logits"]
+    ious = _ious(
+      got[f"{kind}/mask_logits"].reshape(-1, *logits.shape[-2:]) > 0,
+      logits.reshape(-1, *logits.shape[-2:]) > 0,
+    )
+    rows[kind] = {
+      "mask_logits": off("mask_logits") / float(np.abs(logits).max()),
+      "iou": off("iou"),
+      "object": off("object"),
+      "least_iou": float(ious.min()),
+      "masks": len(ious),
+    }
+  return rows
+
+
 def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
   axes = tuple(range(1, one.ndim))
   union = (one | other).sum(axes)
@@ -156,12 +193,12 @@ def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def broken(parity: dict[str, dict[str, float]], limit: float):
   """What is over its limit, in words."""
   for kind, row in parity.items():
-    for name in ("logits", "presence", "boxes", "mask_logits", "semantic_logits"):
-      if not row[name] <= limit:  # NaN is over, too
+    for name in ERRORS:
+      if name in row and not row[name] <= limit:  # NaN is over, too
         yield f"{kind}: {name} differ by {row[name]:.1e}, limit {limit:.0e}"
     if not row["least_iou"] >= LEAST_IOU:
       yield f"{kind}: least mask IoU {row['least_iou']:.4f}, limit {LEAST_IOU}"
-    if row["compared"] < min(COMPARED, row["queries"]):
+    if "compared" in row and row["compared"] < min(COMPARED, row["queries"]):
       yield f"{kind}: only {row['compared']} masks cover 1 to 99 % of the picture"
 
 
@@ -175,6 +212,10 @@ def markdown(report: dict) -> str:
     f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {LEAST_IOU}):",
     "",
     *_parity_table(report["parity"]),
+    "",
+    "Visual prompts, float32 (the same limits; masks on the decoder's grid):",
+    "",
+    *_visual_table(report["visual"]),
   ]
   for side, rows in report.get("bfloat16", {}).items():
     name = side.replace("ours", "sam3-jax")
@@ -199,6 +240,15 @@ def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
     cells += [f"{row['least_iou']:.5f} / {row['median_iou']:.5f}"]
     cells += [f"{row['least_sure_iou']:.5f} ({row['sure_part']:.0%} of the cells)"] * sure
     lines.append(f"| {' | '.join([*cells, str(row['compared'])])} |")
+  return lines
+
+
+def _visual_table(rows: dict[str, dict]) -> list[str]:
+  head = "visual prompt", "mask logits, relative", "IoU scores", "object logits", "mask IoU, least"
+  lines = [f"| {' | '.join(head)} | masks |", "|---" * (len(head) + 1) + "|"]
+  for kind, row in rows.items():
+    errors = " | ".join(f"{row[name]:.1e}" for name in ("mask_logits", "iou", "object"))
+    lines.append(f"| {kind} | {errors} | {row['least_iou']:.5f} | {row['masks']} |")
   return lines
 
 

@@ -1,4 +1,4 @@
-"""The transformers side of `parity.py`: a seeded checkpoint in its layout, and its answers.
+"""The transformers side of `parity.py`: a seeded checkpoint as it was released, and its answers.
 
 Runs with the extra `reference` (torch, torchvision, transformers, scikit-image) and imports nothing
 of ours but the recipe of the weights and the clock, so it may have a virtual environment of its
@@ -15,6 +15,9 @@ from weights import weights
 
 # Words of the names in transformers' layout that decide a tensor's scale, as the recipe knows them.
 WORDS = (
+  (r"^tracker_model\.(.*\.)?shared_(image_)?embedding\..*", "positional_encoding_gaussian_matrix"),
+  (r"point_embed\.", "point_embeddings."),
+  (r"upscale_conv", "output_upscaling"),
   (r"position_embedding", "positional_embedding"),
   (r"\.layer(\d)\.", lambda found: f".layers.{int(found[1]) - 1}."),
   (r"scale_layers", "dconv"),
@@ -63,23 +66,58 @@ EPSILON = {"layer_norm_eps": 1e-5}
 
 
 def make(size: str, folder: Path, photo: str) -> None:
-  """Writes config.json and model.safetensors of a Sam3Model, tensor by tensor, and photo.png."""
+  """Writes config.json, model.safetensors, tensor by tensor, and photo.png: detector and tracker in
+  the layout of the released checkpoint."""
   import skimage.data
   import torch
   from PIL import Image
-  from transformers import Sam3Config, Sam3Model
+  from transformers import Sam3Config, Sam3Model, Sam3TrackerVideoModel, Sam3VideoConfig
 
   folder.mkdir(parents=True, exist_ok=True)
   config = Sam3Config(**config_values(size))
-  with torch.device("meta"):
-    model = Sam3Model(config)
-  config.architectures = ["Sam3Model"]
-  config.save_pretrained(folder)
-  shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+  whole = Sam3VideoConfig(detector_config=config.to_dict())
+  whole.tracker_config = _video_config(config)
+  whole.architectures = ["Sam3VideoModel"]
+  whole.save_pretrained(folder)
+  with torch.device("meta"):  # the tracker has the detector's trunk, and a neck of its own
+    detector = Sam3Model(config).state_dict()
+    tracker = Sam3TrackerVideoModel(whole.tracker_config, remove_vision_encoder=True).state_dict()
+  neck = "vision_encoder.neck."
+  tensors = {f"detector_model.{name}": x for name, x in detector.items()}
+  tensors |= {f"tracker_model.{name}": x for name, x in tracker.items()}
+  tensors |= {
+    f"tracker_neck.{name.removeprefix(neck)}": x
+    for name, x in detector.items()
+    if name.startswith(neck)
+  }
+  shapes = {name: tuple(x.shape) for name, x in tensors.items()}
   _write_safetensors(folder / "model.safetensors", shapes)
   Image.fromarray(getattr(skimage.data, photo)()).save(folder / "photo.png")
   count = sum(int(np.prod(shape)) for shape in shapes.values())
   print(f"{count:,} parameters in {len(shapes):,} tensors")
+
+
+def _video_config(config):
+  """Of the tracker beside a detector of these sizes."""
+  from transformers import Sam3TrackerVideoConfig
+
+  vision, width = config.vision_config, config.vision_config.fpn_hidden_size
+  return Sam3TrackerVideoConfig(
+    **_tracker_values(vision), memory_attention_hidden_size=width,
+    memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width,
+    memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
+    memory_attention_feed_forward_hidden_size=config.detr_encoder_config.intermediate_size,
+  )  # fmt: skip
+
+
+def _tracker_values(vision) -> dict:
+  """What it has of them on still pictures, too."""
+  width, side = vision.fpn_hidden_size, vision.backbone_config.image_size
+  return {
+    "vision_config": vision.to_dict(),
+    "prompt_encoder_config": {"hidden_size": width, "image_size": side},
+    "mask_decoder_config": {"hidden_size": width},
+  }
 
 
 def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -109,36 +147,82 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   import transformers
   from PIL import Image
 
-  model = transformers.Sam3Model.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-  side = model.config.vision_config.backbone_config.image_size
+  config = transformers.Sam3VideoConfig.from_pretrained(folder).detector_config
+  asked, kind = json.loads(questions.read_text()), getattr(torch, dtype)
+  side = config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
   processor = transformers.Sam3ImageProcessor(size={"height": side, "width": side})
+  pixels = processor(images=photo, return_tensors="pt").pixel_values.to(kind)
   arrays = {}
   with torch.inference_mode():
-    pixels = processor(images=photo, return_tensors="pt").pixel_values
-    embedding = model.get_vision_features(pixels.to(model.dtype))
-    for kind, question in json.loads(questions.read_text()).items():
-      answer = model(vision_embeds=embedding, **_inputs(question, torch, model.dtype))
-      masks = answer.pred_masks[0].float()
-      source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
-        [
-          torch.nn.functional.interpolate(
-            part[:, None], size=photo.size[::-1], mode="bilinear", align_corners=False
-          )[:, 0]
-          > 0
-          for part in masks.split(20)
-        ]
-      )
-      arrays |= {
-        f"{kind}/logits": answer.pred_logits[0].float().numpy(),
-        f"{kind}/presence": answer.presence_logits[0].float().numpy().reshape(()),
-        f"{kind}/boxes": answer.pred_boxes[0].float().numpy(),
-        f"{kind}/mask_logits": masks.numpy(),
-        f"{kind}/semantic_logits": answer.semantic_seg[0, 0].float().numpy(),
-        f"{kind}/masks": np.packbits(source.flatten(1).numpy(), axis=1),
-      }
+    model = transformers.Sam3Model.from_pretrained(folder, config=config, dtype=kind).eval()
+    arrays |= _concepts(model, pixels, asked["concepts"], photo.size[::-1], torch)
+    del model
+    if asked["visual"]:
+      tracker = transformers.Sam3TrackerConfig(**_tracker_values(config.vision_config))
+      model = transformers.Sam3TrackerModel.from_pretrained(folder, config=tracker, dtype=kind)
+      arrays |= _visual(model.eval(), pixels, asked["visual"], torch)
   versions = {m.__name__: m.__version__ for m in (torch, torchvision, transformers)}
   np.savez(out, versions=json.dumps(versions), **arrays)
+
+
+def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> dict:
+  """All queries of each question; masks at the photo's size, height and width."""
+  arrays, embedding = {}, model.get_vision_features(pixels)
+  for kind, question in questions.items():
+    answer = model(vision_embeds=embedding, **_inputs(question, torch, model.dtype))
+    masks = answer.pred_masks[0].float()
+    source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
+      [
+        torch.nn.functional.interpolate(
+          part[:, None], size=size, mode="bilinear", align_corners=False
+        )[:, 0]
+        > 0
+        for part in masks.split(20)
+      ]
+    )
+    arrays |= {
+      f"{kind}/logits": answer.pred_logits[0].float().numpy(),
+      f"{kind}/presence": answer.presence_logits[0].float().numpy().reshape(()),
+      f"{kind}/boxes": answer.pred_boxes[0].float().numpy(),
+      f"{kind}/mask_logits": masks.numpy(),
+      f"{kind}/semantic_logits": answer.semantic_seg[0, 0].float().numpy(),
+      f"{kind}/masks": np.packbits(source.flatten(1).numpy(), axis=1),
+    }
+  return arrays
+
+
+def _visual(model, pixels, questions: dict, torch) -> dict:
+  """All masks of each question's prompts.
+
+  Transformers adds what stands for the memory of earlier frames to a level of the neck that nothing
+  reads; Meta adds it to the coarsest of the other three, as is done here.
+  """
+  levels = model.get_image_features(pixels, return_dict=True).fpn_hidden_states
+  sizes = model.backbone_feature_sizes
+  fine, middle, coarse, _ = levels
+  levels = fine, middle, coarse + model.no_memory_embedding
+  embedding = [
+    level.permute(1, 2, 0).view(1, -1, *size) for level, size in zip(levels, sizes, strict=True)
+  ]
+  arrays = {}
+  for kind, question in questions.items():
+    given = {
+      "input_points": torch.tensor([question["points"]]) if question["points"] else None,
+      "input_labels": torch.tensor([question["labels"]]) if question["points"] else None,
+      "input_boxes": torch.tensor([question["boxes"]]) if question["boxes"] else None,
+    }
+    if question["mask"] is not None:  # logits of an earlier answer, as Meta's predictor has them
+      earlier, row, reading = question["mask"]
+      mask = arrays[f"{earlier}/mask_logits"][row, reading].clip(-32, 32)
+      given["input_masks"] = torch.from_numpy(mask)[None, None].to(model.dtype)
+    answer = model(image_embeddings=embedding, multimask_output=question["multimask"], **given)
+    arrays |= {
+      f"{kind}/mask_logits": answer.pred_masks[0].float().numpy(),
+      f"{kind}/iou": answer.iou_scores[0].float().numpy(),
+      f"{kind}/object": answer.object_score_logits[0, :, 0].float().numpy(),
+    }
+  return arrays
 
 
 def _inputs(question: dict, torch, dtype) -> dict:

@@ -107,7 +107,9 @@ def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> Module
   if format != "auto" and format not in FORMATS:
     raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")
   if variant := recognise_variant(sources):
-    raise ValueError(f"{weights} is of {variant}; only SAM 3 can be converted: facebook/sam3.")
+    raise ValueError(
+      f"{weights} is of {variant}; give the weights of transformers' Sam3LiteTextModel instead."
+    )
   matching = [name for name, layout in FORMATS.items() if layout.matches(sources)]
   if matching and format in ("auto", matching[0]):
     if matching[0] == "huggingface":
@@ -132,6 +134,8 @@ def _plan(
   table, path = layout.TABLE, weights.parent / "config.json"
   if layout is meta and meta.is_multiplex(sources):
     table = meta.MULTIPLEX
+  if layout is huggingface and huggingface.is_lite(sources):
+    table = huggingface.LITE
   shapes = functools.partial(expected_shapes, visual=table.has_visual(sources))
   if config is None and path.exists() and hasattr(layout, "read_config"):
     config = layout.read_config(_read_json(path), str(path))
@@ -139,8 +143,8 @@ def _plan(
     planned, faults = account(table, sources, shapes(config), config)
     raise_incomplete(table, faults)
     return planned
-  if layout is keras_hub:
-    raise FileNotFoundError(f"{path} is missing; it belongs beside the weights of the preset.")
+  if layout is keras_hub or table is huggingface.LITE:
+    raise FileNotFoundError(f"{path} is missing; it belongs beside the weights.")
   error, faults = None, []
   try:
     config = infer_config(table, {name: source.shape for name, source in sources.items()})

@@ -155,8 +155,8 @@ def account(
   for name, source in found.items():
     if name not in wanted and name not in dropped:
       faults.append(f"{name} {list(source.shape)} is not a name of this layout and configuration")
-    elif name in wanted and source.dtype not in READABLE:
-      faults.append(f"{name} is {source.dtype}; expected one of {', '.join(READABLE)}")
+    elif name in wanted and source.dtype not in (readable := _readable(wanted[name])):
+      faults.append(f"{name} is {source.dtype}; expected one of {', '.join(readable)}")
   for name, shape in wanted.items():
     if name not in found:
       faults.append(f"{name} is missing")
@@ -224,6 +224,10 @@ def skipped_name(name: str, item: Rule) -> str:
 
 def _has_visual(paths: Iterable[str]) -> bool:
   return any(path.startswith("visual/") for path in paths)
+
+
+def _readable(shape: tuple[int, ...]) -> tuple[str, ...]:
+  return READABLE if shape else ("int64",)  # nothing but a counter has no axes
 
 
 def _lone_dtypes(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, Stored, expected_shapes
-from sam3_jax.config import Config
+from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.writer import NewFolder
 
 from . import huggingface, keras_hub, meta
@@ -102,7 +102,8 @@ class _Job:
 
   def __init__(self, stored: Stored, layout: str, tell: Callable[[str, float], None]):
     self.stored, self.tell = stored, tell
-    table = TABLES[layout]
+    lite = isinstance(stored.config.text, LiteTextConfig)
+    table = huggingface.LITE if lite else TABLES[layout]
     self.config = dataclasses.replace(stored.config, concept_points=layout == "meta")
     self.unread = stored.unread()
     self.unread = keras_hub.as_huggingface(self.unread) or self.unread
@@ -200,6 +201,14 @@ def _check_model(stored: Stored, layout: str) -> None:
     raise ValueError(
       f"{stored.path} has a trunk with a convolutional stem, for which the layout {layout} has no "
       "place; only models of the released architecture can be written."
+    )
+  lite = isinstance(config.text, LiteTextConfig)
+  visual = any(path.startswith(f"{VISUAL}/") for path in stored.dtypes)
+  if lite and (layout != "huggingface" or visual):
+    raise ValueError(
+      f"{stored.path} has the text encoder of LiteText, and no other program has that with "
+      f"{'a head for visual prompts' if visual else f'the layout {layout}'}; "
+      "only the layout huggingface has a place for it, for concepts alone."
     )
   try:
     check_vocabulary(stored.tokenizer)

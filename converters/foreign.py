@@ -7,11 +7,8 @@ from collections.abc import Iterable
 # facebookresearch/segment-anything, sam2 and sam3, and of transformers' models of these names.
 VARIANTS = (  # look like SAM 3
   (
-    "SAM 3 LiteText (a MobileCLIP text encoder)",
-    (
-      r"(detector_model\.)?text_encoder\.(layers|embeddings)\.|"
-      r".*language_backbone\.encoder\.(embedding_layer|positional_embedding\.|transformer\.\d)",
-    ),
+    "SAM 3 LiteText in its authors' layout",
+    (r".*language_backbone\.encoder\.(embedding_layer|positional_embedding\.|transformer\.\d)",),
   ),
 )
 KINDS = (

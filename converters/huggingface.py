@@ -4,9 +4,12 @@ The layout of facebook/sam3 (`detector_model.*`, `tracker_model.*`, `tracker_nec
 canonical. `Sam3Model` writes the detector without its prefix; transformers 5.23 doubles
 `tracker_model.` for a model that was built rather than loaded; `Sam3TrackerModel` writes neither
 text encoder nor detector and cannot be converted. None has the tensors of concept points.
+`Sam3LiteTextModel` is `Sam3Model` with another text encoder.
 """
 
+import dataclasses
 import functools
+import re
 from collections.abc import Iterable
 
 from . import unread
@@ -14,11 +17,14 @@ from .huggingface_config import read_config as read_config
 from .rules import (
   CONV,
   DECONV,
+  POINT,
+  Axes,
   Grid,
   HalfSplit,
   Rule,
   Table,
   Transform,
+  Without,
   dense,
   norm,
   rule,
@@ -35,11 +41,16 @@ def matches(names: Iterable[str]) -> bool:
 
 def require_detector(names: Iterable[str], where: str) -> None:
   """Raises ValueError for a file of `Sam3TrackerModel`, which lacks most of the detector."""
-  if not any(".text_model." in name for name in names):
+  if not any("text_encoder." in name for name in names):
     raise ValueError(
       f"{where} holds only SAM 3's tracker (Sam3TrackerModel: no text encoder, no detector); "
       "convert the model.safetensors of facebook/sam3 (Sam3VideoModel) or of Sam3Model."
     )
+
+
+def is_lite(names: Iterable[str]) -> bool:
+  """Whether these are the names of `Sam3LiteTextModel`."""
+  return any(re.match(r"(detector_model\.)?text_encoder\.(layers|embeddings)\.", n) for n in names)
 
 
 def canonical(name: str) -> str:
@@ -109,11 +120,49 @@ def _visual_mlp(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
+def _text(source: str, block: str) -> tuple[Rule, ...]:
+  return (
+    *rule(f"{source}.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
+    *norm(f"{block}.layer_norm1", "text/blocks/*/norm1"),
+    *_attention(f"{block}.self_attn", "text/blocks/*/attn", out="out_proj"),
+    *norm(f"{block}.layer_norm2", "text/blocks/*/norm2"),
+    *dense(f"{block}.mlp.fc1", "text/blocks/*/mlp/fc1"),
+    *dense(f"{block}.mlp.fc2", "text/blocks/*/mlp/fc2"),
+    *norm(f"{source}.final_layer_norm", "text/norm_final"),
+  )
+
+
+def _mixer(source: str, target: str) -> tuple[Rule, ...]:
+  mix, feed = f"{source}.token_mixer", f"{source}.conv_feed_forward"
+  along = Without((2,)), Axes((2, 1, 0))
+  return (
+    *rule(f"{mix}.layer_scale", f"{target}/mix_scale", Without((1, 2))),
+    *rule(f"{mix}.mixer.conv.weight", f"{target}/mix/kernel", *along),
+    *_fixed_norm(f"{mix}.mixer.batchnorm_conv", f"{target}/mix_norm"),
+    *_fixed_norm(f"{mix}.mixer.batchnorm_skip", f"{target}/skip_norm"),
+    *_fixed_norm(f"{mix}.reference_batchnorm", f"{target}/reference_norm"),
+    *rule(f"{source}.layer_scale", f"{target}/feed_scale", Without((1, 2))),
+    *rule(f"{feed}.depthwise_conv.weight", f"{target}/feed/kernel", *along),
+    *_fixed_norm(f"{feed}.depthwise_batchnorm", f"{target}/feed_norm"),
+    *dense(f"{feed}.mlp.fc1", f"{target}/mlp/fc1", kernel=POINT),
+    *dense(f"{feed}.mlp.fc2", f"{target}/mlp/fc2", kernel=POINT),
+  )
+
+
+def _fixed_norm(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *norm(source, target),
+    *rule(f"{source}.running_mean", f"{target}/mean"),
+    *rule(f"{source}.running_var", f"{target}/variance"),
+  )
+
+
 _TRUNK = "vision_encoder.backbone"
 _BLOCK = f"{_TRUNK}.layers.*"
 _NECK = "vision_encoder.neck.fpn_layers"
 _TEXT = "text_encoder.text_model"
-_TEXT_BLOCK = f"{_TEXT}.encoder.layers.*"
+_LITE = "text_encoder"
+_LITE_POSITION = f"{_LITE}.embeddings.position_embedding"
 _GEOMETRY = "geometry_encoder"
 _DECODER = "detr_decoder"
 _DECODER_LAYER = f"{_DECODER}.layers.*"
@@ -139,14 +188,8 @@ TABLE = Table(
     *dense(f"{_BLOCK}.mlp.fc1", "trunk/blocks/*/mlp/fc1"),
     *dense(f"{_BLOCK}.mlp.fc2", "trunk/blocks/*/mlp/fc2"),
     *_neck(_NECK, "neck"),
-    *rule(f"{_TEXT}.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
     *rule(f"{_TEXT}.embeddings.position_embedding.weight", "text/position"),
-    *norm(f"{_TEXT_BLOCK}.layer_norm1", "text/blocks/*/norm1"),
-    *_attention(f"{_TEXT_BLOCK}.self_attn", "text/blocks/*/attn", out="out_proj"),
-    *norm(f"{_TEXT_BLOCK}.layer_norm2", "text/blocks/*/norm2"),
-    *dense(f"{_TEXT_BLOCK}.mlp.fc1", "text/blocks/*/mlp/fc1"),
-    *dense(f"{_TEXT_BLOCK}.mlp.fc2", "text/blocks/*/mlp/fc2"),
-    *norm(f"{_TEXT}.final_layer_norm", "text/norm_final"),
+    *_text(_TEXT, f"{_TEXT}.encoder.layers.*"),
     *dense("text_projection", "text/project"),
     *rule(f"{_GEOMETRY}.label_embed.weight", "geometry/label_embedding"),
     *rule(f"{_GEOMETRY}.cls_embed.weight", "geometry/cls_token"),
@@ -233,4 +276,24 @@ TABLE = Table(
   ),
   visual_parts=("tracker_model.mask_decoder.", "tracker_neck."),
   kept=functools.partial(unread.wanted, "huggingface"),
+)
+
+LITE = dataclasses.replace(
+  TABLE,
+  name="huggingface, LiteText",
+  rules=(
+    *(item for item in TABLE.rules if not item.source.startswith(_TEXT)),
+    *rule(f"{_LITE_POSITION}.position_embedding", "text/position", Without((0, 1))),
+    *_text(_LITE, f"{_LITE}.layers.*"),
+    *_mixer(f"{_LITE}.layers.0", "text/first"),
+    *_mixer(f"{_LITE}.layers.*", "text/last"),
+  ),
+  unread={
+    r"detector_model\.vision_encoder\.neck\.fpn_layers\.3\..*": "half size: unused",
+    r"detector_model\.text_encoder\.projection\.weight": "computed, unused",
+    r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
+    r".*\.num_batches_tracked": "batches of a training",
+  },
+  visual=(),
+  visual_parts=(),
 )

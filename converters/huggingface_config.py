@@ -1,9 +1,9 @@
 """Hugging Face's config.json of SAM 3: into our configuration, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sam3_jax.config import Config, TextConfig, TrunkConfig
+from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig
 
 from .unread import MEMORY, PROJECTION
 
@@ -22,7 +22,8 @@ _FIXED = {
   "detr_decoder_config.hidden_act": "relu",
   "mask_decoder_config.num_upsampling_stages": 3,
 }
-_MODEL_TYPES = ("sam3", "sam3_video")
+_LITE = "sam3_lite_text"
+_MODEL_TYPES = ("sam3", "sam3_video", _LITE)
 
 
 def read_config(values: Mapping[str, Any], where: str) -> Config:
@@ -35,7 +36,7 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   if kind not in _MODEL_TYPES:
     raise ValueError(
       f"{where} is of model_type {kind!r}; expected one of {', '.join(_MODEL_TYPES)}: the "
-      "config.json of facebook/sam3 or of a Sam3Model."
+      "config.json of facebook/sam3, of a Sam3Model or of a Sam3LiteTextModel."
     )
   detector = values.get("detector_config", values)
 
@@ -63,7 +64,7 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   for path, wanted in _FIXED.items():
     if (value := get(path, wanted)) != wanted:
       raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
-  trunk, text = "vision_config.backbone_config", "text_config"
+  trunk = "vision_config.backbone_config"
   attending = "geometry_encoder", "detr_encoder", "detr_decoder"
   patch = get(f"{trunk}.patch_size", 14)
   blocks = get(f"{trunk}.num_hidden_layers", 32)
@@ -84,14 +85,7 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
       window=get(f"{trunk}.window_size", 24),
       pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
     ),
-    text=TextConfig(
-      width=get(f"{text}.hidden_size", 1024),
-      heads=get(f"{text}.num_attention_heads", 16),
-      mlp_width=get(f"{text}.intermediate_size", 4096),
-      layers=get(f"{text}.num_hidden_layers", 24),
-      context=get(f"{text}.max_position_embeddings", 32),
-      vocabulary=get(f"{text}.vocab_size", 49408),
-    ),
+    text=_lite_text(get) if kind == _LITE else _text(get),
     image_size=get(f"{trunk}.image_size", 1008),
     patch=patch,
     width=same("hidden_size", 256, *attending, "mask_decoder"),
@@ -106,6 +100,31 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   )
 
 
+def _text(get: Callable[[str, Any], Any]) -> TextConfig:
+  return TextConfig(
+    width=get("text_config.hidden_size", 1024),
+    heads=get("text_config.num_attention_heads", 16),
+    mlp_width=get("text_config.intermediate_size", 4096),
+    layers=get("text_config.num_hidden_layers", 24),
+    context=get("text_config.max_position_embeddings", 32),
+    vocabulary=get("text_config.vocab_size", 49408),
+  )
+
+
+def _lite_text(get: Callable[[str, Any], Any]) -> LiteTextConfig:
+  mixers = get("text_config.use_repmixer_blocks", True)
+  return LiteTextConfig(
+    width=get("text_config.hidden_size", 512),
+    heads=get("text_config.num_attention_heads", 8),
+    mlp_width=get("text_config.intermediate_size", 2048),
+    layers=get("text_config.num_hidden_layers", 12) - 2 * mixers,
+    mixers=mixers,
+    kernel=get("text_config.repmixer_kernel_size", 11),
+    context=get("text_config.max_position_embeddings", 77),
+    vocabulary=get("text_config.vocab_size", 49408),
+  )
+
+
 def write_config(config: Config, memory_layers: int) -> dict[str, Any]:
   """The contents of config.json; what it leaves out is transformers' default.
 
@@ -114,6 +133,8 @@ def write_config(config: Config, memory_layers: int) -> dict[str, Any]:
     memory_layers: of the tracker; 0 for a file without it, which is that of a Sam3Model.
   """
   detector = _detector(config)
+  if isinstance(config.text, LiteTextConfig):
+    return {"architectures": ["Sam3LiteTextModel"], **detector}
   if not memory_layers:
     return {"architectures": ["Sam3Model"], **detector}
   return {
@@ -126,7 +147,7 @@ def write_config(config: Config, memory_layers: int) -> dict[str, Any]:
 
 
 def _detector(config: Config) -> dict[str, Any]:
-  text = config.text
+  kind = _LITE if isinstance(config.text, LiteTextConfig) else "sam3"
   attending = {
     "hidden_size": config.width,
     "num_attention_heads": config.heads,
@@ -135,44 +156,60 @@ def _detector(config: Config) -> dict[str, Any]:
     "dropout": config.dropout,
   }
   return {
-    "model_type": "sam3",
+    "model_type": kind,
     "vision_config": _vision(config),
-    "text_config": {
-      "model_type": "clip_text_model",
-      "hidden_size": text.width,
-      "num_attention_heads": text.heads,
-      "intermediate_size": text.mlp_width,
-      "num_hidden_layers": text.layers,
-      "max_position_embeddings": text.context,
-      "vocab_size": text.vocabulary,
-      "projection_dim": PROJECTION,
-      "hidden_act": "gelu",
-      "bos_token_id": text.vocabulary - 2,
-      "eos_token_id": text.vocabulary - 1,
-    },
+    "text_config": _text_values(config.text),
     "geometry_encoder_config": {
-      "model_type": "sam3_geometry_encoder",
+      "model_type": f"{kind}_geometry_encoder",
       **attending,
       "num_layers": config.geometry_layers,
       "roi_size": 7,
     },
     "detr_encoder_config": {
-      "model_type": "sam3_detr_encoder",
+      "model_type": f"{kind}_detr_encoder",
       **attending,
       "num_layers": config.fusion_layers,
     },
     "detr_decoder_config": {
-      "model_type": "sam3_detr_decoder",
+      "model_type": f"{kind}_detr_decoder",
       **attending,
       "num_layers": config.decoder_layers,
       "num_queries": config.queries,
     },
     "mask_decoder_config": {
-      "model_type": "sam3_mask_decoder",
+      "model_type": f"{kind}_mask_decoder",
       "hidden_size": config.width,
       "num_attention_heads": config.heads,
       "num_upsampling_stages": 3,
     },
+  }
+
+
+def _text_values(text: TextConfig | LiteTextConfig) -> dict[str, Any]:
+  common = {
+    "hidden_size": text.width,
+    "num_attention_heads": text.heads,
+    "intermediate_size": text.mlp_width,
+    "max_position_embeddings": text.context,
+    "vocab_size": text.vocabulary,
+    "hidden_act": "gelu",
+  }
+  if isinstance(text, LiteTextConfig):
+    return {
+      "model_type": f"{_LITE}_text_model",
+      **common,
+      "num_hidden_layers": text.layers + 2 * text.mixers,
+      "use_repmixer_blocks": text.mixers,
+      "repmixer_kernel_size": text.kernel,
+      "projection_dim": text.width,
+    }
+  return {
+    "model_type": "clip_text_model",
+    **common,
+    "num_hidden_layers": text.layers,
+    "projection_dim": PROJECTION,
+    "bos_token_id": text.vocabulary - 2,
+    "eos_token_id": text.vocabulary - 1,
   }
 
 

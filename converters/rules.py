@@ -13,11 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sam3_jax.config import Config
+from sam3_jax.config import Config, LiteTextConfig
 
 MAX_NAME = 300  # characters
 # Rows of a table and copies of an MLP in the head for visual prompts: SAM 2's.
 LABELS, MASKS = 4, 4
+MIXERS = "text/first/", "text/last/"  # before and after the layers of LiteText's encoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +87,30 @@ class Grid:
     return array.reshape(1, -1, array.shape[-1])
 
 
-class Row:
-  """A table of one row [1, n] as its row [n]."""
+@dataclasses.dataclass(frozen=True)
+class Without:
+  """Leaves out these axes, of one entry each."""
+
+  axes: tuple[int, ...]
 
   def apply(self, array: np.ndarray, config: Config) -> np.ndarray:
-    return array[0]
+    return np.squeeze(array, self.axes)
 
   def undo(self, array: np.ndarray, config: Config) -> np.ndarray:
-    return array[None]
+    return np.expand_dims(array, self.axes)
 
 
+class Point:
+  """The kernel of a convolution of one cell [out, in, 1, 1] as that of a dense layer."""
+
+  def apply(self, array: np.ndarray, config: Config) -> np.ndarray:
+    return array[:, :, 0, 0].T
+
+  def undo(self, array: np.ndarray, config: Config) -> np.ndarray:
+    return array.T[:, :, None, None]
+
+
+POINT = Point()
 DENSE = Axes((1, 0))  # torch's (out, in)
 CONV = Axes((2, 3, 1, 0))  # torch's (out, in, rows, columns)
 DECONV = Axes((2, 3, 0, 1))  # torch's ConvTranspose2d: (in, out, rows, columns)
@@ -196,10 +211,12 @@ class Table:
       target = item.targets[0]
       if target.startswith("geometry/point_") and not config.concept_points:
         continue
+      if target.startswith(MIXERS) and not has_mixers(config):
+        continue
       stack = target.partition("/*")[0] if "*" in target else None
       for i in range(_layers(stack, config)) if stack else (0,):
         slots = tuple(_slot(target, i, config) for target in item.targets)
-        entries[source.replace("*", self.number(i))] = Entry(item, slots)
+        entries[source.replace("*", self.number(_number(target, i, config)))] = Entry(item, slots)
     return entries
 
   def has_visual(self, names: Iterable[str]) -> bool:
@@ -229,6 +246,18 @@ class Entry:
     empty = (np.broadcast_to(np.int8(0), shapes[path][len(index) :]) for path, index in self.slots)
     shape = self.rule.join(empty, config).shape
     return (shape[0], shape[1] + self.rule.skip, *shape[2:]) if self.rule.skip else shape
+
+
+def has_mixers(config: Config) -> bool:
+  """Whether the text encoder is one of LiteText's with a mixer on either side of its layers."""
+  return isinstance(config.text, LiteTextConfig) and config.text.mixers
+
+
+def _number(target: str, layer: int, config: Config) -> int:
+  """The number that a source gives a layer: LiteText's mixers are among those of its layers."""
+  if target.startswith(MIXERS[1]):
+    return config.text.layers + 1
+  return layer + (target.startswith("text/blocks/") and has_mixers(config))
 
 
 def _layers(stack: str, config: Config) -> int:

@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.config import Config
+from sam3_jax.config import Config, LiteTextConfig
+
+from .rules import has_mixers
 
 DETECTOR, NECK, TRACKER = "detector", "neck of the tracker", "tracker"
+COUNTERS = "batch norms' counters"  # of LiteText, whole numbers
 MEMORY = 64  # channels of a memory
 # Hugging Face's layout has the prompt encoder's frequencies twice.
 SHARED_FREQUENCIES = tuple(
@@ -34,7 +37,7 @@ class Unread:
   """A tensor, or a few that one of the layouts has as one.
 
   Attributes:
-    part: DETECTOR is always there; NECK and TRACKER may be absent, each as a whole.
+    part: DETECTOR is always there; NECK, TRACKER and COUNTERS may be absent, each as a whole.
     meta: names in Meta's layout; four for rows that Hugging Face stacks.
     huggingface: names in Hugging Face's; two for what it stores twice.
     shape: of each in Meta's layout.
@@ -199,14 +202,29 @@ class _Lister:
   def _detector(self, config: Config) -> None:
     self.sizes |= {"T": config.text.width, "P": PROJECTION}
     meta, huggingface = "backbone.language_backbone.encoder.", "text_encoder."
-    projection = "text_projection"
-    self.one(meta + projection, f"{huggingface}{projection}.weight", "T P", transposed=True)
+    if isinstance(config.text, LiteTextConfig):
+      self._lite_text(config, meta, huggingface)
+    else:
+      projection = "text_projection"
+      self.one(meta + projection, f"{huggingface}{projection}.weight", "T P", transposed=True)
     meta, huggingface = "segmentation_head.pixel_decoder", "mask_decoder.pixel_decoder"
     self.pair(f"{meta}.conv_layers.2", f"{huggingface}.conv_layers.2", "D D 3 3")
     self.pair(f"{meta}.norms.2", f"{huggingface}.norms.2", "D")
     self.meta = self.huggingface = ""  # a neck's names are given in full
     neck = "detector.backbone.vision_backbone.convs", "detector_model.vision_encoder.neck"
     self.level(*neck, 3)
+
+  def _lite_text(self, config: Config, meta: str, huggingface: str) -> None:
+    self.one(f"{meta}projection_layer", f"{huggingface}projection.weight", "T T", transposed=True)
+    for layer in (0, config.text.layers + 1) if has_mixers(config) else ():
+      for norm in (
+        "token_mixer.reference_batchnorm",
+        "token_mixer.mixer.batchnorm_skip",
+        "token_mixer.mixer.batchnorm_conv",
+        "conv_feed_forward.depthwise_batchnorm",
+      ):
+        name = f"detector_model.{huggingface}layers.{layer}.{norm}.num_batches_tracked"
+        self.items.append(Unread(COUNTERS, (name,), (name,), ()))
 
   def _memory(self, layers: int) -> None:
     self.one("maskmem_tpos_enc", "memory_temporal_positional_encoding", "7 1 1 M")

@@ -30,7 +30,7 @@ from numpy.typing import DTypeLike
 from sam3_jax.config import Config
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.trees import compare, flatten, not_finite, raise_faults
+from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 from sam3_jax.writer import (
   FORMAT_VERSION,
   Writer,
@@ -185,15 +185,41 @@ def load(
     ValueError: it is not a complete checkpoint of this format version, or a parameter is missing,
       unknown, of the wrong shape or not finite; or `dtype` is another.
   """
+  bundle, read = begin(path, dtype=dtype, sharding=sharding, verify=verify)
+  return dataclasses.replace(bundle, params=read())
+
+
+def begin(
+  path: str | Path,
+  *,
+  dtype: DTypeLike | None = None,
+  sharding: Shardings | None = None,
+  verify: bool = False,
+) -> tuple[Bundle, Callable[[], dict[str, Any]]]:
+  """What `load` knows before it reads: a bundle whose parameters are `jax.ShapeDtypeStruct`s, and
+  what reads them. Takes and raises what `load` does."""
   if dtype is not None:
     check_dtype(dtype)
   path, info, manifest, config = _open_verified(path) if verify else _open(path)
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params: dict[str, Any] = {}
-  for item in manifest["items"]:
-    params |= restore_item(path / "params" / item, manifest["parameters"], dtype, given)
-  raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
-  return Bundle(config, params, (path / "tokenizer.model").read_bytes(), info)
+
+  def wanted(name: str, shape: tuple[int, ...], stored: DTypeLike) -> jax.ShapeDtypeStruct:
+    placed = given(name, shape) if callable(given) else given
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or stored), sharding=placed)
+
+  shapes = {
+    name: wanted(name, tuple(entry["shape"]), entry["dtype"])
+    for name, entry in manifest["parameters"].items()
+  }
+
+  def read() -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for item in manifest["items"]:
+      params |= restore_item(path / "params" / item, shapes)
+    raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
+    return params
+
+  return Bundle(config, nest(shapes), (path / "tokenizer.model").read_bytes(), info), read
 
 
 def open_stored(path: str | Path) -> Stored:

@@ -5,6 +5,7 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 
 import dataclasses
 import math
+import types
 from typing import Any, get_args, get_origin
 
 
@@ -61,6 +62,13 @@ class TrunkConfig:
     return self.groups * (self.windowed + 1)
 
 
+def _check_text_heads(config: Any) -> None:
+  if config.width % config.heads:
+    raise ValueError(
+      f"text width {config.width} must be a multiple of the heads, {config.heads}; change either."
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
   """The causal text transformer (CLIP's architecture and vocabulary)."""
@@ -74,10 +82,30 @@ class TextConfig:
 
   def __post_init__(self):
     _check_ranges(self, "text ")
-    if self.width % self.heads:
-      raise ValueError(
-        f"text width {self.width} must be a multiple of the heads, {self.heads}; change either."
-      )
+    _check_text_heads(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LiteTextConfig:
+  """SAM 3 LiteText's text transformer (MobileCLIP's; arXiv:2602.12173), which is not causal."""
+
+  width: int = 512
+  heads: int = 8
+  mlp_width: int = 2048  # 4 * width
+  layers: int = 12  # without the mixers
+  mixers: bool = False  # one RepMixer block before the layers, one after them
+  kernel: int = 11  # tokens that a mixer convolves
+  context: int = 16  # tokens of a phrase, start and end included
+  vocabulary: int = 49408
+  # Whether padding is kept from the phrase, as transformers does when it runs these models. They
+  # were distilled from SAM 3 by code that lets every token attend to it.
+  mask_padding: bool = False
+
+  def __post_init__(self):
+    _check_ranges(self, "text ")
+    _check_text_heads(self)
+    if self.kernel % 2 == 0:
+      raise ValueError(f"text kernel must be odd, a token and its neighbours; got {self.kernel}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +113,7 @@ class Config:
   """The whole detector; the defaults are the released checkpoint."""
 
   trunk: TrunkConfig = TrunkConfig()
-  text: TextConfig = TextConfig()
+  text: TextConfig | LiteTextConfig = TextConfig()
   image_size: int = 1008  # pixels a side; every image is resized to this square
   patch: int = 14  # pixels a side
   width: int = 256  # channels of everything after trunk and text encoder
@@ -160,6 +188,12 @@ def _from_dict(cls: type, values: Any, where: str) -> Any:
 def _typed(value: Any, expected: Any, where: str) -> Any:
   if isinstance(expected, type) and dataclasses.is_dataclass(expected):
     return _from_dict(expected, value, where)
+  if get_origin(expected) is types.UnionType:  # of dataclasses, told apart by their fields
+    kinds = get_args(expected)
+    fitting = (kind for kind in kinds if {f.name for f in dataclasses.fields(kind)} == {*value})
+    return _from_dict(
+      next(fitting, kinds[0]) if isinstance(value, dict) else kinds[0], value, where
+    )
   if get_origin(expected) is tuple:  # of any length; a list in JSON
     if not isinstance(value, list | tuple):
       raise ValueError(f"{where} must be a list; got {value!r}.")
@@ -181,4 +215,12 @@ SIZES = {
   "small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
   "base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
   "large": RELEASED,
+}
+
+# Text encoders of SAM 3 LiteText, named after MobileCLIP's sizes; any trunk may have one:
+# `dataclasses.replace(RELEASED, text=LITE_TEXTS["s0"])`.
+LITE_TEXTS = {
+  "s0": LiteTextConfig(layers=4, mixers=True),
+  "s1": LiteTextConfig(),
+  "l": LiteTextConfig(width=768, heads=12, mlp_width=3072),
 }

@@ -5,7 +5,9 @@ batches of the few sizes below: no padding is computed, and the compilations are
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +74,8 @@ class Sam3:
 
     Args:
       config: sizes of the model.
-      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape; for visual prompts
+      params: pytree of arrays, `model.sam3.parameter_shapes(config)` in shape (to compile only,
+        `jax.ShapeDtypeStruct`s that say where they lie); for visual prompts
         with a part `visual`, `visual.head.parameter_shapes(config)` in shape.
       tokenizer: phrases to token ids.
       info: what `save` should note about them.
@@ -83,6 +86,7 @@ class Sam3:
     self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
     self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
+    self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
     self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
     detector, head = Detector(config, self.dtype), VisualHead(config, self.dtype)
 
@@ -106,6 +110,7 @@ class Sam3:
     verify: bool = False,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
+    ahead: Mapping[str, Any] | None = None,
   ) -> "Sam3":
     """Loads a bundle.
 
@@ -114,6 +119,8 @@ class Sam3:
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare checksums too (shapes and dtypes always are).
       mesh, rules: as above; the parameters are read straight to where they belong.
+      ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
+        compiled while the parameters are read.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -121,12 +128,21 @@ class Sam3:
     """
     dtype = default_dtype() if dtype is None else dtype
     sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
-    bundle = checkpoint.load(path, dtype=dtype, verify=verify, sharding=sharding)
+    bundle, read = checkpoint.begin(path, dtype=dtype, verify=verify, sharding=sharding)
     tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
-    return cls(
+    model = cls(
       bundle.config, bundle.params, tokenizer,
       info=bundle.info, dtype=dtype, mesh=mesh, rules=rules,
     )  # fmt: skip
+    with ThreadPoolExecutor(1) as beside:
+      compiled = beside.submit(model.compile, **ahead) if ahead is not None else None
+      model.params = read()
+    if compiled is not None:
+      compiled.result()
+    model._load_unread = functools.partial(
+      checkpoint.load_unread, Path(path).expanduser().absolute()
+    )
+    return model
 
   def encode(
     self,
@@ -146,7 +162,7 @@ class Sam3:
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`; nothing is lost.
       ValueError: `visual` with a checkpoint that has no head for it.
     """
-    head = self._visual_params() if visual else None
+    head = self.visual_params() if visual else None
     sources: Any = images if isinstance(images, (list, tuple)) else [images]
     if not sources:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
@@ -347,7 +363,7 @@ class Sam3:
         that is not there or was encoded without `visual=True`, or a checkpoint without the head.
       TypeError: what should be an embedding or a prompt is something else.
     """
-    head = self._visual_params()
+    head = self.visual_params()
     if not isinstance(embedding, ImageEmbedding):
       raise TypeError(
         "decode_visual takes what encode(images, visual=True) returns, then prompts; "
@@ -424,9 +440,27 @@ class Sam3:
     program: Any = self._decode_visual
     return program._cache_size()
 
+  def visual_params(self) -> dict[str, Any]:
+    """The part of the parameters that visual prompts need; raises ValueError if it is missing."""
+    if checkpoint.VISUAL not in self.params:
+      raise ValueError(
+        "this checkpoint has no head for visual prompts (points, boxes, masks); convert the "
+        "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
+      )
+    return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
+
   def save(self, path: str | Path) -> None:
-    """Writes a bundle that `from_checkpoint` reads."""
-    checkpoint.save(path, self.params, self.config, self.tokenizer.model, info=self.info)
+    """Writes a bundle that `from_checkpoint` reads.
+
+    What the bundle of `from_checkpoint` keeps for the way back to other programs is copied from its
+    folder, which must still be there.
+
+    Raises:
+      FileNotFoundError: it is not.
+      ValueError: as `checkpoint.save`.
+    """
+    kept = {"info": self.info, "unread": self._load_unread()}
+    checkpoint.save(path, self.params, self.config, self.tokenizer.model, **kept)
 
   @property
   def _devices(self) -> int:
@@ -463,15 +497,6 @@ class Sam3:
   def _put(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
     sharding = self._sharding(len(batch[-1]))
     return batch if sharding is None else jax.device_put(batch, sharding)
-
-  def _visual_params(self) -> dict[str, Any]:
-    """The part of the parameters that visual prompts need."""
-    if checkpoint.VISUAL not in self.params:
-      raise ValueError(
-        "this checkpoint has no head for visual prompts (points, boxes, masks); convert the "
-        "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
-      )
-    return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
 
   def _pixels(
     self, source: ImageSource, max_pixels: int

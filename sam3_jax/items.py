@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpy.typing import DTypeLike
 
 from sam3_jax.trees import flatten, nest
 
@@ -26,22 +24,16 @@ def save_item(folder: Path, tree: dict[str, Any]) -> None:
   (folder / "commit_success.txt").unlink(missing_ok=True)  # it only says on which path it was
 
 
-def restore_item(
-  folder: Path, entries: Mapping[str, Any], dtype: DTypeLike | None, sharding: Shardings
-) -> dict[str, Any]:
-  """An item as JAX arrays, straight to their dtype and sharding."""
+def restore_item(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  """An item as JAX arrays, straight to the dtype and sharding that are wanted of them, by path."""
   import orbax.checkpoint as ocp
 
-  def wanted(name: str) -> ocp.ArrayRestoreArgs:
-    shape = tuple(entries[name]["shape"])
-    return ocp.ArrayRestoreArgs(
-      dtype=jnp.dtype(dtype or entries[name]["dtype"]),
-      sharding=sharding(name, shape) if callable(sharding) else sharding,
-    )
-
-  arguments = nest({name: wanted(name) for name in stored_arrays(folder)})
+  arguments = {
+    name: ocp.ArrayRestoreArgs(dtype=wanted[name].dtype, sharding=wanted[name].sharding)
+    for name in stored_arrays(folder)
+  }
   with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
-    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=arguments))
+    return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=nest(arguments)))
 
 
 def read_item(folder: Path) -> dict[str, Any]:

@@ -82,8 +82,7 @@ def add_instance(
     identity = int(instances.ids.max(initial=0)) + 1
   elif identity in instances.ids:
     raise ValueError(f"identity {identity} is taken; there are {instances.ids.tolist()}.")
-  several = len(prompt.points) < 2 and prompt.box is None  # one click may mean many things
-  found = model.decode_visual(embedding, prompt, image_index, multimask=several)
+  found = model.decode_visual(embedding, prompt, image_index, multimask=prompt.leaves_doubt)
   (new,) = visual_instances(found, first_id=identity)
   grid = np.shape(found.mask_logits)[2:]
   both = Instances(

@@ -34,7 +34,7 @@ from sam3_jax.types import (
   VisualEmbedding,
   VisualPrompts,
 )
-from sam3_jax.visual.head import VisualHead, choose
+from sam3_jax.visual.head import VisualHead, answer, choose
 
 AXES = ("data", "model")
 
@@ -107,11 +107,14 @@ def parameter_sharding(
 
 
 def place(mesh: Mesh, params: Any, rules: Rules = WHOLE) -> Any:
-  """Parameters on a mesh; what lies there already stays."""
+  """Parameters on a mesh, or how they will lie there; what lies there already stays."""
   sharding = parameter_sharding(mesh, rules)
 
-  def put(keys: Any, x: Any) -> Array:
-    return jax.device_put(x, sharding("/".join(key.key for key in keys), x.shape))
+  def put(keys: Any, x: Any) -> Any:
+    placed = sharding("/".join(key.key for key in keys), x.shape)
+    if isinstance(x, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    return jax.device_put(x, placed)
 
   return jax.tree_util.tree_map_with_path(put, params)
 
@@ -128,6 +131,8 @@ EncodeVisual = Callable[[Any, Array], VisualEmbedding]
 # Of the same, embedding, prompts, and static `multimask`: mask logits, their IoU, object logit. The
 # embedding may have one row a device, which serves all prompts there.
 DecodeVisual = Callable[[Any, VisualEmbedding, VisualPrompts, bool], tuple[Array, Array, Array]]
+# Of the same, and for each prompt whether it leaves doubt, bool[P]: its best mask alone.
+AnswerVisual = Callable[[Any, VisualEmbedding, VisualPrompts, Any], tuple[Array, Array, Array]]
 
 
 def image_encoder(
@@ -232,6 +237,20 @@ def visual_decoder(
     return _over_rows(apply, mesh, rules)(params, embedding, prompts)
 
   return jax.jit(decode_visual, static_argnames="multimask")
+
+
+def visual_answerer(
+  head: VisualHead, mesh: Mesh | None = None, rules: Rules = WHOLE
+) -> AnswerVisual:
+  """As `visual_decoder`, for prompts of which some want the best of three readings, others not."""
+
+  def answer_visual(params, embedding, prompts, doubt):
+    found: Any = head.apply(
+      {"params": params["visual"]}, embedding, prompts, method=VisualHead.predict
+    )
+    return *answer(found, doubt), found.object_logit
+
+  return jax.jit(_over_rows(answer_visual, mesh, rules))
 
 
 def _sharing(detector: Detector, split: bool) -> tuple[Detector, Any]:

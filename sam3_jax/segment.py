@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,6 +67,16 @@ class Job:
     ]
 
   @property
+  def programs(self) -> dict[str, Any]:
+    """What `Sam3.compile` has to make for it."""
+    return {
+      "images": 1,
+      "prompts": len(self.prompts),
+      "boxes": max((len(prompt.boxes) for prompt in self.prompts), default=0),
+      "max_detections": self.max_detections,
+    }
+
+  @property
   def limit(self) -> float:
     """Instances score above it."""
     usual = USUAL_EVERYTHING if self.everything else USUAL if self.prompts else 0.0
@@ -113,7 +124,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   try:
     with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
       step(f"loading {checkpoint.name}", 0)
-      model = Sam3.from_checkpoint(checkpoint, dtype=dtype)
+      model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs)
       trained = model.info.get("trained")
       table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
       for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
@@ -204,7 +215,9 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
     return [model.generate_masks(image, options, max_pixels=job.max_pixels)[: job.max_detections]]
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
-    found = model.decode_visual(embedding, job.visual, multimask=_one_click(job.visual))
+    found = model.decode_visual(
+      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+    )
     return [one[one.scores > job.limit] for one in found.instances()]
   found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
@@ -215,11 +228,6 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
       mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
       instances = [mended]
   return instances
-
-
-def _one_click(prompts: Sequence[VisualPrompt]) -> bool:
-  """Whether the question leaves room for doubt: a part, a whole, a group."""
-  return all(prompt.box is None and len(prompt.points) == 1 for prompt in prompts)
 
 
 def _shown(prompt: VisualPrompt, number: int) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from sam3_jax.batch import pipeline
 from sam3_jax.batch import run as runs
+from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
 from sam3_jax.postprocess import Instances, Masks
@@ -26,6 +27,7 @@ MODEL = types.SimpleNamespace(
   info={"name": "stub"},
   dtype=np.dtype("float32"),
   config=types.SimpleNamespace(image_size=SIDE),
+  visual_params=dict,
   tokenizer=types.SimpleNamespace(context=32, encode=str.split),
 )
 QUIET = Console(quiet=True)
@@ -36,14 +38,15 @@ class Engine:
 
   pause = 0.0  # seconds a batch
 
-  def __init__(self, model, *, threshold, images, prompts, most):
-    self.rows = images
+  def __init__(self, model, *, threshold, images, prompts, most, visual):
+    self.rows, self.visual = images, visual
 
   def learn(self, prompts):
     assert all(prompt.phrase for prompt in prompts)
 
   def start(self, slots):
     assert len(slots) <= self.rows
+    assert self.visual or not any(pointing(one.prompts) for one in slots if one is not None)
     time.sleep(self.pause)
     found = [
       [] if one is None else [_found(one, prompt) for prompt in one.prompts] for one in slots

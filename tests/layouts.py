@@ -65,7 +65,7 @@ def layout(kind: str) -> dict[str, np.ndarray]:
 def write_folder(folder: pathlib.Path, arrays: dict[str, np.ndarray], shards: int = 1, config=None):
   """A folder as transformers writes it, less the vocabulary; returns it."""
   folder.mkdir()
-  contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+  contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   if shards == 1:
     save_file(contiguous, folder / "model.safetensors")
   else:

@@ -177,12 +177,16 @@ def test_what_the_environment_says(monkeypatch, environment, place):
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-  """Twelve scenes with their phrases, ten that cannot be used between them, the toy model's
-  checkpoint, and a cache so that programs are compiled once."""
+  """Twelve scenes with their phrases and clicks on half of them, ten that cannot be used between
+  them, the toy model's checkpoint, and a cache so that programs are compiled once."""
   folder = tmp_path_factory.mktemp("together")
-  toy.save(folder / "toy")
+  toy.save(folder / "toy", visual=True)
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
+  for i in range(1, 12, 2):
+    line = json.loads(lines[i])
+    line["prompts"].insert(i % 3, {"points": [[20 * i, 100]]})
+    lines[i] = json.dumps(line)
   for i, (name, data) in enumerate(batches.broken().items()):
     (folder / "scenes" / name).write_bytes(data)
     lines.insert(2 * i + 1, json.dumps({"image": name, "prompts": ["cat"]}))
@@ -257,8 +261,11 @@ class TestTogether:
   def test_what_was_found_is_there(self, alone):
     found = json.loads(alone["annotations.json"])
     assert len(found["images"]) == 12
-    assert 12 < len(found["annotations"]) <= 12 * 2 * 3
-    assert [one["name"] for one in found["categories"][:2]] == ["frog", "bunch of grapes"]
+    assert 12 < len(found["annotations"]) <= 12 * 2 * 3 + 6
+    names = {one["id"]: one["name"] for one in found["categories"]}
+    assert {"frog", "bunch of grapes", "visual"} <= set(names.values())
+    clicked = [one for one in found["annotations"] if names[one["category_id"]] == "visual"]
+    assert 0 < len(clicked) <= 6
 
   def test_every_picture_that_cannot_be_used_is_named(self, alone):
     failed = [json.loads(line) for line in alone["errors.jsonl"].splitlines()]

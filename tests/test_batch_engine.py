@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from support import assert_close
+from support import assert_close, visual_model
 
-from sam3_jax import Prompt, Sam3, Tokenizer, parallel
+from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt, parallel
 from sam3_jax.batch import engine as engines
 from sam3_jax.batch import segmenter
 from sam3_jax.batch.engine import Engine, Slot
@@ -23,6 +23,12 @@ CLOSE = 1e-5
 PROMPTS = [
   ["cat", "dog", "ear", Prompt(boxes=[[1, 1, 9, 9]])], ["cat"], [Prompt("dog", [[2, 3, 9, 9]])], [],
   ["cat", "ear", "dog"],
+]  # fmt: skip
+BOX = [1, 1, 9, 9]
+POINTED = [
+  [VisualPrompt([[5, 6]]), "cat", VisualPrompt([[5, 6], [9, 3]], [1, 0]), VisualPrompt([[60, 40]])],
+  [VisualPrompt(box=BOX), "cat"], [VisualPrompt([[1, 1], *[[7, 7]] * 3]), VisualPrompt([[7, 7]])],
+  [], ["cat", VisualPrompt([[3, 3]], box=BOX), "ear", "dog"],
 ]  # fmt: skip
 
 
@@ -41,13 +47,14 @@ def tokenizer(tokenizer_path):
 @pytest.fixture(scope="module")
 def model(tokenizer):
   mesh = parallel.make_mesh(jax.devices()[:4])
-  return Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=mesh)
+  params = tiny.parameters() | {"visual": tiny.visual_parameters()}
+  return Sam3(tiny.CONFIG, params, tokenizer, dtype="float32", mesh=mesh)
 
 
 @pytest.fixture(scope="module")
 def engine(model):
   """Two pictures a device, so that the third device has one and the fourth none."""
-  return Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6)
+  return Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6, visual=True)
 
 
 def slots(images, prompts=PROMPTS):
@@ -55,7 +62,7 @@ def slots(images, prompts=PROMPTS):
     Slot(
       resize(image, tiny.CONFIG.image_size),
       image.shape[:2],
-      [one if isinstance(one, Prompt) else Prompt(one) for one in asked],
+      [Prompt(one) if isinstance(one, str) else one for one in asked],
     )
     for image, asked in zip(images, prompts, strict=True)
   ]
@@ -96,16 +103,61 @@ def test_neighbours_do_not_matter(engine, found, images):
   got = engine.start(some).instances()
   assert got[1] == []
   for i in (0, 2, 4):
-    for ours, theirs in zip(got[i], found[i], strict=True):
-      for field in dataclasses.fields(ours):
-        if field.name != "masks":
-          np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
-      np.testing.assert_array_equal(ours.masks.logits, theirs.masks.logits)
+    assert_same(got[i], found[i])
 
 
-def test_few_programs(engine):
-  """One for pictures, one for prompts of up to eight boxes, whatever was asked so far."""
+def assert_same(got, wanted, but=()):
+  for ours, theirs in zip(got, wanted, strict=True):
+    for field in dataclasses.fields(ours):
+      if field.name not in ("masks", *but):
+        np.testing.assert_array_equal(getattr(ours, field.name), getattr(theirs, field.name))
+    np.testing.assert_array_equal(ours.masks.logits, theirs.masks.logits)
+
+
+@pytest.fixture(scope="module")
+def pointed(engine, images):
+  return engine.start(slots(images, POINTED)).instances()
+
+
+def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
+  alone = visual_model(tokenizer_path)
+  embedding = alone.encode(images, visual=True)
+  count = 0
+  for i, (asked, got) in enumerate(zip(POINTED, pointed, strict=True)):
+    for number, (prompt, ours) in enumerate(zip(asked, got, strict=True)):
+      if isinstance(prompt, VisualPrompt):
+        masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.leaves_doubt)
+        [theirs] = masks.instances()
+        count += len(theirs)
+        assert ours.ids.tolist() == [1 + tiny.CONFIG.queries * number] * len(theirs)
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=CLOSE)
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        assert_close(ours.masks.logits, theirs.masks.logits, rel=CLOSE)
+  assert count > 4
+
+
+def test_phrases_do_not_notice_visual_prompts(model, found, pointed, images):
+  """In an engine that has none, and beside them: to the bit, but for identities, which count the
+  prompts."""
+  plain = Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6)
+  for ours, theirs in zip(plain.start(slots(images)).instances(), found, strict=True):
+    assert_same(ours, theirs)
+  assert_same([pointed[4][i] for i in (0, 2, 3)], found[4], but=["ids"])
+
+
+def test_neighbours_of_visual_prompts_do_not_matter(engine, pointed, images):
+  some = slots(images, POINTED)
+  some[1] = some[2] = None
+  got = engine.start(some).instances()
+  for i in (0, 4):
+    assert_same(got[i], pointed[i])
+
+
+def test_few_programs(engine, pointed):
+  """One for pictures, one for prompts of up to eight boxes, whatever was asked so far; for visual
+  prompts one for the second neck, and one each for few and for more points."""
   assert engine._encode._cache_size() == engine._detect._cache_size() == 1
+  assert (engine._encode_visual._cache_size(), engine._answer._cache_size()) == (1, 2)
 
 
 def test_no_more_masks_than_needed_are_fetched(engine, images, monkeypatch):
@@ -167,6 +219,19 @@ class TestSegmenter:
     cat = json.loads(got["record"][5])["prompts"][0]["instances"]
     assert [one["id"] for one in cat] == found[0][0].ids.tolist()
     np.testing.assert_allclose([one["score"] for one in cat], found[0][0].scores, atol=CLOSE)
+
+  def test_visual_prompts(self, worker, images, tokenizer, model, monkeypatch):
+    own = [json.dumps([{"points": [point]}, "cat"]) for point in ([5, 6], [5, 41])]
+    got = worker({"image": images[:1] * 2, "prompts": own})
+    click, cat = json.loads(got["record"][0])["prompts"]
+    assert click["points"] == [[5, 6]]
+    assert [one["id"] for one in click["instances"]] == [1]
+    assert cat["text"] == "cat"
+    assert "point [5, 41] lies outside the 60 x 40 picture" in got["error"][1]
+    bare = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=model.mesh)
+    monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: bare)
+    got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})
+    assert "this checkpoint has no head for visual prompts" in got["error"][0]
 
   def test_bytes_of_files(self, worker, images, tmp_path):
     Image.fromarray(images[0]).save(tmp_path / "a.png")

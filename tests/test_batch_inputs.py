@@ -1,7 +1,9 @@
 """Lists of inputs: what stands in them and in which order, and every fault by name."""
 
+import dataclasses
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +16,9 @@ import pytest
 from batches import broken
 from PIL import Image
 
-from sam3_jax import Prompt, Tokenizer
-from sam3_jax.batch.inputs import as_json, check_phrases, digest, find, phrases
+from sam3_jax import Prompt, Tokenizer, VisualPrompt
+from sam3_jax.batch.asked import as_json, own_prompts
+from sam3_jax.batch.inputs import check_phrases, digest, find, phrases
 from sam3_jax.batch.reading import Source, reading
 
 
@@ -110,6 +113,52 @@ def test_a_picture_given_twice_is_one_with_all_its_prompts(folder):
   assert [[prompt.text for prompt in one.prompts] for one in found] == [
     ["cat", "dog", "bus"], ["cat"],
   ]  # fmt: skip
+
+
+def test_visual_prompts(folder, tokenizer_path):
+  click, box = {"points": [[1, 2]]}, {"box": [0, 0, 3, 2], "visual": True}
+  refined = {"points": [[1, 2], [0, 1]], "point_labels": [1, 0], "box": [0, 0, 3, 2]}
+  path = write_lines(
+    folder / "list.jsonl",
+    {"image": "pictures/b.jpg", "prompts": ["cat", click, box, {**click, "text": None}]},
+    {"image": "pictures/a.PNG", "prompts": [refined]},
+    {"image": "pictures/b.jpg", "prompts": [{**box, "points": []}, click, refined]},
+  )
+  first, second = find(path)
+  assert [as_json(one) for one in first.prompts[1:]] == [
+    {"points": [[1, 2]], "point_labels": [1], "box": None, "visual": True},
+    {"points": [], "point_labels": [], "box": [0, 0, 3, 2], "visual": True},
+    as_json(second.prompts[0]),
+  ]
+  assert as_json(second.prompts[0]) == {**refined, "visual": True}
+  for one in first, second:
+    said = [as_json(prompt) for prompt in one.prompts]
+    again = own_prompts({"prompts": said})
+    assert [as_json(prompt) for prompt in again] == said
+  check_phrases([first, second], Tokenizer(tokenizer_path))
+  other = dataclasses.replace(second, prompts=(VisualPrompt([[1, 2]]),))
+  assert digest([first, second]) != digest([first, other])
+
+
+def test_faulty_visual_prompts_are_named(folder):
+  faults = {
+    '{"points": [[1, 2]], "point_labels": [2]}': "point labels are 1 (on the object) or 0",
+    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels must be one a point: 1",
+    '{"points": [[NaN, 2]]}': "point 0 must be finite",
+    '{"points": [1, 2]}': "point 0 must be two numbers x, y in pixels",
+    '{"box": [1, 1, 3, 3]}': 'needs "visual": true',
+    '{"points": [[1, 2]], "visual": false}': "got visual False",
+    '{"box": [3, 1, 1, 3], "visual": true}': "the box has a negative extent",
+    '{"visual": true}': "a visual prompt needs points, a box or a mask",
+    '{"text": "cat", "points": [[1, 2]]}': "points is of a visual prompt",
+    '{"boxes": [[1, 1, 3, 3]], "visual": true}': "make them two prompts",
+  }
+  for given, said in faults.items():
+    (folder / "list.jsonl").write_text(f'{{"image": "a.jpg", "prompts": [{given}]}}\n')
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+      find("list.jsonl")
+    assert "line 1: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_all_faults_of_a_list_are_named(folder):

@@ -1,5 +1,6 @@
 """A job and its faults, with an engine that needs no model: nothing lost, nothing done twice."""
 
+import functools
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import batches
@@ -19,6 +21,7 @@ from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.inference import Sam3
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -313,6 +316,45 @@ def test_boxes_that_miss_their_picture_are_a_failure_of_it(images, tmp_path):
   assert [one["input"] for one in failed] == [0, 2]
   assert "wholly outside" in failed[0]["reason"]
   assert "there is no image" in failed[1]["reason"]
+
+
+class TestVisualPrompts:
+  @pytest.fixture
+  def listed(self, images, tmp_path):
+    """Three pictures with phrases and visual prompts, one of which misses its picture."""
+    click, box = {"points": [[2, 2]]}, {"box": [1, 1, 4, 4], "visual": True}
+    prompts = [["cat", click, box], [click, {"points": [[900, 2]]}], [{"boxes": [[1, 1, 4, 4]]}]]
+    lines = [{"image": f"{images}/{i:03}.png", "prompts": asked} for i, asked in enumerate(prompts)]
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+  def test_beside_others(self, listed, tmp_path):
+    results = []
+    for processes in (1, 2):
+      out = tmp_path / str(processes)
+      for process in range(processes)[::-1]:
+        share = {"process": process, "processes": processes, "part_size": 1}
+        assert runs.run(job(listed, out, None, **share), MODEL, QUIET, QUIET)
+      counts = merge(out)
+      results.append(files(out))
+    assert results[0] == results[1]
+    assert (counts["images"], counts["failed"], counts["categories"]) == (2, 1, 2)
+    [failed] = [json.loads(line) for line in results[0]["errors.jsonl"].splitlines()]
+    assert failed["input"] == 1
+    assert failed["reason"].startswith("point [900, 2] lies outside the ")
+    record = json.loads(results[0]["parts/part-000000.jsonl"])
+    assert [one.get("points") for one in record["prompts"]] == [None, [[2, 2]], []]
+    merged = json.loads(results[0][ANNOTATIONS])
+    assert [one["name"] for one in merged["categories"]] == ["cat", "visual"]
+
+  def test_without_a_head(self, listed, tmp_path):
+    without = functools.partial(Sam3.visual_params, types.SimpleNamespace(params={}))
+    model = types.SimpleNamespace(**vars(MODEL) | {"visual_params": without})
+    with pytest.raises(ValueError, match="this checkpoint has no head for visual prompts") as e:
+      runs.run(job(listed, tmp_path / "out", None), model, QUIET, QUIET)
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_single_picture(images, tmp_path):

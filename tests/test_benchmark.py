@@ -17,7 +17,6 @@ from toy import CONFIG
 from sam3_jax import checkpoint, cli
 from sam3_jax.commands import benchmark
 from sam3_jax.config import SIZES
-from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.trees import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -296,8 +295,9 @@ class TestInputs:
     assert ((covered > 0) & (covered < 0.2)).all()
 
   def test_seeded_weights_fit_the_model(self):
-    drawn, wanted = flatten(seeded(CONFIG)), flatten(parameter_shapes(CONFIG))
-    assert {k: x.shape for k, x in drawn.items()} == {k: x.shape for k, x in wanted.items()}
+    drawn = flatten(seeded(CONFIG))
+    wanted = checkpoint.expected_shapes(CONFIG, visual=True)
+    assert {k: x.shape for k, x in drawn.items()} == wanted
     assert all(x.dtype == np.float32 and x.std() > 0 for x in drawn.values() if x.size > 1)
 
 
@@ -408,7 +408,7 @@ class TestCommand:
     assert side["load"] > 0
     skipped = {row["what"]: row["why"] for row in written["skipped"]}
     assert skipped.keys() == {
-      "encode", "text", "decode", "predict", "growth", "start", "keras-hub float32",
+      "encode", "text", "decode", "visual", "predict", "growth", "start", "keras-hub float32",
     }  # fmt: skip
     assert skipped["keras-hub float32"].endswith("cannot be run: No such file or directory")
 

@@ -485,9 +485,11 @@ def test_items(tmp_path):
     "a/b": ((1, 2), "float32"),
     "a/c": ((1,), "float32"),
   }
-  entries = {name: {"shape": x.shape, "dtype": "float32"} for name, x in found.items()}
   device = jax.sharding.SingleDeviceSharding(jax.devices()[3])
-  restored = restore_item(tmp_path / "item", entries, "bfloat16", device)
+  restored = restore_item(
+    tmp_path / "item",
+    {name: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=device) for name, x in found.items()},
+  )
   assert restored["a"]["b"].devices() == {jax.devices()[3]}
   np.testing.assert_array_equal(read_item(tmp_path / "item")["a"]["c"], [3])
   with pytest.raises(ValueError, match="none cannot be read"):

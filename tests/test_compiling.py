@@ -80,6 +80,15 @@ class TestCompile:
     model.decode(model.encode([PHOTO] * 2), ["cat"] * count, 1, max_detections=2)
     assert {"jit_encode_image", "jit_encode_text", "jit_detect"} & {*compiled} == set()
 
+  def test_while_reading(self, tmp_path, tokenizer_path, compiled):
+    checkpoint.save(tmp_path / "toy", nest(parameters()), CONFIG, tokenizer_path.read_bytes())
+    model = Sam3.from_checkpoint(tmp_path / "toy", ahead={"images": 1, "max_detections": 2})
+    wanted = {"jit_encode_image", "jit_encode_text", "jit_detect"}
+    assert wanted <= {*compiled}
+    compiled.clear()
+    model.decode(model.encode(PHOTO), "cat", max_detections=2)
+    assert wanted & {*compiled} == set()
+
   def test_figures(self, tokenizer_path):
     model = make_model(tokenizer_path, nest(parameters()))
     [image] = model.compile(images=1, prompts=0)

@@ -5,9 +5,10 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 
-from sam3_jax import annotations
+from sam3_jax import annotations, cli
 from sam3_jax.evaluation import clicks
 from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
 from sam3_jax.postprocess import RleMasks
@@ -174,3 +175,29 @@ def test_iou():
   assert clicks.iou(FIRST, FIRST) == 1
   assert clicks.iou(FIRST, SECOND) == 0
   assert clicks.iou(np.zeros(SIZE, bool), np.zeros(SIZE, bool)) == 0
+
+
+class TestCommand:
+  @pytest.mark.parametrize(
+    ("prompt", "figures"),
+    [
+      ("click", {"click", "click_best", "three_clicks", "box", "objects"}),
+      ("everything", {"found", "false", "objects", "masks"}),
+    ],
+  )
+  def test_a_model(self, data, capsys, prompt, figures):
+    _, folder = data
+    model, out = toy.save(folder / "toy", visual=True), folder / "figures.json"
+    typed = ["evaluate", "--data", str(folder / "data.json"), "--checkpoint", str(model)]
+    assert cli.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert found.keys() == figures
+    assert found["objects"] == 2
+    assert str(out) in capsys.readouterr().out.split("\n")
+    assert [path.name for path in folder.glob("*predictions*")] == []
+
+  @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
+  def test_what_makes_no_sense(self, data, capsys, more):
+    typed = ["evaluate", "--data", str(data[1] / "data.json"), "--prompt", "click", *more]
+    assert cli.main(typed) == 2
+    assert "leave out --predictions and --worst" in " ".join(capsys.readouterr().err.split())

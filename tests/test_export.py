@@ -24,7 +24,7 @@ from sam3_jax.converters.vocabulary_files import merges, write_huggingface, writ
 from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
-from sam3_jax import checkpoint
+from sam3_jax import Sam3, checkpoint
 from sam3_jax.config import RELEASED, StemConfig
 
 POINTS = "detector.geometry_encoder.points_"
@@ -74,6 +74,19 @@ def test_hugging_face_to_hugging_face_is_the_source(bundles, tmp_path):
   assert_arrays(read(tmp_path / "out", "huggingface"), layout("hub"))
   assert_arrays(load_file(tmp_path / "out" / "model.safetensors"), layout("hub"))
   assert (done.zero_filled, done.left_out) == ((), {})
+
+
+def test_a_saved_model_keeps_the_way_back(bundles, tmp_path):
+  """What `Sam3` does not use goes with it: a changed model is written whole."""
+  model = Sam3.from_checkpoint(bundles / "hub", dtype="float32")
+  name = "detector_model.detr_decoder.presence_token.weight"
+  model.params["decoder"]["presence_token"] += 1
+  model.save(tmp_path / "saved")
+  done = export(tmp_path / "saved", tmp_path / "out", "huggingface")
+  assert (done.zero_filled, done.left_out) == ((), {})
+  assert_arrays(
+    read(tmp_path / "out", "huggingface"), layout("hub") | {name: layout("hub")[name] + 1}
+  )
 
 
 def test_from_meta_to_hugging_face(bundles, tmp_path):

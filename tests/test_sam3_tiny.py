@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import sam3_jax
-from sam3_jax import cli
+from sam3_jax import VisualPrompt, cli
 from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.evaluation.clicks import heart
 from sam3_jax.rle import decode
 from sam3_jax.training import drawings, scenes
 from sam3_jax.trees import compare, flatten
@@ -43,14 +44,24 @@ def embedding(model):
   return model.encode(SCENE)
 
 
+@pytest.fixture(scope="module")
+def pointed(model):
+  return model.encode(SCENE, visual=True)
+
+
 def test_its_parameters_fit_the_model(model):
   """Whatever its seal says."""
   shapes = {name: array.shape for name, array in flatten(model.params).items()}
-  assert compare(shapes, expected_shapes(model.config)) == []
+  assert compare(shapes, expected_shapes(model.config, visual=True)) == []
 
 
 def iou(mask, other):
   return (mask & other).sum() / (mask | other).sum()
+
+
+def box_of(mask):
+  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+  return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
 @pytest.mark.parametrize("phrase", PRESENT)
@@ -68,10 +79,19 @@ def test_what_is_not_there_is_not(phrase, model, embedding):
 
 def test_an_example_box_finds_its_object(model, embedding, truth):
   mask = truth["fire-engine"]
-  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-  (found,) = model.decode(embedding, sam3_jax.Prompt(boxes=[box])).instances(threshold=0.5)
+  prompt = sam3_jax.Prompt(boxes=[box_of(mask)])
+  (found,) = model.decode(embedding, prompt).instances(threshold=0.5)
   assert max(iou(one, mask) for one in found.masks) > FOUND
+
+
+@pytest.mark.parametrize("thing", PRESENT.values())
+def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, truth):
+  mask = truth[thing]
+  x, y, _ = heart(mask)
+  [click] = model.decode_visual(pointed, VisualPrompt([[x, y]])).masks()
+  assert max(iou(np.asarray(one), mask) for one in click) > FOUND
+  [found] = model.decode_visual(pointed, VisualPrompt(box=box_of(mask)), multimask=False).masks()
+  assert iou(np.asarray(found[0]), mask) > FOUND
 
 
 def test_the_command(tmp_path, truth):

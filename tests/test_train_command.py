@@ -16,6 +16,7 @@ from test_loop import TOKENIZER, stand_in
 
 from sam3_jax import checkpoint
 from sam3_jax.cli import main
+from sam3_jax.config import LiteTextConfig, TextConfig
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import command, log, loop, sharding, step
 from sam3_jax.training.config import TrainConfig, completed, differences, overlaid, read
@@ -54,6 +55,9 @@ def test_models_and_scenes_are_read():
   assert TrainConfig.from_dict(found.to_dict()) == found
   # A model may leave out what is as released.
   assert TrainConfig.from_dict({"model": {"queries": 10}}).model.queries == 10
+  for text in (TextConfig(layers=2), LiteTextConfig(layers=4, mixers=True)):
+    values = {"model": {"text": dataclasses.asdict(text)}}
+    assert TrainConfig.from_dict(values).model.text == text
 
 
 @pytest.mark.parametrize(

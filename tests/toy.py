@@ -54,11 +54,12 @@ def _drawn(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
   return drawn
 
 
-def save(folder: Path) -> Path:
-  """A checkpoint of the toy model."""
+def save(folder: Path, visual: bool = False) -> Path:
+  """A checkpoint of the toy model, with a head for visual prompts if so wished."""
   tokenizer = Path(__file__).parent / "goldens" / "tokenizer.model"
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
-  checkpoint.save(folder, nest(parameters()), CONFIG, tokenizer.read_bytes(), info=info)
+  params = parameters() | (visual_parameters() if visual else {})
+  checkpoint.save(folder, nest(params), CONFIG, tokenizer.read_bytes(), info=info)
   return folder
 
 

@@ -22,6 +22,7 @@ STEPS = {
   "encode": Step("encode {} picture", (1,), (1, 2, 4, 8)),
   "text": Step("encode {} phrase", (1,)),
   "decode": Step("decode {} prompt", (1, 8, 64), (1, 2, 4, 8, 16, 32, 64, 128)),
+  "visual": Step("{} point, a prompt each", (1, 32, 1000)),
   "predict": Step("picture and {} prompt to masks", (1,)),
   "postprocess": Step("{} mask to the picture's size", (1, 10, 50, 200)),
 }
@@ -46,6 +47,6 @@ def label(case: str, count: int) -> str:
   """Such as "decode 8 prompts"."""
   text = STEPS[case].label if case in STEPS else case
   if count > 1:
-    for one in ("picture", "phrase", "prompt", "mask"):
+    for one in ("picture", "phrase", "prompt", "point", "mask"):
       text = text.replace(f"{{}} {one}", f"{{}} {one}s")
   return text.format(count)

@@ -1,4 +1,4 @@
-"""What all sides are asked: the same phrases, and the same masks to bring to a picture's size."""
+"""What all sides are asked: the same phrases and points, and the same masks to enlarge."""
 
 import numpy as np
 
@@ -13,6 +13,11 @@ def phrases(count: int) -> list[str]:
   """So many different ones, at most 128."""
   every = [f"{color} {thing}" for thing in THINGS for color in COLORS]
   return every[:count]
+
+
+def points(count: int) -> np.ndarray:
+  """So many, as fractions of width and height, float64 [count, 2]."""
+  return np.random.default_rng(1).uniform(0.02, 0.98, (count, 2))
 
 
 def mask_logits(count: int, side: int) -> np.ndarray:

@@ -7,9 +7,8 @@ from PIL import Image
 
 from sam3_jax import checkpoint
 from sam3_jax.config import SIZES, Config
-from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.trees import flatten, nest
+from sam3_jax.trees import nest
 from speed.cases import STEPS
 from speed.inputs import phrases
 
@@ -80,9 +79,9 @@ def seeded(config: Config) -> dict:
   compiled."""
   rng = np.random.default_rng(0)
   drawn = {}
-  for path, leaf in flatten(parameter_shapes(config)).items():
-    scale = 1 / np.sqrt(leaf.shape[-2]) if path.endswith("/kernel") else 0.1
-    drawn[path] = np.float32(scale) * rng.standard_normal(leaf.shape, dtype=np.float32)
+  for path, shape in checkpoint.expected_shapes(config, visual=True).items():
+    scale = 1 / np.sqrt(shape[-2]) if path.endswith("/kernel") else 0.1
+    drawn[path] = np.float32(scale) * rng.standard_normal(shape, dtype=np.float32)
     if path.endswith("/scale"):
       drawn[path] += 1
   return nest(drawn)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from speed.inputs import mask_logits, phrases
-from speed.server import serve
+from speed.inputs import mask_logits, phrases, points
+from speed.server import Unable, serve
 
 
 class Ours:
@@ -46,6 +46,16 @@ class Ours:
     embedding, prompts = self.model.encode(self.photo), phrases(count)
     text = self.model.encode_text(prompts)
     return lambda: self.wait(self.model.decode(embedding, prompts, text=text))
+
+  def visual(self, count: int) -> Callable[[], Any]:
+    from sam3_jax import VisualPrompt
+
+    if "visual" not in self.model.params:
+      raise Unable("the checkpoint has no head for visual prompts")
+    height, width, _ = self.photo.shape
+    prompts = [VisualPrompt(points=[point]) for point in points(count) * [width, height]]
+    embedding = self.model.encode(self.photo, visual=True)
+    return lambda: self.wait(self.model.decode_visual(embedding, prompts))
 
   def predict(self, count: int) -> Callable[[], Any]:
     def run():

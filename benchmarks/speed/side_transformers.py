@@ -1,4 +1,5 @@
-"""transformers' Sam3Model as a side of the benchmark; needs the extra `reference`.
+"""transformers as a side of the benchmark, Sam3Model and for visual prompts Sam3TrackerModel; needs
+the extra `reference`.
 
 A text-only prompt gets one box of padding: without it transformers leaves out the geometry encoder,
 and with it the class token that Meta's code always appends.
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from speed.inputs import mask_logits
+from speed.inputs import mask_logits, points
 from speed.server import Unable, serve
 
 PADDING_LABEL = -10
+POINTS_A_CALL = 32  # 170 MB of memory for each: a map of its own
 
 
 class Transformers:
@@ -31,6 +33,7 @@ class Transformers:
       settings["checkpoint"], dtype=getattr(torch, settings["dtype"])
     )
     self.model = model.eval().to(self.device)
+    self.settings = settings
     loaded = time.perf_counter()
     self.photo = Image.open(settings["image"]).convert("RGB")
     side = settings["config"]["image_size"]
@@ -81,6 +84,25 @@ class Transformers:
       "attention_mask": text["attention_mask"],
     }
     return lambda: self._done(self.model(**given, **self._boxes(count)))
+
+  def visual(self, count: int) -> Callable[[], Any]:
+    """Reads the tracker at its first call."""
+    import transformers
+
+    tracker = transformers.Sam3TrackerModel.from_pretrained(
+      self.settings["checkpoint"], dtype=self.model.dtype
+    )
+    model = tracker.eval().to(self.device)
+    embedding = model.get_image_embeddings(self._pixels(1))
+    side = self.settings["config"]["image_size"]
+    places = self.torch.tensor(side * points(count), device=self.device, dtype=model.dtype)
+
+    def run():
+      for some in places.split(POINTS_A_CALL):
+        model(image_embeddings=embedding, input_points=some[None, :, None])
+      return self._done(None)
+
+    return run
 
   def predict(self, count: int) -> Callable[[], Any]:
     def run():

@@ -18,7 +18,8 @@ A line of a part, with the input's place in the list and COCO's run lengths:
 
   {"input": 3072, "image": "a/b.jpg", "width": 640, "height": 480, "prompts": [
     {"text": "cat", "boxes": [], "box_labels": [], "instances": [
-      {"id": 7, "score": 0.91, "bbox": [x, y, w, h], "area": 812, "segmentation": {...}}]}]}
+      {"id": 7, "score": 0.91, "bbox": [x, y, w, h], "area": 812, "segmentation": {...}}]},
+    {"points": [[x, y]], "point_labels": [1], "box": null, "visual": true, "instances": [...]}]}
 
 A manifest, of the inputs first .. first + inputs - 1 of the list:
 

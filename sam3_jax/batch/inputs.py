@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, own_prompts
 from sam3_jax.batch.shards import members
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
@@ -24,7 +25,10 @@ PICTURES = {
   ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif",
   ".tiff", ".webp",
 }  # fmt: skip
-FORM = '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}]}'
+FORM = (
+  '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
+  '{"points": [[x, y]]}]}'
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class Input:
 
   name: str
   path: str
-  prompts: tuple[Prompt, ...]
+  prompts: tuple[AnyPrompt, ...]
   span: tuple[int, int] | None = None
 
 
@@ -77,7 +81,7 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     if place == len(inputs):
       inputs.append(Input(found.name, found.path, asked, found.span))
     elif asked is not inputs[place].prompts:
-      union = tuple(dict.fromkeys(inputs[place].prompts + asked))
+      union = distinct(inputs[place].prompts + asked)
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
   if bare:
     others = f", nor have {len(bare) - 1:,} others" if len(bare) > 1 else ""
@@ -113,7 +117,7 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
   """Raises ValueError if phrases are longer than the text encoder reads; it would read their
   beginnings alone, and find something else."""
   most, faults = tokenizer.context - 2, []  # start and end take one each
-  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in one.prompts):
+  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in concepts(one.prompts)):
     # A token is a byte at least, so short ones, which most are, need no counting.
     if len(clean(phrase).encode()) > most and (count := len(tokenizer.encode(phrase))) > most:
       faults.append(f"{phrase[:60]!r} has {count} tokens, and at most {most} are read")
@@ -131,21 +135,12 @@ def digest(inputs: Sequence[Input]) -> str:
   return result.hexdigest()
 
 
-def as_json(prompt: Prompt) -> dict[str, Any]:
-  """A prompt as plain values; `Prompt(**values)` is the prompt again."""
-  return {
-    "text": prompt.text,
-    "boxes": [list(box) for box in prompt.boxes],
-    "box_labels": [int(label) for label in prompt.box_labels],
-  }
-
-
 class _Listed(NamedTuple):
   """A picture as it was listed; `prompts` is None for those of all. Or what is wrong with it."""
 
   name: str
   path: str
-  prompts: tuple[Prompt, ...] | None = None
+  prompts: tuple[AnyPrompt, ...] | None = None
   span: tuple[int, int] | None = None
   fault: str = ""
 
@@ -206,7 +201,7 @@ def _in_lines(path: Path) -> Iterator[_Listed]:
           yield _Listed(image, str(path.parent / image), prompts)
 
 
-def _line(values: Any) -> tuple[str, tuple[Prompt, ...] | None]:
+def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
   if not isinstance(values, dict) or not isinstance(values.get("image"), str):
     raise ValueError(f"a line must be {FORM}; got {values!r:.80}")
   if unknown := set(values) - {"image", "prompts"}:
@@ -219,26 +214,6 @@ def _values(line: str) -> Any:
     return json.loads(line)
   except ValueError as error:
     raise ValueError(f"a line must be {FORM}; {line.strip()!r:.80} is not JSON") from error
-
-
-def own_prompts(values: dict[str, Any]) -> tuple[Prompt, ...] | None:
-  """The prompts of a line; None where it has none."""
-  given = values.get("prompts")
-  if given is None:
-    return None
-  if not isinstance(given, list) or not given:
-    raise ValueError(f"prompts must be a list of phrases or prompts; got {given!r:.80}")
-  return tuple(dict.fromkeys(_prompt(one) for one in given))
-
-
-def _prompt(given: Any) -> Prompt:
-  if isinstance(given, dict):
-    if unknown := set(given) - {"text", "boxes", "box_labels"}:
-      raise ValueError(f"unknown {sorted(unknown)}; a prompt has text, boxes and box_labels")
-    return Prompt(**given)
-  if not isinstance(given, str):
-    raise ValueError(f"a prompt must be a phrase or an object; got {given!r:.80}")
-  return Prompt(text=given)
 
 
 def _in_tar(name: str, path: str) -> Iterator[_Listed]:

@@ -1,11 +1,13 @@
 """What a batch job is, and what stops it."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sam3_jax.batch import parts
+from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import Input, digest
 from sam3_jax.batch.tally import Tally
 from sam3_jax.inference import Sam3
@@ -58,6 +60,11 @@ class Job:
       "max_detections": self.max_detections,
       "max_pixels": self.max_pixels,
     }
+
+  @functools.cached_property
+  def visual(self) -> bool:
+    """Whether there are visual prompts, whoever's part they are in."""
+    return any(pointing(one.prompts) for one in self.inputs)
 
   def is_mine(self, part: int) -> bool:
     return part % self.processes == self.process

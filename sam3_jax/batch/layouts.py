@@ -81,8 +81,8 @@ def write_yolo(out: Path) -> Path:
 def write_parquet(out: Path) -> Path:
   """Writes OUT/annotations.parquet: a row an instance, in the list's order.
 
-  Columns: input, image, width, height, text (null for example boxes alone), id, score, bbox (x, y,
-  width, height in pixels), area, counts (COCO's compressed run lengths over height x width).
+  Columns: input, image, width, height, text (null where there was no phrase), id, score, bbox (x,
+  y, width, height in pixels), area, counts (COCO's compressed run lengths over height x width).
 
   Returns:
     The file.
@@ -117,7 +117,7 @@ def _rows(records: Records) -> Iterator[dict[str, Any]]:
       for one in prompt["instances"]:
         found = {key: one[key] for key in ("id", "score", "bbox", "area")}
         counts = one["segmentation"]["counts"]
-        yield {**picture, "text": prompt["text"], **found, "counts": counts}
+        yield {**picture, "text": prompt.get("text"), **found, "counts": counts}
 
 
 def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,8 +20,8 @@ def merge(out: Path) -> dict[str, int]:
   """Writes OUT/annotations.json, COCO's layout with scores; the same bytes from the same parts.
 
   An image's id is its place in the list, from 1; images that failed are not in it. Categories are
-  the phrases, in the order in which they first come up; what example boxes alone found is of the
-  category "visual".
+  the phrases, in the order in which they first come up; what was found without a phrase, by example
+  boxes alone or by visual prompts, is of the category "visual".
 
   Returns:
     How many images, annotations, categories and failures there are.
@@ -98,7 +98,8 @@ class Records:
 
 def name_of(prompt: dict[str, Any]) -> str:
   """What the instances of a prompt are called."""
-  return VISUAL if prompt["text"] is None else prompt["text"]
+  text = prompt.get("text")
+  return VISUAL if text is None else text
 
 
 def _write_list(draft: Draft, key: str, rows: Iterable[Any]) -> None:

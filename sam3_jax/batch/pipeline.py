@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam3_jax.batch import parts
+from sam3_jax.batch.asked import check_places, concepts
 from sam3_jax.batch.engine import Engine, Slot, Work
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
@@ -24,7 +25,6 @@ from sam3_jax.batch.reading import Picture, Source, reading
 from sam3_jax.batch.records import record
 from sam3_jax.batch.tally import Reporter, Tally
 from sam3_jax.inference import Sam3
-from sam3_jax.prompts import check_boxes
 
 AHEAD = 2  # batches that the devices have before them, and batches of pictures read ahead
 
@@ -84,7 +84,7 @@ class Pipeline:
     self._job, self._tally, self._reporter = job, tally, reporter
     self._engine = Engine(
       model, threshold=job.threshold, images=job.images, prompts=job.prompts,
-      most=job.max_detections,
+      most=job.max_detections, visual=job.visual,
     )  # fmt: skip
     self._side = model.config.image_size
     self._threads = max(1, (os.cpu_count() or 1) // 2)
@@ -94,7 +94,7 @@ class Pipeline:
   def run(self, shares: Sequence[Share], stopping: Callable[[], bool]) -> None:
     rows = self._engine.rows
     wanted = [self._job.inputs[i] for share in shares for i in share.left]
-    self._engine.learn(prompt for one in wanted for prompt in one.prompts)
+    self._engine.learn(prompt for one in wanted for prompt in concepts(one.prompts))
     source = Source(wanted, self._side, self._job.max_pixels)
     with (
       reading(
@@ -184,8 +184,7 @@ def _batches(shares: Sequence[Share], rows: int) -> Iterator[tuple[Share, range]
 def _fault(one: Input, picture: Picture) -> str:
   """What is wrong with the prompts of a picture of this size."""
   try:
-    for prompt in one.prompts:
-      check_boxes(prompt, *picture.size)
+    check_places(one.prompts, *picture.size)
   except ValueError as error:
     return str(error)
   return ""

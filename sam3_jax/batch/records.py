@@ -6,16 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.batch.inputs import as_json
+from sam3_jax.batch.asked import AnyPrompt, as_json
 from sam3_jax.postprocess import Instances
-from sam3_jax.prompts import Prompt
 
 
 def record(
   number: int | None,
   name: str,
   size: tuple[int, int],
-  prompts: Sequence[Prompt],
+  prompts: Sequence[AnyPrompt],
   found: Sequence[Instances],
 ) -> bytes:
   """A line of JSON.

@@ -34,9 +34,11 @@ def run(
 
   Raises:
     TooManyFailuresError: more inputs failed than allowed.
-    ValueError: `out` holds another job.
+    ValueError: `out` holds another job, or there are visual prompts and no head for them.
     OSError: the results cannot be written.
   """
+  if job.visual:
+    model.visual_params()  # raises before anything is written
   described = job.describe(model)
   parts.begin(job.out, described)
   parts.clean(job.out, job.is_mine)

@@ -15,15 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from sam3_jax import checkpoint as checkpoints
 from sam3_jax import parallel
+from sam3_jax.batch.asked import check_places, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.batch.inputs import own_prompts
 from sam3_jax.batch.reading import reason_of
 from sam3_jax.batch.records import record
 from sam3_jax.hub import find_checkpoint
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import MAX_PIXELS, read_image, resize
-from sam3_jax.prompts import Prompt, as_prompts, check_boxes
+from sam3_jax.prompts import Prompt, as_prompts
 
 PICTURES = ("image", "bytes")  # columns that a picture may come in; they do not come out again
 
@@ -66,8 +67,11 @@ class Segmenter:
     self._threshold, self._max_pixels, self._threads = threshold, max_pixels, threads
     mesh = parallel.make_mesh()
     model = Sam3.from_checkpoint(find_checkpoint(checkpoint), dtype=dtype, mesh=mesh)
-    self._side = model.config.image_size
-    self._engine = Engine(model, threshold=threshold, images=images, most=max_detections)
+    self._model = model
+    self._engine = Engine(
+      model, threshold=threshold, images=images, most=max_detections,
+      visual=checkpoints.VISUAL in model.params,
+    )  # fmt: skip
 
   def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
     """Segments a batch.
@@ -108,10 +112,12 @@ class Segmenter:
       prompts = self._prompts if own is None else own_prompts({"prompts": json.loads(own)})
       if not prompts:
         raise ValueError("it has no prompts; give the Segmenter some, or a column prompts.")
+      if pointing(prompts):
+        self._model.visual_params()  # raises where there is no head
       image = read_image(picture, max_pixels=self._max_pixels)
-      for prompt in prompts:
-        check_boxes(prompt, *image.shape[:2])
-      return Slot(resize(image, self._side), (image.shape[0], image.shape[1]), prompts)
+      size = image.shape[0], image.shape[1]
+      check_places(prompts, *size)
+      return Slot(resize(image, self._model.config.image_size), size, prompts)
     except Exception as error:  # whatever a decoder makes of a broken file
       return reason_of(error)
 

@@ -32,6 +32,7 @@ class Part(enum.StrEnum):
   encode = "encode"  # pyright: ignore[reportAssignmentType] - a method of str
   text = "text"
   decode = "decode"
+  visual = "visual"
   predict = "predict"
   postprocess = "postprocess"
   growth = "growth"

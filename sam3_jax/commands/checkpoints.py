@@ -16,6 +16,7 @@ from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.checkpoint import Summary
+  from sam3_jax.config import LiteTextConfig, TextConfig
 
 
 class Format(enum.StrEnum):
@@ -136,6 +137,16 @@ def inspect(
     Console().print(_describe(summary))
 
 
+def _describe_text(text: "TextConfig | LiteTextConfig") -> str:
+  from sam3_jax.config import LiteTextConfig
+
+  sizes = f"{text.layers} layers of width {text.width}, {text.context} tokens"
+  if not isinstance(text, LiteTextConfig):
+    return sizes
+  mixers = ", a mixer before and after them" if text.mixers else ""
+  return f"LiteText's, {sizes}{mixers}; padding {'masked' if text.mask_padding else 'attended to'}"
+
+
 def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))
@@ -149,6 +160,7 @@ def _describe(summary: "Summary") -> Table:
     **{f"  {part}": f"{count:,}" for part, count in summary.parts.items()},
     "picture": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
     "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
+    "text encoder": _describe_text(config.text),
     "concept points": "yes" if config.concept_points else "no",
     "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
   }

@@ -15,6 +15,8 @@ class Ask(enum.StrEnum):
   text = "text"
   box = "box"
   both = "text+box"
+  click = "click"
+  everything = "everything"
 
 
 def evaluate(
@@ -44,7 +46,8 @@ def evaluate(
     Ask,
     typer.Option(
       help="What the model is told: the phrase, the largest box of the objects (pairs without "
-      "objects are left out), or both."
+      "objects are left out), or both. By click it is asked for each object itself, by clicks that "
+      "mend and by a box; by everything, nothing."
     ),
   ] = Ask.text,
   threshold: Annotated[
@@ -61,7 +64,8 @@ def evaluate(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Score a checkpoint, or given predictions: cgF1 and its parts, average precision.
+  """Score a checkpoint, or given predictions: cgF1 and its parts, average precision; with --prompt
+  click the mean IoU over objects, with everything the share that is found.
 
   All files appear when everything is done, or none of them.
   """
@@ -69,12 +73,17 @@ def evaluate(
     raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
+  pointing = prompt.value if prompt is Ask.click or prompt is Ask.everything else None
+  if pointing and (predictions is not None or worst or len(data) > 1):
+    raise ValueError(
+      f"--prompt {prompt.value} asks a model about one --data; leave out --predictions and --worst."
+    )
   arguments.check_writable(out.parent)
   if out.is_dir():
     raise ValueError(f"--out {out} is a folder; name a file in it, {out / 'metrics.json'}.")
   arguments.use_device(device)
 
-  from sam3_jax.evaluation.run import Job, run
+  from sam3_jax.evaluation.run import Job, run, run_visual
   from sam3_jax.hub import find_checkpoint
 
   job = Job(
@@ -82,9 +91,11 @@ def evaluate(
     images=images,
     checkpoint=None if predictions else find_checkpoint(checkpoint or "sam3-tiny"),
     predictions=predictions,
-    prompt=prompt.value,
+    prompt="text" if prompt is Ask.click or prompt is Ask.everything else prompt.value,
+    pointing=pointing,
     threshold=threshold,
     out=out,
     worst=worst,
   )
-  run(job, None if dtype is Dtype.auto else dtype.value, Console(quiet=quiet), Console(stderr=True))
+  work, precision = run_visual if pointing else run, None if dtype is Dtype.auto else dtype.value
+  work(job, precision, Console(quiet=quiet), Console(stderr=True))

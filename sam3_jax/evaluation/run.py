@@ -4,7 +4,7 @@ import dataclasses
 import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sam3_jax import annotations
 from sam3_jax.annotations import Pair
-from sam3_jax.evaluation import predictions, worst
+from sam3_jax.evaluation import clicks, predictions, worst
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.concept import Counts
 from sam3_jax.evaluation.predict import LEAST, Ask, predict
@@ -40,6 +40,7 @@ class Job:
     threshold: the least score at which a prediction counts.
     out: JSON file of the figures.
     worst: pairs on the page of the worst; 0 for no page.
+    pointing: in place of `prompt`, what `run_visual` scores.
   """
 
   data: Sequence[Path]
@@ -50,6 +51,7 @@ class Job:
   threshold: float
   out: Path
   worst: int
+  pointing: Literal["click", "everything"] | None = None
 
   @property
   def folder(self) -> Path:
@@ -109,6 +111,24 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
     name = job.checkpoint.name if job.checkpoint else ""
     say(errors, f"note: {name} is untrained, its parameters are random: its figures mean nothing.")
   _show(job, metrics, console, errors)
+  return metrics
+
+
+def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[str, Any]:
+  """Likewise for a job that is `pointing`: by clicks and boxes for each object, or everything there
+  is. No predictions are written, and neither prompt nor threshold has a part in it."""
+  job.check()
+  [pairs] = map(annotations.read, job.data)
+  with progress(errors, bar=True, quiet=console.quiet) as step:
+    step(f"loading {job.data[0].name}", 0)
+    model = Sam3.from_checkpoint(job.checkpoint or "", dtype=dtype)
+    _check(job, [pairs], pairs, model)
+    score = clicks.evaluate_everything if job.pointing == "everything" else clicks.evaluate
+    metrics = score(model, pairs, job.folder, progress=step)
+    write({job.out: json_of(metrics)})
+  for name, value in metrics.items():
+    say(console, f"{name:12} {value:.1f} %" if isinstance(value, float) else f"{name:12} {value:,}")
+  say(console, str(job.out))
   return metrics
 
 

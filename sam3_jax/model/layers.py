@@ -146,14 +146,17 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B I C"], drop_path: Float[Array, ""] | float = 0.0
+    self,
+    x: Float[Array, "B I C"],
+    drop_path: Float[Array, ""] | float = 0.0,
+    valid: Bool[Array, "B I"] | None = None,
   ) -> tuple[Float[Array, "B I C"], None]:
-    """`drop_path` is the rate at which a row leaves a branch out, in training. The second result is
-    what `nn.scan` wants."""
+    """`drop_path` is the rate at which a row leaves a branch out, in training; `valid`, without
+    windows, are the tokens that are attended to. The second result is what `nn.scan` wants."""
     y = layer_norm(dtype=self.dtype, name="norm1")(x)
     y = y.reshape(len(x) * self.windows, -1, x.shape[-1])
     attend = Attention(self.heads, self.dtype, causal=self.causal, rope=self.rope, name="attn")
-    x = x + self._drop_path(attend(y, y, y).reshape(x.shape), drop_path)
+    x = x + self._drop_path(attend(y, y, y, valid=valid).reshape(x.shape), drop_path)
     y = layer_norm(dtype=self.dtype, name="norm2")(x)
     y = Mlp((self.mlp_width, x.shape[-1]), self.dtype, gelu, name="mlp")(y)
     return x + self._drop_path(y, drop_path), None

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sam3_jax.config import Config
+from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.fusion import FusionEncoder
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.model.layers import PLAIN, Layering
+from sam3_jax.model.lite_text import LiteTextEncoder
 from sam3_jax.model.masks import MaskHead
 from sam3_jax.model.neck import Neck
 from sam3_jax.model.positions import sine_map
@@ -59,7 +60,9 @@ class Detector(nn.Module):
     config, rest = self.config, (self.dtype, self.train, self.layering)
     self.trunk = Trunk(config.trunk, config.patch, *rest)
     self.neck = Neck(config.width, self.dtype)
-    self.text = TextEncoder(config.text, config.width, *rest)
+    lite = isinstance(config.text, LiteTextConfig)
+    encoder: Any = LiteTextEncoder if lite else TextEncoder
+    self.text = encoder(config.text, config.width, *rest)
     self.geometry = GeometryEncoder(config, *rest)
     self.fusion = FusionEncoder(config, *rest, self.axis)
     self.decoder = Decoder(config, *rest)

@@ -271,12 +271,20 @@ def _build(cls: type, values: Any, where: str) -> Any:
     raise ValueError(f"{where.rstrip('.')}: {error}.") from error
 
 
+def _knows(cls: Any, value: Any) -> bool:
+  """Whether a table has no fields but those of a class."""
+  table = isinstance(value, Mapping) and dataclasses.is_dataclass(cls)
+  return table and value.keys() <= typing.get_type_hints(cls).keys()
+
+
 def _typed(value: Any, expected: Any, where: str) -> Any:
   if dataclasses.is_dataclass(expected):
     return _build(typing.cast(type, expected), value, where)
-  if isinstance(expected, types.UnionType):  # X | None
-    inner = next(one for one in typing.get_args(expected) if one is not types.NoneType)
-    return None if value is None else _typed(value, inner, where)
+  if isinstance(expected, types.UnionType):  # X | None, or tables told apart by their fields
+    inner = [one for one in typing.get_args(expected) if one is not types.NoneType]
+    if value is None and len(inner) == 1:
+      return None
+    return _typed(value, next((one for one in inner if _knows(one, value)), inner[0]), where)
   if typing.get_origin(expected) is tuple:
     value = list(value.items()) if isinstance(value, Mapping) else value  # pairs as a table
     of = typing.get_args(expected)

@@ -37,7 +37,7 @@ DOUBLE = r"((visual/)?neck/level\d+|visual/decoder)/up\d+/kernel"
 # What turns inputs into features or features into outputs: Muon is for what lies between.
 ENDS = (
   r"trunk/patch_embed/|.*semantic_project/|.*(point|box)_project/|decoder/box_bias/|.*_head/fc3/"
-  r"|visual/prompt/mask/"
+  r"|visual/prompt/mask/|text/(first|last)/(mix|feed)/"
 )
 
 
@@ -163,10 +163,11 @@ def _trunk_blocks(path: str, trunk: TrunkConfig) -> np.ndarray:
 
 
 def is_decayed(path: str) -> bool:
-  """Whether weight decay applies: not to biases and LayerNorms, but to GroupNorms' scales, to
-  embeddings and to learned tokens."""
+  """Whether weight decay applies: not to biases, scales and statistics, but to GroupNorms' scales,
+  to embeddings and to learned tokens."""
   leaf = path.rpartition("/")[2]
-  return leaf != "bias" and (leaf != "scale" or re.match(GROUP_NORM, path) is not None)
+  kept = leaf in ("bias", "mean", "variance") or leaf.endswith("scale")
+  return not kept or (leaf == "scale" and re.match(GROUP_NORM, path) is not None)
 
 
 def stacked_axes(path: str) -> int:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import conv
@@ -79,12 +79,20 @@ def choose(
   With `multimask` the three readings. Otherwise the one mask, or if it is unstable the reading with
   the highest IoU (SAM 2's rule).
   """
-  logits, iou = predictions.mask_logits, predictions.iou
   if multimask:
-    return logits[:, 1:], iou[:, 1:]
+    return predictions.mask_logits[:, 1:], predictions.iou[:, 1:]
+  return answer(predictions, jnp.zeros(len(predictions.iou), bool))
+
+
+def answer(
+  predictions: VisualPredictions, doubt: Bool[Array, " P"]
+) -> tuple[Float[Array, "P 1 Hm Wm"], Float[Array, "P 1"]]:
+  """One mask a prompt, and its IoU: the best reading where there is doubt; elsewhere as `choose`
+  without `multimask`."""
+  logits, iou = predictions.mask_logits, predictions.iou
   inner, outer = ((logits[:, 0] > x).sum((1, 2)) for x in (STABILITY_OFFSET, -STABILITY_OFFSET))
   stable = inner >= STABILITY * outer  # an empty mask is stable
-  choice = jnp.where(stable, 0, 1 + iou[:, 1:].argmax(axis=1))[:, None]
+  choice = jnp.where(stable & ~doubt, 0, 1 + iou[:, 1:].argmax(axis=1))[:, None]
   chosen = jnp.take_along_axis(logits, choice[:, :, None, None], axis=1)
   return chosen, jnp.take_along_axis(iou, choice, axis=1)
 

@@ -56,6 +56,11 @@ class VisualPrompt:
     """Points and corners."""
     return len(self.points) + 2 * (self.box is not None)
 
+  @property
+  def leaves_doubt(self) -> bool:
+    """Whether it may mean a part, a whole or a group: `multimask` has a reading of each."""
+    return len(self.points) < 2 and self.box is None
+
 
 def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
   """One or several visual prompts as a list; raises where there is none, or something else."""
@@ -100,8 +105,7 @@ def pack_visual(prompts: Sequence[VisualPrompt], sizes: np.ndarray, image: Any) 
     sizes: height and width of each prompt's picture, [P, 2].
     image: row of the embedding, a prompt.
   """
-  most = max(prompt.slots for prompt in prompts)
-  slots = next(size for size in POINT_SIZES if size >= most)
+  slots = padded_slots(max(prompt.slots for prompt in prompts))
   xy = np.zeros((len(prompts), slots, 2), np.float32)
   labels = np.full((len(prompts), slots), PADDING, np.int32)
   for i, (prompt, (height, width)) in enumerate(zip(prompts, sizes, strict=True)):
@@ -118,6 +122,11 @@ def pack_visual(prompts: Sequence[VisualPrompt], sizes: np.ndarray, image: Any) 
     stacked = np.stack([np.zeros(shape, np.float32) if mask is None else mask for mask in masks])
     arrays |= {"mask": np.clip(stacked, -MASK_LIMIT, MASK_LIMIT), "has_mask": there}
   return VisualPrompts(**arrays)
+
+
+def padded_slots(slots: int) -> int:
+  """The first of `POINT_SIZES` that holds so many."""
+  return next(size for size in POINT_SIZES if size >= slots)
 
 
 def _points(points: Any) -> tuple[tuple[float, float], ...]:
