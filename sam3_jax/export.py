@@ -191,7 +191,7 @@ def export(
   bundle: str | Path,
   out: str | Path,
   *,
-  platforms: Sequence[str] = ("tpu", "cuda", "cpu"),
+  platforms: Sequence[str] | None = None,
   sizes: Sizes | None = None,
   dtype: str | None = None,
   phrases: Sequence[str] = (),
@@ -203,7 +203,7 @@ def export(
   Args:
     bundle: the checkpoint's folder.
     out: a folder that does not exist yet, or is empty; it appears when it is complete.
-    platforms: some of `PLATFORMS`.
+    platforms: some of `PLATFORMS`; tpu, cuda and cpu if None.
     sizes: of the batches; those of `Sizes` if None.
     dtype: of parameters and computation, "float32" or "bfloat16"; None for bfloat16 unless a CPU is
       among the platforms.
@@ -216,14 +216,13 @@ def export(
 
   Raises:
     FileNotFoundError: there is nothing at `bundle`.
-    ImportError: the package flatbuffers is missing.
-    ValueError: it is damaged, a platform is unknown, a size is below 1, or `out` is not empty or
-      cannot be written. Nothing is left then.
+    ImportError: the package flatbuffers is missing, or jax2onnx with `onnx`.
+    ValueError: it is damaged, a platform is unknown or given with `onnx`, a size is below 1, or
+      `out` is not empty or cannot be written. Nothing is left then.
   """
-  platforms, tell = check_platforms(platforms), progress or (lambda what, fraction: None)
+  platforms, tell = check_platforms(platforms, onnx), progress or (lambda what, fraction: None)
   if onnx:
     check_onnx()
-    platforms = ("cpu",)
   elif importlib.util.find_spec("flatbuffers") is None:
     raise ImportError("jax.export needs the package flatbuffers: pip install 'sam3-jax[export]'.")
   sizes = sizes or Sizes()
@@ -276,8 +275,12 @@ def export(
   return manifest
 
 
-def check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
-  """Each once; ValueError where there is none, or an unknown one."""
+def check_platforms(platforms: Sequence[str] | None, onnx: bool = False) -> tuple[str, ...]:
+  """Each once; ValueError where there is none, an unknown one, or any for ONNX."""
+  if onnx and platforms is not None:
+    raise ValueError(f"ONNX is for no platform; leave out platforms {','.join(platforms)!r}.")
+  if platforms is None:
+    return ("cpu",) if onnx else ("tpu", "cuda", "cpu")
   for platform in platforms:
     if platform not in PLATFORMS:
       raise ValueError(f"platform {platform!r} is not one of {', '.join(PLATFORMS)}.")

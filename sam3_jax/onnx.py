@@ -2,22 +2,28 @@
 
 Three things stand between it and this model. It replaces functions of jax.numpy while it traces,
 which Flax's scan does not survive: so JAX traces first, and jax2onnx sees primitives alone. It
-knows no choice by platform: a CPU's is made here. It cannot pad between values: that is reshaping.
+knows no choice by platform: a CPU's is made here. It cannot pad between values: maps are stacked.
 """
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array
 
-from sam3_jax.trees import flatten
+from sam3_jax.model import masks, neck
+from sam3_jax.ops import attention
+from sam3_jax.trees import flatten, nest
+from sam3_jax.visual import mask_decoder
 
-LAX_PAD = jax.lax.pad  # also while `_pad` stands in its place
+LOCK = threading.Lock()
 
 
 def check() -> None:
@@ -40,23 +46,17 @@ def write_onnx(path: Path, function: Any, params: Mapping[str, Any], inputs: Any
   from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
   flat = flatten(inputs)
-  leaves, tree = jax.tree.flatten(inputs)
-  named = {id(leaf): name.replace("/", ".") for name, leaf in flat.items()}
-  with (
-    mock.patch.object(jax.lax, "platform_dependent", _on_cpu),
-    mock.patch.object(jax.lax, "pad", _pad),
-  ):
-    jax.clear_caches()  # of what was traced without these
+  with _steps_it_knows():
     traced, shapes = jax.make_jaxpr(
-      lambda *arrays: function(params, jax.tree.unflatten(tree, arrays)), return_shape=True
-    )(*leaves)
-  jax.clear_caches()
+      lambda *arrays: function(params, nest(dict(zip(flat, arrays, strict=True)))),
+      return_shape=True,
+    )(*flat.values())
   run = jaxpr_as_fun(traced)
   to_onnx(
     lambda *arrays: tuple(run(*arrays)),
-    leaves,
+    list(flat.values()),
     model_name=path.stem,
-    input_names=[f"in.{named[id(leaf)]}" for leaf in leaves],
+    input_names=[f"in.{name.replace('/', '.')}" for name in flat],
     output_names=sorted(shapes),
     return_mode="file",
     output_path=str(path),
@@ -65,21 +65,28 @@ def write_onnx(path: Path, function: Any, params: Mapping[str, Any], inputs: Any
     file.chmod(0o644)  # large tensors come in a file beside, for the owner alone
 
 
-def _on_cpu(*operands: Any, default: Any = None, **branches: Any) -> Any:
-  return branches.get("cpu", default)(*operands)
+@contextlib.contextmanager
+def _steps_it_knows() -> Iterator[None]:
+  """Within, the model is traced from steps that jax2onnx has."""
+  # What another thread traces meanwhile takes these steps too.
+  with LOCK, contextlib.ExitStack() as stack:
+    stack.enter_context(mock.patch.object(attention, "platform_dependent", _on_cpu))
+    for module in (neck, masks, mask_decoder):
+      stack.enter_context(mock.patch.object(module, "interleaved", _interleaved))
+    jax.clear_caches()  # of what was traced before
+    try:
+      yield
+    finally:
+      jax.clear_caches()
 
 
-def _pad(x: Array, value: Any, config: Any) -> Array:
-  """`jax.lax.pad`, interior padding by a new axis."""
-  for axis, (low, high, between) in enumerate(config):
-    size = x.shape[axis]
-    if between:
-      x = x.reshape(*x.shape[: axis + 1], 1, *x.shape[axis + 1 :])
-      edges = [(0, between if at == axis + 1 else 0, 0) for at in range(x.ndim)]
-      x = LAX_PAD(x, value, edges)
-      x = x.reshape(*x.shape[:axis], size * (between + 1), *x.shape[axis + 2 :])
-    whole = low + size + max(0, size - 1) * between + high
-    after = max(0, whole - low - x.shape[axis])
-    x = LAX_PAD(x, value, [(low, after, 0) if at == axis else (0, 0, 0) for at in range(x.ndim)])
-    x = jax.lax.slice_in_dim(x, 0, whole, axis=axis)
-  return x
+def _on_cpu(*operands: Any, cpu: Any, default: Any) -> Any:
+  return cpu(*operands)
+
+
+def _interleaved(cells: list[list[Array]]) -> Array:
+  """`layers.interleaved` without padding between values."""
+  rows, height, width, channels = cells[0][0].shape
+  side = len(cells)
+  both = jnp.stack([jnp.stack(row, axis=3) for row in cells], axis=2)
+  return both.reshape(rows, height * side, width * side, channels)

@@ -25,8 +25,12 @@ def export(
     Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
   ],
   platforms: Annotated[
-    str, typer.Option(metavar="NAMES", help="Some of tpu, cuda, rocm and cpu, by commas.")
-  ] = "tpu,cuda,cpu",
+    str | None,
+    typer.Option(
+      metavar="NAMES",
+      help="Some of tpu, cuda, rocm and cpu, by commas; tpu,cuda,cpu, if left out.",
+    ),
+  ] = None,
   to: Annotated[
     Format, typer.Option(help="What to write; onnx has no platforms, and parameters inside.")
   ] = Format.stablehlo,
@@ -61,7 +65,10 @@ def export(
   from sam3_jax.export import export as run
   from sam3_jax.hub import find_checkpoint
 
-  names = check_platforms([name.strip() for name in platforms.split(",") if name.strip()])
+  names = None
+  if platforms is not None:
+    names = [name.strip() for name in platforms.split(",") if name.strip()]
+  check_platforms(names, to is Format.onnx)  # before a checkpoint is fetched
   folder = find_checkpoint(checkpoint)
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
     done = run(
