@@ -51,7 +51,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def ready(folder, model, monkeypatch) -> Path:
   """The folder, and the model loaded and compiled once for all tests."""
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda path, dtype: model)
+  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: model)
   return folder
 
 

@@ -220,7 +220,7 @@ def ready(tmp_path, monkeypatch, model):
   monkeypatch.chdir(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
   Image.fromarray(image).save("a.png")
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda path, dtype: model)
+  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: model)
   return tmp_path
 
 
@@ -318,7 +318,7 @@ def test_faulty_commands(ready, capsys, typed, message):
 
 def test_a_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
   bare = Sam3(model.config, tiny.parameters(), model.tokenizer, dtype="float32")
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda path, dtype: bare)
+  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: bare)
   for typed in (["--point", "1,1"], ["--everything"]):
     assert cli.main(["segment", "a.png", *typed]) == 2
     err = capsys.readouterr().err

@@ -101,7 +101,7 @@ def coco_folder(folder) -> Path:
 @pytest.fixture
 def ready(folder, model, monkeypatch) -> Path:
   """The folder, and the model loaded and compiled once for all tests."""
-  monkeypatch.setattr(run.Sam3, "from_checkpoint", lambda path, dtype: model)
+  monkeypatch.setattr(run.Sam3, "from_checkpoint", lambda *_, **__: model)
   return folder
 
 

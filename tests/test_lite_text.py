@@ -65,7 +65,7 @@ def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
 @MIXERS
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_numbers_are_those_of_transformers(bundles, mixers, mask_padding):
-  """The golden is what tests/reference/test_lite_text.py computes with transformers."""
+  """The golden is what tests/reference/test_transformers_lite.py computes with transformers."""
   text = encode(bundles / str(mixers), mask_padding)(lite.phrases())
   with np.load(GOLDENS / "lite_text.npz") as golden:
     want = golden[f"{'mixers' if mixers else 'plain'}/{'masked' if mask_padding else 'attended'}"]

@@ -18,11 +18,11 @@ ROWS = (
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},
   {"writer", "prompts", "results", "visualize"},
   {"visual"},
-  {"checkpoint", "compiling", "parallel"},
+  {"checkpoint", "compiling", "parallel", "onnx"},
   {"converters"},
   {"everything", "mend"},
   {"inference"},
-  {"hub", "segment", "phrases"},
+  {"hub", "segment", "phrases", "export"},
   {"evaluation", "batch"},
   {"training"},
   {"drawings"},  # imported by training as one of its own modules
@@ -78,6 +78,12 @@ def test_no_assert_and_no_print(file):
     assert not isinstance(node, ast.Assert), f"assert in line {node.lineno}"
     called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id
     assert called != "print" or MODULES[file] in ("cli", "commands"), f"print in line {node.lineno}"
+
+
+def test_test_files_have_names_of_their_own():
+  """pytest takes two files of one name in folders that are no packages for one module."""
+  names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+  assert sorted(names) == sorted(set(names))
 
 
 def test_import_stays_light():

@@ -1,6 +1,6 @@
 """Live parity of LiteText's text encoders with transformers; test_lite_text.py's golden.
 
-  SAM3_JAX_WRITE_GOLDENS=1 python -m pytest -m reference tests/reference/test_lite_text.py
+  SAM3_JAX_WRITE_GOLDENS=1 python -m pytest -m reference tests/reference/test_transformers_lite.py
 
 writes that golden anew.
 """
