@@ -45,6 +45,7 @@ def convert(
   config: Config | None = None,
   tokenizer: str | Path | None = None,
   verify: bool = True,
+  fingerprint: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> None:
   """Writes a checkpoint of ours from released weights.
@@ -59,12 +60,14 @@ def convert(
     tokenizer: a vocabulary (see `vocabulary.FORMS`) or tokenizer.model; None looks beside the
       weights.
     verify: read everything back and compare the checksums.
+    fingerprint: run the model too, and keep a few numbers of what it gave; see fingerprint.py.
     progress: is told what is being done, and which fraction of the whole was done before that.
 
   Raises:
     FileNotFoundError: the source, a shard or the vocabulary is not there.
     ValueError: the source is something else, is damaged, or does not fit its configuration, with
-      all faults in one line; or `out` is not empty or cannot be written. Nothing is left then.
+      all faults in one line; what the model computes is not finite; or `out` is not empty or
+      cannot be written. Nothing is left then.
   """
   check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
@@ -99,7 +102,17 @@ def convert(
       dropped=_describe_dropped(planned),
       source_tensors=planned.counts(),
       verify=verify,
+      run=functools.partial(_fingerprint, tell=tell) if fingerprint else None,
     )
+
+
+def _fingerprint(folder: Path, tell: Callable[[str, float], None]) -> None:
+  """Runs the checkpoint in a folder and keeps its fingerprint there."""
+  from sam3_jax import fingerprint
+  from sam3_jax.inference import Sam3
+
+  tell("running the model", 1.0)
+  fingerprint.write(fingerprint.compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
 
 
 def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> ModuleType:

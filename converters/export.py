@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ import numpy as np
 from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, Stored, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.trees import raise_faults
 from sam3_jax.writer import NewFolder
 
 from . import huggingface, keras_hub, meta
-from .engine import restore, skipped_name
+from .engine import plan, restore, skipped_name
 from .huggingface_config import write_config
 from .rules import Entry, Table
 from .safetensors import write_safetensors
+from .sources import open_weights
 from .torch_writer import write_torch
 from .unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
 from .vocabulary_files import entries as check_vocabulary
@@ -61,6 +63,7 @@ def export(
   out: str | Path,
   layout: str,
   *,
+  verify: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
   """Writes a folder that transformers or Meta's package loads, with nothing missing.
@@ -71,6 +74,7 @@ def export(
       huggingface: model.safetensors, config.json, the tokenizer and the image processor's settings;
       meta: sam3.pt and bpe_simple_vocab_16e6.txt.gz. Both: what was zero-filled, in export.json.
     layout: one of `TABLES`.
+    verify: read the file as `convert` does, and compare every tensor with the checkpoint's.
     progress: is told what is being done, and which fraction of the whole was done before that.
 
   Raises:
@@ -87,6 +91,8 @@ def export(
   with NewFolder(out) as folder, folder.under_its_name():
     folder.check_room(job.nbytes())
     write(folder.temporary / FILES[layout], job.listing, job.arrays())
+    if verify:
+      job.compare(folder.temporary / FILES[layout])
     if layout == "huggingface":
       _write_huggingface(folder.temporary, stored, job.memory_layers)
     else:
@@ -103,7 +109,7 @@ class _Job:
   def __init__(self, stored: Stored, layout: str, tell: Callable[[str, float], None]):
     self.stored, self.tell = stored, tell
     lite = isinstance(stored.config.text, LiteTextConfig)
-    table = huggingface.LITE if lite else TABLES[layout]
+    self.table = table = huggingface.LITE if lite else TABLES[layout]
     self.config = dataclasses.replace(stored.config, concept_points=layout == "meta")
     self.unread = stored.unread()
     self.unread = keras_hub.as_huggingface(self.unread) or self.unread
@@ -117,7 +123,8 @@ class _Job:
     parts = {DETECTOR, *(facts[name][0] for name in self.kept)}
     parts |= {NECK, TRACKER} if visual else set()
     self.items: dict[str, dict[str, Entry]] = {item: {} for item in stored.items}
-    shapes, self.zeros = expected_shapes(self.config, visual=visual), {}
+    self.shapes = shapes = expected_shapes(self.config, visual=visual)
+    self.zeros: dict[str, tuple[int, ...]] = {}
     self.listing: list[tuple[str, tuple[int, ...], str]] = []
     for name, entry in entries.items():
       path = entry.slots[0][0]
@@ -158,6 +165,38 @@ class _Job:
     yield from self.kept.values()
     yield from self.derived.values()
 
+  def compare(self, path: Path) -> None:
+    """Reads what was written as `convert` does; ValueError names the tensors whose bits are not the
+    checkpoint's."""
+    sources = open_weights(path)
+    plan(self.table, sources, self.shapes, self.config)
+    faults = [
+      f"{name} is {sources[name].dtype}, expected {dtype}"
+      for name, _, dtype in self.listing
+      if sources[name].dtype != dtype
+    ]
+
+    def check(name: str, found: Iterable[np.ndarray], wanted: Iterable[np.ndarray]) -> None:
+      if not all(map(_same_bits, found, wanted)):
+        faults.append(f"{name} is not what the checkpoint has")
+
+    for item, entries in self.items.items():
+      self.tell(f"comparing {item}", 1.0)
+      flat = self.stored.read(item)
+      for name, entry in entries.items():
+        array, head = sources[name].read(), entry.rule.skip
+        pieces = (flat[path][index] for path, index in entry.slots)
+        check(name, entry.rule.split(array, self.config), pieces)
+        if head:
+          kept = self.unread.get(skipped_name(name, entry.rule), np.zeros_like(array[:, :head]))
+          check(name, [array[:, :head]], [kept.astype(array.dtype)])
+      flat.clear()
+    for name, shape in self.zeros.items():
+      check(name, [sources[name].read()], [np.zeros(shape, jnp.dtype(self.dtype))])
+    for name, array in (*self.kept.items(), *self.derived.items()):
+      check(name, [sources[name].read()], [array])
+    raise_faults(faults, f"{path} was not written as it should be", "Write it again.")
+
   def _frequencies(self, item_of: Mapping[str, str]) -> dict[str, np.ndarray]:
     """The one tensor of visual prompts that Hugging Face's layout has twice, under its names."""
     if FREQUENCIES not in item_of:
@@ -188,6 +227,11 @@ class _Job:
       zero_filled=(*self.zeros, *(name for name in heads if name not in self.unread)),
       left_out=left_out,
     )
+
+
+def _same_bits(found: np.ndarray, wanted: np.ndarray) -> bool:
+  one, other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found, wanted))
+  return found.shape == wanted.shape and np.array_equal(one, other)
 
 
 def _layout_of(names: Mapping[str, Any]) -> str:

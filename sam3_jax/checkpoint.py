@@ -5,6 +5,7 @@
                     the part `visual`, the head for visual prompts, may be missing
   unread/           Orbax; tensors of the source that nothing reads, under the source's names
   tokenizer.model   SentencePiece
+  fingerprint.json  what its programs gave for a picture that never changes; may be missing
   manifest.json     each parameter's shape, dtype and checksum, and a seal that they fit the
                     configuration; where the source's tensors went
 
@@ -27,7 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sam3_jax.config import Config
+from sam3_jax import fingerprint
+from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
@@ -92,7 +95,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `inspect` says, without reading a parameter.
+  """What `inspect` says.
 
   Attributes:
     path: of the folder.
@@ -102,10 +105,14 @@ class Summary:
     parameters: their sum.
     dtype: as stored, `mixed` if there are several.
     stored_bytes: of all files.
+    memory: bytes that the parameters take, by the dtype that they are loaded in.
     source_tensors: for a converted checkpoint, tensors and parameters of the source that were read,
       kept unread and dropped: `{"read": {"tensors": .., "parameters": ..}, ..}`; otherwise empty.
     unread: reason, tensors and parameters of what the bundle keeps but the model does not read.
     dropped: likewise, of what the source had and the bundle has not.
+    cannot: what it cannot be used for, and why, a line each.
+    checks: what became of `checksums` and of the `fingerprint`, in words.
+    fingerprint: what was kept of a run of the model, if it was run; see fingerprint.py.
   """
 
   path: str
@@ -115,9 +122,13 @@ class Summary:
   parameters: int
   dtype: str
   stored_bytes: int
+  memory: dict[str, int]
   source_tensors: dict[str, dict[str, int]]
   unread: dict[str, dict[str, int]]
   dropped: dict[str, dict[str, int]]
+  cannot: list[str]
+  checks: dict[str, str]
+  fingerprint: Fingerprint | None
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values, ready for JSON."""
@@ -249,15 +260,17 @@ def verify(path: str | Path) -> None:
   _open_verified(path)
 
 
-def inspect(path: str | Path) -> Summary:
-  """Says what a checkpoint holds; raises as `load` does, but reads no parameter."""
-  path, info, manifest, config = _open(path)
+def inspect(path: str | Path, *, verify: bool = False) -> Summary:
+  """Says what a checkpoint holds; raises as `load` does, but reads no parameter unless `verify`
+  has all checksums compared."""
+  path, info, manifest, config = (_open_verified if verify else _open)(path)
   parameters = manifest["parameters"]
   parts: dict[str, int] = {}
   for name, entry in parameters.items():
     part = name.partition("/")[0]
     parts[part] = parts.get(part, 0) + math.prod(entry["shape"])
   dtypes = {entry["dtype"] for entry in parameters.values()}
+  kept, tensors = fingerprint.read(path), len(parameters) + len(manifest["unread"])
   return Summary(
     path=str(path),
     config=config,
@@ -266,9 +279,16 @@ def inspect(path: str | Path) -> Summary:
     parameters=sum(parts.values()),
     dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
     stored_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    memory={dtype: sum(parts.values()) * jnp.dtype(dtype).itemsize for dtype in DTYPES},
     source_tensors=manifest["source_tensors"],
     unread=_by_reason(manifest["unread"]),
     dropped=_by_reason(manifest["dropped"]),
+    cannot=_cannot(config, visual=VISUAL in parts),
+    checks={
+      "checksums": f"those of all {tensors:,} tensors are right" if verify else "not compared",
+      "fingerprint": "not compared" if kept else "none",
+    },
+    fingerprint=kept,
   )
 
 
@@ -368,6 +388,20 @@ def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Confi
   ]
   raise_faults(faults, f"{path} does not fit the model")
   return path, info, manifest, config
+
+
+def _cannot(config: Config, *, visual: bool) -> list[str]:
+  lines = []
+  if not visual:
+    lines.append("visual prompts: it has no head for points, boxes and masks")
+  if not config.concept_points:
+    lines.append("concept points: its geometry encoder takes boxes alone")
+  if config.trunk.stem:
+    lines.append("convert --to: no other program has its convolutional stem")
+  elif isinstance(config.text, LiteTextConfig):
+    target = "" if visual else " meta"
+    lines.append(f"convert --to{target}: no program of that layout has its text encoder")
+  return lines
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -122,6 +122,7 @@ class Writer(NewFolder):
     dropped: Mapping[str, Mapping[str, Any]] | None = None,
     source_tensors: Mapping[str, Any] | None = None,
     verify: bool = False,
+    run: Callable[[Path], None] | None = None,
   ) -> None:
     """Writes what is left and makes the checkpoint appear.
 
@@ -134,6 +135,7 @@ class Writer(NewFolder):
       dropped: shape, dtype and reason of the source's tensors that are not kept.
       source_tensors: see `Summary`.
       verify: read everything back and compare the checksums before that.
+      run: tries the complete checkpoint before it appears, and may put a file into it.
     """
     if self._rest:
       self._save(REST, self._rest)
@@ -169,6 +171,8 @@ class Writer(NewFolder):
       _write_json(self.temporary / "manifest.json", manifest)
       if verify:
         compare_checksums(self.temporary, manifest)
+      if run:
+        run(self.temporary)
       self.appear()
 
   def _save(self, item: str, tree: dict[str, Any]) -> None:

@@ -157,7 +157,15 @@ def test_inspect_counts(saved):
   assert summary.stored_bytes > 4 * summary.parameters
   assert (summary.config, summary.info, summary.dtype) == (CONFIG, INFO, "float32")
   assert summary.unread == {"kept from the source": {"tensors": 2, "parameters": 7}}
+  count = summary.parameters
+  assert summary.memory == {"float32": 4 * count, "bfloat16": 2 * count}
+  assert summary.cannot == ["visual prompts: it has no head for points, boxes and masks"]
+  assert summary.checks == {"checksums": "not compared", "fingerprint": "none"}
+  assert summary.fingerprint is None
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
+  tensors = len(flatten(parameters())) + len(UNREAD)
+  checks = checkpoint.inspect(saved, verify=True).checks
+  assert checks["checksums"] == f"those of all {tensors} tensors are right"
 
 
 # --- what cannot be loaded

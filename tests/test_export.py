@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import gzip
 import json
+import re
 import zipfile
 
 import jax
@@ -60,7 +61,7 @@ def assert_arrays(got, want):
 
 
 def test_meta_to_meta_is_the_source(bundles, tmp_path):
-  done = export(bundles / "meta", tmp_path / "out", "meta")
+  done = export(bundles / "meta", tmp_path / "out", "meta", verify=True)
   assert_arrays(read(tmp_path / "out", "meta"), layout("meta") | meta.rope_tables(CONFIG))
   assert done.zero_filled == ()
   assert done.left_out == {}
@@ -70,7 +71,7 @@ def test_meta_to_meta_is_the_source(bundles, tmp_path):
 
 
 def test_hugging_face_to_hugging_face_is_the_source(bundles, tmp_path):
-  done = export(bundles / "hub", tmp_path / "out", "huggingface")
+  done = export(bundles / "hub", tmp_path / "out", "huggingface", verify=True)
   assert_arrays(read(tmp_path / "out", "huggingface"), layout("hub"))
   assert_arrays(load_file(tmp_path / "out" / "model.safetensors"), layout("hub"))
   assert (done.zero_filled, done.left_out) == ((), {})
@@ -97,7 +98,7 @@ def test_from_meta_to_hugging_face(bundles, tmp_path):
 
 
 def test_from_hugging_face_to_meta(bundles, tmp_path):
-  done = export(bundles / "hub", tmp_path / "out", "meta")
+  done = export(bundles / "hub", tmp_path / "out", "meta", verify=True)
   got = read(tmp_path / "out", "meta")
   want = layout("meta") | meta.rope_tables(CONFIG)
   zero = {name for name in want if name.startswith(POINTS)}
@@ -112,7 +113,7 @@ def test_from_hugging_face_to_meta(bundles, tmp_path):
 
 
 def test_a_checkpoint_without_a_tracker(bundles, tmp_path):
-  done = export(bundles / "detector", tmp_path / "hf", "huggingface")
+  done = export(bundles / "detector", tmp_path / "hf", "huggingface", verify=True)
   assert set(done.left_out) == {"tracker", "neck of the tracker"}
   want = {f"detector_model.{name}": array for name, array in layout("detector").items()}
   assert_arrays(read(tmp_path / "hf", "huggingface"), want)
@@ -148,7 +149,7 @@ def test_a_fine_tuned_model(tmp_path):
   """Saved without `unread`, as nothing read it: all of the detector is there, some of it zero."""
   params = jax.tree.map(lambda x: (x * 1.5).astype(jnp.bfloat16), parameters())
   checkpoint.save(tmp_path / "tuned", params, CONFIG, TOKENIZER.read_bytes())
-  done = export(tmp_path / "tuned", tmp_path / "out", "meta")
+  done = export(tmp_path / "tuned", tmp_path / "out", "meta", verify=True)
   got = read(tmp_path / "out", "meta")
   want = meta_weights()
   assert got.keys() == {n for n in want if "sam2_convs" not in n} | meta.rope_tables(CONFIG).keys()
@@ -229,6 +230,43 @@ def test_a_damaged_checkpoint_is_not_written_elsewhere(bundles, tmp_path):
   manifest["parameters"]["trunk/norm_pre/scale"]["sha256"] = "0" * 64
   (damaged / "manifest.json").write_text(json.dumps(manifest))
   refused(tmp_path, damaged, "trunk/norm_pre/scale differs from its checksum")
+
+
+SPOILT = {
+  "huggingface": (
+    "detector_model.detr_decoder.presence_token.weight",  # read
+    "tracker_model.memory_encoder.projection.bias",  # kept
+  ),
+  "meta": (
+    "detector.transformer.decoder.presence_token.weight",
+    CLASS_ROW,  # its first row is kept, the others are read
+    "detector.geometry_encoder.points_direct_project.bias",  # zero
+    "detector.backbone.vision_backbone.trunk.blocks.0.attn.freqs_cis",  # computed anew
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  ("kind", "name"), [(kind, name) for kind, names in SPOILT.items() for name in names]
+)
+def test_a_file_that_holds_something_else_is_found(bundles, tmp_path, monkeypatch, kind, name):
+  """One bit of the tensor's first number, flipped on its way into the file."""
+  write = {"huggingface": write_safetensors, "meta": write_torch}[kind]
+
+  def spoil(path, listing, arrays):
+    def flipped(entry, array):
+      array = np.array(array, order="C")
+      array.reshape(-1).view(np.uint8)[0] ^= entry[0] == name
+      return array
+
+    write(path, listing, map(flipped, listing, arrays))
+
+  monkeypatch.setattr(f"sam3_jax.converters.export.{write.__name__}", spoil)
+  export(bundles / "hub", tmp_path / "unseen", kind)
+  with pytest.raises(ValueError, match=rf"1 fault: {re.escape(name)} ") as caught:
+    export(bundles / "hub", tmp_path / "out", kind, verify=True)
+  assert "\n" not in str(caught.value)
+  assert not (tmp_path / "out").exists()
 
 
 # --- the writers by themselves

@@ -47,7 +47,7 @@ def encode(folder, mask_padding):
 def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
   bundle = checkpoint.load(bundles / str(mixers), verify=True)
   assert bundle.config == lite.config(mixers)
-  done = export(bundles / str(mixers), tmp_path / "out", "huggingface")
+  done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
   got = load_file(tmp_path / "out" / "model.safetensors")
   want = {f"detector_model.{n}": x for n, x in lite.weights_of_all(mixers).items()}
   assert got.keys() == want.keys()
@@ -116,3 +116,5 @@ def test_refusals(bundles, tmp_path):
 def test_inspect(bundles):
   result = CliRunner().invoke(app, ["inspect", str(bundles / "True")])
   assert "LiteText's, 1 layers of width 32, 16 tokens" in result.output
+  cannot = checkpoint.inspect(bundles / "True").cannot
+  assert "convert --to meta: no program of that layout has its text encoder" in cannot

@@ -1,5 +1,6 @@
 """`sam3-jax convert` and `inspect`."""
 
+import dataclasses
 import enum
 import json
 from pathlib import Path
@@ -17,6 +18,10 @@ from sam3_jax.terminal import progress, say
 if TYPE_CHECKING:
   from sam3_jax.checkpoint import Summary
   from sam3_jax.config import LiteTextConfig, TextConfig
+  from sam3_jax.fingerprint import Fingerprint
+
+
+HINTS = {"none": "; `sam3-jax convert --verify` keeps one", "not compared": "; --verify does"}
 
 
 class Format(enum.StrEnum):
@@ -63,15 +68,21 @@ def convert(
     typer.Option(metavar="FILE", help="CLIP's vocabulary, if it is not beside the weights."),
   ] = None,
   verify: Annotated[
-    bool, typer.Option(metavar="", help="Read everything back and compare checksums.")
-  ] = True,
+    bool,
+    typer.Option(
+      "--verify",
+      metavar="",
+      help="Run the model once and keep a fingerprint of what it gave, for `inspect --verify`; "
+      "with --to, read the file back and compare every tensor. Checksums are always compared.",
+    ),
+  ] = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
-    _export(source, out, to.value, quiet)
+    _export(source, out, to.value, verify, quiet)
     return
 
   from sam3_jax.checkpoint import inspect
@@ -89,22 +100,24 @@ def convert(
       format=format.value,
       dtype=dtype.value,
       tokenizer=tokenizer,
-      verify=verify,
+      fingerprint=verify,
       progress=step,
     )
   summary = inspect(out)
   say(Console(quiet=quiet), f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
 
 
-def _export(checkpoint: str, out: Path, layout: str, quiet: bool) -> None:
+def _export(checkpoint: str, out: Path, layout: str, verify: bool, quiet: bool) -> None:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
   from sam3_jax.hub import find_checkpoint
 
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
-    done = export(find_checkpoint(checkpoint), out, layout, progress=step)
+    done = export(find_checkpoint(checkpoint), out, layout, verify=verify, progress=step)
   console = Console(quiet=quiet)
   say(console, f"{out / done.file}: {done.tensors:,} tensors, {done.parameters:,} parameters")
+  if verify:
+    say(console, f"read back: all {done.tensors:,} tensors are bit-equal to the checkpoint's")
   for name in done.zero_filled:
     say(console, f"zero, as the checkpoint has none: {name}")
   for name, why in done.left_out.items():
@@ -115,11 +128,19 @@ def inspect(
   checkpoint: Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="Folder or name of a checkpoint.")
   ],
+  verify: Annotated[
+    bool,
+    typer.Option(
+      "--verify",
+      metavar="",
+      help="Compare all checksums; run the model on the CPU and compare its fingerprint.",
+    ),
+  ] = False,
   as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Say what a checkpoint holds, without reading its parameters.
+  """Say what a checkpoint holds, without reading its parameters unless told to verify them.
 
   With --quiet the exit status alone says whether it is a checkpoint.
   """
@@ -128,13 +149,29 @@ def inspect(
   from sam3_jax.checkpoint import inspect
   from sam3_jax.hub import find_checkpoint
 
-  summary = inspect(find_checkpoint(checkpoint))
+  summary = inspect(find_checkpoint(checkpoint), verify=verify)
+  if verify and summary.fingerprint:
+    summary = _compare_fingerprint(summary, summary.fingerprint)
   if quiet:
     return
   if as_json:
     print(json.dumps(summary.to_dict(), indent=2))
   else:
     Console().print(_describe(summary))
+
+
+def _compare_fingerprint(summary: "Summary", kept: "Fingerprint") -> "Summary":
+  """Runs the model; the summary with what came of it."""
+  from sam3_jax import fingerprint
+  from sam3_jax.inference import Sam3
+
+  model = Sam3.from_checkpoint(summary.path, dtype=kept.dtype)
+  try:
+    off = fingerprint.compare(fingerprint.compute(model), kept)
+  except ValueError as error:
+    raise ValueError(f"{summary.path}: {error}") from error
+  line = f"equal within {off:.1e}, {fingerprint.TOLERANCES[kept.dtype]:.0e} allowed"
+  return dataclasses.replace(summary, checks=summary.checks | {"fingerprint": line})
 
 
 def _describe_text(text: "TextConfig | LiteTextConfig") -> str:
@@ -161,8 +198,10 @@ def _describe(summary: "Summary") -> Table:
     "picture": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
     "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
     "text encoder": _describe_text(config.text),
-    "concept points": "yes" if config.concept_points else "no",
     "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
+    "in memory": "parameters of "
+    + ", ".join(f"{n / 1e6:,.1f} MB in {dtype}" for dtype, n in summary.memory.items()),
+    **{name: f"{state}{HINTS.get(state, '')}" for name, state in summary.checks.items()},
   }
   for name, sums in summary.source_tensors.items():
     rows[f"source, {name}"] = f"{sums['tensors']:,} tensors, {sums['parameters']:,} parameters"
@@ -172,6 +211,8 @@ def _describe(summary: "Summary") -> Table:
       rows[kind] = f"{rows[kind]}\n{line}" if kind in rows else line
   if lacks := info.get("lacks"):
     rows["lacks"] = "\n".join(lacks)
+  if summary.cannot:
+    rows["cannot"] = "\n".join(summary.cannot)
   table = Table(show_header=False)
   table.add_column()
   table.add_column(overflow="fold")

@@ -1,0 +1,171 @@
+"""What a checkpoint's programs gave, kept by `convert` and compared by `inspect`, with --verify."""
+
+import copy
+import dataclasses
+import json
+import math
+import shutil
+
+import layouts
+import pytest
+import toy
+from support import quick
+
+from sam3_jax import checkpoint, cli, fingerprint
+from sam3_jax.fingerprint import TOLERANCES, Fingerprint, compare, compute
+from sam3_jax.inference import Sam3
+
+RESULTS = 12  # without a head for visual prompts, which has 3 more
+
+
+@pytest.fixture(scope="module")
+def loads():
+  """Has `Sam3.from_checkpoint` compile quickly, and once for all models of a configuration."""
+  load, first = Sam3.from_checkpoint, {}
+
+  def again(*args, **kwargs):
+    model = load(*args, **kwargs)
+    key = model.config, model.dtype
+    if key not in first:
+      first[key] = quick(model)
+    same = copy.copy(first[key])
+    same.params, same._load_unread = model.params, model._load_unread
+    return same
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Sam3, "from_checkpoint", again)
+    yield
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory, loads):
+  """The toy model with a head for visual prompts, and its fingerprint."""
+  folder = toy.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
+  fingerprint.write(compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
+  return folder
+
+
+@pytest.fixture
+def copied(bundle, tmp_path):
+  return shutil.copytree(bundle, tmp_path / "toy")
+
+
+def kept(folder) -> Fingerprint:
+  found = fingerprint.read(folder)
+  assert found is not None
+  return found
+
+
+def inspect(capsys, folder, *options):
+  status = cli.main(["inspect", str(folder), "--json", *options])
+  out, err = capsys.readouterr()
+  assert err.count("\n") == (status != 0)
+  return json.loads(out) if status == 0 else err
+
+
+def test_every_program_is_run(bundle, tmp_path):
+  found = kept(bundle)
+  assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
+  without = compute(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
+  assert len(without.numbers) == RESULTS
+  assert {name: found.numbers[name] for name in without.numbers} == without.numbers
+
+
+def test_bfloat16_is_within_its_tolerance(bundle):
+  found = compute(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
+  assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
+
+
+def test_a_bundle_is_compared(bundle, capsys):
+  before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+  assert inspect(capsys, bundle)["checks"] == dict.fromkeys(
+    ("checksums", "fingerprint"), "not compared"
+  )
+  summary = inspect(capsys, bundle, "--verify")
+  tensors = len(toy.parameters() | toy.visual_parameters())
+  assert summary["checks"] == {
+    "checksums": f"those of all {tensors} tensors are right",
+    "fingerprint": "equal within 0.0e+00, 1e-04 allowed",
+  }
+  assert summary["fingerprint"] == dataclasses.asdict(kept(bundle))
+  assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+
+def test_other_parameters_have_no_fingerprint_and_not_this_one(bundle, tmp_path, capsys):
+  model = Sam3.from_checkpoint(bundle, dtype="float32")
+  table = model.params["decoder"]["query_embedding"]
+  model.params = model.params | {
+    "decoder": model.params["decoder"] | {"query_embedding": 1.1 * table}
+  }
+  model.save(tmp_path / "changed")
+  assert inspect(capsys, tmp_path / "changed", "--verify")["checks"]["fingerprint"] == "none"
+  shutil.copy(bundle / fingerprint.FILE, tmp_path / "changed")
+  line = inspect(capsys, tmp_path / "changed", "--verify")
+  assert "of 'decode " in line
+  assert "but the fingerprint has" in line
+
+
+def test_what_is_not_finite_is_named(bundle):
+  model = Sam3.from_checkpoint(bundle, dtype="float32")
+  trunk = model.params["trunk"]
+  trunk = trunk | {"position": trunk["position"] * float("inf")}
+  model.params = model.params | {"trunk": trunk}
+  with pytest.raises(ValueError, match="encode picture: coarse is not finite"):
+    compute(model)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda found: found | {"recipe": 9}, "recipe 9, this version of sam3-jax has recipe 1"),
+    (lambda found: found | {"dtype": "int8"}, "is damaged"),
+    (lambda found: found | {"numbers": {"a": [1.0]}}, "is damaged"),
+    (lambda found: found | {"numbers": [1.0]}, "is damaged"),
+    (lambda found: found | {"numbers": {"a": [math.nan] * 3}}, "is damaged"),
+    (lambda found: found | {"numbers": {"a": [1.0, 2.0, 3.0]}}, "only one of them has"),
+    (lambda found: {}, "is damaged"),
+  ],
+)
+def test_a_fingerprint_of_another_kind(copied, bundle, change, message):
+  found = json.loads((copied / fingerprint.FILE).read_text())
+  (copied / fingerprint.FILE).write_text(json.dumps(change(found)))
+  with pytest.raises(ValueError, match=message) as caught:
+    compare(kept(bundle), kept(copied))
+  assert "\n" not in str(caught.value)
+  checkpoint.load(copied, verify=True)
+
+
+def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
+  (copied / fingerprint.FILE).unlink()
+  assert inspect(capsys, copied, "--verify")["checks"]["fingerprint"] == "none"
+  manifest = json.loads((copied / "manifest.json").read_text())
+  manifest["parameters"]["trunk/position"]["sha256"] = "0" * 64
+  (copied / "manifest.json").write_text(json.dumps(manifest))
+  assert "trunk/position differs" in inspect(capsys, copied, "--verify")
+  assert inspect(capsys, copied)["checks"]["checksums"] == "not compared"
+
+
+def test_convert_keeps_one(tmp_path, loads, capsys):
+  layouts.write_folder(tmp_path / "source", layouts.layout("detector"))
+  typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
+  assert cli.main(["convert", *map(str, typed)]) == 0
+  assert len(kept(tmp_path / "new").numbers) == RESULTS
+  capsys.readouterr()
+  summary = inspect(capsys, tmp_path / "new", "--verify")
+  assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
+  typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]
+  assert cli.main([*typed, "--verify"]) == 0
+  assert "tensors are bit-equal to the checkpoint's" in capsys.readouterr().out
+  assert not (tmp_path / "out" / fingerprint.FILE).exists()
+
+
+def test_convert_refuses_a_model_that_computes_nothing(tmp_path, loads, capsys):
+  """Finite parameters, with which the trunk overflows."""
+  arrays = dict(layouts.layout("detector"))
+  name = "vision_encoder.backbone.layer_norm.weight"
+  arrays[name] = arrays[name] * 0 + 3e38
+  layouts.write_folder(tmp_path / "source", arrays)
+  typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
+  assert cli.main(["convert", *map(str, typed)]) == 2
+  assert "encode picture: coarse is not finite" in capsys.readouterr().err
+  assert [path.name for path in tmp_path.iterdir()] == ["source"]
