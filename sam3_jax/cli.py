@@ -22,6 +22,7 @@ from sam3_jax.commands import (
   checkpoints,
   compile,
   evaluate,
+  export,
   segment,
   train,
 )
@@ -46,6 +47,7 @@ for command in (
   segment.segment,
   batch.batch,
   checkpoints.convert,
+  export.export,
   evaluate.evaluate,
   checkpoints.inspect,
   train.scenes,

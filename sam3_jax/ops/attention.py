@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.lax import platform_dependent
 from jaxtyping import Array, Bool, Float, Key
 
 
@@ -70,7 +71,7 @@ def attention(
   on_cpu, elsewhere = (
     functools.partial(_walk, plan=plan, causal=causal, dropout=dropout) for plan in plans
   )
-  out = jax.lax.platform_dependent(operands, cpu=on_cpu, default=elsewhere)
+  out = platform_dependent(operands, cpu=on_cpu, default=elsewhere)
   return out.reshape(rows, heads, queries, channels).swapaxes(1, 2)
 
 

@@ -1,0 +1,92 @@
+"""The exported programs as ONNX files, by jax2onnx.
+
+Three things stand between it and this model. It replaces functions of jax.numpy while it traces,
+which Flax's scan does not survive: so JAX traces first, and jax2onnx sees primitives alone. It
+knows no choice by platform: a CPU's is made here. It cannot pad between values: maps are stacked.
+"""
+
+import contextlib
+import importlib.util
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array
+
+from sam3_jax.model import masks, neck
+from sam3_jax.ops import attention
+from sam3_jax.trees import flatten, nest
+from sam3_jax.visual import mask_decoder
+
+LOCK = threading.Lock()
+
+
+def check() -> None:
+  """Raises ImportError where jax2onnx is missing."""
+  if importlib.util.find_spec("jax2onnx") is None:
+    raise ImportError(
+      "ONNX needs jax2onnx, which asks for an older Orbax than this package: pip install "
+      "'sam3-jax[onnx]', then pip install --no-deps jax2onnx."
+    )
+
+
+def write_onnx(path: Path, function: Any, params: Mapping[str, Any], inputs: Any) -> None:
+  """Writes one program, parameters inside; its inputs and outputs are called by their paths.
+
+  Args:
+    path: of the file.
+    function, inputs: as `export.functions` has them.
+    params: arrays, by path.
+  """
+  from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
+
+  flat = flatten(inputs)
+  with _steps_it_knows():
+    traced, shapes = jax.make_jaxpr(
+      lambda *arrays: function(params, nest(dict(zip(flat, arrays, strict=True)))),
+      return_shape=True,
+    )(*flat.values())
+  run = jaxpr_as_fun(traced)
+  to_onnx(
+    lambda *arrays: tuple(run(*arrays)),
+    list(flat.values()),
+    model_name=path.stem,
+    input_names=[f"in.{name.replace('/', '.')}" for name in flat],
+    output_names=sorted(shapes),
+    return_mode="file",
+    output_path=str(path),
+  )
+  for file in path.parent.glob(f"{path.name}*"):
+    file.chmod(0o644)  # large tensors come in a file beside, for the owner alone
+
+
+@contextlib.contextmanager
+def _steps_it_knows() -> Iterator[None]:
+  """Within, the model is traced from steps that jax2onnx has."""
+  # What another thread traces meanwhile takes these steps too.
+  with LOCK, contextlib.ExitStack() as stack:
+    stack.enter_context(mock.patch.object(attention, "platform_dependent", _on_cpu))
+    for module in (neck, masks, mask_decoder):
+      stack.enter_context(mock.patch.object(module, "interleaved", _interleaved))
+    jax.clear_caches()  # of what was traced before
+    try:
+      yield
+    finally:
+      jax.clear_caches()
+
+
+def _on_cpu(*operands: Any, cpu: Any, default: Any) -> Any:
+  return cpu(*operands)
+
+
+def _interleaved(cells: list[list[Array]]) -> Array:
+  """`layers.interleaved` without padding between values."""
+  rows, height, width, channels = cells[0][0].shape
+  side = len(cells)
+  both = jnp.stack([jnp.stack(row, axis=3) for row in cells], axis=2)
+  return both.reshape(rows, height * side, width * side, channels)
