@@ -21,7 +21,6 @@ from jaxtyping import Array
 from sam3_jax.model import masks, neck
 from sam3_jax.ops import attention
 from sam3_jax.trees import flatten, nest
-from sam3_jax.visual import mask_decoder
 
 LOCK = threading.Lock()
 
@@ -71,7 +70,7 @@ def _steps_it_knows() -> Iterator[None]:
   # What another thread traces meanwhile takes these steps too.
   with LOCK, contextlib.ExitStack() as stack:
     stack.enter_context(mock.patch.object(attention, "platform_dependent", _on_cpu))
-    for module in (neck, masks, mask_decoder):
+    for module in (neck, masks):
       stack.enter_context(mock.patch.object(module, "interleaved", _interleaved))
     jax.clear_caches()  # of what was traced before
     try:

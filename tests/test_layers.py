@@ -8,7 +8,7 @@ import pytest
 from scipy.special import erf
 from support import assert_close, normal
 
-from sam3_jax.model.layers import Attention, Mlp, gelu, interleaved, layer_norm
+from sam3_jax.model.layers import Attention, Mlp, gelu, layer_norm
 from sam3_jax.model.neck import Double
 
 
@@ -59,7 +59,7 @@ def test_double():
   for y, x_, i, j in np.ndindex(3, 4, 2, 2):
     want[:, 2 * y + i, 2 * x_ + j] = np.float64(x[:, y, x_]) @ np.float64(kernel[i, j]) + bias
   assert_close(
-    interleaved(Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x)), want, rel=6e-7
+    Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x), want, rel=6e-7
   )  # 6.7e-8
 
 

@@ -1,15 +1,47 @@
 """The neck: maps at 4, 2 and 1 times the trunk's resolution (ViTDet's simple feature pyramid, Li et
 al. 2022, arXiv:2203.16527, without its norms).
 
-Meta's checkpoint has a fourth level at half the resolution that nothing reads; it is not built.
+Layers with nothing but sums between them are computed as one, see `Linear`. Meta's checkpoint has a
+fourth level at half the resolution that nothing reads; it is not built.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sam3_jax.model.layers import conv, gelu, interleaved
+from sam3_jax.model.layers import gelu, interleaved
+
+
+class Linear(NamedTuple):
+  """What a linear layer does to the channels of a cell: a kernel of one or several places, and a
+  bias."""
+
+  kernel: Float[Array, "*places C C2"]
+  bias: Float[Array, " C2"]
+
+  def then(self, after: "Linear | None") -> "Linear":
+    """Both layers as one; that after this one has the place (0, 0) only. With None, this one."""
+    if after is None:
+      return self
+    kernel, bias, project, shift = (x.astype(jnp.float32) for x in (*self, *after))
+    return Linear(kernel @ project[0, 0], bias @ project[0, 0] + shift)  # rounded once, when used
+
+
+class Parameters(nn.Module):
+  """Of a linear layer with so many places; for a caller that knows what is around it."""
+
+  places: tuple[int, int]
+  width: int
+
+  @nn.compact
+  def __call__(self, channels: int) -> Linear:
+    shape = *self.places, channels, self.width
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    return Linear(kernel, self.param("bias", nn.initializers.zeros, (self.width,)))
 
 
 class Neck(nn.Module):
@@ -19,11 +51,14 @@ class Neck(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> tuple[Array, Array, Array]:
-    """Maps [B, 4H, 4W, D], [B, 2H, 2W, D] and [B, H, W, D]."""
+  def __call__(
+    self, x: Float[Array, "B H W C"], after: tuple[Linear | None, ...] = (None,) * 3
+  ) -> tuple[Array, Array, Array]:
+    """Maps [B, 4H, 4W, D], [B, 2H, 2W, D] and [B, H, W, D]; or what the layers `after` each of them
+    make of it."""
     fine, middle, coarse = (
-      Level(doublings, self.width, self.dtype, name=f"level{i}")(x)
-      for i, doublings in enumerate((2, 1, 0))
+      Level(2 - i, self.width, self.dtype, name=f"level{i}")(x, layer)
+      for i, layer in enumerate(after)
     )
     return fine, middle, coarse
 
@@ -36,16 +71,21 @@ class Level(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 D"]:
-    cells = [[x]]
+  def __call__(
+    self, x: Float[Array, "B H W C"], after: Linear | None = None
+  ) -> Float[Array, "B H2 W2 D"]:
+    x = x.astype(self.dtype)
+    channels = x.shape[-1] >> self.doublings
+    project = Parameters((1, 1), self.width, name="project")(channels)
+    smooth = Parameters((3, 3), self.width, name="smooth")(self.width).then(after)
+    if not self.doublings:
+      return convolved(product(x, project, (0, 0)), smooth)
     for i in range(1, self.doublings + 1):
-      x = interleaved(cells)
-      x = gelu(x) if i > 1 else x
-      cells = Double(x.shape[-1] // 2, self.dtype, name=f"up{i}")(x)
-    # Before the cells are put together: that is how the TPU's compiler moves least.
-    project = Pointwise(self.width, self.dtype, name="project")
-    cells = [[project(cell) for cell in row] for row in cells]
-    return conv(self.width, 3, self.dtype, "smooth")(interleaved(cells))
+      up = Parameters((2, 2), x.shape[-1] // 2, name=f"up{i}")(x.shape[-1])
+      last = i == self.doublings
+      x = doubled(x, up.then(project if last else None))
+      x = x if last else gelu(x)
+    return convolved(x, smooth)
 
 
 class Double(nn.Module):
@@ -55,29 +95,30 @@ class Double(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> list[list[Float[Array, "B H W C2"]]]:
-    """The cells at each of the 2 x 2 places, row by row."""
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
     shape = 2, 2, x.shape[-1], self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    x = x.astype(self.dtype)
-    return [[_product(x, kernel[i, j], bias) for j in (0, 1)] for i in (0, 1)]
+    return doubled(x.astype(self.dtype), Linear(kernel, bias))
 
 
-class Pointwise(nn.Module):
-  """A 1 x 1 convolution as the product that it is."""
-
-  width: int
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C2"]:
-    shape = 1, 1, x.shape[-1], self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(self.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    return _product(x.astype(self.dtype), kernel[0, 0], bias)
+def doubled(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H2 W2 C2"]:
+  """Each cell as 2 x 2 cells, by the layer's 2 x 2 places."""
+  return interleaved([[product(x, layer, (i, j)) for j in (0, 1)] for i in (0, 1)])
 
 
-def _product(x: Array, kernel: Float[Array, "C C2"], bias: Float[Array, " C2"]) -> Array:
+def product(
+  x: Float[Array, "B H W C"], layer: Linear, place: tuple[int, int]
+) -> Float[Array, "B H W C2"]:
+  """Each cell by one place of the layer's kernel."""
+  kernel = layer.kernel[place].astype(x.dtype)
   y = jnp.einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
-  return (y + bias).astype(x.dtype)
+  return (y + layer.bias).astype(x.dtype)
+
+
+def convolved(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H W C2"]:
+  """Convolution by the layer's 3 x 3 places; zeros around the map, whose size stays."""
+  y = jax.lax.conv_general_dilated(
+    x, layer.kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  return y + layer.bias.astype(x.dtype)

@@ -11,8 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import conv
-from sam3_jax.model.neck import Neck
+from sam3_jax.model.neck import Neck, Parameters
 from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
 from sam3_jax.visual.mask_decoder import MASKS, MaskDecoder
 from sam3_jax.visual.prompt_encoder import PromptEncoder
@@ -38,16 +37,16 @@ class VisualHead(nn.Module):
   def setup(self):
     width = self.config.width
     self.neck = Neck(width, self.dtype)
-    self.fine_project = conv(width // 8, 1, self.dtype, None)
-    self.middle_project = conv(width // 4, 1, self.dtype, None)
+    self.fine_project, self.middle_project = (Parameters((1, 1), width // n) for n in (8, 4))
     self.no_memory = self.param("no_memory", nn.initializers.normal(0.02), (1, 1, width))
     self.prompt = PromptEncoder(width, self.config.image_size, self.dtype)
     self.decoder = MaskDecoder(width, self.dtype)
 
   def encode(self, features: Float[Array, "B H W C"]) -> VisualEmbedding:
     """The trunk's map, as visual prompts need it."""
-    fine, middle, coarse = self.neck(features)
-    return VisualEmbedding(self.fine_project(fine), self.middle_project(middle), coarse)
+    width = self.config.width
+    projections = self.fine_project(width), self.middle_project(width), None
+    return VisualEmbedding(*self.neck(features, projections))
 
   def predict(self, embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
     """All masks of each prompt, with their quality.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from sam3_jax.model.layers import Mlp, gelu, interleaved, layer_norm
+from sam3_jax.model.layers import Mlp, gelu, layer_norm
 from sam3_jax.model.neck import Double
 from sam3_jax.types import VisualPredictions
 from sam3_jax.visual.two_way import TwoWayTransformer
@@ -49,9 +49,9 @@ class MaskDecoder(nn.Module):
 
     middle, fine = levels
     x = cells.reshape(prompts, *image.shape[1:])
-    x = interleaved(Double(width // 4, self.dtype, name="up1")(x)) + middle
+    x = Double(width // 4, self.dtype, name="up1")(x) + middle
     x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name="up_norm")(x))
-    x = gelu(interleaved(Double(width // 8, self.dtype, name="up2")(x)) + fine)
+    x = gelu(Double(width // 8, self.dtype, name="up2")(x) + fine)
 
     mask_states = states[:, 2 : 2 + MASKS]
     # One MLP a mask, stacked.
