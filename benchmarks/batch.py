@@ -40,6 +40,7 @@ from sam3_jax.batch.records import record
 
 PHRASES = 2  # of a picture
 PART = 256  # pictures of a part file, about: parts end with a batch
+WATCHED = 250  # with --memory, so that a thousand ends a part
 READY = 50  # batches that lie in memory for the first stages
 
 
@@ -107,14 +108,13 @@ def resident() -> int:
 
 
 @contextlib.contextmanager
-def watching(job: Job, memory: dict[str, int]) -> Iterator[None]:
-  """Notes what is in memory after each part of a job."""
+def watching(job: Job, memory: dict[int, list[int]]) -> Iterator[None]:
+  """Notes what is in memory, by the number of parts of a job that are done."""
   over = threading.Event()
 
   def watch() -> None:
-    while not over.wait(0.1):
-      if done := len(parts.done(job.out)):
-        memory.setdefault(f"{min(done * job.part_size, len(job.inputs)):,} pictures", resident())
+    while not over.wait(0.25):
+      memory.setdefault(len(parts.done(job.out)), []).append(resident())
 
   thread = threading.Thread(target=watch)
   thread.start()
@@ -123,6 +123,18 @@ def watching(job: Job, memory: dict[str, int]) -> Iterator[None]:
   finally:
     over.set()
     thread.join()
+
+
+def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
+  """What was in memory, on an average while the last part before each thousand pictures was done;
+  of a shorter job, while each part was."""
+  rows = {
+    (done + 1) * job.part_size: sum(sizes) // len(sizes)
+    for done, sizes in sorted(memory.items())
+    if done * job.part_size < len(job.inputs)
+  }
+  thousands = {end: size for end, size in rows.items() if end % 1000 == 0}
+  return {f"{end:,} pictures": size for end, size in (thousands or rows).items()}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,7 +157,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       return Job(
         inputs=inputs[:count], out=Path(temporary) / name, checkpoint_sha256="",
         threshold=arguments.threshold, images=arguments.images, workers=arguments.workers,
-        part_size=PART if not arguments.memory else 1000,
+        part_size=WATCHED if arguments.memory else PART,
       )  # fmt: skip
 
     def read(count: int) -> Iterator[list[Slot]]:
@@ -169,14 +181,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       written = Parts(Path(temporary) / "written", rows)
       take("+ writing", lambda: with_masks(engine, read(batches), 1, written))
     whole, memory = job("all", len(inputs)), {}
-    with watching(whole, memory):
+    with watching(whole, memory) if arguments.memory else contextlib.nullcontext():
       take("whole job", lambda: runs.run(whole, model, quiet, quiet))
   return {
     "machine": machine(),
     "what": f"{arguments.checkpoint}, {len(inputs)} pictures, {PHRASES} phrases each, "
     f"{engine.rows} pictures a batch, {arguments.workers} workers, threshold {arguments.threshold}",
     "pictures_a_second": {name: len(inputs) / value for name, value in seconds.items()},
-    "resident_bytes": memory,
+    "resident_bytes": means(memory, whole),
   }
 
 
@@ -188,8 +200,12 @@ def markdown(report: dict[str, Any]) -> str:
     "|---|---|---|",
   ]  # fmt: skip
   lines += [f"| {name} | {rate:.1f} | {rate / first:.0%} |" for name, rate in rates.items()]
-  lines += ["", "| in memory after | MB |", "|---|---|"]
-  lines += [f"| {name} | {size / 1e6:.0f} |" for name, size in report["resident_bytes"].items()]
+  if sizes := list(report["resident_bytes"].values()):
+    lines += ["", "| in memory at | MB | of the first |", "|---|---|---|"]
+    lines += [
+      f"| {name} | {size / 1e6:.0f} | {size / sizes[0]:.1%} |"
+      for name, size in report["resident_bytes"].items()
+    ]
   return "\n".join(lines)
 
 

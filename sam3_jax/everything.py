@@ -7,6 +7,7 @@ duplicates are told by their boxes on that grid.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,15 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.postprocess import Instances, Masks, RleMasks, box_of, kept_masks
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image
+from sam3_jax.ranges import as_array, check_flag, check_numbers
 from sam3_jax.rle import encode
 from sam3_jax.visual.prompts import VisualPrompt
 
 if TYPE_CHECKING:
   from sam3_jax.inference import Sam3
 
+MOST_A_SIDE = 1024  # clicks: more than the released model sees pixels (1008)
+MOST_LAYERS = 8  # of crops, 87,381 together
 EDGE = 20.0  # pixels: a mask whose box is so near to a crop's inner edge is cut off by it
 
 
@@ -32,7 +36,7 @@ class MaskGeneration:
   """How `generate_masks` looks for masks, and which it keeps.
 
   Attributes:
-    points_per_side: clicks in a row and in a column of the grid.
+    points_per_side: clicks in a row and in a column of the grid, at most `MOST_A_SIDE`.
     points_per_batch: clicks at a time; memory grows with it.
     point_grids: in place of `points_per_side`: x, y of the clicks as fractions, an array for each
       layer of crops.
@@ -68,41 +72,38 @@ class MaskGeneration:
   min_mask_region_area: float = 0
 
   def __post_init__(self):
-    for name, least in (
-      ("points_per_side", 1), ("points_per_batch", 1), ("crop_n_layers", 0),
-      ("crop_n_points_downscale_factor", 1),
-    ):  # fmt: skip
-      value = getattr(self, name)
-      if type(value) is not int or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}; got {value!r}.")
-    for name in (
-      "pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh",
-      "crop_overlap_ratio",
-    ):  # fmt: skip
-      if not 0 <= getattr(self, name) <= 1:  # NaN too
-        raise ValueError(f"{name} must be between 0 and 1; got {getattr(self, name)!r}.")
-    for name in ("stability_score_offset", "min_mask_region_area"):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise ValueError(f"{name} must be a number from 0; got {getattr(self, name)!r}.")
-    if self.point_grids is not None and len(self.point_grids) <= self.crop_n_layers:
-      raise ValueError(
-        f"point_grids must be an array for each layer, {self.crop_n_layers + 1}; "
-        f"got {len(self.point_grids)}."
-      )
+    check = functools.partial(check_numbers, self, "")
+    check(("points_per_side",), 1, MOST_A_SIDE, whole=True)
+    check(("points_per_batch", "crop_n_points_downscale_factor"), 1, whole=True)
+    check(("crop_n_layers",), 0, MOST_LAYERS, whole=True)
+    check(("pred_iou_thresh", "stability_score_thresh"), 0, 1)
+    check(("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio"), 0, 1)
+    check(("stability_score_offset", "min_mask_region_area"), 0)
+    check_flag("multimask_output", self.multimask_output)
+    if self.point_grids is not None:
+      _check_grids(self.point_grids, self.crop_n_layers + 1)
 
   def grid(self, layer: int) -> Float[np.ndarray, "n 2"]:
     """The clicks of a layer's crops: x, y as fractions."""
     if self.point_grids is not None:
-      points = np.asarray(self.point_grids[layer], np.float64)
-      within = points.size and ((points >= 0) & (points <= 1)).all()  # NaN is not
-      if points.ndim != 2 or points.shape[1] != 2 or not within:
-        raise ValueError(
-          f"point_grids[{layer}] must be [n, 2] of x, y in [0, 1]; got shape {points.shape}."
-        )
-      return points
+      return np.asarray(self.point_grids[layer], np.float64)
     side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
     places = (np.arange(side) + 0.5) / side
     return np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+
+
+def _check_grids(grids: Any, layers: int) -> None:
+  count = len(grids) if isinstance(grids, Sequence | np.ndarray) else 0
+  if count < layers:
+    raise ValueError(f"point_grids must be an array for each layer, {layers}; got {grids!r:.60}.")
+  for layer, grid in enumerate(grids):
+    points = as_array(grid)
+    shaped = points.dtype.kind in "fiu" and points.size and points.shape[1:] == (2,)
+    if not shaped or not ((points >= 0) & (points <= 1)).all():  # NaN is not
+      raise ValueError(
+        f"point_grids[{layer}] must be [n, 2] of x, y in [0, 1]; "
+        f"got {' '.join(repr(grid).split()):.60}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +154,11 @@ def generate_masks(
   max_pixels: int = MAX_PIXELS,
 ) -> Segments:
   """Everything in one picture; see `Sam3.generate_masks`."""
-  options = options or MaskGeneration()
+  options = MaskGeneration() if options is None else options
+  if not isinstance(options, MaskGeneration):
+    raise TypeError(
+      f"options must be a MaskGeneration, MaskGeneration(points_per_side=16); got {options!r:.60}."
+    )
   picture = read_image(image, max_pixels=max_pixels)
   height, width = picture.shape[:2]
   found = _join(

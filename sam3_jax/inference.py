@@ -23,6 +23,7 @@ from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
+from sam3_jax.ranges import as_array, check_flag, is_number
 from sam3_jax.room import Room
 from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
@@ -360,7 +361,8 @@ class Sam3:
 
     Raises:
       ValueError: no prompt, a point or a box outside its image, a mask of another size, an image
-        that is not there or was encoded without `visual=True`, or a checkpoint without the head.
+        that is not there or was encoded without `visual=True`, a `multimask` that is no bool, or a
+        checkpoint without the head.
       TypeError: what should be an embedding or a prompt is something else.
     """
     head = self.visual_params()
@@ -374,6 +376,8 @@ class Sam3:
       raise ValueError(
         "the embedding was made without visual prompts in mind; encode(images, visual=True)."
       )
+    multimask = check_flag("multimask", multimask)
+    _check_budget(memory_budget)
     prompts = as_visual_prompts(prompts)
     images = _image_index(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
@@ -518,12 +522,17 @@ def default_dtype() -> str:
 
 def _check_options(max_detections: int | None, min_score: float, memory_budget: float) -> None:
   if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
-    raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections}.")
-  if not 0 <= min_score <= 1:
-    raise ValueError(f"min_score must be in [0, 1]; got {min_score}. Use 0 for all masks.")
-  if not memory_budget >= 0:  # NaN too
+    raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections!r}.")
+  if not (is_number(min_score) and 0 <= min_score <= 1):
+    raise ValueError(f"min_score must be in [0, 1]; got {min_score!r}. Use 0 for all masks.")
+  _check_budget(memory_budget)
+
+
+def _check_budget(memory_budget: float) -> None:
+  if not (is_number(memory_budget) and memory_budget >= 0):  # NaN is not
     raise ValueError(
-      f"memory_budget must be a number of bytes; got {memory_budget}. Use 0 for the host's memory."
+      f"memory_budget must be a number of bytes; got {memory_budget!r}. Use 0 for the host's "
+      "memory."
     )
 
 
@@ -534,9 +543,9 @@ def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -
     raise ValueError(
       f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
     )
-  rows = np.asarray(0 if index is None else index)
+  rows = as_array(0 if index is None else index)
   if rows.shape not in ((), (prompts,)) or not np.issubdtype(rows.dtype, np.integer):
-    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {rows.tolist()}.")
+    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index!r:.60}.")
   for row in rows.reshape(-1):
     if not 0 <= row < images:
       raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")

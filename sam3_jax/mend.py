@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from sam3_jax.postprocess import Instances, Masks, box_of, visual_instances
 from sam3_jax.types import ImageEmbedding
-from sam3_jax.visual.prompts import VisualPrompt
+from sam3_jax.visual.prompts import VisualPrompt, as_labels, as_points
 
 if TYPE_CHECKING:
   from sam3_jax.inference import Sam3
@@ -40,9 +40,11 @@ def mend_instance(
 
   Raises:
     ValueError: no such identity, or as `Sam3.decode_visual`.
-    TypeError: masks of whole pixels (of `generate_masks`), which have no logits.
+    TypeError: masks of whole pixels (of `generate_masks`), which have no logits, or what should be
+      instances or a prompt is something else.
   """
   logits = _logits(instances)
+  _check_prompt(prompt)
   (place,) = np.nonzero(instances.ids == identity)
   if not len(place):
     raise ValueError(f"there is no instance {identity}; there are {instances.ids.tolist()}.")
@@ -78,6 +80,7 @@ def add_instance(
     ValueError: the identity is taken, or as `Sam3.decode_visual`.
   """
   logits = _logits(instances)
+  _check_prompt(prompt)
   if identity is None:
     identity = int(instances.ids.max(initial=0)) + 1
   elif identity in instances.ids:
@@ -115,16 +118,20 @@ def mend_by_clicks(
     labels: 1 for a click on the thing, 0 for one off it, one a point.
 
   Raises:
-    ValueError: a click with label 0 is about nothing, or as `Sam3.decode_visual`.
+    ValueError: faulty points or labels, a click with label 0 that is about nothing, or as
+      `Sam3.decode_visual`.
   """
+  _logits(instances)
+  points = as_points(points)
+  labels = as_labels(labels, len(points))
   clicks: dict[int | None, list[int]] = {}  # of each instance; None of a new one
   owner: int | None = None
   for i, (point, label) in enumerate(zip(points, labels, strict=True)):
     hit = _owner(instances, point, label)
     if hit is None and not label and not clicks:
       raise ValueError(
-        f"the click {list(point)} with label 0 lies on no instance and follows no click; click on "
-        "the thing first."
+        f"the click [{point[0]:g}, {point[1]:g}] with label 0 lies on no instance and follows no "
+        "click; click on the thing first."
       )
     owner = hit if hit is not None or label else owner
     clicks.setdefault(owner, []).append(i)
@@ -151,7 +158,16 @@ def _owner(instances: Instances, point: tuple[float, float], label: int) -> int 
   return int(instances.ids[min(inside)[1]]) if inside and label else None
 
 
+def _check_prompt(prompt: VisualPrompt) -> None:
+  if not isinstance(prompt, VisualPrompt):
+    raise TypeError(f"pass one VisualPrompt, VisualPrompt(points=[[x, y]]); got {prompt!r:.60}.")
+
+
 def _logits(instances: Instances) -> Float[np.ndarray, "n Hm Wm"]:
+  if not isinstance(instances, Instances):
+    raise TypeError(
+      f"instances must be those of one prompt, found.instances()[0]; got {type(instances)}."
+    )
   if not isinstance(instances.masks, Masks):
     raise TypeError(
       f"masks of whole pixels have no logits to start from; got {instances.masks!r}. Take the "

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sam3_jax.ranges import check_number
 from sam3_jax.rle import decode, encode
 from sam3_jax.types import Detections, VisualMasks
 
@@ -74,10 +75,9 @@ def visual_masks(found: VisualMasks, hole_area: int = 0) -> "list[Masks]":
       Meta's predictor fills up to 256 where its kernel for that runs, on a GPU; 0 fills none.
 
   Raises:
-    ValueError: `hole_area` is negative, or a source picture has no size.
+    ValueError: `hole_area` is no number from 0, or a source picture has no size.
   """
-  if hole_area < 0:
-    raise ValueError(f"hole_area must be 0 (no filling) or cells of the grid; got {hole_area}.")
+  check_number("hole_area", hole_area, 0, remedy="It is in cells of the grid; 0 fills none.")
   logits, sizes = jax.device_get((found.mask_logits, found.sizes))
   if hole_area:
     logits = [np.stack([fill_holes(mask, hole_area) for mask in masks]) for masks in logits]

@@ -1,8 +1,10 @@
 """What Grain's worker processes and iterators need around them."""
 
+import contextlib
 import multiprocessing
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -25,6 +27,21 @@ def parse_flags() -> None:
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+@contextlib.contextmanager
+def lost_ones_named() -> Iterator[None]:
+  """Of a worker process that was killed, says so and what to do."""
+  try:
+    yield
+  except RuntimeError as error:
+    what = str(error).partition(". ")[0]
+    if not what.startswith("Worker process was terminated"):
+      raise
+    raise OSError(
+      f"a process that reads pictures is gone ({what}), killed or out of memory; what is done "
+      "stays: give the same command again, perhaps with fewer workers."
+    ) from error
 
 
 def end(running: list[Any]) -> None:

@@ -1,6 +1,7 @@
 """`sam3-jax batch`: what it takes and says, signals, and processes that are started together."""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -149,6 +150,32 @@ def test_too_many_failures(folder, capsys):
   assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_killed_worker_is_one_line_and_the_same_command_goes_on(folder, capsys, monkeypatch):
+  typed, start = [*TYPED, "--part-size", "2", "--batch-images", "2"], batches.Engine.start
+  pictures(folder / "pictures", 16)
+  assert cli.main([*typed, "--out", "undisturbed"]) == 0
+  capsys.readouterr()
+
+  def start_and_kill(self, slots):
+    [worker] = multiprocessing.active_children()
+    worker.kill()
+    return start(self, slots)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(batches.Engine, "start", start_and_kill)
+    assert cli.main([*typed, "--workers", "1", "--quiet"]) == 2
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith(
+    "sam3-jax: error: a process that reads pictures is gone (Worker process was"
+  )
+  assert "exit code -9), killed or out of memory; what is done stays: give the same command" in err
+  assert err.count("\n") == 1
+  assert 0 < len(list((folder / "out/parts").glob("*.json"))) < 8
+  assert cli.main(typed) == 0
+  assert files(folder / "out") == files(folder / "undisturbed")
+
+
 @pytest.mark.parametrize(
   ("environment", "place"),
   [
@@ -216,6 +243,18 @@ def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
   )  # fmt: skip
 
 
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+def start_two(folder: Path, out: str) -> list[subprocess.Popen]:
+  """Two processes of which JAX knows."""
+  typed = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+  return [start(folder, out, *typed, str(i)) for i in range(2)]
+
+
 @pytest.fixture(scope="module")
 def alone(shared):
   process = start(shared, "alone")
@@ -229,34 +268,30 @@ class TestTogether:
   """The program itself, with a small model and two devices a process."""
 
   def test_two_processes_that_know_of_each_other(self, shared, alone):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      port = free.getsockname()[1]
-    started = [
-      start(
-        shared, "two", "--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(i)
-      )
-      for i in range(2)
-    ]
-    for i, process in enumerate(started):
+    for i, process in enumerate(start_two(shared, "two")):
       out, err = process.communicate()
       assert process.returncode == 0, err
       assert f"process {i} of 2: " in out
     assert cli.main(["batch", "--merge", "--out", str(shared / "two"), "--quiet"]) == 0
     assert files(shared / "two") == alone
 
-  def test_killed_while_working_and_started_again(self, shared, alone):
-    """With the model, once something is written."""
-    process = start(shared, "killed")
-    while process.poll() is None and not list((shared / "killed").glob("parts/*")):
+  def test_a_lost_peer_costs_its_own_parts(self, shared, alone):
+    """Killed by -9 with the model, once something is written: the other one goes on, and whoever
+    is started again does the rest."""
+    left, lost = start_two(shared, "peer")
+    while lost.poll() is None and not list((shared / "peer").glob("parts/*")):
       time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=300)
-    process = start(shared, "killed")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert cli.main(["batch", "--merge", "--out", str(shared / "killed"), "--quiet"]) == 0
-    assert files(shared / "killed") == alone
+    lost.kill()
+    lost.communicate(timeout=300)
+    assert lost.returncode == -signal.SIGKILL
+    _, err = left.communicate(timeout=300)
+    assert left.returncode == 0, err
+    assert {f"part-{i:06}.json" for i in range(0, 6, 2)} <= set(os.listdir(shared / "peer/parts"))
+    again = start(shared, "peer")
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert cli.main(["batch", "--merge", "--out", str(shared / "peer"), "--quiet"]) == 0
+    assert files(shared / "peer") == alone
 
   def test_what_was_found_is_there(self, alone):
     found = json.loads(alone["annotations.json"])
@@ -274,10 +309,7 @@ class TestTogether:
     assert all(one["reason"] for one in failed)
 
   def test_a_peer_that_never_comes(self, shared):
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      port = free.getsockname()[1]
-    typed = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process", "0"]
+    typed = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process", "0"]
     process = start(shared, "lonely", *typed, "--start-timeout", "2")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2

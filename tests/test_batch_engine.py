@@ -247,4 +247,8 @@ class TestSegmenter:
     bare = segmenter.Segmenter()
     got = bare({"image": [np.zeros((3, 3, 3), np.uint8)]})
     assert "it has no prompts" in got["error"][0]
+    pixels, faults = np.zeros((3, 3, 3), np.uint8), ["{", "[]", '["cat", 3]', 5]
+    errors = worker({"image": [pixels] * len(faults), "prompts": faults})["error"]
+    assert errors[0] == "prompts must be a list in JSON; '{' is not JSON"
+    assert all("prompt" in error for error in errors)
     assert worker({"image": []})["record"].shape == (0,)

@@ -213,9 +213,10 @@ def test_tar_files_that_are_none(folder):
   (folder / "0.tar.gz").write_bytes(b"")
   with pytest.raises(ValueError, match="is compressed; unpack it"):
     find(str(folder / "0.tar.gz"), "cat")
-  write_tar(folder / "bad.tar", a_png=png(), a_json=b"[1]")
-  with pytest.raises(ValueError, match=r"a.png: its .json:"):
-    find(str(folder / "bad.tar"), "cat")
+  for notes, said in ((b"[1]", r"got \[1\]"), (b"{", "b'{' is not"), (b"\xff", ".* is not JSON")):
+    write_tar(folder / "bad.tar", a_png=png(), a_json=notes)
+    with pytest.raises(ValueError, match=rf"a.png: its .json: it must be .*prompts.*; {said}"):
+      find(str(folder / "bad.tar"), "cat")
 
 
 def test_what_is_not_there(folder):

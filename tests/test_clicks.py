@@ -181,6 +181,17 @@ def test_faults(instances):
     add_instance(model, None, instances, click, identity=5)
   with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 lies on no instance and follows"):
     mend_by_clicks(model, None, instances, [[27, 5]], [0])
+  for points, labels, said in (
+    ([[1, 1]], [1, 0], r"one a point: 1; got \[1, 0\]"),
+    ([[np.nan, 1]], [1], r"point 0 must be finite; got \[nan, 1.0\]"),
+    ([1, 1], [1, 1], "point 0 must be two numbers"),
+  ):
+    with pytest.raises(ValueError, match=said):
+      mend_by_clicks(model, None, instances, points, labels)
+  with pytest.raises(TypeError, match=r"instances must be those of one prompt.*got <class 'list'"):
+    mend_instance(model, None, [instances], 7, click)
+  with pytest.raises(TypeError, match=r"pass one VisualPrompt, .*; got 'a'"):
+    mend_instance(model, None, instances, 7, "a")
   whole = Instances(*list(vars(instances).values())[:3], RleMasks([], SIZE))
   with pytest.raises(TypeError, match=r"masks of whole pixels have no logits"):
     mend_instance(model, None, whole, 7, click)
@@ -304,9 +315,12 @@ def test_everything_from_the_command(ready, model, monkeypatch):
       "--option 'points=3' must be NAME=VALUE; names are p",
     ),
     (["--everything", "--option", "points_per_side"], "'points_per_side' must be a whole number"),
-    (["--everything", "--option", "points_per_side=0"], "a whole number from 1; got 0"),
+    (["--everything", "--option", "points_per_side=0"], "a whole number from 1 to 1024; got 0"),
     (["--everything", "--option", "multimask_output=3"], "'multimask_output=3' must be true or"),
-    (["--everything", "--option", "crop_nms_thresh=nan"], "between 0 and 1; got nan"),
+    (
+      ["--everything", "--option", "crop_nms_thresh=nan"],
+      "crop_nms_thresh must be a finite number; got nan",
+    ),
     (
       ["--everything", "--threshold", "0.5", "--option", "pred_iou_thresh=0.5"],
       "--option pred_iou_thresh is given twice",

@@ -1,5 +1,7 @@
 """Everything in a picture: of a made-up model, whose masks are known, and of the tiny one."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -269,23 +271,35 @@ def test_results_are_instances():
 @pytest.mark.parametrize(
   ("field", "value", "message"),
   [
-    ("points_per_side", 0, "points_per_side must be a whole number from 1; got 0"),
-    ("points_per_side", 2.0, "whole number from 1; got 2.0"),
+    ("points_per_side", 0, "points_per_side must be a whole number from 1 to 1024; got 0."),
+    ("points_per_side", 2.0, "a whole number from 1 to 1024; got 2.0."),
     ("points_per_batch", 0, "points_per_batch must be"),
-    ("crop_n_layers", -1, "crop_n_layers must be a whole number from 0; got -1"),
-    ("crop_n_points_downscale_factor", 0, "must be a whole number from 1"),
-    ("pred_iou_thresh", 1.1, "pred_iou_thresh must be between 0 and 1; got 1.1"),
-    ("stability_score_thresh", -0.1, "stability_score_thresh must be between"),
-    ("box_nms_thresh", float("nan"), "box_nms_thresh must be between 0 and 1; got nan"),
-    ("crop_nms_thresh", 2, "crop_nms_thresh must be between"),
-    ("crop_overlap_ratio", -1, "crop_overlap_ratio must be between"),
-    ("stability_score_offset", float("inf"), "stability_score_offset must be a number from 0"),
-    ("min_mask_region_area", -1, "min_mask_region_area must be a number from 0; got -1"),
-    ("point_grids", [], "an array for each layer, 1; got 0"),
+    ("crop_n_layers", -1, "crop_n_layers must be a whole number from 0 to 8; got -1."),
+    ("crop_n_points_downscale_factor", 0, "must be a whole number from 1; got 0."),
+    ("pred_iou_thresh", 1.1, "pred_iou_thresh must be in [0, 1]; got 1.1."),
+    ("stability_score_thresh", -0.1, "stability_score_thresh must be in [0, 1]"),
+    ("box_nms_thresh", float("nan"), "box_nms_thresh must be a finite number; got nan."),
+    ("crop_nms_thresh", 2, "crop_nms_thresh must be in [0, 1]"),
+    ("crop_overlap_ratio", -1, "crop_overlap_ratio must be in [0, 1]"),
+    (
+      "stability_score_offset",
+      float("inf"),
+      "stability_score_offset must be a finite number; got inf.",
+    ),
+    ("min_mask_region_area", -1, "min_mask_region_area must be 0 or more; got -1."),
+    ("points_per_side", True, "a whole number from 1 to 1024; got True."),
+    ("points_per_side", 100_000, "from 1 to 1024; got 100000."),
+    ("pred_iou_thresh", "a", "pred_iou_thresh must be a finite number; got 'a'."),
+    ("pred_iou_thresh", None, "pred_iou_thresh must be a finite number; got None."),
+    ("multimask_output", "no", "multimask_output must be True or False; got 'no'."),
+    ("point_grids", [], "an array for each layer, 1; got []."),
+    ("point_grids", 3, "an array for each layer, 1; got 3."),
+    ("point_grids", ["a"], "point_grids[0] must be [n, 2] of x, y in [0, 1]; got 'a'."),
+    ("point_grids", [[[0.5, 0.5], [0.5]]], "in [0, 1]; got [[0.5, 0.5], [0.5]]."),
   ],
 )
 def test_faulty_options(field, value, message):
-  with pytest.raises(ValueError, match=message) as caught:
+  with pytest.raises(ValueError, match=re.escape(message)) as caught:
     MaskGeneration(**{field: value})
   assert "\n" not in str(caught.value)
 
@@ -296,6 +310,11 @@ def test_faulty_options(field, value, message):
 def test_faulty_grids(grid):
   with pytest.raises(ValueError, match=r"point_grids\[0\] must be \[n, 2\] of x, y in \[0, 1\]"):
     generate_masks(Discs(), Discs.picture(9, 9), MaskGeneration(point_grids=[np.array(grid)]))
+
+
+def test_options_are_no_dictionary():
+  with pytest.raises(TypeError, match=r"options must be a MaskGeneration, .*got \{'points_per"):
+    generate_masks(Discs(), Discs.picture(9, 9), {"points_per_side": 4})
 
 
 def test_with_a_model(tokenizer_path):

@@ -361,7 +361,7 @@ def test_a_picture_of_one_pixel():
     ({"seed": -1}, "data.seed must be a whole number from 0; got -1"),
     ({"workers": -1}, "data.workers must be a whole number from 0; got -1"),
     ({"flip": 1.5}, r"data.flip must be in \[0, 1\]; got 1.5"),
-    ({"crop": float("nan")}, r"data.crop must be in \[0, 1\]; got nan"),
+    ({"crop": float("nan")}, "data.crop must be a finite number; got nan"),
     ({"present": 9}, "data.present is 9, more than the 8 prompts"),
     ({"box_only": 0.6, "text_and_box": 0.5}, "together at most 1"),
     ({"smallest": 0.0}, "must be above 0"),

@@ -282,6 +282,8 @@ def test_save_and_load(model, embedding, tmp_path):
     (["a", "b"], [0], {}, "one integer a prompt, 2"),
     ("a", [0.5], {}, "one integer a prompt, 1"),
     (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 picture"),
+    (["a", "b"], [[0], [0, 1]], {}, "one integer a prompt, 2"),
+    ("a", 0, {"min_score": "a"}, r"min_score must be in \[0, 1\]; got 'a'"),
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
     ("a", 0, {"min_score": 1.5}, r"min_score must be in \[0, 1\]; got 1.5"),
     ("a", 0, {"min_score": float("nan")}, r"min_score must be in \[0, 1\]; got nan"),

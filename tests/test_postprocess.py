@@ -400,8 +400,10 @@ def test_masks_of_visual_prompts(prompts):
         filled = fill_holes(grid, hole_area) if hole_area else grid
         np.testing.assert_array_equal(one[k], interpolate(filled, (48, 30)) > 0)
   assert len(found.masks()) == prompts
-  with pytest.raises(ValueError, match="hole_area must be 0"):
-    visual_masks(found, -1)
+  for area, wanted in ((-1, "0 or more; got -1"), (np.nan, "a finite number"), ("a", "a finite")):
+    with pytest.raises(ValueError, match=f"hole_area must be {wanted}.* 0 fills none") as caught:
+      visual_masks(found, area)
+    assert "\n" not in str(caught.value)
 
 
 # Masks as run lengths.

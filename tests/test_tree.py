@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"config", "types", "trees", "rle", "colors", "terminal", "pieces"},
+  {"config", "types", "trees", "rle", "colors", "terminal", "pieces", "ranges", "heap"},
   {"room", "rows", "snapshots", "workers"},
   {"ops"},
   {"model"},

@@ -212,11 +212,29 @@ POINT = VisualPrompt(points=[[3, 4]])
     (POINT, None, "the embedding has 2 images: say which one"),
     (POINT, 2, "image_index 2 is not in the embedding"),
     ([POINT] * 3, [0, 1], "one integer a prompt, 3"),
+    ([POINT] * 2, [[0], [0, 1]], r"one integer a prompt, 2; got \[\[0\], \[0, 1\]\]"),
   ],
 )
 def test_faults_are_one_line(model, embedding, prompts, index, message):
   with pytest.raises(ValueError, match=message) as caught:
     model.decode_visual(embedding, prompts, index)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("setting", "value", "message"),
+  [
+    ("multimask", [1], r"multimask must be True or False; got \[1\]"),
+    ("multimask", 3, "multimask must be True or False; got 3"),
+    ("multimask", None, "multimask must be True or False; got None"),
+    ("memory_budget", np.nan, "memory_budget must be a number of bytes; got nan"),
+    ("memory_budget", -1, "memory_budget must be a number of bytes; got -1"),
+    ("memory_budget", "a", "memory_budget must be a number of bytes; got 'a'"),
+  ],
+)
+def test_faulty_settings(model, embedding, setting, value, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    model.decode_visual(embedding, POINT, 1, **{setting: value})
   assert "\n" not in str(caught.value)
 
 
@@ -257,6 +275,11 @@ def test_what_is_no_prompt_and_no_embedding(model, embedding):
     ({"box": [np.nan, 2, 3, 4]}, "the box must be finite"),
     ({"mask": np.zeros((1, 48, 48))}, r"mask must be \[Hm, Wm\] logits.*shape \[1, 48, 48\]"),
     ({"mask": np.zeros((48, 48), bool)}, r"got bool of shape \[48, 48\]"),
+    (
+      {"box": [5, 5, 5, 9]},
+      r"the box \[5.0, 5.0, 5.0, 9.0\] has no area.* for a click give points=",
+    ),
+    ({"mask": [[1.0, 2.0], [1.0]]}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": "mask"}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": np.full((48, 48), np.nan)}, "mask holds values that are not finite"),
   ],

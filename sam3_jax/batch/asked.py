@@ -1,5 +1,6 @@
 """What a list asks about a picture: all things of a kind, or the one thing that is pointed at."""
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,6 +11,15 @@ AnyPrompt = Prompt | VisualPrompt
 # What either has in a line.
 CONCEPT = ("text", "boxes", "box_labels")
 POINTING = ("points", "point_labels", "box", "visual")
+
+
+def from_json(text: Any, wanted: str) -> Any:
+  """Values of JSON; raises ValueError, which says what was wanted, if it is none."""
+  try:
+    return json.loads(text)
+  except (TypeError, ValueError) as error:
+    text = text.strip() if isinstance(text, str) else text
+    raise ValueError(f"{wanted}; {text!r:.80} is not JSON") from error
 
 
 def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:

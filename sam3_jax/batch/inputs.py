@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, own_prompts
+from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, from_json, own_prompts
 from sam3_jax.batch.shards import members
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
@@ -29,6 +29,7 @@ FORM = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
   '{"points": [[x, y]]}]}'
 )
+BESIDE = 'it must be {"prompts": [...]}'  # the file beside a picture
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,7 +195,7 @@ def _in_lines(path: Path) -> Iterator[_Listed]:
     for number, line in enumerate(file, start=1):
       if line.strip():
         try:
-          image, prompts = _line(_values(line))
+          image, prompts = _line(from_json(line, f"a line must be {FORM}"))
         except (ValueError, TypeError) as error:
           yield _Listed(str(path), "", fault=f"line {number}: {str(error).rstrip('.')}")
         else:
@@ -209,23 +210,23 @@ def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
   return values["image"], own_prompts(values)
 
 
-def _values(line: str) -> Any:
-  try:
-    return json.loads(line)
-  except ValueError as error:
-    raise ValueError(f"a line must be {FORM}; {line.strip()!r:.80} is not JSON") from error
-
-
 def _in_tar(name: str, path: str) -> Iterator[_Listed]:
   with _readable(Path(path), "--images"):
     for sample in members(path, PICTURES):
       shown = f"{name}/{sample.name}"
       try:
-        prompts = own_prompts(json.loads(sample.notes)) if sample.notes else None
-      except (ValueError, TypeError, AttributeError) as error:
+        prompts = _beside(sample.notes) if sample.notes else None
+      except (ValueError, TypeError) as error:
         yield _Listed(shown, path, fault=f"{shown}: its .json: {str(error).rstrip('.')}")
       else:
         yield _Listed(shown, path, prompts, sample.span)
+
+
+def _beside(notes: bytes) -> tuple[AnyPrompt, ...] | None:
+  values = from_json(notes, BESIDE)
+  if not isinstance(values, dict):
+    raise ValueError(f"{BESIDE}; got {values!r:.80}")
+  return own_prompts(values)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from sam3_jax.batch.parts import Failure, PartWriter
 from sam3_jax.batch.reading import Picture, Source, reading
 from sam3_jax.batch.records import record
 from sam3_jax.batch.tally import Reporter, Tally
+from sam3_jax.heap import trim
 from sam3_jax.inference import Sam3
 
 AHEAD = 2  # batches that the devices have before them, and batches of pictures read ahead
@@ -49,6 +50,7 @@ class Share:
       self._writer.add(records, failures, inputs)
       if inputs.stop == self._inputs.stop:
         self._writer.finish()
+        trim()
     except BaseException:  # perhaps there is half a record
       self._writer.discard()
       self._writer = None

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from sam3_jax.batch.inputs import Input
 from sam3_jax.preprocess import read_image, resize
-from sam3_jax.workers import end, leave_with_parent, parse_flags
+from sam3_jax.workers import end, leave_with_parent, lost_ones_named, parse_flags
 
 
 class Picture(NamedTuple):
@@ -90,9 +90,15 @@ def reading(source: Source, *, workers: int, threads: int, ahead: int) -> Iterat
     dataset = pictures.to_iter_dataset(options)
   running: list[Any] = [iter(dataset)] if len(source) else []
   try:
-    yield (Picture(*row) for row in running[0]) if running else iter(())
+    yield _pictures(running[0]) if running else iter(())
   finally:
     end(running)
+
+
+def _pictures(rows: Iterator[Any]) -> Iterator[Picture]:
+  with lost_ones_named():
+    for row in rows:
+      yield Picture(*row)
 
 
 def _content(path: str, span: tuple[int, int] | None) -> str | bytes:

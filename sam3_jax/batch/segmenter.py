@@ -7,7 +7,6 @@ The engine brings what `run` does for one job: reading, retries, autoscaling, wr
 imports Ray. `examples/ray_batch.py` is a whole program.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from sam3_jax import checkpoint as checkpoints
 from sam3_jax import parallel
-from sam3_jax.batch.asked import check_places, own_prompts, pointing
+from sam3_jax.batch.asked import check_places, from_json, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.reading import reason_of
 from sam3_jax.batch.records import record
@@ -109,7 +108,9 @@ class Segmenter:
   def _slot(self, picture: Any, own: Any) -> Slot | str:
     """A picture and its prompts, or what is wrong with them."""
     try:
-      prompts = self._prompts if own is None else own_prompts({"prompts": json.loads(own)})
+      prompts = self._prompts
+      if own is not None:
+        prompts = own_prompts({"prompts": from_json(own, "prompts must be a list in JSON")})
       if not prompts:
         raise ValueError("it has no prompts; give the Segmenter some, or a column prompts.")
       if pointing(prompts):

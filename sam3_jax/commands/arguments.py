@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
@@ -141,7 +141,7 @@ def mask_generation(options: Sequence[str], threshold: float | None) -> "MaskGen
 
   usual = {one.name: one.default for one in dataclasses.fields(MaskGeneration)}
   del usual["point_grids"]  # which are arrays
-  given = {} if threshold is None else {"pred_iou_thresh": threshold}
+  given: dict[str, Any] = {} if threshold is None else {"pred_iou_thresh": threshold}
   for option in options:
     name, _, value = option.partition("=")
     if name not in usual:

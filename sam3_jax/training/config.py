@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
+from sam3_jax.ranges import check_numbers, check_pattern
 from sam3_jax.training.dense import DenseConfig
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
-from sam3_jax.training.ranges import check_numbers, check_pattern
 from sam3_jax.training.sources import SceneConfig
 from sam3_jax.training.visual import TRAINED, VisualConfig
 

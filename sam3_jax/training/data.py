@@ -17,7 +17,7 @@ from jaxtyping import Int
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
-from sam3_jax.workers import end, leave_with_parent, parse_flags
+from sam3_jax.workers import end, leave_with_parent, lost_ones_named, parse_flags
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 
@@ -77,7 +77,8 @@ class Batches(Iterator[Batch]):
   def __next__(self) -> Batch:
     if not self._running:
       self._running.append(iter(self._dataset(self._next)))
-    batch = next(self._running[0])
+    with lost_ones_named():
+      batch = next(self._running[0])
     self._next += 1
     # A worker's arrays lie in shared memory, which is freed once they are copied.
     return jax.tree.map(np.array, batch) if self.config.workers else batch

@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sam3_jax.model.layers import Mlp, layer_norm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.ranges import check_numbers
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
-from sam3_jax.training.ranges import check_numbers
 from sam3_jax.types import ImageMaps, TextEmbedding
 
 # What is added up: the terms that have a weight.

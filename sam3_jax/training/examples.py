@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.prompts import VISUAL
+from sam3_jax.ranges import check_number
 from sam3_jax.rle import decode
 from sam3_jax.training import frame as frames
 from sam3_jax.training.batch import Batch, Targets
@@ -81,10 +82,10 @@ class DataConfig:
     from_none = ("seed", "workers", "ahead", "image_size", "mask_size")
     for field in dataclasses.fields(self):
       value, least = getattr(self, field.name), int(field.name not in from_none)
-      if field.type is int and (type(value) is not int or value < least):
-        raise ValueError(f"data.{field.name} must be a whole number from {least}; got {value!r}.")
-      if field.type is float and not 0 <= value <= 1:
-        raise ValueError(f"data.{field.name} must be in [0, 1]; got {value!r}.")
+      if field.type is int:
+        check_number(f"data.{field.name}", value, least, whole=True)
+      if field.type is float:
+        check_number(f"data.{field.name}", value, 0, 1)
     if self.present > self.prompts:
       raise ValueError(
         f"data.present is {self.present}, more than the {self.prompts} prompts; lower it."

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sam3_jax.ranges import check_numbers, check_pattern
 from sam3_jax.training.optimizer import stacked_axes
-from sam3_jax.training.ranges import check_numbers, check_pattern
 
 A, B = "lora_a", "lora_b"
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
+from sam3_jax.ranges import check_numbers
 from sam3_jax.training.batch import Targets
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
-from sam3_jax.training.ranges import check_numbers
 from sam3_jax.types import Predictions
 
 Terms = dict[str, Array]

@@ -14,9 +14,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, Key
 
+from sam3_jax.ranges import check_pattern
 from sam3_jax.training import lora
 from sam3_jax.training.optimizer import stacked_axes
-from sam3_jax.training.ranges import check_pattern
 from sam3_jax.trees import nest
 
 Flat = dict[str, Array]

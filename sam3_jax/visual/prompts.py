@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sam3_jax.prompts import as_box, check_box
+from sam3_jax.ranges import as_array
 from sam3_jax.types import VisualPrompts
 
 POINT_SIZES = (3, 16, 64)  # points of a prompt, a box being two, are padded to one of these
@@ -25,7 +26,7 @@ class VisualPrompt:
     points: x, y of each point, in pixels of the source picture as displayed (EXIF orientation
       applied); at most 62.
     point_labels: 1 for a point on the object, 0 for one off it, one a point; None for all 1.
-    box: x0, y0, x1, y1 in the same pixels; it may reach beyond the picture.
+    box: x0, y0, x1, y1 in the same pixels, with an area; it may reach beyond the picture.
     mask: [Hm, Wm] logits of an earlier `decode_visual`, `found.mask_logits[prompt, k]`.
 
   Raises:
@@ -38,16 +39,18 @@ class VisualPrompt:
   mask: Any = None
 
   def __post_init__(self):
-    points = _points(self.points)
+    points = as_points(self.points)
+    if len(points) > MOST_POINTS:
+      raise ValueError(f"a visual prompt takes at most {MOST_POINTS} points; got {len(points)}.")
     if not points and self.box is None and self.mask is None:
       raise ValueError(
         "a visual prompt needs points, a box or a mask: VisualPrompt(points=[[x, y]]), "
         "VisualPrompt(box=[x0, y0, x1, y1])."
       )
     object.__setattr__(self, "points", points)
-    object.__setattr__(self, "point_labels", _labels(self.point_labels, len(points)))
+    object.__setattr__(self, "point_labels", as_labels(self.point_labels, len(points)))
     if self.box is not None:
-      object.__setattr__(self, "box", as_box(self.box, "the box"))
+      object.__setattr__(self, "box", _box(self.box))
     if self.mask is not None:
       object.__setattr__(self, "mask", _mask(self.mask))
 
@@ -129,11 +132,10 @@ def padded_slots(slots: int) -> int:
   return next(size for size in POINT_SIZES if size >= slots)
 
 
-def _points(points: Any) -> tuple[tuple[float, float], ...]:
+def as_points(points: Any) -> tuple[tuple[float, float], ...]:
+  """Any number of points as pairs; raises ValueError of a faulty one."""
   rows = [] if points is None else points
   rows = list(rows) if isinstance(rows, Iterable) else [rows]
-  if len(rows) > MOST_POINTS:
-    raise ValueError(f"a visual prompt takes at most {MOST_POINTS} points; got {len(rows)}.")
   return tuple(_point(row, i) for i, row in enumerate(rows))
 
 
@@ -149,7 +151,8 @@ def _point(row: Any, i: int) -> tuple[float, float]:
   return x, y
 
 
-def _labels(labels: Any, count: int) -> tuple[int, ...]:
+def as_labels(labels: Any, count: int) -> tuple[int, ...]:
+  """A label for each of so many points; raises ValueError of faulty ones."""
   if labels is None:
     return (1,) * count
   values = list(labels) if isinstance(labels, Iterable) else None
@@ -161,8 +164,17 @@ def _labels(labels: Any, count: int) -> tuple[int, ...]:
   return tuple(int(label) for label in values)
 
 
+def _box(box: Any) -> tuple[float, ...]:
+  x0, y0, x1, y1 = box = as_box(box, "the box")
+  if x0 == x1 or y0 == y1:
+    raise ValueError(
+      f"the box {list(box)} has no area, so nothing is in it; for a click give points=[[x, y]]."
+    )
+  return box
+
+
 def _mask(mask: Any) -> Float[np.ndarray, "Hm Wm"]:
-  array = np.asarray(mask)
+  array = as_array(mask)
   if array.ndim != 2 or array.dtype.kind not in "fV":  # V: bfloat16
     raise ValueError(
       "mask must be [Hm, Wm] logits of an earlier decode_visual, found.mask_logits[prompt, k]; "
