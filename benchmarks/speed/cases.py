@@ -20,6 +20,7 @@ class Step:
 STEPS = {
   "preprocess": Step("preprocess {} picture", (1,)),
   "encode": Step("encode {} picture", (1,), (1, 2, 4, 8)),
+  "encode_visual": Step("encode {} picture, for points too", (1,)),
   "text": Step("encode {} phrase", (1,)),
   "decode": Step("decode {} prompt", (1, 8, 64), (1, 2, 4, 8, 16, 32, 64, 128)),
   "visual": Step("{} point, a prompt each", (1, 32, 1000)),

@@ -39,6 +39,10 @@ class Ours:
   def encode(self, count: int) -> Callable[[], Any]:
     return lambda: self.wait(self.model.encode([self.photo] * count))
 
+  def encode_visual(self, count: int) -> Callable[[], Any]:
+    self._need_head()
+    return lambda: self.wait(self.model.encode([self.photo] * count, visual=True))
+
   def text(self, count: int) -> Callable[[], Any]:
     return lambda: self.wait(self.model.encode_text(phrases(count)))
 
@@ -50,12 +54,15 @@ class Ours:
   def visual(self, count: int) -> Callable[[], Any]:
     from sam3_jax import VisualPrompt
 
-    if "visual" not in self.model.params:
-      raise Unable("the checkpoint has no head for visual prompts")
+    self._need_head()
     height, width, _ = self.photo.shape
     prompts = [VisualPrompt(points=[point]) for point in points(count) * [width, height]]
     embedding = self.model.encode(self.photo, visual=True)
     return lambda: self.wait(self.model.decode_visual(embedding, prompts))
+
+  def _need_head(self) -> None:
+    if "visual" not in self.model.params:
+      raise Unable("the checkpoint has no head for visual prompts")
 
   def predict(self, count: int) -> Callable[[], Any]:
     def run():

@@ -69,6 +69,16 @@ class Transformers:
   def encode(self, count: int) -> Callable[[], Any]:
     return lambda: self._done(self.model.get_vision_features(self._pixels(count)))
 
+  def encode_visual(self, count: int) -> Callable[[], Any]:
+    """By both models, each with a trunk of its own."""
+    tracker = self._tracker()
+
+    def run():
+      self.model.get_vision_features(self._pixels(count))
+      return self._done(tracker.get_image_embeddings(self._pixels(count)))
+
+    return run
+
   def text(self, count: int) -> Callable[[], Any]:
     return lambda: self._done(self.model.get_text_features(**self._text(count)))
 
@@ -86,13 +96,7 @@ class Transformers:
     return lambda: self._done(self.model(**given, **self._boxes(count)))
 
   def visual(self, count: int) -> Callable[[], Any]:
-    """Reads the tracker at its first call."""
-    import transformers
-
-    tracker = transformers.Sam3TrackerModel.from_pretrained(
-      self.settings["checkpoint"], dtype=self.model.dtype
-    )
-    model = tracker.eval().to(self.device)
+    model = self._tracker()
     embedding = model.get_image_embeddings(self._pixels(1))
     side = self.settings["config"]["image_size"]
     places = self.torch.tensor(side * points(count), device=self.device, dtype=model.dtype)
@@ -103,6 +107,15 @@ class Transformers:
       return self._done(None)
 
     return run
+
+  def _tracker(self) -> Any:
+    """The model of visual prompts, read anew."""
+    import transformers
+
+    tracker = transformers.Sam3TrackerModel.from_pretrained(
+      self.settings["checkpoint"], dtype=self.model.dtype
+    )
+    return tracker.eval().to(self.device)
 
   def predict(self, count: int) -> Callable[[], Any]:
     def run():
