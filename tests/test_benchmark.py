@@ -408,7 +408,8 @@ class TestCommand:
     assert side["load"] > 0
     skipped = {row["what"]: row["why"] for row in written["skipped"]}
     assert skipped.keys() == {
-      "encode", "encode_visual", "text", "decode", "visual", "predict", "growth", "start", "keras-hub float32",
+      "encode", "encode_visual", "text", "decode", "visual", "predict", "growth", "start",
+      "keras-hub float32",
     }  # fmt: skip
     assert skipped["keras-hub float32"].endswith("cannot be run: No such file or directory")
 

@@ -30,6 +30,7 @@ class Size(enum.StrEnum):
 class Part(enum.StrEnum):
   preprocess = "preprocess"
   encode = "encode"  # pyright: ignore[reportAssignmentType] - a method of str
+  encode_visual = "encode_visual"
   text = "text"
   decode = "decode"
   visual = "visual"
