@@ -65,7 +65,7 @@ def canonical(name: str) -> str:
   return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
 
 
-def rope_tables(config: Config, _: Mapping[str, Source] | None = None) -> dict[str, np.ndarray]:
+def rope_tables(config: Config) -> dict[str, np.ndarray]:
   """Meta's stored tables of rotary position codes: complex64 [positions, channel pairs] a block.
 
   Computed as Meta's code does, in float32; the positions of a global block are as far apart as if
@@ -87,6 +87,10 @@ def rope_tables(config: Config, _: Mapping[str, Source] | None = None) -> dict[s
     f"detector.{_TRUNK}.blocks.{i}.attn.freqs_cis": windowed if (i + 1) % group else everywhere
     for i in range(trunk.blocks)
   }
+
+
+def _derived(config: Config, _: Mapping[str, Source]) -> dict[str, Source]:
+  return {name: Source.of(table) for name, table in rope_tables(config).items()}
 
 
 def _fused(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
@@ -281,7 +285,7 @@ TABLE = Table(
   ),
   visual_parts=("tracker.sam_mask_decoder.", f"{_VISUAL_NECK}."),
   kept=functools.partial(unread.wanted, "meta"),
-  derived=rope_tables,
+  derived=_derived,
 )
 
 # sam3.1_multiplex.pt: the detector is that of SAM 3 (`Sam3Image`), tensor by tensor, but for the
