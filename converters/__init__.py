@@ -4,8 +4,8 @@
 `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
-the tokenizer, and `foreign.py` says what a file is that cannot be converted. `export.py` is the way
-back.
+the tokenizer, and `foreign.py` says what a file is that cannot be converted. `settings.py` reads
+values of a config.json, and `checks.py` bounds what is believed. `export.py` is the way back.
 """
 
 import dataclasses
@@ -77,9 +77,7 @@ def convert(
   tell("reading names and shapes", 0.0)
   weights = find_weights(Path(source).expanduser())
   sources = open_weights(weights)
-  layout = _layout(sources, format, weights)
-  planned = _plan(layout, sources, weights, config)
-  table = planned.table
+  planned = _plan(_layout(sources, format, weights), sources, weights, config)
   model = _tokenizer(tokenizer, weights.parent)
   with Writer(out) as writer:
     unread = _add_parts(writer, planned, dtype, tell, weights)
@@ -89,7 +87,7 @@ def convert(
       model,
       info={
         "name": Path(out).name,
-        "source": f"{weights.name}, {len(sources)} tensors in the layout {table.name}",
+        "source": f"{weights.name}, {len(sources)} tensors in the layout {planned.table.name}",
         "licence": LICENCE,
         "trained": True,
         "lacks": _lacks(planned),

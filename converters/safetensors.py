@@ -121,7 +121,8 @@ def _open_file(path: Path) -> dict[str, Source]:
     end = next_end
   data_size = size - 8 - length
   if data_size < end:
-    raise ValueError(truncated)
+    name = next(name for name, *_, last in entries if last > data_size)
+    raise ValueError(f"{name} is not whole: {truncated}")
   if data_size > end or not entries:
     raise ValueError(f"{path} has {data_size - end:,} bytes that belong to no tensor.")
   data = np.memmap(path, np.uint8, "r", offset=8 + length) if data_size else np.empty(0, np.uint8)

@@ -119,7 +119,9 @@ def test_integers_are_positive(cls, of, value):
 def test_integers_are_of_a_size_that_models_have(value):
   with pytest.raises(ValueError, match=rf"^queries must be at most 65,536; got {value}\.$"):
     Config(queries=value)
-  with pytest.raises(ValueError, match="a grid of 4608 patches a side with 64 channels a head need"):
+  with pytest.raises(
+    ValueError, match="a grid of 4608 patches a side with 64 channels a head need"
+  ):
     Config(image_size=4608 * 14)
 
 
