@@ -85,13 +85,7 @@ def convert(
     writer.finish(
       planned.config,
       model,
-      info={
-        "name": Path(out).name,
-        "source": f"{weights.name}, {len(sources)} tensors in the layout {planned.table.name}",
-        "licence": LICENCE,
-        "trained": True,
-        "lacks": _lacks(planned),
-      },
+      info=_info(planned, weights, Path(out).name),
       unread=unread,
       unread_reasons=planned.reasons(),
       dropped=_describe_dropped(planned),
@@ -113,6 +107,17 @@ def _add_parts(
   unread = planned.read_unread(faults)
   raise_faults(faults, f"{weights} cannot be converted", REMEDY)
   return unread
+
+
+def _info(planned: Plan, weights: Path, name: str) -> dict[str, Any]:
+  """What the checkpoint says of itself."""
+  return {
+    "name": name,
+    "source": f"{weights.name}, {len(planned.sources)} tensors in the layout {planned.table.name}",
+    "licence": LICENCE,
+    "trained": True,
+    "lacks": _lacks(planned),
+  }
 
 
 def _fingerprint(folder: Path, tell: Callable[[str, float], None]) -> None:
