@@ -4,17 +4,18 @@
 `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
-the tokenizer, and `foreign.py` says what a file is that cannot be converted. `export.py` is the way
-back.
+the tokenizer, and `foreign.py` says what a file is that cannot be converted. `settings.py` reads
+values of a config.json, and `checks.py` bounds what is believed. `export.py` is the way back.
 """
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from sam3_jax.checkpoint import check_dtype, expected_shapes
 from sam3_jax.config import RELEASED, Config
@@ -23,16 +24,18 @@ from sam3_jax.trees import raise_faults
 from sam3_jax.writer import Writer
 
 from . import huggingface, keras_hub, meta
+from .checks import parse_json, read_text
 from .engine import REMEDY, Plan, account, raise_incomplete
 from .foreign import recognise, recognise_variant
 from .infer import infer_config
-from .rules import Source
+from .rules import Source, Table
 from .sources import find_weights, open_weights
 from .unread import lacking
 from .vocabulary import build_tokenizer, find_vocabulary
 
 FORMATS: dict[str, ModuleType] = {"huggingface": huggingface, "meta": meta, "keras": keras_hub}
 LICENCE = "that of the source; Meta's SAM 3 weights are under the SAM License"
+_MORE = 4  # times as many tensors as a file has: not worth listing what is missing
 _FEW = 20  # faults of a file that is the released one but for them
 
 
@@ -74,29 +77,15 @@ def convert(
   tell("reading names and shapes", 0.0)
   weights = find_weights(Path(source).expanduser())
   sources = open_weights(weights)
-  layout = _layout(sources, format, weights)
-  planned = _plan(layout, sources, weights, config)
-  table = planned.table
+  planned = _plan(_layout(sources, format, weights), sources, weights, config)
   model = _tokenizer(tokenizer, weights.parent)
   with Writer(out) as writer:
-    faults, done = [], 0
-    for part in planned.parts:
-      tell(part, done / planned.parameters())
-      writer.add(part, planned.read(part, dtype, faults))
-      done += planned.parameters(part)
-    unread = planned.read_unread(faults)
-    raise_faults(faults, f"{weights} cannot be converted", REMEDY)
+    unread = _add_parts(writer, planned, dtype, tell, weights)
     tell("checking what was written" if verify else "finishing", 1.0)
     writer.finish(
       planned.config,
       model,
-      info={
-        "name": Path(out).name,
-        "source": f"{weights.name}, {len(sources)} tensors in the layout {table.name}",
-        "licence": LICENCE,
-        "trained": True,
-        "lacks": _lacks(planned),
-      },
+      info=_info(planned, weights, Path(out).name),
       unread=unread,
       unread_reasons=planned.reasons(),
       dropped=_describe_dropped(planned),
@@ -104,6 +93,31 @@ def convert(
       verify=verify,
       run=functools.partial(_fingerprint, tell=tell) if fingerprint else None,
     )
+
+
+def _add_parts(
+  writer: Writer, planned: Plan, dtype: str, tell: Callable[[str, float], None], weights: Path
+) -> dict[str, np.ndarray]:
+  """Writes the parameters, part after part, and returns the tensors that nothing reads."""
+  faults, done = [], 0
+  for part in planned.parts:
+    tell(part, done / planned.parameters())
+    writer.add(part, planned.read(part, dtype, faults))
+    done += planned.parameters(part)
+  unread = planned.read_unread(faults)
+  raise_faults(faults, f"{weights} cannot be converted", REMEDY)
+  return unread
+
+
+def _info(planned: Plan, weights: Path, name: str) -> dict[str, Any]:
+  """What the checkpoint says of itself."""
+  return {
+    "name": name,
+    "source": f"{weights.name}, {len(planned.sources)} tensors in the layout {planned.table.name}",
+    "licence": LICENCE,
+    "trained": True,
+    "lacks": _lacks(planned),
+  }
 
 
 def _fingerprint(folder: Path, tell: Callable[[str, float], None]) -> None:
@@ -144,15 +158,12 @@ def _plan(
   A size that was read off a damaged tensor would make all others wrong: without a configuration the
   released one is tried too, and the shorter list of faults is told.
   """
-  table, path = layout.TABLE, weights.parent / "config.json"
-  if layout is meta and meta.is_multiplex(sources):
-    table = meta.MULTIPLEX
-  if layout is huggingface and huggingface.is_lite(sources):
-    table = huggingface.LITE
+  table, path = _table(layout, sources), weights.parent / "config.json"
   shapes = functools.partial(expected_shapes, visual=table.has_visual(sources))
   if config is None and path.exists() and hasattr(layout, "read_config"):
     config = layout.read_config(_read_json(path), str(path))
   if config is not None:
+    _check_size(table, sources, config, weights)
     planned, faults = account(table, sources, shapes(config), config)
     raise_incomplete(table, faults)
     return planned
@@ -161,6 +172,7 @@ def _plan(
   error, faults = None, []
   try:
     config = infer_config(table, {name: source.shape for name, source in sources.items()})
+    _check_size(table, sources, config, weights)
     planned, faults = account(table, sources, shapes(config), config)
     if not faults:
       return planned
@@ -171,9 +183,28 @@ def _plan(
   if not others:
     return planned
   if error and len(others) > _FEW:
-    raise error
+    raise ValueError(f"{weights}: {error}") from error
   raise_incomplete(table, others if error else min(faults, others, key=len))
   return planned
+
+
+def _check_size(table: Table, sources: Mapping[str, Source], config: Config, weights: Path) -> None:
+  """Refuses a model far too large for its file before its tensors are listed, one by one."""
+  wanted = table.tensors(config)
+  if wanted > _MORE * len(sources):
+    raise ValueError(
+      f"{weights} has {len(sources):,} tensors, where its configuration wants {wanted:,}: one of "
+      "the two is of another model; download both again."
+    )
+
+
+def _table(layout: ModuleType, sources: Mapping[str, Source]) -> Table:
+  """The layout's table for the models that these names are of."""
+  if layout is meta and meta.is_multiplex(sources):
+    return meta.MULTIPLEX
+  if layout is huggingface and huggingface.is_lite(sources):
+    return huggingface.LITE
+  return layout.TABLE
 
 
 def _lacks(planned: Plan) -> list[str]:
@@ -191,7 +222,7 @@ def _lacks(planned: Plan) -> list[str]:
 
 def _read_json(path: Path) -> Any:
   try:
-    return json.loads(path.read_bytes())
+    return parse_json(read_text(path))
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON ({error}); download it again.") from error
 

@@ -176,7 +176,7 @@ def convert_arrays(
   dtype: str = "float32",
 ) -> dict[str, Any]:
   """The whole tree in memory, for small models; raises as `plan` does."""
-  sources = {name: Source(a.shape, str(a.dtype), lambda a=a: a) for name, a in arrays.items()}
+  sources = {name: Source.of(array) for name, array in arrays.items()}
   planned, faults = plan(table, sources, shapes, config), []
   params = {part: planned.read(part, dtype, faults) for part in planned.parts}
   raise_faults(faults, "these arrays cannot be used", REMEDY)
@@ -245,7 +245,7 @@ def _lone_dtypes(sources: Mapping[str, Source], names: Iterable[str]) -> list[st
 
 
 def _derived(
-  computed: Mapping[str, np.ndarray], sources: Mapping[str, Source], dropped: Mapping[str, str]
+  computed: Mapping[str, Source], sources: Mapping[str, Source], dropped: Mapping[str, str]
 ) -> list[str]:
   """Tensors that are computed anew, which a source must have as we compute them, or not at all."""
   faults = []
@@ -253,13 +253,13 @@ def _derived(
     if name not in computed:
       faults.append(f"{name} is not a name of this layout and configuration")
       continue
-    shape, dtype = computed[name].shape, str(computed[name].dtype)
-    source = sources[name]
-    if (source.shape, source.dtype) != (shape, dtype):
+    source, wanted = sources[name], computed[name]
+    if (source.shape, source.dtype) != (wanted.shape, wanted.dtype):
       faults.append(
-        f"{name} is {source.dtype} {list(source.shape)}; expected {dtype} {list(shape)}"
+        f"{name} is {source.dtype} {list(source.shape)}; expected {wanted.dtype} "
+        f"{list(wanted.shape)}"
       )
-    elif not np.allclose(source.read(), computed[name], rtol=0, atol=DERIVED_ATOL):
+    elif not np.allclose(source.read(), wanted.read(), rtol=0, atol=DERIVED_ATOL):
       faults.append(f"{name} differs from what its configuration gives")
   missing = [name for name in computed if name not in dropped] if dropped else []
   return faults + [f"{name} is missing" for name in missing]

@@ -136,7 +136,8 @@ class _Job:
       if part in parts and name not in self.kept and name not in entries:
         self.zeros[name] = shape
     self.dtype = collections.Counter(stored.dtypes.values()).most_common(1)[0][0]
-    self.derived = table.derived(self.config, {})
+    derived = table.derived(self.config, {})
+    self.derived = {name: source.read() for name, source in derived.items()}
     for found in self.items.values():
       for name, entry in found.items():
         dtype = stored.dtypes[entry.slots[0][0]]

@@ -7,7 +7,6 @@ refused. Source: the HDF5 format and `keras.src.saving.saving_lib`.
 """
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .rules import Source, check_name
+from .checks import check_name, check_shape, parse_json, read_text
+from .rules import Source
 
 INDEX = "model.weights.json"
 MAX_DEPTH = 20  # groups in groups; Keras nests 9 of them
@@ -37,15 +37,17 @@ def open_hdf5(path: Path) -> dict[str, Source]:
 
 def _open_shards(index: Path) -> dict[str, Source]:
   try:
-    places = json.loads(index.read_bytes())["weight_map"].values()
+    places = parse_json(read_text(index))["weight_map"].values()
     named = {name for place in places for name in ([place] if isinstance(place, str) else place)}
+    for name in named:
+      check_name(name)
     shards = sorted(named)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{index} is no index of shards ({error!r}); {AGAIN}") from error
   sources: dict[str, Source] = {}
   for shard in shards:
-    path = index.parent / str(shard)
-    if Path(str(shard)).name != shard:
+    path = index.parent / shard
+    if Path(shard).name != shard:
       raise ValueError(f"{index} names the shard {shard!r:.100}; it must lie beside its index.")
     if not path.is_file():
       raise FileNotFoundError(f"{path}, one of {len(shards)} shards, is missing; download it.")
@@ -114,6 +116,7 @@ def _place(name: str, dataset: Any, h5py: Any) -> Place:
     dtype = "bfloat16"
   if shape is None or dtype not in (*_DTYPES, "bfloat16"):
     raise _Refusal(f"{name} is of dtype {dtype:.40}, not of numbers")
+  check_shape(name, shape)
   needed = math.prod(shape) * jnp.dtype(dtype).itemsize
   begin = dataset.id.get_offset()
   if needed and (begin is None or dataset.id.get_storage_size() != needed):

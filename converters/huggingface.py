@@ -12,7 +12,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from . import unread
+from . import shared, unread
 from .huggingface_config import read_config as read_config
 from .rules import (
   CONV,
@@ -191,12 +191,7 @@ TABLE = Table(
     *rule(f"{_TEXT}.embeddings.position_embedding.weight", "text/position"),
     *_text(_TEXT, f"{_TEXT}.encoder.layers.*"),
     *dense("text_projection", "text/project"),
-    *rule(f"{_GEOMETRY}.label_embed.weight", "geometry/label_embedding"),
-    *rule(f"{_GEOMETRY}.cls_embed.weight", "geometry/cls_token"),
-    *dense(f"{_GEOMETRY}.boxes_direct_project", "geometry/box_project"),
-    *dense(f"{_GEOMETRY}.boxes_pool_project", "geometry/box_pool_project", kernel=CONV),
-    *dense(f"{_GEOMETRY}.boxes_pos_enc_project", "geometry/box_position_project"),
-    *dense(f"{_GEOMETRY}.final_proj", "geometry/project"),
+    *shared.geometry(_GEOMETRY),
     *norm(f"{_GEOMETRY}.prompt_layer_norm", "geometry/norm"),
     *norm(f"{_GEOMETRY}.vision_layer_norm", "geometry/image_norm"),
     *norm(f"{_GEOMETRY}.output_layer_norm", "geometry/norm_final"),
@@ -213,9 +208,7 @@ TABLE = Table(
     *norm(f"{_DECODER_LAYER}.mlp_layer_norm", "decoder/layers/*/norm_mlp"),
     *norm(f"{_DECODER}.output_layer_norm", "decoder/norm"),
     *norm(f"{_DECODER}.presence_layer_norm", "decoder/presence_norm"),
-    *rule(f"{_DECODER}.query_embed.weight", "decoder/query_embedding"),
-    *rule(f"{_DECODER}.reference_points.weight", "decoder/reference_points"),
-    *rule(f"{_DECODER}.presence_token.weight", "decoder/presence_token"),
+    *shared.queries(_DECODER),
     *_mlp(f"{_DECODER}.box_head", "decoder/box_head", 3),
     *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
     *_mlp(f"{_DECODER}.presence_head", "decoder/presence_head", 3),
@@ -227,10 +220,7 @@ TABLE = Table(
     *dense(f"{_SCORING}.query_proj", "scoring/query_project"),
     *norm(f"{_MASKS}.prompt_cross_attn_norm", "masks/prompt_norm"),
     *_attention(f"{_MASKS}.prompt_cross_attn", "masks/prompt_attn"),
-    *dense(f"{_MASKS}.pixel_decoder.conv_layers.0", "masks/conv0", kernel=CONV),
-    *dense(f"{_MASKS}.pixel_decoder.conv_layers.1", "masks/conv1", kernel=CONV),
-    *norm(f"{_MASKS}.pixel_decoder.norms.0", "masks/norm0"),
-    *norm(f"{_MASKS}.pixel_decoder.norms.1", "masks/norm1"),
+    *shared.pixel_decoder(f"{_MASKS}.pixel_decoder"),
     *dense(f"{_MASKS}.instance_projection", "masks/instance_project", kernel=CONV),
     *dense(f"{_MASKS}.semantic_projection", "masks/semantic_project", kernel=CONV),
     *dense(f"{_MASKS}.mask_embedder.layers.0", "masks/mask_embed/fc1"),
@@ -249,20 +239,15 @@ TABLE = Table(
   visual=(
     *_neck("tracker_neck.fpn_layers", "visual/neck"),
     *rule("tracker_model.no_memory_embedding", "visual/no_memory"),
-    *dense(f"{_MASK_DECODER}.conv_s0", "visual/fine_project", kernel=CONV),
-    *dense(f"{_MASK_DECODER}.conv_s1", "visual/middle_project", kernel=CONV),
+    *shared.mask_tokens(_MASK_DECODER),
     *rule(f"{_PROMPT}.shared_embedding.positional_embedding", "visual/prompt/frequencies"),
     *rule(f"{_PROMPT}.point_embed.weight", "visual/prompt/label_embedding"),
-    *rule(f"{_PROMPT}.not_a_point_embed.weight", "visual/prompt/not_a_point"),
-    *rule(f"{_PROMPT}.no_mask_embed.weight", "visual/prompt/no_mask"),
+    *shared.prompt_tokens(_PROMPT),
     *dense(f"{_PROMPT}.mask_embed.conv1", "visual/prompt/mask/conv1", kernel=CONV),
     *norm(f"{_PROMPT}.mask_embed.layer_norm1", "visual/prompt/mask/norm1"),
     *dense(f"{_PROMPT}.mask_embed.conv2", "visual/prompt/mask/conv2", kernel=CONV),
     *norm(f"{_PROMPT}.mask_embed.layer_norm2", "visual/prompt/mask/norm2"),
     *dense(f"{_PROMPT}.mask_embed.conv3", "visual/prompt/mask/project", kernel=CONV),
-    *rule(f"{_MASK_DECODER}.obj_score_token.weight", "visual/decoder/object_token"),
-    *rule(f"{_MASK_DECODER}.iou_token.weight", "visual/decoder/iou_token"),
-    *rule(f"{_MASK_DECODER}.mask_tokens.weight", "visual/decoder/mask_tokens"),
     *_two_way_layer(f"{_TWO_WAY}.layers.0", "visual/decoder/two_way/layer0"),
     *_two_way_layer(f"{_TWO_WAY}.layers.1", "visual/decoder/two_way/layer1"),
     *_attention(f"{_TWO_WAY}.final_attn_token_to_image", "visual/decoder/two_way/final_attn"),

@@ -1,10 +1,12 @@
 """Hugging Face's config.json of SAM 3: into our configuration, and back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig
 
+from .checks import shown
+from .settings import Settings
 from .unread import MEMORY, PROJECTION
 
 # What our code does and a configuration could ask otherwise. Their layer_norm_eps is left out: it
@@ -22,8 +24,32 @@ _FIXED = {
   "detr_decoder_config.hidden_act": "relu",
   "mask_decoder_config.num_upsampling_stages": 3,
 }
+_BACKBONE = "vision_config.backbone_config"
 _LITE = "sam3_lite_text"
 _MODEL_TYPES = ("sam3", "sam3_video", _LITE)
+
+
+class _Settings(Settings):
+  """What the file leaves out is as released."""
+
+  def get(self, path: str, like: Any) -> Any:
+    node: Any = self.values
+    for key in path.split("."):
+      if not isinstance(node, Mapping):
+        raise ValueError(
+          f"{self.where} has {shown(node)} where {path} is looked for; expected an object."
+        )
+      if key not in node:
+        return like
+      node = node[key]
+    numeric = type(like) is float and type(node) is int
+    if like is not None and type(node) is not type(like) and not numeric:
+      raise ValueError(
+        f"{self.where} has {path} = {shown(node)}; expected something like {like!r}."
+      )
+    if type(like) is int and like > 0 and node < 1:
+      raise ValueError(f"{self.where} has {path} = {shown(node)}; expected at least 1.")
+    return node
 
 
 def read_config(values: Mapping[str, Any], where: str) -> Config:
@@ -35,60 +61,20 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   kind = values.get("model_type") if isinstance(values, Mapping) else None
   if kind not in _MODEL_TYPES:
     raise ValueError(
-      f"{where} is of model_type {kind!r}; expected one of {', '.join(_MODEL_TYPES)}: the "
+      f"{where} is of model_type {shown(kind)}; expected one of {', '.join(_MODEL_TYPES)}: the "
       "config.json of facebook/sam3, of a Sam3Model or of a Sam3LiteTextModel."
     )
-  detector = values.get("detector_config", values)
-
-  def get(path: str, default: Any) -> Any:
-    node = detector
-    for key in path.split("."):
-      if not isinstance(node, Mapping):
-        raise ValueError(f"{where} has {node!r} where {path} is looked for; expected an object.")
-      if key not in node:
-        return default
-      node = node[key]
-    numeric = type(default) is float and type(node) is int
-    if default is not None and type(node) is not type(default) and not numeric:
-      raise ValueError(f"{where} has {path} = {node!r}; expected something like {default!r}.")
-    if type(default) is int and default > 0 and node < 1:
-      raise ValueError(f"{where} has {path} = {node}; expected at least 1.")
-    return node
-
-  def same(key: str, default: Any, *parts: str) -> Any:
-    found = {part: get(f"{part}_config.{key}", default) for part in parts}
-    if len(set(found.values())) > 1:
-      raise ValueError(f"{where} must have one {key} for these parts, has {found}.")
-    return found[parts[0]]
-
-  for path, wanted in _FIXED.items():
-    if (value := get(path, wanted)) != wanted:
-      raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
-  trunk = "vision_config.backbone_config"
-  attending = "geometry_encoder", "detr_encoder", "detr_decoder"
-  patch = get(f"{trunk}.patch_size", 14)
-  blocks = get(f"{trunk}.num_hidden_layers", 32)
-  ends = get(f"{trunk}.global_attn_indexes", [7, 15, 23, 31])
-  group = blocks // max(len(ends), 1)
-  if group < 2 or blocks % group or ends != list(range(group - 1, blocks, group)):
-    raise ValueError(
-      f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
-      "ending with its global block."
-    )
-  return Config(
-    trunk=TrunkConfig(
-      width=get(f"{trunk}.hidden_size", 1024),
-      heads=get(f"{trunk}.num_attention_heads", 16),
-      mlp_width=get(f"{trunk}.intermediate_size", 4736),
-      groups=len(ends),
-      windowed=group - 1,
-      window=get(f"{trunk}.window_size", 24),
-      pretrain_grid=get(f"{trunk}.pretrain_image_size", 336) // patch,
-    ),
-    text=_lite_text(get) if kind == _LITE else _text(get),
-    image_size=get(f"{trunk}.image_size", 1008),
-    patch=patch,
-    width=same("hidden_size", 256, *attending, "mask_decoder"),
+  settings = _Settings(values.get("detector_config", values), where)
+  get, same = settings.get, settings.same
+  settings.require(_FIXED)
+  attending = "geometry_encoder_config", "detr_encoder_config", "detr_decoder_config"
+  return settings.make(
+    Config,
+    trunk=_read_trunk(settings),
+    text=_read_lite_text(settings) if kind == _LITE else _read_text(settings),
+    image_size=get(f"{_BACKBONE}.image_size", 1008),
+    patch=get(f"{_BACKBONE}.patch_size", 14),
+    width=same("hidden_size", 256, *attending, "mask_decoder_config"),
     heads=same("num_attention_heads", 8, *attending),
     mlp_width=same("intermediate_size", 2048, *attending),
     geometry_layers=get("geometry_encoder_config.num_layers", 3),
@@ -100,8 +86,26 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   )
 
 
-def _text(get: Callable[[str, Any], Any]) -> TextConfig:
-  return TextConfig(
+def _read_trunk(settings: Settings) -> TrunkConfig:
+  get = settings.get
+  blocks = get(f"{_BACKBONE}.num_hidden_layers", 32)
+  ends = get(f"{_BACKBONE}.global_attn_indexes", [7, 15, 23, 31])
+  return settings.make(
+    TrunkConfig,
+    width=get(f"{_BACKBONE}.hidden_size", 1024),
+    heads=get(f"{_BACKBONE}.num_attention_heads", 16),
+    mlp_width=get(f"{_BACKBONE}.intermediate_size", 4736),
+    **settings.groups(blocks, ends),
+    window=get(f"{_BACKBONE}.window_size", 24),
+    pretrain_grid=get(f"{_BACKBONE}.pretrain_image_size", 336)
+    // get(f"{_BACKBONE}.patch_size", 14),
+  )
+
+
+def _read_text(settings: Settings) -> TextConfig:
+  get = settings.get
+  return settings.make(
+    TextConfig,
     width=get("text_config.hidden_size", 1024),
     heads=get("text_config.num_attention_heads", 16),
     mlp_width=get("text_config.intermediate_size", 4096),
@@ -111,9 +115,11 @@ def _text(get: Callable[[str, Any], Any]) -> TextConfig:
   )
 
 
-def _lite_text(get: Callable[[str, Any], Any]) -> LiteTextConfig:
+def _read_lite_text(settings: Settings) -> LiteTextConfig:
+  get = settings.get
   mixers = get("text_config.use_repmixer_blocks", True)
-  return LiteTextConfig(
+  return settings.make(
+    LiteTextConfig,
     width=get("text_config.hidden_size", 512),
     heads=get("text_config.num_attention_heads", 8),
     mlp_width=get("text_config.intermediate_size", 2048),

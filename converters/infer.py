@@ -26,27 +26,13 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
   Raises:
     ValueError: a tensor that tells a size is missing, or the shapes are not enough.
   """
-  found = {table.canonical(name): shape for name, shape in shapes.items()}
-  names = {item.targets[0]: table.prefix + item.source for item in table.rules}
-
-  def shape(target: str, layer: int = 0, rank: int = 2) -> tuple[int, ...]:
-    name = names[target].replace("*", str(layer))
-    if len(found.get(name, ())) != rank:
-      raise ValueError(
-        f"{name} of {rank} axes, from which the model's size is read, is "
-        f"{list(found[name]) if name in found else 'missing'}; this is no complete SAM 3."
-      )
-    return found[name]
-
-  def layers(target: str) -> int:
-    pattern = re.compile(re.escape(names[target]).replace(r"\*", r"(\d+)"))
-    return 1 + max((int(m[1]) for name in found if (m := pattern.fullmatch(name))), default=-1)
-
+  found = _Shapes(table, shapes)
+  shape, layers = found.shape, found.layers
   width, _, patch, _ = shape("trunk/patch_embed/kernel", rank=4)
   vocabulary, text_width = shape("text/token_embedding/embedding")
   queries, model_width = shape("decoder/query_embedding")
   blocks = layers("trunk/blocks/*/norm1/scale")
-  rope = _rope_facts(found, width) or _released_facts(width, blocks)
+  rope = _rope_facts(found.named, width) or _released_facts(width, blocks)
   return Config(
     trunk=TrunkConfig(
       width=width,
@@ -75,9 +61,35 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
     decoder_layers=layers("decoder/layers/*/norm_self/scale"),
     queries=queries,
     concept_points=any(
-      names[target] in found for target in names if target.startswith("geometry/point_")
+      name in found.named
+      for target, name in found.names.items()
+      if target.startswith("geometry/point_")
     ),
   )
+
+
+class _Shapes:
+  """The shapes that are there (`named`), and the names of a layout by target (`names`)."""
+
+  def __init__(self, table: Table, shapes: Mapping[str, tuple[int, ...]]):
+    self.named = {table.canonical(name): shape for name, shape in shapes.items()}
+    self.names = {item.targets[0]: table.prefix + item.source for item in table.rules}
+
+  def shape(self, target: str, rank: int = 2) -> tuple[int, ...]:
+    """Of a tensor with so many axes; of the first layer's, if it is one of a layer."""
+    name = self.names[target].replace("*", "0")
+    found = self.named.get(name, ())
+    if len(found) != rank:
+      raise ValueError(
+        f"{name} of {rank} axes, from which the model's size is read, is "
+        f"{list(found) if name in self.named else 'missing'}; this is no complete SAM 3."
+      )
+    return found
+
+  def layers(self, target: str) -> int:
+    pattern = re.compile(re.escape(self.names[target]).replace(r"\*", r"(\d+)"))
+    matches = map(pattern.fullmatch, self.named)
+    return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def _rope_facts(found: Mapping[str, tuple[int, ...]], width: int) -> dict[str, int]:

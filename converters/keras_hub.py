@@ -15,7 +15,9 @@ import numpy as np
 from sam3_jax.config import Config, TextConfig, TrunkConfig
 from sam3_jax.model.rope import rope_table
 
+from .checks import shown
 from .rules import DENSE, Axes, Grid, HalfSplit, Rule, Source, Table, Transform, rule
+from .settings import Settings
 from .unread import DETECTOR
 
 CLASS = "SAM3PromptableConceptBackbone"
@@ -59,6 +61,30 @@ def number(layer: int) -> str:
   return f"_{layer}" if layer else ""
 
 
+class _Settings(Settings):
+  """A preset says everything."""
+
+  def get(self, path: str, like: Any) -> Any:
+    """`like` may be a type too."""
+    kind = like if isinstance(like, type) else type(like)
+    part, _, key = path.partition(".")
+    try:
+      value = self.values["config"][part]["config"][key]
+    except (KeyError, TypeError) as error:
+      raise ValueError(f"{self.where} lacks {path}; {_AGAIN}") from error
+    if type(value) is not kind or (kind is int and value < 1):
+      raise ValueError(f"{self.where} has {path} = {shown(value)}; expected a {kind.__name__}.")
+    return value
+
+  def side(self, path: str) -> int:
+    """Of a square image [side, side, channels]."""
+    shape = self.get(path, list)
+    square = len(shape) == 3 and shape[0] == shape[1] and type(shape[0]) is int
+    if not square or shape[0] < 1:
+      raise ValueError(f"{self.where} has {path} = {shown(shape)}; expected a square of pixels.")
+    return shape[0]
+
+
 def read_config(values: Mapping[str, Any], where: str) -> Config:
   """Our configuration from a preset's config.json.
 
@@ -67,54 +93,18 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   """
   kind = values.get("class_name") if isinstance(values, Mapping) else None
   if kind != CLASS:
-    raise ValueError(f"{where} is of class {kind!r}; expected {CLASS}: KerasHub's preset of SAM 3.")
-
-  def get(path: str, kind: type) -> Any:
-    part, _, key = path.partition(".")
-    try:
-      value = values["config"][part]["config"][key]
-    except (KeyError, TypeError) as error:
-      raise ValueError(f"{where} lacks {path}; {_AGAIN}") from error
-    if type(value) is not kind or (kind is int and value < 1):
-      raise ValueError(f"{where} has {path} = {value!r:.60}; expected a {kind.__name__}.")
-    return value
-
-  def side(path: str) -> int:
-    shape = get(path, list)
-    if len(shape) != 3 or shape[0] != shape[1] or type(shape[0]) is not int:
-      raise ValueError(f"{where} has {path} = {shape!r:.60}; expected a square of pixels.")
-    return shape[0]
-
-  def same(key: str, *parts: str) -> int:
-    found = {part: get(f"{part}.{key}", int) for part in parts}
-    if len(set(found.values())) > 1:
-      raise ValueError(f"{where} must have one {key} for these parts, has {found}.")
-    return found[parts[0]]
-
-  for path, wanted in _FIXED.items():
-    if (value := get(path, type(wanted))) != wanted:
-      raise ValueError(f"{where} has {path} = {value!r}; only {wanted!r} can be converted.")
-  vision, text = "vision_encoder", "text_encoder"
-  attending = "geometry_encoder", "detr_encoder", "detr_decoder"
-  patch, blocks = get(f"{vision}.patch_size", int), get(f"{vision}.num_layers", int)
-  ends = get(f"{vision}.global_attn_indexes", list)
-  group = blocks // max(len(ends), 1)
-  if group < 2 or blocks % group or ends != list(range(group - 1, blocks, group)):
     raise ValueError(
-      f"{where} has global_attn_indexes {ends} of {blocks} blocks; expected equal groups, each "
-      "ending with its global block."
+      f"{where} is of class {shown(kind)}; expected {CLASS}: KerasHub's preset of SAM 3."
     )
-  return Config(
-    trunk=TrunkConfig(
-      width=get(f"{vision}.hidden_dim", int),
-      heads=get(f"{vision}.num_heads", int),
-      mlp_width=get(f"{vision}.intermediate_dim", int),
-      groups=len(ends),
-      windowed=group - 1,
-      window=get(f"{vision}.window_size", int),
-      pretrain_grid=side(f"{vision}.pretrain_image_shape") // patch,
-    ),
-    text=TextConfig(
+  settings = _Settings(values, where)
+  get, same = settings.get, settings.same
+  settings.require(_FIXED)
+  text, attending = "text_encoder", ("geometry_encoder", "detr_encoder", "detr_decoder")
+  return settings.make(
+    Config,
+    trunk=_read_trunk(settings),
+    text=settings.make(
+      TextConfig,
       width=get(f"{text}.hidden_dim", int),
       heads=get(f"{text}.num_heads", int),
       mlp_width=get(f"{text}.intermediate_dim", int),
@@ -122,16 +112,31 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
       context=get(f"{text}.max_sequence_length", int),
       vocabulary=get(f"{text}.vocabulary_size", int),
     ),
-    image_size=side(f"{vision}.image_shape"),
-    patch=patch,
-    width=same("hidden_dim", *attending, "mask_decoder"),
-    heads=same("num_heads", *attending, "mask_decoder"),
-    mlp_width=same("intermediate_dim", *attending),
+    image_size=settings.side("vision_encoder.image_shape"),
+    patch=get("vision_encoder.patch_size", int),
+    width=same("hidden_dim", int, *attending, "mask_decoder"),
+    heads=same("num_heads", int, *attending, "mask_decoder"),
+    mlp_width=same("intermediate_dim", int, *attending),
     geometry_layers=get("geometry_encoder.num_layers", int),
     fusion_layers=get("detr_encoder.num_layers", int),
     decoder_layers=get("detr_decoder.num_layers", int),
     queries=get("detr_decoder.num_queries", int),
     concept_points=False,
+  )
+
+
+def _read_trunk(settings: _Settings) -> TrunkConfig:
+  get, vision = settings.get, "vision_encoder"
+  blocks, ends = get(f"{vision}.num_layers", int), get(f"{vision}.global_attn_indexes", list)
+  side = settings.side(f"{vision}.pretrain_image_shape")
+  return settings.make(
+    TrunkConfig,
+    width=get(f"{vision}.hidden_dim", int),
+    heads=get(f"{vision}.num_heads", int),
+    mlp_width=get(f"{vision}.intermediate_dim", int),
+    **settings.groups(blocks, ends),
+    window=get(f"{vision}.window_size", int),
+    pretrain_grid=side // get(f"{vision}.patch_size", int),
   )
 
 
@@ -216,27 +221,32 @@ def _kept(config: Config, _: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
   }
 
 
-def _derived(config: Config, sources: Mapping[str, Source]) -> dict[str, np.ndarray]:
+def _derived(config: Config, sources: Mapping[str, Source]) -> dict[str, Source]:
   """RoPE tables, and the position table tiled over the image, which Keras makes when it loads.
 
   One that is no tiling was trained: our model has no place for it, and KerasHub loses it too.
   """
   trunk = config.trunk
-  channels = trunk.width // trunk.heads
-  window = rope_table(trunk.window, 1.0, channels)
-  image = rope_table(config.grid, trunk.window / config.grid, channels)
+  window, image = (
+    [Source.of(np.repeat(table, 2, axis=1)) for table in rope_table(side, scale, channels)]
+    for channels in [trunk.width // trunk.heads]
+    for side, scale in ((trunk.window, 1.0), (config.grid, trunk.window / config.grid))
+  )
   found = {}
   for block in range(trunk.blocks):
+    place = f"{_TRUNK}/layers/sam3_vi_t_layer{number(block)}/rotary_emb/vars"
     tables = window if (block + 1) % (trunk.windowed + 1) else image
-    for i, table in enumerate(tables):
-      place = f"{_TRUNK}/layers/sam3_vi_t_layer{number(block)}/rotary_emb/vars/{i}"
-      found[place] = np.repeat(table, 2, axis=1)
+    found |= {f"{place}/{i}": table for i, table in enumerate(tables)}
   position, side = sources.get(f"{_TRUNK}/embeddings/vars/1"), trunk.pretrain_grid
   if position is not None and position.shape == (1, side**2, trunk.width):
-    times = -(-config.grid // side)
-    square = np.tile(position.read().reshape(side, side, -1), (times, times, 1))
-    square = square[: config.grid, : config.grid]
-    found[f"{_TRUNK}/embeddings/vars/0"] = square.reshape(1, -1, trunk.width)
+
+    def tile() -> np.ndarray:
+      times = -(-config.grid // side)
+      square = np.tile(position.read().reshape(side, side, -1), (times, times, 1))
+      return square[: config.grid, : config.grid].reshape(shape)
+
+    shape = 1, config.grid**2, trunk.width
+    found[f"{_TRUNK}/embeddings/vars/0"] = Source(shape, position.dtype, tile)
   return found
 
 

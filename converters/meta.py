@@ -14,7 +14,7 @@ import numpy as np
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import Config
 
-from . import unread
+from . import shared, unread
 from .engine import convert_arrays
 from .infer import infer_config
 from .rules import (
@@ -65,7 +65,7 @@ def canonical(name: str) -> str:
   return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
 
 
-def rope_tables(config: Config, _: Mapping[str, Source] | None = None) -> dict[str, np.ndarray]:
+def rope_tables(config: Config) -> dict[str, np.ndarray]:
   """Meta's stored tables of rotary position codes: complex64 [positions, channel pairs] a block.
 
   Computed as Meta's code does, in float32; the positions of a global block are as far apart as if
@@ -87,6 +87,10 @@ def rope_tables(config: Config, _: Mapping[str, Source] | None = None) -> dict[s
     f"detector.{_TRUNK}.blocks.{i}.attn.freqs_cis": windowed if (i + 1) % group else everywhere
     for i in range(trunk.blocks)
   }
+
+
+def _derived(config: Config, _: Mapping[str, Source]) -> dict[str, Source]:
+  return {name: Source.of(table) for name, table in rope_tables(config).items()}
 
 
 def _fused(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
@@ -194,15 +198,10 @@ TABLE = Table(
     *dense(f"{_TEXT_BLOCK}.mlp.c_proj", "text/blocks/*/mlp/fc2"),
     *norm(f"{_TEXT}.ln_final", "text/norm_final"),
     *dense("backbone.language_backbone.resizer", "text/project"),
-    *rule(f"{_GEOMETRY}.label_embed.weight", "geometry/label_embedding"),
-    *rule(f"{_GEOMETRY}.cls_embed.weight", "geometry/cls_token"),
+    *shared.geometry(_GEOMETRY),
     *dense(f"{_GEOMETRY}.points_direct_project", "geometry/point_project"),
     *dense(f"{_GEOMETRY}.points_pool_project", "geometry/point_pool_project"),
     *dense(f"{_GEOMETRY}.points_pos_enc_project", "geometry/point_position_project"),
-    *dense(f"{_GEOMETRY}.boxes_direct_project", "geometry/box_project"),
-    *dense(f"{_GEOMETRY}.boxes_pool_project", "geometry/box_pool_project", kernel=CONV),
-    *dense(f"{_GEOMETRY}.boxes_pos_enc_project", "geometry/box_position_project"),
-    *dense(f"{_GEOMETRY}.final_proj", "geometry/project"),
     *norm(f"{_GEOMETRY}.norm", "geometry/norm"),
     *norm(f"{_GEOMETRY}.img_pre_norm", "geometry/image_norm"),
     *norm(f"{_GEOMETRY}.encode_norm", "geometry/norm_final"),
@@ -219,9 +218,7 @@ TABLE = Table(
     *norm(f"{_DECODER_LAYER}.norm3", "decoder/layers/*/norm_mlp"),
     *norm(f"{_DECODER}.norm", "decoder/norm"),
     *norm(f"{_DECODER}.presence_token_out_norm", "decoder/presence_norm"),
-    *rule(f"{_DECODER}.query_embed.weight", "decoder/query_embedding"),
-    *rule(f"{_DECODER}.reference_points.weight", "decoder/reference_points"),
-    *rule(f"{_DECODER}.presence_token.weight", "decoder/presence_token"),
+    *shared.queries(_DECODER),
     *_mlp(f"{_DECODER}.bbox_embed", "decoder/box_head", 3),
     *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
     *_mlp(f"{_DECODER}.presence_token_head", "decoder/presence_head", 3),
@@ -233,10 +230,7 @@ TABLE = Table(
     *dense("dot_prod_scoring.hs_proj", "scoring/query_project"),
     *norm(f"{_MASKS}.cross_attn_norm", "masks/prompt_norm"),
     *_attention(f"{_MASKS}.cross_attend_prompt", "masks/prompt_attn"),
-    *dense(f"{_MASKS}.pixel_decoder.conv_layers.0", "masks/conv0", kernel=CONV),
-    *dense(f"{_MASKS}.pixel_decoder.conv_layers.1", "masks/conv1", kernel=CONV),
-    *norm(f"{_MASKS}.pixel_decoder.norms.0", "masks/norm0"),
-    *norm(f"{_MASKS}.pixel_decoder.norms.1", "masks/norm1"),
+    *shared.pixel_decoder(f"{_MASKS}.pixel_decoder"),
     *dense(f"{_MASKS}.instance_seg_head", "masks/instance_project", kernel=CONV),
     *dense(f"{_MASKS}.semantic_seg_head", "masks/semantic_project", kernel=CONV),
     *_mlp(f"{_MASKS}.mask_predictor.mask_embed", "masks/mask_embed", 3),
@@ -254,20 +248,15 @@ TABLE = Table(
   visual=(
     *_neck(_VISUAL_NECK, "visual/neck"),
     *rule("tracker.no_mem_embed", "visual/no_memory"),
-    *dense(f"{_MASK_DECODER}.conv_s0", "visual/fine_project", kernel=CONV),
-    *dense(f"{_MASK_DECODER}.conv_s1", "visual/middle_project", kernel=CONV),
+    *shared.mask_tokens(_MASK_DECODER),
     *rule(f"{_PROMPT}.pe_layer.positional_encoding_gaussian_matrix", "visual/prompt/frequencies"),
     *rule(f"{_PROMPT}.point_embeddings.*.weight", "visual/prompt/label_embedding/*", Without((0,))),
-    *rule(f"{_PROMPT}.not_a_point_embed.weight", "visual/prompt/not_a_point"),
-    *rule(f"{_PROMPT}.no_mask_embed.weight", "visual/prompt/no_mask"),
+    *shared.prompt_tokens(_PROMPT),
     *dense(f"{_PROMPT}.mask_downscaling.0", "visual/prompt/mask/conv1", kernel=CONV),
     *norm(f"{_PROMPT}.mask_downscaling.1", "visual/prompt/mask/norm1"),
     *dense(f"{_PROMPT}.mask_downscaling.3", "visual/prompt/mask/conv2", kernel=CONV),
     *norm(f"{_PROMPT}.mask_downscaling.4", "visual/prompt/mask/norm2"),
     *dense(f"{_PROMPT}.mask_downscaling.6", "visual/prompt/mask/project", kernel=CONV),
-    *rule(f"{_MASK_DECODER}.obj_score_token.weight", "visual/decoder/object_token"),
-    *rule(f"{_MASK_DECODER}.iou_token.weight", "visual/decoder/iou_token"),
-    *rule(f"{_MASK_DECODER}.mask_tokens.weight", "visual/decoder/mask_tokens"),
     *_two_way_layer(f"{_TWO_WAY}.layers.0", "visual/decoder/two_way/layer0"),
     *_two_way_layer(f"{_TWO_WAY}.layers.1", "visual/decoder/two_way/layer1"),
     *_split_attention(f"{_TWO_WAY}.final_attn_token_to_image", "visual/decoder/two_way/final_attn"),
@@ -281,7 +270,7 @@ TABLE = Table(
   ),
   visual_parts=("tracker.sam_mask_decoder.", f"{_VISUAL_NECK}."),
   kept=functools.partial(unread.wanted, "meta"),
-  derived=rope_tables,
+  derived=_derived,
 )
 
 # sam3.1_multiplex.pt: the detector is that of SAM 3 (`Sam3Image`), tensor by tensor, but for the

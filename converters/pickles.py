@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from .checks import shown
+
 STORAGES = {
   "DoubleStorage": "float64",
   "FloatStorage": "float32",
@@ -117,6 +119,8 @@ class _Machine:
 
   def find(self, module: Any, name: Any) -> None:
     """Pushes a global, if it is one of the few."""
+    if not isinstance(module, str) or not isinstance(name, str):
+      raise TypeError("STACK_GLOBAL")
     full = f"{module}.{name}"
     known = full in CONSTRUCTORS or (module == "torch" and name in STORAGES)
     if not known:
@@ -145,11 +149,11 @@ class _Machine:
   def persistent(self) -> None:
     (identity,) = self.pop(1)
     if not isinstance(identity, tuple) or len(identity) != 5:
-      raise ValueError(f"its pickle refers to {identity!r:.60} where a storage is expected")
+      raise ValueError(f"its pickle refers to {shown(identity)} where a storage is expected")
     kind, storage, key, _, elements = identity
     name = storage.name.rpartition(".")[2] if isinstance(storage, Global) else None
     if kind != "storage" or name not in STORAGES or not isinstance(key, str):
-      raise ValueError(f"its pickle refers to {kind!r:.60} where a storage is expected")
+      raise ValueError(f"its pickle refers to {shown(kind)} where a storage is expected")
     self.stack.append(Storage(key, STORAGES[name], _size(elements)))
 
   def set_items(self, items: list[Any]) -> None:
@@ -171,7 +175,7 @@ class _Machine:
 
 def _size(value: Any) -> int:
   if type(value) is not int or not 0 <= value < 2**63:
-    raise ValueError(f"its pickle has the size {value!r:.40}; expected a whole number")
+    raise ValueError(f"its pickle has the size {shown(value)}; expected a whole number")
   return value
 
 

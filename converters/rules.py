@@ -15,7 +15,6 @@ import numpy as np
 
 from sam3_jax.config import Config, LiteTextConfig
 
-MAX_NAME = 300  # characters
 # Rows of a table and copies of an MLP in the head for visual prompts: SAM 2's.
 LABELS, MASKS = 4, 4
 MIXERS = "text/first/", "text/last/"  # before and after the layers of LiteText's encoder
@@ -29,15 +28,13 @@ class Source:
   dtype: str
   read: Callable[[], np.ndarray]
 
+  @classmethod
+  def of(cls, array: np.ndarray) -> "Source":
+    return cls(array.shape, str(array.dtype), lambda: array)
+
   @property
   def parameters(self) -> int:
     return math.prod(self.shape)
-
-
-def check_name(name: str) -> None:
-  """Refuses names that would not stand in one line of a message."""
-  if not name or len(name) > MAX_NAME or not name.isprintable():
-    raise ValueError(f"{name!r:.100} is no name of a tensor")
 
 
 class Transform(Protocol):
@@ -182,7 +179,7 @@ class Table:
     kept: of a model of this size with tensors of these names, the part and the shape of each that
       is not read. A part other than DETECTOR may be absent as a whole.
     derived: of a model of this size, the tensors of `dropped`, which are computed anew, from
-      others of the source if need be.
+      others of the source if need be; none before it is asked for, if it may be large.
     number: how the number of a layer is written.
     visual: the tensors of visual prompts, by whole names; a source may lack their head, and then
       what it has of them is unread.
@@ -196,7 +193,7 @@ class Table:
   dropped: Mapping[str, str]
   canonical: Callable[[str], str]
   kept: Callable[[Config, Mapping[str, Any]], Mapping[str, tuple[str, tuple[int, ...]]]]
-  derived: Callable[[Config, Mapping[str, Source]], Mapping[str, np.ndarray]] = lambda *_: {}
+  derived: Callable[[Config, Mapping[str, Source]], Mapping[str, Source]] = lambda *_: {}
   number: Callable[[int], str] = str
   visual: tuple[Rule, ...] = ()
   visual_parts: tuple[str, ...] = ()
@@ -218,6 +215,13 @@ class Table:
         slots = tuple(_slot(target, i, config) for target in item.targets)
         entries[source.replace("*", self.number(_number(target, i, config)))] = Entry(item, slots)
     return entries
+
+  def tensors(self, config: Config) -> int:
+    """About how many of them are read, without listing them: a configuration may say anything."""
+    return sum(
+      _layers(item.targets[0].partition("/*")[0], config) if "*" in item.targets[0] else 1
+      for item in self.rules
+    )
 
   def has_visual(self, names: Iterable[str]) -> bool:
     """Whether a source with tensors of these names has the head for visual prompts, or a part of

@@ -14,10 +14,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .rules import Source, check_name
+from .checks import MAX_TEXT, check_name, check_shape, parse_json, read_text, shown
+from .rules import Source
 
 INDEX = "model.safetensors.index.json"
-MAX_HEADER = 100_000_000  # bytes, as in the package
 DTYPES = {
   "F64": "float64",
   "F32": "float32",
@@ -71,7 +71,9 @@ def write_safetensors(
 
 def _open_shards(index: Path) -> dict[str, Source]:
   try:
-    places = json.loads(index.read_bytes())["weight_map"]
+    places = parse_json(read_text(index))["weight_map"]
+    for name in (*places, *places.values()):
+      check_name(name)
     shards = sorted({Path(place) for place in places.values()})
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(f"{index} is no index of shards ({error!r}); download it again.") from error
@@ -99,7 +101,7 @@ def _open_file(path: Path) -> dict[str, Source]:
   with path.open("rb") as file:
     start = file.read(9)
     length = int.from_bytes(start[:8], "little")
-    if len(start) < 9 or start[8:] != b"{" or length > MAX_HEADER:
+    if len(start) < 9 or start[8:] != b"{" or length > MAX_TEXT:
       raise ValueError(f"{path} is no safetensors file; give model.safetensors or its folder.")
     file.seek(8)
     text = file.read(length)
@@ -107,7 +109,7 @@ def _open_file(path: Path) -> dict[str, Source]:
   if len(text) < length:
     raise ValueError(truncated)
   try:
-    header = json.loads(text, object_pairs_hook=_unique)
+    header = parse_json(text, _unique)
   except ValueError as error:
     raise ValueError(f"the header of {path} is damaged ({error}); download it again.") from error
   header.pop("__metadata__", None)
@@ -119,7 +121,8 @@ def _open_file(path: Path) -> dict[str, Source]:
     end = next_end
   data_size = size - 8 - length
   if data_size < end:
-    raise ValueError(truncated)
+    name = next(name for name, *_, last in entries if last > data_size)
+    raise ValueError(f"{name} is not whole: {truncated}")
   if data_size > end or not entries:
     raise ValueError(f"{path} has {data_size - end:,} bytes that belong to no tensor.")
   data = np.memmap(path, np.uint8, "r", offset=8 + length) if data_size else np.empty(0, np.uint8)
@@ -138,13 +141,14 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...]
     dtype = DTYPES.get(entry["dtype"])
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
       raise ValueError("a size is not a whole number")
+    check_shape(name, shape)
     if dtype is None:
-      raise ValueError(f"dtype {entry['dtype']!r} is not known")
+      raise ValueError(f"dtype {shown(entry['dtype'])} is not known")
     if end - begin != math.prod(shape) * jnp.dtype(dtype).itemsize:
       raise ValueError(f"{dtype} {list(shape)} does not take {end - begin:,} bytes")
   except (KeyError, TypeError, ValueError) as error:
-    shown = name if name.isprintable() else ascii(name)
-    raise ValueError(f"{shown:.300} in the header of {path} is damaged: {error}.") from error
+    printable = name if name.isprintable() else ascii(name)
+    raise ValueError(f"{printable:.300} in the header of {path} is damaged: {error}.") from error
   return name, dtype, shape, begin, end
 
 

@@ -24,10 +24,7 @@ def find_weights(source: Path) -> Path:
     ValueError: it is a folder without weights, or with several files of them.
   """
   if not source.exists():
-    raise FileNotFoundError(
-      f"there is nothing at {source}; give model.safetensors or sam3.pt of facebook/sam3, or the "
-      "folder of either."
-    )
+    raise FileNotFoundError(_nothing_at(source))
   if not source.is_dir():
     return source
   if (source / "manifest.json").exists() and (source / "params").is_dir():
@@ -48,6 +45,32 @@ def find_weights(source: Path) -> Path:
     names = ", ".join(path.name for path in found[:3])
     raise ValueError(f"{source} holds {len(found)} files of weights ({names}); name one of them.")
   return found[0]
+
+
+def _nothing_at(source: Path) -> str:
+  """What to say of a path that does not exist, which may be the name of something else."""
+  from sam3_jax.hub import find_checkpoint  # a second of imports
+
+  scheme, *place = source.parts or ("",)
+  if scheme in ("http:", "https:", "hf:"):
+    hub = place[:1] == ["huggingface.co"]
+    name = "/".join(place[1:3] if hub else place)
+    known = hub or scheme == "hf:"
+    return (
+      f"{scheme}//{'/'.join(place)} is no path; say `sam3-jax convert "
+      f"hf://{name if known else 'facebook/sam3'} OUT`, or download the file and give its path."
+    )
+  try:
+    checkpoint = find_checkpoint(source)
+  except (FileNotFoundError, ValueError):
+    return (
+      f"there is nothing at {source}; give model.safetensors or sam3.pt of facebook/sam3, or the "
+      "folder of either."
+    )
+  return (
+    f"{source} is the name of a checkpoint of sam3-jax ({checkpoint}): it needs no conversion. To "
+    "write it in another layout, say --to huggingface or --to meta."
+  )
 
 
 def open_weights(path: Path) -> dict[str, Source]:

@@ -18,8 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import check_name, check_shape
 from .pickles import MAX_BYTES, Tensor, read_pickle
-from .rules import Source, check_name
+from .rules import Source
 
 AGAIN = "download it again"
 NESTED = ("model", "state_dict", "model_state_dict")  # where checkpoints of training keep the model
@@ -143,6 +144,7 @@ def _check_views(tensors: Mapping[str, Tensor]) -> None:
   """Refuses tensors that leave their storage, or share elements without being the same view."""
   spans: dict[str, list[tuple[int, int, tuple[int, ...], tuple[int, ...], str]]] = {}
   for name, tensor in tensors.items():
+    check_shape(name, tensor.shape)
     if not math.prod(tensor.shape):
       continue
     last = 0

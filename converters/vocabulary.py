@@ -12,13 +12,15 @@ as CLIP does.
 """
 
 import gzip
-import json
+import io
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sam3_jax.pieces import INSIDE, LAST, write_model
+
+from .checks import MAX_TEXT, parse_json, read_text, shown
 
 MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514
@@ -108,7 +110,7 @@ def _checked(merges: Sequence[Any], source: Path) -> list[Merge]:
   for rank, merge in enumerate(merges):
     pair = isinstance(merge, list) and len(merge) == 2
     if not pair or not all(isinstance(part, str) for part in merge):
-      raise ValueError(f"{source}: merge {rank} is {merge!r:.60}, not two symbols; {_EXPECTED}.")
+      raise ValueError(f"{source}: merge {rank} is {shown(merge)}, not two symbols; {_EXPECTED}.")
   return [(left, right) for left, right in merges]
 
 
@@ -136,12 +138,14 @@ def _compare(vocabulary: Mapping[str, Any], entries: Sequence[str], source: Path
   for index, entry in enumerate(entries):
     if vocabulary.get(entry) != index:
       raise ValueError(
-        f"{source} gives {entry!r} the id {vocabulary.get(entry)!r:.40} where its merges give "
+        f"{source} gives {entry!r} the id {shown(vocabulary.get(entry))} where its merges give "
         f"{index}; {_EXPECTED}."
       )
   special = [vocabulary[name] for name in vocabulary.keys() - set(entries)]
-  if sorted(special, key=str) != [ENTRIES - 2, ENTRIES - 1]:
-    raise ValueError(f"{source} has start and end at {special}, not the last two ids; {_EXPECTED}.")
+  if sorted(special, key=shown) != [ENTRIES - 2, ENTRIES - 1]:
+    raise ValueError(
+      f"{source} has start and end at {shown(special)}, not the last two ids; {_EXPECTED}."
+    )
 
 
 def alphabet() -> dict[str, int]:
@@ -170,7 +174,10 @@ def _spell(entry: str) -> str:
 def _bytes(path: Path) -> bytes:
   if not path.is_file():
     raise FileNotFoundError(f"{path} is no file; {_EXPECTED} there.")
-  return path.read_bytes()
+  try:
+    return read_text(path)
+  except ValueError as error:
+    raise ValueError(f"{path} cannot be used: {error}; {_EXPECTED}.") from error
 
 
 def _text(data: bytes, path: Path) -> str:
@@ -182,16 +189,20 @@ def _text(data: bytes, path: Path) -> str:
 
 def _unzip(path: Path) -> str:
   try:
-    data = gzip.decompress(_bytes(path))
+    with gzip.open(io.BytesIO(_bytes(path))) as file:
+      data = file.read(MAX_TEXT + 1)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise ValueError(f"{path} is no whole gzip file ({error}); {_EXPECTED}.") from error
+  if len(data) > MAX_TEXT:
+    raise ValueError(f"{path} holds more than {MAX_TEXT // 1_000_000} MB; {_EXPECTED}.")
   return _text(data, path)
 
 
 def _json(path: Path) -> dict[str, Any]:
+  text = _text(_bytes(path), path)
   try:
-    content = json.loads(_text(_bytes(path), path))
-  except json.JSONDecodeError as error:
+    content = parse_json(text)
+  except ValueError as error:
     raise ValueError(f"{path} is no JSON ({error}); {_EXPECTED}.") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {_EXPECTED}.")

@@ -8,6 +8,10 @@ import math
 import types
 from typing import Any, get_args, get_origin
 
+# What no model reaches: a damaged or hostile file must not ask for more memory than there is.
+MAX_SIZE = 2**16
+MAX_TABLE = 2**24  # numbers in a table of rotary position codes; the released one has 331,776
+
 
 # Above its callers, as the defaults below are made when this file is imported.
 def _check_ranges(config: Any, of: str = "") -> None:
@@ -15,6 +19,8 @@ def _check_ranges(config: Any, of: str = "") -> None:
     value = getattr(config, field.name)
     if field.type is int and value < 1:
       raise ValueError(f"{of}{field.name} must be at least 1; got {value}.")
+    if field.type is int and value > MAX_SIZE:
+      raise ValueError(f"{of}{field.name} must be at most {MAX_SIZE:,}; got {value}.")
     if field.type is float and not 0 <= value < 1:
       raise ValueError(f"{of}{field.name} must be in [0, 1); got {value}.")
 
@@ -141,6 +147,12 @@ class Config:
     if self.trunk.stem and strides != self.patch:
       raise ValueError(
         f"the stem's strides must multiply to the patch, {self.patch}; not {strides}."
+      )
+    channels = self.trunk.width // self.trunk.heads
+    if self.grid**2 * channels > MAX_TABLE:
+      raise ValueError(
+        f"a grid of {self.grid} patches a side with {channels} channels a head "
+        f"needs a table of more than {MAX_TABLE:,} position codes; change image_size or heads."
       )
     if self.grid % self.trunk.window:
       raise ValueError(

@@ -115,6 +115,16 @@ def test_integers_are_positive(cls, of, value):
       cls(**{name: value})
 
 
+@pytest.mark.parametrize("value", [2**16 + 1, 2**63, 10**50])
+def test_integers_are_of_a_size_that_models_have(value):
+  with pytest.raises(ValueError, match=rf"^queries must be at most 65,536; got {value}\.$"):
+    Config(queries=value)
+  with pytest.raises(
+    ValueError, match="a grid of 4608 patches a side with 64 channels a head need"
+  ):
+    Config(image_size=4608 * 14)
+
+
 def test_a_whole_number_may_stand_for_a_float():
   assert _changed(dropout=0).dropout == 0
 

@@ -1,6 +1,7 @@
 """Single faults: whatever is wrong with one tensor of a source is refused, and the tensor is named.
 
-A transposed tensor is found by its shape; a square one cannot be told from its transpose.
+A transposed tensor is found by its shape; a square one cannot be told from its transpose. Most
+faults here are in memory; `benchmarks/convert_faults.py` makes them in files, a few of them here.
 """
 
 import json
@@ -9,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import sam3_jax.converters as converters
+from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert, meta
@@ -17,38 +19,8 @@ from tiny import CONFIG
 
 from sam3_jax import checkpoint
 
-KINDS = ("missing", "extra", "transposed", "truncated", "renamed", "dtype", "nan")
 COUNT = 200
-
-
-def fault(rng, arrays):
-  """One tensor changed; the arrays, and the name that a message must have."""
-  arrays = dict(arrays)
-  kind = rng.choice(KINDS)
-  names = [n for n, a in arrays.items() if kind != "transposed" or a.shape != a.shape[::-1]]
-  name = str(rng.choice(names))
-  array = arrays[name]
-  match kind:
-    case "missing":
-      del arrays[name]
-    case "extra":
-      name = f"{name}2"
-      arrays[name] = array
-    case "transposed":
-      arrays[name] = array.T
-    case "truncated":
-      axis = int(rng.integers(array.ndim))
-      arrays[name] = np.delete(array, -1, axis)
-    case "renamed":
-      arrays[name[:-1] + "x"] = arrays.pop(name)
-    case "dtype":
-      others = ("float64", "float16", "int32", "complex64", "bool")
-      arrays[name] = array.astype(rng.choice([o for o in others if o != str(array.dtype)]))
-    case "nan":
-      changed = array.copy()
-      changed.flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf, -np.inf])
-      arrays[name] = changed
-  return arrays, name
+DTYPES = ("float64", "float16", "int32", "complex64", "bool")
 
 
 def source(kind, folder):
@@ -62,7 +34,6 @@ def source(kind, folder):
   return layout("hub"), write_folder(folder, {"x": np.ones(1)}), None
 
 
-@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize("kind", ["huggingface", "meta", "keras"])
 def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   arrays, folder, config = source(kind, tmp_path / "source")
@@ -70,7 +41,7 @@ def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   monkeypatch.setattr(converters, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
   before = sorted(tmp_path.rglob("*"))
   for number in range(COUNT):
-    changed, name = fault(rng, arrays)
+    changed, name = change(rng, arrays, rng.choice(CHANGES), DTYPES)
     sources = {n: Source(a.shape, str(a.dtype), lambda a=a: a) for n, a in changed.items()}
     monkeypatch.setattr(converters, "open_weights", lambda _, sources=sources: sources)
     with pytest.raises(ValueError) as caught:
@@ -79,6 +50,13 @@ def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
     assert name in message, f"fault {number}, {name}: {message}"
     assert "\n" not in message
   assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_fault_of_every_kind_in_files(kind):
+  """`benchmarks/convert_faults.py` makes 200 in each layout."""
+  missed = [outcome for outcome in run(kind, len(KINDS), seed=1) if not outcome.named]
+  assert missed == []
 
 
 def test_every_flipped_bit_is_found(tmp_path):

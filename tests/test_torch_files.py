@@ -157,6 +157,11 @@ def test_every_other_global_is_refused(tmp_path, function, name):
       open_torch(tmp_path / "x.pt")
 
 
+DOUBLED = b")" + b"".join(b"\x94h%c\x86" % i for i in range(100))  # whose repr never ends
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0aN%stQ"
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % b"K\x01" + b"K\0%s)tR."
+
+
 @pytest.mark.parametrize(
   ("data", "match"),
   [
@@ -183,6 +188,13 @@ def test_every_other_global_is_refused(tmp_path, function, name):
     (b"\x80\x02}(K\x01u.", "damaged"),
     (b"\x80\x02)K\x01a.", "damaged"),
     (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "it holds a int"),  # a memo of 2**31, at no cost
+    (DOUBLED + b"Q.", r"refers to \(\(\(.* where a storage"),
+    (b"(" + DOUBLED + b"K\x01K\x01K\x01K\x01tQ.", r"refers to \(\(\(.* where a storage"),
+    (DOUBLED + b"\x8c\x01a\x93.", "damaged"),
+    (b"\x8c\x05torch" + DOUBLED + b"\x93.", "damaged"),
+    (STORAGE % DOUBLED + b".", r"has the size \(\(\("),
+    (TENSOR % (DOUBLED + b"\x85"), r"has the size \(\(\("),
+    (TENSOR % DOUBLED, r"has the size \(\(\("),
   ],
 )
 def test_pickles_that_are_damaged_or_worse(tmp_path, data, match):
@@ -198,9 +210,14 @@ def test_pickles_that_are_damaged_or_worse(tmp_path, data, match):
 
 def test_a_pickle_of_endless_depth(tmp_path):
   """Python's hash, repr and deletion of such a tuple must not be reached, or must bear it."""
-  write(tmp_path / "x.pt", {"data.pkl": b"\x80\x02)" + b"\x85" * 1_000_000 + b"."})
-  with pytest.raises(ValueError, match="it holds a tuple, not a dictionary"):
-    open_torch(tmp_path / "x.pt")
+  for end, match in (
+    (b".", "it holds a tuple, not a dictionary"),
+    (b"Q.", r"refers to \(\(\(\(\(\(\(\.\.\.\),"),
+    (b"\x8c\x01a\x93.", "damaged"),
+  ):
+    write(tmp_path / "x.pt", {"data.pkl": b"\x80\x02)" + b"\x85" * 1_000_000 + end})
+    with pytest.raises(ValueError, match=match):
+      open_torch(tmp_path / "x.pt")
 
 
 def test_a_pickle_that_is_too_large():
