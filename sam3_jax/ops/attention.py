@@ -31,8 +31,8 @@ class Plan(NamedTuple):
 # 16 MB of logits: 12 windows' heads of the released trunk, or 648 queries of a global block. One
 # column more costs as much as the sums in float32; in bfloat16 products cost half, sums the same.
 CPU = {"float32": Plan(2**22, ones=False), "bfloat16": Plan(2**22, ones=True)}
-# 32 MB: 24 heads, or 1296 queries. A TPU's matrix units have nothing better to do meanwhile.
-OTHERS = Plan(2**23, ones=True)
+# 64 MB: 48 heads, or 2592 queries. A TPU's matrix units have nothing better to do meanwhile.
+OTHERS = Plan(2**24, ones=True)
 
 
 def attention(
