@@ -129,7 +129,7 @@ def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
   """What was in memory, on an average while the last part before each thousand pictures was done;
   of a shorter job, while each part was."""
   rows = {
-    (done + 1) * job.part_size: sum(sizes) // len(sizes)
+    min((done + 1) * job.part_size, len(job.inputs)): sum(sizes) // len(sizes)
     for done, sizes in sorted(memory.items())
     if done * job.part_size < len(job.inputs)
   }
@@ -168,7 +168,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
           yield list(itertools.islice(slots, rows))
 
     engine.learn(prompt for one in inputs for prompt in concepts(one.prompts))
-    ready = list(read(min(batches, READY)))
+    ready = list(read(1 if arguments.memory else min(batches, READY)))
     engine.start(ready[0]).instances()
 
     def again() -> Iterator[list[Slot]]:

@@ -1,9 +1,10 @@
 """Kills batch jobs at random moments and compares what comes of them with an undisturbed one.
 
-  python benchmarks/batch_faults.py --kills 30 --renames 5
+  python benchmarks/batch_faults.py --kills 30 --renames 5 --out benchmarks/results
 
 Each job of the first kind is killed by -9 at a random moment, started again, and so on until it is
-done; those of the second kind are killed while files are renamed, in the job or in merging. Every
+done; those of the second kind are killed while files are renamed, in turn in merging and in the
+job. Every
 merged file must be the undisturbed one's to the byte, and no temporary file may be left. The
 embedded checkpoint is used, and JAX's cache of programs, so that a start takes seconds.
 """
@@ -20,6 +21,7 @@ import time
 from pathlib import Path
 
 import batch_scenes
+from timing import machine
 
 # The program, which stops for a while at the rename that comes up as number RENAME.
 SLOW = """
@@ -93,6 +95,7 @@ def main() -> int:
   parser.add_argument("--renames", type=int, default=5, help="jobs killed while renaming")
   parser.add_argument("--pictures", type=int, default=60)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--out", type=Path, help="folder for batch-faults.md")
   arguments = parser.parse_args()
   rng = random.Random(arguments.seed)
   with tempfile.TemporaryDirectory() as temporary:
@@ -109,16 +112,22 @@ def main() -> int:
       process.wait()
       differ += jobs.result(f"kill{i}") != wanted
     for i in range(arguments.renames):
-      if i % 3 == 2:
+      if i % 2 == 0:
         jobs.result(f"rename{i}")
-        jobs.kill_while_renaming(jobs.merge(f"rename{i}", rename=i % 2))
+        jobs.kill_while_renaming(jobs.merge(f"rename{i}", rename=i // 2 % 2))
       else:
         jobs.kill_while_renaming(jobs.work(f"rename{i}", rename=rng.randrange(1, 12)))
       differ += jobs.result(f"rename{i}") != wanted
-  print(
-    f"{arguments.kills} jobs killed at random, {arguments.renames} while renaming: {differ} "
-    f"differ from the undisturbed one ({arguments.pictures} pictures, {len(wanted)} files)"
+  merging = (arguments.renames + 1) // 2
+  text = (
+    f"{arguments.kills} jobs killed at random, {arguments.renames} while renaming ({merging} of "
+    f"them in merging): {differ} differ from the undisturbed one ({arguments.pictures} pictures, "
+    f"{len(wanted)} files); {machine()}."
   )
+  print(text)
+  if arguments.out:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "batch-faults.md").write_text(text + "\n")
   return int(differ > 0)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from sam3_jax.postprocess import Instances, Masks, box_of, visual_instances
 from sam3_jax.types import ImageEmbedding
-from sam3_jax.visual.prompts import VisualPrompt, as_labels, as_points
+from sam3_jax.visual.prompts import VisualPrompt, as_point_labels, as_points
 
 if TYPE_CHECKING:
   from sam3_jax.inference import Sam3
@@ -123,7 +123,7 @@ def mend_by_clicks(
   """
   _logits(instances)
   points = as_points(points)
-  labels = as_labels(labels, len(points))
+  labels = as_point_labels(labels, len(points))
   clicks: dict[int | None, list[int]] = {}  # of each instance; None of a new one
   owner: int | None = None
   for i, (point, label) in enumerate(zip(points, labels, strict=True)):

@@ -42,7 +42,8 @@ class Prompt:
     if self.text is None and not boxes:
       raise ValueError("a prompt needs a phrase or a box: Prompt(text=...), Prompt(boxes=...).")
     object.__setattr__(self, "boxes", boxes)
-    object.__setattr__(self, "box_labels", _labels(self.box_labels, len(boxes)))
+    labels = as_labels(self.box_labels, len(boxes), "box", "1 (example) or 0 (counterexample)")
+    object.__setattr__(self, "box_labels", tuple(map(bool, labels)))
 
   @property
   def phrase(self) -> str:
@@ -61,6 +62,15 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
   if not prompts:
     raise ValueError("no prompt given; pass a phrase, a Prompt, or a list of them.")
   return [one if isinstance(one, Prompt) else Prompt(text=one) for one in prompts]
+
+
+def prompt_as_json(prompt: Prompt) -> dict[str, Any]:
+  """A prompt as plain values."""
+  return {
+    "text": prompt.text,
+    "boxes": [list(box) for box in prompt.boxes],
+    "box_labels": [int(label) for label in prompt.box_labels],
+  }
 
 
 def check_boxes(prompt: Prompt, height: int, width: int) -> None:
@@ -134,6 +144,23 @@ def as_box(row: Any, name: str) -> tuple[float, ...]:
   return box
 
 
+def as_labels(labels: Any, count: int, what: str, meaning: str) -> tuple[int, ...]:
+  """A label for each of so many things; None is 1 for all.
+
+  Raises:
+    ValueError: they are not so many, or not 0 and 1; it says `what` has them and their `meaning`.
+  """
+  if labels is None:
+    return (1,) * count
+  values = list(labels) if isinstance(labels, Iterable) else None
+  if values is None or len(values) != count:
+    raise ValueError(f"{what}_labels must be one a {what}: {count}; got {labels!r:.60}.")
+  for label in values:
+    if isinstance(label, Iterable) or label not in (0, 1):
+      raise ValueError(f"{what} labels are {meaning}; got {label!r}.")
+  return tuple(int(label) for label in values)
+
+
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
   if not isinstance(boxes, Iterable | None):
     raise ValueError(f"boxes must be a list of x0, y0, x1, y1 in pixels; got {boxes!r}.")
@@ -141,15 +168,3 @@ def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
   if len(rows) > BOX_SIZES[-1]:
     raise ValueError(f"a prompt takes at most {BOX_SIZES[-1]} boxes; got {len(rows)}.")
   return tuple(as_box(row, f"box {i}") for i, row in enumerate(rows))
-
-
-def _labels(labels: Any, count: int) -> tuple[bool, ...]:
-  if labels is None:
-    return (True,) * count
-  values = list(labels) if isinstance(labels, Iterable) else None
-  if values is None or len(values) != count:
-    raise ValueError(f"box_labels must be one a box: {count}; got {labels!r}.")
-  for label in values:
-    if isinstance(label, Iterable) or label not in (0, 1):
-      raise ValueError(f"box labels are 1 (example) or 0 (counterexample); got {label!r}.")
-  return tuple(bool(label) for label in values)

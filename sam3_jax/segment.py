@@ -19,10 +19,10 @@ from sam3_jax.inference import Sam3
 from sam3_jax.mend import add_instance, mend_by_clicks
 from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import read_image
-from sam3_jax.prompts import Prompt, check_boxes
+from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
 from sam3_jax.terminal import complain, progress, say
-from sam3_jax.visual.prompts import VisualPrompt, check_visual
+from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.visualize import overlay
 
 USUAL = 0.5  # threshold
@@ -170,22 +170,8 @@ def _segment(
     "checkpoint": model.info,
     "threshold": job.limit,
     "everything": job.everything and dataclasses.asdict(job.everything),
-    "visual_prompts": [
-      {
-        "points": [list(point) for point in prompt.points],
-        "point_labels": list(prompt.point_labels),
-        "box": prompt.box and list(prompt.box),
-      }
-      for prompt in job.visual
-    ],
-    "prompts": [
-      {
-        "text": prompt.text,
-        "boxes": [list(box) for box in prompt.boxes],
-        "box_labels": [int(label) for label in prompt.box_labels],
-      }
-      for prompt in job.prompts
-    ],
+    "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
+    "prompts": [prompt_as_json(prompt) for prompt in job.prompts],
   }
   picture, annotations = outputs
   size = (image.shape[0], image.shape[1])

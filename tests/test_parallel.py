@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import hlo
 import jax
@@ -55,6 +56,23 @@ def alone(tokenizer, images):
   model = model_on(None, tokenizer)
   embedding = model.encode(images)
   return jax.device_get((embedding, model.decode(embedding, PROMPTS, INDEX, max_detections=4)))
+
+
+def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
+  """As `Sam3` and `batch` keep it, for visual prompts that may come."""
+  detector = Detector(tiny.CONFIG, "float32")
+  rows = (
+    np.zeros((1, tiny.CONFIG.image_size, tiny.CONFIG.image_size, 3), np.uint8),
+    np.ones((1, 2), int),
+  )
+  costs = []
+  for keep in (lambda embedding, features: embedding, lambda *both: both):
+    program: Any = parallel.image_encoder(detector, keep=keep)
+    compiled = program.lower(tiny.parameters(), *rows).compile(compiler_options=QUICK)
+    costs.append([compiled.cost_analysis()[name] for name in ("flops", "bytes accessed")])
+  (flops, read), (kept_flops, kept_read) = costs
+  assert kept_flops == flops > 1e9
+  assert 0 <= kept_read - read <= 8  # one more pointer in the result
 
 
 def model_on(mesh, tokenizer, rules=parallel.WHOLE):

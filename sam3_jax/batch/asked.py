@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sam3_jax.prompts import Prompt, check_boxes
-from sam3_jax.visual.prompts import VisualPrompt, check_visual
+from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
+from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 
 AnyPrompt = Prompt | VisualPrompt
 # What either has in a line.
@@ -61,17 +61,8 @@ def _prompt(given: Any) -> AnyPrompt:
 def as_json(prompt: AnyPrompt) -> dict[str, Any]:
   """A prompt as plain values; in a line they are the prompt again."""
   if isinstance(prompt, VisualPrompt):
-    return {
-      "points": [list(point) for point in prompt.points],
-      "point_labels": list(prompt.point_labels),
-      "box": None if prompt.box is None else list(prompt.box),
-      "visual": True,
-    }
-  return {
-    "text": prompt.text,
-    "boxes": [list(box) for box in prompt.boxes],
-    "box_labels": [int(label) for label in prompt.box_labels],
-  }
+    return visual_as_json(prompt) | {"visual": True}
+  return prompt_as_json(prompt)
 
 
 def distinct(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:

@@ -6,6 +6,10 @@ without a prompt, are computed and thrown away. So three programs are compiled w
 (a fourth for prompts of more than eight boxes), and a picture's results do not depend on whether
 its neighbours could be read.
 
+No buffer is donated, as none could be used again: XLA lets a result take the place of an argument
+of its size, and at the released model's shapes no argument of encoding (pixels, the trunk's map) or
+decoding (embedding, packed prompts) has the size of a result, but for 32 bytes of picture sizes.
+
 Visual prompts have rounds of their own, those of each of the three `POINT_SIZES` apart: one program
 for each that there is, and one for the second neck, which batches without them do not run.
 """

@@ -176,6 +176,12 @@ def images(paths: Sequence[Path]) -> list[Path]:
   return list(files.values())
 
 
+def check_share(option: str, value: float | None) -> None:
+  """Raises ValueError unless a number lies in [0, 1]; None is none that was given."""
+  if value is not None and not 0 <= value <= 1:  # NaN too
+    raise ValueError(f"{option} must be between 0 and 1; got {value}.")
+
+
 def check_writable(out: Path, option: str = "--out") -> None:
   """Raises unless a folder is there or can be made, and can be written to; leaves no trace. The
   message names the option that it was given by."""

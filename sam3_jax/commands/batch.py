@@ -3,7 +3,7 @@
 import enum
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,10 @@ from rich.console import Console
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet
 from sam3_jax.terminal import say, terminable
+
+if TYPE_CHECKING:
+  from sam3_jax.batch.job import Job
+  from sam3_jax.inference import Sam3
 
 
 class Layout(enum.StrEnum):
@@ -119,53 +123,66 @@ def batch(
     )
   if images is None:
     raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
-  for name, value in (("threshold", threshold), ("max-error-rate", max_error_rate)):
-    if not 0 <= value <= 1:  # NaN too
-      raise ValueError(f"--{name} must be between 0 and 1; got {value}.")
+  arguments.check_share("--threshold", threshold)
+  arguments.check_share("--max-error-rate", max_error_rate)
   arguments.check_writable(out)
 
+  members: dict[str, Any] = {
+    "coordinator": coordinator, "processes": processes, "process": process,
+    "distributed": distributed, "timeout": start_timeout,
+  }  # fmt: skip
+  settings: dict[str, Any] = {
+    "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
+    "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
+    "max_error_rate": max_error_rate,
+  }  # fmt: skip
+  with terminable() as stopping:
+    job, model = _prepare(images, prompts, checkpoint, device, dtype, members, settings)
+
+    from sam3_jax.batch.run import run
+
+    whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
+  if not whole:
+    say(Console(stderr=True, quiet=quiet), "stopped as asked; resume by the same command")
+
+
+def _prepare(
+  images: str,
+  prompts: str | None,
+  checkpoint: str,
+  device: Device | None,
+  dtype: Dtype,
+  members: dict[str, Any],
+  settings: dict[str, Any],
+) -> "tuple[Job, Sam3]":
+  """The job, and its model on this process's devices.
+
+  Args:
+    images, prompts, checkpoint, device, dtype: as they were typed.
+    members: of the processes, as `processes.join` takes them.
+    settings: of the job.
+  """
   from sam3_jax.batch.inputs import check_phrases, find
   from sam3_jax.batch.processes import join
   from sam3_jax.hub import find_checkpoint
 
-  with terminable() as stopping:
-    found, inputs = find_checkpoint(checkpoint), find(images, prompts)
-    if device is Device.cpu:
-      arguments.use_device(device)
-    place = join(
-      coordinator=coordinator,
-      processes=processes,
-      process=process,
-      distributed=distributed,
-      timeout=start_timeout,
-    )
+  found, inputs = find_checkpoint(checkpoint), find(images, prompts)
+  if device is Device.cpu:
+    arguments.use_device(device)
+  process, processes = join(**members)
 
-    from sam3_jax.batch.job import Job
-    from sam3_jax.batch.run import run
-    from sam3_jax.inference import Sam3
-    from sam3_jax.parallel import make_mesh
+  from sam3_jax.batch.job import Job
+  from sam3_jax.inference import Sam3
+  from sam3_jax.parallel import make_mesh
 
-    precision = None if dtype is Dtype.auto else dtype.value
-    model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
-    check_phrases(inputs, model.tokenizer)
-    job = Job(
-      inputs=inputs,
-      out=out,
-      checkpoint_sha256=hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest(),
-      threshold=threshold,
-      max_detections=max_detections,
-      max_pixels=max_pixels,
-      part_size=part_size,
-      images=batch_images,
-      prompts=batch_prompts,
-      workers=workers,
-      max_error_rate=max_error_rate,
-      process=place.process,
-      processes=place.processes,
-    )
-    whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
-  if not whole:
-    say(Console(stderr=True, quiet=quiet), "stopped as asked; resume by the same command")
+  precision = None if dtype is Dtype.auto else dtype.value
+  model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
+  check_phrases(inputs, model.tokenizer)
+  digest = hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest()
+  job = Job(
+    inputs=inputs, checkpoint_sha256=digest, process=process, processes=processes, **settings
+  )
+  return job, model
 
 
 def _merge(out: Path, to: Layout, console: Console) -> None:

@@ -70,8 +70,7 @@ def evaluate(
 
   All files appear when everything is done, or none of them.
   """
-  if not 0 <= threshold <= 1:  # NaN too
-    raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
+  arguments.check_share("--threshold", threshold)
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
   pointing = prompt.value if prompt is Ask.click or prompt is Ask.everything else None

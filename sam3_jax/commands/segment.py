@@ -80,8 +80,7 @@ def segment(
   be no picture, or a damaged one, is reported and left out; the others are done, and the exit
   status is 2. Of pictures with the same name the second's results are called NAME-2, and so on.
   """
-  if threshold is not None and not 0 <= threshold <= 1:  # NaN too
-    raise ValueError(f"--threshold must be between 0 and 1; got {threshold}.")
+  arguments.check_share("--threshold", threshold)
   arguments.check_writable(out)
   images = arguments.images(images)
   arguments.use_device(device)

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from sam3_jax.parallel import mesh_of
 from sam3_jax.training.optimizer import stacked_axes
 
 AXES = ("data", "fsdp")
@@ -25,14 +26,7 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
   Raises:
     ValueError: the devices cannot be grouped so.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  if fsdp < 1 or len(devices) % fsdp:
-    raise ValueError(
-      f"fsdp must divide the number of devices, {len(devices)}; got {fsdp}. Use 1 for none."
-    )
-  return Mesh(
-    np.asarray(devices).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto)
-  )
+  return mesh_of(jax.devices() if devices is None else devices, AXES, fsdp)
 
 
 def whole(mesh: Mesh) -> NamedSharding:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from sam3_jax.prompts import as_box, check_box
+from sam3_jax.prompts import as_box, as_labels, check_box
 from sam3_jax.ranges import as_array
 from sam3_jax.types import VisualPrompts
 
@@ -48,7 +48,7 @@ class VisualPrompt:
         "VisualPrompt(box=[x0, y0, x1, y1])."
       )
     object.__setattr__(self, "points", points)
-    object.__setattr__(self, "point_labels", as_labels(self.point_labels, len(points)))
+    object.__setattr__(self, "point_labels", as_point_labels(self.point_labels, len(points)))
     if self.box is not None:
       object.__setattr__(self, "box", _box(self.box))
     if self.mask is not None:
@@ -63,6 +63,15 @@ class VisualPrompt:
   def leaves_doubt(self) -> bool:
     """Whether it may mean a part, a whole or a group: `multimask` has a reading of each."""
     return len(self.points) < 2 and self.box is None
+
+
+def visual_as_json(prompt: VisualPrompt) -> dict[str, Any]:
+  """A prompt as plain values, without its mask."""
+  return {
+    "points": [list(point) for point in prompt.points],
+    "point_labels": list(prompt.point_labels),
+    "box": prompt.box and list(prompt.box),
+  }
 
 
 def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
@@ -151,17 +160,9 @@ def _point(row: Any, i: int) -> tuple[float, float]:
   return x, y
 
 
-def as_labels(labels: Any, count: int) -> tuple[int, ...]:
+def as_point_labels(labels: Any, count: int) -> tuple[int, ...]:
   """A label for each of so many points; raises ValueError of faulty ones."""
-  if labels is None:
-    return (1,) * count
-  values = list(labels) if isinstance(labels, Iterable) else None
-  if values is None or len(values) != count:
-    raise ValueError(f"point_labels must be one a point: {count}; got {labels!r:.60}.")
-  for label in values:
-    if isinstance(label, Iterable) or label not in (0, 1):
-      raise ValueError(f"point labels are 1 (on the object) or 0 (off it); got {label!r}.")
-  return tuple(int(label) for label in values)
+  return as_labels(labels, count, "point", "1 (on the object) or 0 (off it)")
 
 
 def _box(box: Any) -> tuple[float, ...]:
