@@ -5,7 +5,7 @@
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
 the tokenizer, and `foreign.py` says what a file is that cannot be converted. `export.py` is the way
-back.
+back; `live.py` compares with transformers, which `peer.py` sets right.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def convert(
   verify: bool = True,
   fingerprint: bool = False,
   progress: Callable[[str, float], None] | None = None,
-) -> None:
+) -> str | None:
   """Writes a checkpoint of ours from released weights.
 
   Args:
@@ -60,14 +60,19 @@ def convert(
     tokenizer: a vocabulary (see `vocabulary.FORMS`) or tokenizer.model; None looks beside the
       weights.
     verify: read everything back and compare the checksums.
-    fingerprint: run the model too, and keep a few numbers of what it gave; see fingerprint.py.
+    fingerprint: run the model too, keep a few numbers of what it gave (see fingerprint.py), and
+      compare it with transformers, if that is installed (see live.py).
     progress: is told what is being done, and which fraction of the whole was done before that.
+
+  Returns:
+    With `fingerprint`, a line that says how far from transformers' the answers are, or why they
+    were not compared.
 
   Raises:
     FileNotFoundError: the source, a shard or the vocabulary is not there.
     ValueError: the source is something else, is damaged, or does not fit its configuration, with
-      all faults in one line; what the model computes is not finite; or `out` is not empty or
-      cannot be written. Nothing is left then.
+      all faults in one line; what the model computes is not finite, or not what transformers
+      computes; or `out` is not empty or cannot be written. Nothing is left then.
   """
   check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
@@ -78,6 +83,7 @@ def convert(
   planned = _plan(layout, sources, weights, config)
   table = planned.table
   model = _tokenizer(tokenizer, weights.parent)
+  trial = _Trial(weights, table.name == huggingface.TABLE.name, tell)
   with Writer(out) as writer:
     faults, done = [], 0
     for part in planned.parts:
@@ -102,17 +108,29 @@ def convert(
       dropped=_describe_dropped(planned),
       source_tensors=planned.counts(),
       verify=verify,
-      run=functools.partial(_fingerprint, tell=tell) if fingerprint else None,
+      run=trial if fingerprint else None,
     )
+  return trial.line
 
 
-def _fingerprint(folder: Path, tell: Callable[[str, float], None]) -> None:
-  """Runs the checkpoint in a folder and keeps its fingerprint there."""
-  from sam3_jax import fingerprint
-  from sam3_jax.inference import Sam3
+class _Trial:
+  """Runs a checkpoint that is about to appear, keeps its fingerprint, and compares it live."""
 
-  tell("running the model", 1.0)
-  fingerprint.write(fingerprint.compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
+  def __init__(self, weights: Path, direct: bool, tell: Callable[[str, float], None]):
+    self.weights, self.direct, self.tell = weights, direct, tell
+    self.line: str | None = None
+
+  def __call__(self, folder: Path) -> None:
+    from sam3_jax import fingerprint
+    from sam3_jax.inference import Sam3
+
+    from . import live
+
+    self.tell("running the model", 1.0)
+    answers = fingerprint.ask(Sam3.from_checkpoint(folder, dtype="float32"))
+    fingerprint.write(fingerprint.summarise(answers, "float32"), folder)
+    self.tell("comparing with transformers", 1.0)
+    self.line = live.compare(folder, self.weights, answers, direct=self.direct)
 
 
 def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> ModuleType:

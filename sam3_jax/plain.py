@@ -105,6 +105,8 @@ class _Programs:
   """Those that `Sam3` runs, each of parameters by path and of one dictionary."""
 
   def __init__(self, config: Config, dtype: str, sizes: Sizes, visual: bool):
+    # No program takes a concept's points, and what makes nothing of none is left out.
+    config = dataclasses.replace(config, concept_points=False)
     self.visual, self.max_detections = visual, sizes.max_detections
     self.detector, head = Detector(config, dtype), VisualHead(config, dtype)
     self.encode = parallel.image_encoder(self.detector, keep=lambda *both: both)
