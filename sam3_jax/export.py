@@ -97,10 +97,7 @@ def export(
       `out` is not empty or cannot be written. Nothing is left then.
   """
   platforms, tell = check_platforms(platforms, onnx), progress or (lambda what, fraction: None)
-  if onnx:
-    check_onnx()
-  elif importlib.util.find_spec("flatbuffers") is None:
-    raise ImportError("jax.export needs the package flatbuffers: pip install 'sam3-jax[export]'.")
+  _check_packages(onnx)
   sizes = sizes or Sizes()
   dtype = checkpoint.check_dtype(dtype or ("float32" if "cpu" in platforms else "bfloat16")).name
   stored = checkpoint.open_stored(bundle)
@@ -124,12 +121,18 @@ def export(
       _write_onnx(place, made, params, stored, tell)
     else:
       _write_stablehlo(place, made, params, platforms, tell)
-      tell("parameters", 1.0)
       _write_params(place / PARAMS, stored, params)
     _write_tokens(place, stored, phrases)
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     folder.appear()
   return manifest
+
+
+def _check_packages(onnx: bool) -> None:
+  if onnx:
+    check_onnx()
+  elif importlib.util.find_spec("flatbuffers") is None:
+    raise ImportError("jax.export needs the package flatbuffers: pip install 'sam3-jax[export]'.")
 
 
 def check_platforms(platforms: Sequence[str] | None, onnx: bool = False) -> tuple[str, ...]:
