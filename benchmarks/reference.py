@@ -1,8 +1,7 @@
 """The transformers side of `parity.py`: a seeded checkpoint as it was released, and its answers.
 
-Runs with the extra `reference` (torch, torchvision, transformers, scikit-image) and imports nothing
-of ours but the recipe of the weights and the clock, so it may have a virtual environment of its
-own.
+Runs with the extra `reference` (torch, torchvision, transformers, scikit-image), and may have a
+virtual environment of its own with it.
 """
 
 import argparse
@@ -11,6 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from sam3_jax.converters import peer
 from weights import weights
 
 # Words of the names in transformers' layout that decide a tensor's scale, as the recipe knows them.
@@ -28,7 +28,6 @@ WORDS = (
   (r"mask_embedder", "mask_embed"),
 )
 TEXT_CONTEXT = 32
-PADDING_LABEL = -10
 
 
 def config_values(size: str) -> dict:
@@ -62,7 +61,7 @@ def config_values(size: str) -> dict:
   }  # fmt: skip
 
 
-EPSILON = {"layer_norm_eps": 1e-5}
+EPSILON = {"layer_norm_eps": peer.EPSILON}
 
 
 def make(size: str, folder: Path, photo: str) -> None:
@@ -103,21 +102,11 @@ def _video_config(config):
 
   vision, width = config.vision_config, config.vision_config.fpn_hidden_size
   return Sam3TrackerVideoConfig(
-    **_tracker_values(vision), memory_attention_hidden_size=width,
+    **peer.tracker_values(vision), memory_attention_hidden_size=width,
     memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width,
     memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
     memory_attention_feed_forward_hidden_size=config.detr_encoder_config.intermediate_size,
   )  # fmt: skip
-
-
-def _tracker_values(vision) -> dict:
-  """What it has of them on still pictures, too."""
-  width, side = vision.fpn_hidden_size, vision.backbone_config.image_size
-  return {
-    "vision_config": vision.to_dict(),
-    "prompt_encoder_config": {"hidden_size": width, "image_size": side},
-    "mask_decoder_config": {"hidden_size": width},
-  }
 
 
 def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -147,7 +136,7 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   import transformers
   from PIL import Image
 
-  config = transformers.Sam3VideoConfig.from_pretrained(folder).detector_config
+  config = peer.detector_config(folder)
   asked, kind = json.loads(questions.read_text()), getattr(torch, dtype)
   side = config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
@@ -155,13 +144,12 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   pixels = processor(images=photo, return_tensors="pt").pixel_values.to(kind)
   arrays = {}
   with torch.inference_mode():
-    model = transformers.Sam3Model.from_pretrained(folder, config=config, dtype=kind).eval()
+    model, _ = peer.load_detector(folder, dtype)
     arrays |= _concepts(model, pixels, asked["concepts"], photo.size[::-1], torch)
     del model
     if asked["visual"]:
-      tracker = transformers.Sam3TrackerConfig(**_tracker_values(config.vision_config))
-      model = transformers.Sam3TrackerModel.from_pretrained(folder, config=tracker, dtype=kind)
-      arrays |= _visual(model.eval(), pixels, asked["visual"], torch)
+      model, _ = peer.load_tracker(folder, dtype)
+      arrays |= _visual(model, pixels, asked["visual"], torch)
   versions = {m.__name__: m.__version__ for m in (torch, torchvision, transformers)}
   np.savez(out, versions=json.dumps(versions), **arrays)
 
@@ -170,7 +158,7 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
   """All queries of each question; masks at the photo's size, height and width."""
   arrays, embedding = {}, model.get_vision_features(pixels)
   for kind, question in questions.items():
-    answer = model(vision_embeds=embedding, **_inputs(question, torch, model.dtype))
+    answer = model(vision_embeds=embedding, **peer.concept(model, **question))
     masks = answer.pred_masks[0].float()
     source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
       [
@@ -193,18 +181,8 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
 
 
 def _visual(model, pixels, questions: dict, torch) -> dict:
-  """All masks of each question's prompts.
-
-  Transformers adds what stands for the memory of earlier frames to a level of the neck that nothing
-  reads; Meta adds it to the coarsest of the other three, as is done here.
-  """
-  levels = model.get_image_features(pixels, return_dict=True).fpn_hidden_states
-  sizes = model.backbone_feature_sizes
-  fine, middle, coarse, _ = levels
-  levels = fine, middle, coarse + model.no_memory_embedding
-  embedding = [
-    level.permute(1, 2, 0).view(1, -1, *size) for level, size in zip(levels, sizes, strict=True)
-  ]
+  """All masks of each question's prompts."""
+  embedding = peer.visual_embedding(model, pixels)
   arrays = {}
   for kind, question in questions.items():
     given = {
@@ -223,19 +201,6 @@ def _visual(model, pixels, questions: dict, torch) -> dict:
       f"{kind}/object": answer.object_score_logits[0, :, 0].float().numpy(),
     }
   return arrays
-
-
-def _inputs(question: dict, torch, dtype) -> dict:
-  """A text-only prompt gets one box of padding: without it transformers leaves out the geometry
-  encoder and with it the class token that Meta's code always appends."""
-  ids = torch.tensor([question["ids"]])
-  boxes = question["boxes"] or [[0.5, 0.5, 0.5, 0.5]]
-  return {
-    "input_ids": ids,
-    "attention_mask": (ids != 0).long(),
-    "input_boxes": torch.tensor([boxes], dtype=dtype),
-    "input_boxes_labels": torch.tensor([question["labels"] or [PADDING_LABEL]]),
-  }
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
 the tokenizer, and `foreign.py` says what a file is that cannot be converted. `settings.py` reads
-values of a config.json, and `checks.py` bounds what is believed. `export.py` is the way back.
+values of a config.json, and `checks.py` bounds what is believed. `export.py` is the way back;
+`live.py` compares with transformers, which `peer.py` sets right.
 """
 
 import dataclasses
@@ -50,7 +51,7 @@ def convert(
   verify: bool = True,
   fingerprint: bool = False,
   progress: Callable[[str, float], None] | None = None,
-) -> None:
+) -> str | None:
   """Writes a checkpoint of ours from released weights.
 
   Args:
@@ -63,14 +64,19 @@ def convert(
     tokenizer: a vocabulary (see `vocabulary.FORMS`) or tokenizer.model; None looks beside the
       weights.
     verify: read everything back and compare the checksums.
-    fingerprint: run the model too, and keep a few numbers of what it gave; see fingerprint.py.
+    fingerprint: run the model too, keep a few numbers of what it gave (see fingerprint.py), and
+      compare it with transformers, if that is installed (see live.py).
     progress: is told what is being done, and which fraction of the whole was done before that.
+
+  Returns:
+    With `fingerprint`, a line that says how far from transformers' the answers are, or why they
+    were not compared.
 
   Raises:
     FileNotFoundError: the source, a shard or the vocabulary is not there.
     ValueError: the source is something else, is damaged, or does not fit its configuration, with
-      all faults in one line; what the model computes is not finite; or `out` is not empty or
-      cannot be written. Nothing is left then.
+      all faults in one line; what the model computes is not finite, or not what transformers
+      computes; or `out` is not empty or cannot be written. Nothing is left then.
   """
   check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
@@ -79,6 +85,7 @@ def convert(
   sources = open_weights(weights)
   planned = _plan(_layout(sources, format, weights), sources, weights, config)
   model = _tokenizer(tokenizer, weights.parent)
+  trial = _Trial(weights, planned.table.name == huggingface.TABLE.name, tell)
   with Writer(out) as writer:
     unread = _add_parts(writer, planned, dtype, tell, weights)
     tell("checking what was written" if verify else "finishing", 1.0)
@@ -91,8 +98,9 @@ def convert(
       dropped=_describe_dropped(planned),
       source_tensors=planned.counts(),
       verify=verify,
-      run=functools.partial(_fingerprint, tell=tell) if fingerprint else None,
+      run=trial if fingerprint else None,
     )
+  return trial.line
 
 
 def _add_parts(
@@ -120,13 +128,24 @@ def _info(planned: Plan, weights: Path, name: str) -> dict[str, Any]:
   }
 
 
-def _fingerprint(folder: Path, tell: Callable[[str, float], None]) -> None:
-  """Runs the checkpoint in a folder and keeps its fingerprint there."""
-  from sam3_jax import fingerprint
-  from sam3_jax.inference import Sam3
+class _Trial:
+  """Runs a checkpoint that is about to appear, keeps its fingerprint, and compares it live."""
 
-  tell("running the model", 1.0)
-  fingerprint.write(fingerprint.compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
+  def __init__(self, weights: Path, direct: bool, tell: Callable[[str, float], None]):
+    self.weights, self.direct, self.tell = weights, direct, tell
+    self.line: str | None = None
+
+  def __call__(self, folder: Path) -> None:
+    from sam3_jax import fingerprint
+    from sam3_jax.inference import Sam3
+
+    from . import live
+
+    self.tell("running the model", 1.0)
+    answers = fingerprint.ask(Sam3.from_checkpoint(folder, dtype="float32"))
+    fingerprint.write(fingerprint.summarise(answers, "float32"), folder)
+    self.tell("comparing with transformers", 1.0)
+    self.line = live.compare(folder, self.weights, answers, direct=self.direct)
 
 
 def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> ModuleType:

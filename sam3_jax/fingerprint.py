@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sam3_jax.prompts import Prompt
+from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 from sam3_jax.visual.prompts import VisualPrompt
 
 if TYPE_CHECKING:
@@ -49,37 +50,66 @@ class Fingerprint:
   recipe: int = RECIPE
 
 
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """What a model gives for the picture and the prompts.
+
+  Attributes:
+    embedding: of the picture.
+    text: of the phrase.
+    found: of the phrase, and of it with the box.
+    masks: of the point and the box, three readings; None without a head for visual prompts.
+  """
+
+  embedding: ImageEmbedding
+  text: TextEmbedding
+  found: Detections
+  masks: VisualMasks | None
+
+
+def ask(model: "Sam3") -> Answers:
+  """Runs every program that the model's checkpoint carries."""
+  visual = "visual" in model.params
+  with jax.default_matmul_precision("highest"):
+    embedding = model.encode(picture(), visual=visual)
+    text = model.encode_text(PHRASE)
+    found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
+    asked = VisualPrompt([CENTRE], [1], box=BOX)
+    return Answers(
+      embedding, text, found, model.decode_visual(embedding, asked) if visual else None
+    )
+
+
 def compute(model: "Sam3") -> Fingerprint:
-  """Runs every program that the model's checkpoint carries.
+  """Of what the model answers; raises as `summarise` does."""
+  return summarise(ask(model), str(model.dtype))
+
+
+def summarise(answers: Answers, dtype: str) -> Fingerprint:
+  """Their statistics.
 
   Raises:
     ValueError: a result is not finite.
   """
-  visual = "visual" in model.params
-  boxed = Prompt(PHRASE, [BOX], [1])
-  with jax.default_matmul_precision("highest"):
-    embedding = model.encode(_picture(), visual=visual)
-    text = model.encode_text(PHRASE)
-    found = model.decode(embedding, [PHRASE, boxed])
-    results: dict[str, Any] = {
-      "encode picture: coarse": embedding.coarse,
-      "encode picture: middle": embedding.middle,
-      "encode picture: fine": embedding.fine,
-      "encode phrase": np.asarray(text.features, np.float32)[np.asarray(text.valid)],
-    }
-    for row, kind in enumerate(("phrase", "phrase and box")):
-      for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
-        results[f"decode {kind}: {name}"] = getattr(found, name)[row]
-    if visual:
-      masks = model.decode_visual(embedding, VisualPrompt([CENTRE], [1], box=BOX))
-      results |= {f"decode visual: {name}": getattr(masks, name) for name in ("mask_logits", "iou")}
-      # Of a logit alone near 0, any difference would be large.
-      results["decode visual: object"] = jax.nn.sigmoid(masks.object_logit)
+  embedding, text, masks = answers.embedding, answers.text, answers.masks
+  results: dict[str, Any] = {
+    "encode picture: coarse": embedding.coarse,
+    "encode picture: middle": embedding.middle,
+    "encode picture: fine": embedding.fine,
+    "encode phrase": np.asarray(text.features, np.float32)[np.asarray(text.valid)],
+  }
+  for row, kind in enumerate(("phrase", "phrase and box")):
+    for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
+      results[f"decode {kind}: {name}"] = getattr(answers.found, name)[row]
+  if masks is not None:
+    results |= {f"decode visual: {name}": getattr(masks, name) for name in ("mask_logits", "iou")}
+    # Of a logit alone near 0, any difference would be large.
+    results["decode visual: object"] = jax.nn.sigmoid(masks.object_logit)
   numbers = {name: _statistics(np.asarray(array)) for name, array in results.items()}
   for name, values in numbers.items():
     if not all(map(math.isfinite, values)):
       raise ValueError(f"{name} is not finite: these parameters compute nothing; convert others.")
-  return Fingerprint(str(model.dtype), numbers)
+  return Fingerprint(dtype, numbers)
 
 
 def compare(found: Fingerprint, wanted: Fingerprint) -> float:
@@ -133,7 +163,7 @@ def read(folder: Path) -> Fingerprint | None:
   return found
 
 
-def _picture() -> np.ndarray:
+def picture() -> np.ndarray:
   """A red disc on slopes and stripes."""
   height, width = PICTURE
   y, x = np.indices(PICTURE)

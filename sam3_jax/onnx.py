@@ -7,15 +7,18 @@ knows no choice by platform: a CPU's is made here. It cannot pad between values:
 
 import contextlib
 import importlib.util
+import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
 from sam3_jax.model import masks, neck
@@ -34,25 +37,39 @@ def check() -> None:
     )
 
 
-def write_onnx(path: Path, function: Any, params: Mapping[str, Any], inputs: Any) -> None:
+def write_onnx(
+  path: Path,
+  function: Any,
+  params: Mapping[str, jax.ShapeDtypeStruct],
+  inputs: Any,
+  read: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
+) -> None:
   """Writes one program, parameters inside; its inputs and outputs are called by their paths.
 
   Args:
     path: of the file.
-    function, inputs: as `export.functions` has them.
-    params: arrays, by path.
+    function, inputs: as `plain.functions` has them.
+    params: shapes of the parameters, by path.
+    read: gives those of some paths; it is asked for what the program needs.
   """
+  # It tells at length of each example in it whose package is missing.
+  logging.getLogger("jax2onnx").setLevel(logging.ERROR)
   from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
-  flat = flatten(inputs)
+  flat, names = flatten(inputs), sorted(params)
   with _steps_it_knows():
     traced, shapes = jax.make_jaxpr(
-      lambda *arrays: function(params, nest(dict(zip(flat, arrays, strict=True)))),
+      lambda params, *arrays: function(params, nest(dict(zip(flat, arrays, strict=True)))),
       return_shape=True,
-    )(*flat.values())
-  run = jaxpr_as_fun(traced)
+    )(dict(params), *flat.values())
+  # What the program does not read is no argument any more; inputs stay.
+  keep = [False] * len(names) + [True] * len(flat)
+  jaxpr, used = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), keep)
+  needed = [name for name, is_used in zip(names, used, strict=False) if is_used]
+  arrays, run = read(needed), jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts))
+  constants = [arrays[name] for name in needed]
   to_onnx(
-    lambda *arrays: tuple(run(*arrays)),
+    lambda *arrays: tuple(run(*constants, *arrays)),
     list(flat.values()),
     model_name=path.stem,
     input_names=[f"in.{name.replace('/', '.')}" for name in flat],

@@ -84,11 +84,19 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
       f"{repository} cannot be reached and is not, or not wholly, in the hub's cache: connect, and "
       "unset HF_HUB_OFFLINE; what was downloaded already is kept."
     ) from error
-  except OSError as error:  # of the connection, while files come
+  except Exception as error:
+    if not _of_the_connection(error):
+      raise
     raise FileNotFoundError(
       f"downloading {repository} broke off ({str(error).partition(chr(10))[0]:.150}); try again, "
-      "what was downloaded already is kept."
+      "files that came whole are kept."
     ) from error
+
+
+def _of_the_connection(error: Exception) -> bool:
+  """While files come: an error of the client's library for HTTP, which differs by its version."""
+  libraries = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+  return isinstance(error, OSError) or not libraries.isdisjoint(("httpx", "httpx2", "requests"))
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -19,8 +19,9 @@ from support import difference
 from toy import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt, checkpoint, cli, compiling
-from sam3_jax.export import Sizes, export, functions
+from sam3_jax.export import export
 from sam3_jax.onnx import write_onnx
+from sam3_jax.plain import Sizes, functions
 from sam3_jax.prompts import pack
 from sam3_jax.trees import flatten, nest
 from sam3_jax.visual.prompts import pack_visual
@@ -112,9 +113,10 @@ def test_equals_the_live_programs(folder):
 
 
 def test_readme(folder):
-  """Its lines, on this model's smaller pictures."""
+  """Its ten lines, on this model's smaller pictures."""
   readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
   [code] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "export" in code]
+  assert len([line for line in code.splitlines() if line]) <= 10
   (folder / "docs").mkdir()
   Image.fromarray(PHOTO).save(folder / "docs" / "scene.jpg")
   printed = run(folder, code.replace("360", str(CONFIG.image_size)))
@@ -223,7 +225,16 @@ def test_onnx(folder, tmp_path):
   }
   function, shapes = functions(CONFIG, "float32", Sizes(), visual=True)["decode"]
   inputs = jax.tree.map(lambda x: kinds[x.dtype.name](x.shape), shapes)
-  write_onnx(tmp_path / "decode.onnx", function, params, shapes)
+  asked = []
+
+  def read(paths):
+    asked.extend(paths)
+    return {path: np.asarray(params[path]) for path in paths}
+
+  write_onnx(tmp_path / "decode.onnx", function, params, shapes, read)
+  assert {path.partition("/")[0] for path in asked} == {
+    "decoder", "fusion", "geometry", "masks", "scoring",
+  }  # fmt: skip
   session = onnxruntime.InferenceSession(tmp_path / "decode.onnx")
   flat = {f"in.{path.replace('/', '.')}": x for path, x in flatten(inputs).items()}
   names = {one.name for one in session.get_inputs()}

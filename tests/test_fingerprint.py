@@ -145,12 +145,15 @@ def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
   assert inspect(capsys, copied)["checks"]["checksums"] == "not compared"
 
 
-def test_convert_keeps_one(tmp_path, loads, capsys):
+def test_convert_keeps_one(tmp_path, loads, capsys, monkeypatch):
+  """And without transformers, says that nothing was compared with it."""
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   layouts.write_folder(tmp_path / "source", layouts.layout("detector"))
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
   assert cli.main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
-  capsys.readouterr()
+  said = " ".join(capsys.readouterr().out.split())
+  assert "not compared with transformers, without torch and transformers here: pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]

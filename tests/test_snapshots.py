@@ -1,4 +1,5 @@
-"""The hub's client against a local server that speaks the hub's endpoints, and its cache."""
+"""The hub's client against a local server that speaks the hub's endpoints, its cache, and bundles
+made of what came."""
 
 import hashlib
 import http.server
@@ -9,6 +10,8 @@ import sys
 import threading
 
 import pytest
+from layouts import TOKENIZER, layout, write_folder
+from sam3_jax.converters.vocabulary_files import write_huggingface
 
 from sam3_jax import snapshots
 
@@ -29,6 +32,7 @@ FILES = {
   },
   "org/torch": {"sam3.1.pt": b"weights", "notes.md": b"no"},
   "org/broken": {"model.safetensors": b"weights", "config.json": b"{}"},
+  "org/cut": {"model.safetensors": bytes(range(256)) * 40960 * 2, "config.json": b"{}"},
 }
 
 
@@ -60,7 +64,27 @@ class Hub(http.server.BaseHTTPRequestHandler):
     name = path.partition(f"/resolve/{COMMIT}/")[2]
     if repository == "org/broken" and name == "model.safetensors" and self.command == "GET":
       return self.answer(500)
-    return self.answer(200, files[name], {"X-Repo-Commit": COMMIT, "ETag": f'"{oid(files[name])}"'})
+    headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{oid(files[name])}"'}
+    cut = repository == "org/cut" and name == "model.safetensors" and self.command == "GET"
+    return (
+      self.answer_range(files[name], headers) if cut else self.answer(200, files[name], headers)
+    )
+
+  def answer_range(self, data, headers):
+    """Three quarters of the body, and the connection is closed; the rest when it is asked for."""
+    start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+    self.server.ranges.append(start)
+    if start:
+      headers |= {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
+      return self.answer(206, data[start:], headers)
+    self.send_response(200)
+    for key, value in (headers | {"Content-Length": str(len(data))}).items():
+      self.send_header(key, value)
+    self.end_headers()
+    self.wfile.write(data[: 3 * len(data) // 4])
+    self.wfile.flush()
+    self.close_connection = True
+    return None
 
   def entry(self, name, data):
     return {"type": "file", "path": name, "size": len(data), "oid": oid(data)}
@@ -86,7 +110,7 @@ def oid(data):
 @pytest.fixture(scope="module")
 def server():
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-  server.asked = []
+  server.asked, server.ranges = [], []
   threading.Thread(target=server.serve_forever, daemon=True).start()
   yield server
   server.shutdown()
@@ -108,7 +132,7 @@ def ask(server, tmp_path):
   """What `download` returns or raises in a process of its own, as the client's settings are
   read when it is imported."""
 
-  def run(name, **settings):
+  def run(name, code=DOWNLOAD, **settings):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {
       "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
@@ -117,7 +141,7 @@ def ask(server, tmp_path):
       "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
     done = subprocess.run(
-      [sys.executable, "-c", DOWNLOAD, name],
+      [sys.executable, "-c", code, name],
       env=environment | settings,
       capture_output=True,
       text=True,
@@ -170,6 +194,57 @@ def test_a_download_that_broke_off_is_no_checkpoint(ask):
   assert "status 500" in ask("hf://org/broken")
   said = ask("hf://org/broken", HF_HUB_OFFLINE="1")
   assert said.startswith("FileNotFoundError org/broken cannot be reached and is not, or not wholly")
+
+
+def test_a_body_cut_off_is_resumed(ask, server):
+  """From the client's last whole block of 10 MB; after its last try, that is an error in a line."""
+  whole = FILES["org/cut"]["model.safetensors"]
+  with open(os.path.join(ask("hf://org/cut"), "model.safetensors"), "rb") as file:
+    assert file.read() == whole
+  assert server.ranges == [0, 10 * 2**20]
+
+
+@pytest.mark.parametrize("module", ["httpx", "httpx2.transports", "requests", "builtins"])
+def test_a_connection_that_breaks_off_for_good(monkeypatch, module):
+  kind = OSError if module == "builtins" else type("Broken", (Exception,), {"__module__": module})
+
+  def snapshot_download(*_, **__):
+    raise kind("peer closed connection\nand more")
+
+  monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+  with pytest.raises(FileNotFoundError, match=r"org/x broke off \(peer closed") as caught:
+    snapshots.download("hf://org/x")
+  assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_another_kind_is_no_connection(monkeypatch):
+  monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: {}["x"])
+  with pytest.raises(KeyError):
+    snapshots.download("hf://org/x")
+
+
+LOAD = """
+import sys
+from sam3_jax import Sam3
+from sam3_jax.hub import find_checkpoint
+model = Sam3.from_checkpoint(find_checkpoint(sys.argv[1]), dtype="float32")
+print(model.params["trunk"]["norm_pre"]["scale"].sum())
+"""
+
+
+def test_from_the_hub_into_a_model_and_again_without_it(ask, server, tmp_path):
+  """A whole checkpoint; converted once, and then loaded with no server."""
+  source = write_folder(tmp_path / "source", layout("detector"))
+  write_huggingface(TOKENIZER.read_bytes(), source, 32)
+  FILES["org/whole"] = {path.name: path.read_bytes() for path in source.iterdir()}
+  cache = {"XDG_CACHE_HOME": str(tmp_path / "bundles"), "JAX_PLATFORMS": "cpu"}
+  first = ask("hf://org/whole", code=LOAD, **cache)
+  want = layout("detector")["vision_encoder.backbone.layer_norm.weight"].sum()
+  assert float(first) == pytest.approx(float(want), rel=1e-5)
+  server.asked.clear()
+  nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
+  assert ask("hf://org/whole", code=LOAD, **cache, **nowhere) == first
+  assert server.asked == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ ROWS = (
   {"fingerprint"},
   {"checkpoint", "compiling", "parallel", "onnx"},
   {"converters"},
-  {"everything", "mend"},
+  {"everything", "mend", "plain"},
   {"inference"},
   {"hub", "segment", "phrases", "export"},
   {"evaluation", "batch"},

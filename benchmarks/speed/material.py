@@ -1,5 +1,6 @@
 """What the sides read: one checkpoint in the layout of each, one picture, the phrases' tokens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -77,11 +78,15 @@ class Material:
 def seeded(config: Config) -> dict:
   """Random parameters that keep activations of order one, drawn by NumPy: `init` would have to be
   compiled."""
-  rng = np.random.default_rng(0)
-  drawn = {}
-  for path, shape in checkpoint.expected_shapes(config, visual=True).items():
+  return nest(drawn(np.random.default_rng(0), checkpoint.expected_shapes(config, visual=True)))
+
+
+def drawn(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+  """Of these shapes, by path."""
+  found = {}
+  for path, shape in shapes.items():
     scale = 1 / np.sqrt(shape[-2]) if path.endswith("/kernel") else 0.1
-    drawn[path] = np.float32(scale) * rng.standard_normal(shape, dtype=np.float32)
+    found[path] = np.float32(scale) * rng.standard_normal(shape, dtype=np.float32)
     if path.endswith("/scale"):
-      drawn[path] += 1
-  return nest(drawn)
+      found[path] += 1
+  return found

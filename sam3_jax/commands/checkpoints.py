@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -72,8 +72,9 @@ def convert(
     typer.Option(
       "--verify",
       metavar="",
-      help="Run the model once and keep a fingerprint of what it gave, for `inspect --verify`; "
-      "with --to, read the file back and compare every tensor. Checksums are always compared.",
+      help="Run the model once, keep a fingerprint of what it gave, for `inspect --verify`, and "
+      "compare it with transformers, if that is installed; with --to, read the file back and "
+      "compare every tensor. Checksums are always compared.",
     ),
   ] = False,
   quiet: Quiet = False,
@@ -85,26 +86,28 @@ def convert(
     _export(source, out, to.value, verify, quiet)
     return
 
+  console, options = Console(quiet=quiet), {"dtype": dtype.value, "tokenizer": tokenizer}
+  line = _convert(source, out, quiet, format=format.value, fingerprint=verify, **options)
+
   from sam3_jax.checkpoint import inspect
 
+  summary = inspect(out)
+  say(console, f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+  if line:
+    say(console, line)
+
+
+def _convert(source: str, out: Path, quiet: bool, **options: Any) -> str | None:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
-  from sam3_jax.converters import convert as run  # pyright: ignore[reportMissingImports]
+  from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
   from sam3_jax.snapshots import SCHEME, download
 
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    folder = source
     if source.startswith(SCHEME):
       step(f"downloading {source}", 0.0)
-    run(
-      download(source) if source.startswith(SCHEME) else source,
-      out,
-      format=format.value,
-      dtype=dtype.value,
-      tokenizer=tokenizer,
-      fingerprint=verify,
-      progress=step,
-    )
-  summary = inspect(out)
-  say(Console(quiet=quiet), f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+      folder = download(source)
+    return convert(folder, out, **options, progress=step)
 
 
 def _export(checkpoint: str, out: Path, layout: str, verify: bool, quiet: bool) -> None:

@@ -61,9 +61,10 @@ def export(
   """Write a checkpoint's programs as StableHLO that JAX alone runs, or as ONNX."""
   arguments.use_device("cpu")
 
-  from sam3_jax.export import Sizes, check_platforms
+  from sam3_jax.export import check_platforms
   from sam3_jax.export import export as run
   from sam3_jax.hub import find_checkpoint
+  from sam3_jax.plain import Sizes
 
   names = None
   if platforms is not None:
