@@ -1,6 +1,7 @@
 """One Orbax item: a tree of arrays in a folder. Reading raises ValueError in one line."""
 
 import contextlib
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,15 +13,20 @@ import numpy as np
 from sam3_jax.trees import flatten, nest
 
 AGAIN = "convert or copy the checkpoint again."
+CHUNK = 4 * 2**20  # bytes from which on an array is stored in pieces, which are read by themselves
 
 # One sharding for all parameters, or a function of path and shape.
 Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def save_item(folder: Path, tree: dict[str, Any]) -> None:
-  """Writes NumPy arrays, one of whose axes is 0 nowhere."""
+  """Writes NumPy arrays, one of whose axes is 0 nowhere; large ones in chunks, so that a process
+  that wants a shard reads little more than that."""
+  import orbax.checkpoint as ocp
+
+  chunks = jax.tree.map(lambda array: ocp.SaveArgs(chunk_byte_size=_chunk_bytes(array)), tree)
   with _one_line(folder, "written", "is the disk full?"), _checkpointer() as checkpointer:
-    checkpointer.save(folder, tree)
+    checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=chunks))
   (folder / "commit_success.txt").unlink(missing_ok=True)  # it only says on which path it was
 
 
@@ -67,6 +73,15 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
   """Shape and dtype of an item's arrays, by path."""
   with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
     return flatten(checkpointer.metadata(folder).item_metadata.tree)
+
+
+def _chunk_bytes(array: np.ndarray) -> int | None:
+  """The largest axis halved until a chunk is small enough, which is Orbax's way; but never an odd
+  one, of which Orbax would make as many chunks as it is long if that is a prime. None for one."""
+  shape = list(array.shape)
+  while (size := math.prod(shape) * array.dtype.itemsize) > CHUNK and max(shape) % 2 == 0:
+    shape[shape.index(max(shape))] //= 2
+  return size if size < array.nbytes else None
 
 
 def _checkpointer():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
@@ -117,6 +118,23 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
   assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
+
+
+@pytest.mark.parametrize(
+  ("shape", "chunk"),
+  [
+    ((2, 3, 512, 1184), (2, 3, 512, 296)),
+    ((2053, 513), (2053, 513)),  # of a prime Orbax alone would make as many chunks
+    ((1024, 1024), (1024, 1024)),
+  ],
+)
+def test_large_arrays_are_stored_in_chunks(tmp_path, shape, chunk):
+  array = np.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+  save_item(tmp_path / "x", {"a": {"b": array}})
+  store = {"driver": "ocdbt", "base": f"file://{tmp_path}/x/"}
+  stored = tensorstore.open({"driver": "zarr", "kvstore": store, "path": "a.b"}).result()
+  assert stored.chunk_layout.read_chunk.shape == chunk
+  np.testing.assert_array_equal(read_item(tmp_path / "x")["a"]["b"], array)
 
 
 def test_nothing_tells_where_it_was_written(saved):
