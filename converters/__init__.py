@@ -26,6 +26,7 @@ from . import huggingface, keras_hub, meta
 from .engine import REMEDY, Plan, account, raise_incomplete
 from .foreign import recognise, recognise_variant
 from .infer import infer_config
+from .origin import describe_origin
 from .rules import Source
 from .sources import find_weights, open_weights
 from .unread import lacking
@@ -86,6 +87,8 @@ def convert(
       done += planned.parameters(part)
     unread = planned.read_unread(faults)
     raise_faults(faults, f"{weights} cannot be converted", REMEDY)
+    tell("checksums of the source", 1.0)
+    origin = describe_origin(weights)
     tell("checking what was written" if verify else "finishing", 1.0)
     writer.finish(
       planned.config,
@@ -93,6 +96,7 @@ def convert(
       info={
         "name": Path(out).name,
         "source": f"{weights.name}, {len(sources)} tensors in the layout {table.name}",
+        "origin": origin,
         "licence": LICENCE,
         "trained": True,
         "lacks": _lacks(planned),

@@ -36,6 +36,7 @@ from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 from sam3_jax.writer import (
   FORMAT_VERSION,
+  REST,
   Writer,
   compare_checksums,
   file_sizes,
@@ -152,7 +153,8 @@ def save(
     config: the model's.
     tokenizer: the bytes of a SentencePiece model.
     info: what it should say of itself, plain values: `name`, `source` (what it was made from),
-      `licence` (of the weights), `trained` (False for random parameters).
+      `licence` (of the weights), `trained` (False for random parameters), `origin` (of what was
+      converted: `files` with `bytes` and `sha256` by name, and the `repository` on the hub).
     unread: tensors to keep beside the parameters, by name.
 
   Raises:
@@ -182,6 +184,7 @@ def load(
   dtype: DTypeLike | None = None,
   sharding: Shardings | None = None,
   verify: bool = False,
+  progress: Callable[[str, float], None] | None = None,
 ) -> Bundle:
   """Reads a checkpoint, after checking that it is complete and fits the model.
 
@@ -190,13 +193,14 @@ def load(
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
     sharding: of the parameters; None puts them on the first device.
     verify: compare every tensor's checksum first; see the function `verify`.
+    progress: is told what is being read, and which fraction of all parameters was read before that.
 
   Raises:
     FileNotFoundError: there is nothing at `path`.
     ValueError: it is not a complete checkpoint of this format version, or a parameter is missing,
       unknown, of the wrong shape or not finite; or `dtype` is another.
   """
-  bundle, read = begin(path, dtype=dtype, sharding=sharding, verify=verify)
+  bundle, read = begin(path, dtype=dtype, sharding=sharding, verify=verify, progress=progress)
   return dataclasses.replace(bundle, params=read())
 
 
@@ -206,11 +210,13 @@ def begin(
   dtype: DTypeLike | None = None,
   sharding: Shardings | None = None,
   verify: bool = False,
+  progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Bundle, Callable[[], dict[str, Any]]]:
   """What `load` knows before it reads: a bundle whose parameters are `jax.ShapeDtypeStruct`s, and
   what reads them. Takes and raises what `load` does."""
   if dtype is not None:
     check_dtype(dtype)
+  tell = progress or (lambda what, fraction: None)
   path, info, manifest, config = _open_verified(path) if verify else _open(path)
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -225,8 +231,13 @@ def begin(
 
   def read() -> dict[str, Any]:
     params: dict[str, Any] = {}
+    total, done = sum(x.size for x in shapes.values()), 0
     for item in manifest["items"]:
-      params |= restore_item(path / "params" / item, shapes)
+      tell("parameters" if item == REST else item, done / total)
+      restored = restore_item(path / "params" / item, shapes)
+      done += sum(array.size for array in jax.tree.leaves(restored))
+      params |= restored
+    tell("parameters that are not finite", 1.0)
     raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
     return params
 

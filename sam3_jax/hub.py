@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,20 +18,23 @@ from sam3_jax.prompts import Prompt
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
 
 
-def find_checkpoint(name: str | Path) -> Path:
+def find_checkpoint(
+  name: str | Path, *, progress: Callable[[str, float], None] | None = None
+) -> Path:
   """The folder of the checkpoint called `name`.
 
   Looks for: a folder of this path; `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged
   `sam3_tiny`; `hf://org/name` or `hf://org/name@revision` on the Hugging Face hub, converted once
   into the cache and from then on loaded from there, without a connection (needs the extra `hub`;
-  raises as `snapshots.download` does). Underscores and hyphens of a name are the same.
+  raises as `snapshots.download` does), of which `progress` is told as by `converters.convert`.
+  Underscores and hyphens of a name are the same.
 
   Raises:
     FileNotFoundError: none of these; the message lists them and says how to convert.
     ValueError: an empty name.
   """
   if str(name).startswith(snapshots.SCHEME):
-    return _from_hub(str(name))
+    return _from_hub(str(name), progress)
   if not str(name):
     raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3_tiny.")
   shelves = [Path("checkpoints"), *_packaged()]
@@ -146,7 +149,7 @@ def _packaged() -> list[Path]:
   return [package / "checkpoints", *beside]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, progress: Callable[[str, float], None] | None) -> Path:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
@@ -155,5 +158,7 @@ def _from_hub(name: str) -> Path:
   folder = "--".join([*repository.split("/"), *(revision or "").replace("/", "-").split()])
   target = cache / "sam3-jax" / folder
   if not target.is_dir():
-    convert(snapshots.download(name), target)
+    if progress:
+      progress(f"downloading {name}", 0.0)
+    convert(snapshots.download(name), target, progress=progress)
   return target

@@ -111,6 +111,7 @@ class Sam3:
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
     ahead: Mapping[str, Any] | None = None,
+    progress: Callable[[str, float], None] | None = None,
   ) -> "Sam3":
     """Loads a bundle.
 
@@ -121,6 +122,7 @@ class Sam3:
       mesh, rules: as above; the parameters are read straight to where they belong.
       ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
         compiled while the parameters are read.
+      progress: as `checkpoint.load` takes it.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -128,7 +130,9 @@ class Sam3:
     """
     dtype = default_dtype() if dtype is None else dtype
     sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
-    bundle, read = checkpoint.begin(path, dtype=dtype, verify=verify, sharding=sharding)
+    bundle, read = checkpoint.begin(
+      path, dtype=dtype, verify=verify, sharding=sharding, progress=progress
+    )
     tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
     model = cls(
       bundle.config, bundle.params, tokenizer,

@@ -33,6 +33,7 @@ UNREAD = {
   "tracker.scalar": np.float32([2.5]),
 }
 SCALE = "trunk/norm_pre/scale"
+CHECKED = "parameters that are not finite"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,12 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
-  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
+  told = []
+  loaded = checkpoint.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
+  assert_params(loaded.params, parameters())
+  assert {name for name, _ in told} == {*items - {"rest"}, "parameters", CHECKED}
+  assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
+  assert (told[0][1], told[-1]) == (0, (CHECKED, 1))
 
 
 @pytest.mark.parametrize(

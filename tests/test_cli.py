@@ -381,6 +381,9 @@ class TestConvert:
     assert cli.main(["inspect", str(folder / "new")]) == 0
     table = capsys.readouterr().out
     assert f"{summary['parameters']:,} in bfloat16" in table
+    [(name, file)] = summary["info"]["origin"]["files"].items()
+    assert name == "model.safetensors"
+    assert file["sha256"] in table.replace("│", "").replace(" ", "").replace("\n", "")
     assert cli.main(["convert", "new", "back", "--to", "meta"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("back/sam3.pt: 623 tensors")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet
-from sam3_jax.terminal import say, terminable
+from sam3_jax.terminal import loading, say, terminable
 
 
 class Layout(enum.StrEnum):
@@ -126,10 +126,9 @@ def batch(
 
   from sam3_jax.batch.inputs import check_phrases, find
   from sam3_jax.batch.processes import join
-  from sam3_jax.hub import find_checkpoint
 
   with terminable() as stopping:
-    found, inputs = find_checkpoint(checkpoint), find(images, prompts)
+    found, inputs = arguments.find(checkpoint, quiet), find(images, prompts)
     if device is Device.cpu:
       arguments.use_device(device)
     place = join(
@@ -146,7 +145,9 @@ def batch(
     from sam3_jax.parallel import make_mesh
 
     precision = None if dtype is Dtype.auto else dtype.value
-    model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
+    with loading(Console(stderr=True), found, quiet=quiet) as step:
+      mesh = make_mesh(_devices(device))
+      model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, progress=step)
     check_phrases(inputs, model.tokenizer)
     job = Job(
       inputs=inputs,

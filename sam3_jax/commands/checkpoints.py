@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -110,10 +110,10 @@ def convert(
 def _export(checkpoint: str, out: Path, layout: str, verify: bool, quiet: bool) -> None:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
-  from sam3_jax.hub import find_checkpoint
 
+  folder = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
-    done = export(find_checkpoint(checkpoint), out, layout, verify=verify, progress=step)
+    done = export(folder, out, layout, verify=verify, progress=step)
   console = Console(quiet=quiet)
   say(console, f"{out / done.file}: {done.tensors:,} tensors, {done.parameters:,} parameters")
   if verify:
@@ -147,9 +147,8 @@ def inspect(
   arguments.use_device("cpu")
 
   from sam3_jax.checkpoint import inspect
-  from sam3_jax.hub import find_checkpoint
 
-  summary = inspect(find_checkpoint(checkpoint), verify=verify)
+  summary = inspect(arguments.find(checkpoint, quiet), verify=verify)
   if verify and summary.fingerprint:
     summary = _compare_fingerprint(summary, summary.fingerprint)
   if quiet:
@@ -184,6 +183,17 @@ def _describe_text(text: "TextConfig | LiteTextConfig") -> str:
   return f"LiteText's, {sizes}{mixers}; padding {'masked' if text.mask_padding else 'attended to'}"
 
 
+def _describe_origin(origin: Any) -> dict[str, str]:
+  """The rows of where the weights came from, if the bundle says that."""
+  if not isinstance(origin, dict) or not isinstance(origin.get("files"), dict):
+    return {}
+  lines = [str(origin["repository"])] if "repository" in origin else []
+  for name, file in origin["files"].items():
+    if isinstance(file, dict):
+      lines.append(f"{name}, {file.get('bytes')} bytes, SHA-256 {file.get('sha256')}")
+  return {"origin": "\n".join(lines)}
+
+
 def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))
@@ -191,6 +201,7 @@ def _describe(summary: "Summary") -> Table:
     "path": summary.path,
     "name": info.get("name", "?"),
     "source": info.get("source", "?"),
+    **_describe_origin(info.get("origin")),
     "licence": info.get("licence", "?"),
     "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
     "parameters": f"{summary.parameters:,} in {summary.dtype}",
