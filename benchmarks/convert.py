@@ -1,7 +1,7 @@
 """Conversion in both layouts and back, and restoring, at full size: memory, seconds, equality.
 
   pip install -e ".[reference]"
-  python benchmarks/convert.py                 # 860 M parameters: 17 GB of disk, 8 GB of memory
+  python benchmarks/convert.py                 # 860 M parameters: 21 GB of disk, 9 GB of memory
   python benchmarks/convert.py --size tiny     # the same path in a minute or two
 
 Seeded weights are written as `model.safetensors` in the layout of transformers, and the same

@@ -32,6 +32,7 @@ from sam3_jax import fingerprint
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
+from sam3_jax.places import exists, file_sizes, place
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 from sam3_jax.writer import (
@@ -39,7 +40,6 @@ from sam3_jax.writer import (
   REST,
   Writer,
   compare_checksums,
-  file_sizes,
   find_damage,
   find_differing,
   fit,
@@ -148,7 +148,8 @@ def save(
   """Writes a checkpoint; it appears at `path` when it is complete.
 
   Args:
-    path: a folder that does not exist yet, or is empty.
+    path: a folder that does not exist yet, or is empty; may be `gs://bucket/path`, where it counts
+      as complete once its manifest.json is there.
     params: NumPy or JAX arrays, float32 or bfloat16; each process must hold all of them.
     config: the model's.
     tokenizer: the bytes of a SentencePiece model.
@@ -189,7 +190,7 @@ def load(
   """Reads a checkpoint, after checking that it is complete and fits the model.
 
   Args:
-    path: the folder.
+    path: the folder, of this machine or `gs://bucket/path` (needs the extra `gcs`).
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
     sharding: of the parameters; None puts them on the first device.
     verify: compare every tensor's checksum first; see the function `verify`.
@@ -289,7 +290,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> Summary:
     parts=parts,
     parameters=sum(parts.values()),
     dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
-    stored_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    stored_bytes=sum(file_sizes(path).values()),
     memory={dtype: sum(parts.values()) * jnp.dtype(dtype).itemsize for dtype in DTYPES},
     source_tensors=manifest["source_tensors"],
     unread=_by_reason(manifest["unread"]),
@@ -327,7 +328,7 @@ def expected_shapes(config: Config, *, visual: bool = False) -> dict[str, tuple[
 
 def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
   """Likewise, after comparing all checksums; a file that keeps all from being read is named."""
-  folder = Path(path).expanduser().absolute()
+  folder = place(path)
   try:
     path, info, manifest, config = _open(path)
   except ValueError:
@@ -345,8 +346,8 @@ def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, An
 
 def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
   """Everything but the arrays, after all checks that need none."""
-  path = Path(path).expanduser().absolute()
-  if not path.exists():
+  path = place(path)
+  if not exists(path):
     raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
   if not path.is_dir():
     raise ValueError(f"{path} is a file, but a checkpoint is a folder; convert it first.")

@@ -21,6 +21,7 @@ from sam3_jax import checkpoint, parallel
 from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.places import place
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.room import Room
@@ -116,7 +117,8 @@ class Sam3:
     """Loads a bundle.
 
     Args:
-      path: the bundle's folder; `sam3-jax convert` writes one from released weights.
+      path: the bundle's folder, or `gs://bucket/path`; `sam3-jax convert` writes one from released
+        weights.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare checksums too (shapes and dtypes always are).
       mesh, rules: as above; the parameters are read straight to where they belong.
@@ -143,9 +145,7 @@ class Sam3:
       model.params = read()
     if compiled is not None:
       compiled.result()
-    model._load_unread = functools.partial(
-      checkpoint.load_unread, Path(path).expanduser().absolute()
-    )
+    model._load_unread = functools.partial(checkpoint.load_unread, place(path))
     return model
 
   def encode(

@@ -22,6 +22,8 @@ from rich.progress import (
   TextColumn,
 )
 
+from sam3_jax.places import file_sizes
+
 LARGE = 256 * 2**20  # bytes of a checkpoint from which on reading it takes a while
 FAILED = 2  # exit status of every error
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -62,8 +64,7 @@ def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
 @contextlib.contextmanager
 def loading(console: Console, folder: Path, *, quiet: bool = False) -> Iterator[Step]:
   """What `Sam3.from_checkpoint` tells of its progress; with a bar if the checkpoint is large."""
-  files = (path for path in (folder / "params").rglob("*") if path.is_file())
-  large = sum(path.stat().st_size for path in files) >= LARGE
+  large = sum(file_sizes(folder / "params").values()) >= LARGE
   with progress(console, bar=large, quiet=quiet) as step:
     step(f"loading {folder.name}", 0)
     yield lambda what, fraction: step(f"loading {folder.name}: {what}", fraction)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 
+from sam3_jax.places import require_local
 from sam3_jax.snapshots import SCHEME
 from sam3_jax.terminal import progress
 
@@ -194,6 +195,7 @@ def images(paths: Sequence[Path]) -> list[Path]:
 def check_writable(out: Path, option: str = "--out") -> None:
   """Raises unless a folder is there or can be made, and can be written to; leaves no trace. The
   message names the option that it was given by."""
+  require_local(out, option)
   folder = out.absolute()
   while not folder.exists():
     folder = folder.parent

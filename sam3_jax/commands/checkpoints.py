@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Quiet
+from sam3_jax.places import place, require_local, scheme_of
 from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def convert(
     ),
   ],
   out: Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
+    Path,
+    typer.Argument(
+      metavar="OUT",
+      help="Folder to make; it must not exist, or be empty. A checkpoint may be gs://bucket/path.",
+    ),
   ],
   format: Annotated[
     Format, typer.Option(help="Whose names and layout SOURCE has; auto looks.")
@@ -82,8 +87,12 @@ def convert(
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
+    require_local(out, "what --to writes")
     _export(source, out, to.value, verify, quiet)
     return
+
+  if scheme_of(out):
+    out = place(out)
 
   from sam3_jax.checkpoint import inspect
 
