@@ -4,8 +4,8 @@
 `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
-the tokenizer, and `foreign.py` says what a file is that cannot be converted. `export.py` is the way
-back.
+the tokenizer, `origin.py` says which files these were, and `foreign.py` what a file is that cannot
+be converted. `export.py` is the way back.
 """
 
 import dataclasses
