@@ -4,9 +4,9 @@
 `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
 `unread.py` those of what our model does not read. `rules.py` is the language they are written in,
 and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
-the tokenizer, and `foreign.py` says what a file is that cannot be converted. `settings.py` reads
-values of a config.json, and `checks.py` bounds what is believed. `export.py` is the way back;
-`live.py` compares with transformers, which `peer.py` sets right.
+the tokenizer, `origin.py` says which files these were, and `foreign.py` what a file is that cannot
+be converted. `settings.py` reads values of a config.json, and `checks.py` bounds what is believed.
+`export.py` is the way back; `live.py` compares with transformers, which `peer.py` sets right.
 """
 
 import dataclasses
@@ -29,6 +29,7 @@ from .checks import parse_json, read_text
 from .engine import REMEDY, Plan, account, raise_incomplete
 from .foreign import recognise, recognise_variant
 from .infer import infer_config
+from .origin import describe_origin
 from .rules import Source, Table
 from .sources import find_weights, open_weights
 from .unread import lacking
@@ -88,11 +89,13 @@ def convert(
   trial = _Trial(weights, planned.table.name == huggingface.TABLE.name, tell)
   with Writer(out) as writer:
     unread = _add_parts(writer, planned, dtype, tell, weights)
+    tell("checksums of the source", 1.0)
+    info = _info(planned, weights, Path(out).name)
     tell("checking what was written" if verify else "finishing", 1.0)
     writer.finish(
       planned.config,
       model,
-      info=_info(planned, weights, Path(out).name),
+      info=info,
       unread=unread,
       unread_reasons=planned.reasons(),
       dropped=_describe_dropped(planned),
@@ -122,6 +125,7 @@ def _info(planned: Plan, weights: Path, name: str) -> dict[str, Any]:
   return {
     "name": name,
     "source": f"{weights.name}, {len(planned.sources)} tensors in the layout {planned.table.name}",
+    "origin": describe_origin(weights),
     "licence": LICENCE,
     "trained": True,
     "lacks": _lacks(planned),

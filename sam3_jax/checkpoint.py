@@ -32,13 +32,14 @@ from sam3_jax import fingerprint
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
+from sam3_jax.places import exists, file_sizes, place
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 from sam3_jax.writer import (
   FORMAT_VERSION,
+  REST,
   Writer,
   compare_checksums,
-  file_sizes,
   find_damage,
   find_differing,
   fit,
@@ -147,12 +148,14 @@ def save(
   """Writes a checkpoint; it appears at `path` when it is complete.
 
   Args:
-    path: a folder that does not exist yet, or is empty.
+    path: a folder that does not exist yet, or is empty; may be `gs://bucket/path`, where it counts
+      as complete once its manifest.json is there.
     params: NumPy or JAX arrays, float32 or bfloat16; each process must hold all of them.
     config: the model's.
     tokenizer: the bytes of a SentencePiece model.
     info: what it should say of itself, plain values: `name`, `source` (what it was made from),
-      `licence` (of the weights), `trained` (False for random parameters).
+      `licence` (of the weights), `trained` (False for random parameters), `origin` (of what was
+      converted: `files` with `bytes` and `sha256` by name, and the `repository` on the hub).
     unread: tensors to keep beside the parameters, by name.
 
   Raises:
@@ -182,21 +185,23 @@ def load(
   dtype: DTypeLike | None = None,
   sharding: Shardings | None = None,
   verify: bool = False,
+  progress: Callable[[str, float], None] | None = None,
 ) -> Bundle:
   """Reads a checkpoint, after checking that it is complete and fits the model.
 
   Args:
-    path: the folder.
+    path: the folder, of this machine or `gs://bucket/path` (needs the extra `gcs`).
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
     sharding: of the parameters; None puts them on the first device.
     verify: compare every tensor's checksum first; see the function `verify`.
+    progress: is told what is being read, and which fraction of all parameters was read before that.
 
   Raises:
     FileNotFoundError: there is nothing at `path`.
     ValueError: it is not a complete checkpoint of this format version, or a parameter is missing,
       unknown, of the wrong shape or not finite; or `dtype` is another.
   """
-  bundle, read = begin(path, dtype=dtype, sharding=sharding, verify=verify)
+  bundle, read = begin(path, dtype=dtype, sharding=sharding, verify=verify, progress=progress)
   return dataclasses.replace(bundle, params=read())
 
 
@@ -206,11 +211,13 @@ def begin(
   dtype: DTypeLike | None = None,
   sharding: Shardings | None = None,
   verify: bool = False,
+  progress: Callable[[str, float], None] | None = None,
 ) -> tuple[Bundle, Callable[[], dict[str, Any]]]:
   """What `load` knows before it reads: a bundle whose parameters are `jax.ShapeDtypeStruct`s, and
   what reads them. Takes and raises what `load` does."""
   if dtype is not None:
     check_dtype(dtype)
+  tell = progress or (lambda what, fraction: None)
   path, info, manifest, config = _open_verified(path) if verify else _open(path)
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -225,8 +232,13 @@ def begin(
 
   def read() -> dict[str, Any]:
     params: dict[str, Any] = {}
+    total, done = sum(x.size for x in shapes.values()), 0
     for item in manifest["items"]:
-      params |= restore_item(path / "params" / item, shapes)
+      tell("parameters" if item == REST else item, done / total)
+      restored = restore_item(path / "params" / item, shapes)
+      done += sum(array.size for array in jax.tree.leaves(restored))
+      params |= restored
+    tell("parameters that are not finite", 1.0)
     raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
     return params
 
@@ -278,7 +290,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> Summary:
     parts=parts,
     parameters=sum(parts.values()),
     dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
-    stored_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    stored_bytes=sum(file_sizes(path).values()),
     memory={dtype: sum(parts.values()) * jnp.dtype(dtype).itemsize for dtype in DTYPES},
     source_tensors=manifest["source_tensors"],
     unread=_by_reason(manifest["unread"]),
@@ -316,7 +328,7 @@ def expected_shapes(config: Config, *, visual: bool = False) -> dict[str, tuple[
 
 def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
   """Likewise, after comparing all checksums; a file that keeps all from being read is named."""
-  folder = Path(path).expanduser().absolute()
+  folder = place(path)
   try:
     path, info, manifest, config = _open(path)
   except ValueError:
@@ -334,8 +346,8 @@ def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, An
 
 def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
   """Everything but the arrays, after all checks that need none."""
-  path = Path(path).expanduser().absolute()
-  if not path.exists():
+  path = place(path)
+  if not exists(path):
     raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
   if not path.is_dir():
     raise ValueError(f"{path} is a file, but a checkpoint is a folder; convert it first.")

@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,37 +13,44 @@ from jaxtyping import Float
 
 from sam3_jax import snapshots
 from sam3_jax.inference import Sam3
+from sam3_jax.places import exists, place, scheme_of
 from sam3_jax.prompts import Prompt
 
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
 
 
-def find_checkpoint(name: str | Path) -> Path:
+def find_checkpoint(
+  name: str | Path, *, progress: Callable[[str, float], None] | None = None
+) -> Path:
   """The folder of the checkpoint called `name`.
 
-  Looks for: a folder of this path; `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged
-  `sam3_tiny`; `hf://org/name` or `hf://org/name@revision` on the Hugging Face hub, converted once
-  into the cache and from then on loaded from there, without a connection (needs the extra `hub`;
-  raises as `snapshots.download` does). Underscores and hyphens of a name are the same.
+  Looks for: a folder of this path, or one in a bucket, `gs://bucket/path` (needs the extra `gcs`);
+  `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged `sam3_tiny`; `hf://org/name` or
+  `hf://org/name@revision` on the Hugging Face hub, converted once into the cache and from then on
+  loaded from there, without a connection (needs the extra `hub`; raises as `snapshots.download`
+  does), of which `progress` is told as by `converters.convert`. Underscores and hyphens of a name
+  are the same.
 
   Raises:
     FileNotFoundError: none of these; the message lists them and says how to convert.
     ValueError: an empty name.
   """
   if str(name).startswith(snapshots.SCHEME):
-    return _from_hub(str(name))
+    return _from_hub(str(name), progress)
+  if scheme_of(name):
+    return _in_bucket(place(name))
   if not str(name):
     raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3_tiny.")
   shelves = [Path("checkpoints"), *_packaged()]
   if shelf := os.environ.get("SAM3_JAX_CHECKPOINTS"):
     shelves.insert(0, Path(shelf))
   spellings = dict.fromkeys((str(name), str(name).replace("_", "-")))
-  places = [Path(name), *(shelf / one for shelf in shelves for one in spellings)]
-  for place in places:
-    if place.is_dir():
-      return place
+  folders = [Path(name), *(shelf / one for shelf in shelves for one in spellings)]
+  for folder in folders:
+    if folder.is_dir():
+      return folder
   raise FileNotFoundError(
-    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, places))}. Convert the released "
+    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, folders))}. Convert the released "
     f"weights with `sam3-jax convert SOURCE checkpoints/{Path(name).name}`, or use sam3_tiny."
   )
 
@@ -138,6 +145,14 @@ def _prompts(inputs: Mapping[str, Any], count: int) -> list[Prompt]:
   ]
 
 
+def _in_bucket(path: Path) -> Path:
+  if not exists(path):
+    raise FileNotFoundError(
+      f"there is no checkpoint at {path}; `sam3-jax convert` makes one there."
+    )
+  return path
+
+
 def _packaged() -> list[Path]:
   """Where the embedded checkpoint lies: in the package, or beside it in a clone."""
   package = Path(__file__).parent
@@ -146,7 +161,7 @@ def _packaged() -> list[Path]:
   return [package / "checkpoints", *beside]
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, progress: Callable[[str, float], None] | None) -> Path:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
@@ -155,5 +170,7 @@ def _from_hub(name: str) -> Path:
   folder = "--".join([*repository.split("/"), *(revision or "").replace("/", "-").split()])
   target = cache / "sam3-jax" / folder
   if not target.is_dir():
-    convert(snapshots.download(name), target)
+    if progress:
+      progress(f"downloading {name}", 0.0)
+    convert(snapshots.download(name), target, progress=progress)
   return target

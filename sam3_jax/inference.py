@@ -21,6 +21,7 @@ from sam3_jax import checkpoint, parallel
 from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.places import place
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
 from sam3_jax.ranges import as_array, check_flag, is_number
@@ -112,16 +113,19 @@ class Sam3:
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
     ahead: Mapping[str, Any] | None = None,
+    progress: Callable[[str, float], None] | None = None,
   ) -> "Sam3":
     """Loads a bundle.
 
     Args:
-      path: the bundle's folder; `sam3-jax convert` writes one from released weights.
+      path: the bundle's folder, or `gs://bucket/path`; `sam3-jax convert` writes one from released
+        weights.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare checksums too (shapes and dtypes always are).
       mesh, rules: as above; the parameters are read straight to where they belong.
       ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
         compiled while the parameters are read.
+      progress: as `checkpoint.load` takes it.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -129,7 +133,9 @@ class Sam3:
     """
     dtype = default_dtype() if dtype is None else dtype
     sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
-    bundle, read = checkpoint.begin(path, dtype=dtype, verify=verify, sharding=sharding)
+    bundle, read = checkpoint.begin(
+      path, dtype=dtype, verify=verify, sharding=sharding, progress=progress
+    )
     tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
     model = cls(
       bundle.config, bundle.params, tokenizer,
@@ -140,9 +146,7 @@ class Sam3:
       model.params = read()
     if compiled is not None:
       compiled.result()
-    model._load_unread = functools.partial(
-      checkpoint.load_unread, Path(path).expanduser().absolute()
-    )
+    model._load_unread = functools.partial(checkpoint.load_unread, place(path))
     return model
 
   def encode(

@@ -1,6 +1,7 @@
 """One Orbax item: a tree of arrays in a folder. Reading raises ValueError in one line."""
 
 import contextlib
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,18 +10,25 @@ from typing import Any
 import jax
 import numpy as np
 
+from sam3_jax.places import is_remote
 from sam3_jax.trees import flatten, nest
 
 AGAIN = "convert or copy the checkpoint again."
+CHUNK = 4 * 2**20  # bytes from which on an array is stored in pieces, which are read by themselves
 
 # One sharding for all parameters, or a function of path and shape.
 Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def save_item(folder: Path, tree: dict[str, Any]) -> None:
-  """Writes NumPy arrays, one of whose axes is 0 nowhere."""
-  with _one_line(folder, "written", "is the disk full?"), _checkpointer() as checkpointer:
-    checkpointer.save(folder, tree)
+  """Writes NumPy arrays, one of whose axes is 0 nowhere; large ones in chunks, of which a
+  process that wants a shard reads those with a part of it."""
+  import orbax.checkpoint as ocp
+
+  chunks = jax.tree.map(lambda array: ocp.SaveArgs(chunk_byte_size=_chunk_bytes(array)), tree)
+  remedy = "may you write there?" if is_remote(folder) else "is the disk full?"
+  with _one_line(folder, "written", remedy), _checkpointer() as checkpointer:
+    checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=chunks))
   (folder / "commit_success.txt").unlink(missing_ok=True)  # it only says on which path it was
 
 
@@ -55,7 +63,7 @@ def read_array(folder: Path, name: str) -> np.ndarray | None:
   """
   import tensorstore
 
-  store = {"driver": "ocdbt", "base": f"file://{folder}/"}
+  store = {"driver": "ocdbt", "base": f"{folder if is_remote(folder) else f'file://{folder}'}/"}
   spec = {"driver": "zarr", "kvstore": store, "path": name.replace("/", ".")}
   try:
     return tensorstore.open(spec, open=True, read=True).result().read().result()
@@ -69,12 +77,27 @@ def stored_arrays(folder: Path) -> dict[str, Any]:
     return flatten(checkpointer.metadata(folder).item_metadata.tree)
 
 
+def _chunk_bytes(array: np.ndarray) -> int | None:
+  """The largest axis halved until a chunk is small enough, which is Orbax's way; but never an odd
+  one, of which Orbax would make as many chunks as it is long if that is a prime. None for one."""
+  shape = list(array.shape)
+  while (size := math.prod(shape) * array.dtype.itemsize) > CHUNK and max(shape) % 2 == 0:
+    shape[shape.index(max(shape))] //= 2
+  return size if size < array.nbytes else None
+
+
 def _checkpointer():
   """Orbax, without its copy of the arrays and without compression, which weights do not bear; of
   several processes each works by itself."""
   import orbax.checkpoint as ocp
+  from etils import epath
 
   class Alone(ocp.Checkpointer):
+    def restore(self, directory, args):
+      """Without asking for the file by which Orbax knows a whole item in a bucket: the manifest
+      says what belongs to one."""
+      return handler.restore(epath.Path(directory), args=args)
+
     def synchronize_next_awaitable_signal_operation_id(self):
       """Counts nothing: processes find each other's signals by the number of their saves, in which
       a save of one process alone has no part."""
@@ -89,12 +112,10 @@ def _checkpointer():
     (np.ndarray, handlers.NumpyHandler(deepcopy_host_arrays=False)),
     (jax.Array, handlers.ArrayHandler()),
   )
-  return Alone(
-    ocp.PyTreeCheckpointHandler(
-      use_compression=False, type_handler_registry=registry, multiprocessing_options=alone
-    ),
-    multiprocessing_options=alone,
+  handler = ocp.PyTreeCheckpointHandler(
+    use_compression=False, type_handler_registry=registry, multiprocessing_options=alone
   )
+  return Alone(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager

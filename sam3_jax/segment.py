@@ -21,7 +21,7 @@ from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
-from sam3_jax.terminal import complain, progress, say
+from sam3_jax.terminal import complain, loading, progress, say
 from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.visualize import overlay
 
@@ -124,11 +124,11 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   job.check()
   failures, done, table, trained = 0, [], _table(), None
   try:
+    with loading(errors, checkpoint, quiet=console.quiet) as step:
+      model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs, progress=step)
+    trained = model.info.get("trained")
+    table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
     with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
-      step(f"loading {checkpoint.name}", 0)
-      model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs)
-      trained = model.info.get("trained")
-      table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
       for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
         wait = "" if done else ", compiling first, which can take a minute"
         step(f"{path.name}{wait}", i / len(job.images))

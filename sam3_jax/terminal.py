@@ -9,6 +9,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,9 @@ from rich.progress import (
   TextColumn,
 )
 
+from sam3_jax.places import file_sizes
+
+LARGE = 256 * 2**20  # bytes of a checkpoint from which on reading it takes a while
 FAILED = 2  # exit status of every error
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -55,6 +59,15 @@ def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
   columns += [BarColumn(), TaskProgressColumn()] if bar else []
   with live(console, *columns, quiet=quiet, total=1.0) as update:
     yield lambda what, fraction: update(description=what, completed=fraction)
+
+
+@contextlib.contextmanager
+def loading(console: Console, folder: Path, *, quiet: bool = False) -> Iterator[Step]:
+  """What `Sam3.from_checkpoint` tells of its progress; with a bar if the checkpoint is large."""
+  large = sum(file_sizes(folder / "params").values()) >= LARGE
+  with progress(console, bar=large, quiet=quiet) as step:
+    step(f"loading {folder.name}", 0)
+    yield lambda what, fraction: step(f"loading {folder.name}: {what}", fraction)
 
 
 @contextlib.contextmanager

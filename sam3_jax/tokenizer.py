@@ -134,7 +134,7 @@ def symbols(word: bytes) -> str:
 def _read(source: str | Path | bytes) -> bytes:
   if isinstance(source, bytes):
     return source
-  path = Path(source)
+  path = Path(source) if isinstance(source, str) else source  # it may be in a bucket
   if not path.is_file():
     raise FileNotFoundError(
       f"{path} is no file; a tokenizer.model was expected there, as `sam3-jax convert` writes it."

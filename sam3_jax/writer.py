@@ -18,6 +18,7 @@ import numpy as np
 
 from sam3_jax.config import Config
 from sam3_jax.items import read_array, read_item, save_item
+from sam3_jax.places import exists, file_sizes, is_remote, place, require_local
 from sam3_jax.trees import flatten, raise_faults
 
 FORMAT_VERSION = 1
@@ -35,12 +36,20 @@ class NewFolder:
       folder.appear()
 
   Leaving without `appear` leaves nothing behind, and a killed process nothing under that name.
+
+  In a bucket, where nothing can be renamed, it is filled under its own name, and what is written
+  last says that it is complete: only `in_bucket` allows that.
   """
 
-  def __init__(self, path: str | Path):
-    self._path = Path(path).expanduser().absolute()
-    if self._path.exists() and not (self._path.is_dir() and not any(self._path.iterdir())):
+  def __init__(self, path: str | Path, *, in_bucket: bool = False):
+    if not in_bucket:
+      require_local(path, "what is written")
+    self._path, self._appeared = place(path), False
+    if exists(self._path) and not (self._path.is_dir() and not any(self._path.iterdir())):
       raise ValueError(f"{self._path} exists already; give another path, or remove it first.")
+    if is_remote(self._path):
+      self.temporary = self._path
+      return
     parent, name = self._path.parent, self._path.name
     try:
       parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +62,11 @@ class NewFolder:
     return self
 
   def __exit__(self, *_) -> None:
+    if is_remote(self._path):
+      if not self._appeared and self._path.exists():
+        rmtree: Any = self._path
+        rmtree.rmtree(missing_ok=True)
+      return
     for _ in range(100):
       if not self.temporary.exists():
         return
@@ -61,6 +75,8 @@ class NewFolder:
 
   def check_room(self, needed: int) -> None:
     """Raises ValueError unless so many bytes are free."""
+    if is_remote(self._path):
+      return
     free = shutil.disk_usage(self.temporary).free
     if needed > free:
       raise ValueError(
@@ -70,6 +86,9 @@ class NewFolder:
 
   def appear(self) -> None:
     """Makes the folder safe from a power cut, and gives it its name."""
+    self._appeared = True
+    if is_remote(self._path):
+      return
     _sync(self.temporary)
     self.temporary.chmod(0o755)  # mkdtemp's are for the owner alone
     os.rename(self.temporary, self._path)
@@ -97,7 +116,7 @@ class Writer(NewFolder):
   """
 
   def __init__(self, path: str | Path):
-    super().__init__(path)
+    super().__init__(path, in_bucket=True)
     self._parameters: dict[str, Any] = {}
     self._items: list[str] = []
     self._rest: dict[str, Any] = {}
@@ -192,12 +211,6 @@ def fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
   unbroken need not trace the model again, for a second, to know what shapes they must have."""
   text = json.dumps([config.to_dict(), sorted((name, list(shapes[name])) for name in shapes)])
   return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_sizes(folder: Path) -> dict[str, int]:
-  """Bytes of each file in a folder and the folders in it."""
-  files = sorted(path for path in folder.rglob("*") if path.is_file())
-  return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def file_checksum(path: Path) -> str:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
@@ -32,6 +33,7 @@ UNREAD = {
   "tracker.scalar": np.float32([2.5]),
 }
 SCALE = "trunk/norm_pre/scale"
+CHECKED = "parameters that are not finite"
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,29 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
-  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, parameters())
+  told = []
+  loaded = checkpoint.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
+  assert_params(loaded.params, parameters())
+  assert {name for name, _ in told} == {*items - {"rest"}, "parameters", CHECKED}
+  assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
+  assert (told[0][1], told[-1]) == (0, (CHECKED, 1))
+
+
+@pytest.mark.parametrize(
+  ("shape", "chunk"),
+  [
+    ((2, 3, 512, 1184), (2, 3, 512, 296)),
+    ((2053, 513), (2053, 513)),  # of a prime Orbax alone would make as many chunks
+    ((1024, 1024), (1024, 1024)),
+  ],
+)
+def test_large_arrays_are_stored_in_chunks(tmp_path, shape, chunk):
+  array = np.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+  save_item(tmp_path / "x", {"a": {"b": array}})
+  store = {"driver": "ocdbt", "base": f"file://{tmp_path}/x/"}
+  stored = tensorstore.open({"driver": "zarr", "kvstore": store, "path": "a.b"}).result()
+  assert stored.chunk_layout.read_chunk.shape == chunk
+  np.testing.assert_array_equal(read_item(tmp_path / "x")["a"]["b"], array)
 
 
 def test_nothing_tells_where_it_was_written(saved):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from rich.console import Console
 
-from sam3_jax import Prompt, cli, segment, visualize
+from sam3_jax import Prompt, cli, segment, terminal, visualize
+from sam3_jax.commands import arguments
 from sam3_jax.commands import segment as command
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import MAX_PIXELS
@@ -381,6 +383,9 @@ class TestConvert:
     assert cli.main(["inspect", str(folder / "new")]) == 0
     table = capsys.readouterr().out
     assert f"{summary['parameters']:,} in bfloat16" in table
+    [(name, file)] = summary["info"]["origin"]["files"].items()
+    assert name == "model.safetensors"
+    assert file["sha256"] in table.replace("│", "").replace(" ", "").replace("\n", "")
     assert cli.main(["convert", "new", "back", "--to", "meta"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("back/sam3.pt: 623 tensors")
@@ -406,6 +411,28 @@ class TestConvert:
     assert "empty" in fails("convert", "empty", "new")
     assert "--format" in fails("convert", "empty", "new", "--format", "tf")
     assert "--dtype" in fails("convert", "empty", "new", "--dtype", "float64")
+
+
+class TestProgress:
+  @pytest.mark.parametrize("large", [False, True])
+  def test_a_bar_while_a_large_checkpoint_is_read(self, monkeypatch, large):
+    monkeypatch.setattr(terminal, "LARGE", 0 if large else 2**40)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100)
+    with terminal.loading(console, CHECKPOINT) as step:
+      step("trunk", 0.25)
+      time.sleep(0.3)  # it is drawn ten times a second
+    assert "loading sam3-tiny: trunk" in out.getvalue()
+    assert ("25%" in out.getvalue()) == large
+    quiet = io.StringIO()
+    with terminal.loading(Console(file=quiet, force_terminal=True), CHECKPOINT, quiet=True) as step:
+      step("trunk", 0.25)
+    assert quiet.getvalue() == ""
+
+  def test_the_hub_tells_what_it_does(self, monkeypatch):
+    monkeypatch.setattr("sam3_jax.hub.find_checkpoint", lambda name, **more: (name, [*more]))
+    assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress"])
+    assert arguments.find("name", quiet=True) == ("name", [])
 
 
 class TestInspect:

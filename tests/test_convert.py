@@ -1,6 +1,7 @@
 """`convert` from files: every layout gives the tree of tiny.py, and every fault is named."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -48,6 +49,27 @@ def assert_tree(params, points=False, visual=True, dtype="float32", through=None
   for name, array in want.items():
     expected = array.astype(through or array.dtype).astype(dtype)
     np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_bundle_says_what_it_was_made_of(tmp_path, shards):
+  """The repository and its commit if the hub's client put the files there; no path."""
+  commit = "0123456789abcdef0123456789abcdef01234567"
+  (tmp_path / "models--org--some.name" / "snapshots").mkdir(parents=True)
+  place = tmp_path / "models--org--some.name" / "snapshots" / commit
+  for folder in (tmp_path / "source", place):
+    source = write_folder(folder, layout("detector"), shards)
+    origin = converted(source, tmp_path / f"out-{folder.name}").info["origin"]
+    assert origin.get("repository") == (f"org/some.name@{commit}" if folder == place else None)
+    files = [*source.glob("model*")]
+    assert len(files) == (shards if shards == 1 else shards + 1)
+    assert origin["files"] == {
+      path.name: {
+        "bytes": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+      }
+      for path in files
+    }
 
 
 @pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
@@ -139,7 +161,7 @@ def test_a_tokenizer_model_that_is_none(hub, tmp_path):
 def test_progress_is_told(hub, tmp_path):
   told = []
   convert(hub, tmp_path / "out", tokenizer=TOKENIZER, progress=lambda *what: told.append(what))
-  assert [what for what, _ in told][1:-1] == list(checkpoint.inspect(tmp_path / "out").parts)
+  assert [what for what, _ in told][1:-2] == list(checkpoint.inspect(tmp_path / "out").parts)
   fractions = [fraction for _, fraction in told]
   assert fractions == sorted(fractions)
   assert (fractions[0], fractions[-1]) == (0, 1)

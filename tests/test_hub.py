@@ -148,8 +148,9 @@ def test_the_hub_is_converted_once(tmp_path, monkeypatch):
     calls.append(name)
     return tmp_path / "snapshot"
 
-  def convert(source, target):
+  def convert(source, target, progress):
     assert source == tmp_path / "snapshot"
+    progress and progress("trunk", 0.5)
     target.mkdir(parents=True)
 
   monkeypatch.setattr("sam3_jax.snapshots.download", download)
@@ -158,6 +159,8 @@ def test_the_hub_is_converted_once(tmp_path, monkeypatch):
   first, second = (hub.find_checkpoint("hf://facebook/sam3") for _ in range(2))
   assert first == second == tmp_path / "sam3-jax" / "facebook--sam3"
   assert calls == ["hf://facebook/sam3"]
-  tagged = hub.find_checkpoint("hf://facebook/sam3@refs/pr/1")
+  told = []
+  tagged = hub.find_checkpoint("hf://facebook/sam3@refs/pr/1", progress=lambda *x: told.append(x))
+  assert told == [("downloading hf://facebook/sam3@refs/pr/1", 0.0), ("trunk", 0.5)]
   assert tagged == tmp_path / "sam3-jax" / "facebook--sam3--refs-pr-1"
   assert calls[1:] == ["hf://facebook/sam3@refs/pr/1"]

@@ -11,14 +11,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tensorstore
 import toy
+from jax.sharding import NamedSharding, PartitionSpec
 from test_loop import PATTERN, assert_same, parameters, stand_in
 
 from sam3_jax import checkpoint, cli
+from sam3_jax.items import restore_item, save_item
 from sam3_jax.training import command, data, log, loop, sharding
 from sam3_jax.trees import flatten
 
 ROOT = Path(__file__).parents[1]
+BIG = (2, 4096, 1024)
 WORKER = """
 import faulthandler, pathlib, sys
 faulthandler.dump_traceback_later(200, exit=True)
@@ -65,6 +69,27 @@ def work(folder):
     patch.setattr(data.Batches, "__next__", following)
     assert cli.main(typed(folder, "two")) == 0
     assert (folder / "two" / "final").exists()
+    restore_shards(folder)
+
+
+def restore_shards(folder):
+  """This process's half of an item, and how much of the files it reads for that."""
+  shards = NamedSharding(sharding.make_mesh(fsdp=4), PartitionSpec(None, "fsdp"))
+  read = bytes_read()
+  found = restore_item(folder / "item", {"x": jax.ShapeDtypeStruct(BIG, np.int32, sharding=shards)})
+  read = bytes_read() - read
+  for shard in found["x"].addressable_shards:
+    np.testing.assert_array_equal(shard.data, big()[shard.index])
+  (folder / f"read-{jax.process_index()}.json").write_text(str(read))
+
+
+def big():
+  return np.arange(np.prod(BIG), dtype=np.int32).reshape(BIG)
+
+
+def bytes_read():
+  name = "/tensorstore/kvstore/file/bytes_read"
+  return tensorstore.experimental_collect_matching_metrics(name)[0]["values"][0]["value"]
 
 
 def environment(number, port):
@@ -98,6 +123,7 @@ def test_two_processes_equal_one(folder, monkeypatch):
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   paths = [str(ROOT / name) for name in ("tests", "benchmarks", ".")]
+  save_item(folder / "item", {"x": big()})
   code = WORKER.format(paths=paths, folder=str(folder))
   workers = [
     subprocess.Popen(
@@ -126,6 +152,9 @@ def test_two_processes_equal_one(folder, monkeypatch):
   assert losses[0] == losses[1]
   left = [{path.name for path in run.iterdir()} for run in (one, two)]
   assert left[0] == left[1]
+  for number in range(2):
+    read = int((folder / f"read-{number}.json").read_text())
+    assert read < 0.6 * big().nbytes  # measured 0.5001
 
 
 def test_processes_that_cannot_meet_are_one_line(folder, monkeypatch, capsys):

@@ -20,7 +20,7 @@ SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch": 1}}
 @pytest.fixture
 def started(monkeypatch):
   """Runs start from the toy model."""
-  monkeypatch.setattr(command, "load_start", lambda config: start())
+  monkeypatch.setattr(command, "load_start", lambda *_: start())
 
 
 def run(out, plot=None, console=None, **values):
@@ -29,7 +29,7 @@ def run(out, plot=None, console=None, **values):
 
 
 def test_a_plot_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "load_start", lambda _: pytest.fail("it began"))
+  monkeypatch.setattr(command, "load_start", lambda *_: pytest.fail("it began"))
   with pytest.raises(ValueError, match=r"plot\.foo must be a file that ends in"):
     run(tmp_path / "run", tmp_path / "plot.foo")
 

@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"config", "types", "trees", "rle", "colors", "terminal", "pieces", "ranges", "heap"},
-  {"room", "rows", "snapshots", "workers"},
+  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap"},
+  {"terminal", "room", "rows", "snapshots", "workers"},
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "annotations"},

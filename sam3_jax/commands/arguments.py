@@ -6,10 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rich.console import Console
+
+from sam3_jax.places import require_local
+from sam3_jax.snapshots import SCHEME
+from sam3_jax.terminal import progress
+
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
   from sam3_jax.prompts import Prompt
   from sam3_jax.visual.prompts import VisualPrompt
+
+
+def find(checkpoint: str, quiet: bool) -> Path:
+  """`hub.find_checkpoint`; what it downloads and converts shows."""
+  from sam3_jax.hub import find_checkpoint
+
+  if not checkpoint.startswith(SCHEME):
+    return find_checkpoint(checkpoint)
+  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
+    return find_checkpoint(checkpoint, progress=step)
 
 
 class Asked(NamedTuple):
@@ -185,6 +201,7 @@ def check_share(option: str, value: float | None) -> None:
 def check_writable(out: Path, option: str = "--out") -> None:
   """Raises unless a folder is there or can be made, and can be written to; leaves no trace. The
   message names the option that it was given by."""
+  require_local(out, option)
   folder = out.absolute()
   while not folder.exists():
     folder = folder.parent

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet
-from sam3_jax.terminal import say, terminable
+from sam3_jax.terminal import loading, say, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
@@ -137,7 +137,7 @@ def batch(
     "max_error_rate": max_error_rate,
   }  # fmt: skip
   with terminable() as stopping:
-    job, model = _prepare(images, prompts, checkpoint, device, dtype, members, settings)
+    job, model = _prepare(images, prompts, checkpoint, device, dtype, members, settings, quiet)
 
     from sam3_jax.batch.run import run
 
@@ -154,19 +154,19 @@ def _prepare(
   dtype: Dtype,
   members: dict[str, Any],
   settings: dict[str, Any],
+  quiet: bool,
 ) -> "tuple[Job, Sam3]":
   """The job, and its model on this process's devices.
 
   Args:
-    images, prompts, checkpoint, device, dtype: as they were typed.
+    images, prompts, checkpoint, device, dtype, quiet: as they were typed.
     members: of the processes, as `processes.join` takes them.
     settings: of the job.
   """
   from sam3_jax.batch.inputs import check_phrases, find
   from sam3_jax.batch.processes import join
-  from sam3_jax.hub import find_checkpoint
 
-  found, inputs = find_checkpoint(checkpoint), find(images, prompts)
+  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts)
   if device is Device.cpu:
     arguments.use_device(device)
   process, processes = join(**members)
@@ -176,7 +176,9 @@ def _prepare(
   from sam3_jax.parallel import make_mesh
 
   precision = None if dtype is Dtype.auto else dtype.value
-  model = Sam3.from_checkpoint(found, dtype=precision, mesh=make_mesh(_devices(device)))
+  with loading(Console(stderr=True), found, quiet=quiet) as step:
+    mesh = make_mesh(_devices(device))
+    model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, progress=step)
   check_phrases(inputs, model.tokenizer)
   digest = hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest()
   job = Job(

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Quiet
+from sam3_jax.places import place, require_local, scheme_of
 from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def convert(
     ),
   ],
   out: Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
+    Path,
+    typer.Argument(
+      metavar="OUT",
+      help="Folder to make; it must not exist, or be empty. A checkpoint may be gs://bucket/path.",
+    ),
   ],
   format: Annotated[
     Format, typer.Option(help="Whose names and layout SOURCE has; auto looks.")
@@ -83,8 +88,12 @@ def convert(
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
+    require_local(out, "what --to writes")
     _export(source, out, to.value, verify, quiet)
     return
+
+  if scheme_of(out):
+    out = place(out)
 
   console, options = Console(quiet=quiet), {"dtype": dtype.value, "tokenizer": tokenizer}
   line = _convert(source, out, quiet, format=format.value, fingerprint=verify, **options)
@@ -113,10 +122,10 @@ def _convert(source: str, out: Path, quiet: bool, **options: Any) -> str | None:
 def _export(checkpoint: str, out: Path, layout: str, verify: bool, quiet: bool) -> None:
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
-  from sam3_jax.hub import find_checkpoint
 
+  folder = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
-    done = export(find_checkpoint(checkpoint), out, layout, verify=verify, progress=step)
+    done = export(folder, out, layout, verify=verify, progress=step)
   console = Console(quiet=quiet)
   say(console, f"{out / done.file}: {done.tensors:,} tensors, {done.parameters:,} parameters")
   if verify:
@@ -150,9 +159,8 @@ def inspect(
   arguments.use_device("cpu")
 
   from sam3_jax.checkpoint import inspect
-  from sam3_jax.hub import find_checkpoint
 
-  summary = inspect(find_checkpoint(checkpoint), verify=verify)
+  summary = inspect(arguments.find(checkpoint, quiet), verify=verify)
   if verify and summary.fingerprint:
     summary = _compare_fingerprint(summary, summary.fingerprint)
   if quiet:
@@ -187,6 +195,17 @@ def _describe_text(text: "TextConfig | LiteTextConfig") -> str:
   return f"LiteText's, {sizes}{mixers}; padding {'masked' if text.mask_padding else 'attended to'}"
 
 
+def _describe_origin(origin: Any) -> dict[str, str]:
+  """The rows of where the weights came from, if the bundle says that."""
+  if not isinstance(origin, dict) or not isinstance(origin.get("files"), dict):
+    return {}
+  lines = [str(origin["repository"])] if "repository" in origin else []
+  for name, file in origin["files"].items():
+    if isinstance(file, dict):
+      lines.append(f"{name}, {file.get('bytes')} bytes, SHA-256 {file.get('sha256')}")
+  return {"origin": "\n".join(lines)}
+
+
 def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))
@@ -194,6 +213,7 @@ def _describe(summary: "Summary") -> Table:
     "path": summary.path,
     "name": info.get("name", "?"),
     "source": info.get("source", "?"),
+    **_describe_origin(info.get("origin")),
     "licence": info.get("licence", "?"),
     "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
     "parameters": f"{summary.parameters:,} in {summary.dtype}",

@@ -55,7 +55,6 @@ def compile(
   import jax
 
   from sam3_jax.compiling import described_tpu
-  from sam3_jax.hub import find_checkpoint
   from sam3_jax.inference import default_dtype
 
   chip = described_tpu(topology) if platform else jax.devices()[0]
@@ -63,7 +62,7 @@ def compile(
     precision = dtype.value
   else:
     precision = "bfloat16" if platform else default_dtype()
-  folder = find_checkpoint(checkpoint)
+  folder = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=False, quiet=quiet) as step:
     step(f"compiling {folder.name}", 0)
     model = _model(folder, precision, chip)

@@ -86,12 +86,11 @@ def evaluate(
   arguments.use_device(device)
 
   from sam3_jax.evaluation.run import Job, run, run_visual
-  from sam3_jax.hub import find_checkpoint
 
   job = Job(
     data=data,
     images=images,
-    checkpoint=None if predictions else find_checkpoint(checkpoint or "sam3-tiny"),
+    checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
     predictions=predictions,
     prompt="text" if prompt is Ask.click or prompt is Ask.everything else prompt.value,
     pointing=pointing,

@@ -63,14 +63,13 @@ def export(
 
   from sam3_jax.export import check_platforms
   from sam3_jax.export import export as run
-  from sam3_jax.hub import find_checkpoint
   from sam3_jax.plain import Sizes
 
   names = None
   if platforms is not None:
     names = [name.strip() for name in platforms.split(",") if name.strip()]
   check_platforms(names, to is Format.onnx)  # before a checkpoint is fetched
-  folder = find_checkpoint(checkpoint)
+  folder = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
     done = run(
       folder,

@@ -85,7 +85,6 @@ def segment(
   images = arguments.images(images)
   arguments.use_device(device)
 
-  from sam3_jax.hub import find_checkpoint
   from sam3_jax.segment import Job, run
 
   asked = arguments.asked(text or [], box or [], point or [], visual, everything)
@@ -101,6 +100,7 @@ def segment(
     max_detections=max_detections,
     max_pixels=max_pixels,
   )
-  found, precision = find_checkpoint(checkpoint), None if dtype is Dtype.auto else dtype.value
+  found = arguments.find(checkpoint, quiet)
+  precision = None if dtype is Dtype.auto else dtype.value
   if run(job, found, precision, Console(quiet=quiet), Console(stderr=True)):
     raise typer.Exit(FAILED)

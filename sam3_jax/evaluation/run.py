@@ -22,7 +22,7 @@ from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.results import Write, json_of, write
 from sam3_jax.rle import runs
-from sam3_jax.terminal import Step, progress, say
+from sam3_jax.terminal import Step, loading, progress, say
 from sam3_jax.trees import raise_faults
 
 PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the figures
@@ -88,11 +88,11 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
   job.check()
   truths = [annotations.read(path) for path in job.data]
   scorer = Scorer(*truths, prompt=job.prompt, score=job.threshold)
+  model = None
+  if job.checkpoint is not None:
+    with loading(errors, job.checkpoint, quiet=console.quiet) as step:
+      model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
-    model = None
-    if job.checkpoint is not None:
-      step(f"loading {job.checkpoint.name}", 0)
-      model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype)
     _check(job, truths, scorer.pairs, model)
     found: dict[int, list[predictions.Prediction]] = {}
     rows = []
@@ -122,9 +122,11 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
   is. No predictions are written, and neither prompt nor threshold has a part in it."""
   job.check()
   [pairs] = map(annotations.read, job.data)
+  folder = job.checkpoint or Path()
+  with loading(errors, folder, quiet=console.quiet) as step:
+    model = Sam3.from_checkpoint(folder, dtype=dtype, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
-    step(f"loading {job.data[0].name}", 0)
-    model = Sam3.from_checkpoint(job.checkpoint or "", dtype=dtype)
+    step(f"reading {job.data[0].name}", 0)
     _check(job, [pairs], pairs, model)
     if job.pointing == "everything":
       metrics = clicks.evaluate_everything(model, pairs, job.folder, job.generation, progress=step)

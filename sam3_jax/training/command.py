@@ -12,7 +12,7 @@ from rich.console import Console
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
-from sam3_jax.terminal import say
+from sam3_jax.terminal import loading, say
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training import log
 from sam3_jax.training.config import TrainConfig
@@ -40,7 +40,7 @@ def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None =
   """
   if plot is not None:
     log.check_plot(plot)
-  start = load_start(config)
+  start = load_start(config, Console(quiet=True) if jax.process_index() else console)
   config = settled(config, start.model)
   tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
   batches, left_out = open_data(config, tokenizer)
@@ -61,12 +61,13 @@ def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None =
   return final
 
 
-def load_start(config: TrainConfig) -> Start:
-  """The parameters and the tokenizer to start from, on the host."""
+def load_start(config: TrainConfig, console: Console | None = None) -> Start:
+  """The parameters and the tokenizer to start from, on the host; the console shows progress."""
   if config.checkpoint:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
     path = find_checkpoint(config.checkpoint)
-    bundle = checkpoint.load(path, dtype="float32", sharding=here)
+    with loading(console or Console(quiet=True), path) as step:
+      bundle = checkpoint.load(path, dtype="float32", sharding=here, progress=step)
     parts, unread = jax.device_get(bundle.params), checkpoint.load_unread(path)
     model = _resized(bundle.config, config)
     if config.objective == "visual":
