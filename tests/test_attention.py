@@ -48,7 +48,7 @@ CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 def plan(monkeypatch, limit, ones=False):
   """On this machine; `ones` is what a TPU does."""
-  chosen = sam3_jax.ops.attention.Plan(limit, ones)
+  chosen = sam3_jax.ops.attention.Plan(limit, limit, ones)
   monkeypatch.setattr(sam3_jax.ops.attention, "CPU", {"float32": chosen})
   monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
 

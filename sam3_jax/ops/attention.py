@@ -20,19 +20,22 @@ class Plan(NamedTuple):
   """How attention is computed.
 
   Attributes:
-    logits: values that there are at most at a time.
+    heads: logits that there are at most at a time, of whole heads.
+    queries: the same of a head whose queries come in blocks.
     ones: whether a column of ones beside the values has the product add up the weights too.
   """
 
-  logits: int
+  heads: int
+  queries: int
   ones: bool
 
 
 # 16 MB of logits: 12 windows' heads of the released trunk, or 648 queries of a global block. One
 # column more costs as much as the sums in float32; in bfloat16 products cost half, sums the same.
-CPU = {"float32": Plan(2**22, ones=False), "bfloat16": Plan(2**22, ones=True)}
-# 64 MB: 48 heads, or 2592 queries. A TPU's matrix units have nothing better to do meanwhile.
-OTHERS = Plan(2**24, ones=True)
+CPU = {"float32": Plan(2**22, 2**22, ones=False), "bfloat16": Plan(2**22, 2**22, ones=True)}
+# 64 MB, 48 windows' heads; but 32 MB, 1296 queries: with 2592 a v6e takes a little longer. A TPU's
+# matrix units have nothing better to do meanwhile than the sums.
+OTHERS = Plan(2**24, 2**23, ones=True)
 
 
 def attention(
@@ -90,7 +93,7 @@ def _walk(
     head = functools.partial(_head, plan=plan, causal=causal, dropout=dropout)
     return jax.vmap(lambda one: head(**one))(operands)
 
-  at_once = _divisor(count, plan.logits // max(1, queries * operands["key"].shape[1]))
+  at_once = _divisor(count, plan.heads // max(1, queries * operands["key"].shape[1]))
   if at_once >= count:
     return some_heads(operands)
   steps = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), operands)
@@ -101,7 +104,7 @@ def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, plan, c
   """One head: query [I, C], key and value [J, C], bias [I, Y] and [I, X], valid [J]."""
   if plan.ones and dropout_key is None:
     value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
-  block = _divisor(len(query), plan.logits // len(key))
+  block = _divisor(len(query), plan.queries // len(key))
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
   blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
