@@ -33,9 +33,9 @@ class Plan(NamedTuple):
 # 16 MB of logits: 12 windows' heads of the released trunk, or 648 queries of a global block. One
 # column more costs as much as the sums in float32; in bfloat16 products cost half, sums the same.
 CPU = {"float32": Plan(2**22, 2**22, ones=False), "bfloat16": Plan(2**22, 2**22, ones=True)}
-# 64 MB, 48 windows' heads; but 32 MB, 1296 queries: with 2592 a v6e takes a little longer. A TPU's
-# matrix units have nothing better to do meanwhile than the sums.
-OTHERS = Plan(2**24, 2**23, ones=True)
+# 64 MB, 48 windows' heads, or 8 of the decoder's: 67 MB, for 16 of those, leave VMEM. And 32 MB,
+# 1296 queries: a v6e takes longer for 2592. Its matrix units have nothing better to do than sums.
+OTHERS = Plan(16_000_000, 2**23, ones=True)
 
 
 def attention(
