@@ -1,7 +1,7 @@
 """What a pod would do: host seconds measured here and device seconds from elsewhere, put together.
 
-  python benchmarks/scaling.py --encode 18.5 --decode 4.6 --price PRICE --out benchmarks/results
-  python benchmarks/scaling.py --encode 18.5 --decode 4.6 --hosts benchmarks/results/scaling.json
+  python benchmarks/scaling.py --encode 17.6 --decode 4.6 --price PRICE --out benchmarks/results
+  python benchmarks/scaling.py --encode 17.6 --decode 4.6 --hosts benchmarks/results/scaling.json
 
 `--encode` and `--decode` are milliseconds of a chip for a picture and for a prompt: measured on
 one, or the compiler's estimate. `--price` is what a chip costs for an hour, in $, where and when
