@@ -97,7 +97,7 @@ def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, ki
   answers = fingerprint.ask(model)
   tokens = torch.tensor(model.tokenizer([fingerprint.PHRASE])).long()
   theirs = build(CONFIG.to_dict(), tokens).eval()
-  stored = torch.load(out / "sam3.pt", weights_only=True)
+  stored = torch.load(out / "sam3.pt", weights_only=True)["model"]
   own = {
     name.removeprefix("detector."): x
     for name, x in stored.items()
