@@ -391,7 +391,8 @@ def main() -> int:
       part = every[index]
       rows.append({"step": part.step, "part": part.name, "times": part.times} | row)
       sums[part.step] = sums.get(part.step, 0) + part.times * row["seconds"]
-      print(f"{part.step}: {part.name}: {part.times} x {1e3 * row['seconds']:.3f} ms", flush=True)
+      took = f"{part.times} x {1e3 * row['seconds']:.3f} ms, {row['grade']}"
+    print(f"{part.step}: {part.name}: {took}", flush=True)
   report = {
     "what": f"{arguments.target}, {'plain form, ' * arguments.plain}bfloat16; one image, "
     f"{arguments.prompts} prompts in a call",
