@@ -9,7 +9,7 @@ from scipy.special import erf
 from support import assert_close, normal
 
 from sam3_jax.model.layers import Attention, Mlp, gelu, layer_norm
-from sam3_jax.model.neck import Double
+from sam3_jax.model.neck import Linear, doubled
 
 
 def test_gelu():
@@ -52,15 +52,13 @@ def test_mlp():
   assert_close(Mlp((4, 6, 2)).apply({"params": params}, x), want, rel=1e-6)  # measured 1.1e-7
 
 
-def test_double():
+def test_doubled():
   """A transposed convolution of stride 2: each cell times the kernel's four matrices."""
   x, kernel, bias = normal(0, 2, 3, 4, 5), normal(1, 2, 2, 5, 6), normal(2, 6)
   want = np.zeros((2, 6, 8, 6))
   for y, x_, i, j in np.ndindex(3, 4, 2, 2):
     want[:, 2 * y + i, 2 * x_ + j] = np.float64(x[:, y, x_]) @ np.float64(kernel[i, j]) + bias
-  assert_close(
-    Double(6).apply({"params": {"kernel": kernel, "bias": bias}}, x), want, rel=6e-7
-  )  # 6.7e-8
+  assert_close(doubled(x, Linear(kernel, bias)), want, rel=6e-7)  # 6.7e-8
 
 
 @pytest.mark.parametrize("rows", [(3, 3), (1, 3), (3, 1)], ids=str)

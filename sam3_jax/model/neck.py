@@ -88,22 +88,8 @@ class Level(nn.Module):
     return convolved(x, smooth)
 
 
-class Double(nn.Module):
-  """Transposed 2 x 2 convolution of stride 2: each cell becomes 2 x 2 cells, by a dense layer."""
-
-  width: int
-  dtype: DTypeLike = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
-    shape = 2, 2, x.shape[-1], self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
-    return doubled(x.astype(self.dtype), Linear(kernel, bias))
-
-
 def doubled(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H2 W2 C2"]:
-  """Each cell as 2 x 2 cells, by the layer's 2 x 2 places."""
+  """Transposed 2 x 2 convolution of stride 2: each cell as 2 x 2 cells, by the layer's places."""
   return interleaved([[product(x, layer, (i, j)) for j in (0, 1)] for i in (0, 1)])
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.model.layers import Mlp, gelu, layer_norm
-from sam3_jax.model.neck import Double
+from sam3_jax.model.neck import Parameters, doubled
 from sam3_jax.types import VisualPredictions
 from sam3_jax.visual.two_way import TwoWayTransformer
 
@@ -49,9 +49,9 @@ class MaskDecoder(nn.Module):
 
     middle, fine = levels
     x = cells.reshape(prompts, *image.shape[1:])
-    x = Double(width // 4, self.dtype, name="up1")(x) + middle
+    x = doubled(x, Parameters((2, 2), width // 4, name="up1")(width)) + middle
     x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name="up_norm")(x))
-    x = gelu(Double(width // 8, self.dtype, name="up2")(x) + fine)
+    x = gelu(doubled(x, Parameters((2, 2), width // 8, name="up2")(width // 4)) + fine)
 
     mask_states = states[:, 2 : 2 + MASKS]
     # One MLP a mask, stacked.
