@@ -9,8 +9,9 @@ from sam3_jax.config import RELEASED, SIZES, Config
 from sam3_jax.everything import MaskGeneration, Segments
 from sam3_jax.hub import SAM3PromptableConceptImageSegmenter, find_checkpoint
 from sam3_jax.inference import Sam3
+from sam3_jax.masks import Masks
 from sam3_jax.mend import add_instance, mend_by_clicks, mend_instance
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer

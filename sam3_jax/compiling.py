@@ -84,7 +84,7 @@ def lowered(
 
   def put(count: int, batch: Any) -> Any:
     """As it is, or, if `model` has a mesh, so many rows as they lie there."""
-    sharding = model._sharding(count)
+    sharding = model._placement.sharding(count)
     if sharding is None:
       return jax.tree.map(_shape, batch)
     return jax.tree.map(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from sam3_jax.postprocess import Instances, Masks, RleMasks, box_of, kept_masks
+from sam3_jax.masks import Masks, RleMasks
+from sam3_jax.postprocess import Instances, box_of, kept_masks
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image
 from sam3_jax.ranges import as_array, check_flag, check_numbers
 from sam3_jax.rle import encode

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
 from sam3_jax import checkpoint, parallel
 from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.placement import Placement
 from sam3_jax.places import place
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
-from sam3_jax.prompts import Prompt, as_prompts, check_boxes, pack
-from sam3_jax.ranges import as_array, check_flag, is_number
+from sam3_jax.prompts import Prompt, as_prompts, check_boxes, image_rows, pack
+from sam3_jax.ranges import check_flag, is_number
 from sam3_jax.room import Room
 from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
@@ -86,6 +87,7 @@ class Sam3:
       rules: how it holds the parameters; whole on each device, if not given.
     """
     self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
+    self._placement = Placement(mesh)
     self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
     self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
@@ -174,11 +176,11 @@ class Sam3:
     rows = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*rows, strict=True))
     parts = []
-    for i in batches(np.arange(len(rows)), IMAGE_BATCHES, self._devices):
+    for i in batches(np.arange(len(rows)), IMAGE_BATCHES, self._placement.devices):
       # Visual prompts start from the trunk's map in a program of their own, so that no number of
       # this one depends on them. The map (21 MB an image at the released size) lives until then;
       # computing it again would take the time of all the rest.
-      part, features = self._encode_image(self.params, *self._put((pixels[i], sizes[i])))
+      part, features = self._encode_image(self.params, *self._placement.put((pixels[i], sizes[i])))
       if head is not None:
         part = dataclasses.replace(part, visual=self._encode_visual(head, features))
       parts.append(part)
@@ -234,11 +236,11 @@ class Sam3:
     if not isinstance(text, TextEmbedding | None):
       raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
     prompts = as_prompts(prompts)
-    images = _image_index(image_index, len(prompts), len(embedding))
+    images = image_rows(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_boxes(prompt, *size.tolist())
-    _check_options(max_detections, min_score, memory_budget)
+    _check_options(max_detections, min_score)
     kept = min(max_detections or self.config.queries, self.config.queries)
     room = self._room(len(prompts), kept, embedding.fine.shape[1:3], memory_budget)
     if not min_score:
@@ -255,12 +257,12 @@ class Sam3:
     def ask(batch: np.ndarray) -> tuple[ImageEmbedding, Prompts]:
       sources, source = np.unique(images[batch], return_inverse=True)
       if len(sources) > 1 or self.mesh:  # one row a prompt: the batch's size, not a new shape
-        sources, source = images[batch], self._own_rows(len(batch))
+        sources, source = images[batch], self._placement.own_rows(len(batch))
       packed = pack(
         [prompts[i] for i in batch], sizes[batch],
         image=source.astype(np.int32), first_id=first_ids[batch], text=take(text, rows[batch]),
       )  # fmt: skip
-      return self._put((take(embedding, sources), packed))
+      return self._placement.put((take(embedding, sources), packed))
 
     about = jnp.asarray(images, jnp.int32)
     for batch in self._prompt_batches(images):
@@ -279,7 +281,7 @@ class Sam3:
     min_score: float,
   ) -> Iterator[tuple[Detections | Scored, np.ndarray]]:
     """What is found for a batch, and for which of its rows."""
-    every, places = np.arange(len(prompts)), self._places(len(prompts))
+    every, places = np.arange(len(prompts)), self._placement.places(len(prompts))
     detect, score, mask = self._programs(len(prompts))
     if not min_score:
       yield detect(self.params, embedding, prompts, max_detections), every
@@ -291,8 +293,8 @@ class Sam3:
       part, seen = take(scored, rows), embedding
       if len(embedding) > 1:
         seen = take(embedding, rows)
-        part = dataclasses.replace(part, image_index=self._own_rows(len(rows)))
-      yield mask(self.params, *self._put((seen, part))), rows
+        part = dataclasses.replace(part, image_index=self._placement.own_rows(len(rows)))
+      yield mask(self.params, *self._placement.put((seen, part))), rows
 
   def _room(self, prompts: int, kept: int, grid: tuple[int, ...], budget: float) -> Room:
     """For the detections of so many prompts, whose masks have so many cells."""
@@ -332,7 +334,7 @@ class Sam3:
       )
     return programs(
       self,
-      images=lengths(batches(np.arange(images), IMAGE_BATCHES, self._devices)),
+      images=lengths(batches(np.arange(images), IMAGE_BATCHES, self._placement.devices)),
       phrases=lengths(batches(np.arange(prompts), TEXT_BATCHES)),
       prompts=lengths(self._prompt_batches(np.zeros(prompts, int))),
       boxes=boxes,
@@ -381,9 +383,8 @@ class Sam3:
         "the embedding was made without visual prompts in mind; encode(images, visual=True)."
       )
     multimask = check_flag("multimask", multimask)
-    _check_budget(memory_budget)
     prompts = as_visual_prompts(prompts)
-    images = _image_index(image_index, len(prompts), len(embedding))
+    images = image_rows(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_visual(prompt, *size.tolist(), mask_size=self.config.mask_size)
@@ -392,14 +393,14 @@ class Sam3:
     shape = len(prompts), READINGS if multimask else 1, side, side
     room = Room(names, {"mask_logits": jax.ShapeDtypeStruct(shape, self.dtype)}, memory_budget)
     room.reserve(len(prompts))
-    for batch in batches_by_image(images, VISUAL_BATCHES, self._devices):
+    for batch in batches_by_image(images, VISUAL_BATCHES, self._placement.devices):
       sources, source = np.unique(images[batch], return_inverse=True)
       if len(sources) > 1:
-        sources, source = images[batch], self._own_rows(len(batch))
+        sources, source = images[batch], self._placement.own_rows(len(batch))
       else:  # what the prompts share is then computed once on each device
-        sources = sources.repeat(self._devices)
+        sources = sources.repeat(self._placement.devices)
       packed = pack_visual([prompts[i] for i in batch], sizes[batch], source.astype(np.int32))
-      seen, asked = self._put((take(visual, sources), packed))
+      seen, asked = self._placement.put((take(visual, sources), packed))
       logits, iou, there = self._decode_visual(head, seen, asked, multimask)
       about = jnp.asarray(images[batch], jnp.int32), jnp.asarray(sizes[batch])
       part, places = distinct(VisualMasks(logits, iou, there, *about), batch)
@@ -470,41 +471,13 @@ class Sam3:
     kept = {"info": self.info, "unread": self._load_unread()}
     checkpoint.save(path, self.params, self.config, self.tokenizer.model, **kept)
 
-  @property
-  def _devices(self) -> int:
-    return self.mesh.size if self.mesh else 1
-
-  def _places(self, rows: int) -> int:
-    """Among how many devices, or groups of devices that share the work on each, rows are cut."""
-    return min(rows, self._devices)
-
   def _prompt_batches(self, images: np.ndarray) -> Iterator[np.ndarray]:
-    if self.mesh is None:
-      return batches_by_image(images, prompts_at_once())
-    rows, groups = np.arange(len(images)), self.mesh.shape["data"]
-    if len(images) <= groups < self._devices:
-      return batches(rows, (1,), groups)
-    return batches(rows, prompts_at_once(), self._devices)
+    return self._placement.prompt_batches(images, prompts_at_once())
 
   def _programs(self, prompts: int) -> list[Any]:
     """What detects, scores, and makes masks, in batches of so many."""
-    few = self._places(prompts) < self._devices
+    few = self._placement.shares(prompts)
     return self._few if few else [self._detect, self._score, self._mask]
-
-  def _own_rows(self, count: int) -> Int[np.ndarray, " P"]:
-    """For each row of a batch, its number among those of its place."""
-    return np.arange(count, dtype=np.int32) % (count // self._places(count))
-
-  def _sharding(self, rows: int) -> NamedSharding | None:
-    """How batches of so many rows lie; None without a mesh, where they go to the program."""
-    if self.mesh is None:
-      return None
-    few = self._places(rows) < self._devices
-    return (parallel.by_groups if few else parallel.by_rows)(self.mesh)
-
-  def _put(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    sharding = self._sharding(len(batch[-1]))
-    return batch if sharding is None else jax.device_put(batch, sharding)
 
   def _pixels(
     self, source: ImageSource, max_pixels: int
@@ -524,33 +497,8 @@ def default_dtype() -> str:
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _check_options(max_detections: int | None, min_score: float, memory_budget: float) -> None:
+def _check_options(max_detections: int | None, min_score: float) -> None:
   if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
     raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections!r}.")
   if not (is_number(min_score) and 0 <= min_score <= 1):
     raise ValueError(f"min_score must be in [0, 1]; got {min_score!r}. Use 0 for all masks.")
-  _check_budget(memory_budget)
-
-
-def _check_budget(memory_budget: float) -> None:
-  if not (is_number(memory_budget) and memory_budget >= 0):  # NaN is not
-    raise ValueError(
-      f"memory_budget must be a number of bytes; got {memory_budget!r}. Use 0 for the host's "
-      "memory."
-    )
-
-
-def _image_index(index: int | Sequence[int] | None, prompts: int, images: int) -> np.ndarray:
-  if not images:
-    raise ValueError("the embedding has no image, so nothing can be asked about it; encode some.")
-  if index is None and images != 1:
-    raise ValueError(
-      f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
-    )
-  rows = as_array(0 if index is None else index)
-  if rows.shape not in ((), (prompts,)) or not np.issubdtype(rows.dtype, np.integer):
-    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index!r:.60}.")
-  for row in rows.reshape(-1):
-    if not 0 <= row < images:
-      raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")
-  return np.broadcast_to(rows, prompts)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from sam3_jax.postprocess import Instances, Masks, box_of, visual_instances
+from sam3_jax.masks import Masks
+from sam3_jax.postprocess import Instances, box_of, visual_instances
 from sam3_jax.types import ImageEmbedding
 from sam3_jax.visual.prompts import VisualPrompt, as_point_labels, as_points
 

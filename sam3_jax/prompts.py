@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
+from sam3_jax.ranges import as_array
 from sam3_jax.tokenizer import clean
 from sam3_jax.types import Prompts, TextEmbedding
 
@@ -124,6 +126,29 @@ def pack(
       valid[i, :n] = True
   rows: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
   return Prompts(image=image, first_id=first_id, text=text, **rows)
+
+
+def image_rows(
+  index: int | Sequence[int] | None, prompts: int, images: int
+) -> Int[np.ndarray, " P"]:
+  """For each of so many prompts, the row of its picture among so many, as `Sam3.decode` takes it.
+
+  Raises:
+    ValueError: no picture, one that is not there, several without an index, or not one a prompt.
+  """
+  if not images:
+    raise ValueError("the embedding has no image, so nothing can be asked about it; encode some.")
+  if index is None and images != 1:
+    raise ValueError(
+      f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
+    )
+  rows = as_array(0 if index is None else index)
+  if rows.shape not in ((), (prompts,)) or not np.issubdtype(rows.dtype, np.integer):
+    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index!r:.60}.")
+  for row in rows.reshape(-1):
+    if not 0 <= row < images:
+      raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")
+  return np.broadcast_to(rows, prompts)
 
 
 def as_box(row: Any, name: str) -> tuple[float, ...]:

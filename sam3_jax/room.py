@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sam3_jax.ranges import is_number
+
 MEMORY = Path("/proc/meminfo")
 GROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 SHARE = 0.9  # of the host's free memory that masks may take: the model computes in the rest
@@ -36,7 +38,14 @@ class Room:
       names: of all arrays.
       masks: shapes and dtypes of those that are large, with all rows.
       budget: bytes of the device that they may take.
+
+    Raises:
+      ValueError: the budget is no number of bytes.
     """
+    if not (is_number(budget) and budget >= 0):  # NaN is not
+      raise ValueError(
+        f"memory_budget must be a number of bytes; got {budget!r}. Use 0 for the host's memory."
+      )
     self.arrays: dict[str, Any] = {}
     self._names, self._masks = tuple(names), dict(masks)
     [self._rows] = {x.shape[0] for x in masks.values()}

@@ -24,7 +24,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 if TYPE_CHECKING:
-  from sam3_jax.postprocess import Instances, Masks
+  from sam3_jax.masks import Masks
+  from sam3_jax.postprocess import Instances
 
 
 class Rows:

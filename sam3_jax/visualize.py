@@ -17,7 +17,8 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from sam3_jax.colors import Color, color, ink
-from sam3_jax.postprocess import Instances, Masks, RleMasks
+from sam3_jax.masks import LazyMasks
+from sam3_jax.postprocess import Instances
 
 LONGEST = 2048  # pixels of the drawing's longer side, at most: memory and time stay bounded
 SHORTEST = 800  # and at least: labels stay readable on a small picture
@@ -37,7 +38,7 @@ class _Item:
   score: float
   color: Color
   box: Rect
-  masks: Masks | RleMasks  # over the drawing
+  masks: LazyMasks  # over the drawing
   index: int  # its place in them
 
 

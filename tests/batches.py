@@ -20,7 +20,8 @@ from sam3_jax.batch import run as runs
 from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.masks import Masks
+from sam3_jax.postprocess import Instances
 
 SIDE = 16
 MODEL = types.SimpleNamespace(

@@ -25,7 +25,8 @@ from sam3_jax import (
 )
 from sam3_jax.commands import arguments
 from sam3_jax.everything import MaskGeneration
-from sam3_jax.postprocess import RleMasks, visual_instances
+from sam3_jax.masks import RleMasks
+from sam3_jax.postprocess import visual_instances
 from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.

@@ -12,7 +12,7 @@ from sam3_jax import annotations, cli
 from sam3_jax.evaluation import clicks
 from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
 from sam3_jax.everything import MaskGeneration
-from sam3_jax.postprocess import RleMasks
+from sam3_jax.masks import RleMasks
 from sam3_jax.rle import bounds, encode
 from sam3_jax.types import VisualMasks
 

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.masks import Masks
+from sam3_jax.postprocess import Instances
 from sam3_jax.results import coco, json_of, output_stems, png_of, write
 
 SIZE = (70, 90)

@@ -15,7 +15,7 @@ from support import QUICK, assert_close, difference
 from tiny import CONFIG, GOLDENS, visual_parameters
 
 from sam3_jax.config import RELEASED
-from sam3_jax.postprocess import interpolate
+from sam3_jax.masks import interpolate
 from sam3_jax.trees import flatten
 from sam3_jax.types import VisualPredictions, VisualPrompts
 from sam3_jax.visual import head

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sam3_jax.colors import color, ink
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.masks import Masks
+from sam3_jax.postprocess import Instances
 from sam3_jax.visualize import FILL, LONGEST, SHORTEST, canvas, overlay
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.evaluation.concept import Counts
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.postprocess import Instances, Masks
+from sam3_jax.masks import Masks
+from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import read_image
 from sam3_jax.results import Write
 from sam3_jax.rle import decode
