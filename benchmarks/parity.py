@@ -1,7 +1,7 @@
 """Our answers beside transformers' on one photograph, at full size.
 
   pip install -e ".[reference]"
-  python benchmarks/parity.py                 # 840 M parameters: 11 GB of disk, 24 GB of memory
+  python benchmarks/parity.py                 # 860 M parameters: 11 GB of disk, 24 GB of memory
   python benchmarks/parity.py --size tiny     # the same path in a minute or two
 
 A checkpoint of seeded weights in the layout of the released one for transformers is converted; then

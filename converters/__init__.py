@@ -1,12 +1,14 @@
 """Checkpoints of other programs into ours: `convert`.
 
-`sources.py` finds and opens files, which `safetensors.py`, `torch_files.py` and `hdf5.py` read;
-`meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each source,
-`unread.py` those of what our model does not read. `rules.py` is the language they are written in,
-and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py` makes
-the tokenizer, `origin.py` says which files these were, and `foreign.py` what a file is that cannot
-be converted. `settings.py` reads values of a config.json, and `checks.py` bounds what is believed.
-`export.py` is the way back; `live.py` compares with transformers, which `peer.py` sets right.
+`sources.py` finds and opens files, which `safetensors.py`, `torch_files.py` (by `pickles.py`) and
+`hdf5.py` read; `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each
+source, `shared.py` the rules that several have, `huggingface_config.py` the config.json of one, and
+`unread.py` the names of what our model does not read. `rules.py` is the language they are written
+in, and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py`
+makes the tokenizer, `origin.py` says which files these were, and `foreign.py` what a file is that
+cannot be converted. `settings.py` reads values of a config.json, and `checks.py` bounds what is
+believed. `export.py` is the way back, with `torch_writer.py` and `vocabulary_files.py` for its
+files; `live.py` compares with transformers, which `peer.py` sets right.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Segments a folder with Ray Data: reading, retries, autoscaling and writing are Ray's.
 
-  pip install "sam3-jax[ray]"
+  pip install ".[ray]"
   python examples/ray_batch.py pictures out --prompts "cat, dog" --workers 2
 
 On a cluster, start it where `ray.init()` finds the cluster, and say what a worker holds:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
+from sam3_jax.preprocess import displayed_size
 from sam3_jax.rle import Box, Rle, bounds, compress, finite, runs
 from sam3_jax.trees import raise_faults
 
@@ -361,26 +362,18 @@ def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]
   """Of pictures and the sizes that the pairs say they have; each picture is opened once."""
   for name, said in sizes.items():
     try:
-      found = _displayed_size(folder / name)
+      height, width = displayed_size(folder / name)
     except FileNotFoundError:
       yield f"{folder / name}: there is no such picture"
     except (OSError, SyntaxError, Image.DecompressionBombError):
       yield f"{folder / name}: it is no picture, or only the beginning of one"
     else:
       yield from (
-        f"{folder / name} is displayed as {found[0]} x {found[1]}, but the annotation file says "
-        f"{width} x {height} (width x height)"
-        for width, height in said
-        if found != (width, height)
+        f"{folder / name} is displayed as {width} x {height}, but the annotation file says "
+        f"{' x '.join(map(str, one))} (width x height)"
+        for one in said
+        if one != (width, height)
       )
-
-
-def _displayed_size(path: Path) -> tuple[int, int]:
-  """Width and height as a viewer shows the picture, from its first bytes."""
-  with Image.open(path) as image:
-    width, height = image.size
-    turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-  return (height, width) if turned else (width, height)
 
 
 def _object_faults(one: Object, pair: Pair) -> Iterator[str]:

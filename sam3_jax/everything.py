@@ -125,12 +125,6 @@ class Segments(Instances):
   points: Float[np.ndarray, "n 2"]
   crops: Float[np.ndarray, "n 4"]
 
-  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> "Segments":
-    """Those that a slice, an array of positions or an array of bools selects."""
-    if isinstance(index, int | np.integer):
-      raise TypeError(f"use [{index}:{index + 1}], or .scores[{index}], .boxes[{index}] and so on.")
-    return Segments(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
 
 @dataclasses.dataclass
 class _Candidates:

@@ -26,7 +26,7 @@ from sam3_jax import checkpoint
 from sam3_jax.onnx import check as check_onnx
 from sam3_jax.onnx import write_onnx
 from sam3_jax.plain import Function, Sizes, functions, parameters
-from sam3_jax.prompts import VISUAL
+from sam3_jax.prompts import BOXES_ALONE
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.writer import NewFolder
 
@@ -202,7 +202,7 @@ def _write_params(path: Path, stored: checkpoint.Stored, params: Shapes) -> None
 def _write_tokens(place: Path, stored: checkpoint.Stored, phrases: Sequence[str]) -> None:
   (place / "tokenizer.model").write_bytes(stored.tokenizer)
   tokenizer = Tokenizer(stored.tokenizer, context=stored.config.text.context)
-  rows = {phrase: tokenizer([phrase])[0].tolist() for phrase in (VISUAL, *phrases)}
+  rows = {phrase: tokenizer([phrase])[0].tolist() for phrase in (BOXES_ALONE, *phrases)}
   (place / TOKENS).write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

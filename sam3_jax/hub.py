@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from sam3_jax import snapshots
 from sam3_jax.inference import Sam3
-from sam3_jax.places import exists, place, scheme_of
+from sam3_jax.places import exists, place, scheme_of, user_cache
 from sam3_jax.prompts import Prompt
 
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
@@ -166,9 +166,12 @@ def _from_hub(name: str, progress: Callable[[str, float], None] | None) -> Path:
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
   repository, revision = snapshots.check_name(name)
-  cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+  try:
+    cache = user_cache()
+  except RuntimeError as error:
+    raise ValueError(f"there is no home to keep {name} in; set XDG_CACHE_HOME.") from error
   folder = "--".join([*repository.split("/"), *(revision or "").replace("/", "-").split()])
-  target = cache / "sam3-jax" / folder
+  target = cache / folder
   if not target.is_dir():
     if progress:
       progress(f"downloading {name}", 0.0)

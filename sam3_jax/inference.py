@@ -25,7 +25,7 @@ from sam3_jax.placement import Placement
 from sam3_jax.places import place
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, image_rows, pack
-from sam3_jax.ranges import check_flag, is_number
+from sam3_jax.ranges import check_flag, is_number, is_whole
 from sam3_jax.room import Room
 from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
@@ -498,7 +498,7 @@ def default_dtype() -> str:
 
 
 def _check_options(max_detections: int | None, min_score: float) -> None:
-  if max_detections is not None and not (isinstance(max_detections, int) and max_detections > 0):
+  if max_detections is not None and not (is_whole(max_detections) and max_detections > 0):
     raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {max_detections!r}.")
   if not (is_number(min_score) and 0 <= min_score <= 1):
     raise ValueError(f"min_score must be in [0, 1]; got {min_score!r}. Use 0 for all masks.")

@@ -21,8 +21,8 @@ Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.shardin
 
 
 def save_item(folder: Path, tree: dict[str, Any]) -> None:
-  """Writes NumPy arrays, one of whose axes is 0 nowhere; large ones in chunks, of which a
-  process that wants a shard reads those with a part of it."""
+  """Writes NumPy arrays, none of them empty; large ones in chunks, of which a process that wants a
+  shard reads those with a part of it."""
   import orbax.checkpoint as ocp
 
   chunks = jax.tree.map(lambda array: ocp.SaveArgs(chunk_byte_size=_chunk_bytes(array)), tree)

@@ -151,7 +151,7 @@ def _owner(instances: Instances, point: tuple[float, float], label: int) -> int 
   column, row = min(int(point[0]), width - 1), min(int(point[1]), height - 1)
   inside = []
   for i, (x0, y0, x1, y1) in enumerate(instances.boxes.tolist()):
-    # A mask may reach out of its box, but where it does is no place to look for it in each.
+    # A mask may reach out of its box; looking there too would mean making every instance's mask.
     if x0 <= point[0] <= x1 and y0 <= point[1] <= y1:
       if instances.masks[i][row, column]:
         return int(instances.ids[i])

@@ -7,12 +7,22 @@ here.
 
 import contextlib
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 GS = "gs"
+
+
+def user_cache() -> Path:
+  """This package's part of the user's cache folder.
+
+  Raises:
+    RuntimeError: a user who has no home, as in some containers, and no XDG_CACHE_HOME.
+  """
+  return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam3-jax"
 
 
 def place(path: str | Path) -> Path:

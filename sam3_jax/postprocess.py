@@ -8,7 +8,7 @@ and cut at zero. Masks stay on the decoder's grid until asked for, one by one: a
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -105,6 +105,14 @@ def visual_instances(found: VisualMasks, first_id: int = 1) -> "list[Instances]"
   return rows
 
 
+def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.ndarray, "n 4"]:
+  """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the picture of
+  this height and width, in hundredths of a pixel."""
+  height, width = size
+  corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2)
+  return np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 2)
+
+
 def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
   """The box around a mask's pixels, xyxy; zeros around none."""
   rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -144,11 +152,11 @@ class Instances:
   def __len__(self) -> int:
     return len(self.ids)
 
-  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> "Instances":
+  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Self:
     """Those that a slice, an array of positions or an array of bools selects."""
     if isinstance(index, int | np.integer):
       raise TypeError(f"use [{index}:{index + 1}], or .scores[{index}], .boxes[{index}] and so on.")
-    return Instances(self.ids[index], self.scores[index], self.boxes[index], self.masks[index])
+    return type(self)(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
   def to_supervision(self, class_id: int = 0) -> Any:
     """As `supervision.Detections`, with all masks over the source picture at once.

@@ -34,6 +34,7 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what undoes each orientation
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
+_TURNED = (5, 6, 7, 8)  # what was high is wide
 
 _BLOCK = 8  # results of one matrix product along the filtered axis, at most
 _WINDOW = 128  # source pixels that a block of several results may span, about
@@ -202,6 +203,13 @@ def _filter(source: int, size: int) -> _Filter:
   return _Filter(starts, table[:, :window], total)
 
 
+def displayed_size(path: str | Path) -> tuple[int, int]:
+  """Height and width of a picture as a viewer shows it, from its header; raises as Pillow does."""
+  with Image.open(path) as image:
+    turned = _orientation(image) in _TURNED
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
   shape, dtype = list(array.shape), array.dtype
   if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
@@ -239,11 +247,7 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
   _check_size(name, image.height, image.width, max_pixels)
   with _decoding(name):
     image.load()
-  try:
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-  except SyntaxError:  # EXIF that is none: Pillow itself ignores that in a JPEG, but not in a PNG
-    orientation = None
-  if orientation in _UPRIGHT:
+  if (orientation := _orientation(image)) in _UPRIGHT:
     image = image.transpose(_UPRIGHT[orientation])
   if image.mode.startswith("I"):  # I;16 in either byte order, or I: 32 bits, as of a 16-bit TIFF
     values = np.asarray(image)
@@ -264,6 +268,13 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
   except ValueError as error:
     raise ValueError(f"{name} has pixels in mode {image.mode}: convert it to RGB first.") from error
   return pixels
+
+
+def _orientation(image: Image.Image) -> int | None:
+  try:
+    return image.getexif().get(ExifTags.Base.Orientation)
+  except SyntaxError:  # EXIF that is none: Pillow itself ignores that in a JPEG, but not in a PNG
+    return None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from sam3_jax.ranges import as_array
 from sam3_jax.tokenizer import clean
 from sam3_jax.types import Prompts, TextEmbedding
 
-VISUAL = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
+BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
 BOX_SIZES = (8, 128)  # boxes of a prompt are padded to one of these, so that few programs do
 
 
@@ -50,7 +50,7 @@ class Prompt:
   @property
   def phrase(self) -> str:
     """What the text encoder reads."""
-    return VISUAL if self.text is None else self.text
+    return BOXES_ALONE if self.text is None else self.text
 
 
 def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:

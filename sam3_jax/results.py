@@ -44,9 +44,9 @@ def coco(
   """
   height, width = size
   annotations = [
-    annotation
+    {**entry, "image_id": 1, "category_id": category, "iscrowd": 0}
     for category, found in enumerate(instances, start=1)
-    for annotation in _annotations(found, category, height, width)
+    for entry in entries(found[np.argsort(-np.asarray(found.scores), kind="stable")], size)
   ]
   return {
     "info": dict(info),
@@ -56,30 +56,29 @@ def coco(
   }
 
 
-def _annotations(
-  found: "Instances", category: int, height: int, width: int
-) -> list[dict[str, Any]]:
-  from pycocotools import mask
+def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
+  """Instances as plain values, in their order.
 
-  scores = np.asarray(found.scores, np.float64)
-  boxes = np.clip(np.asarray(found.boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2)
-  annotations = []
-  for i in np.argsort(-scores, kind="stable").tolist():
+  `bbox` is x, y, width, height in pixels, clipped to the picture of this height and width; `area`
+  counts the mask's pixels.
+  """
+  from pycocotools import mask  # not at the top: it is slow to import
+
+  from sam3_jax.postprocess import xywh  # nor this, which brings JAX
+
+  rows = []
+  for i, (score, box) in enumerate(zip(found.scores, xywh(found.boxes, size), strict=True)):
     rle: Any = found.masks.rle(i)
-    x0, y0, x1, y1 = (round(v, 2) for v in boxes[i].tolist())
-    annotations.append(
+    rows.append(
       {
         "id": int(found.ids[i]),
-        "image_id": 1,
-        "category_id": category,
-        "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+        "score": float(str(score)),  # as many digits as tell float32 scores apart
+        "bbox": box.tolist(),
         "area": int(mask.area(rle)),
-        "iscrowd": 0,
-        "score": round(float(scores[i]), 6),
         "segmentation": rle,
       }
     )
-  return annotations
+  return rows
 
 
 def output_stems(paths: Sequence[Path]) -> list[str]:

@@ -76,7 +76,7 @@ class Room:
       self.reserve(len(rows))
     for name in masks:
       self.arrays[name][rows] = np.asarray(new.pop(name))
-    self.arrays |= place({name: self.arrays[name] for name in new}, new, rows)
+    self.arrays |= put_rows({name: self.arrays[name] for name in new}, new, rows)
 
   def _empty(self, part: Any) -> dict[str, Any]:
     rest = {name: getattr(part, name) for name in self._names if name not in self._masks}
@@ -89,7 +89,7 @@ class Room:
 
 
 @functools.partial(jax.jit, donate_argnums=0)  # in place: masks of many prompts fit once, not twice
-def place(whole: Any, part: Any, rows: Array) -> Any:
+def put_rows(whole: Any, part: Any, rows: Array) -> Any:
   """`whole` with these rows of its arrays replaced by those of `part`. Row after row: XLA:CPU takes
   13 times as long to scatter masks in bfloat16."""
 

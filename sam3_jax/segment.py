@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,7 @@ from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.mend import add_instance, mend_by_clicks
 from sam3_jax.postprocess import Instances
-from sam3_jax.preprocess import read_image
+from sam3_jax.preprocess import displayed_size, read_image
 from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
 from sam3_jax.terminal import complain, loading, progress, say
@@ -98,7 +98,7 @@ class Job:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
     if self.visual or any(prompt.boxes for prompt in self.prompts):
       for path in self.images:
-        if (size := _displayed_size(path)) is not None:
+        if (size := _size(path)) is not None:
           for prompt in self.prompts:
             check_boxes(prompt, *size)
           for prompt in self.visual:
@@ -243,11 +243,9 @@ def _platform(model: Sam3) -> str:
   return jax.tree.leaves(model.params)[0].devices().pop().platform
 
 
-def _displayed_size(path: Path) -> tuple[int, int] | None:
-  """Height and width from the file's header; None where `read_image` will say what is wrong."""
+def _size(path: Path) -> tuple[int, int] | None:
+  """Height and width of a picture; None where `read_image` will say what is wrong."""
   try:
-    with Image.open(path) as image:
-      turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-      return (image.width, image.height) if turned else (image.height, image.width)
+    return displayed_size(path)
   except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
     return None

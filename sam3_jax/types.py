@@ -7,7 +7,8 @@
   C  channels of any layer   A, I, J  rows, queries, keys of an attention
   G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
 
-One letter means one thing everywhere; Q1 is Q + 1, H2 and C2 are what a layer makes of H and C.
+One letter means one thing everywhere; Q1 is Q + 1, H2 and C2 are what a layer makes of H and C, and
+P2, P3 and A2 are P or A, or one row that serves all. `training.batch` adds letters of its own.
 Boxes are xyxy or cxcywh as each name or docstring says, x before y, and always fractions of the
 picture's width and height inside the model. All of these are `flax.struct` pytrees: they stay on
 the device, and can be mapped, sharded, sliced and saved.

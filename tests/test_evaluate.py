@@ -20,7 +20,7 @@ from sam3_jax.annotations import Object, Pair
 from sam3_jax.evaluation import concept, predict, predictions, run, score, worst
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.prompts import VISUAL
+from sam3_jax.prompts import BOXES_ALONE
 from sam3_jax.rle import runs as rle_runs
 
 GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
@@ -216,7 +216,7 @@ class TestPredict:
     objects = thing(0, 0, 4, 4), thing(2, 3, 5, 6), thing(0, 0, 20, 20, crowd=True)
     assert predict.as_prompt(pair(*objects), "text").boxes == ()
     asked = predict.as_prompt(pair(*objects), "box")
-    assert (asked.text, asked.phrase, asked.boxes) == (None, VISUAL, ((2, 3, 7, 9),))
+    assert (asked.text, asked.phrase, asked.boxes) == (None, BOXES_ALONE, ((2, 3, 7, 9),))
     asked = predict.as_prompt(pair(*objects), "text+box")
     assert (asked.text, asked.boxes) == ("cat", ((2, 3, 7, 9),))
     assert predict.as_prompt(pair(), "text+box").boxes == ()

@@ -8,7 +8,7 @@ from pycocotools import mask as coco
 
 from sam3_jax.annotations import Object, Pair
 from sam3_jax.preprocess import resize
-from sam3_jax.prompts import VISUAL
+from sam3_jax.prompts import BOXES_ALONE
 from sam3_jax.training.examples import DataConfig, Picture, example, usable
 
 HEIGHT, WIDTH = 36, 48
@@ -205,7 +205,7 @@ def test_what_a_crop_loses_is_absent():
     assert got.prompt_valid.sum() == 2
     gone = 2 - int(got.targets.valid.any(axis=1).sum())
     phrases = phrases_of(got)[:2]
-    assert phrases.count(VISUAL) <= 2 - gone
+    assert phrases.count(BOXES_ALONE) <= 2 - gone
     lost += gone
   assert lost > 20
 
@@ -266,7 +266,7 @@ def test_kinds_of_prompts():
     phrases = phrases_of(got)
     for i in np.flatnonzero(got.targets.valid.any(axis=1)):
       boxes = got.box_valid[i].sum()
-      visual = phrases[i] == VISUAL
+      visual = phrases[i] == BOXES_ALONE
       assert boxes or not visual
       kinds["box" if visual else "both" if boxes else "text"] += 1
       if boxes:
@@ -283,7 +283,7 @@ def test_boxes_for_none_and_for_all(share):
   for seed in range(10):
     got = row(PAIRS, seed, box_only=share, text_and_box=0.0)
     assert got.box_valid.any(axis=1).sum() == 2 * share
-    assert phrases_of(got).count(VISUAL) == 2 * share
+    assert phrases_of(got).count(BOXES_ALONE) == 2 * share
 
 
 def test_box_noise_is_bounded():

@@ -11,6 +11,7 @@ from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import Input, digest
 from sam3_jax.batch.tally import Tally
 from sam3_jax.inference import Sam3
+from sam3_jax.preprocess import MAX_PIXELS
 
 SEEN = 100  # pictures before which the share of failures says nothing
 
@@ -38,7 +39,7 @@ class Job:
   checkpoint_sha256: str
   threshold: float = 0.5
   max_detections: int = 100
-  max_pixels: int = 300_000_000
+  max_pixels: int = MAX_PIXELS
   part_size: int = 256
   images: int = 4
   prompts: int | None = None
@@ -63,7 +64,7 @@ class Job:
 
   @functools.cached_property
   def visual(self) -> bool:
-    """Whether there are visual prompts, whoever's part they are in."""
+    """Whether there are visual prompts, whosever part they are in."""
     return any(pointing(one.prompts) for one in self.inputs)
 
   def is_mine(self, part: int) -> bool:

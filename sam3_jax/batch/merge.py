@@ -11,7 +11,7 @@ from typing import Any
 
 from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft, remove_drafts
-from sam3_jax.prompts import VISUAL
+from sam3_jax.prompts import BOXES_ALONE
 
 ANNOTATIONS = "annotations.json"
 
@@ -99,7 +99,7 @@ class Records:
 def name_of(prompt: dict[str, Any]) -> str:
   """What the instances of a prompt are called."""
   text = prompt.get("text")
-  return VISUAL if text is None else text
+  return BOXES_ALONE if text is None else text
 
 
 def _write_list(draft: Draft, key: str, rows: Iterable[Any]) -> None:

@@ -3,14 +3,15 @@
 import os
 from pathlib import Path
 
+from sam3_jax.places import user_cache
+
 
 def folder() -> Path | None:
   """In the user's cache folder; None for a user who has no home, as in some containers."""
   try:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return user_cache() / "programs"
   except RuntimeError:
     return None
-  return cache / "sam3-jax" / "programs"
 
 
 def use() -> None:

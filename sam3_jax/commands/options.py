@@ -34,6 +34,8 @@ MaskOptions = Annotated[
 ]
 # An empty metavar, as a flag takes no value.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
+# Read by cli.main from the words typed, as errors of usage come before any command runs; here for
+# the help.
 Debug = Annotated[
   bool, typer.Option("--debug", metavar="", help="Print the traceback of an error.")
 ]

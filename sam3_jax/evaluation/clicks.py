@@ -5,7 +5,7 @@ at the heart of what is wrong (SAM 2's, Ravi et al. 2024, arXiv:2408.00714, sect
 compared over the picture.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from sam3_jax.annotations import Object, Pair
+from sam3_jax.evaluation.predict import Progress
 from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import read_image
@@ -20,7 +21,6 @@ from sam3_jax.rle import decode
 from sam3_jax.types import ImageEmbedding
 from sam3_jax.visual.prompts import VisualPrompt
 
-Progress = Callable[[str, float], None]  # a picture's name, and the fraction done before it
 Mask = Bool[np.ndarray, "h w"]
 
 FOUND = 0.5  # IoU from which a mask is that of an object

@@ -18,7 +18,7 @@ from sam3_jax.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.inference import IMAGE_BATCHES, Sam3
 from sam3_jax.phrases import Phrases
-from sam3_jax.postprocess import Instances, instances
+from sam3_jax.postprocess import Instances, instances, xywh
 from sam3_jax.preprocess import read_image
 from sam3_jax.prompts import Prompt
 from sam3_jax.types import Detections, ImageEmbedding
@@ -145,8 +145,7 @@ def _results(
 
 
 def _predictions(found: Instances, pair: Pair) -> list[Prediction]:
-  corners = np.clip(found.boxes.astype(np.float64), 0, [pair.width, pair.height] * 2)
-  boxes = np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 2)
+  boxes = xywh(found.boxes, (pair.height, pair.width))
   # As many digits as tell float32 scores apart: so none is rounded over a threshold.
   return [
     Prediction(float(str(score)), (x, y, w, h), found.masks.rle(i))

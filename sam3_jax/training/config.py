@@ -118,7 +118,7 @@ class TrainConfig:
   keep: int = 2
   evaluate_every: int = 0
   evaluate_pairs: int = 0
-  best: str = "cgf1"
+  best: str = ""
   stored: str = "float32"
 
   def __post_init__(self):
@@ -129,8 +129,9 @@ class TrainConfig:
       )
     if self.model is not None and (self.image_size or self.window):
       raise ValueError("image_size and window belong into model, if there is one.")
-    if self.objective == "visual" and self.best == BEST[1]:  # the other objectives' default
-      object.__setattr__(self, "best", "three_clicks")
+    if not self.best:
+      usual = "three_clicks" if self.objective == "visual" else "cgf1"
+      object.__setattr__(self, "best", usual)
     check = functools.partial(check_numbers, self, "")
     check(("steps", "accumulate", "fsdp", "keep"), 1)
     check(("save_every", "seed", "evaluate_every", "evaluate_pairs"), 0)

@@ -13,7 +13,7 @@ import regex
 from jaxtyping import Float, Int, UInt8
 
 from sam3_jax.annotations import Object, Pair
-from sam3_jax.prompts import VISUAL
+from sam3_jax.prompts import BOXES_ALONE
 from sam3_jax.ranges import check_number
 from sam3_jax.rle import decode
 from sam3_jax.training import frame as frames
@@ -244,7 +244,7 @@ def _prompts(
   for i, one in enumerate(asked):
     kind = generator.random()
     with_box = bool(one.found) and kind < config.box_only + config.text_and_box
-    phrases.append(VISUAL if with_box and kind < config.box_only else one.phrase)
+    phrases.append(BOXES_ALONE if with_box and kind < config.box_only else one.phrase)
     if not with_box:
       continue
     chosen = generator.permutation(len(one.found))[: generator.integers(1, slots + 1)]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sam3_jax.parallel import mesh_of
+from sam3_jax.parallel import mesh_of, whole
 from sam3_jax.training.optimizer import stacked_axes
 
 AXES = ("data", "fsdp")
@@ -27,11 +27,6 @@ def make_mesh(devices: Sequence[Any] | None = None, fsdp: int = 1) -> Mesh:
     ValueError: the devices cannot be grouped so.
   """
   return mesh_of(jax.devices() if devices is None else devices, AXES, fsdp)
-
-
-def whole(mesh: Mesh) -> NamedSharding:
-  """The same everywhere."""
-  return NamedSharding(mesh, PartitionSpec())
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:
