@@ -326,18 +326,18 @@ def test_no_image(model):
 
 
 def test_three_hundred_phrases(model, images):
-  """On four images, in a loop and in one call."""
+  """On four images, in one call, and every tenth by itself."""
   embedding = model.encode(images[:4])
   phrases = [f"{color} thing {i}" for i, color in enumerate(["red", "blue", "old"] * 100)]
   index = np.arange(300) % 4
+  together, tenth = model.decode(embedding, phrases, index), slice(0, 300, 10)
   alone = []
-  for phrase, image in zip(phrases, index.tolist(), strict=True):
+  for phrase, image in zip(phrases[tenth], index[tenth].tolist(), strict=True):
     found = model.decode(embedding, phrase, image)
     alone.append([np.array(x) for x in (found.scores, found.boxes, found.mask_logits[:, 0])])
-  together = model.decode(embedding, phrases, index)
   together = together.scores, together.boxes, together.mask_logits[:, 0]
   for got, parts in zip(together, zip(*alone, strict=True), strict=True):
-    assert_close(got, np.concatenate(parts), rel=CLOSE)
+    assert_close(got[tenth], np.concatenate(parts), rel=CLOSE)
 
 
 def test_memory_stays_flat():

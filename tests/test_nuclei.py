@@ -124,7 +124,10 @@ def test_recipes_of_the_walk_through(name, trained):
   assert f"docs/{name}" in guide
 
 
-@pytest.mark.parametrize("name", ["dense", "detection", "one-to-one", "larger"])
+VISUAL_STAGES = ("visual-first", "visual", "visual-levels", "visual-wide", "visual-end")
+
+
+@pytest.mark.parametrize("name", ["dense", "detection", "one-to-one", "larger", *VISUAL_STAGES])
 def test_recipes_of_sam3_tiny(name):
   root = Path(__file__).parents[1]
   values = read(root / "docs" / "sam3-tiny" / f"{name}.toml")
@@ -132,5 +135,5 @@ def test_recipes_of_sam3_tiny(name):
   config = TrainConfig.from_dict(overlaid(values, start))
   assert config.scenes is not None
   assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
-  card = (root / "checkpoints" / "sam3-tiny" / "README.md").read_text()
-  assert f"docs/sam3-tiny/{name}.toml" in card
+  guide = "docs/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  assert f"docs/sam3-tiny/{name}.toml" in (root / guide).read_text()
