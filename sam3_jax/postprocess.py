@@ -109,8 +109,8 @@ def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.nda
   """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the picture of
   this height and width, in hundredths of a pixel."""
   height, width = size
-  corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2)
-  return np.round(np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1), 2)
+  corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2).round(2)
+  return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
 
 
 def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
