@@ -101,8 +101,7 @@ class Masks(LazyMasks):
     return Masks(self.logits[index], self.size)
 
   def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
-    mask = np.zeros(self.size, bool)
-    grid = self._grid(index)
+    mask, grid = np.zeros(self.size, bool), self._grid(index)
     rows, columns = _reach(grid, self.size)
     for row, strip in _strips(grid, self.size, rows, columns):
       np.greater(strip, 0, out=mask[row : row + len(strip), columns])
@@ -112,7 +111,7 @@ class Masks(LazyMasks):
     from pycocotools import mask as coco  # not at the top: it is slow to import
 
     height, width = self.size
-    grid = self._grid(index)
+    grid = self._grid(self._place(index))
     rows, columns = _reach(grid, self.size)
     # COCO's runs go down the columns: so make the transposed mask, and strips of whole columns.
     first, high = rows.start, rows.stop - rows.start
@@ -136,7 +135,7 @@ class Masks(LazyMasks):
     return Masks(self.logits, size)
 
   def _grid(self, index: int) -> Float[np.ndarray, "Hm Wm"]:
-    return np.asarray(self.logits[self._place(index)], np.float32)
+    return np.asarray(self.logits[index], np.float32)
 
 
 class RleMasks(LazyMasks):

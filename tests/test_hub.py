@@ -1,6 +1,7 @@
 """Checkpoints by name, and the model card's call."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,3 +165,13 @@ def test_the_hub_is_converted_once(tmp_path, monkeypatch):
   assert told == [("downloading hf://facebook/sam3@refs/pr/1", 0.0), ("trunk", 0.5)]
   assert tagged == tmp_path / "sam3-jax" / "facebook--sam3--refs-pr-1"
   assert calls[1:] == ["hf://facebook/sam3@refs/pr/1"]
+
+
+def test_a_download_without_a_home_is_one_line(monkeypatch):
+  def fail():
+    raise RuntimeError("Could not determine home directory.")
+
+  monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+  monkeypatch.setattr(Path, "home", fail)
+  with pytest.raises(ValueError, match=r"no home to keep hf://a/b in; set XDG_CACHE_HOME\.$"):
+    hub.find_checkpoint("hf://a/b")

@@ -285,6 +285,7 @@ def test_save_and_load(model, embedding, tmp_path):
     (["a", "b"], [[0], [0, 1]], {}, "one integer a prompt, 2"),
     ("a", 0, {"min_score": "a"}, r"min_score must be in \[0, 1\]; got 'a'"),
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
+    ("a", 0, {"max_detections": True}, "max_detections must be 1, 2, .. or None"),
     ("a", 0, {"min_score": 1.5}, r"min_score must be in \[0, 1\]; got 1.5"),
     ("a", 0, {"min_score": float("nan")}, r"min_score must be in \[0, 1\]; got nan"),
     ("a", 0, {"memory_budget": -1}, "memory_budget must be a number of bytes; got -1"),

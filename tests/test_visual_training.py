@@ -368,6 +368,7 @@ def test_a_head_is_trained_beside_concepts_that_stay(files, monkeypatch):  # noq
     ({"train": "decoder/.*"}, "train matches decoder/"),
     ({"lora": {"rank": 2}}, "the objective visual trains a head beside a checkpoint's model"),
     ({"masked": 1}, "masked and losses belong to the objective detection; visual has weights of"),
+    ({"best": "cgf1"}, "best must be one of click, click_best, three_clicks, box; got 'cgf1'."),
     ({"best": "pmf1"}, "best must be one of click, click_best, three_clicks, box; got 'pmf1'."),
     ({"visual": {"rounds": 0}}, "visual.rounds must be 1 or more; got 0."),
     ({"visual": {"nothing": 1.5}}, "visual.nothing must be in [0, 1]; got 1.5."),
