@@ -31,6 +31,7 @@ from numpy.typing import DTypeLike
 from sam3_jax import fingerprint
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.fingerprint import Fingerprint
+from sam3_jax.identity import checkpoint_identity
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
 from sam3_jax.places import exists, file_sizes, place
 from sam3_jax.tokenizer import Tokenizer
@@ -61,12 +62,14 @@ class Bundle:
       parameters of `visual.head.VisualHead`, if the checkpoint has one.
     tokenizer: the bytes of tokenizer.model.
     info: what it says of itself: name, source, licence, whether it is trained; see `save`.
+    identity: digest of parameters, configuration and tokenizer; see `identity.py`.
   """
 
   config: Config
   params: dict[str, Any]
   tokenizer: bytes
   info: dict[str, Any]
+  identity: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +245,9 @@ def begin(
     raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
     return params
 
-  return Bundle(config, nest(shapes), (path / "tokenizer.model").read_bytes(), info), read
+  tokenizer = (path / "tokenizer.model").read_bytes()
+  same = checkpoint_identity(manifest["parameters"], config.to_dict(), tokenizer)
+  return Bundle(config, nest(shapes), tokenizer, info, same), read
 
 
 def open_stored(path: str | Path) -> Stored:

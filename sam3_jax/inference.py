@@ -60,6 +60,8 @@ class Sam3:
     info: what the checkpoint says of itself: name, source, licence, whether it is trained.
     dtype: of the computation.
     mesh: what it computes on; None for one device.
+    identity: of the checkpoint, digest of parameters, configuration and tokenizer; empty for
+      parameters of no checkpoint.
   """
 
   def __init__(
@@ -90,6 +92,7 @@ class Sam3:
     self._placement = Placement(mesh)
     self.params = params if mesh is None else parallel.place(mesh, params, rules)
     self.info = dict(info or {})
+    self.identity = ""
     self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
     self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
     detector, head = Detector(config, self.dtype), VisualHead(config, self.dtype)
@@ -143,6 +146,7 @@ class Sam3:
       bundle.config, bundle.params, tokenizer,
       info=bundle.info, dtype=dtype, mesh=mesh, rules=rules,
     )  # fmt: skip
+    model.identity = bundle.identity
     with ThreadPoolExecutor(1) as beside:
       compiled = beside.submit(model.compile, **ahead) if ahead is not None else None
       model.params = read()

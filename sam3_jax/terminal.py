@@ -26,6 +26,7 @@ from sam3_jax.places import file_sizes
 
 LARGE = 256 * 2**20  # bytes of a checkpoint from which on reading it takes a while
 FAILED = 2  # exit status of every error
+RESUME = 75  # of a command that stopped before the end: the same command resumes it (EX_TEMPFAIL)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that

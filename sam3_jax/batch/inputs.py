@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, from_json, own_prompts
 from sam3_jax.batch.shards import members
+from sam3_jax.identity import FileIdentity, identify
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
@@ -41,12 +42,15 @@ class Input:
     path: the file that it is in.
     prompts: at least one, each once.
     span: where in that file, offset and bytes; None for all of it.
+    identity: of the file when it was listed; None if it was not there. Of a member of a tar file:
+      the member's size and the tar file's modification time.
   """
 
   name: str
   path: str
   prompts: tuple[AnyPrompt, ...]
   span: tuple[int, int] | None = None
+  identity: FileIdentity | None = None
 
 
 def find(images: str, prompts: str | None = None) -> list[Input]:
@@ -66,6 +70,7 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
   """
   common = phrases(prompts) if prompts is not None else ()
   places: dict[tuple[str, int], int] = {}
+  tars: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
   faults: list[str] = []
   bare: list[str] = []
@@ -80,7 +85,7 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     key = os.path.abspath(found.path), found.span[0] if found.span else -1
     place = places.setdefault(key, len(inputs))
     if place == len(inputs):
-      inputs.append(Input(found.name, found.path, asked, found.span))
+      inputs.append(Input(found.name, found.path, asked, found.span, _identity(found, tars)))
     elif asked is not inputs[place].prompts:
       union = distinct(inputs[place].prompts + asked)
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
@@ -91,6 +96,15 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
   if not inputs:
     raise ValueError(f"there is no picture in {images}; check --images.")
   return inputs
+
+
+def _identity(found: "_Listed", tars: dict[str, FileIdentity | None]) -> FileIdentity | None:
+  if found.span is None:
+    return identify(found.path)
+  if found.path not in tars:
+    tars[found.path] = identify(found.path)
+  tar = tars[found.path]
+  return tar and FileIdentity(found.span[1], tar.modified)
 
 
 def phrases(prompts: str) -> tuple[Prompt, ...]:
@@ -126,13 +140,14 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
 
 
 def digest(inputs: Sequence[Input]) -> str:
-  """A number that tells lists apart, by names and prompts."""
+  """A digest that tells lists apart, by names, prompts and versions of the files."""
   result, texts = hashlib.sha256(), {}
   for one in inputs:
     text = texts.get(id(one.prompts))  # mostly, all inputs share theirs
     if text is None:
       text = texts[id(one.prompts)] = json.dumps([as_json(prompt) for prompt in one.prompts])
-    result.update(f"{json.dumps(one.name)} {text}\n".encode())
+    version = one.identity and [one.identity.size, one.identity.modified]
+    result.update(f"{json.dumps([one.name, version])} {text}\n".encode())
   return result.hexdigest()
 
 
