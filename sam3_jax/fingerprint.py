@@ -70,14 +70,11 @@ class Answers:
 def ask(model: "Sam3") -> Answers:
   """Runs every program that the model's checkpoint carries."""
   visual = "visual" in model.params
-  with jax.default_matmul_precision("highest"):
-    embedding = model.encode(picture(), visual=visual)
-    text = model.encode_text(PHRASE)
-    found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
-    asked = VisualPrompt([CENTRE], [1], box=BOX)
-    return Answers(
-      embedding, text, found, model.decode_visual(embedding, asked) if visual else None
-    )
+  embedding = model.encode(picture(), visual=visual)
+  text = model.encode_text(PHRASE)
+  found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
+  asked = VisualPrompt([CENTRE], [1], box=BOX)
+  return Answers(embedding, text, found, model.decode_visual(embedding, asked) if visual else None)
 
 
 def compute(model: "Sam3") -> Fingerprint:

@@ -1,5 +1,5 @@
-"""Set up before anything is imported: eight CPU devices, exact products, shapes checked, and no
-programs kept in the user's cache.
+"""Set up before anything is imported: eight CPU devices, shapes checked, and no programs kept in the
+user's cache.
 
 Signatures of sam3_jax.model, ops and visual are checked at run time. The struct dataclasses of
 types.py are not: JAX puts other things than arrays into them on its way through transformations.
@@ -17,7 +17,6 @@ import jax
 import jaxtyping
 import pytest
 
-jax.config.update("jax_default_matmul_precision", "highest")
 jaxtyping.install_import_hook(
   ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.visual"], "beartype.beartype"
 )

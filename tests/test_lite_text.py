@@ -39,8 +39,7 @@ def encode(folder, mask_padding):
   bundle = checkpoint.load(folder)
   text = dataclasses.replace(bundle.config.text, mask_padding=mask_padding)
   encoder = LiteTextEncoder(text, bundle.config.width)
-  with jax.default_matmul_precision("highest"):
-    return jax.jit(lambda tokens: encoder.apply({"params": bundle.params["text"]}, tokens))
+  return jax.jit(lambda tokens: encoder.apply({"params": bundle.params["text"]}, tokens))
 
 
 @MIXERS

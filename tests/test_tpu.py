@@ -27,8 +27,7 @@ def compiled(request, tokenizer_path):
   )
   tokenizer = Tokenizer(tokenizer_path, context=RELEASED.text.context)
   model = Sam3(RELEASED, params, tokenizer, dtype="bfloat16")
-  with jax.default_matmul_precision("default"):
-    lowered = compiling.lowered(model, images=[1], prompts=[PROMPTS])
+  lowered = compiling.lowered(model, images=[1], prompts=[PROMPTS])
   return [program.compile() for program in lowered.values()]
 
 

@@ -22,6 +22,7 @@ from sam3_jax.model.layers import (
 )
 from sam3_jax.model.positions import sine_code, sine_map
 from sam3_jax.ops.boxes import cxcywh_to_xyxy
+from sam3_jax.ops.precision import einsum
 from sam3_jax.ops.roi_align import roi_align
 from sam3_jax.types import Points, Prompts
 
@@ -110,4 +111,4 @@ def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Arra
     return jnp.maximum(0, 1 - jnp.abs(fraction[:, None] * cells - 0.5 - jnp.arange(cells)))
 
   rows, columns = weights(xy[:, 1], image.shape[0]), weights(xy[:, 0], image.shape[1])
-  return jnp.einsum("mh,mw,hwd->md", rows, columns, image.astype(jnp.float32)).astype(image.dtype)
+  return einsum("mh,mw,hwd->md", rows, columns, image.astype(jnp.float32)).astype(image.dtype)

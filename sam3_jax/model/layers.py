@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.ops.attention import attention
+from sam3_jax.ops.precision import precision_of
 
 VMEM = 2**26  # bytes: half of what v5e and v6e have
 
@@ -38,11 +39,12 @@ def gelu_apart(x: Array) -> Array:
 def float32_sums(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
   """`nn.Dense`'s product, added up in float32 whatever its operands are; returns their dtype.
 
-  Rows are flattened: XLA:CPU computes the kernel's gradient twice as fast from two axes as from
+  `precision` is not used: the dtypes decide it. Rows are flattened: XLA:CPU computes the kernel's gradient twice as fast from two axes as from
   three.
   """
   rows = lhs.reshape(-1, lhs.shape[-1])
-  out = jax.lax.dot(rows, rhs, precision=precision, preferred_element_type=jnp.float32)
+  chosen = precision_of(lhs.dtype, rhs.dtype)
+  out = jax.lax.dot(rows, rhs, precision=chosen, preferred_element_type=jnp.float32)
   return out.reshape(*lhs.shape[:-1], rhs.shape[-1]).astype(preferred_element_type or lhs.dtype)
 
 
@@ -52,7 +54,8 @@ def dense(features: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Den
 
 def conv(features: int, size: int, dtype: DTypeLike, name: str | None, **settings: Any) -> nn.Conv:
   """Square convolution; zero padding that keeps the map's size unless `settings` say otherwise."""
-  return nn.Conv(features, (size, size), dtype=dtype, name=name, **settings)
+  chosen = precision_of(dtype)
+  return nn.Conv(features, (size, size), dtype=dtype, precision=chosen, name=name, **settings)
 
 
 def interleaved(cells: list[list[Float[Array, "B H W C"]]]) -> Float[Array, "B H2 W2 C"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from sam3_jax.config import LiteTextConfig
 from sam3_jax.model.layers import PLAIN, Block, Layering, Mlp, dense, gelu, layer_norm, stacked
 from sam3_jax.model.text import PADDING
+from sam3_jax.ops.precision import precision_of
 from sam3_jax.types import TextEmbedding
 
 LAYER_SCALE = 1e-5  # at the start
@@ -74,6 +75,7 @@ class Mixer(nn.Module):
         feature_group_count=width,
         use_bias=False,
         dtype=self.dtype,
+        precision=precision_of(self.dtype),
         name=name,
       )
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import Attention, Mlp, float32_sums, interleaved, layer_norm
+from sam3_jax.ops.precision import convolve, einsum
 
 
 class MaskHead(nn.Module):
@@ -60,7 +61,7 @@ class MaskHead(nn.Module):
     cells = x.reshape(len(x), -1, x.shape[-1])
 
     def product(queries: Float[Array, "P N D"], offset: Float[Array, "P N"]) -> Array:
-      y = jnp.einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
+      y = einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
       return (y + offset[..., None]).astype(self.dtype).reshape(*offset.shape, *x.shape[1:3])
 
     masks = product(*self.instance_project(self.mask_embed(states)))
@@ -98,10 +99,7 @@ class MergeConv(nn.Module):
     return interleaved(places)
 
   def _conv(self, x: Array, kernel: Array, padding: str) -> Array:
-    return jax.lax.conv_general_dilated(
-      x.astype(self.dtype), kernel.astype(self.dtype), (1, 1), padding,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    return convolve(x.astype(self.dtype), kernel.astype(self.dtype), padding)
 
 
 class QueryProject(nn.Module):
@@ -120,7 +118,7 @@ class QueryProject(nn.Module):
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
     bias = self.param("bias", nn.initializers.zeros, (self.width,))
     kernel, bias = kernel[0, 0].T.astype(self.dtype), bias.astype(self.dtype)
-    offset = jnp.einsum("pkd,d->pk", queries, bias, preferred_element_type=jnp.float32)
+    offset = einsum("pkd,d->pk", queries, bias, preferred_element_type=jnp.float32)
     return float32_sums(queries, kernel, None), offset
 
 

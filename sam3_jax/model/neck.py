@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sam3_jax.model.layers import gelu, interleaved
+from sam3_jax.ops.precision import convolve, einsum, matmul
 
 
 class Linear(NamedTuple):
@@ -28,7 +29,9 @@ class Linear(NamedTuple):
     if after is None:
       return self
     kernel, bias, project, shift = (x.astype(jnp.float32) for x in (*self, *after))
-    return Linear(kernel @ project[0, 0], bias @ project[0, 0] + shift)  # rounded once, when used
+    project = project[0, 0]
+    # Rounded once, when used.
+    return Linear(matmul(kernel, project), matmul(bias, project) + shift)
 
 
 class Parameters(nn.Module):
@@ -98,13 +101,10 @@ def product(
 ) -> Float[Array, "B H W C2"]:
   """Each cell by one place of the layer's kernel."""
   kernel = layer.kernel[place].astype(x.dtype)
-  y = jnp.einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
+  y = einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
   return (y + layer.bias).astype(x.dtype)
 
 
 def convolved(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H W C2"]:
   """Convolution by the layer's 3 x 3 places; zeros around the map, whose size stays."""
-  y = jax.lax.conv_general_dilated(
-    x, layer.kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
-  return y + layer.bias.astype(x.dtype)
+  return convolve(x, layer.kernel.astype(x.dtype), "SAME") + layer.bias.astype(x.dtype)

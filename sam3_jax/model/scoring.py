@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
 from sam3_jax.model.layers import Mlp, dense, layer_norm
+from sam3_jax.ops.precision import einsum
 
 LIMIT = 12.0  # logits are clamped to +- this
 
@@ -35,5 +36,5 @@ class Scoring(nn.Module):
     mean = jnp.mean(prompt, axis=1, where=valid[..., None])
     concept = dense(width, jnp.float32, "prompt_project")(mean)
     queries = dense(width, jnp.float32, "query_project")(states)
-    logits = jnp.einsum("...pqd,pd->...pq", queries, concept) / math.sqrt(width)
+    logits = einsum("...pqd,pd->...pq", queries, concept) / math.sqrt(width)
     return jnp.clip(logits, -LIMIT, LIMIT)

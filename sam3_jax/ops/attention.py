@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.lax import platform_dependent
 from jaxtyping import Array, Bool, Float, Key
 
+from sam3_jax.ops.precision import einsum
+
 
 class Plan(NamedTuple):
   """How attention is computed.
@@ -119,7 +121,7 @@ def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, plan, c
 
 def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   """As `_head`; `value` may have a column of ones more, and never has with dropout."""
-  logits = jnp.einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
+  logits = einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
   logits = logits / math.sqrt(query.shape[-1])
   if bias is not None:
     y, x = bias
@@ -135,7 +137,7 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   if dropout_key is not None:
     kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
     weights = jnp.where(kept, weights / (1 - dropout), 0)
-  out = jnp.einsum(
+  out = einsum(
     "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
   )
   if summed:

@@ -10,6 +10,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sam3_jax.ops.precision import einsum
+
 
 def roi_align(
   features: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"], size: int
@@ -26,8 +28,8 @@ def roi_align(
   boxes = boxes.astype(jnp.float32)
   rows = _axis_weights(boxes[..., 1], boxes[..., 3], height, size).astype(features.dtype)
   columns = _axis_weights(boxes[..., 0], boxes[..., 2], width, size).astype(features.dtype)
-  bands = jnp.einsum("pnih,phwd->pniwd", rows, features)
-  return jnp.einsum("pnjw,pniwd->pnijd", columns, bands)
+  bands = einsum("pnih,phwd->pniwd", rows, features)
+  return einsum("pnjw,pniwd->pnijd", columns, bands)
 
 
 def _axis_weights(

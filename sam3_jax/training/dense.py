@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sam3_jax.model.layers import Mlp, layer_norm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.ops.precision import einsum
 from sam3_jax.ranges import check_numbers
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
@@ -161,7 +162,7 @@ def _naming(
   terms = {}
   for level in ("coarse", "middle", "fine"):
     features = getattr(maps, level).astype(jnp.float32)
-    logits = jnp.einsum("bhwd,brd->brhw", features, names) / features.shape[-1] ** 0.5
+    logits = einsum("bhwd,brd->brhw", features, names) / features.shape[-1] ** 0.5
     logits = jnp.where(batch.prompt_valid[..., None, None], logits, -1e9)
     logits = jnp.concatenate([jnp.zeros_like(logits[:, :1]), logits], axis=1)
     wanted = _with_none(shrunk(phrases, logits.shape[-1]))

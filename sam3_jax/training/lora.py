@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from sam3_jax.ops.precision import matmul
 from sam3_jax.ranges import check_numbers, check_pattern
 from sam3_jax.training.optimizer import stacked_axes
 
@@ -85,6 +86,6 @@ def merge(parameters: Mapping[str, Array], scale: float) -> dict[str, Array]:
     name, _, leaf = path.rpartition("/")
     if leaf == A:
       kernel = merged[f"{name}/kernel"]
-      product = jnp.matmul(a, parameters[f"{name}/{B}"], preferred_element_type=jnp.float32)
+      product = matmul(a, parameters[f"{name}/{B}"], preferred_element_type=jnp.float32)
       merged[f"{name}/kernel"] = (kernel + scale * product).astype(kernel.dtype)
   return merged

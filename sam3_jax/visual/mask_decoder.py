@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.model.layers import Mlp, gelu, layer_norm
 from sam3_jax.model.neck import Parameters, doubled
+from sam3_jax.ops.precision import einsum
 from sam3_jax.types import VisualPredictions
 from sam3_jax.visual.two_way import TwoWayTransformer
 
@@ -58,7 +59,7 @@ class MaskDecoder(nn.Module):
     weigh = nn.vmap(
       Mlp, in_axes=1, out_axes=1, variable_axes={"params": 0}, split_rngs={"params": True}
     )((width, width, width // 8), self.dtype, name="mask_mlp")
-    logits = jnp.einsum(
+    logits = einsum(
       "pkc,phwc->pkhw", weigh(mask_states), x, preferred_element_type=jnp.float32
     ).astype(self.dtype)
     iou = Mlp((IOU_WIDTH, IOU_WIDTH, MASKS), jnp.float32, name="iou_head")(states[:, 1])

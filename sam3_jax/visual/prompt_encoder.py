@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from sam3_jax.model.layers import conv, gelu, layer_norm
+from sam3_jax.ops.precision import matmul
 
 LABELS = 4  # off the object, on it, a box's first and last corner
 MASK_WIDTHS = (4, 16)  # channels of the mask on its way down to the grid
@@ -67,9 +68,7 @@ class PromptEncoder(nn.Module):
 
   def _code(self, xy: Float[Array, "*rows 2"]) -> Float[Array, "*rows D"]:
     frequencies = jax.lax.stop_gradient(self.frequencies).astype(jnp.float32)
-    # The product is of few numbers, and angles of many turns need all their digits.
-    angles = jnp.matmul(2 * xy - 1, frequencies, precision=jax.lax.Precision.HIGHEST)
-    angles = angles * np.float32(2 * np.pi)
+    angles = matmul(2 * xy - 1, frequencies) * np.float32(2 * np.pi)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -69,8 +69,7 @@ def test_text_features_and_the_way_back(both):
   for mask_padding in (False, True):
     config = padded(bundle, mask_padding)
     encoder = LiteTextEncoder(config.text, config.width)
-    with jax.default_matmul_precision("highest"):
-      ours = encoder.apply({"params": bundle.params["text"]}, jnp.asarray(lite.phrases()))
+    ours = encoder.apply({"params": bundle.params["text"]}, jnp.asarray(lite.phrases()))
     want = theirs(model, lite.phrases(), mask_padding).pooler_output.numpy()
     np.testing.assert_allclose(
       np.asarray(ours.features)[valid], want[valid], rtol=0, atol=1e-5

@@ -1,0 +1,151 @@
+"""Every program that users run, traced from shapes: nothing is compiled and nothing computed."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import toy
+from jax.extend.core import jaxprs_in_params
+
+from sam3_jax import parallel
+from sam3_jax.config import Config, LiteTextConfig, StemConfig
+from sam3_jax.model import sam3
+from sam3_jax.training import state, step
+from sam3_jax.training.losses import LossConfig
+from sam3_jax.training.lora import LoraConfig, adapt
+from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from sam3_jax.training.sharding import make_mesh
+from sam3_jax.training.visual import VisualConfig
+from sam3_jax.trees import nest
+from sam3_jax.types import Points, Prompts, TextEmbedding, VisualPrompts
+from sam3_jax.visual import head
+
+LITE = LiteTextConfig(
+  width=16, heads=2, mlp_width=32, layers=1, context=8, vocabulary=49408, mixers=True
+)
+STEM = (StemConfig(stride=4, width=16, blocks=1), StemConfig(stride=2, width=32, blocks=1))
+# Between them every part that a checkpoint can have.
+CONFIGS = {
+  "toy": toy.CONFIG,
+  "parts": dataclasses.replace(
+    toy.CONFIG,
+    text=LITE,
+    trunk=dataclasses.replace(toy.CONFIG.trunk, stem=STEM),
+    concept_points=True,
+  ),
+}
+IMAGES, PROMPTS, BOXES = 2, 3, 2
+
+
+def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
+  """Name and `jax.stages.Traced` of each program of `Sam3` and of the batch engine."""
+  detector, visual = sam3.Detector(config, dtype), head.VisualHead(config, dtype)
+  make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
+  params = make(sam3.parameter_shapes(config) | {"visual": head.parameter_shapes(config)})
+  side, cells = config.image_size, config.mask_size
+
+  encode = parallel.image_encoder(detector, keep=lambda *both: both).trace(
+    params, shape("uint8", IMAGES, side, side, 3), shape("int32", IMAGES, 2)
+  )
+  yield "encode image", encode
+  embedding, features = encode.out_info
+
+  tokens = shape("int32", PROMPTS, config.text.context)
+  text = jax.jit(
+    lambda params, tokens: detector.apply(
+      {"params": params}, tokens, method=sam3.Detector.encode_text
+    )
+  ).trace(params, tokens)
+  yield "encode text", text
+  rows, flags = shape("int32", PROMPTS), shape("bool", PROMPTS, BOXES)
+  points = Points(shape("float32", PROMPTS, BOXES, 2), flags, flags)
+  prompts = Prompts(
+    rows, rows, TextEmbedding(*jax.tree.leaves(text.out_info)),
+    shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
+  )  # fmt: skip
+  if config is not toy.CONFIG:  # else `score` and `mask`, which are its two halves
+    yield "detect", parallel.prompt_decoder(detector).trace(params, embedding, prompts, 4)
+    return
+  score = parallel.prompt_scorer(detector).trace(params, embedding, prompts, 4)
+  yield "score", score
+  yield "mask", parallel.mask_maker(detector).trace(params, embedding, score.out_info)
+
+  encode = parallel.visual_encoder(visual).trace(params, features)
+  yield "encode visual", encode
+  asked = VisualPrompts(
+    rows, shape("float32", PROMPTS, 3, 2), shape("int32", PROMPTS, 3),
+    shape("float32", PROMPTS, cells, cells), shape("bool", PROMPTS),
+  )  # fmt: skip
+  yield "decode visual", parallel.visual_decoder(visual).trace(params, encode.out_info, asked, True)
+  doubt = shape("bool", PROMPTS)
+  traced = parallel.visual_answerer(visual).trace(params, encode.out_info, asked, doubt)
+  yield "answer visual", traced
+
+
+def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
+  """As `inference`, of the programs of a mesh whose devices share the work on a prompt."""
+  mesh = parallel.make_mesh(jax.devices()[:2], model=2)
+  detector = sam3.Detector(config, dtype)
+  make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
+  params, side = make(sam3.parameter_shapes(config)), config.image_size
+  encode = jax.eval_shape(
+    parallel.image_encoder(detector), params,
+    shape("uint8", 1, side, side, 3), shape("int32", 1, 2),
+  )  # fmt: skip
+  text = TextEmbedding(
+    shape(dtype, 1, config.text.context, config.width), shape("bool", 1, config.text.context)
+  )
+  rows, flags = shape("int32", 1), shape("bool", 1, BOXES)
+  prompts = Prompts(rows, rows, text, shape("float32", 1, BOXES, 4), flags, flags)
+  decode = parallel.prompt_decoder(detector, mesh, split=True)
+  yield "detect on a mesh", decode.trace(params, encode, prompts, 4)
+
+
+def training(dtype: Any) -> Iterator[tuple[str, Any]]:
+  """Name and `jax.stages.Traced` of a step of each objective."""
+  batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), toy.batch(0, images=2))
+  parts = toy.parameters() | toy.visual_parameters()
+  parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
+  variants = {
+    "detection": {"losses": LossConfig(cell_weight=1.0), "masked": 1, "accumulate": 2},
+    "dense": {"objective": "dense"},
+    "visual": {"objective": "visual", "visual": VisualConfig(prompts=2, rounds=2), "average": 0.9},
+  }
+  mesh, settings = make_mesh(jax.devices()[:1]), OptimizerConfig()
+  for name, given in variants.items():
+    what = step.StepSettings(
+      **{"model": toy.CONFIG, "losses": LossConfig(), "dtype": dtype} | given
+    )
+    trained, frozen = parts, {}
+    if name == "detection":
+      trained = jax.eval_shape(lambda: adapt(parts, LoraConfig(rank=2), jax.random.key(0)))
+      trained, frozen = trained | {"decoder/norm/scale": parts["decoder/norm/scale"]}, parts
+    optimizer = make_optimizer(settings, trained, toy.CONFIG.trunk, 5)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    create = functools.partial(state.create, optimizer=optimizer, average=bool(what.average))
+    now = jax.eval_shape(lambda trained, key, create=create: create(trained, key=key), trained, key)
+    run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, frozen)
+    yield f"train {name}", run.trace(now, frozen, batch)
+
+
+def everything(dtype: Any) -> Iterator[tuple[str, Any]]:
+  for name, config in CONFIGS.items():
+    for program, traced in inference(config, dtype):
+      yield f"{name}, {program}", traced
+  yield from sharded(toy.CONFIG, dtype)
+  yield from training(dtype)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+  """All of a jaxpr's, those of loops, branches and calls included."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jaxprs_in_params(equation.params):
+      yield from equations(inner)
