@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array
 
-from sam3_jax.model import masks, neck
+from sam3_jax.model import masks, neck, norms
 from sam3_jax.ops import attention
 from sam3_jax.trees import flatten, nest
 
@@ -92,7 +91,7 @@ def _steps_it_knows() -> Iterator[None]:
     stack.enter_context(mock.patch.object(attention, "platform_dependent", _on_cpu))
     for module in (neck, masks):
       stack.enter_context(mock.patch.object(module, "interleaved", _interleaved))
-    stack.enter_context(nn.intercept_methods(_group_norm))
+    stack.enter_context(mock.patch.object(norms, "mean", _mean))
     jax.clear_caches()  # of what was traced before
     try:
       yield
@@ -104,23 +103,11 @@ def _on_cpu(*operands: Any, cpu: Any, default: Any) -> Any:
   return cpu(*operands)
 
 
-def _group_norm(method: Any, args: Any, settings: Any, context: Any) -> Any:
-  """`nn.GroupNorm`, its means an axis at a time."""
-  norm = context.module
-  if not isinstance(norm, nn.GroupNorm) or context.method_name != "__call__":
-    return method(*args, **settings)
-  [x] = args
-  groups = x.astype(jnp.float32).reshape(*x.shape[:-1], norm.num_groups, -1)
-
-  def mean(values: Array) -> Array:
-    for axis in (1, 2, 4):  # rows, columns, channels
-      values = values.mean(axis=axis, keepdims=True)
-    return values
-
-  centred = groups - mean(groups)
-  normed = centred * jax.lax.rsqrt(mean(centred**2) + norm.epsilon)
-  parameters = norm.variables["params"]
-  return (normed.reshape(x.shape) * parameters["scale"] + parameters["bias"]).astype(x.dtype)
+def _mean(x: Array, axes: tuple[int, ...]) -> Array:
+  """`norms.mean`, an axis at a time."""
+  for axis in axes:
+    x = x.mean(axis, keepdims=True)
+  return x
 
 
 def _interleaved(cells: list[list[Array]]) -> Array:

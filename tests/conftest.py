@@ -1,5 +1,5 @@
-"""Set up before anything is imported: eight CPU devices, shapes checked, and no programs kept in the
-user's cache.
+"""Set up before anything is imported: eight CPU devices, shapes checked, and no programs kept in
+the user's cache.
 
 Signatures of sam3_jax.model, ops and visual are checked at run time. The struct dataclasses of
 types.py are not: JAX puts other things than arrays into them on its way through transformations.
@@ -13,7 +13,6 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
-import jax
 import jaxtyping
 import pytest
 

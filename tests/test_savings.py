@@ -23,9 +23,10 @@ from work import gflop
 from sam3_jax.config import RELEASED
 from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.geometry import GeometryEncoder
-from sam3_jax.model.layers import Attention, ContextLayer, Mlp, conv, gelu, layer_norm, stacked
+from sam3_jax.model.layers import Attention, ContextLayer, Mlp, conv, gelu, stacked
 from sam3_jax.model.masks import MergeConv, QueryProject
 from sam3_jax.model.neck import Level, Linear
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.sam3 import Detector, parameter_shapes
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.trees import flatten
@@ -51,7 +52,7 @@ class PlainMasks(nn.Module):
   def __call__(self, states, memory, levels, prompt, valid):
     width = CONFIG.width
     tokens = memory.reshape(len(memory), -1, width)
-    normed = layer_norm(name="prompt_norm")(tokens)
+    normed = LayerNorm(name="prompt_norm")(tokens)
     attended = Attention(CONFIG.heads, name="prompt_attn")(normed, prompt, prompt, valid=valid)
     x = (tokens + attended).reshape(memory.shape)
     for i, level in enumerate(levels):

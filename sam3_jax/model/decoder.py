@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import PLAIN, Attention, Layering, Mlp, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Attention, Layering, Mlp, stacked
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_code
 from sam3_jax.ops.boxes import cxcywh_to_xyxy, refine
 
@@ -46,15 +47,16 @@ class Decoder(nn.Module):
     """
     config, width, prompts = self.config, self.config.width, len(memory)
     side, normal = memory.shape[1], nn.initializers.normal(1.0)
-    queries = self.param("query_embedding", normal, (config.queries, width))
-    anchors = self.param("reference_points", normal, (config.queries, 4))
-    presence_token = self.param("presence_token", normal, (1, width))
+    queries = self.param("query_embedding", normal, (config.queries, width), jnp.float32)
+    anchors = self.param("reference_points", normal, (config.queries, 4), jnp.float32)
+    anchors = anchors.astype(jnp.float32)  # bfloat16 in a checkpoint restored so
+    presence_token = self.param("presence_token", normal, (1, width), jnp.float32)
 
     # What all layers share is applied as a function, since a scan would stack its parameters; in
     # float32, as boxes move by fractions of a pixel.
     state, alone = queries[None], {"dtype": jnp.float32, "parent": None}
-    norm = self._shared("norm", layer_norm(**alone), state)
-    presence_norm = self._shared("presence_norm", layer_norm(**alone), state)
+    norm = self._shared("norm", LayerNorm(**alone), state)
+    presence_norm = self._shared("presence_norm", LayerNorm(**alone), state)
     box_head = self._shared("box_head", Mlp((width, width, 4), **alone), state)
     presence_head = self._shared("presence_head", Mlp((width, width, 1), **alone), state)
     query_position = self._shared(
@@ -84,7 +86,7 @@ class Decoder(nn.Module):
       queries, anchors = (jnp.concatenate([x, x]) for x in (queries, anchors))
     x = jnp.concatenate([presence_token, queries]).astype(self.dtype)
     x = jnp.broadcast_to(x, (prompts, *x.shape))
-    boxes = jax.nn.sigmoid(anchors.astype(jnp.float32))
+    boxes = jax.nn.sigmoid(anchors)
     boxes = jnp.broadcast_to(boxes, (prompts, *boxes.shape))
     layer = DecoderLayer(config, self.dtype, self.train, name="layers")
     _, outputs = stacked(step, config.decoder_layers, layering=self.layering)(
@@ -126,7 +128,7 @@ class DecoderLayer(nn.Module):
 
     def add(x, branch, norm):
       branch = nn.Dropout(rate, deterministic=not self.train)(branch)
-      return layer_norm(dtype=self.dtype, name=norm)(x + branch)
+      return LayerNorm(dtype=self.dtype, name=norm)(x + branch)
 
     placed = (x + place)[:, :own]
     branch = attend("self_attn")(placed, placed, x[:, :own])
@@ -157,7 +159,7 @@ class BoxBias(nn.Module):
   ) -> tuple[Float[Array, "P heads Q1 H"], Float[Array, "P heads Q1 W"]]:
     """What a cell's row and what its column adds; `boxes` are cxcywh fractions, a query of zeros
     for the presence token comes first."""
-    cells = jnp.arange(self.side) / self.side  # a cell's start, not its centre
+    cells = jnp.arange(self.side, dtype=jnp.float32) / self.side  # a cell's start, not its centre
     edges = cxcywh_to_xyxy(boxes)
     y, x = (
       self._axis(cells[:, None] - edges[..., None, axis::2], name)

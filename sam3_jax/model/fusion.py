@@ -60,5 +60,7 @@ class FusionEncoder(nn.Module):
 
     length = self.config.fusion_layers
     layers = stacked(step, length, in_axes=0, layering=self.layering)
-    x, _ = layers(self.layers, share(attended, self.axis, 1), jnp.arange(length) == 0)
+    x, _ = layers(
+      self.layers, share(attended, self.axis, 1), jnp.arange(length, dtype=jnp.int32) == 0
+    )
     return gather(x, self.axis, 1)

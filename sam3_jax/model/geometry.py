@@ -17,9 +17,9 @@ from sam3_jax.model.layers import (
   Layering,
   conv,
   dense,
-  layer_norm,
   stacked,
 )
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_code, sine_map
 from sam3_jax.ops.boxes import cxcywh_to_xyxy
 from sam3_jax.ops.precision import einsum
@@ -44,9 +44,9 @@ class GeometryEncoder(nn.Module):
     """Tokens (points, boxes, class token) and which of them are valid. `image` is the coarse map of
     each prompt's image."""
     config, width = self.config, self.config.width
-    normed = layer_norm(dtype=self.dtype, name="image_norm")(image)
-    labels = self.param("label_embedding", nn.initializers.normal(1.0), (2, width))
-    class_token = self.param("cls_token", nn.initializers.normal(1.0), (1, width))
+    normed = LayerNorm(dtype=self.dtype, name="image_norm")(image)
+    labels = self.param("label_embedding", nn.initializers.normal(1.0), (2, width), jnp.float32)
+    class_token = self.param("cls_token", nn.initializers.normal(1.0), (1, width), jnp.float32)
 
     class_tokens = jnp.broadcast_to(class_token.astype(self.dtype), (len(image), 1, width))
     tokens = [self._boxes(normed, prompts.boxes) + self._label(labels, prompts.positive)]
@@ -62,14 +62,14 @@ class GeometryEncoder(nn.Module):
       )
     x, valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
 
-    x = layer_norm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
+    x = LayerNorm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
     context = image.reshape(len(image), -1, width)
     position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
     layers = stacked(ContextLayer, config.geometry_layers, layering=self.layering)(
       width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
     )
     x, _ = layers(x, None, valid, context + position.astype(self.dtype), context, None)
-    return layer_norm(dtype=self.dtype, name="norm_final")(x), valid
+    return LayerNorm(dtype=self.dtype, name="norm_final")(x), valid
 
   def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):
     """Sum of three views of each box (cxcywh): coordinates, features inside, sine code."""
@@ -98,9 +98,8 @@ class GeometryEncoder(nn.Module):
 
 
 def _no_points(prompts: int) -> Points:
-  return Points(
-    jnp.zeros((prompts, 0, 2)), jnp.zeros((prompts, 0), bool), jnp.zeros((prompts, 0), bool)
-  )
+  flags = jnp.zeros((prompts, 0), bool)
+  return Points(jnp.zeros((prompts, 0, 2), jnp.float32), flags, flags)
 
 
 def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Array, "M D"]:
@@ -108,7 +107,9 @@ def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Arra
   align_corners=False)."""
 
   def weights(fraction, cells):
-    return jnp.maximum(0, 1 - jnp.abs(fraction[:, None] * cells - 0.5 - jnp.arange(cells)))
+    return jnp.maximum(
+      0, 1 - jnp.abs(fraction[:, None] * cells - 0.5 - jnp.arange(cells, dtype=jnp.float32))
+    )
 
   rows, columns = weights(xy[:, 1], image.shape[0]), weights(xy[:, 0], image.shape[1])
   return einsum("mh,mw,hwd->md", rows, columns, image.astype(jnp.float32)).astype(image.dtype)

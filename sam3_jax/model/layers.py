@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.ops.attention import attention
 from sam3_jax.ops.precision import precision_of
@@ -39,8 +40,8 @@ def gelu_apart(x: Array) -> Array:
 def float32_sums(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
   """`nn.Dense`'s product, added up in float32 whatever its operands are; returns their dtype.
 
-  `precision` is not used: the dtypes decide it. Rows are flattened: XLA:CPU computes the kernel's gradient twice as fast from two axes as from
-  three.
+  `precision` is not used: the dtypes decide it. Rows are flattened: XLA:CPU computes the kernel's
+  gradient twice as fast from two axes as from three.
   """
   rows = lhs.reshape(-1, lhs.shape[-1])
   chosen = precision_of(lhs.dtype, rhs.dtype)
@@ -69,10 +70,6 @@ def interleaved(cells: list[list[Float[Array, "B H W C"]]]) -> Float[Array, "B H
 
   maps = [spread(cell, i, j) for i, row in enumerate(cells) for j, cell in enumerate(row)]
   return functools.reduce(jnp.add, maps)
-
-
-# Statistics in float32, in two passes as PyTorch takes them.
-layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class Mlp(nn.Module):
@@ -165,11 +162,11 @@ class Block(nn.Module):
   ) -> tuple[Float[Array, "B I C"], None]:
     """`drop_path` is the rate at which a row leaves a branch out, in training; `valid`, without
     windows, are the tokens that are attended to. The second result is what `nn.scan` wants."""
-    y = layer_norm(dtype=self.dtype, name="norm1")(x)
+    y = LayerNorm(dtype=self.dtype, name="norm1")(x)
     y = y.reshape(len(x) * self.windows, -1, x.shape[-1])
     attend = Attention(self.heads, self.dtype, causal=self.causal, rope=self.rope, name="attn")
     x = x + self._drop_path(attend(y, y, y, valid=valid).reshape(x.shape), drop_path)
-    y = layer_norm(dtype=self.dtype, name="norm2")(x)
+    y = LayerNorm(dtype=self.dtype, name="norm2")(x)
     y = Mlp((self.mlp_width, x.shape[-1]), self.dtype, gelu_apart, name="mlp")(y)
     return x + self._drop_path(y, drop_path), None
 
@@ -178,7 +175,8 @@ class Block(nn.Module):
     if not self.train:
       return branch
     kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(branch), 1, 1))
-    return jnp.where(kept, branch / (1 - rate), 0).astype(branch.dtype)
+    scaled = branch.astype(jnp.float32) / (1 - rate)
+    return jnp.where(kept, scaled, 0).astype(branch.dtype)
 
 
 class ContextLayer(nn.Module):
@@ -199,7 +197,7 @@ class ContextLayer(nn.Module):
 
   def setup(self):
     rest: dict[str, Any] = {"dropout": self.dropout, "train": self.train}
-    self.norm1, self.norm2, self.norm3 = (layer_norm(dtype=self.dtype) for _ in range(3))
+    self.norm1, self.norm2, self.norm3 = (LayerNorm(dtype=self.dtype) for _ in range(3))
     self.self_attn = Attention(self.heads, self.dtype, **rest)
     self.cross_attn = Attention(self.heads, self.dtype, **rest)
     self.mlp = Mlp((self.mlp_width, self.width), self.dtype, **rest)

@@ -12,7 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sam3_jax.config import LiteTextConfig
-from sam3_jax.model.layers import PLAIN, Block, Layering, Mlp, dense, gelu, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, Mlp, dense, gelu, stacked
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.text import PADDING
 from sam3_jax.ops.precision import precision_of
 from sam3_jax.types import TextEmbedding
@@ -42,7 +43,7 @@ class LiteTextEncoder(nn.Module):
     ids = jnp.where(valid, tokens, config.vocabulary - 1) if config.mask_padding else tokens
     table = nn.Embed(config.vocabulary, config.width, dtype=self.dtype, name="token_embedding")
     shape = (config.context, config.width)
-    position = self.param("position", nn.initializers.normal(0.01), shape)
+    position = self.param("position", nn.initializers.normal(0.01), shape, jnp.float32)
     x = table(ids) + position[: tokens.shape[1]].astype(self.dtype)
     mixer = config.kernel, config.mlp_width, self.dtype
     if config.mixers:
@@ -52,7 +53,7 @@ class LiteTextEncoder(nn.Module):
     x, _ = blocks(*sizes, train=self.train, name="blocks")(x, 0.0, attended)
     if config.mixers:
       x = Mixer(*mixer, name="last")(x)
-    x = layer_norm(dtype=self.dtype, name="norm_final")(x)
+    x = LayerNorm(dtype=self.dtype, name="norm_final")(x)
     return TextEmbedding(dense(self.width, self.dtype, "project")(x), valid)
 
 
@@ -84,7 +85,7 @@ class Mixer(nn.Module):
 
     def scale(name: str) -> Array:
       start = nn.initializers.constant(LAYER_SCALE)
-      return self.param(name, start, (width,)).astype(self.dtype)
+      return self.param(name, start, (width,), jnp.float32).astype(self.dtype)
 
     mixed = norm("mix_norm")(along("mix")(x)) + norm("skip_norm")(x) - norm("reference_norm")(x)
     x = x + scale("mix_scale") * mixed
@@ -100,9 +101,12 @@ class FixedNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "P T C"]) -> Float[Array, "P T C"]:
-    zeros, ones, shape = nn.initializers.zeros, nn.initializers.ones, x.shape[-1:]
-    scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
-    mean = jax.lax.stop_gradient(self.param("mean", zeros, shape))
-    variance = jax.lax.stop_gradient(self.param("variance", ones, shape))
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+
+    def own(name: str, start: nn.initializers.Initializer) -> Array:
+      return self.param(name, start, x.shape[-1:], jnp.float32).astype(jnp.float32)
+
+    scale, bias = own("scale", ones), own("bias", zeros)
+    mean, variance = (jax.lax.stop_gradient(own(*a)) for a in (("mean", zeros), ("variance", ones)))
     factor = scale * jax.lax.rsqrt(variance + 1e-5)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)

@@ -13,7 +13,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import Attention, Mlp, float32_sums, interleaved, layer_norm
+from sam3_jax.model.layers import Attention, Mlp, float32_sums, interleaved
+from sam3_jax.model.norms import GroupNorm, LayerNorm
 from sam3_jax.ops.precision import convolve, einsum
 
 
@@ -25,12 +26,10 @@ class MaskHead(nn.Module):
 
   def setup(self):
     width = self.config.width
-    self.prompt_norm = layer_norm(dtype=self.dtype)
+    self.prompt_norm = LayerNorm(dtype=self.dtype)
     self.prompt_attn = Attention(self.config.heads, self.dtype)
     self.conv0, self.conv1 = MergeConv(width, self.dtype), MergeConv(width, self.dtype)
-    self.norm0, self.norm1 = (
-      nn.GroupNorm(8, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False) for _ in range(2)
-    )
+    self.norm0, self.norm1 = (GroupNorm(8, dtype=self.dtype) for _ in range(2))
     self.mask_embed = Mlp((width,) * 3, self.dtype)
     self.instance_project = QueryProject(width, self.dtype)
     self.semantic_project = SemanticQuery(width, self.dtype)
@@ -78,8 +77,8 @@ class MergeConv(nn.Module):
 
   def setup(self):
     shape = 3, 3, self.width, self.width
-    self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    self.bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    self.kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+    self.bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
     """The map's part, and the bias."""
@@ -115,8 +114,8 @@ class QueryProject(nn.Module):
   ) -> tuple[Float[Array, "P K D"], Float[Array, "P K"]]:
     """Queries to multiply the map with, and what to add to the products, float32."""
     shape = 1, 1, self.width, self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    bias = self.param("bias", nn.initializers.zeros, (self.width,))
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
     kernel, bias = kernel[0, 0].T.astype(self.dtype), bias.astype(self.dtype)
     offset = einsum("pkd,d->pk", queries, bias, preferred_element_type=jnp.float32)
     return float32_sums(queries, kernel, None), offset
@@ -131,8 +130,10 @@ class SemanticQuery(nn.Module):
   @nn.compact
   def __call__(self, prompts: int) -> tuple[Float[Array, "P 1 D"], Float[Array, "P 1"]]:
     """As `QueryProject`, the same for every prompt."""
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), (1, 1, self.width, 1))
-    bias = self.param("bias", nn.initializers.zeros, (1,))
+    kernel = self.param(
+      "kernel", nn.initializers.lecun_normal(), (1, 1, self.width, 1), jnp.float32
+    )
+    bias = self.param("bias", nn.initializers.zeros, (1,), jnp.float32)
     query = jnp.broadcast_to(kernel[0, 0, :, 0].astype(self.dtype), (prompts, 1, self.width))
     return query, jnp.broadcast_to(bias.astype(jnp.float32), (prompts, 1))
 

@@ -8,7 +8,6 @@ fourth level at half the resolution that nothing reads; it is not built.
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -43,8 +42,8 @@ class Parameters(nn.Module):
   @nn.compact
   def __call__(self, channels: int) -> Linear:
     shape = *self.places, channels, self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-    return Linear(kernel, self.param("bias", nn.initializers.zeros, (self.width,)))
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+    return Linear(kernel, self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32))
 
 
 class Neck(nn.Module):
@@ -102,7 +101,7 @@ def product(
   """Each cell by one place of the layer's kernel."""
   kernel = layer.kernel[place].astype(x.dtype)
   y = einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
-  return (y + layer.bias).astype(x.dtype)
+  return (y + layer.bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def convolved(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H W C2"]:

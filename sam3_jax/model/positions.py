@@ -17,7 +17,9 @@ def sine_code(coordinates: Float[Array, "*rows"], channels: int) -> Float[Array,
 
 def sine_map(height: int, width: int, channels: int) -> Float[Array, "H W channels"]:
   """Code of each cell of a grid: the row in the first half of the channels, then the column."""
-  rows, columns = (jnp.arange(1, n + 1) / jnp.float32(n + 1e-6) for n in (height, width))
+  rows, columns = (
+    jnp.arange(1, n + 1, dtype=jnp.float32) / np.float32(n + 1e-6) for n in (height, width)
+  )
   rows, columns = sine_code(rows, channels // 2), sine_code(columns, channels // 2)
   shape = (height, width, channels // 2)
   return jnp.concatenate(

@@ -155,7 +155,7 @@ class Detector(nn.Module):
     states, boxes, presence = states[-1], boxes[-1], presence[-1]
     logits = self.scoring(states, prompt, valid)
     scores = jax.nn.sigmoid(logits) * jax.nn.sigmoid(presence)[:, None]
-    query = jnp.broadcast_to(jnp.arange(scores.shape[1]), scores.shape)
+    query = jnp.broadcast_to(jnp.arange(scores.shape[1], dtype=jnp.int32), scores.shape)
     if max_detections is not None:
       scores, query = jax.lax.top_k(scores, min(max_detections, scores.shape[1]))
       states = jnp.take_along_axis(states, query[..., None], axis=1)
@@ -219,7 +219,7 @@ class Detector(nn.Module):
 
   def everything(self, images, tokens, boxes) -> Predictions:
     """All parts once, one prompt an image: what `init` runs to make every parameter."""
-    rows = jnp.arange(len(images))
+    rows = jnp.arange(len(images), dtype=jnp.int32)
     labels = jnp.ones(boxes.shape[:2], bool)
     embedding = self.encode_image(images, jnp.ones((len(images), 2), jnp.int32))
     prompts = Prompts(rows, rows, self.encode_text(tokens), boxes, labels, labels)
@@ -243,9 +243,9 @@ def init(config: Config, key: Array) -> dict[str, Any]:
 
   @jax.jit  # so that nothing but the parameters is computed
   def make(key):
-    images = jnp.zeros((1, side, side, 3))
+    images = jnp.zeros((1, side, side, 3), jnp.float32)
     tokens = jnp.zeros((1, config.text.context), jnp.int32)
-    boxes = jnp.full((1, 1, 4), 0.5)
+    boxes = jnp.full((1, 1, 4), 0.5, jnp.float32)
     return Detector(config).init(key, images, tokens, boxes, method=Detector.everything)["params"]
 
   return make(key)

@@ -8,7 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import Mlp, dense, layer_norm
+from sam3_jax.model.layers import Mlp, dense
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.precision import einsum
 
 LIMIT = 12.0  # logits are clamped to +- this
@@ -32,7 +33,7 @@ class Scoring(nn.Module):
     widths = (self.config.mlp_width, width)
     branch = Mlp(widths, self.dtype, dropout=rate, train=self.train, name="prompt_mlp")(prompt)
     branch = nn.Dropout(rate, deterministic=not self.train)(branch)
-    prompt = layer_norm(dtype=jnp.float32, name="prompt_norm")(prompt + branch)
+    prompt = LayerNorm(dtype=jnp.float32, name="prompt_norm")(prompt + branch)
     mean = jnp.mean(prompt, axis=1, where=valid[..., None])
     concept = dense(width, jnp.float32, "prompt_project")(mean)
     queries = dense(width, jnp.float32, "query_project")(states)

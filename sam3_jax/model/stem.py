@@ -7,7 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sam3_jax.config import StemConfig
-from sam3_jax.model.layers import conv, dense, gelu, layer_norm
+from sam3_jax.model.layers import conv, dense, gelu
+from sam3_jax.model.norms import LayerNorm
 
 
 class Stem(nn.Module):
@@ -33,7 +34,7 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    y = layer_norm(dtype=self.dtype, name="norm")(x)
+    y = LayerNorm(dtype=self.dtype, name="norm")(x)
     y = gelu(conv(x.shape[-1], 3, self.dtype, "conv1")(y))
     return x + conv(x.shape[-1], 3, self.dtype, "conv2")(y)
 

@@ -7,7 +7,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from sam3_jax.config import TextConfig
-from sam3_jax.model.layers import PLAIN, Block, Layering, dense, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, dense, stacked
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.types import TextEmbedding
 
 PADDING = 0  # also the id of "!" inside a word, which Meta's code therefore masks out; so do we
@@ -30,10 +31,10 @@ class TextEncoder(nn.Module):
     config = self.config
     table = nn.Embed(config.vocabulary, config.width, dtype=self.dtype, name="token_embedding")
     shape = (config.context, config.width)
-    position = self.param("position", nn.initializers.normal(0.01), shape)
+    position = self.param("position", nn.initializers.normal(0.01), shape, jnp.float32)
     x = table(tokens) + position[: tokens.shape[1]].astype(self.dtype)
     blocks = stacked(Block, config.layers, layering=self.layering)
     sizes = (config.heads, config.mlp_width, self.dtype)
     x, _ = blocks(*sizes, causal=True, train=self.train, name="blocks")(x, 0.0)
-    x = layer_norm(dtype=self.dtype, name="norm_final")(x)
+    x = LayerNorm(dtype=self.dtype, name="norm_final")(x)
     return TextEmbedding(dense(self.width, self.dtype, "project")(x), tokens != PADDING)

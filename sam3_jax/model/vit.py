@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sam3_jax.config import TrunkConfig
-from sam3_jax.model.layers import PLAIN, Block, Layering, float32_sums, layer_norm, stacked
+from sam3_jax.model.layers import PLAIN, Block, Layering, float32_sums, stacked
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.stem import Stem
 
 
@@ -37,16 +38,17 @@ class Trunk(nn.Module):
     side = x.shape[1]
 
     shape = (config.pretrain_grid, config.pretrain_grid, config.width)
-    position = self.param("position", nn.initializers.truncated_normal(0.02), shape)
+    position = self.param("position", nn.initializers.truncated_normal(0.02), shape, jnp.float32)
     # Tiled, not interpolated: the released weights were trained so.
     repeats = -(-side // config.pretrain_grid)
     position = jnp.tile(position, (repeats, repeats, 1))[:side, :side]
-    x = layer_norm(dtype=self.dtype, name="norm_pre")(x + position.astype(self.dtype))
+    x = LayerNorm(dtype=self.dtype, name="norm_pre")(x + position.astype(self.dtype))
 
     x = x.reshape(len(x), side * side, config.width)
     watched = any(map(self.is_mutable_collection, ("params", "intermediates")))
     if watched or self.train or self.layering != PLAIN:
-      drop_path = jnp.linspace(0, config.drop_path, config.blocks).reshape(config.groups, -1)
+      drop_path = jnp.linspace(0, config.drop_path, config.blocks, dtype=jnp.float32)
+      drop_path = drop_path.reshape(config.groups, -1)
       groups = stacked(Group, config.groups, in_axes=0)
       settings = config, side, self.dtype, self.train, self.layering
       x, _ = groups(*settings, name="groups")(x, drop_path)
@@ -70,10 +72,10 @@ def _walk(
   def group(x: Array, part: tuple[Array, Any]) -> tuple[Array, None]:
     first, own = part
     x = to_windows(x, side, config.window)
-    x, _ = jax.lax.scan(block, x, first + jnp.arange(config.windowed))
+    x, _ = jax.lax.scan(block, x, first + jnp.arange(config.windowed, dtype=jnp.int32))
     return whole.apply({"params": own}, from_windows(x, side, config.window))[0], None
 
-  firsts = config.windowed * jnp.arange(config.groups)
+  firsts = config.windowed * jnp.arange(config.groups, dtype=jnp.int32)
   return jax.lax.scan(group, x, (firsts, params["global"]))[0]
 
 
@@ -98,7 +100,7 @@ class Patches(nn.Module):
   def __call__(self, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
     rows, side, patch = len(images), images.shape[1] // self.patch, self.patch
     shape = patch, patch, images.shape[-1], self.width
-    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
     x = images.astype(self.dtype).reshape(rows, side, patch, side, patch, -1).swapaxes(2, 3)
     x = x.reshape(rows, side, side, -1)
     return float32_sums(x, kernel.astype(self.dtype).reshape(x.shape[-1], self.width), None)

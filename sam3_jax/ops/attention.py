@@ -129,17 +129,16 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   if valid is not None:
     logits = jnp.where(valid, logits, -jnp.inf)
   if causal:
-    logits = jnp.where(jnp.tri(*logits.shape, dtype=bool), logits, -jnp.inf)
+    i, j = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
+    logits = jnp.where(i >= j, logits, -jnp.inf)
   # As in jax.nn.softmax, the shift cancels out and needs no gradient.
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
   summed = value.shape[1] > query.shape[1]
   total = 0 if summed else weights.sum(axis=1, keepdims=True)
   if dropout_key is not None:
-    kept = jax.random.bernoulli(dropout_key, 1 - dropout, weights.shape)
+    kept = jax.random.bernoulli(dropout_key, jnp.float32(1 - dropout), weights.shape)
     weights = jnp.where(kept, weights / (1 - dropout), 0)
-  out = einsum(
-    "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-  )
+  out = einsum("ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
   if summed:
     out, total = out[:, :-1], out[:, -1:]
   return (out / total).astype(value.dtype)  # the softmax's division, on C columns instead of J

@@ -38,12 +38,12 @@ def _axis_weights(
   """How much each cell of one axis counts in each bin; `low` and `high` are fractions."""
   low, high = (x[..., None, None] * cells for x in (low, high))
   extent = jnp.maximum(high - low, 1)  # not aligned: at least one cell
-  sample = jnp.arange(math.ceil(2 * cells / size))
+  sample = jnp.arange(math.ceil(2 * cells / size), dtype=jnp.float32)
   # ceil(extent / size). XLA's division may be one bit off, and then ceil by one.
-  samples = jnp.sum(sample * size < extent, axis=-1, keepdims=True)
-  bins = jnp.arange(size)[:, None]
+  samples = jnp.sum(sample * size < extent, axis=-1, keepdims=True, dtype=jnp.float32)
+  bins = jnp.arange(size, dtype=jnp.float32)[:, None]
   position = low + extent / size * (bins + (sample + 0.5) / samples)
   counted = (sample < samples) & (position >= -1) & (position <= cells)
   position = jnp.clip(position, 0, cells - 1)
-  hat = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(cells)))
+  hat = jnp.maximum(0, 1 - jnp.abs(position[..., None] - jnp.arange(cells, dtype=jnp.float32)))
   return jnp.sum(jnp.where(counted[..., None], hat, 0), axis=-2) / samples

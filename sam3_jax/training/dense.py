@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sam3_jax.model.layers import Mlp, layer_norm
+from sam3_jax.model.layers import Mlp
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.ops.precision import einsum
@@ -182,7 +183,7 @@ def _box_head(parameters: Any, memory: Float[Array, "B HW D"]) -> Float[Array, "
   def apply(module: nn.Module, name: str, x: Array) -> Any:
     return module.apply({"params": heads[name]}, x)
 
-  normed = apply(layer_norm(**alone), "norm", memory)
+  normed = apply(LayerNorm(**alone), "norm", memory)
   return jax.nn.sigmoid(apply(Mlp((width, width, 4), **alone), "box_head", normed))
 
 

@@ -38,7 +38,9 @@ class VisualHead(nn.Module):
     width = self.config.width
     self.neck = Neck(width, self.dtype)
     self.fine_project, self.middle_project = (Parameters((1, 1), width // n) for n in (8, 4))
-    self.no_memory = self.param("no_memory", nn.initializers.normal(0.02), (1, 1, width))
+    self.no_memory = self.param(
+      "no_memory", nn.initializers.normal(0.02), (1, 1, width), jnp.float32
+    )
     self.prompt = PromptEncoder(width, self.config.image_size, self.dtype)
     self.decoder = MaskDecoder(width, self.dtype)
 
@@ -89,9 +91,13 @@ def answer(
   """One mask a prompt, and its IoU: the best reading where there is doubt; elsewhere as `choose`
   without `multimask`."""
   logits, iou = predictions.mask_logits, predictions.iou
-  inner, outer = ((logits[:, 0] > x).sum((1, 2)) for x in (STABILITY_OFFSET, -STABILITY_OFFSET))
+  inner, outer = (
+    jnp.sum(logits[:, 0] > x, axis=(1, 2), dtype=jnp.float32)  # exact up to 2^24 cells
+    for x in (STABILITY_OFFSET, -STABILITY_OFFSET)
+  )
   stable = inner >= STABILITY * outer  # an empty mask is stable
-  choice = jnp.where(stable & ~doubt, 0, 1 + iou[:, 1:].argmax(axis=1))[:, None]
+  best = 1 + jax.lax.argmax(iou[:, 1:], 1, jnp.int32)
+  choice = jnp.where(stable & ~doubt, 0, best)[:, None]
   chosen = jnp.take_along_axis(logits, choice[:, :, None, None], axis=1)
   return chosen, jnp.take_along_axis(iou, choice, axis=1)
 
@@ -113,12 +119,12 @@ def init(config: Config, key: Array) -> dict[str, Any]:
   def make(key):
     prompts = VisualPrompts(
       jnp.zeros(1, jnp.int32),
-      jnp.zeros((1, 1, 2)),
+      jnp.zeros((1, 1, 2), jnp.float32),
       jnp.ones((1, 1), jnp.int32),
-      jnp.zeros((1, masks, masks)),
+      jnp.zeros((1, masks, masks), jnp.float32),
       jnp.ones(1, bool),
     )
-    features = jnp.zeros((1, side, side, config.trunk.width))
+    features = jnp.zeros((1, side, side, config.trunk.width), jnp.float32)
     return VisualHead(config).init(key, features, prompts, method=VisualHead.everything)["params"]
 
   return make(key)

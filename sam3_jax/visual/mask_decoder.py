@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from sam3_jax.model.layers import Mlp, gelu, layer_norm
+from sam3_jax.model.layers import Mlp, gelu
 from sam3_jax.model.neck import Parameters, doubled
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.precision import einsum
 from sam3_jax.types import VisualPredictions
 from sam3_jax.visual.two_way import TwoWayTransformer
@@ -38,7 +39,7 @@ class MaskDecoder(nn.Module):
     width, prompts = self.width, len(prompt)
     normal = nn.initializers.normal(1.0)
     own = [
-      self.param(name, normal, (count, width))
+      self.param(name, normal, (count, width), jnp.float32)
       for name, count in (("object_token", 1), ("iou_token", 1), ("mask_tokens", MASKS))
     ]
     own = jnp.concatenate(own).astype(self.dtype)
@@ -51,7 +52,7 @@ class MaskDecoder(nn.Module):
     middle, fine = levels
     x = cells.reshape(prompts, *image.shape[1:])
     x = doubled(x, Parameters((2, 2), width // 4, name="up1")(width)) + middle
-    x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name="up_norm")(x))
+    x = gelu(LayerNorm(epsilon=1e-6, dtype=self.dtype, name="up_norm")(x))
     x = gelu(doubled(x, Parameters((2, 2), width // 8, name="up2")(width // 4)) + fine)
 
     mask_states = states[:, 2 : 2 + MASKS]

@@ -11,7 +11,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from sam3_jax.model.layers import conv, gelu, layer_norm
+from sam3_jax.model.layers import conv, gelu
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.precision import matmul
 
 LABELS = 4  # off the object, on it, a box's first and last corner
@@ -34,10 +35,10 @@ class PromptEncoder(nn.Module):
   def setup(self):
     normal = nn.initializers.normal(1.0)
     # Random and fixed (Tancik et al. 2020, arXiv:2006.10739): no gradient ever changes it.
-    self.frequencies = self.param("frequencies", normal, (2, self.width // 2))
-    self.label_embedding = self.param("label_embedding", normal, (LABELS, self.width))
-    self.not_a_point = self.param("not_a_point", normal, (1, self.width))
-    self.no_mask = self.param("no_mask", normal, (1, self.width))
+    self.frequencies = self.param("frequencies", normal, (2, self.width // 2), jnp.float32)
+    self.label_embedding = self.param("label_embedding", normal, (LABELS, self.width), jnp.float32)
+    self.not_a_point = self.param("not_a_point", normal, (1, self.width), jnp.float32)
+    self.no_mask = self.param("no_mask", normal, (1, self.width), jnp.float32)
     self.mask = MaskEncoder(self.width, self.dtype)
 
   def points(
@@ -46,8 +47,9 @@ class PromptEncoder(nn.Module):
     """A token a point, and one that closes the list; and which are valid. A prompt without any
     point has no valid token."""
     code = self._code(xy + 0.5 / self.image_size)
-    tokens = code + self.label_embedding[jnp.maximum(labels, 0)]
-    last = jnp.broadcast_to(self.not_a_point, (len(xy), 1, self.width))
+    table, last = (x.astype(jnp.float32) for x in (self.label_embedding, self.not_a_point))
+    tokens = code + table[jnp.maximum(labels, 0)]
+    last = jnp.broadcast_to(last, (len(xy), 1, self.width))
     valid = labels >= 0
     valid = jnp.concatenate([valid, valid.any(axis=1, keepdims=True)], axis=1)
     return jnp.concatenate([tokens, last], axis=1).astype(self.dtype), valid
@@ -83,5 +85,5 @@ class MaskEncoder(nn.Module):
     x = mask[..., None].astype(self.dtype)
     for i, channels in enumerate(MASK_WIDTHS, start=1):
       x = conv(channels, 2, self.dtype, f"conv{i}", strides=2, padding="VALID")(x)
-      x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}")(x))
+      x = gelu(LayerNorm(epsilon=1e-6, dtype=self.dtype, name=f"norm{i}")(x))
     return conv(self.width, 1, self.dtype, "project")(x)

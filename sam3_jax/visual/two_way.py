@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from sam3_jax.model.layers import Attention, Mlp, layer_norm
+from sam3_jax.model.layers import Attention, Mlp
+from sam3_jax.model.norms import LayerNorm
 
 LAYERS = 2
 HEADS = 8
@@ -37,7 +38,7 @@ class TwoWayTransformer(nn.Module):
       x, image = layer(x, tokens, valid, image, position)
     attend = Attention(HEADS, self.dtype, inner=tokens.shape[-1] // 2, name="final_attn")
     x = x + attend(x + tokens, image + position, image)
-    return layer_norm(dtype=self.dtype, name="norm_final")(x), image
+    return LayerNorm(dtype=self.dtype, name="norm_final")(x), image
 
 
 class TwoWayLayer(nn.Module):
@@ -65,7 +66,7 @@ class TwoWayLayer(nn.Module):
       return Attention(HEADS, self.dtype, inner=inner, name=name)
 
     def norm(name, y):
-      return layer_norm(dtype=self.dtype, name=name)(y)
+      return LayerNorm(dtype=self.dtype, name=name)(y)
 
     placed = x if self.first else x + place
     branch = attend("self_attn")(placed, placed, x, valid=valid)

@@ -10,7 +10,6 @@ import dataclasses
 import importlib.util
 import os
 
-import jax
 import jax.numpy as jnp
 import lite
 import numpy as np

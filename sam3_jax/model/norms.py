@@ -1,0 +1,62 @@
+"""Layer norm and group norm: statistics, scale and bias in float32, whatever the dtypes are.
+
+Two passes, as PyTorch computes them. The numbers are those of `flax.linen`, whose norms promote
+dtypes implicitly, so that they fail under `jax_numpy_dtype_promotion=strict`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class LayerNorm(nn.Module):
+  """Norm over the channels (Ba et al. 2016, arXiv:1607.06450)."""
+
+  epsilon: float = 1e-5
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+    scale, bias = _parameters(self, x.shape[-1])
+    x = x.astype(jnp.float32)
+    centred = x - mean(x, (-1,))
+    factor = jax.lax.rsqrt(mean(jnp.square(centred), (-1,)) + self.epsilon)
+    return (centred * (factor * scale) + bias).astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Norm over all cells of each group of channels (Wu and He 2018, arXiv:1803.08494)."""
+
+  groups: int
+  epsilon: float = 1e-5
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    scale, bias = _parameters(self, x.shape[-1])
+    x = x.astype(jnp.float32)
+    size = x.shape[-1] // self.groups
+
+    def by_channel(values: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
+      """Each channel's group's mean."""
+      grouped = mean(values.reshape(*values.shape[:-1], self.groups, size), (1, 2, 4))
+      return jnp.repeat(grouped.reshape(len(values), 1, 1, self.groups), size, axis=-1)
+
+    centred = x - by_channel(x)
+    factor = jax.lax.rsqrt(by_channel(jnp.square(centred)) + self.epsilon)
+    return (centred * (factor * scale) + bias).astype(self.dtype)
+
+
+def mean(x: Array, axes: tuple[int, ...]) -> Array:
+  """Mean over axes, which stay."""
+  return x.mean(axes, keepdims=True)
+
+
+def _parameters(module: nn.Module, channels: int) -> tuple[Array, Array]:
+  """Scale and bias, float32."""
+  ones, zeros = nn.initializers.ones, nn.initializers.zeros
+  scale = module.param("scale", ones, (channels,), jnp.float32)
+  bias = module.param("bias", zeros, (channels,), jnp.float32)
+  return scale.astype(jnp.float32), bias.astype(jnp.float32)
