@@ -113,40 +113,26 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   yield "detect on a mesh", decode.trace(params, encode, prompts, 4)
 
 
-def training(dtype: Any) -> Iterator[tuple[str, Any]]:
-  """Name and `jax.stages.Traced` of a step of each objective. Only parameters at the model's
-  beginning are trained, as each one more takes time."""
+def training(objective: str, dtype: Any) -> Any:
+  """`jax.stages.Traced` of a step. Only parameters at the model's beginning are trained: each one
+  more takes time."""
   batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), toy.batch(0, images=2))
   parts = toy.parameters() | toy.visual_parameters()
   parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
-  variants = {
-    "detection": {"losses": LossConfig(cell_weight=1.0), "masked": 1},
-    "dense": {"objective": "dense"},
-    "visual": {"objective": "visual", "visual": VisualConfig(prompts=2, rounds=2), "average": 0.9},
-  }
+  trained = {path: parts[path] for path in FIRST[objective == "visual"]}
+  if objective == "detection":
+    trained |= jax.eval_shape(lambda: adapt(parts, LORA, jax.random.key(0)))
+  frozen = {path: x for path, x in parts.items() if path not in trained}
+  what = step.StepSettings(
+    model=toy.CONFIG, losses=LossConfig(cell_weight=1.0), visual=VisualConfig(prompts=2, rounds=2),
+    objective=objective, dtype=dtype, masked=1 if objective == "detection" else None, average=0.9,
+  )  # fmt: skip
   mesh, settings = make_mesh(jax.devices()[:1]), OptimizerConfig()
-  for name, given in variants.items():
-    what = step.StepSettings(
-      **{"model": toy.CONFIG, "losses": LossConfig(), "dtype": dtype} | given
-    )
-    trained = {path: parts[path] for path in FIRST[name == "visual"]}
-    if name == "detection":
-      trained |= jax.eval_shape(lambda: adapt(parts, LORA, jax.random.key(0)))
-    frozen = {path: x for path, x in parts.items() if path not in trained}
-    optimizer = make_optimizer(settings, trained, toy.CONFIG.trunk, 5)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    create = functools.partial(state.create, optimizer=optimizer, average=bool(what.average))
-    now = jax.eval_shape(lambda trained, key, create=create: create(trained, key=key), trained, key)
-    run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, frozen)
-    yield f"train {name}", run.trace(now, frozen, batch)
-
-
-def everything(dtype: Any) -> Iterator[tuple[str, Any]]:
-  for name, config in CONFIGS.items():
-    for program, traced in inference(config, dtype):
-      yield f"{name}, {program}", traced
-  yield from sharded(toy.CONFIG, dtype)
-  yield from training(dtype)
+  optimizer = make_optimizer(settings, trained, toy.CONFIG.trunk, 5)
+  create = functools.partial(state.create, optimizer=optimizer, average=True)
+  now = jax.eval_shape(lambda trained: create(trained, key=jax.random.key(0)), trained)
+  run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, frozen)
+  return run.trace(now, frozen, batch)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

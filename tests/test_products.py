@@ -1,25 +1,85 @@
-"""Products are as precise as their dtype says, on every platform: float32 ones are float32."""
+"""Every program is traced under 64-bit mode and strict dtype promotion; its products are as precise
+as their dtype says on every platform, and nothing in it is 64 bits wide."""
 
+import contextlib
+
+import jax
+import numpy as np
 import programs
 import pytest
+import toy
 from jax.lax import Precision
+
+from sam3_jax.model import sam3
+from sam3_jax.ops.precision import precision_of
+from sam3_jax.visual import head
 
 EXACT = (Precision.HIGHEST, Precision.HIGHEST)
 PRODUCTS = ("dot_general", "conv_general_dilated")
+# Programs whose products sum in float32, and in which nothing may be wider.
+INFERENCE = {
+  **{
+    name: lambda dtype, c=config: programs.inference(c, dtype)
+    for name, config in programs.CONFIGS.items()
+  },
+  "mesh": lambda dtype: programs.sharded(toy.CONFIG, dtype),
+}
+
+
+@contextlib.contextmanager
+def unusual_modes():
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    yield
+
+
+def imprecise(name, traced):
+  """Products that are not as precise as their dtype; and there must be some."""
+  products = [x for x in programs.equations(traced.jaxpr.jaxpr) if x.primitive.name in PRODUCTS]
+  assert products, name
+  for product in products:
+    operands = [x.aval.dtype.name for x in product.invars]
+    wanted = EXACT if operands == ["float32", "float32"] else None
+    if product.params["precision"] != wanted:
+      yield f"{name}: {product.source_info.name_stack} {operands} {product.params['precision']}"
+
+
+def wide(name, traced):
+  """Arrays of 64 bits; scalars may be the counters of JAX's own loops."""
+  for equation in programs.equations(traced.jaxpr.jaxpr):
+    for x in equation.outvars:
+      if x.aval.shape and getattr(x.aval.dtype, "itemsize", 4) == 8:
+        yield f"{name}: {equation.primitive} {equation.source_info.name_stack} {x.aval}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_product(dtype):
+@pytest.mark.parametrize("kind", INFERENCE)
+def test_inference(kind, dtype):
   wrong = []
-  for name, traced in programs.everything(dtype):
-    found = 0
-    for equation in programs.equations(traced.jaxpr.jaxpr):
-      if equation.primitive.name not in PRODUCTS:
-        continue
-      found += 1
-      operands = [x.aval.dtype.name for x in equation.invars]
-      wanted = EXACT if operands == ["float32", "float32"] else None
-      if equation.params["precision"] != wanted:
-        wrong.append(f"{name}: {equation.source_info.name_stack} {operands}")
-    assert found, name
+  with unusual_modes():
+    for name, traced in INFERENCE[kind](dtype):
+      wrong += [*imprecise(name, traced), *wide(name, traced)]
   assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+  ("objective", "dtype"),
+  [("detection", "bfloat16"), ("dense", "float32"), ("visual", "bfloat16")],
+)
+def test_training(objective, dtype):
+  traced = programs.training(objective, dtype)
+  wrong = list(imprecise(objective, traced))
+  assert not wrong, "\n".join(wrong)
+
+
+def test_parameters_are_float32():
+  with unusual_modes():
+    for shapes in (
+      sam3.parameter_shapes(programs.CONFIGS["parts"]),
+      head.parameter_shapes(toy.CONFIG),
+    ):
+      assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {"float32"}
+
+
+def test_precision_of_a_product():
+  assert precision_of("float32") == precision_of("float32", np.float32) == Precision.HIGHEST
+  assert precision_of("float32", "bfloat16") is precision_of("bfloat16") is None
