@@ -52,8 +52,9 @@ def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
 def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """Name and `jax.stages.Traced` of each program of `Sam3` and of the batch engine."""
   detector, visual = sam3.Detector(config, dtype), head.VisualHead(config, dtype)
-  make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
-  params = make(sam3.parameter_shapes(config) | {"visual": head.parameter_shapes(config)})
+  shapes = sam3.parameter_shapes(config) | {"visual": head.parameter_shapes(config)}
+  assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {"float32"}
+  params = jax.tree.map(lambda x: shape(dtype, *x.shape), shapes)
   side, cells = config.image_size, config.mask_size
 
   encode = parallel.image_encoder(detector, keep=lambda *both: both).trace(
@@ -72,10 +73,10 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   rows, flags = shape("int32", PROMPTS), shape("bool", PROMPTS, BOXES)
   points = Points(shape("float32", PROMPTS, BOXES, 2), flags, flags)
   prompts = Prompts(
-    rows, rows, TextEmbedding(*jax.tree.leaves(text.out_info)),
+    rows, rows, text.out_info,
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
-  if config is not toy.CONFIG:  # else `score` and `mask`, which are its two halves
+  if config is not toy.CONFIG:  # the other parts: no more of them
     yield "detect", parallel.prompt_decoder(detector).trace(params, embedding, prompts, 4)
     return
   score = parallel.prompt_scorer(detector).trace(params, embedding, prompts, 4)

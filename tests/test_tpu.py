@@ -6,6 +6,7 @@ import re
 import hlo
 import jax
 import pytest
+import toy
 
 from sam3_jax import compiling
 from sam3_jax.config import RELEASED
@@ -29,6 +30,26 @@ def compiled(request, tokenizer_path):
   model = Sam3(RELEASED, params, tokenizer, dtype="bfloat16")
   lowered = compiling.lowered(model, images=[1], prompts=[PROMPTS])
   return [program.compile() for program in lowered.values()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_products_take_all_passes(tokenizer_path, dtype):
+  """Of a small model: all its products in float32; in bfloat16 those of boxes and scores alone."""
+  place = jax.sharding.SingleDeviceSharding(compiling.described_tpu(CHIPS[0]))
+  params = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), parameter_shapes(toy.CONFIG)
+  )
+  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
+  model = Sam3(toy.CONFIG, params, tokenizer, dtype=dtype)
+  wide = r"/(BoxBias|layers\.step/Mlp|query_project|neck/level[01]/dot_general)\b"
+  found = set()
+  for lowered in compiling.lowered(model, images=[1], phrases=[1], prompts=[1]).values():
+    for line in lowered.compile().as_text().splitlines():
+      if re.search(r" (convolution|dot)\(", line):
+        exact = dtype == "float32" or re.search(wide, line) is not None
+        assert exact == ("operand_precision={highest,highest}" in line), line
+        found.add(exact)
+  assert found == ({True} if dtype == "float32" else {True, False})
 
 
 def test_memory(compiled):
