@@ -49,8 +49,13 @@ def find_checkpoint(
   for folder in folders:
     if folder.is_dir():
       return folder
+  if Path(name).is_file():
+    raise ValueError(
+      f"{name} is a file, but a checkpoint is a folder; if it holds released weights, convert it: "
+      f"`sam3-jax convert {name} OUT`."
+    )
   raise FileNotFoundError(
-    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, folders))}. Convert the released "
+    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, dict.fromkeys(folders)))}. Convert the released "
     f"weights with `sam3-jax convert SOURCE checkpoints/{Path(name).name}`, or use sam3_tiny."
   )
 
