@@ -211,7 +211,8 @@ def _from_hub(name: str, progress: Callable[[str, float], None] | None, note: No
       target = _entry(folder, commit)
     else:
       target, commit = _convert(folder, repository, commit, name, progress)
-      _explain_old(cache / "--".join([*repository.split("/"), *(revision or "").split()]), note)
+      old = [*repository.split("/"), *(revision or "").replace("/", "-").split()]
+      _explain_old(cache / "--".join(old), note)
     _remember(ref, commit)
   return target
 
