@@ -316,6 +316,8 @@ def add_checksums(path: str | Path) -> list[str]:
   manifest["files"] = {item: file_sizes(path / "params" / item) for item in manifest["items"]}
   manifest["unread_files"] = file_sizes(path / "unread")
   manifest["checksums_file"] = checksums.FILE
+  shapes = {name: entry["shape"] for name, entry in manifest["parameters"].items()}
+  manifest["fits"] = fit(opened.config, shapes)  # which were compared with the model
   if manifest != opened.manifest:
     write_json(path / "manifest.json", manifest, indent=1)
   sums = checksums.write(path)

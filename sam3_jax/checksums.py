@@ -167,7 +167,7 @@ def _is_listable(name: str) -> bool:
     name.isprintable()
     and "\\" not in name
     and name == name.strip()
-    and path.as_posix() == name
+    and path.as_posix() == name != "."
     and not path.is_absolute()
     and ".." not in path.parts
     and name != FILE
