@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.writer import file_checksum
+from sam3_jax.identity import file_sha256
 
 # Where the hub's client keeps a repository at a revision.
 _SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)/snapshots/([0-9a-f]{40})", re.ASCII)
@@ -24,7 +24,7 @@ def describe_origin(weights: Path) -> dict[str, Any]:
   files = sorted({weights, *(weights.parent / name for name in _shards(weights))})
   described: dict[str, Any] = {
     "files": {
-      path.name: {"bytes": path.stat().st_size, "sha256": file_checksum(path)} for path in files
+      path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
     }
   }
   if found := _SNAPSHOT.search(weights.absolute().as_posix()):

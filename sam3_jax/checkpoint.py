@@ -5,18 +5,19 @@
                     the part `visual`, the head for visual prompts, may be missing
   unread/           Orbax; tensors of the source that nothing reads, under the source's names
   tokenizer.model   SentencePiece
-  fingerprint.json  what its programs gave for a picture that never changes; may be missing
+  fingerprint.json  what its programs gave for an image that never changes; may be missing
   manifest.json     each parameter's shape, dtype and checksum, and a seal that they fit the
-                    configuration; where the source's tensors went
+                    configuration; where the source's tensors went; see manifest.py
+  SHA256SUMS        the checksum of every other file, in the format of sha256sum
 
 Orbax restores a wrong shape silently when no sharding is given, and a flipped bit always: hence the
-manifest, which is compared with the model and with what is stored before anything is restored. A
-folder appears under its name only when it is complete.
+manifest, which is compared with the model and with the stored arrays before anything is restored,
+and the checksums; integrity.py says which are compared when. A folder appears under its name only
+when it is complete.
 """
 
 import dataclasses
 import functools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -28,28 +29,23 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import DTypeLike
 
-from sam3_jax import fingerprint
+from sam3_jax import checksums, fingerprint, integrity
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.files import write_json
 from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.identity import checkpoint_identity
-from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
-from sam3_jax.places import exists, file_sizes, place
+from sam3_jax.items import REST, Shardings, restore_item, stored_arrays
+from sam3_jax.manifest import check_manifest, count_by_reason
+from sam3_jax.places import exists, file_sizes, place, require_local
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
-from sam3_jax.writer import (
-  FORMAT_VERSION,
-  REST,
-  Writer,
-  compare_checksums,
-  find_damage,
-  find_differing,
-  fit,
-  read_compared,
-)
+from sam3_jax.writer import FORMAT_VERSION, Writer, fit
 
 DTYPES = ("float32", "bfloat16")
+VERIFYING = 0.5  # fraction of loading that comparing all checksums takes, as progress has it
 VISUAL = "visual"  # the part that a checkpoint may lack: the head for visual prompts
-INDEX = 2**20  # bytes below which a file may be an index of Orbax's, and is compared before use
+PARTS = ("config.json", "manifest.json", "params", "tokenizer.model")
+WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".h5", ".ckpt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +99,7 @@ class Summary:
 
   Attributes:
     path: of the folder.
+    identity: digest of parameters, configuration and tokenizer; see `identity.py`.
     config: the model's.
     info: what it says of itself; see `save`.
     parts: number of parameters of each top-level part.
@@ -120,6 +117,7 @@ class Summary:
   """
 
   path: str
+  identity: str
   config: Config
   info: dict[str, Any]
   parts: dict[str, int]
@@ -152,7 +150,7 @@ def save(
 
   Args:
     path: a folder that does not exist yet, or is empty; may be `gs://bucket/path`, where it counts
-      as complete once its manifest.json is there.
+      as complete once its SHA256SUMS is there.
     params: NumPy or JAX arrays, float32 or bfloat16; each process must hold all of them.
     config: the model's.
     tokenizer: the bytes of a SentencePiece model.
@@ -196,8 +194,8 @@ def load(
     path: the folder, of this machine or `gs://bucket/path` (needs the extra `gcs`).
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
     sharding: of the parameters; None puts them on the first device.
-    verify: compare every tensor's checksum first; see the function `verify`.
-    progress: is told what is being read, and which fraction of all parameters was read before that.
+    verify: compare every file's checksum first, not those of small files alone.
+    progress: is told what is being read, and which fraction of the whole was done before that.
 
   Raises:
     FileNotFoundError: there is nothing at `path`.
@@ -221,7 +219,12 @@ def begin(
   if dtype is not None:
     check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
-  path, info, manifest, config = _open_verified(path) if verify else _open(path)
+  first = VERIFYING if verify else 0.0  # the fraction that comparing the files takes
+  told = (lambda fraction: tell("checksums", first * fraction)) if verify else None
+  if told:
+    told(0.0)
+  opened = _open(path, verify=verify, progress=told)
+  path, manifest = opened.path, opened.manifest
   given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
   def wanted(name: str, shape: tuple[int, ...], stored: DTypeLike) -> jax.ShapeDtypeStruct:
@@ -237,7 +240,8 @@ def begin(
     params: dict[str, Any] = {}
     total, done = sum(x.size for x in shapes.values()), 0
     for item in manifest["items"]:
-      tell("parameters" if item == REST else item, done / total)
+      what = "parameters" if item == REST else item
+      tell(what, first + (1 - first) * done / max(1, total))
       restored = restore_item(path / "params" / item, shapes)
       done += sum(array.size for array in jax.tree.leaves(restored))
       params |= restored
@@ -245,64 +249,114 @@ def begin(
     raise_faults(not_finite(flatten(params)), f"{path} cannot be used")
     return params
 
-  tokenizer = (path / "tokenizer.model").read_bytes()
-  same = checkpoint_identity(manifest["parameters"], config.to_dict(), tokenizer)
-  return Bundle(config, nest(shapes), tokenizer, info, same), read
+  return Bundle(opened.config, nest(shapes), opened.tokenizer, opened.info, opened.identity), read
 
 
 def open_stored(path: str | Path) -> Stored:
   """Everything but the arrays, which are read part by part; raises as `load` does."""
-  path, info, manifest, config = _open(path)
+  opened = _open(path)
+  path, manifest = opened.path, opened.manifest
 
   def read(item: str) -> dict[str, np.ndarray]:
-    return read_compared(path / "params" / item, manifest["parameters"])
-
-  def unread() -> dict[str, np.ndarray]:
-    return read_compared(path / "unread", manifest["unread"]) if manifest["unread"] else {}
+    return integrity.read_compared(path / "params" / item, manifest["parameters"])
 
   dtypes = {name: entry["dtype"] for name, entry in manifest["parameters"].items()}
-  model = (path / "tokenizer.model").read_bytes()
   items = {item: tuple(stored_arrays(path / "params" / item)) for item in manifest["items"]}
-  return Stored(str(path), config, info, model, dtypes, items, read, unread)
+  return Stored(
+    path=str(path),
+    config=opened.config,
+    info=opened.info,
+    tokenizer=opened.tokenizer,
+    dtypes=dtypes,
+    items=items,
+    read=read,
+    unread=functools.partial(_read_unread, opened),
+  )
 
 
 def load_unread(path: str | Path) -> dict[str, np.ndarray]:
   """The tensors that the source had and nothing reads, by the source's names."""
-  path, _, manifest, _ = _open(path)
-  return read_item(path / "unread") if manifest["unread"] else {}
+  return _read_unread(_open(path))
 
 
-def verify(path: str | Path) -> None:
-  """Reads every stored tensor and compares its checksum; ValueError names those that differ."""
-  _open_verified(path)
+def verify(path: str | Path, *, progress: Callable[[float], None] | None = None) -> None:
+  """Reads every file and every stored tensor and compares their checksums.
+
+  Args:
+    path: as `load` takes it.
+    progress: is told which fraction of the files' bytes was read.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load`; the message names the files and tensors that differ.
+  """
+  _open(path, verify=True, tensors=True, progress=progress)
 
 
-def inspect(path: str | Path, *, verify: bool = False) -> Summary:
+def add_checksums(path: str | Path) -> list[str]:
+  """Writes SHA256SUMS for a checkpoint as it is: one of an earlier version, or one that was edited.
+
+  Every tensor is compared with the manifest first; configuration and tokenizer are taken as they
+  are, if they fit the parameters.
+
+  Returns:
+    The files whose checksum is new or another, by path.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load`; or a tensor differs from its checksum.
+    OSError: the folder cannot be written.
+  """
+  require_local(path, "a checkpoint to add checksums to")
+  opened = _open(path, trust=True)
+  path, manifest = opened.path, dict(opened.manifest)
+  try:
+    before = checksums.read(path) or {}
+  except ValueError:  # damaged; it is replaced
+    before = {}
+  manifest.pop("checksums", None)
+  manifest["files"] = {item: file_sizes(path / "params" / item) for item in manifest["items"]}
+  manifest["unread_files"] = file_sizes(path / "unread")
+  manifest["checksums_file"] = checksums.FILE
+  shapes = {name: entry["shape"] for name, entry in manifest["parameters"].items()}
+  manifest["fits"] = fit(opened.config, shapes)  # which were compared with the model
+  if manifest != opened.manifest:
+    write_json(path / "manifest.json", manifest, indent=1)
+  sums = checksums.write(path)
+  return [name for name, digest in sums.items() if before.get(name) != digest]
+
+
+def inspect(
+  path: str | Path,
+  *,
+  verify: bool = False,
+  progress: Callable[[float], None] | None = None,
+) -> Summary:
   """Says what a checkpoint holds; raises as `load` does, but reads no parameter unless `verify`
-  has all checksums compared."""
-  path, info, manifest, config = (_open_verified if verify else _open)(path)
+  has all checksums compared, of which `progress` is told as by the function `verify`."""
+  opened = _open(path, verify=verify, tensors=verify, progress=progress)
+  path, manifest = opened.path, opened.manifest
   parameters = manifest["parameters"]
   parts: dict[str, int] = {}
   for name, entry in parameters.items():
     part = name.partition("/")[0]
     parts[part] = parts.get(part, 0) + math.prod(entry["shape"])
   dtypes = {entry["dtype"] for entry in parameters.values()}
-  kept, tensors = fingerprint.read(path), len(parameters) + len(manifest["unread"])
+  kept = fingerprint.read(path)
   return Summary(
     path=str(path),
-    config=config,
-    info=info,
+    identity=opened.identity,
+    config=opened.config,
+    info=opened.info,
     parts=parts,
     parameters=sum(parts.values()),
     dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
     stored_bytes=sum(file_sizes(path).values()),
     memory={dtype: sum(parts.values()) * jnp.dtype(dtype).itemsize for dtype in DTYPES},
     source_tensors=manifest["source_tensors"],
-    unread=_by_reason(manifest["unread"]),
-    dropped=_by_reason(manifest["dropped"]),
-    cannot=_cannot(config, visual=VISUAL in parts),
+    unread=count_by_reason(manifest["unread"]),
+    dropped=count_by_reason(manifest["dropped"]),
+    cannot=_cannot(opened.config, visual=VISUAL in parts),
     checks={
-      "checksums": f"those of all {tensors:,} tensors are right" if verify else "not compared",
+      "checksums": _describe_comparison(opened.compared),
       "fingerprint": "not compared" if kept else "none",
     },
     fingerprint=kept,
@@ -331,80 +385,151 @@ def expected_shapes(config: Config, *, visual: bool = False) -> dict[str, tuple[
   return {name: leaf.shape for name, leaf in flatten(parts).items()}
 
 
-def _open_verified(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
-  """Likewise, after comparing all checksums; a file that keeps all from being read is named."""
-  folder = place(path)
-  try:
-    path, info, manifest, config = _open(path)
-  except ValueError:
-    try:
-      manifest = _read_json(folder / "manifest.json")
-      _check_manifest(manifest)
-      faults = find_damage(folder, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError):
-      faults = []  # the manifest itself is at fault
-    raise_faults(faults, f"{folder} is damaged")
-    raise
-  compare_checksums(path, manifest)
-  return path, info, manifest, config
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+  """A checkpoint after all checks that need no array; `compared`: what became of its checksums."""
+
+  path: Path
+  info: dict[str, Any]
+  manifest: dict[str, Any]
+  config: Config
+  tokenizer: bytes
+  compared: integrity.Comparison
+
+  @property
+  def identity(self) -> str:
+    return checkpoint_identity(self.manifest["parameters"], self.config.to_dict(), self.tokenizer)
 
 
-def _open(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any], Config]:
-  """Everything but the arrays, after all checks that need none."""
+def _open(
+  path: str | Path,
+  *,
+  verify: bool = False,
+  tensors: bool = False,
+  trust: bool = False,
+  progress: Callable[[float], None] | None = None,
+) -> _Opened:
+  """Everything but the arrays. Raises as `load` does.
+
+  Args:
+    path: as `load` takes it.
+    verify, tensors, progress: as `integrity.compare` takes them.
+    trust: ignore SHA256SUMS, and compare all tensors with the manifest instead.
+  """
   path = place(path)
-  if not exists(path):
-    raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
-  if not path.is_dir():
-    raise ValueError(f"{path} is a file, but a checkpoint is a folder; convert it first.")
-  if not any(path.iterdir()):
-    raise ValueError(f"{path} is an empty folder; `sam3-jax convert` makes a checkpoint.")
-  lacking = [
-    name
-    for name in ("config.json", "manifest.json", "params", "tokenizer.model")
-    if not (path / name).exists()
-  ]
-  if lacking:
-    raise ValueError(
-      f"{path} is no checkpoint or only part of one: it lacks {', '.join(lacking)}. "
-      "Convert or copy it again."
-    )
-  settings, manifest = _read_json(path / "config.json"), _read_json(path / "manifest.json")
+  _check_parts(path)
+  own = integrity.read_own(path, trust=trust)
+  settings, manifest = own.json(path, "config.json"), own.json(path, "manifest.json")
   for values in (settings, manifest):
     if (version := values.get("format_version")) != FORMAT_VERSION:
       raise ValueError(
-        f"{path} is of format version {version!r}, this is sam3-jax for version {FORMAT_VERSION}; "
-        "convert the weights again."
+        f"{path} is of format version {version!r:.80}, this is sam3-jax for version "
+        f"{FORMAT_VERSION}; convert the weights again."
       )
   try:
     info, model = dict(settings["info"]), settings["model"]
-    parameters = _check_manifest(manifest)
+    parameters = check_manifest(manifest)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(
-      f"config.json or manifest.json in {path} is damaged ({error!r}); convert the weights again."
+      f"config.json or manifest.json in {path} is damaged ({error!r:.300}); convert the weights "
+      "again."
     ) from error
   try:
     config = Config.from_dict(model)
   except ValueError as error:
     raise ValueError(f"{path / 'config.json'}: {error}") from error
-  Tokenizer(path / "tokenizer.model")
+  tokenizer = own.data["tokenizer.model"]
+  try:
+    Tokenizer(tokenizer)
+  except ValueError as error:  # which does not know where the bytes are from
+    name = str(path / "tokenizer.model")
+    raise ValueError(str(error).replace("the given bytes", name)) from error
+  for item in manifest["items"]:
+    if not re.fullmatch(r"\w+", item):
+      raise ValueError(
+        f"{path}/manifest.json names an item {item!r:.80}; convert the weights again."
+      )
+  if trust:
+    count = integrity.compare_tensors(path, manifest)
+    compared = integrity.Comparison(0, 0, count, (), ())
+  else:
+    compared = integrity.compare(
+      path, own, manifest, verify=verify, tensors=tensors, progress=progress
+    )
+  _check_arrays(path, manifest, config, parameters)
+  return _Opened(path, info, manifest, config, tokenizer, compared)
+
+
+def _check_parts(path: Path) -> None:
+  """Says what is at a path, unless it has all parts of a checkpoint."""
+  if not exists(path):
+    raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
+  if not path.is_dir():
+    raise ValueError(
+      f"{path} is a file, but a checkpoint is a folder; if it holds released weights, convert it: "
+      f"`sam3-jax convert {path} OUT`."
+    )
+  names = {one.name for one in path.iterdir()}
+  if not names:
+    raise ValueError(f"{path} is an empty folder; `sam3-jax convert` makes a checkpoint.")
+  lacking = [name for name in PARTS if name not in names]
+  if not lacking:
+    return
+  if "manifest.json" not in names:
+    if weights := sorted(name for name in names if name.endswith(WEIGHTS)):
+      raise ValueError(
+        f"{path} holds weights in another layout ({weights[0]}), and is no checkpoint of sam3-jax; "
+        f"convert it: `sam3-jax convert {path} OUT`."
+      )
+    inside = (one / "manifest.json" for one in sorted(path.iterdir()) if one.is_dir())
+    if found := next((one for one in inside if one.exists()), None):
+      raise ValueError(f"{path} is no checkpoint, but {found.parent} is one; give that.")
+  raise ValueError(
+    f"{path} is no checkpoint or only part of one: it lacks {', '.join(lacking)}. "
+    "Convert or copy it again."
+  )
+
+
+def _check_arrays(
+  path: Path, manifest: Mapping[str, Any], config: Config, parameters: dict[str, tuple[int, ...]]
+) -> None:
+  """Raises ValueError unless model, manifest and stored arrays agree in shapes and dtypes."""
   visual = any(name.startswith(f"{VISUAL}/") for name in parameters)
   sealed = manifest.get("fits") == fit(config, parameters)
   faults = [] if sealed else compare(parameters, expected_shapes(config, visual=visual))
   stored: dict[str, Any] = {}
   for item in manifest["items"]:
-    if not re.fullmatch(r"\w+", item):
-      raise ValueError(f"{path}/manifest.json names an item {item!r}; convert the weights again.")
-    sums = manifest.get("checksums", {}).get(item, {})
-    _check_files(path / "params" / item, manifest["files"].get(item, {}), sums)
     stored |= stored_arrays(path / "params" / item)
   faults = faults or compare({name: entry.shape for name, entry in stored.items()}, parameters)
   faults = faults or [
-    f"{name} is {entry.dtype}, expected {manifest['parameters'][name].get('dtype')}"
+    f"{name} is {entry.dtype}, expected {manifest['parameters'][name]['dtype']}"
     for name, entry in stored.items()
-    if str(entry.dtype) != manifest["parameters"][name].get("dtype")
+    if str(entry.dtype) != manifest["parameters"][name]["dtype"]
   ]
   raise_faults(faults, f"{path} does not fit the model")
-  return path, info, manifest, config
+
+
+def _read_unread(opened: _Opened) -> dict[str, np.ndarray]:
+  entries = opened.manifest["unread"]
+  return integrity.read_compared(opened.path / "unread", entries) if entries else {}
+
+
+def _describe_comparison(compared: integrity.Comparison) -> str:
+  """What became of the checksums, in words."""
+  clauses = []
+  if compared.compared == compared.files:
+    if compared.files:
+      clauses.append(f"those of all {compared.files:,} files are right")
+  else:
+    clauses.append(f"those of {compared.compared:,} of {compared.files:,} files are right")
+    clauses.append("--verify compares the others")
+  if compared.tensors:
+    clauses.append(f"those of {compared.tensors:,} tensors are right")
+  if compared.missing:
+    clauses.append(f"there are none of {', '.join(compared.missing)}; {integrity.ADD} adds them")
+  if compared.rewritten:
+    clauses.append(f"{', '.join(compared.rewritten)} was written again by Orbax")
+  return "; ".join(clauses)
 
 
 def _cannot(config: Config, *, visual: bool) -> list[str]:
@@ -419,61 +544,3 @@ def _cannot(config: Config, *, visual: bool) -> list[str]:
     target = "" if visual else " meta"
     lines.append(f"convert --to{target}: no program of that layout has its text encoder")
   return lines
-
-
-def _check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """The parameters' shapes. Raises what Python does when a manifest is not as `Writer` makes it."""
-  for counts in [*manifest["files"].values(), *manifest["source_tensors"].values()]:
-    for name, count in counts.items():
-      if type(count) is not int:
-        raise TypeError(f"{name}: {count!r}")
-  for sums in manifest.get("checksums", {}).values():
-    for name, checksum in sums.items():
-      if type(checksum) is not str:
-        raise TypeError(f"{name}: {checksum!r}")
-  _by_reason(manifest["unread"])
-  _by_reason(manifest["dropped"])
-  for item in manifest["items"]:
-    if type(item) is not str:
-      raise TypeError(f"item {item!r}")
-  return {name: tuple(entry["shape"]) for name, entry in manifest["parameters"].items()}
-
-
-def _check_files(folder: Path, wanted: Mapping[str, int], sums: Mapping[str, str]) -> None:
-  """Finds what was not copied to its end, and damage to an index: Orbax would meet either halfway
-  through, and leave threads at work that print a traceback each.
-
-  An item that Orbax has written again has files of other names, and is left to the other checks.
-  """
-  found = file_sizes(folder)
-  if found.keys() <= wanted.keys():
-    faults = [f"{name} is missing" for name in wanted if name not in found]
-    faults += [
-      f"{name} has {size:,} bytes, expected {wanted[name]:,}"
-      for name, size in found.items()
-      if size != wanted[name]
-    ]
-    raise_faults(faults, f"{folder} is only part of what was written")
-    small = {name: sums[name] for name, size in found.items() if size < INDEX and name in sums}
-    raise_faults(find_differing(folder, small), f"{folder} is damaged")
-
-
-def _by_reason(entries: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-  reasons: dict[str, dict[str, int]] = {}
-  for entry in entries.values():
-    sums = reasons.setdefault(entry["reason"], {"tensors": 0, "parameters": 0})
-    sums["tensors"] += 1
-    sums["parameters"] += math.prod(entry["shape"])
-  return reasons
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-  try:
-    values = json.loads(path.read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f"{path} is not readable JSON ({error}); convert the weights again."
-    ) from error
-  if not isinstance(values, dict):
-    raise ValueError(f"{path} must hold an object; convert the weights again.")
-  return values

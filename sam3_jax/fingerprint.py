@@ -6,7 +6,6 @@ parameters are the same is for the checksums to say, which a flipped bit does no
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from sam3_jax.files import parse_json, write_json
 from sam3_jax.prompts import Prompt
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 from sam3_jax.visual.prompts import VisualPrompt
@@ -141,7 +141,7 @@ def compare(found: Fingerprint, wanted: Fingerprint) -> float:
 
 def write(fingerprint: Fingerprint, folder: Path) -> None:
   """Writes it into a bundle."""
-  (folder / FILE).write_text(json.dumps(dataclasses.asdict(fingerprint), indent=1) + "\n")
+  write_json(folder / FILE, dataclasses.asdict(fingerprint), indent=1)
 
 
 def read(folder: Path) -> Fingerprint | None:
@@ -150,7 +150,7 @@ def read(folder: Path) -> Fingerprint | None:
   if not path.exists():
     return None
   try:
-    found = Fingerprint(**json.loads(path.read_bytes()))
+    found = Fingerprint(**parse_json(path.read_bytes()))
     rows = found.numbers.values()
     whole = all(len(row) == len(STATISTICS) and all(map(math.isfinite, row)) for row in rows)
     if found.dtype not in TOLERANCES or not whole:

@@ -3,40 +3,58 @@
 `keras_hub.models` replaced by `sam3_jax` is all a user of the card has to change.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Float
 
 from sam3_jax import snapshots
+from sam3_jax.files import parse_json, write_json
+from sam3_jax.identity import digest, identify
 from sam3_jax.inference import Sam3
-from sam3_jax.places import exists, place, scheme_of, user_cache
+from sam3_jax.lease import Lease
+from sam3_jax.places import exists, file_sizes, place, scheme_of, user_cache
 from sam3_jax.prompts import Prompt
+from sam3_jax.writer import FORMAT_VERSION
 
+CONVERSION = 1  # raised when `convert` makes another bundle of the same source: it is made again
+WAIT = 0.5  # seconds between two looks whether another process has converted an entry
+Note = Callable[[str], None]  # is told a line that the user should see
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
 
 
 def find_checkpoint(
-  name: str | Path, *, progress: Callable[[str, float], None] | None = None
+  name: str | Path,
+  *,
+  progress: Callable[[str, float], None] | None = None,
+  note: Note = warnings.warn,
 ) -> Path:
   """The folder of the checkpoint called `name`.
 
   Looks for: a folder of this path, or one in a bucket, `gs://bucket/path` (needs the extra `gcs`);
   `$SAM3_JAX_CHECKPOINTS/name`; `./checkpoints/name`; the packaged `sam3_tiny`; `hf://org/name` or
-  `hf://org/name@revision` on the Hugging Face hub, converted once into the cache and from then on
-  loaded from there, without a connection (needs the extra `hub`; raises as `snapshots.download`
-  does), of which `progress` is told as by `converters.convert`. Underscores and hyphens of a name
-  are the same.
+  `hf://org/name@revision` on the Hugging Face hub (needs the extra `hub`; raises as
+  `snapshots.download` does). Underscores and hyphens of a name are the same.
+
+  What comes from the hub is converted once for each commit, into the cache, while other processes
+  wait. The hub is asked each time which commit a branch or tag is; without a connection the last
+  one is used, with a note. `@commit` never asks. `progress` is told as by `converters.convert`,
+  `note` of waiting, and of the commit that is used without a connection.
 
   Raises:
     FileNotFoundError: none of these; the message lists them and says how to convert.
     ValueError: an empty name.
   """
   if str(name).startswith(snapshots.SCHEME):
-    return _from_hub(str(name), progress)
+    return _from_hub(str(name), progress, note)
   if scheme_of(name):
     return _in_bucket(place(name))
   if not str(name):
@@ -49,9 +67,15 @@ def find_checkpoint(
   for folder in folders:
     if folder.is_dir():
       return folder
+  if Path(name).is_file():
+    raise ValueError(
+      f"{name} is a file, but a checkpoint is a folder; if it holds released weights, convert it: "
+      f"`sam3-jax convert {name} OUT`."
+    )
+  looked = ", ".join(map(str, dict.fromkeys(folders)))
   raise FileNotFoundError(
-    f"no checkpoint {str(name)!r}; looked in {', '.join(map(str, folders))}. Convert the released "
-    f"weights with `sam3-jax convert SOURCE checkpoints/{Path(name).name}`, or use sam3_tiny."
+    f"no checkpoint {str(name)!r}; looked in {looked}. Convert the released weights with "
+    f"`sam3-jax convert SOURCE checkpoints/{Path(name).name}`, or use sam3_tiny."
   )
 
 
@@ -161,19 +185,112 @@ def _packaged() -> list[Path]:
   return [package / "checkpoints", *beside]
 
 
-def _from_hub(name: str, progress: Callable[[str, float], None] | None) -> Path:
-  # setuptools maps the folder converters/ to this name, which pyright cannot know.
-  from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
+def _from_hub(name: str, progress: Callable[[str, float], None] | None, note: Note) -> Path:
+  """The bundle of what a name stands for on the hub now, in the cache.
 
+  An entry is keyed by the commit and by the version of the conversion, so it is never that of
+  another revision. Its config.json has the repository and the checksums of the converted files.
+  """
   repository, revision = snapshots.check_name(name)
   try:
     cache = user_cache()
   except RuntimeError as error:
     raise ValueError(f"there is no home to keep {name} in; set XDG_CACHE_HOME.") from error
-  folder = "--".join([*repository.split("/"), *(revision or "").replace("/", "-").split()])
-  target = cache / folder
-  if not target.is_dir():
-    if progress:
-      progress(f"downloading {name}", 0.0)
-    convert(snapshots.download(name), target, progress=progress)
+  folder = cache / "hub" / repository.replace("/", "--")
+  ref = folder / f"{quote(revision or 'main', safe='')}.json"
+  commit, reason = snapshots.resolve(repository, revision)
+  if commit is None and (known := _last_known(ref)) and _entry(folder, known).is_dir():
+    note(f"the hub does not say what {name} is now ({reason}); commit {known:.12} is used.")
+    return _entry(folder, known)
+  if commit and _entry(folder, commit).is_dir():
+    with contextlib.suppress(OSError):  # of a cache that cannot be written
+      _remember(ref, commit)
+    return _entry(folder, commit)
+  with _turn(folder / f"{commit or ref.stem}.lease", name, progress, note):
+    if commit and _entry(folder, commit).is_dir():  # the process that was waited for made it
+      target = _entry(folder, commit)
+    else:
+      target, commit = _convert(folder, repository, commit, name, progress)
+      old = [*repository.split("/"), *(revision or "").replace("/", "-").split()]
+      _explain_old(cache / "--".join(old), note)
+    _remember(ref, commit)
   return target
+
+
+def _convert(
+  folder: Path,
+  repository: str,
+  commit: str | None,
+  name: str,
+  progress: Callable[[str, float], None] | None,
+) -> tuple[Path, str]:
+  """Downloads and converts a commit, or the one that the client has; its entry and itself."""
+  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
+
+  if progress:
+    progress(f"downloading {name}", 0.0)
+  source = snapshots.download(f"{snapshots.SCHEME}{repository}@{commit}" if commit else name)
+  commit = commit or snapshots.commit_of(source) or _digest(source)
+  target = _entry(folder, commit)
+  if not target.is_dir():
+    convert(source, target, progress=progress)
+  return target, commit
+
+
+@contextlib.contextmanager
+def _turn(
+  path: Path, name: str, progress: Callable[[str, float], None] | None, note: Note
+) -> Iterator[None]:
+  """Holds the lease on an entry; waits for a process that converts it already."""
+  lease, told = Lease(path), False
+  try:
+    while not lease.acquire():
+      line = f"waiting for {lease.holder() or 'another process'}, which converts {name}"
+      if not told:
+        note(f"{line}.")
+      told = True
+      if progress:
+        progress(line, 0.0)
+      time.sleep(WAIT)
+  except OSError as error:
+    raise ValueError(
+      f"cannot write to {path.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder that can "
+      "be written."
+    ) from error
+  with lease:
+    yield
+
+
+def _entry(folder: Path, commit: str) -> Path:
+  return folder / f"{commit}-{FORMAT_VERSION}.{CONVERSION}"
+
+
+def _last_known(ref: Path) -> str | None:
+  """The commit that a revision stood for when the hub was last asked."""
+  try:
+    values = parse_json(ref.read_bytes())
+  except (OSError, ValueError):
+    return None
+  commit = values.get("commit") if isinstance(values, dict) else None
+  return commit if isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{40}", commit) else None
+
+
+def _remember(ref: Path, commit: str) -> None:
+  if _last_known(ref) != commit:
+    write_json(ref, {"commit": commit})
+
+
+def _digest(folder: Path) -> str:
+  """In place of a commit, of a folder that is none of the client's: of its files' identities."""
+  names = file_sizes(folder)
+  found = {name: identify(folder / name) for name in names}
+  return digest({name: [one.size, one.modified] for name, one in found.items() if one})[:40]
+
+
+def _explain_old(path: Path, note: Note) -> None:
+  if (path / "manifest.json").is_file():
+    note(
+      f"{path} was made by an earlier version, of a commit that it does not name; it is not used "
+      "any more and may be removed."
+    )

@@ -126,7 +126,7 @@ class Sam3:
       path: the bundle's folder, or `gs://bucket/path`; `sam3-jax convert` writes one from released
         weights.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
-      verify: compare checksums too (shapes and dtypes always are).
+      verify: compare the checksums of all files first; those of small ones always are.
       mesh, rules: as above; the parameters are read straight to where they belong.
       ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
         compiled while the parameters are read.

@@ -13,6 +13,7 @@ import numpy as np
 from sam3_jax.places import is_remote
 from sam3_jax.trees import flatten, nest
 
+REST = "rest"  # a bundle's item of all parts that are no items of their own
 AGAIN = "convert or copy the checkpoint again."
 CHUNK = 4 * 2**20  # bytes from which on an array is stored in pieces, which are read by themselves
 

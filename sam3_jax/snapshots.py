@@ -11,6 +11,9 @@ SCHEME = "hf://"
 WEIGHTS = ["*.safetensors", "*.h5"]
 OTHER_WEIGHTS = ["*.pt", "*.bin"]  # only of a repository without `WEIGHTS`: facebook/sam3 has both
 BESIDE = ["*.json", "*merges.txt", "*.txt.gz"]
+ASK = 10.0  # seconds to wait for the hub to say which commit a name stands for
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})$")  # where the client keeps a commit's files
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
@@ -24,6 +27,32 @@ def check_name(name: str) -> tuple[str, str | None]:
     )
   repository, _, revision = name.partition("@")
   return repository, revision or None
+
+
+def resolve(repository: str, revision: str | None) -> tuple[str | None, str]:
+  """Which commit a revision stands for now.
+
+  Returns:
+    The commit; or None, and why the hub did not say. A commit stands for itself, without asking.
+  """
+  if revision and _COMMIT.fullmatch(revision):
+    return revision, ""
+  try:
+    from huggingface_hub import HfApi  # pyright: ignore[reportMissingImports]
+  except ImportError:
+    return None, "the package huggingface_hub is missing"
+  try:
+    commit = HfApi().model_info(repository, revision=revision, timeout=ASK).sha
+  except Exception as error:  # of the client, of its library for HTTP, or of the system
+    reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+    return None, f"{reason:.150}".rstrip(".")
+  return (commit, "") if commit and _COMMIT.fullmatch(commit) else (None, "it names no commit")
+
+
+def commit_of(folder: Path) -> str | None:
+  """The commit that a folder of the client's cache holds; None of another folder."""
+  found = _SNAPSHOT.search(folder.absolute().as_posix())
+  return found[1] if found else None
 
 
 def download(name: str) -> Path:

@@ -1,14 +1,15 @@
 """Writes a checkpoint, or another folder, so that it appears only when it is complete."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,17 @@ from typing import Any, Self
 
 import numpy as np
 
+from sam3_jax import checksums
 from sam3_jax.config import Config
-from sam3_jax.items import read_array, read_item, save_item
+from sam3_jax.files import PARTIAL, json_bytes, sync
+from sam3_jax.integrity import compare_tensors, describe
+from sam3_jax.items import REST, save_item
+from sam3_jax.lease import STALE, Lease, sync_directory
 from sam3_jax.places import exists, file_sizes, is_remote, place, require_local
-from sam3_jax.trees import flatten, raise_faults
+from sam3_jax.trees import flatten
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
-REST = "rest"  # the item of all parts that are none
-_PARTIAL = ".partial"
 
 
 class NewFolder:
@@ -35,7 +38,9 @@ class NewFolder:
       ...  # write into folder.temporary
       folder.appear()
 
-  Leaving without `appear` leaves nothing behind, and a killed process nothing under that name.
+  Leaving without `appear` leaves nothing behind, and a killed process nothing under that name. One
+  process at a time, on whichever host, may write a folder: it holds a lease, so what else lies
+  there under such names is left by processes that were killed, and is removed.
 
   In a bucket, where nothing can be renamed, it is filled under its own name, and what is written
   last says that it is complete: only `in_bucket` allows that.
@@ -51,10 +56,21 @@ class NewFolder:
       self.temporary = self._path
       return
     parent, name = self._path.parent, self._path.name
+    self._lease = Lease(parent / f".{name}.lease")
+    self.temporary = parent / f".{name}.{secrets.token_hex(8)}{PARTIAL}"
     try:
-      parent.mkdir(parents=True, exist_ok=True)
-      _remove_leftovers(parent, name)
-      self.temporary = Path(tempfile.mkdtemp(_PARTIAL, f".{name}.{os.getpid()}.", parent))
+      if not self._lease.acquire():
+        holder = self._lease.holder() or "another process"
+        raise ValueError(
+          f"{self._path} is being written by {holder}; wait for it to end, or give another path."
+        )
+      try:
+        now = self._lease.path.stat().st_mtime
+        _remove_leftovers(parent, name, now)
+        self.temporary.mkdir()
+      except BaseException:
+        self._lease.release()
+        raise
     except OSError as error:
       raise ValueError(f"cannot write to {parent}: {error.strerror}.") from error
 
@@ -67,11 +83,14 @@ class NewFolder:
         rmtree: Any = self._path
         rmtree.rmtree(missing_ok=True)
       return
-    for _ in range(100):
-      if not self.temporary.exists():
-        return
-      shutil.rmtree(self.temporary, ignore_errors=True)
-      time.sleep(0.1)  # Orbax's threads write on for a while after one of them has failed
+    try:
+      for _ in range(100):
+        if not self.temporary.exists():
+          return
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        time.sleep(0.1)  # Orbax's threads write on for a while after one of them has failed
+    finally:
+      self._lease.release()
 
   def check_room(self, needed: int) -> None:
     """Raises ValueError unless so many bytes are free."""
@@ -90,8 +109,18 @@ class NewFolder:
     if is_remote(self._path):
       return
     _sync(self.temporary)
-    self.temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-    os.rename(self.temporary, self._path)
+    if not self._lease.held:
+      raise ValueError(
+        f"{self._path} was taken over by {self._lease.holder() or 'another process'} while this "
+        "process did not respond; it is theirs to write."
+      )
+    try:
+      os.rename(self.temporary, self._path)
+    except OSError as error:
+      if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+        raise
+      raise ValueError(f"{self._path} has appeared meanwhile; give another path.") from error
+    sync_directory(self._path.parent)
 
   @contextlib.contextmanager
   def under_its_name(self):
@@ -124,7 +153,7 @@ class Writer(NewFolder):
   def add(self, part: str, tree: Mapping[str, Any]) -> None:
     """Takes a top-level part of the tree, NumPy arrays; a large one is written at once."""
     flat = flatten(tree, f"{part}/")
-    self._parameters |= {name: _describe(array) for name, array in flat.items()}
+    self._parameters |= {name: describe(array) for name, array in flat.items()}
     if sum(array.nbytes for array in flat.values()) < OWN_ITEM:
       self._rest[part] = tree
     else:
@@ -161,23 +190,20 @@ class Writer(NewFolder):
     if unread:
       self._write("unread", dict(unread))
     reasons, params = unread_reasons or {}, self.temporary / "params"
-    files = {item: file_sizes(params / item) for item in self._items}
     manifest = {
       "format_version": FORMAT_VERSION,
       "items": self._items,
       "parameters": self._parameters,
       "fits": fit(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
       "unread": {
-        name: {**_describe(array), "reason": reasons.get(name, "")}
+        name: {**describe(array), "reason": reasons.get(name, "")}
         for name, array in (unread or {}).items()
       },
       "dropped": dropped or {},
       "source_tensors": source_tensors or {},
-      "files": files,
-      "checksums": {
-        item: {name: file_checksum(params / item / name) for name in sizes}
-        for item, sizes in files.items()
-      },
+      "files": {item: file_sizes(params / item) for item in self._items},
+      "unread_files": file_sizes(self.temporary / "unread"),
+      "checksums_file": checksums.FILE,
     }
     settings = {
       "format_version": FORMAT_VERSION,
@@ -186,12 +212,14 @@ class Writer(NewFolder):
     }
     with self.under_its_name():
       (self.temporary / "tokenizer.model").write_bytes(tokenizer)
-      _write_json(self.temporary / "config.json", settings)
-      _write_json(self.temporary / "manifest.json", manifest)
+      (self.temporary / "config.json").write_bytes(json_bytes(settings, indent=1, allow_nan=True))
+      (self.temporary / "manifest.json").write_bytes(json_bytes(manifest, indent=1))
       if verify:
-        compare_checksums(self.temporary, manifest)
+        compare_tensors(self.temporary, manifest)
+      sums = checksums.write(self.temporary)
       if run:
         run(self.temporary)
+        checksums.write(self.temporary, sums)
       self.appear()
 
   def _save(self, item: str, tree: dict[str, Any]) -> None:
@@ -213,113 +241,33 @@ def fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_checksum(path: Path) -> str:
-  """SHA-256 of a file."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def _remove_leftovers(parent: Path, name: str, now: float) -> None:
+  """Removes what killed processes left of the same folder; the caller holds its lease.
 
-
-def compare_checksums(path: Path, manifest: Mapping[str, Any]) -> None:
-  """Reads every stored tensor; ValueError names those that differ from their checksums."""
-  faults = find_damage(path, manifest)
-  if not faults:
-    for folder, entries in _folders(path, manifest):
-      faults += _different(flatten(read_item(folder)), entries)
-  raise_faults(faults, f"{path} is damaged")
-
-
-def find_damage(path: Path, manifest: Mapping[str, Any]) -> list[str]:
-  """The parameters' files that differ from their checksums, and the tensors that these spoil.
-
-  It finds what no tensor shows: an index in which a bit was flipped, or bytes that nothing uses. An
-  item that Orbax has written again has files of other names, and is left to its tensors.
+  Versions before leases wrote without one, into folders named after their process: those are
+  removed if they were not modified for a while before `now`, by the file system's clock.
   """
-  tensors, files = [], []
-  items = manifest["items"]
-  for item, wanted in manifest.get("checksums", {}).items():
-    folder = path / "params" / item
-    known = item in items and re.fullmatch(r"\w+", item)
-    if not known or file_sizes(folder).keys() != wanted.keys():
-      continue
-    differing = find_differing(folder, wanted)
-    files += differing
-    for name, entry in manifest["parameters"].items() if differing else ():
-      part = name.partition("/")[0]
-      if item == (part if part in items else REST):
-        array = read_array(folder, name)
-        if array is None or _describe(array)["sha256"] != entry.get("sha256"):
-          tensors.append(f"{name} differs from its checksum")
-  return files + tensors
-
-
-def find_differing(folder: Path, wanted: Mapping[str, str]) -> list[str]:
-  """What is wrong with a folder's files, by their checksums."""
-  faults = []
-  for name, checksum in wanted.items():
-    try:
-      if file_checksum(folder / name) != checksum:
-        faults.append(f"{folder / name} differs from its checksum")
-    except OSError as error:
-      faults.append(f"{folder / name} cannot be read: {error.strerror}")
-  return faults
-
-
-def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The arrays of an Orbax item by path; ValueError names those that differ."""
-  arrays = flatten(read_item(folder))
-  raise_faults(_different(arrays, entries), f"{folder} is damaged")
-  return arrays
-
-
-def _folders(path: Path, manifest: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
-  folders = [(path / "params" / item, manifest["parameters"]) for item in manifest["items"]]
-  return [*folders, (path / "unread", manifest["unread"])] if manifest["unread"] else folders
-
-
-def _different(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> list[str]:
-  return [
-    f"{name} differs from its checksum"
-    for name, array in arrays.items()
-    if name not in entries or _describe(array)["sha256"] != entries[name].get("sha256")
-  ]
-
-
-def _describe(array: np.ndarray) -> dict[str, Any]:
-  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return {
-    "shape": list(array.shape),
-    "dtype": str(array.dtype),
-    "sha256": hashlib.sha256(data.data).hexdigest(),
-  }
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=1) + "\n")
-
-
-def _remove_leftovers(parent: Path, name: str) -> None:
-  """Removes what killed processes left of the same checkpoint."""
-  for folder in parent.glob(f".{glob.escape(name)}.*{_PARTIAL}"):
-    process = re.match(r"\d+", folder.name.removeprefix(f".{name}."))
-    if process and not _alive(int(process[0])):
+  ours = re.compile(re.escape(f".{name}.") + r"([0-9a-f]{16}|\d+\.\w{8})" + re.escape(PARTIAL))
+  for folder in parent.glob(f".{glob.escape(name)}.*{PARTIAL}"):
+    match = ours.fullmatch(folder.name)
+    if match and folder.is_dir() and ("." not in match[1] or _age(folder, now) > STALE):
       shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def _age(folder: Path, now: float) -> float:
+  """Seconds since anything in a folder was modified."""
   try:
-    os.kill(process, 0)
-  except ProcessLookupError:
-    return False
-  except PermissionError:
-    return True
-  return True
+    return now - max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
+  except OSError:  # someone is at work in it
+    return 0.0
 
 
 def _sync(folder: Path) -> None:
   """Makes a folder's files safe from a power cut."""
-  for path in [*folder.rglob("*"), folder]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
+  for path in folder.rglob("*"):
+    if path.is_file():
+      with path.open("rb") as file:
+        sync(file.fileno())
+    else:
+      sync_directory(path)
+  sync_directory(folder)

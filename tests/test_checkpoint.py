@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
 
-from sam3_jax import checkpoint, writer
+from sam3_jax import checkpoint, checksums, writer
 from sam3_jax.items import read_item, restore_item, save_item, stored_arrays
 from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
 
@@ -121,7 +121,7 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   told = []
   loaded = checkpoint.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
   assert_params(loaded.params, parameters())
-  assert {name for name, _ in told} == {*items - {"rest"}, "parameters", CHECKED}
+  assert {name for name, _ in told} == {"checksums", *items - {"rest"}, "parameters", CHECKED}
   assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
   assert (told[0][1], told[-1]) == (0, (CHECKED, 1))
 
@@ -161,11 +161,14 @@ def test_writing_again_gives_the_same_manifest(saved, tmp_path):
   )
   of_tree = []  # the file that Orbax neither names nor dates anew each time
   for path, manifest in ((saved, first), (tmp_path / "x", second)):
-    sizes, sums = manifest.pop("files")["rest"], manifest.pop("checksums")["rest"]
-    contents = {name: (path / "params" / "rest" / name).read_bytes() for name in sizes}
+    sizes, sums = manifest.pop("files")["rest"], checksums.read(path)
+    sizes |= {f"unread/{name}": size for name, size in manifest.pop("unread_files").items()}
+    folders = {name: "" if name.startswith("unread/") else "params/rest/" for name in sizes}
+    contents = {name: (path / folders[name] / name).read_bytes() for name in sizes}
     assert sizes == {name: len(content) for name, content in contents.items()}
-    assert sums == {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()}
-    of_tree.append(sums["_METADATA"])
+    for name, content in contents.items():
+      assert sums[folders[name] + name] == hashlib.sha256(content).hexdigest()
+    of_tree.append(sums["params/rest/_METADATA"])
   assert first == second
   assert of_tree[0] == of_tree[1]
   for name in ("config.json", "tokenizer.model"):
@@ -184,12 +187,18 @@ def test_inspect_counts(saved):
   count = summary.parameters
   assert summary.memory == {"float32": 4 * count, "bfloat16": 2 * count}
   assert summary.cannot == ["visual prompts: it has no head for points, boxes and masks"]
-  assert summary.checks == {"checksums": "not compared", "fingerprint": "none"}
+  files = sum(path.is_file() for path in saved.rglob("*")) - 1
+  assert summary.checks["fingerprint"] == "none"
+  assert summary.checks["checksums"].endswith(
+    f" of {files} files are right; --verify compares the others"
+  )
   assert summary.fingerprint is None
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
   tensors = len(flatten(parameters())) + len(UNREAD)
   checks = checkpoint.inspect(saved, verify=True).checks
-  assert checks["checksums"] == f"those of all {tensors} tensors are right"
+  assert checks["checksums"] == (
+    f"those of all {files} files are right; those of {tensors} tensors are right"
+  )
 
 
 # --- what cannot be loaded
@@ -232,13 +241,17 @@ def test_half_written(copy, name):
 )
 def test_damaged_json(copy, name, text, match):
   (copy / name).write_text(text)
+  refused(copy, f"{name} differs from its checksum")
+  checksums.write(copy)
   refused(copy, match)
 
 
 def edit(path, name, change):
+  """With the checksums of what it is then."""
   values = json.loads((path / name).read_text())
   change(values)
   (path / name).write_text(json.dumps(values))
+  checksums.write(path)
 
 
 @pytest.mark.parametrize(
@@ -286,6 +299,7 @@ def test_what_it_says_of_itself_is_no_object(copy, info):
 @pytest.mark.parametrize("model", [b"", b"junk"])
 def test_a_broken_tokenizer_is_found_before_parameters_are_read(copy, model):
   (copy / "tokenizer.model").write_bytes(model)
+  checksums.write(copy)
   shutil.rmtree(copy / "params" / "rest")
   refused(copy, f"^{copy}/tokenizer.model is no SentencePiece model")
 
@@ -369,18 +383,18 @@ def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
     content = file.read_bytes()
     middle = len(content) // 2
     file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
-    refused(copy, f"rest is damaged, 1 fault: {file} differs from its checksum")
+    refused(copy, f"^{copy} is damaged, 1 fault: {file} differs from its checksum")
     with pytest.raises(ValueError, match=f"{file} differs from its checksum"):
       checkpoint.verify(copy)
     file.write_bytes(content)
 
 
 def test_a_file_that_the_disk_does_not_give(copy, monkeypatch):
-  def fail(path):
-    raise OSError(errno.EIO, "Input/output error", str(path))
+  def fail(path, counter):
+    return OSError(errno.EIO, "Input/output error", str(path))
 
-  monkeypatch.setattr(writer, "file_checksum", fail)
-  refused(copy, "rest is damaged, .*rest/_METADATA cannot be read: Input/output error")
+  monkeypatch.setattr(checksums, "_digest", fail)
+  refused(copy, "tiny is damaged, .*rest/_METADATA cannot be read: Input/output error")
   with pytest.raises(ValueError, match="_METADATA cannot be read: Input/output error"):
     checkpoint.verify(copy)
 
@@ -485,25 +499,63 @@ def test_a_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkey
 
 
 def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
-  def full(path, values):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+  def full(folder):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
-  monkeypatch.setattr(writer, "_write_json", full)
+  monkeypatch.setattr(checksums, "write", full)
   with pytest.raises(ValueError, match=f"^cannot write {tmp_path}/x: No space left on device.$"):
     checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
-def test_leftovers_of_dead_processes_are_removed_and_others_left(tmp_path):
-  dead = subprocess.Popen([sys.executable, "-c", ""])
-  dead.wait()
-  for name in (f".x.{dead.pid}.abc.partial", f".x.{os.getpid()}.abc.partial", ".y.1.abc.partial"):
+def test_what_killed_processes_left_is_removed(tmp_path):
+  """Of this folder alone; what an earlier version writes at this moment, without a lease, stays."""
+  token = "0123456789abcdef"
+  names = f".x.{token}.partial", ".x.1.abcdefgh.partial", ".x.2.abcdefgh.partial"
+  others = f".y.{token}.partial", f".x.y.{token}.partial", ".x.partial"
+  for name in (*names, *others):
     (tmp_path / name).mkdir()
+    (tmp_path / name / "config.json").write_text("{}")
+  for path in (tmp_path / names[1], tmp_path / names[1] / "config.json"):
+    os.utime(path, (0, 0))
   with writer.Writer(tmp_path / "x"):
     pass
-  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-    [f".x.{os.getpid()}.abc.partial", ".y.1.abc.partial"]
-  )
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[2], *others])
+
+
+def test_one_process_writes_a_folder(tmp_path):
+  with writer.NewFolder(tmp_path / "x") as first:
+    with pytest.raises(
+      ValueError, match=f"x is being written by process {os.getpid()} on .*; wait"
+    ):
+      writer.NewFolder(tmp_path / "x")
+    writer.NewFolder(tmp_path / "y").__exit__()
+    (first.temporary / "a").write_text("1")
+    first.appear()
+  assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
+
+
+def test_a_lease_of_another_host_that_is_lost_is_taken_over(tmp_path):
+  slow = writer.NewFolder(tmp_path / "x")
+  lease = tmp_path / ".x.lease"
+  lease.write_text(lease.read_text().replace('"system": "', '"system": "elsewhere '))
+  os.utime(lease, (0, 0))
+  with writer.NewFolder(tmp_path / "x") as fast:
+    assert not slow.temporary.exists()
+    fast.appear()
+  slow.temporary.mkdir()
+  with pytest.raises(ValueError, match="x was taken over by another process"):
+    slow.appear()
+  slow.__exit__()
+  assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_name_that_was_taken_meanwhile(tmp_path):
+  with writer.NewFolder(tmp_path / "x") as folder:
+    (tmp_path / "x" / "y").mkdir(parents=True)
+    with pytest.raises(ValueError, match="x has appeared meanwhile"):
+      folder.appear()
+  assert [path.name for path in tmp_path.rglob("*")] == ["x", "y"]
 
 
 # --- the parts it is made of

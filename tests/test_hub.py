@@ -1,6 +1,8 @@
 """Checkpoints by name, and the model card's call."""
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,29 +144,136 @@ def test_the_hub_without_its_package(monkeypatch):
     hub.find_checkpoint("hf://facebook/sam3")
 
 
-def test_the_hub_is_converted_once(tmp_path, monkeypatch):
-  calls = []
+class FakeHub:
+  """`snapshots` and `convert`, with a commit for each revision."""
 
-  def download(name):
-    calls.append(name)
-    return tmp_path / "snapshot"
+  def __init__(self, cache, monkeypatch):
+    self.cache, self.commits, self.downloads = cache, {None: A}, []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr("sam3_jax.snapshots.resolve", self.resolve)
+    monkeypatch.setattr("sam3_jax.snapshots.download", self.download)
+    monkeypatch.setattr("sam3_jax.converters.convert", self.convert)
 
-  def convert(source, target, progress):
-    assert source == tmp_path / "snapshot"
-    progress and progress("trunk", 0.5)
+  def resolve(self, repository, revision):
+    assert repository == "org/name"
+    commit = self.commits.get(revision, revision if revision in (A, B) else None)
+    return commit, "" if commit else "no route to host"
+
+  def download(self, name):
+    self.downloads.append(name)
+    folder = self.cache / "client" / "snapshots" / (name.partition("@")[2] or B)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+  def convert(self, source, target, progress):
+    if progress:
+      progress("trunk", 0.5)
     target.mkdir(parents=True)
+    (target / "made_of").write_text(source.name)
 
-  monkeypatch.setattr("sam3_jax.snapshots.download", download)
-  monkeypatch.setattr("sam3_jax.converters.convert", convert)
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  first, second = (hub.find_checkpoint("hf://facebook/sam3") for _ in range(2))
-  assert first == second == tmp_path / "sam3-jax" / "facebook--sam3"
-  assert calls == ["hf://facebook/sam3"]
+  def find(self, name, **options):
+    return (hub.find_checkpoint(f"hf://{name}", **options) / "made_of").read_text()
+
+
+A, B = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+  return FakeHub(tmp_path, monkeypatch)
+
+
+def test_a_commit_is_converted_once(fake):
   told = []
-  tagged = hub.find_checkpoint("hf://facebook/sam3@refs/pr/1", progress=lambda *x: told.append(x))
-  assert told == [("downloading hf://facebook/sam3@refs/pr/1", 0.0), ("trunk", 0.5)]
-  assert tagged == tmp_path / "sam3-jax" / "facebook--sam3--refs-pr-1"
-  assert calls[1:] == ["hf://facebook/sam3@refs/pr/1"]
+  assert fake.find("org/name", progress=lambda *step: told.append(step)) == A
+  assert told == [("downloading hf://org/name", 0.0), ("trunk", 0.5)]
+  fake.commits["v1"] = A
+  assert fake.find("org/name") == fake.find("org/name@v1") == fake.find(f"org/name@{A}") == A
+  assert fake.downloads == [f"hf://org/name@{A}"]
+  assert hub.find_checkpoint("hf://org/name").parent == fake.cache / "sam3-jax/hub/org--name"
+
+
+def test_revisions_do_not_share_an_entry(fake):
+  """Nor those whose names become one when a stroke becomes a hyphen."""
+  fake.commits |= {"refs/pr/1": A, "refs-pr-1": B}
+  assert (fake.find("org/name@refs/pr/1"), fake.find("org/name@refs-pr-1")) == (A, B)
+  assert fake.find("org/name") == A
+  fake.commits[None] = B  # the branch has moved
+  assert fake.find("org/name") == B
+  assert len(fake.downloads) == 2
+
+
+def test_without_the_hub_the_last_known_commit_is_used_with_a_note(fake):
+  fake.find(f"org/name@{B}")
+  fake.find("org/name")
+  fake.commits = {}
+  notes = []
+  assert fake.find("org/name", note=notes.append) == A
+  assert notes == [
+    "the hub does not say what hf://org/name is now (no route to host); commit aaaaaaaaaaaa is "
+    "used."
+  ]
+  with pytest.warns(UserWarning, match="commit aaaaaaaaaaaa is used"):
+    fake.find("org/name")
+  assert fake.find(f"org/name@{B}", note=notes.append) == B
+  assert len(notes) == 1
+  assert fake.find("org/name@new") == "new"  # the client may have it, or says why not
+  assert fake.downloads[-1] == "hf://org/name@new"
+
+
+def test_another_version_of_the_conversion_is_another_entry(fake, monkeypatch):
+  fake.find("org/name")
+  monkeypatch.setattr(hub, "CONVERSION", 99)
+  fake.find("org/name")
+  assert len(fake.downloads) == 2
+  assert len(list((fake.cache / "sam3-jax/hub/org--name").glob(f"{A}-*"))) == 2
+
+
+def test_an_entry_of_an_earlier_version_is_explained(fake):
+  old = fake.cache / "sam3-jax" / "org--name"
+  old.mkdir(parents=True)
+  (old / "manifest.json").write_text("{}")
+  notes = []
+  fake.find("org/name", note=notes.append)
+  assert notes == [
+    f"{old} was made by an earlier version, of a commit that it does not name; it is not used any "
+    "more and may be removed."
+  ]
+
+
+def test_one_process_converts_and_the_others_wait(fake, monkeypatch):
+  monkeypatch.setattr(hub, "WAIT", 0.01)
+  convert, notes, found = fake.convert, [], []
+
+  def slowly(source, target, progress):
+    time.sleep(0.3)
+    convert(source, target, progress)
+
+  monkeypatch.setattr("sam3_jax.converters.convert", slowly)
+  threads = [
+    threading.Thread(target=lambda: found.append(fake.find("org/name", note=notes.append)))
+    for _ in range(4)
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert (found, len(fake.downloads)) == ([A] * 4, 1)
+  assert len(notes) == 3
+  assert all("waiting for process" in line and "converts hf://org/name" in line for line in notes)
+  assert not list(fake.cache.rglob("*.lease"))
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(fake):
+  (fake.cache / "sam3-jax").write_text("")
+  with pytest.raises(ValueError, match=r"^cannot write to .*/hub/org--name: .*set XDG_CACHE_HOME"):
+    fake.find("org/name")
+
+
+def test_a_file_is_no_checkpoint(tmp_path):
+  (tmp_path / "sam3.pt").write_text("")
+  with pytest.raises(ValueError, match=r"sam3.pt is a file, but .*`sam3-jax convert .*sam3.pt OUT"):
+    hub.find_checkpoint(tmp_path / "sam3.pt")
 
 
 def test_a_download_without_a_home_is_one_line(monkeypatch):

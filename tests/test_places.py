@@ -82,7 +82,7 @@ def work(url):
   told = []
   bundle = checkpoint.load(found, verify=True, progress=lambda *step: told.append(step))
   assert_params(bundle.params, parameters())
-  assert told[0] == ("parameters", 0)
+  assert told[0] == ("checksums", 0)
   assert checkpoint.load_unread(url).keys() == {"x"}
   summary = checkpoint.inspect(Path(url), verify=True)  # in which pathlib makes one stroke of two
   assert (summary.path, summary.config, summary.info) == (url, CONFIG, {"name": "tiny"})

@@ -65,7 +65,7 @@ class Segmenter:
     self._prompts = None if prompts is None else as_prompts(prompts)
     self._threshold, self._max_pixels, self._threads = threshold, max_pixels, threads
     mesh = parallel.make_mesh()
-    model = Sam3.from_checkpoint(find_checkpoint(checkpoint), dtype=dtype, mesh=mesh)
+    model = Sam3.from_checkpoint(find_checkpoint(checkpoint), dtype=dtype, mesh=mesh, verify=True)
     self._model = model
     self._engine = Engine(
       model, threshold=threshold, images=images, most=max_detections,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sam3_jax.places import require_local
 from sam3_jax.snapshots import SCHEME
-from sam3_jax.terminal import progress
+from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
@@ -24,8 +24,14 @@ def find(checkpoint: str, quiet: bool) -> Path:
 
   if not checkpoint.startswith(SCHEME):
     return find_checkpoint(checkpoint)
-  with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
-    return find_checkpoint(checkpoint, progress=step)
+  console = Console(stderr=True)
+
+  def note(line: str) -> None:
+    if not quiet:
+      say(console, f"note: {line}")
+
+  with progress(console, bar=True, quiet=quiet) as step:
+    return find_checkpoint(checkpoint, progress=step, note=note)
 
 
 class Asked(NamedTuple):

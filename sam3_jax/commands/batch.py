@@ -178,7 +178,7 @@ def _prepare(
   precision = None if dtype is Dtype.auto else dtype.value
   with loading(Console(stderr=True), found, quiet=quiet) as step:
     mesh = make_mesh(_devices(device))
-    model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, progress=step)
+    model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, verify=True, progress=step)
   check_phrases(inputs, model.tokenizer)
   digest = hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest()
   job = Job(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sam3_jax import checksums
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Quiet
 from sam3_jax.places import place, require_local, scheme_of
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
   from sam3_jax.fingerprint import Fingerprint
 
 
+LISTED = 5  # files that a line names; the others are counted
+SHOWN = 16  # hexadecimal digits of an identity; --json has all 64
 HINTS = {"none": "; `sam3-jax convert --verify` keeps one", "not compared": "; --verify does"}
 
 
@@ -148,6 +152,15 @@ def inspect(
       help="Compare all checksums; run the model on the CPU and compare its fingerprint.",
     ),
   ] = False,
+  add_checksums: Annotated[
+    bool,
+    typer.Option(
+      "--add-checksums",
+      metavar="",
+      help="Write SHA256SUMS for the checkpoint as it is now: for one of an earlier version, or "
+      "after config.json was edited. Every tensor is compared with the manifest first.",
+    ),
+  ] = False,
   as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
   quiet: Quiet = False,
   debug: Debug = False,
@@ -158,9 +171,18 @@ def inspect(
   """
   arguments.use_device("cpu")
 
-  from sam3_jax.checkpoint import inspect
+  from sam3_jax import checkpoint as checkpoints
 
-  summary = inspect(arguments.find(checkpoint, quiet), verify=verify)
+  folder = arguments.find(checkpoint, quiet)
+  if add_checksums:
+    changed = checkpoints.add_checksums(folder)
+    names = ", ".join(changed[:LISTED]) or "no file"
+    more = f" and {len(changed) - LISTED:,} more" if len(changed) > LISTED else ""
+    line = f"{folder}: {checksums.FILE} has new checksums of {names}{more}"
+    say(Console(stderr=True, quiet=quiet), line)
+  with progress(Console(stderr=True), bar=True, quiet=quiet or not verify) as step:
+    told = functools.partial(step, "comparing checksums")
+    summary = checkpoints.inspect(folder, verify=verify, progress=told)
   if verify and summary.fingerprint:
     summary = _compare_fingerprint(summary, summary.fingerprint)
   if quiet:
@@ -211,6 +233,7 @@ def _describe(summary: "Summary") -> Table:
   trunk, trained = config.trunk, str(info.get("trained"))
   rows = {
     "path": summary.path,
+    "identity": summary.identity[:SHOWN],
     "name": info.get("name", "?"),
     "source": info.get("source", "?"),
     **_describe_origin(info.get("origin")),

@@ -91,7 +91,7 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
   model = None
   if job.checkpoint is not None:
     with loading(errors, job.checkpoint, quiet=console.quiet) as step:
-      model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, progress=step)
+      model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     _check(job, truths, scorer.pairs, model)
     found: dict[int, list[predictions.Prediction]] = {}
@@ -124,7 +124,7 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
   [pairs] = map(annotations.read, job.data)
   folder = job.checkpoint or Path()
   with loading(errors, folder, quiet=console.quiet) as step:
-    model = Sam3.from_checkpoint(folder, dtype=dtype, progress=step)
+    model = Sam3.from_checkpoint(folder, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     step(f"reading {job.data[0].name}", 0)
     _check(job, [pairs], pairs, model)

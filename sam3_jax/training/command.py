@@ -67,7 +67,7 @@ def load_start(config: TrainConfig, console: Console | None = None) -> Start:
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # each process has its own
     path = find_checkpoint(config.checkpoint)
     with loading(console or Console(quiet=True), path) as step:
-      bundle = checkpoint.load(path, dtype="float32", sharding=here, progress=step)
+      bundle = checkpoint.load(path, dtype="float32", sharding=here, verify=True, progress=step)
     parts, unread = jax.device_get(bundle.params), checkpoint.load_unread(path)
     model = _resized(bundle.config, config)
     if config.objective == "visual":

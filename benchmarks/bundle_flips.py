@@ -1,0 +1,188 @@
+"""Single faults in a checkpoint's files: each must be found before anything is computed.
+
+  python benchmarks/bundle_flips.py --count 500
+
+A checkpoint of the tiny model with all parts that one can have (several items, tensors that nothing
+reads, fingerprint.json, README.md, LICENSE) is damaged in one place at a time: a bit is flipped, in
+half of the cases in a file chosen by size, otherwise in any, so that small files get their share;
+or a file is cut, emptied, removed, added, or exchanged with another. Every fault must be found by
+`checkpoint.verify` (`sam3-jax inspect --verify`) and by what `batch`, `train` and `evaluate` do
+before they compute anything (`checkpoint.begin(verify=True)`), in one line that names the file. How
+many are found by opening the checkpoint alone is printed too. The exit status is 1 if a fault was
+missed.
+"""
+
+import argparse
+import collections
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from layouts import TOKENIZER
+from tiny import CONFIG, parameters, visual_parameters
+
+from sam3_jax import checkpoint, checksums, fingerprint, writer
+from sam3_jax.places import file_sizes
+
+FLIPPED = "bit flipped"
+OTHERS = ("cut", "emptied", "removed", "added", "exchanged")
+ADDED = ("params/rest/d/0123", "params/rest/extra", "params/x/d/0", "unread/d/0123")
+CHECKS: dict[str, Callable[[Path], object]] = {
+  "verify": checkpoint.verify,
+  "before a job": lambda path: checkpoint.begin(path, verify=True),
+  "opening": checkpoint.begin,
+}
+REQUIRED = ("verify", "before a job")
+
+
+class Outcome(NamedTuple):
+  """A fault; `messages` by check, empty where the fault was not found in one line that names it."""
+
+  kind: str
+  what: str
+  messages: dict[str, str]
+
+  @property
+  def missed(self) -> bool:
+    return not all(self.messages[name] for name in REQUIRED)
+
+
+def make(path: Path) -> Path:
+  """A checkpoint with everything that one can have."""
+  rng, own = np.random.default_rng(0), writer.OWN_ITEM
+  unread = {f"tracker.{i}": rng.standard_normal((64, 32)).astype(np.float32) for i in range(4)}
+  params = {**parameters(), checkpoint.VISUAL: visual_parameters()}
+  writer.OWN_ITEM = 500_000  # so that this small model has several items
+  try:
+    info = {"name": "tiny", "trained": False}
+    checkpoint.save(path, params, CONFIG, TOKENIZER.read_bytes(), info=info, unread=unread)
+  finally:
+    writer.OWN_ITEM = own
+  numbers = {"encode phrase": [0.5, 1.0, 0.25]}
+  fingerprint.write(fingerprint.Fingerprint("float32", numbers), path)
+  (path / "README.md").write_text("# A model\n\nTrained on nothing.\n")
+  (path / "LICENSE").write_text("Do as you like.\n")
+  checksums.write(path)
+  return path
+
+
+class Faults:
+  """A checkpoint that is damaged in one place after another."""
+
+  def __init__(self, path: Path, seed: int):
+    self.path, self.rng = path, np.random.default_rng(seed)
+    self.sizes = file_sizes(path)
+
+  def outcome(self, kind: str) -> Outcome:
+    """Damages the checkpoint, and repairs it again."""
+    name = self._any() if kind != FLIPPED or self.rng.integers(2) else self._by_size()
+    what, named = name, [name]
+    before = {name: (self.path / name).read_bytes()}
+    data = bytearray(before[name])
+    match kind:
+      case "bit flipped":
+        place, bit = int(self.rng.integers(len(data))), int(self.rng.integers(8))
+        data[place] ^= 1 << bit
+        what = f"bit {bit} of byte {place} in {name}"
+        (self.path / name).write_bytes(data)
+        named = ["SHA256SUMS", *self.sizes] if name == checksums.FILE else [name]
+      case "cut" | "emptied":
+        size = int(self.rng.integers(len(data))) if kind == "cut" else 0
+        (self.path / name).write_bytes(data[:size])
+        named = ["SHA256SUMS", *self.sizes] if name == checksums.FILE else [name]
+      case "removed":
+        (self.path / name).unlink()
+      case "added":
+        name = what = str(self.rng.choice(ADDED))
+        before, named = {}, [name]
+        (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.path / name).write_bytes(bytes(data))
+      case "exchanged":
+        other = self._any()
+        while before[name] == (self.path / other).read_bytes():
+          other = self._any()
+        before[other] = (self.path / other).read_bytes()
+        (self.path / name).write_bytes(before[other])
+        (self.path / other).write_bytes(before[name])
+        what, named = f"{name} and {other}", ["SHA256SUMS", name, other]
+    messages = {check: _refusal(use, self.path, named) for check, use in CHECKS.items()}
+    self._repair(name, before)
+    return Outcome(kind, what, messages)
+
+  def _repair(self, name: str, before: dict[str, bytes]) -> None:
+    for other, content in before.items():
+      (self.path / other).write_bytes(content)
+    if not before:
+      (self.path / name).unlink()
+      if name.startswith("params/x/"):
+        shutil.rmtree(self.path / "params/x")
+
+  def _any(self) -> str:
+    return str(self.rng.choice([name for name, size in self.sizes.items() if size]))
+
+  def _by_size(self) -> str:
+    sizes = np.array(list(self.sizes.values()))
+    return str(self.rng.choice(list(self.sizes), p=sizes / sizes.sum()))
+
+
+def _refusal(use: Callable[[Path], object], path: Path, named: list[str]) -> str:
+  """What was said in one line that names a file; nothing otherwise."""
+  try:
+    use(path)
+  except ValueError as error:
+    message = str(error)
+    return message if "\n" not in message and any(name in message for name in named) else ""
+  return ""
+
+
+def run(count: int, others: int, seed: int = 0, path: Path | None = None) -> list[Outcome]:
+  """Flips so many bits, and makes so many faults of each other kind, in a copy of a checkpoint."""
+  with tempfile.TemporaryDirectory() as folder:
+    copy = Path(folder) / "bundle"
+    if path is None:
+      make(copy)
+    else:
+      shutil.copytree(path, copy)
+    faults = Faults(copy, seed)
+    outcomes = [faults.outcome(FLIPPED) for _ in range(count)]
+    outcomes += [faults.outcome(kind) for kind in OTHERS for _ in range(others)]
+    checkpoint.verify(copy)  # all was repaired: a fault is found only where there is one
+    return outcomes
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--count", type=int, default=500, help="bits to flip")
+  parser.add_argument("--others", type=int, default=30, help="faults of each other kind")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--bundle", type=Path, help="damage a copy of this checkpoint instead")
+  arguments = parser.parse_args()
+  start = time.monotonic()
+  outcomes = run(arguments.count, arguments.others, arguments.seed, arguments.bundle)
+  for missed in (outcome for outcome in outcomes if outcome.missed):
+    print(f"missed: {missed.kind}, {missed.what}: {missed.messages}", file=sys.stderr)
+  total = collections.Counter(outcome.kind for outcome in outcomes)
+  for kind, number in total.items():
+    found = {
+      check: sum(bool(one.messages[check]) for one in outcomes if one.kind == kind)
+      for check in CHECKS
+    }
+    print(f"{kind}: {number}; found by " + ", ".join(f"{c} {n}" for c, n in found.items()))
+  missed = sum(outcome.missed for outcome in outcomes)
+  print(f"{missed} of {len(outcomes)} missed, seed {arguments.seed}, "
+        f"{time.monotonic() - start:.0f} s")  # fmt: skip
+  return int(missed > 0)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
