@@ -4,16 +4,19 @@
 `hdf5.py` read; `meta.py`, `huggingface.py` and `keras_hub.py` hold the names and layouts of each
 source, `shared.py` the rules that several have, `huggingface_config.py` the config.json of one, and
 `unread.py` the names of what our model does not read. `rules.py` is the language they are written
-in, and `engine.py` carries them out. `infer.py` reads a configuration off shapes, `vocabulary.py`
-makes the tokenizer, `origin.py` says which files these were, and `foreign.py` what a file is that
-cannot be converted. `settings.py` reads values of a config.json, and `checks.py` bounds what is
-believed. `export.py` is the way back, with `torch_writer.py` and `vocabulary_files.py` for its
-files; `live.py` compares with transformers, which `peer.py` sets right.
+in, and `engine.py` carries them out. Before that, `selection.py` finds the model in the file,
+`wrappers.py` takes what training programs add off its names, `adapters.py` merges LoRA, and
+`base.py` gives from a checkpoint of ours what a file lacks, by `parts.py`. `infer.py` reads a
+configuration off shapes, `vocabulary.py` makes the tokenizer, `origin.py` says which files these
+were, and `foreign.py` what a file is that cannot be converted. `settings.py` reads values of a
+config.json, and `checks.py` bounds what is believed. `export.py` is the way back, with
+`torch_writer.py` and `vocabulary_files.py` for its files; `live.py` compares with transformers,
+which `peer.py` sets right.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,18 +29,20 @@ from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.trees import raise_faults
 from sam3_jax.writer import Writer
 
-from . import huggingface, keras_hub, meta
+from . import adapters, huggingface, keras_hub, meta
+from .base import Base, check_same_size
 from .checks import parse_json, read_text
 from .engine import REMEDY, Plan, account, raise_incomplete
-from .foreign import recognise, recognise_variant
 from .infer import infer_config
 from .origin import describe_origin
+from .parts import DETECTOR, WORDS, list_words, parts_of
 from .rules import Source, Table
-from .sources import find_weights, open_weights
+from .selection import Selection, select
+from .sources import ADAPTERS, find_weights, open_weights
 from .unread import lacking
 from .vocabulary import build_tokenizer, find_vocabulary
+from .wrappers import FORMATS as FORMATS
 
-FORMATS: dict[str, ModuleType] = {"huggingface": huggingface, "meta": meta, "keras": keras_hub}
 LICENCE = "that of the source; Meta's SAM 3 weights are under the SAM License"
 _MORE = 4  # times as many tensors as a file has: not worth listing what is missing
 _FEW = 20  # faults of a file that is the released one but for them
@@ -54,12 +59,17 @@ def convert(
   verify: bool = True,
   fingerprint: bool = False,
   progress: Callable[[str, float], None] | None = None,
+  key: str | None = None,
+  base: str | Path | None = None,
+  lora_alpha: float | None = None,
+  note: Callable[[str], None] | None = None,
 ) -> str | None:
-  """Writes a checkpoint of ours from released weights.
+  """Writes a checkpoint of ours from released or fine-tuned weights.
 
   Args:
-    source: model.safetensors, its index of shards, sam3.pt or another file of torch.save,
-      model.weights.h5 of a KerasHub preset, or the folder of any of these.
+    source: model.safetensors, its index of shards or one of them, sam3.pt or another file of
+      torch.save, model.weights.h5 of a KerasHub preset, a LoRA adapter of PEFT, or the folder of
+      any of these. What training programs put before the names of tensors is taken off.
     out: a folder that does not exist yet, or is empty; it appears when it is complete.
     format: whose names the tensors have, one of `FORMATS`; "auto" looks at them.
     dtype: of the parameters, "float32" or "bfloat16"; tensors that nothing reads keep theirs.
@@ -70,6 +80,13 @@ def convert(
     fingerprint: run the model too, keep a few numbers of what it gave (see fingerprint.py), and
       compare it with transformers, if that is installed (see live.py).
     progress: is told what is being done, and which fraction of the whole was done before that.
+    key: which model of a file with several is meant, such as "ema": the key of its dictionary or
+      the beginning of its names. None takes the only one, or the one under the first of
+      `selection.DEFAULT_KEYS`.
+    base: a checkpoint of ours, from which parts come that the source lacks as a whole, and to
+      whose weights an adapter is added.
+    lora_alpha: of LoRA, where no adapter_config.json beside the source says it.
+    note: is told, in a sentence each, what was decided that the caller may not expect.
 
   Returns:
     With `fingerprint`, a line that says how far from transformers' the answers are, or why they
@@ -86,20 +103,32 @@ def convert(
   tell("reading names and shapes", 0.0)
   weights = find_weights(Path(source).expanduser())
   sources = open_weights(weights)
-  planned = _plan(_layout(sources, format, weights), sources, weights, config)
-  model = _tokenizer(tokenizer, weights.parent)
-  trial = _Trial(weights, planned.table.name == huggingface.TABLE.name, tell)
+  adapter = weights.name in ADAPTERS
+  chosen = select(sources, format, key, str(weights), adapter)
+  scales = adapters.read_settings(weights.parent, lora_alpha) if chosen.factors or adapter else None
+  below = Base(Path(base).expanduser()) if base is not None else None
+  if chosen.adapter and below is None:
+    raise ValueError(_needs_base(weights, scales))
+  planned = _plan_merged(chosen, sources, weights, config, below, scales)
+  model = _tokenizer(tokenizer, weights.parent, below)
+  notes = [*chosen.notes, *_notes(planned, chosen, below, dtype)]
+  for line in notes:
+    (note or (lambda line: None))(line)
+  direct = chosen.layout == "huggingface" and not (below or chosen.factors or chosen.prefix)
+  trial = _Trial(weights, direct, tell)
   with Writer(out) as writer:
     unread = _add_parts(writer, planned, dtype, tell, weights)
+    unread |= below.rest(unread) if below else {}
     tell("checksums of the source", 1.0)
-    info = _info(planned, weights, Path(out).name)
+    info = _info(planned, weights, Path(out).name, below, notes, [*unread])
     tell("checking what was written" if verify else "finishing", 1.0)
+    reasons = dict.fromkeys(unread, "kept from the base") | planned.reasons()
     writer.finish(
       planned.config,
       model,
       info=info,
       unread=unread,
-      unread_reasons=planned.reasons(),
+      unread_reasons=reasons,
       dropped=_describe_dropped(planned),
       source_tensors=planned.counts(),
       verify=verify,
@@ -122,16 +151,54 @@ def _add_parts(
   return unread
 
 
-def _info(planned: Plan, weights: Path, name: str) -> dict[str, Any]:
+def _info(
+  planned: Plan,
+  weights: Path,
+  name: str,
+  base: Base | None,
+  notes: list[str],
+  unread: list[str],
+) -> dict[str, Any]:
   """What the checkpoint says of itself."""
-  return {
+  own = sum(not source.made for source in planned.sources.values())
+  info = {
     "name": name,
-    "source": f"{weights.name}, {len(planned.sources)} tensors in the layout {planned.table.name}",
+    "source": f"{weights.name}, {own} tensors in the layout {planned.table.name}",
     "origin": describe_origin(weights),
     "licence": LICENCE,
     "trained": True,
-    "lacks": _lacks(planned),
+    "lacks": _lacks(planned, unread),
   }
+  if base:
+    info["base"] = {
+      "name": base.name,
+      "identity": base.identity,
+      "parts": sorted(_made_parts(planned)),
+      "parameters": sorted(planned.direct),
+    }
+  return info | ({"notes": notes} if notes else {})
+
+
+def _made_parts(planned: Plan) -> set[str]:
+  """The parts of the model that come from the base, whole or changed by an adapter."""
+  return {entry.part for name, entry in planned.entries.items() if planned.sources[name].made} - {
+    entry.part for name, entry in planned.entries.items() if not planned.sources[name].made
+  }
+
+
+def _notes(planned: Plan, chosen: Selection, base: Base | None, dtype: str) -> list[str]:
+  """What was decided that the caller may not expect, a sentence each."""
+  notes = []
+  if chosen.factors:
+    notes.append(f"merged LoRA into {len(chosen.modules):,} weights")
+  if base and not chosen.adapter and (made := _made_parts(planned)):
+    words = list_words(part for part in WORDS if part in made)
+    notes.append(f"took from the base {base.name}: {words}")
+  own = [source.dtype for source in planned.sources.values() if not source.made]
+  if halves := own.count("float16"):
+    how = "rounded to bfloat16" if dtype == "bfloat16" else "kept exactly in float32"
+    notes.append(f"{halves:,} tensors of the source are float16; their values are {how}")
+  return notes
 
 
 class _Trial:
@@ -154,47 +221,66 @@ class _Trial:
     self.line = live.compare(folder, self.weights, answers, direct=self.direct)
 
 
-def _layout(sources: Mapping[str, Source], format: str, weights: Path) -> ModuleType:
-  """The module of the layout that these names are in."""
-  if format != "auto" and format not in FORMATS:
-    raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")
-  if variant := recognise_variant(sources):
-    raise ValueError(
-      f"{weights} is of {variant}; give the weights of transformers' Sam3LiteTextModel instead."
-    )
-  matching = [name for name, layout in FORMATS.items() if layout.matches(sources)]
-  if matching and format in ("auto", matching[0]):
-    if matching[0] == "huggingface":
-      huggingface.require_detector(sources, str(weights))
-    return FORMATS[matching[0]]
-  kind = f"SAM 3 in the layout {matching[0]}" if matching else recognise(sources)
-  raise ValueError(
-    f"{weights} does not hold SAM 3 in {'any known' if format == 'auto' else f'the {format}'} "
-    f"layout; it looks like {kind or 'nothing known'}, and its first tensor is "
-    f"{next(iter(sources), 'missing')}. Give the weights of facebook/sam3."
+def _needs_base(weights: Path, settings: adapters.Settings | None) -> str:
+  on = f" of {settings.base}" if settings and settings.base else ""
+  return (
+    f"{weights} is a LoRA adapter{on}, which holds only changes to a model; convert that model "
+    "first, then say --base CHECKPOINT to merge the adapter into it."
   )
 
 
+def _plan_merged(
+  chosen: Selection,
+  sources: Mapping[str, Source],
+  weights: Path,
+  config: Config | None,
+  base: Base | None,
+  settings: adapters.Settings | None,
+) -> Plan:
+  """Accounts for every tensor of a selection, LoRA merged."""
+  layout, tensors = FORMATS[chosen.layout], chosen.tensors
+  names = [*tensors, *chosen.modules.values()]
+  table = _table(layout, names, base if chosen.adapter else None)
+  if chosen.layout == "huggingface" and not base:
+    huggingface.require_detector(names, str(weights))
+  if chosen.factors or chosen.adapter:
+    tensors = {table.canonical(name): source for name, source in tensors.items()}
+    whole = (base.sources(table) if base and chosen.adapter else {}) | tensors
+    modules = {module: table.canonical(name) for module, name in chosen.modules.items()}
+    merged = adapters.merge(chosen.factors, sources, modules, whole, settings, str(weights))
+    tensors = (whole if chosen.adapter else tensors) | merged
+  return _plan(layout, tensors, weights, config, base, table)
+
+
 def _plan(
-  layout: ModuleType, sources: Mapping[str, Source], weights: Path, config: Config | None
+  layout: ModuleType,
+  sources: Mapping[str, Source],
+  weights: Path,
+  config: Config | None,
+  base: Base | None = None,
+  table: Table | None = None,
 ) -> Plan:
   """Accounts for every tensor.
 
   A size that was read off a damaged tensor would make all others wrong: without a configuration the
   released one is tried too, and the shorter list of faults is told.
   """
-  table, path = _table(layout, sources), weights.parent / "config.json"
+  table, path = table or _table(layout, sources, base), weights.parent / "config.json"
   shapes = functools.partial(expected_shapes, visual=table.has_visual(sources))
   if config is None and path.exists() and hasattr(layout, "read_config"):
     config = layout.read_config(_read_json(path), str(path))
+  if base:
+    return _plan_on(base, table, sources, weights, config)
   if config is not None:
     _check_size(table, sources, config, weights)
+    _check_parts(table, sources, weights)
     planned, faults = account(table, sources, shapes(config), config)
-    raise_incomplete(table, faults)
+    _raise_incomplete(planned, faults, weights)
     return planned
+  _check_parts(table, sources, weights)
   if layout is keras_hub or table is huggingface.LITE:
     raise FileNotFoundError(f"{path} is missing; it belongs beside the weights.")
-  error, faults = None, []
+  error, faults, planned = None, [], None
   try:
     config = infer_config(table, {name: source.shape for name, source in sources.items()})
     _check_size(table, sources, config, weights)
@@ -204,43 +290,140 @@ def _plan(
   except ValueError as unclear:
     error = unclear
   released = dataclasses.replace(RELEASED, concept_points=layout is meta)
-  planned, others = account(table, sources, shapes(released), released)
+  second, others = account(table, sources, shapes(released), released)
   if not others:
-    return planned
+    return second
   if error and len(others) > _FEW:
     raise ValueError(f"{weights}: {error}") from error
-  raise_incomplete(table, others if error else min(faults, others, key=len))
+  if planned is None or len(others) < len(faults):
+    planned, faults = second, others
+  _raise_incomplete(planned, faults, weights)
   return planned
+
+
+def _plan_on(
+  base: Base, table: Table, sources: Mapping[str, Source], weights: Path, config: Config | None
+) -> Plan:
+  """Likewise, with the base's tensors for the parts of which the source has none."""
+  if config is not None:
+    check_same_size(config, base, str(weights.parent / "config.json"))
+  own = {table.canonical(name): source for name, source in sources.items()}
+  if len(own) < len(sources):
+    own = dict(sources)  # two are of one name, which `account` says
+  parts = parts_of(table.name)
+  there = {part for part, count in parts.in_file(own).items() if count}
+  theirs = base.sources(table)
+  added = {
+    name: source
+    for name, source in theirs.items()
+    if name not in own and (parts.of(name) not in there)
+  }
+  whole = own | added
+  points = [name for name in whole if "geometry_encoder.points_" in name]
+  has_points = bool(points) if any(_is_point(rule.targets[0]) for rule in table.rules) else None
+  config = dataclasses.replace(
+    base.config,
+    concept_points=base.config.concept_points if has_points is None else has_points,
+  )
+  visual = table.has_visual(whole) or (base.visual and not table.visual)
+  shapes = expected_shapes(config, visual=visual)
+  entries = table.entries(config, visual=visual and bool(table.visual))
+  filled = {path for entry in entries.values() for path, _ in entry.slots}
+  direct = {path: functools.partial(base.read, path) for path in shapes if path not in filled}
+  optional = lambda name: parts.of(name) not in there  # noqa: E731
+  planned, faults = account(table, whole, shapes, config, optional=optional, direct=direct)
+  _raise_incomplete(planned, faults, weights, base)
+  return planned
+
+
+def _is_point(target: str) -> bool:
+  return target.startswith("geometry/point_")
+
+
+def _check_parts(table: Table, sources: Mapping[str, Source], weights: Path) -> None:
+  """Says which parts of the model a file lacks as a whole, rather than each of their tensors."""
+  counts = parts_of(table.name).in_file(table.canonical(name) for name in sources)
+  absent = [part for part in DETECTOR if not counts[part]]
+  if not absent:
+    return
+  there = list_words(part for part in WORDS if counts[part])
+  why = (
+    " (as Meta's recipes with enable_segmentation: False save it)" if absent == ["masks"] else ""
+  )
+  has = (
+    f"has {there} of SAM 3 only, without" if len(absent) > len(DETECTOR) / 2 else "has no part of"
+  )
+  if absent == ["masks"]:
+    has = "has"
+    raise ValueError(
+      f"{weights} holds SAM 3 without {list_words(absent)}{why}. Say --base CHECKPOINT to take it "
+      "from a converted checkpoint, such as that of facebook/sam3."
+    )
+  raise ValueError(
+    f"{weights} {has} {list_words(absent)}{why}. If they were left out on purpose, say --base "
+    "CHECKPOINT to take them from a converted checkpoint; else give the file of the whole model."
+  )
+
+
+def _raise_incomplete(
+  planned: Plan, faults: list[str], weights: Path, base: Base | None = None
+) -> None:
+  """Raises ValueError for all faults; one that sums them up where most tensors are not there."""
+  wanted = (
+    len(planned.missing)
+    + len(planned.entries)
+    - sum(name in planned.entries for name in planned.missing)
+  )
+  if len(planned.missing) > wanted / 2:
+    parts = parts_of(planned.table.name)
+    counts = parts.in_file(planned.sources)
+    lost = parts.in_file(planned.missing)
+    said = [
+      f"{WORDS[part]} {counts[part]:,} of {counts[part] + lost[part]:,}"
+      for part in WORDS
+      if counts[part] + lost[part]
+    ]
+    raise ValueError(
+      f"{weights} has few of the tensors that SAM 3 has in the layout {planned.table.name}: "
+      f"{', '.join(said)}. Give the file of the whole model, and its config.json beside it."
+    )
+  raise_incomplete(planned.table, faults)
 
 
 def _check_size(table: Table, sources: Mapping[str, Source], config: Config, weights: Path) -> None:
   """Refuses a model far too large for its file before its tensors are listed, one by one."""
   wanted = table.tensors(config)
   if wanted > _MORE * len(sources):
+    counts = parts_of(table.name).in_file(table.canonical(name) for name in sources)
+    there = list_words(part for part in WORDS if counts[part])
     raise ValueError(
-      f"{weights} has {len(sources):,} tensors, where its configuration wants {wanted:,}: one of "
-      "the two is of another model; download both again."
+      f"{weights} has {len(sources):,} tensors, where its configuration wants {wanted:,}"
+      f"{f', and only some of {there}' if there else ''}: it is a part of a model, or its "
+      "config.json is of another one; give the file of the whole model."
     )
 
 
-def _table(layout: ModuleType, sources: Mapping[str, Source]) -> Table:
-  """The layout's table for the models that these names are of."""
-  if layout is meta and meta.is_multiplex(sources):
+def _table(layout: ModuleType, names: Iterable[str], base: Base | None) -> Table:
+  """The layout's table for the models that these names, or that of the base, are of."""
+  names = list(names)
+  if layout is meta and meta.is_multiplex(names):
     return meta.MULTIPLEX
-  if layout is huggingface and huggingface.is_lite(sources):
-    return huggingface.LITE
+  if layout is huggingface:
+    encoder = any("text_encoder." in name for name in names)
+    if huggingface.is_lite(names) or (base and base.lite and not encoder):
+      return huggingface.LITE
   return layout.TABLE
 
 
-def _lacks(planned: Plan) -> list[str]:
+def _lacks(planned: Plan, unread: list[str]) -> list[str]:
   """What sam3.pt has and this source has not; a bundle of Meta's layout has it all."""
-  table, names = planned.table, [*planned.unread, *planned.entries]
+  table, names = planned.table, [*unread, *planned.entries]
   if table is keras_hub.TABLE:
     names += keras_hub.names_in_huggingface()
   found = lacking(planned.config, names)
   if not planned.config.concept_points:
     found.append("geometry/point_* (concept points)")
-  if not any(rule.skip for rule in table.rules):
+  if not any(rule.skip for rule in table.rules) and not any("[:, :" in name for name in unread):
     found.append("the class token's row of the position table")
   return found
 
@@ -252,7 +435,9 @@ def _read_json(path: Path) -> Any:
     raise ValueError(f"{path} is not readable JSON ({error}); download it again.") from error
 
 
-def _tokenizer(given: str | Path | None, folder: Path) -> bytes:
+def _tokenizer(given: str | Path | None, folder: Path, base: Base | None) -> bytes:
+  if given is None and base:
+    return base.stored.tokenizer
   path = Path(given).expanduser() if given else find_vocabulary(folder)
   return Tokenizer(path).model if path.suffix == ".model" else build_tokenizer(path)
 

@@ -6,7 +6,7 @@ part of the tree at a time, layer by layer into the stacked arrays. All faults a
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from .unread import DETECTOR
 
 DERIVED_ATOL = 1e-4  # Meta rounds angles of up to 24 radians to float32, a few times over
 READABLE = ("float32", "bfloat16", "float16")
-REMEDY = "Download or save the checkpoint again."
+REMEDY = "Save the state_dict of the whole model, or download the file again."
 SKIPPED = "a class token's row: cut off before use"
 
 
@@ -33,6 +33,8 @@ class Plan:
     unread: the ones that are kept, with the reason.
     dropped: the ones that are not, with the reason.
     sources: all of them.
+    missing: the names that a complete source has and this one has not.
+    direct: reads a parameter of our tree that the layout has no name for from the base checkpoint.
   """
 
   table: Table
@@ -42,6 +44,8 @@ class Plan:
   entries: Mapping[str, Entry]
   unread: Mapping[str, str]
   dropped: Mapping[str, str]
+  missing: tuple[str, ...] = ()
+  direct: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(default_factory=dict)
 
   @property
   def parts(self) -> list[str]:
@@ -66,7 +70,14 @@ class Plan:
 
   def counts(self) -> dict[str, dict[str, int]]:
     """What became of the source's tensors; a skipped row counts as an unread parameter."""
-    groups = {"read": self.entries, "unread": self.unread, "dropped": self.dropped}
+    groups = {
+      group: [name for name in names if not self.sources[name].made]
+      for group, names in (
+        ("read", self.entries),
+        ("unread", self.unread),
+        ("dropped", self.dropped),
+      )
+    }
     counts = {
       group: {
         "tensors": len(names),
@@ -77,7 +88,7 @@ class Plan:
     skipped = sum(
       math.prod(self.sources[name].shape) // self.sources[name].shape[1] * entry.rule.skip
       for name, entry in self.entries.items()
-      if entry.rule.skip
+      if entry.rule.skip and not self.sources[name].made
     )
     counts["read"]["parameters"] -= skipped
     counts["unread"]["parameters"] += skipped
@@ -100,6 +111,9 @@ class Plan:
         if not np.isfinite(layer).all():
           faults.append(f"{name} holds values that are not finite in {dtype}")
           break
+    for path, read in self.direct.items():
+      if path in arrays:
+        arrays[path][...] = read()
     return nest(arrays)[part]
 
   def read_unread(self, faults: list[str]) -> dict[str, np.ndarray]:
@@ -107,7 +121,9 @@ class Plan:
     kept = {name: self.sources[name].read() for name in self.unread}
     for name, entry in self.entries.items():
       if entry.rule.skip:
-        kept[skipped_name(name, entry.rule)] = self.sources[name].read()[:, : entry.rule.skip]
+        head = self.sources[name].read()[:, : entry.rule.skip]
+        if head.any() or not self.sources[name].made:  # a base without it gives zeros
+          kept[skipped_name(name, entry.rule)] = head
     for name, array in kept.items():
       if not np.isfinite(array).all():
         faults.append(f"{name} holds values that are not finite")
@@ -128,7 +144,13 @@ def raise_incomplete(table: Table, faults: list[str]) -> None:
 
 
 def account(
-  table: Table, sources: Mapping[str, Source], shapes: Mapping[str, tuple[int, ...]], config: Config
+  table: Table,
+  sources: Mapping[str, Source],
+  shapes: Mapping[str, tuple[int, ...]],
+  config: Config,
+  *,
+  optional: Callable[[str], bool] = lambda name: False,
+  direct: Mapping[str, Callable[[], np.ndarray]] | None = None,
 ) -> tuple[Plan, list[str]]:
   """What becomes of every tensor, and all that is wrong with them, a line each.
 
@@ -137,6 +159,8 @@ def account(
     sources: its tensors, under its own names.
     shapes: of our arrays by path; what the model wants, see `checkpoint.expected_shapes`.
     config: the model's.
+    optional: whether a tensor that nothing reads may be missing.
+    direct: see `Plan`.
   """
   entries = table.entries(config, visual=_has_visual(shapes))
   faults, found = [], {}
@@ -149,7 +173,11 @@ def account(
   facts = table.kept(config, found)
   parts = {DETECTOR, *(part for name, (part, _) in facts.items() if name in found)}
   kept = {name: fact for name, fact in facts.items() if name not in wanted}
-  wanted |= {name: shape for name, (part, shape) in kept.items() if part in parts}
+  wanted |= {
+    name: shape
+    for name, (part, shape) in kept.items()
+    if part in parts and (name in found or not optional(name))
+  }
   dropped = {name: why for name in found if (why := table.reason(table.dropped, name))}
   unread = {name: table.reason(table.unread, name) or "" for name in found if name in kept}
   for name, source in found.items():
@@ -157,6 +185,7 @@ def account(
       faults.append(f"{name} {list(source.shape)} is not a name of this layout and configuration")
     elif name in wanted and source.dtype not in (readable := _readable(wanted[name])):
       faults.append(f"{name} is {source.dtype}; expected one of {', '.join(readable)}")
+  missing = tuple(name for name in wanted if name not in found)
   for name, shape in wanted.items():
     if name not in found:
       faults.append(f"{name} is missing")
@@ -165,7 +194,8 @@ def account(
   faults += _lone_dtypes(found, wanted) + _derived(table.derived(config, found), found, dropped)
   if faults:
     faults += _not_finite(found)
-  return Plan(table, config, shapes, found, entries, unread, dropped), faults
+  planned = Plan(table, config, shapes, found, entries, unread, dropped, missing, direct or {})
+  return planned, faults
 
 
 def convert_arrays(
@@ -234,7 +264,7 @@ def _lone_dtypes(sources: Mapping[str, Source], names: Iterable[str]) -> list[st
   """A tensor that differs in dtype from all the others: nobody saves one that way on purpose."""
   dtypes: dict[str, list[str]] = {}
   for name in names:
-    if name in sources and sources[name].dtype in READABLE:
+    if name in sources and not sources[name].made and sources[name].dtype in READABLE:
       dtypes.setdefault(sources[name].dtype, []).append(name)
   most = max(dtypes, key=lambda dtype: len(dtypes[dtype]), default="")
   return [
@@ -269,5 +299,5 @@ def _not_finite(sources: Mapping[str, Source]) -> list[str]:
   return [
     f"{name} holds values that are not finite"
     for name, source in sources.items()
-    if source.dtype in READABLE and not np.isfinite(source.read()).all()
+    if source.dtype in READABLE and not source.made and not np.isfinite(source.read()).all()
   ]

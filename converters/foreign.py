@@ -1,11 +1,33 @@
-"""Says what a checkpoint is that cannot be converted, from the names of its tensors."""
+"""Says what a file is that cannot be converted: from the names of its tensors, or how it begins."""
 
 import re
 from collections.abc import Iterable
 
 # The first row of which every pattern begins some name. Sources: the state_dict() of
-# facebookresearch/segment-anything, sam2 and sam3, and of transformers' models of these names.
+# facebookresearch/segment-anything, sam2 and sam3, of SimonZeng7108/efficientsam3, and of
+# transformers' models of these names.
+_IMAGE_ENCODER = r".*vision_backbone\.trunk\.model\."
 VARIANTS = (  # look like SAM 3
+  (
+    "EfficientSAM3 with a RepViT as its image encoder",
+    (_IMAGE_ENCODER, rf"{_IMAGE_ENCODER}backbone\.(model\.)?features\."),
+  ),
+  (
+    "EfficientSAM3 with a TinyViT as its image encoder",
+    (_IMAGE_ENCODER, rf"{_IMAGE_ENCODER}backbone\.(model\.)?(patch_embed|layers)\."),
+  ),
+  (
+    "EfficientSAM3 with an EfficientViT as its image encoder",
+    (_IMAGE_ENCODER, rf"{_IMAGE_ENCODER}backbone\.(model\.)?(input_stem|stages)\."),
+  ),
+  ("EfficientSAM3 with another image encoder than SAM 3's", (_IMAGE_ENCODER,)),
+  (
+    "EfficientSAM3 with another image encoder than SAM 3's",
+    (
+      r".*vision_encoder\.(trunk|backbone)\.(student_trunk|projector|model|stages|features|stem)",
+      r".*(detr_decoder|dot_product_scoring)\.",
+    ),
+  ),
   (
     "SAM 3 LiteText in its authors' layout",
     (r".*language_backbone\.encoder\.(embedding_layer|positional_embedding\.|transformer\.\d)",),
@@ -33,12 +55,41 @@ KINDS = (
     (r"vision_encoder\.(layers|patch_embed)\.", r"mask_decoder\.", r"shared_image_embedding\."),
   ),
   ("an EfficientSAM or MobileSAM", (r"image_encoder\.", r"mask_decoder\.", r"prompt_encoder\.")),
-  ("a LoRA adapter; merge it into its model first", (r".*\.lora_[AB]\.",)),
+  ("a LoRA adapter of another model", (r".*\.lora_[AB]\b",)),
+  ("an adapter of another kind than LoRA", (r".*\.(hada_w1|lokr_w|oft_r|ia3_l|vera_lambda)",)),
   ("a CLIP", (r"(text_model|transformer\.resblocks)", r"(vision_model|visual)\.")),
   ("a DETR or Grounding DINO", (r"(model\.)?.*decoder\.layers\.0\.", r".*(backbone|bbox_embed)\.")),
   ("a YOLO", (r"model\.\d+\.(conv|cv1)\.",)),
   ("a BERT", (r"(bert\.)?(embeddings\.word_embeddings|encoder\.layer\.0)\.",)),
   ("a language model", (r"(model\.)?(layers|h|blocks)\.0\.",)),
+)
+# What quantizing programs add to the name of a tensor. Sources: bitsandbytes, GPTQ, AWQ, and the
+# scaled float8 of others.
+QUANTIZED = (
+  (
+    "bitsandbytes to 4 or 8 bits",
+    r".*\.(absmax|quant_map|nested_\w+|quant_state\.\S+|SCB|weight_format)",
+  ),
+  ("GPTQ or AWQ to 4 bits", r".*\.(qweight|qzeros|g_idx)"),
+  ("a scaled float8 or int8 format", r".*\.(weight_scale(_inv)?|input_scale|scale_weight)"),
+)
+# How files begin that are no weights, and what to do.
+_BEGINNINGS = (
+  (
+    rb"version https://git-lfs",
+    "it is a Git LFS pointer, not the file; run `git lfs pull`, or download the file itself",
+  ),
+  (
+    rb"\s*(<!doctype|<html|<\?xml)",
+    "it is a web page, perhaps one that asks to log in or says that the file was not found; "
+    "download the file itself, such as by `hf://facebook/sam3` with a token",
+  ),
+  (rb"\s*[\[{]", "it is a JSON text; give the file of the weights beside it"),
+  (rb"GGUF", "it is a GGUF file, with quantized weights; give model.safetensors or sam3.pt"),
+  (rb"\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "it is a packed archive; unpack it"),
+  (rb"\x93NUMPY", "it is a NumPy array"),
+  (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF|II\*\0|MM\0\*|BM", "it is an image"),
+  (rb"%PDF", "it is a PDF"),
 )
 
 
@@ -49,7 +100,48 @@ def recognise_variant(names: Iterable[str]) -> str | None:
 
 def recognise(names: Iterable[str]) -> str | None:
   """What these are the tensors of, in words; None if nothing is known like it."""
-  return _first(KINDS, list(names))
+  return _first(KINDS, without_prefix(list(names)))
+
+
+def recognise_quantized(names: Iterable[str]) -> tuple[str, str] | None:
+  """The program that quantized these tensors, in words, and the first name that says so."""
+  names = list(names)
+  for kind, pattern in QUANTIZED:
+    for name in names:
+      if re.fullmatch(pattern, name):
+        return kind, name
+  return None
+
+
+def describe_content(start: bytes) -> str:
+  """What a file of no known kind is, by its first bytes, and what to do; a clause."""
+  if not start.strip(b"\0"):
+    return "it is empty or all zero, as of a download that failed; download it again"
+  for pattern, words in _BEGINNINGS:
+    if re.match(pattern, start, re.IGNORECASE):
+      return words
+  if start[257:262] == b"ustar":
+    return "it is a tar archive; unpack it"
+  if _is_text(start):
+    return "it is a text; give model.safetensors or sam3.pt, or the folder of either"
+  return "it is of no known kind; give model.safetensors or sam3.pt, or the folder of either"
+
+
+def without_prefix(names: list[str]) -> list[str]:
+  """The names without the segments that all of them begin with."""
+  while names and all("." in name for name in names):
+    first = names[0].partition(".")[0]
+    if first.isdigit() or not all(name.startswith(f"{first}.") for name in names):
+      break
+    if first in ("model", "image_encoder", "vision_encoder"):  # tell what a model is
+      break
+    names = [name.partition(".")[2] for name in names]
+  return names
+
+
+def _is_text(start: bytes) -> bool:
+  text = start.decode("utf-8", "ignore")
+  return len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
 def _first(kinds: Iterable[tuple[str, tuple[str, ...]]], names: list[str]) -> str | None:

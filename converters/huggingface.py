@@ -30,6 +30,8 @@ from .rules import (
   rule,
 )
 
+_PARTS = ("detector_model", "tracker_model", "tracker_neck")
+
 
 def matches(names: Iterable[str]) -> bool:
   """Whether these are Hugging Face's names for SAM 3, its tracker alone included.
@@ -55,9 +57,9 @@ def is_lite(names: Iterable[str]) -> bool:
 
 def canonical(name: str) -> str:
   """The name in facebook/sam3 of a tensor of any of the layouts."""
-  if name.startswith("tracker_model.tracker_model."):
+  if name.startswith(tuple(f"tracker_model.{part}." for part in _PARTS)):
     return name.removeprefix("tracker_model.")
-  if name.startswith(("detector_model.", "tracker_model.", "tracker_neck.")):
+  if name.startswith(tuple(f"{part}." for part in _PARTS)):
     return name
   return f"detector_model.{name}"
 

@@ -60,8 +60,12 @@ def is_multiplex(names: Iterable[str]) -> bool:
 
 def canonical(name: str) -> str:
   """The name in sam3.pt of a tensor of any of Meta's models."""
-  name = name.removeprefix("module.")  # of a model trained on several GPUs
-  name = name.replace("inst_interactive_predictor.model.", "tracker.", 1)
+  for interactive in (
+    "inst_interactive_predictor.model.",
+    "detector.inst_interactive_predictor.model.",
+  ):
+    if name.startswith(interactive):
+      return f"tracker.{name.removeprefix(interactive)}"
   return name if name.startswith(("detector.", "tracker.")) else f"detector.{name}"
 
 

@@ -1,11 +1,12 @@
 """Where weights came from, for the bundle that is made of them."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from sam3_jax.identity import file_sha256
+
+from .sources import files_of
 
 # Where the hub's client keeps a repository at a revision.
 _SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)/snapshots/([0-9a-f]{40})", re.ASCII)
@@ -21,20 +22,13 @@ def describe_origin(weights: Path) -> dict[str, Any]:
     `files`: size and SHA-256 of each file by its name; and `repository`: `org/name@commit`, if they
     lie in the cache of the hub. No path, which says something of the machine alone.
   """
-  files = sorted({weights, *(weights.parent / name for name in _shards(weights))})
   described: dict[str, Any] = {
     "files": {
-      path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+      path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+      for path in files_of(weights)
     }
   }
   if found := _SNAPSHOT.search(weights.absolute().as_posix()):
     organisation, name, commit = found.groups()
     described["repository"] = f"{organisation}/{name}@{commit}"
   return described
-
-
-def _shards(weights: Path) -> set[str]:
-  if weights.suffix != ".json":
-    return set()
-  places = json.loads(weights.read_bytes())["weight_map"].values()
-  return {name for place in places for name in ([place] if isinstance(place, str) else place)}

@@ -3,11 +3,13 @@
 A pickle is a program: `GLOBAL os system`, then `REDUCE`, runs a command. Python's own unpickler can
 be told which globals to find, but not to be economical: one opcode makes it reserve gigabytes for
 its memo. Hence a machine for the opcodes that torch.save emits (protocol 2, and what differs in 4
-and 5), in which a global is but a name. `CONSTRUCTORS` and `STORAGES` are all the names there are;
-any other is refused where it stands. Source: the opcodes' descriptions in Python's pickletools.
+and 5), in which a global is but a name. `CONSTRUCTORS` and `STORAGES` are all the names that mean
+something, `INERT` are those that are left out; any other is refused where it stands. Source: the
+opcodes' descriptions in Python's pickletools.
 """
 
 import dataclasses
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +29,16 @@ STORAGES = {
   "BoolStorage": "bool",
   "ComplexFloatStorage": "complex64",
 }
+# Classes whose objects stand beside a model in checkpoints of training, and are left out. They are
+# names here, as all others: none is imported.
+INERT = (
+  r"argparse\.Namespace|collections\.defaultdict|datetime\.\w+|_codecs\.encode|copyreg\._reconstructor"
+  r"|copy_reg\._reconstructor|pathlib\.(_local\.)?\w*Path"
+  r"|(__builtin__|builtins)\.(object|set|frozenset|dict|list|tuple|int|float|str|bool|complex|slice)"
+  r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)"
+  r"|torch\.(Size|device|dtype|float\w*|bfloat16|int\w*|uint8|bool)"
+  r"|(omegaconf|lightning|lightning_fabric|pytorch_lightning)\.[\w.]+"
+)
 MAX_BYTES = 8_000_000  # sam3.pt has 0.3 million; a byte may ask for 70 of memory
 MAX_NAME = 1000  # bytes of a module or of a name in it
 
@@ -36,6 +48,11 @@ class Global:
   """A name, and nothing behind it."""
 
   name: str
+
+
+class Inert:
+  """What stands for an object of a class that training programs save beside a model: its name was
+  recognized (`INERT`), nothing was imported or called, and what it holds is not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +75,8 @@ class Tensor:
 
 
 def read_pickle(data: bytes) -> Any:
-  """What a pickle describes: None, numbers, strings, tuples, lists, dictionaries and `Tensor`s.
+  """What a pickle describes: None, numbers, strings, tuples, lists, dictionaries and `Tensor`s, and
+  `Inert` for the objects that are left out.
 
   Raises:
     ValueError: it names another global, is truncated, or is no pickle of torch.save.
@@ -122,16 +140,19 @@ class _Machine:
     if not isinstance(module, str) or not isinstance(name, str):
       raise TypeError("STACK_GLOBAL")
     full = f"{module}.{name}"
-    known = full in CONSTRUCTORS or (module == "torch" and name in STORAGES)
-    if not known:
-      raise ValueError(
-        f"its pickle asks for {full!r:.120}, which no checkpoint of SAM 3 needs: it was not called"
-      )
-    self.stack.append(Global(full))
+    if full in CONSTRUCTORS or (module == "torch" and name in STORAGES):
+      self.stack.append(Global(full))
+    elif re.fullmatch(INERT, full, re.ASCII):
+      self.stack.append(Inert())
+    else:
+      raise ValueError(_unknown(full))
 
   def reduce(self) -> None:
     """Calls one of our own constructors; nothing else can be on the stack as a `Global`."""
     function, arguments = self.pop(2)
+    if isinstance(function, Inert):
+      self.stack.append(Inert())
+      return
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
       raise TypeError("REDUCE")
     constructor = CONSTRUCTORS.get(function.name)
@@ -142,7 +163,7 @@ class _Machine:
   def build(self) -> None:
     """The state of an object: only a dictionary's attributes (`_metadata`), which are not kept."""
     target, _ = self.pop(2)
-    if not isinstance(target, dict):
+    if not isinstance(target, dict | Inert):
       raise ValueError(f"its pickle sets attributes of a {type(target).__name__}")
     self.stack.append(target)
 
@@ -158,9 +179,13 @@ class _Machine:
 
   def set_items(self, items: list[Any]) -> None:
     target = self.stack[-1]
+    if isinstance(target, Inert):
+      return
     if not isinstance(target, dict) or len(items) % 2:
       raise TypeError("SETITEMS")
     for key, value in zip(items[::2], items[1::2], strict=True):
+      if isinstance(key, Inert):
+        continue
       if not isinstance(key, str | int | float | None):  # a tuple's hash may recurse without end
         raise ValueError(f"its pickle has a {type(key).__name__} for a key; expected a string")
       if key in target:
@@ -168,9 +193,22 @@ class _Machine:
       target[key] = value
 
   def append(self, items: list[Any]) -> None:
+    if isinstance(self.stack[-1], Inert):
+      return
     if not isinstance(self.stack[-1], list):
       raise TypeError("APPEND")
     self.stack[-1].extend(items)
+
+
+def _unknown(name: str) -> str:
+  """What to say of a global that is not known."""
+  if name in ("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_qtensor"):
+    return f"it has quantized or float8 tensors ({name}), which cannot be converted"
+  what = next((words for start, words in _CLASSES.items() if name.startswith(start)), "")
+  return (
+    f"its pickle asks for {name!r:.120}, which no checkpoint of SAM 3 needs: it was not called"
+    f"{f' (the file is {what}, saved as Python objects and not as tensors)' if what else ''}"
+  )
 
 
 def _size(value: Any) -> int:
@@ -229,6 +267,16 @@ def _byte(kind: str) -> Callable[[_Machine], int]:
   return lambda m: m.number(kind)
 
 
+_CLASSES = {
+  "ultralytics.": "a model of ultralytics, such as YOLO",
+  "models.yolo": "a YOLO",
+  "models.common": "a YOLO",
+  "torch.nn.": "a whole PyTorch model",
+  "sam3.": "a whole model of Meta's package",
+  "transformers.": "a whole model or the settings of transformers",
+  "torchvision.": "a whole model of torchvision",
+  "timm.": "a whole model of timm",
+}
 _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
   b"\x80": lambda m: m.take(1),  # PROTO
   b"\x95": lambda m: m.take(8),  # FRAME
@@ -243,6 +291,8 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
   b"\x8a": _push(lambda m: int.from_bytes(m.take(m.number("<B")), "little", signed=True)),
   b"X": _text("<I"),
   b"\x8c": _text("<B"),
+  b"B": _push(lambda m: m.take(m.number("<I"))),
+  b"C": _push(lambda m: m.take(m.number("<B"))),
   b")": _push(lambda m: ()),
   b"t": _push(lambda m: tuple(m.since_mark())),
   b"\x85": _push(lambda m: tuple(m.pop(1))),
@@ -263,6 +313,7 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
   b"i": lambda m: m.find(m.line(), m.line()),  # INST: finds and calls
   b"\x93": lambda m: m.find(*m.pop(2)),
   b"R": lambda m: m.reduce(),
+  b"\x81": lambda m: m.reduce(),  # NEWOBJ
   b"b": lambda m: m.build(),
   b"Q": lambda m: m.persistent(),
 }

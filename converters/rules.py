@@ -22,11 +22,22 @@ MIXERS = "text/first/", "text/last/"  # before and after the layers of LiteText'
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A tensor of a source, not read yet; `read` may return a view of a memory map."""
+  """A tensor of a source, not read yet.
+
+  Attributes:
+    shape: of it.
+    dtype: as stored.
+    read: returns the array, which may be a view of a memory map.
+    container: keys, joined by dots, of the dictionary in the file that holds it; most files are
+      one dictionary, and then it is empty.
+    made: whether it is not in the file, but taken from the base checkpoint or merged.
+  """
 
   shape: tuple[int, ...]
   dtype: str
   read: Callable[[], np.ndarray]
+  container: str = ""
+  made: bool = False
 
   @classmethod
   def of(cls, array: np.ndarray) -> "Source":

@@ -7,7 +7,7 @@ a file that contradicts itself is refused before any tensor is touched.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from .checks import MAX_TEXT, check_name, check_shape, parse_json, read_text, shown
 from .rules import Source
 
-INDEX = "model.safetensors.index.json"
+INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
+QUANTIZED = ("F8_", "F6_")  # float8 and float6
 DTYPES = {
   "F64": "float64",
   "F32": "float32",
@@ -40,7 +41,7 @@ def open_safetensors(path: Path) -> dict[str, Source]:
     FileNotFoundError: a shard is not there.
     ValueError: a file is truncated, damaged or something else.
   """
-  return _open_shards(path) if path.suffix == ".json" else _open_file(path)
+  return open_shards(path, _open_file) if path.suffix == ".json" else _open_file(path)
 
 
 def write_safetensors(
@@ -69,14 +70,24 @@ def write_safetensors(
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _open_shards(index: Path) -> dict[str, Source]:
+def shards_in(index: Path) -> set[str]:
+  """The names of the files that an index names, which has been read without a fault."""
+  places = json.loads(index.read_bytes())["weight_map"].values()
+  return {name for place in places for name in ([place] if isinstance(place, str) else place)}
+
+
+def open_shards(index: Path, opener: Callable[[Path], dict[str, Source]]) -> dict[str, Source]:
+  """The tensors of all shards that an index names; `opener` opens one. Raises as
+  `open_safetensors` does."""
   try:
     places = parse_json(read_text(index))["weight_map"]
     for name in (*places, *places.values()):
       check_name(name)
     shards = sorted({Path(place) for place in places.values()})
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{index} is no index of shards ({error!r}); download it again.") from error
+    raise ValueError(
+      f"{index} is no index of shards ({error!r}); give the file of the weights, or its folder."
+    ) from error
   sources: dict[str, Source] = {}
   for shard in shards:
     path = index.parent / shard
@@ -84,13 +95,13 @@ def _open_shards(index: Path) -> dict[str, Source]:
       raise ValueError(f"{index} names the shard {shard}; a shard must lie beside its index.")
     if not path.is_file():
       raise FileNotFoundError(f"{path}, one of {len(shards)} shards, is missing; download it.")
-    found = _open_file(path)
+    found = opener(path)
     wanted = {name for name, place in places.items() if place == shard.name}
     if found.keys() != wanted:
       name = min(found.keys() ^ wanted)
       raise ValueError(
         f"{path} and {index.name} disagree about {name} (and {len(found.keys() ^ wanted) - 1} more "
-        "tensors); download both again."
+        "tensors): they are of different checkpoints; download both again."
       )
     sources |= found
   return sources
@@ -113,18 +124,31 @@ def _open_file(path: Path) -> dict[str, Source]:
   except ValueError as error:
     raise ValueError(f"the header of {path} is damaged ({error}); download it again.") from error
   header.pop("__metadata__", None)
+  for name, entry in header.items():
+    if isinstance(entry, dict) and str(entry.get("dtype")).startswith(QUANTIZED):
+      raise ValueError(
+        f"{path} is quantized: {name!r:.200} is {shown(entry['dtype'])}, which cannot be "
+        "converted; give the weights in float32, bfloat16 or float16."
+      )
+  if not header:
+    raise ValueError(f"{path} holds no tensors, only a header; give the file of the weights.")
   entries = sorted((_entry(path, name, entry) for name, entry in header.items()), key=_begin)
   end = 0
   for name, _, _, begin, next_end in entries:
     if begin != end:
-      raise ValueError(f"{name} in {path} does not begin where the tensor before it ends.")
+      raise ValueError(
+        f"{name} in {path} does not begin where the tensor before it ends; "
+        "the file is damaged: download it again."
+      )
     end = next_end
   data_size = size - 8 - length
   if data_size < end:
     name = next(name for name, *_, last in entries if last > data_size)
     raise ValueError(f"{name} is not whole: {truncated}")
-  if data_size > end or not entries:
-    raise ValueError(f"{path} has {data_size - end:,} bytes that belong to no tensor.")
+  if data_size > end:
+    raise ValueError(
+      f"{path} has {data_size - end:,} bytes that belong to no tensor; download it again."
+    )
   data = np.memmap(path, np.uint8, "r", offset=8 + length) if data_size else np.empty(0, np.uint8)
 
   def source(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> Source:

@@ -8,6 +8,7 @@ and nothing is extracted.
 
 import itertools
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -19,16 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checks import check_name, check_shape
-from .pickles import MAX_BYTES, Tensor, read_pickle
+from .pickles import MAX_BYTES, Inert, Tensor, read_pickle
 from .rules import Source
 
 AGAIN = "download it again"
-NESTED = ("model", "state_dict", "model_state_dict")  # where checkpoints of training keep the model
+MAX_DEPTH = 16  # dictionaries in dictionaries
+# Keys of checkpoints of Meta's trainer, Lightning, DeepSpeed and accelerate, model apart.
+_OF_TRAINING = (
+  r"(optim(izers?)?(_states?(_dict)?)?|(lr_)?sched(uler)?s?(_states?(_dict)?)?|(grad_)?scaler|loops"
+  r"|callbacks|rng_states?|(native_)?amp(_scaling)?(_state)?|hyper_parameters|param_groups"
+  r"|(lr_schedulers|optimizer_states|ds_config|steps|loss|best_meter_values))"
+)
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".h5")
 _LOCAL = struct.Struct("<4s22xHH")  # signature, then the lengths of name and extra field
 
 
 def open_torch(path: Path) -> dict[str, Source]:
-  """The model's tensors in a file of torch.save, by name; other contents are left alone.
+  """The tensors in a file of torch.save, by the keys that lead to them; see `_tensors`.
 
   Raises:
     ValueError: the file is truncated, damaged, hostile, of another kind, or holds no tensors.
@@ -38,8 +46,9 @@ def open_torch(path: Path) -> dict[str, Source]:
       raise ValueError(_old(path))
   try:
     places, pickle = _read_archive(path)
-    tensors = _model(read_pickle(pickle))
-    _check_views(tensors)
+    tensors = _tensors(read_pickle(pickle))
+    for container in {container for _, container in tensors.values()}:
+      _check_views({n: tensor for n, (tensor, c) in tensors.items() if c == container})
     return _sources(path, tensors, places)
   except ValueError as error:
     raise ValueError(f"{path} cannot be used: {error}; {_remedy(error)}.") from error
@@ -123,21 +132,46 @@ def _bytes(path: Path, info: zipfile.ZipInfo, extents: Mapping[str, tuple[int, i
   return data
 
 
-def _model(content: Any) -> dict[str, Tensor]:
-  """The dictionary of the model's tensors, which training keeps beside other things."""
+def _tensors(content: Any) -> dict[str, tuple[Tensor, str]]:
+  """All tensors by the dotted keys that lead to them, each with the keys of its dictionary.
+
+  A file of training has other things beside its model, which are left out: numbers and texts, and
+  what the optimizer and its like keep.
+  """
   if not isinstance(content, dict):
-    raise ValueError(f"it holds a {type(content).__name__}, not a dictionary of tensors")
-  nested = [key for key in NESTED if isinstance(content.get(key), dict)]
-  if nested:
-    content = content[nested[0]]
-  elif not any(isinstance(value, Tensor) for value in content.values()):
+    kind = "object" if isinstance(content, Inert) else type(content).__name__
+    raise ValueError(f"it holds {_article(kind)}, not a dictionary of tensors")
+  found: dict[str, tuple[Tensor, str]] = {}
+  others: list[str] = []
+
+  def visit(values: dict[Any, Any], keys: tuple[str, ...]) -> None:
+    for key, value in values.items():
+      name = ".".join((*keys, str(key)))
+      if isinstance(value, Tensor):
+        check_name(name)
+        if name in found:
+          raise ValueError(f"{name!r:.120} is there twice")
+        found[name] = value, ".".join(keys)
+      elif isinstance(value, dict) and not keys and is_of_training(str(key)):
+        others.append(str(key))
+      elif isinstance(value, dict) and len(keys) < MAX_DEPTH:
+        visit(value, (*keys, str(key)))
+
+  visit(content, ())
+  if {"state", "param_groups"} <= content.keys() or (others and not found):
+    raise ValueError(
+      "it holds the state of an optimizer and no model: the model is in another file, which was "
+      "saved beside it"
+    )
+  if not found:
     keys = ", ".join(repr(key)[:30] for key in list(content)[:5])
-    raise ValueError(f"it holds no model: of {', '.join(NESTED)} it has none, but {keys}")
-  for name, value in content.items():
-    if not isinstance(name, str) or not isinstance(value, Tensor):
-      raise ValueError(f"{name!r:.120} is a {type(value).__name__}; expected a tensor")
-    check_name(name)
-  return content
+    raise ValueError(f"it holds no model: it has no tensors{f', but {keys}' if keys else ''}")
+  return found
+
+
+def is_of_training(key: str) -> bool:
+  """Whether a key of a checkpoint is for what training keeps beside the model."""
+  return bool(re.fullmatch(_OF_TRAINING, key))
 
 
 def _check_views(tensors: Mapping[str, Tensor]) -> None:
@@ -167,7 +201,9 @@ def _check_views(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _sources(
-  path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, tuple[int, int, int]]
+  path: Path,
+  tensors: Mapping[str, tuple[Tensor, str]],
+  places: Mapping[str, tuple[int, int, int]],
 ) -> dict[str, Source]:
   data = np.memmap(path, np.uint8, "r")
   checked: set[str] = set()
@@ -180,7 +216,7 @@ def _sources(
       checked.add(tensor.storage.key)
     return data[begin:end].view(jnp.dtype(tensor.storage.dtype))
 
-  def source(name: str, tensor: Tensor) -> Source:
+  def source(name: str, tensor: Tensor, container: str) -> Source:
     def read() -> np.ndarray:
       elements = storage(tensor, name)
       return np.lib.stride_tricks.as_strided(
@@ -190,9 +226,9 @@ def _sources(
         writeable=False,
       )
 
-    return Source(tensor.shape, tensor.storage.dtype, read)
+    return Source(tensor.shape, tensor.storage.dtype, read, container)
 
-  for name, tensor in tensors.items():
+  for name, (tensor, _) in tensors.items():
     if tensor.storage.key not in places:
       raise ValueError(f"the storage {tensor.storage.key!r:.60} of {name} is missing")
     begin, end, _ = places[tensor.storage.key]
@@ -202,7 +238,7 @@ def _sources(
         f"the storage of {name} takes {end - begin:,} bytes; expected {needed:,} for "
         f"{tensor.storage.elements:,} of {tensor.storage.dtype}"
       )
-  return {name: source(name, tensor) for name, tensor in tensors.items()}
+  return {name: source(name, *tensor) for name, tensor in tensors.items()}
 
 
 def _old(path: Path) -> str:
@@ -223,10 +259,22 @@ def _other_archive(members: Mapping[str, Any]) -> str:
     return "a .keras archive; give the folder of the KerasHub preset instead"
   if names and all(name.endswith(".npy") for name in names):
     return "an archive of NumPy arrays (.npz)"
+  if weights := [name for name in members if name.endswith(_WEIGHTS)]:
+    return f"a zip archive that contains {weights[0]:.100}; unpack it first"
   return "a zip archive without PyTorch's data.pkl"
 
 
+def _article(noun: str) -> str:
+  return f"an {noun}" if noun == "object" else f"a {noun}"
+
+
 def _remedy(error: ValueError) -> str:
-  if "asks for" in str(error):
-    return "if you trust it, load it with PyTorch and save its model alone with torch.save"
-  return "give another file" if "it is a" in str(error) else AGAIN
+  """What to do, as far as the message does not say that."""
+  text = str(error)
+  if "asks for" in text:
+    return "if you trust the file, load it with PyTorch and save its state_dict() alone"
+  if "float8" in text:
+    return "give the weights in float32, bfloat16 or float16"
+  if any(words in text for words in ("it is a", "it holds", "saved beside")):
+    return "give the file of the weights"
+  return AGAIN
