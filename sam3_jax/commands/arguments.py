@@ -10,10 +10,11 @@ from rich.console import Console
 
 from sam3_jax.places import require_local
 from sam3_jax.snapshots import SCHEME
-from sam3_jax.terminal import progress
+from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
+  from sam3_jax.listing import Notes
   from sam3_jax.prompts import Prompt
   from sam3_jax.visual.prompts import VisualPrompt
 
@@ -180,16 +181,29 @@ def _value(text: str, kind: type) -> bool | int | float:
   return kind(text)
 
 
-def images(paths: Sequence[Path]) -> list[Path]:
-  """The files, each once; raises where one is missing."""
+def images(given: Sequence[Path], notes: "Notes") -> list[Path]:
+  """The images that files, directories and patterns stand for, each once.
+
+  Raises:
+    FileNotFoundError: one of them is missing.
+    ValueError: there is no image in them, or a directory cannot be read.
+  """
+  from sam3_jax.listing import find_files
+
   files: dict[Path, Path] = {}
-  for path in paths:
-    if path.is_dir():
-      raise ValueError(f"{path} is a folder; name the pictures in it: {path}/*.jpg.")
-    if not path.exists():
-      raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder.")
-    files.setdefault(path.resolve(), path)
+  for one in given:
+    for found in find_files(str(one), notes):
+      files.setdefault(Path(found.path).resolve(), Path(found.path))
+  if not files:
+    line = notes.line()
+    raise ValueError(f"there is no image in {', '.join(map(str, given))}{line and f' ({line})'}.")
   return list(files.values())
+
+
+def say_notes(notes: "Notes", quiet: bool) -> None:
+  """Prints what a listing or an export left out: one line at the end, or none."""
+  if line := notes.line():
+    say(Console(stderr=True, quiet=quiet), f"note: {line}")
 
 
 def check_share(option: str, value: float | None) -> None:
