@@ -93,19 +93,22 @@ def find_files(given: str, notes: Notes) -> Iterator[Found]:
     notes: counts what is left out.
 
   Raises:
-    FileNotFoundError: there is no such directory, file or pattern.
+    FileNotFoundError: there is no such directory or file, and it is no pattern.
     ValueError: a directory cannot be read.
   """
   if os.path.isdir(given):
     for name in sorted(_in_directory(given, notes)):
       yield Found(name, os.path.join(given, name))
   elif os.path.isfile(given):
-    if not is_result(given, notes):
+    # Named by itself, a file is taken as it is, unless it surely is a result, as of `*.png`, which
+    # the shell puts the names in place of.
+    beside = given[: -len(PICTURE)] + ANNOTATIONS
+    if not (os.path.exists(beside) and is_result(given, notes)):
       yield Found(given, given)
   elif glob.has_magic(given):
     yield from _matches(given, notes)
   else:
-    raise FileNotFoundError(f"there is no directory, file or pattern {given}; check the spelling.")
+    raise FileNotFoundError(f"there is no folder, file or pattern {given}; check the spelling.")
 
 
 def is_hidden(name: str, notes: Notes) -> bool:

@@ -154,7 +154,7 @@ def test_labelme(done):
 def test_yolo(done):
   out, records, _ = done
   folder = write_yolo(out)
-  names = [line.split(": ") for line in (folder / "data.yaml").read_text().splitlines()[4:]]
+  names = [line.split(": ") for line in (folder / "data.yaml").read_text().splitlines()[3:]]
   assert [(number.strip(), json.loads(name)) for number, name in names] == [
     ("0", "dog"), ("1", "cat"), ("2", "visual"), ("3", "bird"),
   ]  # fmt: skip

@@ -1,6 +1,8 @@
 """What was typed after `sam3-jax`, checked before any work."""
 
 import dataclasses
+import glob
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,8 +193,10 @@ def images(given: Sequence[Path], notes: "Notes") -> list[Path]:
   from sam3_jax.listing import find_files
 
   files: dict[Path, Path] = {}
-  for one in given:
-    for found in find_files(str(one), notes):
+  for one in map(str, given):
+    if not os.path.exists(one) and not glob.has_magic(one):
+      raise FileNotFoundError(f"there is no file {one}; check the spelling and the folder.")
+    for found in find_files(one, notes):
       files.setdefault(Path(found.path).resolve(), Path(found.path))
   if not files:
     line = notes.line()
