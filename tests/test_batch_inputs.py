@@ -287,7 +287,7 @@ def test_lists_as_editors_write_them(folder):
   with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
     assert all(not one.reason for one in pictures)
   for name in ("\ud800.png", "a\0.png", ""):
-    with pytest.raises(ValueError, match="line 1: .* cannot be the name of a file"):
+    with pytest.raises(ValueError, match=r"line 1: .* cannot be the name of a file"):
       find(write_lines(folder / "list.jsonl", {"image": name}), "cat")
 
 

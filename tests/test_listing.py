@@ -40,7 +40,8 @@ def test_everything_left_out_is_counted(here):
   assert found == ["a.jpg"]
   assert line == (
     "skipped 18 files: 8 .txt, 2 broken links, 2 macOS metadata, 2 results of segment, 1 hidden, "
-    "1 not a regular file, 1 with other extensions, 1 without an extension and 1 directory: 1 hidden"
+    "1 not a regular file, 1 with other extensions, 1 without an extension and 1 directory: "
+    "1 hidden"
   )
 
 

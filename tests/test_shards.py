@@ -148,15 +148,15 @@ def test_empty_archives_and_padding(path):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    (lambda data: data[:3072], "3 members, then no end mark .* at byte 3,072"),
-    (lambda data: data[:3072] + bytes(1023), "3 members, then no end mark .* at byte 3,072"),
-    (lambda data: data[:2148], "2 members, then the end of the file inside a header at byte 2,048"),
-    (lambda data: data[:2700], "3 members, then the end of the file, at byte 2,700, inside 'c.jpg'"),
-    (lambda data: data[:1024] + b"x" + data[1025:], "1 member, then a damaged header at byte 1,024"),
-    (lambda data: data + data, "3 members, then the end mark, but something follows at byte 10,240"),
-    (lambda data: b"x" + data[1:], r"is not a tar file \(10,240 bytes\), or its first header is da"),
+    (lambda tar: tar[:3072], r"3 members, then no end mark .* at byte 3,072"),
+    (lambda tar: tar[:3072] + bytes(1023), r"3 members, then no end mark .* at byte 3,072"),
+    (lambda tar: tar[:2148], "2 members, then the end of the file inside a header at byte 2,048"),
+    (lambda tar: tar[:2700], "3 members, then the end of the file, at byte 2,700, inside 'c.jpg'"),
+    (lambda tar: tar[:1024] + b"x" + tar[1025:], "1 member, then a damaged header at byte 1,024"),
+    (lambda tar: tar + tar, "3 members, then the end mark, but something follows at byte 10,240"),
+    (lambda tar: b"x" + tar[1:], r"is not a tar file \(10,240 bytes\), or its first header is da"),
   ],
-)  # fmt: skip
+)
 def test_damage_is_named(path, change, said):
   with pytest.raises(ValueError, match=said) as caught:
     listed(path, change(packed("a.jpg", "b.jpg", "c.jpg")))

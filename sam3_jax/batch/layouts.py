@@ -81,9 +81,10 @@ def write_yolo(out: Path, notes: Notes | None = None) -> Path:
   """Writes OUT/yolo/data.yaml and OUT/yolo/labels/NAME.txt, as Ultralytics reads them.
 
   Ultralytics looks for images in OUT/yolo/images, and for the labels of each where `_label_path`
-  says: copy or link the tree of images there. A line is an instance: class, then its outline as
-  fractions of width and height. The pieces of an instance are joined by lines without width, as
-  Ultralytics joins COCO's. Holes are filled.
+  says: copy the tree of images there, or links to the files (`cp -rs`); a link to the directory
+  would be resolved first. A line is an instance: class, then its outline as fractions of width and
+  height. The pieces of an instance are joined by lines without width, as Ultralytics joins COCO's.
+  Holes are filled.
 
   Args:
     out: the job's directory.
