@@ -28,7 +28,7 @@ class Found(NamedTuple):
   path: str
 
 
-class Notes:
+class ListingNotes:
   """What a listing skipped, and what else a user may not expect: one line, or a refusal."""
 
   def __init__(self):
@@ -83,7 +83,7 @@ class Notes:
       raise ValueError(f"--strict: {line}. Remove or name these files, or leave out --strict.")
 
 
-def find_files(given: str, notes: Notes) -> Iterator[Found]:
+def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
   """The files that a path or a pattern stands for, in an order that depends on names alone.
 
   Args:
@@ -111,7 +111,7 @@ def find_files(given: str, notes: Notes) -> Iterator[Found]:
     raise FileNotFoundError(f"there is no folder, file or pattern {given}; check the spelling.")
 
 
-def is_hidden(name: str, notes: Notes) -> bool:
+def is_hidden(name: str, notes: ListingNotes) -> bool:
   """Whether a file, by its name or that of a directory above it, is hidden or macOS's metadata;
   counted if so."""
   parts = name.split("/")
@@ -124,7 +124,7 @@ def is_hidden(name: str, notes: Notes) -> bool:
   return True
 
 
-def is_result(name: str, notes: Notes) -> bool:
+def is_result(name: str, notes: ListingNotes) -> bool:
   """Whether a file is what `sam3-jax segment` wrote, by its name; counted if so."""
   if name.lower().endswith((PICTURE, ANNOTATIONS)):
     notes.skip("result of segment", "results of segment")
@@ -132,7 +132,7 @@ def is_result(name: str, notes: Notes) -> bool:
   return False
 
 
-def is_image(name: str, notes: Notes) -> bool:
+def is_image(name: str, notes: ListingNotes) -> bool:
   """Whether a file counts as an image by its name, which is counted in `notes` if not."""
   if is_hidden(name, notes) or is_result(name, notes):
     return False
@@ -142,7 +142,7 @@ def is_image(name: str, notes: Notes) -> bool:
   return True
 
 
-def _in_directory(top: str, notes: Notes) -> Iterator[str]:
+def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
   """Names relative to `top` of the images in and below it, each directory once.
 
   Links to directories are followed after all directories that need none, so that a file has the
@@ -178,9 +178,9 @@ def _in_directory(top: str, notes: Notes) -> Iterator[str]:
         yield name
 
 
-def _entries(top: str, base: str, notes: Notes) -> list[os.DirEntry[str]]:
+def _entries(top: str, base: str, notes: ListingNotes) -> list[os.DirEntry[str]]:
   try:
-    with os.scandir(os.path.join(top, base)) as entries:
+    with os.scandir(os.path.join(top, base) if base else top) as entries:
       return list(entries)
   except OSError as error:
     # A directory without permission stays so; other errors pass, and a list without its images
@@ -190,7 +190,7 @@ def _entries(top: str, base: str, notes: Notes) -> list[os.DirEntry[str]]:
       notes.remark(f"directory {what[0]}", f"directories {what[1]}", base)
       return []
     raise ValueError(
-      f"{error.filename or os.path.join(top, base)} cannot be read ({error.strerror}); check the "
+      f"{error.filename or top} cannot be read ({error.strerror}); check the "
       "directory and its permissions."
     ) from error
 
@@ -223,7 +223,7 @@ def _key(path: str) -> _Key:
   return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)
 
 
-def _matches(pattern: str, notes: Notes) -> Iterator[Found]:
+def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
   seen: set[tuple[_Key, str]] = set()
   folders: dict[str, _Key] = {}
   found: list[str] = []

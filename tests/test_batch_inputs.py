@@ -23,7 +23,7 @@ from sam3_jax import Prompt, Tokenizer, VisualPrompt
 from sam3_jax.batch.asked import as_json, own_prompts
 from sam3_jax.batch.inputs import check_phrases, digest, find, phrases
 from sam3_jax.batch.reading import Source, reading
-from sam3_jax.listing import Notes
+from sam3_jax.listing import ListingNotes
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_directory_that_cannot_be_read_now(folder, monkeypatch, where, code):
 
 def test_a_directory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
-  notes = Notes()
+  notes = ListingNotes()
   assert names(find("pictures", "cat", notes)) == ["a.PNG", "b.jpg"]
   assert "1 directory without permission to read it is left out (sub)" in notes.line()
 
@@ -294,7 +294,7 @@ def test_lists_as_editors_write_them(folder):
 def test_images_that_will_fail_are_counted(folder):
   (folder / "empty.png").write_bytes(b"")
   path = write_lines(folder / "list.jsonl", *({"image": f"{i}.png"} for i in ("empty", 0, 1)))
-  notes = Notes()
+  notes = ListingNotes()
   assert len(find(path, "cat", notes)) == 3
   assert notes.line() == "1 image is empty (empty.png); 2 images are not there (such as 0.png)"
   with pytest.raises(ValueError, match="--strict: 1 image is empty"):

@@ -1,6 +1,8 @@
 """Outlines of masks, and COCO's, LabelMe's and YOLO's layouts of a job's parts."""
 
+import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from sam3_jax.batch import run as runs
 from sam3_jax.batch.layouts import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
 from sam3_jax.batch.outlines import joined, outlines
-from sam3_jax.listing import Notes
+from sam3_jax.listing import ListingNotes
 from sam3_jax.rle import decode
 from sam3_jax.tokenizer import clean
 
@@ -207,7 +209,7 @@ def test_parquet_without_pyarrow(done, monkeypatch):
 def test_two_images_of_one_name(tmp_path):
   """The second has its own file, and the note says what the layout cannot."""
   out = write_job(tmp_path, ["x/a.jpg", "x/a.png", "x/a.png.webp", "b.gif"])
-  notes = Notes()
+  notes = ListingNotes()
   files = sorted(str(path) for path in write_labelme(out, notes).rglob("*.json"))
   folder = str(out / "labelme")
   wanted = ["b.json", "x/a.json", "x/a.png.json", "x/a.png.webp.json"]
@@ -215,7 +217,7 @@ def test_two_images_of_one_name(tmp_path):
   assert json.loads((out / "labelme/x/a.png.json").read_text())["imagePath"] == "a.png"
   assert notes.line().startswith("2 images share their name with another but for the ending")
 
-  notes = Notes()
+  notes = ListingNotes()
   labels = sorted(str(path) for path in write_yolo(out, notes).rglob("*.txt"))
   names = ["b.txt", "x/a.png.txt", "x/a.png.webp.txt", "x/a.txt"]
   assert labels == [f"{out}/yolo/labels/{name}" for name in names]
@@ -229,25 +231,47 @@ def test_an_instance_without_a_pixel_is_left_out(tmp_path):
   flat = {**instance(MASK), "bbox": [10, 10, 0, 20]}
   asked = {
     "a.png": {"cat": [empty, instance(MASK)], "dog": [empty]},
-    "b.png": {"bird": [flat], None: []},
+    "b.png": {"bird": [flat], None: [], "Yellow_Bus": [instance(MASK)], "yellow bus": []},
+    "c.png": {"bird": []},
   }
   out = write_job(tmp_path, asked)
   counts = merge(out)
   assert counts == {
-    "images": 2, "annotations": 2, "failed": 0, "categories": 4, EMPTY: 2,
+    "images": 3, "annotations": 3, "failed": 0, "categories": 6, EMPTY: 2,
   }  # fmt: skip
   found = json.loads((out / ANNOTATIONS).read_text())
-  assert [one["bbox"] for one in found["annotations"]] == [[10, 10, 30, 20]] * 2
+  assert [one["bbox"] for one in found["annotations"]] == [[10, 10, 30, 20]] * 3
   names = {one["id"]: one["name"] for one in found["categories"]}
   absent = [[names[one] for one in image["neg_category_ids"]] for image in found["images"]]
-  assert absent == [["dog"], []]
+  assert absent == [[], [], ["bird"]]  # a dog was found, though without a pixel
+  unfinished = [[names[i] for i in one["not_exhaustive_category_ids"]] for one in found["images"]]
+  assert unfinished == [["cat", "dog"], [], []]
   for name in asked:
     Image.new("RGB", (80, 60)).save(tmp_path / name)
   pairs = annotations.read_checked(out / ANNOTATIONS, tmp_path, negatives=5)
   assert [(one.file_name, one.phrase, len(one.objects)) for one in pairs] == [
-    ("a.png", "cat", 1), ("a.png", "dog", 0), ("b.png", "bird", 1),
+    ("a.png", "cat", 1), ("b.png", "bird", 1), ("b.png", "Yellow Bus", 1), ("c.png", "bird", 0),
   ]  # fmt: skip
-  assert all(json.loads(file.read_text())["shapes"] for file in write_labelme(out).rglob("*.json"))
+  shapes = [len(json.loads(one.read_text())["shapes"]) for one in write_labelme(out).rglob("*")]
+  assert sorted(shapes) == [0, 1, 2]
+
+
+def test_names_that_are_not_text(tmp_path, monkeypatch):
+  """Bytes that are not UTF-8, and newlines: from the list through records and errors to exports."""
+  monkeypatch.setattr(pipeline, "Engine", batches.Engine)
+  folder, out = pictures(tmp_path / "images", 1), tmp_path / "out"
+  good, bad = os.fsdecode(b"caf\xe9\n.png"), os.fsdecode(b"\xff.png")
+  (folder / "000.png").rename(folder / good)
+  (folder / bad).write_bytes(b"no image")
+  assert runs.run(job(folder, out), MODEL, QUIET, QUIET)
+  assert merge(out)["images"] == 1
+  assert json.loads((out / "errors.jsonl").read_text())["image"] == bad
+  assert json.loads((out / ANNOTATIONS).read_text())["images"][0]["file_name"] == good
+  name = good.removesuffix(".png")
+  assert json.loads((write_labelme(out) / f"{name}.json").read_text())["imagePath"] == good
+  assert (write_yolo(out) / "labels" / f"{name}.txt").is_file()
+  if importlib.util.find_spec("pyarrow"):
+    layouts.write_parquet(out)
 
 
 PART = st.text(
@@ -266,7 +290,7 @@ LABEL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 
 
 @settings(
-  max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+  max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(IMAGES, st.lists(LABEL | st.sampled_from(["no", "1", "a: b"]), min_size=1, unique=True))
 def test_every_name_comes_back_from_every_layout(tmp_path, names, labels):
@@ -290,7 +314,7 @@ def test_every_name_comes_back_from_every_layout(tmp_path, names, labels):
     shapes = json.loads(path.read_text())["shapes"]
     assert [shape["label"] for shape in shapes] == labels
 
-  notes = Notes()
+  notes = ListingNotes()
   folder = write_yolo(out, notes)
   data = yaml.safe_load((folder / "data.yaml").read_text())
   assert data == {"train": "images", "val": "images", "names": dict(enumerate(labels))}

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam3_jax.image_file import IMAGE_SUFFIXES
-from sam3_jax.listing import Notes, find_files
+from sam3_jax.listing import ListingNotes, find_files
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def make(*names):
 
 
 def listed(given):
-  notes = Notes()
+  notes = ListingNotes()
   return [one.name for one in find_files(given, notes)], notes.line()
 
 
@@ -119,7 +119,7 @@ def grow(path, tree):
 def test_listed_and_counted_are_all_files(tmp_path, tree):
   top = tmp_path / str(len(os.listdir(tmp_path)))
   grow(top, tree)
-  notes = Notes()
+  notes = ListingNotes()
   found = [one.name for one in find_files(str(top), notes)]
   files = 0
   for _, directories, names in os.walk(top):
@@ -131,11 +131,11 @@ def test_listed_and_counted_are_all_files(tmp_path, tree):
 
 
 def test_the_note_is_short_however_many_kinds():
-  notes = Notes()
+  notes = ListingNotes()
   for i in range(1000):
     notes.skip_suffix(f"a.x{i}")
     notes.remark("image is empty", "images are empty", "n" * 10_000)
   assert len(notes.line()) < 400
   assert "992 of other kinds" in notes.line()
-  assert Notes().line() == ""
-  Notes().refuse()
+  assert ListingNotes().line() == ""
+  ListingNotes().refuse()

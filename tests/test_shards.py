@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam3_jax.batch.shards import members
-from sam3_jax.listing import Notes
+from sam3_jax.listing import ListingNotes
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LONG = "directory/" * 20 + "café.jpg"
@@ -33,7 +33,7 @@ def packed(*names, format=tarfile.GNU_FORMAT, content=lambda name: name.encode()
 def listed(path, data):
   """Name and content of each image, and the note; raises as `members`."""
   path.write_bytes(data)
-  notes = Notes()
+  notes = ListingNotes()
   found = [
     (one.name, data[one.span[0] : one.span[0] + one.span[1]], one.notes)
     for one in members(str(path), notes)

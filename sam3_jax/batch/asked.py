@@ -44,7 +44,7 @@ def _prompt(given: Any) -> AnyPrompt:
       f"unknown {sorted(unknown)}; a prompt has {', '.join(CONCEPT)}, or {', '.join(POINTING)}"
     )
   given = {name: value for name, value in given.items() if value is not None}
-  _check_text(given.get("text"))
+  check_text(given.get("text"))
   if not (named := [name for name in POINTING if name in given]):
     return Prompt(**given)
   if others := [name for name in CONCEPT if name in given]:
@@ -61,7 +61,7 @@ def _prompt(given: Any) -> AnyPrompt:
   return VisualPrompt(**given)
 
 
-def _check_text(phrase: Any) -> None:
+def check_text(phrase: Any) -> None:
   """Refuses halves of surrogate pairs, which JSON can name but no text can hold."""
   if isinstance(phrase, str) and any("\ud800" <= character <= "\udfff" for character in phrase):
     raise ValueError(f"the phrase {shown(phrase)} holds half of a surrogate pair; write it again")

@@ -13,11 +13,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, from_json, own_prompts
+from sam3_jax.batch.asked import (
+  AnyPrompt,
+  as_json,
+  check_text,
+  concepts,
+  distinct,
+  from_json,
+  own_prompts,
+)
 from sam3_jax.batch.shards import members
 from sam3_jax.identity import FileIdentity, identify
 from sam3_jax.json_text import shown
-from sam3_jax.listing import Notes, find_files
+from sam3_jax.listing import ListingNotes, find_files
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
@@ -49,7 +57,7 @@ class Input:
   identity: FileIdentity | None = None
 
 
-def find(images: str, prompts: str | None = None, notes: Notes | None = None) -> list[Input]:
+def find(images: str, prompts: str | None = None, notes: ListingNotes | None = None) -> list[Input]:
   """The inputs, each image once.
 
   Args:
@@ -65,7 +73,7 @@ def find(images: str, prompts: str | None = None, notes: Notes | None = None) ->
     ValueError: no image, faulty lines or prompts (all are named), images without prompts, a
       directory or list that cannot be read, or a tar file that is damaged.
   """
-  notes = Notes() if notes is None else notes
+  notes = ListingNotes() if notes is None else notes
   common = phrases(prompts) if prompts is not None else ()
   places: dict[tuple[str, int], int] = {}
   tars: dict[str, FileIdentity | None] = {}
@@ -129,6 +137,8 @@ def phrases(prompts: str) -> tuple[Prompt, ...]:
   found = dict.fromkeys(phrase.strip() for phrase in given if phrase.strip())
   if not found:
     raise ValueError(f"there is no phrase in --prompts {prompts!r}; give a file or 'a, b'.")
+  for phrase in found:
+    check_text(phrase)
   return tuple(Prompt(text=phrase) for phrase in found)
 
 
@@ -165,7 +175,7 @@ class _Listed(NamedTuple):
   fault: str = ""
 
 
-def _listed(images: str, notes: Notes) -> Iterator[_Listed]:
+def _listed(images: str, notes: ListingNotes) -> Iterator[_Listed]:
   directory = os.path.isdir(images)
   for found in find_files(images, notes):
     if directory:  # its images alone
@@ -174,7 +184,7 @@ def _listed(images: str, notes: Notes) -> Iterator[_Listed]:
       yield from _in_file(found.name, found.path, notes)
 
 
-def _in_file(name: str, path: str, notes: Notes) -> Iterator[_Listed]:
+def _in_file(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
   match Path(path).suffix.lower():
     case ".jsonl":
       yield from _in_lines(Path(path))
@@ -217,7 +227,7 @@ def _check_name(name: str) -> None:
     raise ValueError(f"{shown(name)} cannot be the name of a file")
 
 
-def _in_tar(name: str, path: str, notes: Notes) -> Iterator[_Listed]:
+def _in_tar(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
   with _readable(Path(path), "--images"):
     for sample in members(path, notes):
       shown = f"{name}/{sample.name}"

@@ -13,7 +13,7 @@ from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import Records, name_of
 from sam3_jax.batch.outlines import joined, outlines
-from sam3_jax.listing import Notes
+from sam3_jax.listing import ListingNotes
 from sam3_jax.rle import decode
 
 ROWS = 2**14  # of a group in a Parquet file
@@ -24,7 +24,7 @@ ULTRALYTICS = {
 }  # fmt: skip
 
 
-def write_labelme(out: Path, notes: Notes | None = None) -> Path:
+def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
   """Writes OUT/labelme/NAME.json for each image, as LabelMe reads it (version 5).
 
   LabelMe finds an image by its path relative to the .json file: copy the tree of files beside the
@@ -38,7 +38,7 @@ def write_labelme(out: Path, notes: Notes | None = None) -> Path:
   Returns:
     The directory.
   """
-  notes = Notes() if notes is None else notes
+  notes = ListingNotes() if notes is None else notes
   folder, names = out / "labelme", _Names(".json")
   for record in Records(out, parts.read_job(out)):
     image = PurePosixPath(record["image"])
@@ -77,7 +77,7 @@ def write_labelme(out: Path, notes: Notes | None = None) -> Path:
   return folder
 
 
-def write_yolo(out: Path, notes: Notes | None = None) -> Path:
+def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
   """Writes OUT/yolo/data.yaml and OUT/yolo/labels/NAME.txt, as Ultralytics reads them.
 
   Ultralytics looks for images in OUT/yolo/images, and for the labels of each where `_label_path`
@@ -93,7 +93,7 @@ def write_yolo(out: Path, notes: Notes | None = None) -> Path:
   Returns:
     The directory.
   """
-  notes = Notes() if notes is None else notes
+  notes = ListingNotes() if notes is None else notes
   folder, names, records = out / "yolo", _Names(".txt"), Records(out, parts.read_job(out))
   numbers = {name: number - 1 for name, number in records.categories().items()}
   classes = "".join(f"\n  {number}: {_quoted(name)}" for name, number in numbers.items()) or " {}"

@@ -26,8 +26,9 @@ def merge(out: Path) -> dict[str, int]:
   boxes alone or by visual prompts, is of the category "visual".
 
   `train` and `evaluate` read the file. So an instance without a pixel is left out, a box without
-  area is replaced by that of the mask, and an image's `neg_category_ids` (LVIS's) are the phrases
-  that nothing was found for: what it was not asked is not absent from it.
+  area is replaced by that of the mask, and an image has LVIS's two lists: `neg_category_ids` are
+  the phrases that nothing was found for, as what was not asked is not absent, and
+  `not_exhaustive_category_ids` those of which an instance was left out.
 
   Returns:
     How many images, annotations, categories and failures there are, and instances left out, if any.
@@ -56,6 +57,7 @@ def merge(out: Path) -> dict[str, int]:
         "width": record["width"],
         "height": record["height"],
         "neg_category_ids": [categories[phrase] for phrase in _absent(record)],
+        "not_exhaustive_category_ids": [categories[name] for name in _incomplete(record)],
       }
 
   def annotations() -> Iterator[dict[str, Any]]:
@@ -118,13 +120,20 @@ def name_of(prompt: dict[str, Any]) -> str:
 
 def _absent(record: dict[str, Any]) -> list[str]:
   """The phrases that were asked and that nothing was found for."""
-  found = {
-    name_of(prompt)
-    for prompt in record["prompts"]
-    if any(one["area"] for one in prompt["instances"])
-  }
+  found = {_folded(name_of(prompt)) for prompt in record["prompts"] if prompt["instances"]}
   asked = dict.fromkeys(prompt["text"] for prompt in record["prompts"] if prompt.get("text"))
-  return [phrase for phrase in asked if phrase not in found]
+  return [phrase for phrase in asked if _folded(phrase) not in found]
+
+
+def _incomplete(record: dict[str, Any]) -> list[str]:
+  """The categories of which instances have no pixel."""
+  prompts = (p for p in record["prompts"] if not all(one["area"] for one in p["instances"]))
+  return list(dict.fromkeys(map(name_of, prompts)))
+
+
+def _folded(phrase: str) -> str:
+  """What is the same of phrases that are one to the readers of annotation files."""
+  return " ".join(phrase.replace("_", " ").split()).casefold()
 
 
 def _box(instance: dict[str, Any]) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from sam3_jax.image_file import IMAGE_SUFFIXES
-from sam3_jax.listing import Notes, is_hidden, is_result
+from sam3_jax.listing import ListingNotes, is_hidden, is_result
 
 MAX_PROMPTS = 2**24  # bytes of a .json beside an image
 _BLOCK = tarfile.BLOCKSIZE
@@ -35,7 +35,7 @@ class Sample(NamedTuple):
   notes: bytes
 
 
-def members(path: str, notes: Notes) -> Iterator[Sample]:
+def members(path: str, notes: ListingNotes) -> Iterator[Sample]:
   """The images of a whole tar file that is not compressed, in its order.
 
   A member that comes again later is replaced, as by unpacking. Beside an image such as `0001.jpg`,
@@ -71,7 +71,7 @@ def members(path: str, notes: Notes) -> Iterator[Sample]:
       notes.skip_suffix(name)
 
 
-def _regular(found: list[tarfile.TarInfo], notes: Notes) -> dict[str, tarfile.TarInfo]:
+def _regular(found: list[tarfile.TarInfo], notes: ListingNotes) -> dict[str, tarfile.TarInfo]:
   """The last files of each name that are neither hidden nor anything but files."""
   files: dict[str, tarfile.TarInfo] = {}
   for member in found:

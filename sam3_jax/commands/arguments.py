@@ -16,7 +16,7 @@ from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
-  from sam3_jax.listing import Notes
+  from sam3_jax.listing import ListingNotes
   from sam3_jax.prompts import Prompt
   from sam3_jax.visual.prompts import VisualPrompt
 
@@ -183,7 +183,7 @@ def _value(text: str, kind: type) -> bool | int | float:
   return kind(text)
 
 
-def images(given: Sequence[Path], notes: "Notes") -> list[Path]:
+def images(given: Sequence[Path], notes: "ListingNotes") -> list[Path]:
   """The images that files, directories and patterns stand for, each once.
 
   Raises:
@@ -204,7 +204,7 @@ def images(given: Sequence[Path], notes: "Notes") -> list[Path]:
   return list(files.values())
 
 
-def say_notes(notes: "Notes", quiet: bool) -> None:
+def say_notes(notes: "ListingNotes", quiet: bool) -> None:
   """Prints what a listing or an export left out: one line at the end, or none."""
   if line := notes.line():
     say(Console(stderr=True, quiet=quiet), f"note: {line}")

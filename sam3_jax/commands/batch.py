@@ -15,7 +15,7 @@ from sam3_jax.terminal import loading, say, terminable
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference import Sam3
-  from sam3_jax.listing import Notes
+  from sam3_jax.listing import ListingNotes
 
 
 class Layout(enum.StrEnum):
@@ -138,9 +138,9 @@ def batch(
     "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
     "max_error_rate": max_error_rate,
   }  # fmt: skip
-  from sam3_jax.listing import Notes
+  from sam3_jax.listing import ListingNotes
 
-  notes = Notes()
+  notes = ListingNotes()
   with terminable() as stopping:
     job, model = _prepare(
       images, prompts, checkpoint, device, dtype, members, settings, quiet, notes, strict
@@ -166,7 +166,7 @@ def _prepare(
   members: dict[str, Any],
   settings: dict[str, Any],
   quiet: bool,
-  notes: "Notes",
+  notes: "ListingNotes",
   strict: bool,
 ) -> "tuple[Job, Sam3]":
   """The job, and its model on this process's devices.
@@ -207,13 +207,13 @@ def _prepare(
 def _merge(out: Path, to: Layout, console: Console) -> None:
   from sam3_jax.batch.layouts import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
-  from sam3_jax.listing import Notes
+  from sam3_jax.listing import ListingNotes
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")
   if to is not Layout.coco:
-    notes = Notes()
+    notes = ListingNotes()
     writers = {
       Layout.labelme: lambda: write_labelme(out, notes),
       Layout.yolo: lambda: write_yolo(out, notes),

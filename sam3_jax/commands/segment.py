@@ -85,9 +85,9 @@ def segment(
   arguments.check_share("--threshold", threshold)
   arguments.check_writable(out)
 
-  from sam3_jax.listing import Notes
+  from sam3_jax.listing import ListingNotes
 
-  notes = Notes()
+  notes = ListingNotes()
   images = arguments.images(images, notes)
   if strict:
     notes.refuse()
