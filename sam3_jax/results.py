@@ -89,12 +89,15 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
   """
   taken = {path.stem.casefold() for path in paths}
   seen: set[str] = set()
+  counts: dict[str, int] = {}
   stems = []
   for path in paths:
-    stem, count = path.stem, 1
-    while stem.casefold() in seen or (count > 1 and stem.casefold() in taken):
-      count += 1
-      stem = f"{path.stem}-{count}"
+    stem, name = path.stem, path.stem.casefold()
+    if name in seen:
+      count = counts.get(name, 1) + 1
+      while any((stem := f"{path.stem}-{count}").casefold() in one for one in (taken, seen)):
+        count += 1
+      counts[name] = count
     seen.add(stem.casefold())
     stems.append(stem)
   return stems

@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from sam3_jax.batch import pipeline
+from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
 from sam3_jax.masks import Masks
 from sam3_jax.postprocess import Instances
+from sam3_jax.rle import encode
 
 SIDE = 16
 MODEL = types.SimpleNamespace(
@@ -32,6 +33,8 @@ MODEL = types.SimpleNamespace(
   tokenizer=types.SimpleNamespace(context=32, encode=str.split),
 )
 QUIET = Console(quiet=True)
+MASK = np.zeros((60, 80), bool)
+MASK[10:30, 10:40] = True
 
 
 class Engine:
@@ -102,6 +105,29 @@ def _saved(picture: Image.Image, kind: str) -> bytes:
 def job(images, out, prompts="cat, dog", **settings) -> Job:
   settings = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
   return Job(inputs=find(str(images), prompts), out=out, checkpoint_sha256="0", **settings)
+
+
+def instance(mask) -> dict:
+  """An instance as a record has it."""
+  return {
+    "id": 1, "score": 0.9, "bbox": [10, 10, 30, 20], "area": int(mask.sum()),
+    "segmentation": encode(mask),
+  }  # fmt: skip
+
+
+def write_job(out: Path, images) -> Path:
+  """A finished job: for each image the instances of each phrase, or one cat."""
+  if not isinstance(images, dict):
+    images = {name: {"cat": [instance(MASK)]} for name in images}
+  settings = {"checkpoint": {}, "dtype": "float32", "threshold": 0.5, "max_detections": 100}
+  parts.begin(out, {"inputs": len(images), "part_size": 256, **settings})
+  writer = parts.PartWriter(out, 0, range(len(images)))
+  for number, (name, asked) in enumerate(images.items()):
+    prompts = [{"text": text, "instances": found} for text, found in asked.items()]
+    record = {"input": number, "image": name, "width": 80, "height": 60, "prompts": prompts}
+    writer.add([json.dumps(record).encode() + b"\n"], [], range(number, number + 1))
+  writer.finish()
+  return out
 
 
 def files(out: Path) -> dict[str, bytes]:

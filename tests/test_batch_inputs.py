@@ -1,8 +1,11 @@
 """Lists of inputs: what stands in them and in which order, and every fault by name."""
 
 import dataclasses
+import errno
+import gzip
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,6 +23,7 @@ from sam3_jax import Prompt, Tokenizer, VisualPrompt
 from sam3_jax.batch.asked import as_json, own_prompts
 from sam3_jax.batch.inputs import check_phrases, digest, find, phrases
 from sam3_jax.batch.reading import Source, reading
+from sam3_jax.listing import ListingNotes
 
 
 @pytest.fixture
@@ -144,7 +148,10 @@ def test_faulty_visual_prompts_are_named(folder):
   faults = {
     '{"points": [[1, 2]], "point_labels": [2]}': "point labels are 1 (on the object) or 0",
     '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels must be one a point: 1",
-    '{"points": [[NaN, 2]]}': "point 0 must be finite",
+    '{"points": [[NaN, 2]]}': "NaN is not a JSON number",
+    '{"text": "\\ud800"}': "holds half of a surrogate pair",
+    '"\\udfff"': "holds half of a surrogate pair",
+    "[" * 100_000: "it is nested too deeply",
     '{"points": [1, 2]}': "point 0 must be two numbers x, y in pixels",
     '{"box": [1, 1, 3, 3]}': 'needs "visual": true',
     '{"points": [[1, 2]], "visual": false}': "got visual False",
@@ -158,6 +165,7 @@ def test_faulty_visual_prompts_are_named(folder):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
       find("list.jsonl")
     assert "line 1: " in str(caught.value)
+    assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
 
 
@@ -208,12 +216,21 @@ def test_tar_files_that_are_none(folder):
   (folder / "text.tar").write_text("text")
   (folder / "empty.tar").write_bytes(b"")
   for name in ("text", "empty"):
-    with pytest.raises(ValueError, match=f"{name}.tar is no tar file, or only part of one"):
+    with pytest.raises(ValueError, match=f"{name}.tar is not a tar file .*its first header is dam"):
       find(str(folder / f"{name}.tar"), "cat")
+  with pytest.raises(ValueError, match="1 member, then the end of the file, at byte 700, inside"):
+    find(str(folder / "cut.tar"), "cat")
+  (folder / "zip.tar").write_bytes(gzip.compress(whole.read_bytes()))
+  with pytest.raises(ValueError, match=r"but compressed \(gzip\); unpack it"):
+    find(str(folder / "zip.tar"), "cat")
   (folder / "0.tar.gz").write_bytes(b"")
   with pytest.raises(ValueError, match="is compressed; unpack it"):
     find(str(folder / "0.tar.gz"), "cat")
-  for notes, said in ((b"[1]", r"got \[1\]"), (b"{", "b'{' is not"), (b"\xff", ".* is not JSON")):
+  for notes, said in (
+    (b"[1]", r"got \[1\]"),
+    (b"{", "b'{' is not"),
+    (b"\xff", ".* is not valid JSON"),
+  ):
     write_tar(folder / "bad.tar", a_png=png(), a_json=notes)
     with pytest.raises(ValueError, match=rf"a.png: its .json: it must be .*prompts.*; {said}"):
       find(str(folder / "bad.tar"), "cat")
@@ -224,20 +241,64 @@ def test_what_is_not_there(folder):
     find("none", "cat")
   (folder / "nothing").mkdir()
   for images in ("nothing", "nothing/*.jpg"):
-    with pytest.raises(ValueError, match="there is no picture in"):
+    with pytest.raises(ValueError, match="there is no image in"):
       find(images, "cat")
+  (folder / "nothing" / "0.tar").write_bytes(b"")
+  with pytest.raises(ValueError, match=r"no image in nothing \(skipped 1 file: 1 \.tar\); check"):
+    find("nothing", "cat")
   with pytest.raises(ValueError, match=r"a.PNG has no prompts, nor have 3 others, and --prompts"):
     find("pictures")
 
 
-def test_a_folder_that_cannot_be_read(folder, monkeypatch):
-  def walk(top, onerror):
-    onerror(PermissionError(13, "Permission denied", "pictures/sub"))
-    return []
-
-  monkeypatch.setattr("os.walk", walk)
-  with pytest.raises(ValueError, match=r"pictures/sub cannot be read \(Permission denied\); check"):
+@pytest.mark.parametrize(("where", "code"), [("pictures", errno.EACCES), ("sub", errno.EIO)])
+def test_a_directory_that_cannot_be_read_now(folder, monkeypatch, where, code):
+  unreadable(monkeypatch, where, code)
+  with pytest.raises(ValueError, match=rf"{where} cannot be read \({os.strerror(code)}\); check"):
     find("pictures", "cat")
+
+
+def test_a_directory_without_permission_is_counted(folder, monkeypatch):
+  unreadable(monkeypatch, "sub", errno.EACCES)
+  notes = ListingNotes()
+  assert names(find("pictures", "cat", notes)) == ["a.PNG", "b.jpg"]
+  assert "1 directory without permission to read it is left out (sub)" in notes.line()
+
+
+def unreadable(monkeypatch, name, code):
+  scandir = os.scandir
+
+  def fail(path):
+    if str(path).rstrip("/").endswith(name):
+      raise OSError(code, os.strerror(code), str(path))
+    return scandir(path)
+
+  monkeypatch.setattr("os.scandir", fail)
+
+
+def test_lists_as_editors_write_them(folder):
+  """A byte order mark, CRLF, names that are bytes, and names that no file can have."""
+  odd = os.fsdecode(b"caf\xe9\n.png")
+  (folder / odd).write_bytes(png())
+  lines = [json.dumps({"image": odd}), "", '{"image": "pictures/b.jpg"}']
+  (folder / "list.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+  found = find("list.jsonl", "cat")
+  assert names(found) == [odd, "pictures/b.jpg"]
+  assert digest(found) != digest(found[::-1])
+  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
+    assert all(not one.reason for one in pictures)
+  for name in ("\ud800.png", "a\0.png", ""):
+    with pytest.raises(ValueError, match=r"line 1: .* cannot be the name of a file"):
+      find(write_lines(folder / "list.jsonl", {"image": name}), "cat")
+
+
+def test_images_that_will_fail_are_counted(folder):
+  (folder / "empty.png").write_bytes(b"")
+  path = write_lines(folder / "list.jsonl", *({"image": f"{i}.png"} for i in ("empty", 0, 1)))
+  notes = ListingNotes()
+  assert len(find(path, "cat", notes)) == 3
+  assert notes.line() == "1 image is empty (empty.png); 2 images are not there (such as 0.png)"
+  with pytest.raises(ValueError, match="--strict: 1 image is empty"):
+    notes.refuse()
 
 
 def test_what_is_no_text(folder):

@@ -1,22 +1,32 @@
 """Outlines of masks, and COCO's, LabelMe's and YOLO's layouts of a job's parts."""
 
+import importlib.util
 import json
+import os
 import sys
+from pathlib import Path
 
 import batches
 import numpy as np
 import pytest
-from batches import MODEL, QUIET, job, pictures
+import yaml
+from batches import MASK, MODEL, QUIET, instance, job, pictures, write_job
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from scipy import ndimage
 
+from sam3_jax import annotations
 from sam3_jax.batch import layouts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.layouts import write_labelme, write_yolo
-from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
 from sam3_jax.batch.outlines import joined, outlines
+from sam3_jax.listing import ListingNotes
 from sam3_jax.rle import decode
+from sam3_jax.tokenizer import clean
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -154,7 +164,7 @@ def test_labelme(done):
 def test_yolo(done):
   out, records, _ = done
   folder = write_yolo(out)
-  names = [line.split(": ") for line in (folder / "data.yaml").read_text().splitlines()[4:]]
+  names = [line.split(": ") for line in (folder / "data.yaml").read_text().splitlines()[3:]]
   assert [(number.strip(), json.loads(name)) for number, name in names] == [
     ("0", "dog"), ("1", "cat"), ("2", "visual"), ("3", "bird"),
   ]  # fmt: skip
@@ -196,11 +206,128 @@ def test_parquet_without_pyarrow(done, monkeypatch):
     layouts.write_parquet(done[0])
 
 
-def test_two_pictures_of_one_name(tmp_path, monkeypatch):
+def test_two_images_of_one_name(tmp_path):
+  """The second has its own file, and the note says what the layout cannot."""
+  out = write_job(tmp_path, ["x/a.jpg", "x/a.png", "x/a.png.webp", "b.gif"])
+  notes = ListingNotes()
+  files = sorted(str(path) for path in write_labelme(out, notes).rglob("*.json"))
+  folder = str(out / "labelme")
+  wanted = ["b.json", "x/a.json", "x/a.png.json", "x/a.png.webp.json"]
+  assert files == [f"{folder}/{name}" for name in wanted]
+  assert json.loads((out / "labelme/x/a.png.json").read_text())["imagePath"] == "a.png"
+  assert notes.line().startswith("2 images share their name with another but for the ending")
+
+  notes = ListingNotes()
+  labels = sorted(str(path) for path in write_yolo(out, notes).rglob("*.txt"))
+  names = ["b.txt", "x/a.png.txt", "x/a.png.webp.txt", "x/a.txt"]
+  assert labels == [f"{out}/yolo/labels/{name}" for name in names]
+  assert "such as copy x/a.png as images/x/a.png.png" in notes.line()
+  assert "1 image has an ending that Ultralytics does not read (b.gif)" in notes.line()
+
+
+def test_an_instance_without_a_pixel_is_left_out(tmp_path):
+  """And counted; a box without area is the mask's; phrases that were not asked are not absent."""
+  empty = instance(np.zeros((60, 80), bool))
+  flat = {**instance(MASK), "bbox": [10, 10, 0, 20]}
+  asked = {
+    "a.png": {"cat": [empty, instance(MASK)], "dog": [empty]},
+    "b.png": {"bird": [flat], None: [], "Yellow_Bus": [instance(MASK)], "yellow bus": []},
+    "c.png": {"bird": []},
+  }
+  out = write_job(tmp_path, asked)
+  counts = merge(out)
+  assert counts == {
+    "images": 3, "annotations": 3, "failed": 0, "categories": 6, EMPTY: 2,
+  }  # fmt: skip
+  found = json.loads((out / ANNOTATIONS).read_text())
+  assert [one["bbox"] for one in found["annotations"]] == [[10, 10, 30, 20]] * 3
+  names = {one["id"]: one["name"] for one in found["categories"]}
+  absent = [[names[one] for one in image["neg_category_ids"]] for image in found["images"]]
+  assert absent == [[], [], ["bird"]]  # a dog was found, though without a pixel
+  unfinished = [[names[i] for i in one["not_exhaustive_category_ids"]] for one in found["images"]]
+  assert unfinished == [["cat", "dog"], [], []]
+  for name in asked:
+    Image.new("RGB", (80, 60)).save(tmp_path / name)
+  pairs = annotations.read_checked(out / ANNOTATIONS, tmp_path, negatives=5)
+  assert [(one.file_name, one.phrase, len(one.objects)) for one in pairs] == [
+    ("a.png", "cat", 1), ("b.png", "bird", 1), ("b.png", "Yellow Bus", 1), ("c.png", "bird", 0),
+  ]  # fmt: skip
+  shapes = [len(json.loads(one.read_text())["shapes"]) for one in write_labelme(out).rglob("*")]
+  assert sorted(shapes) == [0, 1, 2]
+
+
+def test_names_that_are_not_text(tmp_path, monkeypatch):
+  """Bytes that are not UTF-8, and newlines: from the list through records and errors to exports."""
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
-  folder = pictures(tmp_path / "images", 1)
-  (folder / "000.png").with_suffix(".jpeg").write_bytes((folder / "000.png").read_bytes())
-  assert runs.run(job(folder, tmp_path / "out"), MODEL, QUIET, QUIET)
-  for write in (write_labelme, write_yolo):
-    with pytest.raises(ValueError, match=r"000.jpeg and 000.png would both be 000.(json|txt)"):
-      write(tmp_path / "out")
+  folder, out = pictures(tmp_path / "images", 1), tmp_path / "out"
+  good, bad = os.fsdecode(b"caf\xe9\n.png"), os.fsdecode(b"\xff.png")
+  (folder / "000.png").rename(folder / good)
+  (folder / bad).write_bytes(b"no image")
+  assert runs.run(job(folder, out), MODEL, QUIET, QUIET)
+  assert merge(out)["images"] == 1
+  assert json.loads((out / "errors.jsonl").read_text())["image"] == bad
+  assert json.loads((out / ANNOTATIONS).read_text())["images"][0]["file_name"] == good
+  name = good.removesuffix(".png")
+  assert json.loads((write_labelme(out) / f"{name}.json").read_text())["imagePath"] == good
+  assert (write_yolo(out) / "labels" / f"{name}.txt").is_file()
+  if importlib.util.find_spec("pyarrow"):
+    layouts.write_parquet(out)
+
+
+PART = st.text(
+  st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8
+).filter(lambda part: part not in (".", ".."))
+IMAGES = st.lists(
+  st.tuples(
+    st.sampled_from(["", "", "/", "../", "images/"]),
+    st.lists(PART | st.sampled_from(["a", "x.txt", "x.json", "images", "m.tar"]), max_size=2),
+    PART | st.sampled_from(["a", "b"]),
+    st.sampled_from([".jpg", ".png", "", ".PNG", ".tar.gif"]),
+  ).map(lambda one: one[0] + "/".join([*one[1], one[2] + one[3]])),
+  min_size=1, max_size=6, unique=True,
+)  # fmt: skip
+LABEL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(clean)
+
+
+@settings(
+  max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(IMAGES, st.lists(LABEL | st.sampled_from(["no", "1", "a: b"]), min_size=1, unique=True))
+def test_every_name_comes_back_from_every_layout(tmp_path, names, labels):
+  """By the rules that the tools have for looking files up; those that they cannot are noted."""
+  out = write_job(
+    tmp_path / str(len(list(tmp_path.iterdir()))),
+    {name: {label: [instance(MASK)] for label in labels} for name in names},
+  )
+  merge(out)
+  found = COCO(str(out / ANNOTATIONS))
+  assert [one["file_name"] for one in found.dataset["images"]] == names
+  assert [found.cats[one["category_id"]]["name"] for one in found.anns.values()] == [*labels] * len(
+    names
+  )
+
+  files = list(write_labelme(out).rglob("*.json"))
+  assert len(files) == len(names)
+  paths = [json.loads(path.read_text())["imagePath"] for path in files]
+  assert {path.rpartition("/")[2] for path in paths} == {name.rpartition("/")[2] for name in names}
+  for path in files:
+    shapes = json.loads(path.read_text())["shapes"]
+    assert [shape["label"] for shape in shapes] == labels
+
+  notes = ListingNotes()
+  folder = write_yolo(out, notes)
+  data = yaml.safe_load((folder / "data.yaml").read_text())
+  assert data == {"train": "images", "val": "images", "names": dict(enumerate(labels))}
+  files = {path for path in folder.rglob("*.txt") if path.is_file()}
+  assert len(files) == len(names)
+  kept = [name.removeprefix("../").removeprefix("/") for name in names]
+  looked = {Path(ultralytics_label(f"{folder}/images/{name}")) for name in kept if "." in name}
+  if not notes.line():
+    assert looked == files
+  for path in files:
+    assert len(path.read_text().splitlines()) == len(labels)
+
+
+def ultralytics_label(image):
+  """img2label_paths of ultralytics/data/utils.py."""
+  return "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"

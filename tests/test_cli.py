@@ -306,7 +306,8 @@ class TestBadInput:
       (["--text", "a", "--out", "photo.png/deeper"], "cannot write to photo.png/deeper"),
       (["--text", "a", "--out", "/proc/none"], "cannot write to /proc/none"),
       (["missing.jpg", "--text", "a"], "there is no file missing.jpg"),
-      ([".", "--text", "a"], "is a folder; name the pictures in it"),
+      (["nothing", "--text", "a"], "there is no file nothing"),
+      (["no*.jpg", "--text", "a"], "there is no image in no*.jpg"),
     ],
   )
   def test_options(self, ready, fails, typed, message):

@@ -11,20 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {
-    "config",
-    "types",
-    "trees",
-    "rle",
-    "colors",
-    "places",
-    "pieces",
-    "ranges",
-    "heap",
-    "identity",
-    "lease",
-  },
-  {"terminal", "room", "rows", "masks", "snapshots", "workers", "files", "manifest"},
+  {"json_text", "lease"},
+  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
+  {"terminal", "image_file", "room", "rows", "masks", "snapshots", "workers", "files", "manifest"},
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "checksums"},

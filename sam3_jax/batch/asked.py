@@ -1,9 +1,9 @@
 """What a list asks about a picture: all things of a kind, or the one thing that is pointed at."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sam3_jax.json_text import parse, shown
 from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 
@@ -15,11 +15,13 @@ POINTING = ("points", "point_labels", "box", "visual")
 
 def from_json(text: Any, wanted: str) -> Any:
   """Values of JSON; raises ValueError, which says what was wanted, if it is none."""
+  if not isinstance(text, str | bytes | bytearray):
+    raise ValueError(f"{wanted}; {shown(text)} is not JSON")
+  text = text.strip()
   try:
-    return json.loads(text)
-  except (TypeError, ValueError) as error:
-    text = text.strip() if isinstance(text, str) else text
-    raise ValueError(f"{wanted}; {text!r:.80} is not JSON") from error
+    return parse(text, shown(text))
+  except ValueError as error:
+    raise ValueError(f"{wanted}; {error}") from error
 
 
 def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
@@ -28,20 +30,21 @@ def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
   if given is None:
     return None
   if not isinstance(given, list) or not given:
-    raise ValueError(f"prompts must be a list of phrases or prompts; got {given!r:.80}")
+    raise ValueError(f"prompts must be a list of phrases or prompts; got {shown(given)}")
   return distinct([_prompt(one) for one in given])
 
 
 def _prompt(given: Any) -> AnyPrompt:
   if isinstance(given, str):
-    return Prompt(text=given)
+    given = {"text": given}
   if not isinstance(given, dict):
-    raise ValueError(f"a prompt must be a phrase or an object; got {given!r:.80}")
+    raise ValueError(f"a prompt must be a phrase or an object; got {shown(given)}")
   if unknown := set(given) - {*CONCEPT, *POINTING}:
     raise ValueError(
       f"unknown {sorted(unknown)}; a prompt has {', '.join(CONCEPT)}, or {', '.join(POINTING)}"
     )
   given = {name: value for name, value in given.items() if value is not None}
+  check_text(given.get("text"))
   if not (named := [name for name in POINTING if name in given]):
     return Prompt(**given)
   if others := [name for name in CONCEPT if name in given]:
@@ -56,6 +59,12 @@ def _prompt(given: Any) -> AnyPrompt:
       f"thing; examples of a kind are boxes, [[x0, y0, x1, y1]]; got visual {marked!r:.20}"
     )
   return VisualPrompt(**given)
+
+
+def check_text(phrase: Any) -> None:
+  """Refuses halves of surrogate pairs, which JSON can name but no text can hold."""
+  if isinstance(phrase, str) and any("\ud800" <= character <= "\udfff" for character in phrase):
+    raise ValueError(f"the phrase {shown(phrase)} holds half of a surrogate pair; write it again")
 
 
 def as_json(prompt: AnyPrompt) -> dict[str, Any]:

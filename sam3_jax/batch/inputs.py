@@ -1,12 +1,11 @@
-"""The list of inputs, from a folder, a pattern, JSON lines or tar files.
+"""The list of inputs, from a directory, a pattern, JSON lines or tar files.
 
-The list and its order are the same for every process, and each picture stands in it once, however
-often it was given: with all the prompts that it was given with.
+The list and its order are the same for every process, and each image stands in it once, however
+often it was given: with all the prompts that it was given with. What is left out is counted.
 """
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
 import os
@@ -14,18 +13,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.asked import AnyPrompt, as_json, concepts, distinct, from_json, own_prompts
+from sam3_jax.batch.asked import (
+  AnyPrompt,
+  as_json,
+  check_text,
+  concepts,
+  distinct,
+  from_json,
+  own_prompts,
+)
 from sam3_jax.batch.shards import members
 from sam3_jax.identity import FileIdentity, identify
+from sam3_jax.json_text import shown
+from sam3_jax.listing import ListingNotes, find_files
 from sam3_jax.prompts import Prompt
 from sam3_jax.tokenizer import Tokenizer, clean
 from sam3_jax.trees import raise_faults
 
-# Endings of pictures in a folder or a tar file; elsewhere a picture may be called anything.
-PICTURES = {
-  ".avif", ".bmp", ".gif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif",
-  ".tiff", ".webp",
-}  # fmt: skip
 FORM = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
   '{"points": [[x, y]]}]}'
@@ -53,28 +57,30 @@ class Input:
   identity: FileIdentity | None = None
 
 
-def find(images: str, prompts: str | None = None) -> list[Input]:
-  """The inputs, each picture once.
+def find(images: str, prompts: str | None = None, notes: ListingNotes | None = None) -> list[Input]:
+  """The inputs, each image once.
 
   Args:
-    images: a folder (all pictures in and below it, by name), a pattern such as `shards/*.tar` or
-      `a/*.jpg`, a picture, a webdataset's tar file (not compressed; the prompts of `a.jpg` may be
-      in `a.json`), or a .jsonl file with one `FORM` a line, pictures relative to its folder.
-    prompts: of pictures that come without their own: a file with a phrase a line, or phrases with
+    images: a directory (all images in and below it, by name), a pattern such as `shards/*.tar` or
+      `a/*.jpg`, an image, a webdataset's tar file (not compressed; the prompts of `a.jpg` may be
+      in `a.json`), or a .jsonl file with one `FORM` a line, images relative to its directory.
+    prompts: of images that come without their own: a file with a phrase a line, or phrases with
       commas between them.
+    notes: counts what is left out, and images that are not there or empty, which will fail.
 
   Raises:
-    FileNotFoundError: no such picture, folder or list.
-    ValueError: no picture, faulty lines or prompts (all are named), pictures without prompts, or a
-      folder or list that cannot be read.
+    FileNotFoundError: no such image, directory or list.
+    ValueError: no image, faulty lines or prompts (all are named), images without prompts, a
+      directory or list that cannot be read, or a tar file that is damaged.
   """
+  notes = ListingNotes() if notes is None else notes
   common = phrases(prompts) if prompts is not None else ()
   places: dict[tuple[str, int], int] = {}
   tars: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
   faults: list[str] = []
   bare: list[str] = []
-  for found in _listed(images):
+  for found in _listed(images, notes):
     asked = common if found.prompts is None else found.prompts
     if found.fault:
       faults.append(found.fault)
@@ -85,7 +91,12 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     key = os.path.abspath(found.path), found.span[0] if found.span else -1
     place = places.setdefault(key, len(inputs))
     if place == len(inputs):
-      inputs.append(Input(found.name, found.path, asked, found.span, _identity(found, tars)))
+      identity = _identity(found, tars)
+      if identity is None:
+        notes.remark("image is not there", "images are not there", found.name)
+      elif not identity.size:
+        notes.remark("image is empty", "images are empty", found.name)
+      inputs.append(Input(found.name, found.path, asked, found.span, identity))
     elif asked is not inputs[place].prompts:
       union = distinct(inputs[place].prompts + asked)
       inputs[place] = dataclasses.replace(inputs[place], prompts=union)
@@ -94,7 +105,8 @@ def find(images: str, prompts: str | None = None) -> list[Input]:
     faults.append(f"{bare[0]} has no prompts{others}, and --prompts is not given")
   raise_faults(faults, images, "Correct the list, or give --prompts.")
   if not inputs:
-    raise ValueError(f"there is no picture in {images}; check --images.")
+    line = notes.line()
+    raise ValueError(f"there is no image in {images}{line and f' ({line})'}; check --images.")
   return inputs
 
 
@@ -125,6 +137,8 @@ def phrases(prompts: str) -> tuple[Prompt, ...]:
   found = dict.fromkeys(phrase.strip() for phrase in given if phrase.strip())
   if not found:
     raise ValueError(f"there is no phrase in --prompts {prompts!r}; give a file or 'a, b'.")
+  for phrase in found:
+    check_text(phrase)
   return tuple(Prompt(text=phrase) for phrase in found)
 
 
@@ -161,48 +175,25 @@ class _Listed(NamedTuple):
   fault: str = ""
 
 
-def _listed(images: str) -> Iterator[_Listed]:
-  path = Path(images)
-  if os.path.isdir(path):
-    yield from _in_folder(path)
-  elif os.path.isfile(path):
-    yield from _in_file(images, images)
-  elif glob.has_magic(images):
-    for name in sorted(glob.glob(images, recursive=True)):
-      if os.path.isfile(name):
-        yield from _in_file(name, name)
-  else:
-    raise FileNotFoundError(f"there is no folder, file or pattern {images}; check --images.")
+def _listed(images: str, notes: ListingNotes) -> Iterator[_Listed]:
+  directory = os.path.isdir(images)
+  for found in find_files(images, notes):
+    if directory:  # its images alone
+      yield _Listed(found.name, found.path)
+    else:
+      yield from _in_file(found.name, found.path, notes)
 
 
-def _in_file(name: str, path: str) -> Iterator[_Listed]:
+def _in_file(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
   match Path(path).suffix.lower():
     case ".jsonl":
       yield from _in_lines(Path(path))
     case ".tar":
-      yield from _in_tar(name, path)
+      yield from _in_tar(name, path, notes)
     case ".gz" | ".tgz" | ".zst" | ".bz2" | ".xz" | ".zip":
       raise ValueError(f"{path} is compressed; unpack it, or give plain tar files.")
     case _:
       yield _Listed(name, path)
-
-
-def _in_folder(folder: Path) -> Iterator[_Listed]:
-  def stop(error: OSError) -> None:
-    raise error
-
-  names = []
-  with _readable(folder, "--images"):
-    for parent, folders, files in os.walk(folder, onerror=stop):
-      folders[:] = [name for name in folders if not name.startswith(".")]
-      base = Path(parent).relative_to(folder)
-      names += [
-        (base / name).as_posix()
-        for name in files
-        if not name.startswith(".") and Path(name).suffix.lower() in PICTURES
-      ]
-  for name in sorted(names):
-    yield _Listed(name, str(folder / name))
 
 
 def _in_lines(path: Path) -> Iterator[_Listed]:
@@ -219,15 +210,26 @@ def _in_lines(path: Path) -> Iterator[_Listed]:
 
 def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
   if not isinstance(values, dict) or not isinstance(values.get("image"), str):
-    raise ValueError(f"a line must be {FORM}; got {values!r:.80}")
+    raise ValueError(f"a line must be {FORM}; got {shown(values)}")
+  _check_name(values["image"])
   if unknown := set(values) - {"image", "prompts"}:
     raise ValueError(f"unknown {sorted(unknown)}; a line has only image and prompts")
   return values["image"], own_prompts(values)
 
 
-def _in_tar(name: str, path: str) -> Iterator[_Listed]:
+def _check_name(name: str) -> None:
+  """Raises ValueError for what no file can be called."""
+  try:
+    possible = bool(os.fsencode(name)) and "\0" not in name
+  except UnicodeEncodeError:  # half of a surrogate pair; halves that stand for bytes are fine
+    possible = False
+  if not possible:
+    raise ValueError(f"{shown(name)} cannot be the name of a file")
+
+
+def _in_tar(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
   with _readable(Path(path), "--images"):
-    for sample in members(path, PICTURES):
+    for sample in members(path, notes):
       shown = f"{name}/{sample.name}"
       try:
         prompts = _beside(sample.notes) if sample.notes else None
@@ -240,7 +242,7 @@ def _in_tar(name: str, path: str) -> Iterator[_Listed]:
 def _beside(notes: bytes) -> tuple[AnyPrompt, ...] | None:
   values = from_json(notes, BESIDE)
   if not isinstance(values, dict):
-    raise ValueError(f"{BESIDE}; got {values!r:.80}")
+    raise ValueError(f"{BESIDE}; got {shown(values)}")
   return own_prompts(values)
 
 

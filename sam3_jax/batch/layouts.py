@@ -13,21 +13,45 @@ from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import Records, name_of
 from sam3_jax.batch.outlines import joined, outlines
+from sam3_jax.listing import ListingNotes
 from sam3_jax.rle import decode
 
 ROWS = 2**14  # of a group in a Parquet file
+# Endings of images that Ultralytics reads: IMG_FORMATS of ultralytics/data/utils.py, version 8.4.
+ULTRALYTICS = {
+  ".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif",
+  ".tiff", ".webp",
+}  # fmt: skip
 
 
-def write_labelme(out: Path) -> Path:
+def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
   """Writes OUT/labelme/NAME.json for each image, as LabelMe reads it (version 5).
 
-  Pieces of an instance are shapes with the same `group_id`, its identity. Holes are filled.
+  LabelMe finds an image by its path relative to the .json file: copy the tree of files beside the
+  images. Images given by an absolute path are found from anywhere. Pieces of an instance are shapes
+  with the same `group_id`, its identity. Holes are filled.
+
+  Args:
+    out: the job's directory.
+    notes: counts images whose file has another name than usual.
 
   Returns:
-    The folder.
+    The directory.
   """
-  folder, taken = out / "labelme", {}
+  notes = ListingNotes() if notes is None else notes
+  folder, names = out / "labelme", _Names(".json")
   for record in Records(out, parts.read_job(out)):
+    image = PurePosixPath(record["image"])
+    name, usual = names.of(PurePosixPath(*_parts(image)))
+    if name != usual:
+      what = "its name with another but for the ending; open its .json file"
+      notes.remark(
+        f"image shares {what}", f"images share {what.replace('its', 'their')}", f"{image}: {name}"
+      )
+    if "\\" in image.name:
+      what = "a backslash in its name, which LabelMe takes for a directory"
+      notes.remark(f"image has {what}", f"images have {what.replace('its', 'their')}", str(image))
+    unpacked = any(part.endswith(".tar") for part in image.parts[:-1])
     shapes = [
       {
         "label": label,
@@ -44,28 +68,37 @@ def write_labelme(out: Path) -> Path:
       "version": "5.0.0",
       "flags": {},
       "shapes": shapes,
-      "imagePath": record["image"],
+      "imagePath": str(image) if image.is_absolute() and not unpacked else image.name,
       "imageData": None,
       "imageHeight": record["height"],
       "imageWidth": record["width"],
     }
-    _write(folder / _name(record["image"], ".json", taken), json.dumps(values) + "\n")
+    _write(folder / name, json.dumps(values) + "\n")
   return folder
 
 
-def write_yolo(out: Path) -> Path:
+def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
   """Writes OUT/yolo/data.yaml and OUT/yolo/labels/NAME.txt, as Ultralytics reads them.
 
-  A line is an instance: class, then its outline as fractions of width and height. The pieces of
-  an instance are joined by lines without width, as Ultralytics joins COCO's. Holes are filled.
+  Ultralytics looks for images in OUT/yolo/images, and for the labels of each where `_label_path`
+  says: copy the tree of images there, or links to the files (`cp -rs`); a link to the directory
+  would be resolved first. A line is an instance: class, then its outline as fractions of width and
+  height. The pieces of an instance are joined by lines without width, as Ultralytics joins COCO's.
+  Holes are filled.
+
+  Args:
+    out: the job's directory.
+    notes: counts images that Ultralytics does not read, or takes for others.
 
   Returns:
-    The folder.
+    The directory.
   """
-  folder, taken, records = out / "yolo", {}, Records(out, parts.read_job(out))
+  notes = ListingNotes() if notes is None else notes
+  folder, names, records = out / "yolo", _Names(".txt"), Records(out, parts.read_job(out))
   numbers = {name: number - 1 for name, number in records.categories().items()}
-  names = "".join(f"  {number}: {json.dumps(name)}\n" for name, number in numbers.items())
-  _write(folder / "data.yaml", f"path: .\ntrain: images\nval: images\nnames:\n{names}")
+  classes = "".join(f"\n  {number}: {_quoted(name)}" for name, number in numbers.items()) or " {}"
+  # Without `path`, the directory of data.yaml counts, wherever that is.
+  _write(folder / "data.yaml", f"train: images\nval: images\nnames:{classes}\n")
   for record in records:
     lines = []
     for label, one in _instances(record):
@@ -74,7 +107,19 @@ def write_yolo(out: Path) -> Path:
         fractions = points / [record["width"], record["height"]]
         lines.append(" ".join([str(numbers[label]), *(f"{v:.6g}" for v in np.ravel(fractions))]))
     text = "".join(line + "\n" for line in lines)
-    _write(folder / "labels" / _name(record["image"], ".txt", taken), text)
+    image = PurePosixPath(*_parts(PurePosixPath(record["image"])))
+    name, usual = names.of(_label_path(image))
+    if name != usual:
+      what = "its name with another but for the ending, and would get that one's labels"
+      renamed = PurePosixPath("images", image.with_name(name.stem + image.suffix))
+      notes.remark(
+        f"image shares {what}", f"images share {what.replace('its', 'their')}",
+        f"copy {image} as {renamed}",
+      )  # fmt: skip
+    if image.suffix.lower() not in ULTRALYTICS:
+      what = "an ending that Ultralytics does not read"
+      notes.remark(f"image has {what}", f"images have {what}", str(image))
+    _write(folder / name, text)
   return folder
 
 
@@ -112,12 +157,13 @@ def write_parquet(out: Path) -> Path:
 
 def _rows(records: Records) -> Iterator[dict[str, Any]]:
   for record in records:
-    picture = {key: record[key] for key in ("input", "image", "width", "height")}
+    image = {key: record[key] for key in ("input", "width", "height")}
+    image["image"] = _utf8(record["image"])
     for prompt in record["prompts"]:
       for one in prompt["instances"]:
         found = {key: one[key] for key in ("id", "score", "bbox", "area")}
         counts = one["segmentation"]["counts"]
-        yield {**picture, "text": prompt.get("text"), **found, "counts": counts}
+        yield {**image, "text": _utf8(prompt.get("text")), **found, "counts": counts}
 
 
 def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -126,16 +172,57 @@ def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
       yield name_of(prompt), one
 
 
-def _name(image: str, ending: str, taken: dict[PurePosixPath, str]) -> PurePosixPath:
-  """A picture's name with another ending, below any folder: without root and `..`."""
-  kept = [part for part in PurePosixPath(image).parts if part not in ("/", "..")]
-  name = PurePosixPath(*kept).with_suffix(ending)
-  if taken.setdefault(name, image) != image:
-    raise ValueError(
-      f"{taken[name]} and {image} would both be {name}, as this layout has it; rename one of them, "
-      "or use --to coco."
-    )
-  return name
+class _Names:
+  """Names of files in a layout that has one for each image, by the image's name without its ending.
+
+  Images of which both would have the same file get different ones; so do files and directories.
+  """
+
+  def __init__(self, ending: str):
+    self._ending, self._taken = ending, set[PurePosixPath]()
+
+  def of(self, image: PurePosixPath) -> tuple[PurePosixPath, PurePosixPath]:
+    """The name of an image's file, and the name that it usually has."""
+    usual = image.with_name(image.stem + self._ending)
+    parents = [part + "_" if part.endswith(self._ending) else part for part in usual.parent.parts]
+    folder, number = PurePosixPath(*parents), 1
+    name = folder / usual.name
+    while name in self._taken:
+      several = f"-{number}" if number > 1 else ""
+      name, number = folder / f"{image.name}{several}{self._ending}", number + 1
+    self._taken.add(name)
+    return name, usual
+
+
+def _parts(image: PurePosixPath) -> list[str]:
+  """An image's name below any directory: without root and `..`."""
+  kept = [part.replace("\0", "_") for part in image.parts if part not in ("/", "//", "..")]
+  return kept or ["_"]
+
+
+def _label_path(image: PurePosixPath) -> PurePosixPath:
+  """Where Ultralytics looks for the labels of images/IMAGE: the last `images` becomes `labels`.
+
+  `img2label_paths` of ultralytics/data/utils.py, version 8.4; the ending is not replaced here.
+  """
+  folders = ["images", *image.parent.parts]
+  last = len(folders) - 1 - folders[::-1].index("images")
+  folders[last] = "labels"
+  return PurePosixPath(*folders, image.name)
+
+
+def _quoted(name: str) -> str:
+  """A string as YAML's double-quoted scalar, which nothing takes for a number, a key or `no`."""
+  # JSON's escapes are not YAML's: its pairs of surrogates would be two characters.
+  escapes = {'"': '\\"', "\\": "\\\\"}
+  return '"' + "".join(
+    escapes.get(one, one) if one.isprintable() else f"\\U{ord(one):08x}" for one in name
+  ) + '"'  # fmt: skip
+
+
+def _utf8(text: str | None) -> str | None:
+  """Text that Parquet can hold: bytes of a file name that are not UTF-8 are escaped."""
+  return text if text is None else text.encode(errors="backslashreplace").decode()
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""All parts of a job as one data set: their records in order, and COCO's layout made of them.
+"""All parts of a job as one dataset: their records in order, and COCO's layout made of them.
 
 Two passes over the parts, so that memory does not grow with them.
 """
@@ -12,8 +12,10 @@ from typing import Any
 from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft, remove_drafts
 from sam3_jax.prompts import BOXES_ALONE
+from sam3_jax.rle import bounds
 
 ANNOTATIONS = "annotations.json"
+EMPTY = "instances without a pixel left out"
 
 
 def merge(out: Path) -> dict[str, int]:
@@ -23,8 +25,13 @@ def merge(out: Path) -> dict[str, int]:
   the phrases, in the order in which they first come up; what was found without a phrase, by example
   boxes alone or by visual prompts, is of the category "visual".
 
+  `train` and `evaluate` read the file. So an instance without a pixel is left out, a box without
+  area is replaced by that of the mask, and an image has LVIS's two lists: `neg_category_ids` are
+  the phrases that nothing was found for, as what was not asked is not absent, and
+  `not_exhaustive_category_ids` those of which an instance was left out.
+
   Returns:
-    How many images, annotations, categories and failures there are.
+    How many images, annotations, categories and failures there are, and instances left out, if any.
 
   Raises:
     FileNotFoundError: `out` holds no results.
@@ -44,14 +51,22 @@ def merge(out: Path) -> dict[str, int]:
   def images() -> Iterator[dict[str, Any]]:
     for record in records:
       counts["images"] += 1
-      yield {"id": record["input"] + 1, "file_name": record["image"]} | {
-        side: record[side] for side in ("width", "height")
+      yield {
+        "id": record["input"] + 1,
+        "file_name": record["image"],
+        "width": record["width"],
+        "height": record["height"],
+        "neg_category_ids": [categories[phrase] for phrase in _absent(record)],
+        "not_exhaustive_category_ids": [categories[name] for name in _incomplete(record)],
       }
 
   def annotations() -> Iterator[dict[str, Any]]:
     for record in records:
       for prompt in record["prompts"]:
         for one in prompt["instances"]:
+          if not one["area"]:
+            counts[EMPTY] = counts.get(EMPTY, 0) + 1
+            continue
           counts["annotations"] += 1
           yield {
             "id": counts["annotations"],
@@ -59,7 +74,8 @@ def merge(out: Path) -> dict[str, int]:
             "category_id": categories[name_of(prompt)],
             "iscrowd": 0,
             "identity": one["id"],
-            **{key: one[key] for key in ("bbox", "area", "score", "segmentation")},
+            "bbox": _box(one),
+            **{key: one[key] for key in ("area", "score", "segmentation")},
           }
 
   with Draft(out / ANNOTATIONS) as draft:
@@ -100,6 +116,30 @@ def name_of(prompt: dict[str, Any]) -> str:
   """What the instances of a prompt are called."""
   text = prompt.get("text")
   return BOXES_ALONE if text is None else text
+
+
+def _absent(record: dict[str, Any]) -> list[str]:
+  """The phrases that were asked and that nothing was found for."""
+  found = {_folded(name_of(prompt)) for prompt in record["prompts"] if prompt["instances"]}
+  asked = dict.fromkeys(prompt["text"] for prompt in record["prompts"] if prompt.get("text"))
+  return [phrase for phrase in asked if _folded(phrase) not in found]
+
+
+def _incomplete(record: dict[str, Any]) -> list[str]:
+  """The categories of which instances have no pixel."""
+  prompts = (p for p in record["prompts"] if not all(one["area"] for one in p["instances"]))
+  return list(dict.fromkeys(map(name_of, prompts)))
+
+
+def _folded(phrase: str) -> str:
+  """What is the same of phrases that are one to the readers of annotation files."""
+  return " ".join(phrase.replace("_", " ").split()).casefold()
+
+
+def _box(instance: dict[str, Any]) -> list[float]:
+  """x, y, width, height: the instance's own, or its mask's if that has no area."""
+  box = instance["bbox"]
+  return box if min(box[2:]) > 0 else list(bounds(instance["segmentation"]))
 
 
 def _write_list(draft: Draft, key: str, rows: Iterable[Any]) -> None:

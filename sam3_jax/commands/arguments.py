@@ -1,6 +1,8 @@
 """What was typed after `sam3-jax`, checked before any work."""
 
 import dataclasses
+import glob
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from sam3_jax.terminal import progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
+  from sam3_jax.listing import ListingNotes
   from sam3_jax.prompts import Prompt
   from sam3_jax.visual.prompts import VisualPrompt
 
@@ -186,16 +189,31 @@ def _value(text: str, kind: type) -> bool | int | float:
   return kind(text)
 
 
-def images(paths: Sequence[Path]) -> list[Path]:
-  """The files, each once; raises where one is missing."""
+def images(given: Sequence[Path], notes: "ListingNotes") -> list[Path]:
+  """The images that files, directories and patterns stand for, each once.
+
+  Raises:
+    FileNotFoundError: one of them is missing.
+    ValueError: there is no image in them, or a directory cannot be read.
+  """
+  from sam3_jax.listing import find_files
+
   files: dict[Path, Path] = {}
-  for path in paths:
-    if path.is_dir():
-      raise ValueError(f"{path} is a folder; name the pictures in it: {path}/*.jpg.")
-    if not path.exists():
-      raise FileNotFoundError(f"there is no file {path}; check the spelling and the folder.")
-    files.setdefault(path.resolve(), path)
+  for one in map(str, given):
+    if not os.path.exists(one) and not glob.has_magic(one):
+      raise FileNotFoundError(f"there is no file {one}; check the spelling and the folder.")
+    for found in find_files(one, notes):
+      files.setdefault(Path(found.path).resolve(), Path(found.path))
+  if not files:
+    line = notes.line()
+    raise ValueError(f"there is no image in {', '.join(map(str, given))}{line and f' ({line})'}.")
   return list(files.values())
+
+
+def say_notes(notes: "ListingNotes", quiet: bool) -> None:
+  """Prints what a listing or an export left out: one line at the end, or none."""
+  if line := notes.line():
+    say(Console(stderr=True, quiet=quiet), f"note: {line}")
 
 
 def check_share(option: str, value: float | None) -> None:

@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 
 from sam3_jax.commands import arguments
-from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet
+from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
 from sam3_jax.terminal import loading, say, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference import Sam3
+  from sam3_jax.listing import ListingNotes
 
 
 class Layout(enum.StrEnum):
@@ -106,6 +107,7 @@ def batch(
   ] = 300,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
+  strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
@@ -136,12 +138,21 @@ def batch(
     "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
     "max_error_rate": max_error_rate,
   }  # fmt: skip
+  from sam3_jax.listing import ListingNotes
+
+  notes = ListingNotes()
   with terminable() as stopping:
-    job, model = _prepare(images, prompts, checkpoint, device, dtype, members, settings, quiet)
+    job, model = _prepare(
+      images, prompts, checkpoint, device, dtype, members, settings, quiet, notes, strict
+    )
 
     from sam3_jax.batch.run import run
 
-    whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
+    try:
+      whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
+    finally:
+      if job.process == 0:
+        arguments.say_notes(notes, quiet)
   if not whole:
     say(Console(stderr=True, quiet=quiet), "stopped as asked; resume by the same command")
 
@@ -155,6 +166,8 @@ def _prepare(
   members: dict[str, Any],
   settings: dict[str, Any],
   quiet: bool,
+  notes: "ListingNotes",
+  strict: bool,
 ) -> "tuple[Job, Sam3]":
   """The job, and its model on this process's devices.
 
@@ -162,11 +175,15 @@ def _prepare(
     images, prompts, checkpoint, device, dtype, quiet: as they were typed.
     members: of the processes, as `processes.join` takes them.
     settings: of the job.
+    notes: counts what the listing leaves out.
+    strict: refuse that.
   """
   from sam3_jax.batch.inputs import check_phrases, find
   from sam3_jax.batch.processes import join
 
-  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts)
+  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts, notes)
+  if strict:
+    notes.refuse()
   if device is Device.cpu:
     arguments.use_device(device)
   process, processes = join(**members)
@@ -190,15 +207,20 @@ def _prepare(
 def _merge(out: Path, to: Layout, console: Console) -> None:
   from sam3_jax.batch.layouts import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
+  from sam3_jax.listing import ListingNotes
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")
   if to is not Layout.coco:
+    notes = ListingNotes()
     writers = {
-      Layout.labelme: write_labelme, Layout.yolo: write_yolo, Layout.parquet: write_parquet,
-    }  # fmt: skip
-    say(console, f"{writers[to](out)}: {counts['images']:,} images")
+      Layout.labelme: lambda: write_labelme(out, notes),
+      Layout.yolo: lambda: write_yolo(out, notes),
+      Layout.parquet: lambda: write_parquet(out),
+    }
+    say(console, f"{writers[to]()}: {counts['images']:,} images")
+    arguments.say_notes(notes, console.quiet)
 
 
 def _devices(device: Device | None) -> list[Any]:

@@ -120,7 +120,9 @@ def benchmark(
   for folder in (out, work, plot and plot.parent):
     if folder is not None:
       arguments.check_writable(folder)
-  [picture] = arguments.images([image or CLONE / "docs" / "scene.jpg"])
+  picture = image or CLONE / "docs" / "scene.jpg"
+  if not picture.is_file():
+    raise FileNotFoundError(f"there is no file {picture}; check --image.")
   if plot is not None:
     if Part.growth not in (only or ()):
       raise ValueError("--plot draws the growth: add --only growth, or leave it out.")

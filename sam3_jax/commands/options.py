@@ -34,6 +34,12 @@ MaskOptions = Annotated[
 ]
 # An empty metavar, as a flag takes no value.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
+Strict = Annotated[
+  bool,
+  typer.Option(
+    "--strict", metavar="", help="Stop before any work if a listed file is left out or empty."
+  ),
+]
 # Read by cli.main from the words typed, as errors of usage come before any command runs; here for
 # the help.
 Debug = Annotated[

@@ -7,13 +7,14 @@ import typer
 from rich.console import Console
 
 from sam3_jax.commands import arguments
-from sam3_jax.commands.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet
+from sam3_jax.commands.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
 from sam3_jax.terminal import FAILED
 
 
 def segment(
   images: Annotated[
-    list[Path], typer.Argument(metavar="IMAGE", help="Pictures: JPEG, PNG, WebP, TIFF and so on.")
+    list[Path],
+    typer.Argument(metavar="IMAGE", help="Images, directories of images, or patterns in quotes."),
   ],
   text: Annotated[
     list[str] | None,
@@ -68,6 +69,7 @@ def segment(
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+  strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
@@ -82,7 +84,13 @@ def segment(
   """
   arguments.check_share("--threshold", threshold)
   arguments.check_writable(out)
-  images = arguments.images(images)
+
+  from sam3_jax.listing import ListingNotes
+
+  notes = ListingNotes()
+  images = arguments.images(images, notes)
+  if strict:
+    notes.refuse()
   arguments.use_device(device)
 
   from sam3_jax.segment import Job, run
@@ -102,5 +110,7 @@ def segment(
   )
   found = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value
-  if run(job, found, precision, Console(quiet=quiet), Console(stderr=True)):
+  failed = run(job, found, precision, Console(quiet=quiet), Console(stderr=True))
+  arguments.say_notes(notes, quiet)
+  if failed:
     raise typer.Exit(FAILED)
