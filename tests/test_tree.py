@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # whose modules may import each other.
 ROWS = (
   {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
-  {"terminal", "room", "rows", "masks", "snapshots", "workers"},
+  {"terminal", "image_file", "room", "rows", "masks", "snapshots", "workers"},
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess"},
