@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -98,7 +97,7 @@ class Job:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
     if self.visual or any(prompt.boxes for prompt in self.prompts):
       for path in self.images:
-        if (size := _size(path)) is not None:
+        if (size := _size(path, self.max_pixels)) is not None:
           for prompt in self.prompts:
             check_boxes(prompt, *size)
           for prompt in self.visual:
@@ -243,9 +242,9 @@ def _platform(model: Sam3) -> str:
   return jax.tree.leaves(model.params)[0].devices().pop().platform
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(path: Path, max_pixels: int) -> tuple[int, int] | None:
   """Height and width of a picture; None where `read_image` will say what is wrong."""
   try:
-    return displayed_size(path)
-  except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
+    return displayed_size(path, max_pixels=max_pixels)
+  except (OSError, ValueError):
     return None

@@ -400,7 +400,7 @@ def test_pictures(folder):
     f"{folder / 'none.png'}: there is no such picture",
     f"{folder / 'turned.png'} is displayed as 12 x 20, but the annotation file says 20 x 12 "
     "(width x height)",
-    f"{folder / 'broken.png'}: it is no picture, or only the beginning of one",
+    f"{folder / 'broken.png'} is truncated or damaged (Truncated File Read): get the file again",
   ]
   assert check(pairs, None) == []
 
