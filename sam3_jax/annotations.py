@@ -390,15 +390,8 @@ def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:
-  from sam3_jax.tokenizer import clean
+  from sam3_jax.tokenizer import phrase_fault
 
   for phrase in phrases:
-    if not clean(phrase):
-      yield f"phrase {phrase!r} is empty"
-    elif tokenizer is not None:
-      tokens = 2 + len(tokenizer.encode(phrase))
-      if tokens > tokenizer.context:
-        yield (
-          f"phrase {phrase[:60]!r} has {tokens} tokens with start and end; the text encoder reads "
-          f"{tokenizer.context}"
-        )
+    if fault := phrase_fault(phrase) if tokenizer is None else tokenizer.fault(phrase):
+      yield fault

@@ -125,6 +125,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   try:
     with loading(errors, checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs, progress=step)
+    model.tokenizer.check(prompt.phrase for prompt in job.prompts)
     trained = model.info.get("trained")
     table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
     with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
