@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sam3_jax.file_signatures import what_it_is
+from sam3_jax.os_errors import remedy
 
 FileSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
 
@@ -190,7 +191,9 @@ def _open_regular(path: Path) -> io.FileIO:
   except FileNotFoundError:
     raise FileNotFoundError(f"there is no image {path}: check the path.") from None
   except OSError as error:
-    raise UnreadableImageError(f"{path} cannot be read ({error.strerror}): check it.") from error
+    raise UnreadableImageError(
+      f"{path} cannot be read ({error.strerror}); {remedy(error)}."
+    ) from error
 
 
 def _identify(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, int]:
@@ -366,7 +369,7 @@ def _raise_if_unreadable(name: str, file: _Noting) -> None:
     pass
   if file.error is not None:
     raise UnreadableImageError(
-      f"{name} cannot be read ({file.error.strerror}): check it."
+      f"{name} cannot be read ({file.error.strerror}); {remedy(file.error)}."
     ) from file.error
 
 

@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.mend import add_instance, mend_by_clicks
+from sam3_jax.os_errors import reason
 from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import displayed_size, read_image
 from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
-from sam3_jax.terminal import complain, loading, progress, say
+from sam3_jax.terminal import Console, complain, loading, printable, progress, say
 from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.visualize import overlay
 
@@ -180,14 +180,12 @@ def _segment(
   try:
     write({annotations: json_of(record), picture: png_of(drawn)})
   except OSError as error:
-    raise OSError(
-      f"cannot write {error.filename}: {error.strerror}; free some space or choose another --out."
-    ) from error
+    raise OSError(f"cannot write {error.filename}: {reason(error)}, with --out.") from error
   seconds = f"{time.perf_counter() - start:.1f}"
   return [
     (
-      Text(path.name if i == 0 else ""),
-      Text(phrase),
+      Text(printable(path.name) if i == 0 else ""),
+      Text(printable(phrase)),
       str(len(one)),
       f"{max(one.scores):.2f}" if len(one) else "-",
       seconds if i == 0 else "",
@@ -225,7 +223,8 @@ def _shown(prompt: VisualPrompt, number: int) -> str:
 
 def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
   for picture, annotations in done[:LISTED]:
-    say(console, f"{picture}\n{annotations}")
+    say(console, str(picture))
+    say(console, str(annotations))
   if len(done) > LISTED:
     say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
 

@@ -23,6 +23,7 @@ ROWS = (
     "heap",
     "identity",
     "file_signatures",
+    "os_errors",
   },
   {"terminal", "image_file", "room", "rows", "masks", "snapshots", "workers"},
   {"ops"},
