@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from sam3_jax.preprocess import displayed_size
 from sam3_jax.rle import Box, Rle, bounds, compress, finite, runs
@@ -365,8 +364,8 @@ def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]
       height, width = displayed_size(folder / name)
     except FileNotFoundError:
       yield f"{folder / name}: there is no such picture"
-    except (OSError, SyntaxError, Image.DecompressionBombError):
-      yield f"{folder / name}: it is no picture, or only the beginning of one"
+    except (OSError, ValueError) as error:
+      yield str(error).rstrip(".")
     else:
       yield from (
         f"{folder / name} is displayed as {width} x {height}, but the annotation file says "
@@ -391,15 +390,8 @@ def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:
-  from sam3_jax.tokenizer import clean
+  from sam3_jax.tokenizer import phrase_fault
 
   for phrase in phrases:
-    if not clean(phrase):
-      yield f"phrase {phrase!r} is empty"
-    elif tokenizer is not None:
-      tokens = 2 + len(tokenizer.encode(phrase))
-      if tokens > tokenizer.context:
-        yield (
-          f"phrase {phrase[:60]!r} has {tokens} tokens with start and end; the text encoder reads "
-          f"{tokenizer.context}"
-        )
+    if fault := phrase_fault(phrase) if tokenizer is None else tokenizer.fault(phrase):
+      yield fault

@@ -33,6 +33,7 @@ from sam3_jax.terminal import (
   forgive_encodings,
   interruptible,
   one_line,
+  printable,
   silence,
 )
 
@@ -95,9 +96,11 @@ def main(typed: Sequence[str] | None = None) -> int:
       message = error.format_message()
       stop = "" if message.endswith((".", "?", "!")) else "."
       complain(f"{message}{stop} See `{command} --help`.")
+    except BrokenPipeError:  # whoever read the output has left
+      _leave_pipe()
     except Exception as error:
       if debug:
-        traceback.print_exc()
+        sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
       if interrupted.is_set():  # what XLA makes of it
         status = INTERRUPTED
       else:
@@ -105,6 +108,12 @@ def main(typed: Sequence[str] | None = None) -> int:
     if status == INTERRUPTED:
       complain("interrupted; files written before are complete.")
   return status
+
+
+def _leave_pipe() -> None:
+  """Keeps Python from writing into a closed pipe, and from saying so, at its end."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_version(wanted: bool) -> None:

@@ -22,7 +22,7 @@ from sam3_jax.postprocess import Instances, box_of, kept_masks
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image
 from sam3_jax.ranges import as_array, check_flag, check_numbers
 from sam3_jax.rle import encode
-from sam3_jax.visual.prompts import VisualPrompt
+from sam3_jax.visual.prompts import ComputedPrompt
 
 if TYPE_CHECKING:
   from sam3_jax.inference import Sam3
@@ -239,7 +239,7 @@ def _crop_candidates(
   points, parts = grid * extent, []
   for start in range(0, len(points), options.points_per_batch):
     batch = points[start : start + options.points_per_batch]
-    prompts = [VisualPrompt(points=[point]) for point in batch]
+    prompts = [ComputedPrompt(points=[point]) for point in batch]
     found = model.decode_visual(embedding, prompts, multimask=options.multimask_output)
     scores, (stability, cells) = jax.device_get(
       (found.iou, _measure(found.mask_logits, options.stability_score_offset))

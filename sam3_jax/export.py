@@ -202,6 +202,7 @@ def _write_params(path: Path, stored: checkpoint.Stored, params: Shapes) -> None
 def _write_tokens(place: Path, stored: checkpoint.Stored, phrases: Sequence[str]) -> None:
   (place / "tokenizer.model").write_bytes(stored.tokenizer)
   tokenizer = Tokenizer(stored.tokenizer, context=stored.config.text.context)
+  tokenizer.check(phrases)
   rows = {phrase: tokenizer([phrase])[0].tolist() for phrase in (BOXES_ALONE, *phrases)}
   (place / TOKENS).write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -193,6 +193,7 @@ class Sam3:
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
     """Encodes the phrase of each prompt; `decode(..., text=)` takes the result, again and again."""
     phrases = [prompt.phrase for prompt in as_prompts(prompts)]
+    self.tokenizer.check(phrases)
     tokens = self.tokenizer(phrases)
     cut = batches(np.arange(len(tokens)), TEXT_BATCHES)
     return join([self._encode_text(self.params, tokens[i]) for i in cut])

@@ -5,25 +5,29 @@ for bit, and `normalize` maps 0..255 to -1..1. Meta's model sees exactly these t
 (`Sam3Processor`: `v2.Resize((1008, 1008))` on a uint8 tensor, `to_dtype(scale=True)`, `Normalize`).
 """
 
-import io
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
-ImageSource: TypeAlias = (
-  str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | jax.Array
+from sam3_jax.image_file import (
+  MAX_PIXELS,
+  FileSource,
+  ImageHeader,
+  InvalidImageError,
+  check_size,
+  displayed_size,
+  name_of,
+  open_image,
 )
 
-MAX_PIXELS = 300_000_000
+__all__ = ["MAX_PIXELS", "ImageSource", "displayed_size", "normalize", "read_image", "resize"]
+
+ImageSource: TypeAlias = FileSource | np.ndarray | jax.Array
 
 _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what undoes each orientation
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +38,6 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: what undoes each orientation
   7: Image.Transpose.TRANSVERSE,
   8: Image.Transpose.ROTATE_90,
 }
-_TURNED = (5, 6, 7, 8)  # what was high is wide
 
 _BLOCK = 8  # results of one matrix product along the filtered axis, at most
 _WINDOW = 128  # source pixels that a block of several results may span, about
@@ -52,6 +55,8 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np
   of an animation, the first frame is read. Transparent pixels are laid over white; Meta's processor
   drops the alpha channel instead, which uncovers whatever colour lies below.
 
+  Values that use little of their range are refused (see `check_range`), never guessed.
+
   Args:
     source: a path, a file's bytes, a PIL image, or an array, uint8 (0..255) or uint16, of shape
       [h, w], [h, w, 1], [h, w, 3] (RGB) or [h, w, 4] (RGBA).
@@ -62,30 +67,19 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: a folder; an empty, truncated or non-image file; too many pixels; an array of
-      another shape.
+    ValueError: a folder; an empty, truncated or non-image file, or one of a format that is not
+      read (see `image_file.FORMATS`); too many pixels; values of another range; an array of another
+      shape.
     TypeError: an array of another dtype, or another kind of source.
   """
   if isinstance(source, np.ndarray | jax.Array):
     return _from_array(np.asarray(source), max_pixels)
-  if isinstance(source, Image.Image):
-    return _from_pillow(source, "the PIL image", max_pixels)
-  if isinstance(source, bytes | bytearray | memoryview):
-    return _from_file(io.BytesIO(source), "the bytes given as an image", max_pixels)
-  if not isinstance(source, str | os.PathLike):
+  if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
     raise TypeError(
       f"an image must be a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}."
     )
-  path = Path(source)
-  if path.is_dir():
-    raise ValueError(f"{path} is a folder, not an image: name the files in it, one by one.")
-  try:
-    with path.open("rb") as file:
-      return _from_file(file, str(path), max_pixels)
-  except FileNotFoundError:
-    raise FileNotFoundError(f"there is no image {path}: check the path.") from None
-  except OSError as error:
-    raise ValueError(f"{path} cannot be read ({error.strerror}): check it.") from error
+  with open_image(source, max_pixels=max_pixels) as header:
+    return _from_pillow(header, name_of(source))
 
 
 def normalize(pixels: UInt8[Array | np.ndarray, "*shape 3"]) -> Float[Array, "*shape 3"]:
@@ -203,13 +197,6 @@ def _filter(source: int, size: int) -> _Filter:
   return _Filter(starts, table[:, :window], total)
 
 
-def displayed_size(path: str | Path) -> tuple[int, int]:
-  """Height and width of a picture as a viewer shows it, from its header; raises as Pillow does."""
-  with Image.open(path) as image:
-    turned = _orientation(image) in _TURNED
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
 def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
   shape, dtype = list(array.shape), array.dtype
   if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
@@ -217,14 +204,14 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
     if array.ndim == 3:
       hint = "np.moveaxis(image, 0, -1) puts channels last" if shape[0] in (1, 3, 4) else "use RGB"
     raise ValueError(f"image arrays must be [h, w] or [h, w, 1, 3 or 4], not {shape}: {hint}.")
-  _check_size("the image array", shape[0], shape[1], max_pixels)
-  if dtype.newbyteorder("=") == np.uint16:
+  check_size("the image array", shape[0], shape[1], max_pixels)
+  if dtype != np.uint8 and dtype.newbyteorder("=") != np.uint16:
+    raise TypeError(_other_type(array))
+  colors, alpha = (array[..., :3], array[..., 3:]) if shape[2:] == [4] else (array, array[..., :0])
+  for part, name in ((colors, "the image array"), (alpha, "the alpha channel of the image array")):
+    check_range(part, name)
+  if dtype != np.uint8:
     array = _to_8_bits(array)
-  elif dtype != np.uint8:
-    raise TypeError(
-      f"image arrays must be uint8, 0..255, not {dtype} {shape}: round and cast, "
-      "np.rint(image).astype(np.uint8), after scaling to 0..255."
-    )
   if array.ndim == 2 or shape[2] == 1:
     return np.repeat(array.reshape(shape[0], shape[1], 1), 3, axis=2)
   if shape[2] == 4:
@@ -232,32 +219,65 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
   return np.ascontiguousarray(array)
 
 
-def _from_file(file: BinaryIO, name: str, max_pixels: int) -> np.ndarray:
-  if not file.read(1):
-    raise ValueError(f"{name} is empty (0 bytes): get the file again.")
-  file.seek(0)
-  with _no_pixel_limit():
-    with _decoding(name):
-      image = Image.open(file)
-    with image:
-      return _from_pillow(image, name, max_pixels)
+def _other_type(array: np.ndarray) -> str:
+  """What is wrong with an array that is not of unsigned integers of 8 or 16 bits."""
+  said = f"image arrays must be uint8, 0..255, not {array.dtype} {list(array.shape)}"
+  remedy, cast = "after scaling to 0..255", "np.rint(image).astype(np.uint8)"
+  if array.dtype == bool:
+    return f"{said}: image.astype(np.uint8) * 255."
+  if array.dtype.kind not in "iuf" and "float" not in array.dtype.name:
+    return f"{said}."
+  low, high = float(array.min()), float(array.max())
+  if low >= 0 and 0 < high <= 1:
+    remedy, cast = "if 1 is white", "np.rint(image * 255).astype(np.uint8)"
+  elif low >= 0 and 1 < high <= 255:
+    remedy = "if 255 is white"
+  return f"{said} with values {low:g} to {high:g}: round and cast, {cast}, {remedy}."
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
-  _check_size(name, image.height, image.width, max_pixels)
-  with _decoding(name):
-    image.load()
-  if (orientation := _orientation(image)) in _UPRIGHT:
-    image = image.transpose(_UPRIGHT[orientation])
+def check_range(values: np.ndarray, name: str) -> None:
+  """Raises ValueError of values that use so little of their type's range that they are of another.
+
+  Those are 0 and 1 in uint8 (a mask, or fractions that were cast), and less than a quarter of
+  uint16 (8, 10, 12 or 14 bits): as they stand, the model would see a black image. An image that is
+  black (0 everywhere) is one.
+  """
+  few = 1 if values.dtype == np.uint8 else 2**14 - 1
+  # A look at some of the values settles it, but for dark images.
+  if not values.size or values[:: max(1, len(values) // 16)].max() > few:
+    return
+  low, high = int(values.min()), int(values.max())
+  if not 0 < high <= few:
+    return
+  if values.dtype == np.uint8:
+    remedy = "for a mask or for fractions, scale them before: * 255, rounded, as uint8"
+    raise InvalidImageError(f"{name} has values {low} to {high} only, of 0..255: {remedy}.")
+  bits = max(8, high.bit_length() + high.bit_length() % 2)
+  raise InvalidImageError(
+    f"{name} has values {low} to {high} only, of 0..65535: if they are of {bits} bits, scale them, "
+    f"np.rint(image / {2**bits - 1} * 255).astype(np.uint8); if it is a dark image, brighten it."
+  )
+
+
+def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
+  image = header.image
+  if header.orientation in _UPRIGHT:
+    image = image.transpose(_UPRIGHT[header.orientation])
   if image.mode.startswith("I"):  # I;16 in either byte order, or I: 32 bits, as of a 16-bit TIFF
     values = np.asarray(image)
     if values.min() < 0 or values.max() >= 2**16:
-      raise ValueError(
+      raise InvalidImageError(
         f"{name} has values {values.min()} to {values.max()}: scale them to 8 or 16 bits first."
       )
-    return np.repeat(_to_8_bits(values.astype(np.uint16))[..., None], 3, axis=2)
+    values = values.astype(np.uint16)
+    check_range(values, name)
+    return np.repeat(_to_8_bits(values)[..., None], 3, axis=2)
   if image.mode == "F":
-    raise ValueError(f"{name} holds floating-point values: scale them to 0..255 and save as uint8.")
+    low, high = image.getextrema()
+    raise InvalidImageError(
+      f"{name} holds floating-point values: scale them to 0..255 (they are {low:g} to {high:g}) "
+      "and save as uint8."
+    )
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   opaque = not image.has_transparency_data
   try:  # in strips: Pillow's own copies of a large picture take four times its memory
@@ -266,41 +286,20 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int) -> np.ndarray:
       strip = np.asarray(strip.convert("RGB")) if opaque else _opaque(strip)
       pixels[top : top + _STRIP] = strip
   except ValueError as error:
-    raise ValueError(f"{name} has pixels in mode {image.mode}: convert it to RGB first.") from error
-  return pixels
-
-
-def _orientation(image: Image.Image) -> int | None:
-  try:
-    return image.getexif().get(ExifTags.Base.Orientation)
-  except SyntaxError:  # EXIF that is none: Pillow itself ignores that in a JPEG, but not in a PNG
-    return None
-
-
-@contextmanager
-def _decoding(name: str) -> Iterator[None]:
-  try:
-    yield
-  except MemoryError:
-    raise
-  except UnidentifiedImageError:
-    raise ValueError(
-      f"{name} is not an image, or only the beginning of one: give a JPEG, PNG, WebP, TIFF or "
-      "another format that Pillow reads."
-    ) from None
-  except Exception as error:  # decoders raise all kinds of errors on a broken file
-    reason = " ".join(str(error).split()).rstrip(".")
-    raise ValueError(f"{name} is truncated or damaged ({reason}): get the file again.") from error
-
-
-def _check_size(name: str, height: int, width: int, max_pixels: int) -> None:
-  if height * width == 0:
-    raise ValueError(f"{name} is {width} x {height}, but a picture has at least 1 pixel a side.")
-  if height * width > max_pixels:
-    raise ValueError(
-      f"{name} is {width} x {height}: {height * width:,} pixels, more than {max_pixels:,}. "
-      "Allow more with max_pixels= (--max-pixels on the command line), or make it smaller."
+    raise InvalidImageError(
+      f"{name} has pixels in mode {image.mode}: convert it to RGB first."
+    ) from error
+  if not opaque and "A" in image.getbands() and image.getchannel("A").getextrema()[1] == 1:
+    raise InvalidImageError(
+      f"{name} has an alpha channel of values 0 to 1 only, of 0..255: scale it, or drop it."
     )
+  check_range(pixels, name)
+  if header.wide and 0 < (high := int(pixels.max())) < 2**6:  # of 16 bits, less than a quarter
+    raise InvalidImageError(
+      f"{name} has values up to about {high * 256:,} only, of 0..65535: if they are of fewer bits, "
+      "scale them to 8 bits and save it again; if it is a dark image, brighten it."
+    )
+  return pixels
 
 
 def _opaque(image: Image.Image) -> np.ndarray:
@@ -315,22 +314,3 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
   scaled = values // 257
   scaled += values - scaled * 257 > 128
   return scaled.astype(np.uint8)
-
-
-_limit_lock = threading.Lock()
-_limit_lifted: list[int | None] = []  # Pillow's own limit, once for each thread inside
-
-
-@contextmanager
-def _no_pixel_limit() -> Iterator[None]:
-  """Lifts Pillow's limit, which is a global, while any thread is in here: `max_pixels` rules."""
-  with _limit_lock:
-    _limit_lifted.append(_limit_lifted[0] if _limit_lifted else Image.MAX_IMAGE_PIXELS)
-    Image.MAX_IMAGE_PIXELS = None
-  try:
-    yield
-  finally:
-    with _limit_lock:
-      limit = _limit_lifted.pop()
-      if not _limit_lifted:
-        Image.MAX_IMAGE_PIXELS = limit

@@ -1,14 +1,14 @@
 """Concept prompts: what a user may ask, checked, and packed into the model's padded arrays."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from sam3_jax.ranges import as_array
-from sam3_jax.tokenizer import clean
+from sam3_jax.ranges import as_array, is_number, plain, shown
+from sam3_jax.tokenizer import phrase_fault
 from sam3_jax.types import Prompts, TextEmbedding
 
 BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
@@ -36,10 +36,12 @@ class Prompt:
   box_labels: Any = None
 
   def __post_init__(self):
-    if self.text is not None and not isinstance(self.text, str):
-      raise TypeError(f"text must be a string; got {self.text!r}. Use one Prompt a phrase.")
-    if self.text is not None and not clean(self.text):
-      raise ValueError("the phrase is empty; name what to find, or leave text out and give boxes.")
+    if self.text is not None:
+      if not isinstance(self.text, str):
+        raise TypeError(f"text must be a string; got {shown(self.text)}. Use one Prompt a phrase.")
+      if fault := phrase_fault(self.text):
+        raise ValueError(f"the {fault}; name what to find, or leave text out and give boxes.")
+      object.__setattr__(self, "text", str(self.text))  # not NumPy's kind
     boxes = _boxes(self.boxes)
     if self.text is None and not boxes:
       raise ValueError("a prompt needs a phrase or a box: Prompt(text=...), Prompt(boxes=...).")
@@ -57,10 +59,14 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
   """One or several phrases or prompts as a list of prompts."""
   if isinstance(prompts, (str, Prompt)):
     prompts = [prompts]
+  # The keys of a mapping are not all that it says, and a set has no order.
+  if isinstance(prompts, bytes | bytearray | Mapping | Set):
+    raise TypeError(f"pass a phrase, a Prompt, or a list of them; got {shown(prompts)}.")
   try:
     prompts = list(prompts)
   except TypeError:
-    raise TypeError(f"pass a phrase, a Prompt, or a list of them; got {prompts!r}.") from None
+    message = f"pass a phrase, a Prompt, or a list of them; got {shown(prompts)}."
+    raise TypeError(message) from None
   if not prompts:
     raise ValueError("no prompt given; pass a phrase, a Prompt, or a list of them.")
   return [one if isinstance(one, Prompt) else Prompt(text=one) for one in prompts]
@@ -76,15 +82,20 @@ def prompt_as_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def check_boxes(prompt: Prompt, height: int, width: int) -> None:
-  """Raises ValueError unless each box touches the picture of this size and is at most twice as
-  large."""
+  """Raises ValueError unless each box touches the image of this size, is at most twice as large,
+  and is not given in fractions."""
   for box in prompt.boxes:
     check_box(box, height, width)
 
 
-def check_box(box: tuple[float, ...], height: int, width: int) -> None:
-  """Raises ValueError as `check_boxes` does."""
+def check_box(box: tuple[float, ...], height: int, width: int, *, fractions: bool = False) -> None:
+  """Raises ValueError as `check_boxes` does; `fractions`: it may lie within the first pixel."""
   x0, y0, x1, y1 = box
+  if not fractions and are_fractions(box, height, width) and (x1 > x0 or y1 > y0):
+    raise ValueError(
+      f"box {list(box)} lies within the first pixel of the {width} x {height} image: boxes are x0, "
+      "y0, x1, y1 in its pixels; multiply fractions by width and height."
+    )
   if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
     raise ValueError(
       f"box {list(box)} lies wholly outside the {width} x {height} picture; "
@@ -95,6 +106,12 @@ def check_box(box: tuple[float, ...], height: int, width: int) -> None:
       f"box {list(box)} is more than twice as large as the {width} x {height} picture; "
       "boxes are x0, y0, x1, y1 in its pixels."
     )
+
+
+def are_fractions(values: Sequence[float], height: int, width: int) -> bool:
+  """Whether coordinates lie within the first pixel of an image of more than a few pixels, where no
+  one means a place in pixels."""
+  return min(height, width) > 8 and all(0 <= value <= 1 for value in values)
 
 
 def pack(
@@ -153,12 +170,9 @@ def image_rows(
 
 def as_box(row: Any, name: str) -> tuple[float, ...]:
   """Four numbers; raises ValueError, calling it `name`, unless they are a box."""
-  try:
-    box = tuple(float(value) for value in row)
-  except (TypeError, ValueError):
-    box = ()
-  if len(box) != 4:
-    raise ValueError(f"{name} must be four numbers x0, y0, x1, y1 in pixels; got {row!r}.")
+  box = numbers(row, 4)
+  if box is None:
+    raise ValueError(f"{name} must be four numbers x0, y0, x1, y1 in pixels; got {shown(row)}.")
   if not np.all(np.isfinite(box)):
     raise ValueError(f"{name} must be finite; got {list(box)}.")
   if box[2] < box[0] or box[3] < box[1]:
@@ -169,6 +183,17 @@ def as_box(row: Any, name: str) -> tuple[float, ...]:
   return box
 
 
+def numbers(row: Any, count: int) -> tuple[float, ...] | None:
+  """So many numbers; None if it is something else."""
+  try:
+    values = plain(row, "", 1)
+    if isinstance(values, list) and len(values) == count and all(map(is_number, values)):
+      return tuple(map(float, values))
+  except (TypeError, OverflowError):  # the latter: an integer that no float holds
+    pass
+  return None
+
+
 def as_labels(labels: Any, count: int, what: str, meaning: str) -> tuple[int, ...]:
   """A label for each of so many things; None is 1 for all.
 
@@ -177,19 +202,34 @@ def as_labels(labels: Any, count: int, what: str, meaning: str) -> tuple[int, ..
   """
   if labels is None:
     return (1,) * count
-  values = list(labels) if isinstance(labels, Iterable) else None
-  if values is None or len(values) != count:
-    raise ValueError(f"{what}_labels must be one a {what}: {count}; got {labels!r:.60}.")
+  try:
+    values = plain(labels, f"{what}_labels")
+  except TypeError as error:
+    raise ValueError(f"{what} labels are {meaning}: {error}") from None
+  if not isinstance(values, list) or len(values) != count:
+    raise ValueError(f"{what}_labels must be one a {what}: {count}; got {shown(labels)}.")
   for label in values:
-    if isinstance(label, Iterable) or label not in (0, 1):
-      raise ValueError(f"{what} labels are {meaning}; got {label!r}.")
+    if isinstance(label, list) or label not in (0, 1):
+      raise ValueError(f"{what} labels are {meaning}; got {shown(label)}.")
   return tuple(int(label) for label in values)
 
 
+def rows_of(values: Any) -> list[Any] | None:
+  """What a list or an array holds, none if `values` is None; None if it is neither."""
+  if values is None:
+    return []
+  if isinstance(values, str | bytes | bytearray | Mapping | Set):
+    return None
+  try:
+    return list(values)
+  except Exception:  # an array without dimensions, or of a library whose errors are its own
+    return None
+
+
 def _boxes(boxes: Any) -> tuple[tuple[float, ...], ...]:
-  if not isinstance(boxes, Iterable | None):
-    raise ValueError(f"boxes must be a list of x0, y0, x1, y1 in pixels; got {boxes!r}.")
-  rows = [] if boxes is None else list(boxes)
+  rows = rows_of(boxes)
+  if rows is None:
+    raise ValueError(f"boxes must be a list of x0, y0, x1, y1 in pixels; got {shown(boxes)}.")
   if len(rows) > BOX_SIZES[-1]:
     raise ValueError(f"a prompt takes at most {BOX_SIZES[-1]} boxes; got {len(rows)}.")
   return tuple(as_box(row, f"box {i}") for i, row in enumerate(rows))

@@ -3,7 +3,7 @@
 import math
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -91,8 +91,48 @@ def as_array(values: Any) -> np.ndarray:
   pass."""
   try:
     return np.asarray(values)
-  except ValueError:
+  except Exception:  # NumPy's ValueError of ragged rows; other libraries' of arrays without values
     return np.zeros(0, object)
+
+
+def plain(values: Any, what: str, depth: int = 2) -> Any:
+  """Numbers, and lists of them, of whatever holds numbers: lists, NumPy's and JAX's arrays, ...
+
+  The one conversion of boxes, points and labels, so that what is accepted as one of them is
+  accepted as all of them.
+
+  Args:
+    values: a number, an array, or an iterable with an order.
+    what: the values are called in messages.
+    depth: of nested lists, at most.
+
+  Raises:
+    TypeError: text, a mapping, a set, something that is no number, or lists nested deeper.
+  """
+  if is_number(values) or isinstance(values, bool | np.bool_):
+    return values.item() if isinstance(values, np.generic) else values
+  if isinstance(values, str | bytes | bytearray | Mapping | Set) or depth < 0:
+    raise TypeError(f"{what} must be numbers in a list or an array; got {shown(values)}.")
+  if hasattr(values, "__array__"):
+    array = as_array(values)
+    if array.dtype.kind == "V" and "float" in array.dtype.name:  # bfloat16
+      array = array.astype(np.float32)
+    if array.dtype.kind not in "biuf" or array.ndim > depth:
+      raise TypeError(
+        f"{what} must be numbers in a list or an array; got {array.dtype} {list(array.shape)}."
+      )
+    return array.tolist()
+  if not isinstance(values, Iterable):
+    raise TypeError(f"{what} must be numbers in a list or an array; got {shown(values)}.")
+  return [plain(value, what, depth - 1) for value in values]
+
+
+def shown(value: Any) -> str:
+  """A value for a message: in one line, and not long."""
+  try:
+    return f"{value!r:.60}".replace("\n", " ")
+  except Exception:  # a repr of someone else's that fails
+    return type(value).__name__
 
 
 def check_pattern(pattern: str, what: str) -> None:

@@ -9,19 +9,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.mend import add_instance, mend_by_clicks
+from sam3_jax.os_errors import reason
 from sam3_jax.postprocess import Instances
 from sam3_jax.preprocess import displayed_size, read_image
 from sam3_jax.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.results import ANNOTATIONS, PICTURE, coco, json_of, output_stems, png_of, write
-from sam3_jax.terminal import complain, loading, progress, say
+from sam3_jax.terminal import Console, complain, loading, printable, progress, say
 from sam3_jax.visual.prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.visualize import overlay
 
@@ -98,7 +97,7 @@ class Job:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
     if self.visual or any(prompt.boxes for prompt in self.prompts):
       for path in self.images:
-        if (size := _size(path)) is not None:
+        if (size := _size(path, self.max_pixels)) is not None:
           for prompt in self.prompts:
             check_boxes(prompt, *size)
           for prompt in self.visual:
@@ -126,6 +125,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   try:
     with loading(errors, checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs, progress=step)
+    model.tokenizer.check(prompt.phrase for prompt in job.prompts)
     trained = model.info.get("trained")
     table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
     with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
@@ -180,14 +180,12 @@ def _segment(
   try:
     write({annotations: json_of(record), picture: png_of(drawn)})
   except OSError as error:
-    raise OSError(
-      f"cannot write {error.filename}: {error.strerror}; free some space or choose another --out."
-    ) from error
+    raise OSError(f"cannot write {error.filename}: {reason(error)}, with --out.") from error
   seconds = f"{time.perf_counter() - start:.1f}"
   return [
     (
-      Text(path.name if i == 0 else ""),
-      Text(phrase),
+      Text(printable(path.name) if i == 0 else ""),
+      Text(printable(phrase)),
       str(len(one)),
       f"{max(one.scores):.2f}" if len(one) else "-",
       seconds if i == 0 else "",
@@ -225,7 +223,8 @@ def _shown(prompt: VisualPrompt, number: int) -> str:
 
 def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
   for picture, annotations in done[:LISTED]:
-    say(console, f"{picture}\n{annotations}")
+    say(console, str(picture))
+    say(console, str(annotations))
   if len(done) > LISTED:
     say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
 
@@ -243,9 +242,9 @@ def _platform(model: Sam3) -> str:
   return jax.tree.leaves(model.params)[0].devices().pop().platform
 
 
-def _size(path: Path) -> tuple[int, int] | None:
+def _size(path: Path, max_pixels: int) -> tuple[int, int] | None:
   """Height and width of a picture; None where `read_image` will say what is wrong."""
   try:
-    return displayed_size(path)
-  except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError):
+    return displayed_size(path, max_pixels=max_pixels)
+  except (OSError, ValueError):
     return None

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import rich.console
+from rich.console import ConsoleOptions, RenderableType
 from rich.progress import (
   BarColumn,
   Progress,
@@ -21,7 +23,9 @@ from rich.progress import (
   TaskProgressColumn,
   TextColumn,
 )
+from rich.segment import Segment
 
+from sam3_jax.os_errors import reason
 from sam3_jax.places import file_sizes
 
 LARGE = 256 * 2**20  # bytes of a checkpoint from which on reading it takes a while
@@ -31,15 +35,52 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that
 
+_JOINERS = "\u200c\u200d"  # within words of some scripts, and between the parts of an emoji
 _interrupted = threading.Event()
 
 
-def say(console: Console, line: str) -> None:
-  """Prints a line as it is, however narrow the terminal."""
-  console.print(line, soft_wrap=True, markup=False, highlight=False)
+def printable(text: str, keep: str = "") -> str:
+  """Text that changes nothing on a terminal but the letters on it, in one line.
+
+  Control characters (escape sequences, line breaks, C1), formatting characters (the direction of
+  writing, invisible ones) and bytes that are no text become what Python writes for them, `\\x1b`.
+
+  Args:
+    text: from anywhere: a file's name, a licence in a checkpoint, a phrase, an error.
+    keep: characters that stay.
+  """
+  if text.isprintable():
+    return text
+  return "".join(
+    character if character in keep or character in _JOINERS or _is_visible(character)
+    else repr(character)[1:-1]
+    for character in text
+  )  # fmt: skip
 
 
-def complain(message: str, console: Console | None = None) -> None:
+def _is_visible(character: str) -> bool:
+  return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+class Console(rich.console.Console):
+  """Rich's console, with `printable` applied to all that is shown on it, styles and moves aside."""
+
+  def render(
+    self, renderable: RenderableType, options: ConsoleOptions | None = None
+  ) -> Iterator[Segment]:
+    for segment in super().render(renderable, options):
+      if segment.control:
+        yield segment
+      else:
+        yield Segment(printable(segment.text, keep="\n\t"), segment.style)
+
+
+def say(console: rich.console.Console, line: str) -> None:
+  """Prints one line, however narrow the terminal; `printable`, line breaks included."""
+  console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def complain(message: str, console: rich.console.Console | None = None) -> None:
   """Reports a fault in one line, on stderr if not on a console that shows progress there."""
   say(console or Console(stderr=True), f"sam3-jax: error: {' '.join(message.split())}")
 
@@ -47,14 +88,17 @@ def complain(message: str, console: Console | None = None) -> None:
 def one_line(error: Exception) -> str:
   """An exception in words; those that no one foresaw with their kind."""
   if isinstance(error, OSError) and error.strerror:
-    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-  if isinstance(error, ValueError | TypeError | OSError | ImportError):
-    return str(error)
-  return f"{type(error).__name__}: {error} (--debug shows where)"
+    return f"{error.filename}: {reason(error)}" if error.filename else reason(error)
+  if isinstance(error, MemoryError):
+    return "there is not enough memory; give smaller or fewer images at a time."
+  said = str(error)
+  if isinstance(error, ValueError | TypeError | OSError | ImportError) and said:
+    return said
+  return f"{type(error).__name__}: {said} (--debug shows where)"
 
 
 @contextlib.contextmanager
-def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
+def progress(console: rich.console.Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
   """A spinner, and a bar if asked for, on a terminal that is not to be quiet; gone at the end."""
   columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
   columns += [BarColumn(), TaskProgressColumn()] if bar else []
@@ -63,7 +107,7 @@ def progress(console: Console, *, bar: bool, quiet: bool) -> Iterator[Step]:
 
 
 @contextlib.contextmanager
-def loading(console: Console, folder: Path, *, quiet: bool = False) -> Iterator[Step]:
+def loading(console: rich.console.Console, folder: Path, *, quiet: bool = False) -> Iterator[Step]:
   """What `Sam3.from_checkpoint` tells of its progress; with a bar if the checkpoint is large."""
   large = sum(file_sizes(folder / "params").values()) >= LARGE
   with progress(console, bar=large, quiet=quiet) as step:
@@ -73,7 +117,7 @@ def loading(console: Console, folder: Path, *, quiet: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def live(
-  console: Console, *columns: ProgressColumn, quiet: bool = False, **fields: Any
+  console: rich.console.Console, *columns: ProgressColumn, quiet: bool = False, **fields: Any
 ) -> Iterator[Callable[..., None]]:
   """A line that changes, on a terminal that is not to be quiet; gone at the end.
 

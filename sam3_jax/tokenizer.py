@@ -15,7 +15,7 @@ are pieces.
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ftfy
@@ -27,6 +27,11 @@ from jaxtyping import Int
 from sam3_jax.pieces import END, INSIDE, LAST, START, write_model
 
 PADDING = 0  # Meta pads with zeros; it is also the id of "!" inside a word, so the model masks both
+
+LONGEST = 10_000  # characters of a phrase that are cleaned and split; the context holds far fewer
+SHORTEN = "Use a short noun phrase."
+NAME_IT = "Name what to find."
+_SEEN = regex.compile(r"[^\p{C}\p{Z}]")  # neither a control nor a format character, nor a space
 
 # Meta's pattern, letter for letter; `regex` rather than `re`, which does not know \p{L} and \p{N}.
 _WORD = regex.compile(
@@ -65,17 +70,19 @@ class Tokenizer:
     self.end = self._pieces.eos_id()
     self.vocabulary = len(self._pieces) - 1  # all but <unk>
 
-  def __call__(self, phrases: Sequence[str]) -> Int[np.ndarray, " P T"]:
+  def __call__(self, phrases: Sequence[str], *, truncate: bool = False) -> Int[np.ndarray, " P T"]:
     """Encodes phrases to rows of ids.
 
     Args:
       phrases: P strings; an empty one gives start and end alone.
+      truncate: cut a phrase that is too long, as Meta's tokenizer does; its row still closes with
+        the end id. The model then reads another phrase, so nothing in this package asks for it.
 
     Returns:
-      int32 [P, context]: start, the words' ids, end, then zeros. A longer phrase is cut, and its
-      row still closes with the end id.
+      int32 [P, context]: start, the words' ids, end, then zeros.
 
     Raises:
+      ValueError: a phrase has more tokens than `context` holds.
       TypeError: `phrases` is a single string, or holds something that is no string.
     """
     if isinstance(phrases, str | bytes):
@@ -84,9 +91,25 @@ class Tokenizer:
     for row, phrase in zip(rows, phrases, strict=True):
       if not isinstance(phrase, str):
         raise TypeError(f"a phrase must be a str, got {phrase!r:.60} ({type(phrase).__name__}).")
+      if not truncate and (fault := self._length_fault(phrase)):
+        raise ValueError(f"{fault}. {SHORTEN}")
       ids = [self.start, *self.encode(phrase, limit=self.context - 2), self.end]
       row[: len(ids)] = ids
     return rows
+
+  def fault(self, phrase: str) -> str:
+    """Why a phrase cannot be asked for, without a full stop; an empty string if it can.
+
+    The one rule for all commands and for the API: see `phrase_fault`, and it must not have more
+    tokens than the text encoder reads, as that would find what the beginning of the phrase names.
+    """
+    return phrase_fault(phrase) or self._length_fault(phrase)
+
+  def check(self, phrases: Iterable[str]) -> None:
+    """Raises ValueError of the first phrase that cannot be asked for."""
+    for phrase in phrases:
+      if fault := self.fault(phrase):
+        raise ValueError(f"{fault}. {NAME_IT if phrase_fault(phrase) else SHORTEN}")
 
   def encode(self, text: str, limit: int | None = None) -> list[int]:
     """The ids of one text, cleaned and split, without start, end or padding; the first `limit`."""
@@ -96,6 +119,20 @@ class Tokenizer:
         break  # a page of text costs no more than a row
       ids += self._encode_word(match.group())
     return ids[:limit]
+
+  def _length_fault(self, phrase: str) -> str:
+    most = self.context - 2  # start and end take one each
+    if len(phrase) > LONGEST:
+      return (
+        f"phrase {phrase[:60]!r} has {len(phrase):,} characters, and at most {most} tokens are read"
+      )
+    # A token is a byte at least, so short phrases, which most are, need no counting.
+    if (
+      len(clean(phrase).encode(errors="replace")) <= most
+      or (count := len(self.encode(phrase))) <= most
+    ):
+      return ""
+    return f"phrase {phrase[:60]!r} has {count} tokens, and at most {most} are read"
 
   def _encode_word(self, word: str) -> list[int]:
     if word in (START, END):
@@ -118,6 +155,15 @@ def trim(model: bytes, entries: int) -> bytes:
       f"a vocabulary cut from {most:,} entries has 514 to {most:,}; not {entries:,}."
     )
   return write_model([pieces.id_to_piece(index) for index in range(entries - 2)])
+
+
+def phrase_fault(phrase: str) -> str:
+  """Why a text is no phrase, whatever the tokenizer, without a full stop; "" if it is one."""
+  if len(phrase) <= LONGEST and not _SEEN.search(clean(phrase)):
+    return f"phrase {phrase[:60]!r} is empty"
+  if any("\ud800" <= character <= "\udfff" for character in phrase):
+    return f"phrase {phrase[:60]!r} holds bytes that are no text in UTF-8"
+  return ""
 
 
 def clean(text: str) -> str:

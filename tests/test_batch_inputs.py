@@ -312,7 +312,9 @@ def test_what_is_no_text(folder):
 def test_phrases_that_are_too_long(folder, tokenizer_path):
   tokenizer = Tokenizer(tokenizer_path)
   check_phrases(find("pictures", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
-  with pytest.raises(ValueError, match=r"2 faults: 'cat cat.* has 31 tokens, and at most 30") as e:
+  with pytest.raises(
+    ValueError, match=r"2 faults: phrase 'cat cat.* has 31 tokens, and at most 30"
+  ) as e:
     check_phrases(find("pictures", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
   assert "'dog dog" in str(e.value)
   assert "has 40 tokens" in str(e.value)

@@ -16,7 +16,7 @@ import pytest
 import sentencepiece
 
 from sam3_jax import tokenizer
-from sam3_jax.tokenizer import Tokenizer, clean
+from sam3_jax.tokenizer import Tokenizer, clean, phrase_fault
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "tokenizer.json").read_text())
 START, END = 49406, 49407
@@ -28,7 +28,7 @@ def tokenize() -> Tokenizer:
 
 
 def test_meta_ids(tokenize):
-  rows = tokenize([text for text, _ in GOLDEN])
+  rows = tokenize([text for text, _ in GOLDEN], truncate=True)
   assert len(GOLDEN) == 362
   assert rows.dtype == np.int32
   np.testing.assert_array_equal(rows, [ids for _, ids in GOLDEN])
@@ -159,7 +159,7 @@ def test_random_strings(make, count):
   tokenize = Tokenizer(clip_bpe.MODEL, context=77)
   rng = random.Random(f"{make.__name__} 3")
   texts = list(islice((text for text in iter(partial(make, rng), None) if _known(text)), count))
-  rows = tokenize(texts)
+  rows = tokenize(texts, truncate=True)
   for text, row in zip(texts, rows, strict=True):
     assert row.tolist() == clip_bpe.encode(text, 77), repr(text)
 
@@ -175,7 +175,7 @@ def test_no_phrase_and_empty_phrase(tokenize):
 @pytest.mark.parametrize("words", [29, 30, 31, 200])
 def test_cut(tokenize, words):
   """30 words fill a row of 32; of more, the first 30 stay, and the end id."""
-  row = tokenize(["cat " * words])[0]
+  row = tokenize(["cat " * words], truncate=True)[0]
   kept = min(words, 30)
   assert row.tolist() == [START] + [2368] * kept + [END] + [0] * (30 - kept)
 
@@ -183,7 +183,7 @@ def test_cut(tokenize, words):
 @pytest.mark.parametrize("context", [2, 3, 16, 33])
 def test_other_contexts(context):
   phrases = [text for text, _ in GOLDEN]
-  rows = Tokenizer(clip_bpe.MODEL.read_bytes(), context=context)(phrases)
+  rows = Tokenizer(clip_bpe.MODEL.read_bytes(), context=context)(phrases, truncate=True)
   assert rows.shape == (len(phrases), context)
   for phrase, row in zip(phrases, rows, strict=True):
     assert row.tolist() == clip_bpe.encode(phrase, context)
@@ -191,7 +191,7 @@ def test_other_contexts(context):
 
 def test_cut_inside_a_word(tokenize):
   ids = tokenize.encode("x" * 2000)
-  row = tokenize(["x" * 2000])[0]
+  row = tokenize(["x" * 2000], truncate=True)[0]
   assert row[1:31].tolist() == ids[:30]
   assert row[31] == END
   assert tokenize.encode("x" * 2000, limit=0) == []
@@ -203,7 +203,7 @@ def test_page_of_text_costs_no_more_than_a_row(tokenize, monkeypatch):
   monkeypatch.setattr(
     Tokenizer, "_encode_word", lambda self, word: encoded.append(word) or plain(self, word)
   )
-  tokenize(["cat " * 10_000])
+  tokenize(["cat " * 10_000], truncate=True)
   assert len(encoded) == 30
 
 
@@ -313,3 +313,34 @@ def test_a_trimmed_vocabulary_keeps_the_first_merges(tokenize):
 def test_a_trimmed_vocabulary_has_bounds(entries):
   with pytest.raises(ValueError, match=f"514 to 49,408; not {entries:,}"):
     tokenizer.trim(clip_bpe.MODEL.read_bytes(), entries)
+
+
+LONG = "cat " * 31
+EMPTY = ("", " ", "\t\n\u3000", "&nbsp;", "\0\x1b\x07", "\u200b\u202e", "\ufeff")
+
+
+def test_long_phrases_are_refused_unless_cutting_is_asked_for(tokenize):
+  for phrase in (LONG, "cat " * 10_000, "x" * 2000):
+    with pytest.raises(ValueError, match=r"phrase '.* has .*, and at most 30 .*Use a short noun"):
+      tokenize(["dog", phrase])
+    with pytest.raises(ValueError, match="at most 30"):
+      tokenize.check(["dog", phrase])
+    assert len(tokenize.fault(phrase)) < 200
+    assert tokenize([phrase], truncate=True)[0, -1] == END
+  for phrase in ("cat " * 30, "a" * 30, "\N{CAT FACE}" * 7, " " * 9000 + "cat"):
+    assert tokenize.fault(phrase) == ""
+    tokenize.check([phrase])
+    assert tokenize([phrase]).shape == (1, 32)
+
+
+@pytest.mark.parametrize("phrase", EMPTY)
+def test_empty_phrases(tokenize, phrase):
+  assert "is empty" in tokenize.fault(phrase)
+  assert "is empty" in phrase_fault(phrase)
+  with pytest.raises(ValueError, match=r"is empty. Name what to find."):
+    tokenize.check([phrase])
+
+
+def test_phrases_that_are_no_text(tokenize):
+  assert "no text in UTF-8" in tokenize.fault("caf\udce9")
+  assert phrase_fault("caf\u00e9 \N{CAT FACE} !") == ""

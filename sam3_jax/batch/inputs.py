@@ -27,7 +27,7 @@ from sam3_jax.identity import FileIdentity, identify
 from sam3_jax.json_text import shown
 from sam3_jax.listing import ListingNotes, find_files
 from sam3_jax.prompts import Prompt
-from sam3_jax.tokenizer import Tokenizer, clean
+from sam3_jax.tokenizer import SHORTEN, Tokenizer
 from sam3_jax.trees import raise_faults
 
 FORM = (
@@ -145,12 +145,9 @@ def phrases(prompts: str) -> tuple[Prompt, ...]:
 def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
   """Raises ValueError if phrases are longer than the text encoder reads; it would read their
   beginnings alone, and find something else."""
-  most, faults = tokenizer.context - 2, []  # start and end take one each
-  for phrase in dict.fromkeys(prompt.phrase for one in inputs for prompt in concepts(one.prompts)):
-    # A token is a byte at least, so short ones, which most are, need no counting.
-    if len(clean(phrase).encode()) > most and (count := len(tokenizer.encode(phrase))) > most:
-      faults.append(f"{phrase[:60]!r} has {count} tokens, and at most {most} are read")
-  raise_faults(faults, "phrases that are too long", "Use short noun phrases.")
+  found = dict.fromkeys(prompt.phrase for one in inputs for prompt in concepts(one.prompts))
+  faults = [fault for phrase in found if (fault := tokenizer.fault(phrase))]
+  raise_faults(faults, "phrases", SHORTEN)
 
 
 def digest(inputs: Sequence[Input]) -> str:

@@ -3,14 +3,12 @@
 import contextlib
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-
 from sam3_jax.batch import parts
 from sam3_jax.batch.job import Job, check_failures
 from sam3_jax.batch.pipeline import Pipeline, Share
 from sam3_jax.batch.tally import Reporter, Tally
 from sam3_jax.inference import Sam3
-from sam3_jax.terminal import progress, say
+from sam3_jax.terminal import Console, progress, say
 
 
 def run(

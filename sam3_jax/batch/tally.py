@@ -3,9 +3,7 @@
 import dataclasses
 import time
 
-from rich.console import Console
-
-from sam3_jax.terminal import Step, say
+from sam3_jax.terminal import Console, Step, say
 
 EVERY = 10.0  # seconds between lines where there is no terminal to keep one up to date
 

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
-
+from sam3_jax.os_errors import reason
 from sam3_jax.places import require_local
 from sam3_jax.snapshots import SCHEME
-from sam3_jax.terminal import progress, say
+from sam3_jax.terminal import Console, progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.everything import MaskGeneration
@@ -233,7 +232,7 @@ def check_writable(out: Path, option: str = "--out") -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out} ({error.strerror}); choose another folder with {option}."
+      f"cannot write to {out}: {reason(error)}, or choose another directory with {option}."
     ) from error
 
 
@@ -243,13 +242,40 @@ def use_device(device: str | None) -> None:
 
   if device == "cpu":
     jax.config.update("jax_platforms", "cpu")  # leaves the memory of other devices alone
-  elif device is not None:
-    try:
-      jax.config.update("jax_default_device", jax.local_devices(backend=device)[0])
-    except RuntimeError as error:
-      there = ", ".join(sorted({one.platform for one in jax.devices()}))
-      extra = {"gpu": "cuda"}.get(device, device)
+    return
+  found = local_devices()
+  if device is None:
+    return
+  try:
+    jax.config.update("jax_default_device", jax.local_devices(backend=device)[0])
+  except Exception as error:  # RuntimeError, or an AssertionError where a plug-in is missing
+    there = ", ".join(sorted({one.platform for one in found}))
+    raise ValueError(
+      f"--device {device}: JAX finds none here, only {there}; {_install(device)} on a machine that "
+      "has one, or leave --device out."
+    ) from error
+
+
+def local_devices() -> list[Any]:
+  """This process's devices; ValueError in words if JAX cannot start."""
+  import jax
+
+  try:
+    return jax.local_devices()
+  except Exception as error:  # RuntimeError, or an AssertionError where a plug-in is missing
+    why = str(error).partition("\n")[0].partition(" (set JAX_PLATFORMS")[0].strip(" .")
+    why = f" ({why:.120})" if why else ""
+    wanted = os.environ.get("JAX_PLATFORMS", "")
+    if not wanted:
       raise ValueError(
-        f"--device {device}: JAX finds none here, only {there}; pip install 'sam3-jax[{extra}]' "
-        "on a machine that has one, or leave --device out."
+        f"JAX cannot start on this machine's devices{why}; use --device cpu."
       ) from error
+    raise ValueError(
+      f"JAX cannot start with JAX_PLATFORMS={wanted}{why}; {_install(wanted)} on a machine that "
+      "has such a device, or unset JAX_PLATFORMS."
+    ) from error
+
+
+def _install(platform: str) -> str:
+  extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(platform.split(",")[0].lower())
+  return f"pip install 'sam3-jax[{extra}]'" if extra else "install JAX's plug-in for it"

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.terminal import loading, say, terminable
+from sam3_jax.terminal import Console, loading, say, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
@@ -227,7 +226,8 @@ def _devices(device: Device | None) -> list[Any]:
   """This process's devices of the kind asked for."""
   import jax
 
-  if device is None or jax.local_devices()[0].platform == device.value:
-    return jax.local_devices()
+  found = arguments.local_devices()
+  if device is None or found[0].platform == device.value:
+    return found
   arguments.use_device(device)
   return jax.local_devices(backend=device.value)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,7 +15,7 @@ from sam3_jax import checksums
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Quiet
 from sam3_jax.places import place, require_local, scheme_of
-from sam3_jax.terminal import progress, say
+from sam3_jax.terminal import Console, progress, say
 
 if TYPE_CHECKING:
   from sam3_jax.checkpoint import Summary

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Dtype, OnDevice, Quiet
-from sam3_jax.terminal import progress
+from sam3_jax.terminal import Console, progress
 
 if TYPE_CHECKING:
   from sam3_jax.compiling import Program

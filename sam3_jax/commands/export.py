@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, Dtype, Quiet
-from sam3_jax.terminal import progress, say
+from sam3_jax.terminal import Console, progress, say
 
 
 class Format(enum.StrEnum):

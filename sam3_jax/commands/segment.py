@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
-from sam3_jax.terminal import FAILED
+from sam3_jax.terminal import FAILED, Console
 
 
 def segment(

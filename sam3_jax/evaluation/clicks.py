@@ -19,7 +19,7 @@ from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import read_image
 from sam3_jax.rle import decode
 from sam3_jax.types import ImageEmbedding
-from sam3_jax.visual.prompts import VisualPrompt
+from sam3_jax.visual.prompts import ComputedPrompt
 
 Mask = Bool[np.ndarray, "h w"]
 
@@ -139,7 +139,7 @@ def _ask(
   truths = [_mask(one) for one in objects]
   points = [[tuple(heart(truth)[:2])] for truth in truths]
   labels = [[1] for _ in truths]
-  found = model.decode_visual(embedding, [VisualPrompt(point) for point in points])
+  found = model.decode_visual(embedding, [ComputedPrompt(point) for point in points])
   chosen = np.asarray(found.iou).argmax(axis=1)
   readings = [
     [iou(mask, truth) for mask in np.asarray(masks)]
@@ -158,14 +158,16 @@ def _ask(
       label.append(kind)
     logits = np.asarray(found.mask_logits)
     prompts = [
-      VisualPrompt(point, label, mask=logits[i, chosen[i]])
+      ComputedPrompt(point, label, mask=logits[i, chosen[i]])
       for i, (point, label) in enumerate(zip(points, labels, strict=True))
     ]
     found = model.decode_visual(embedding, prompts, multimask=False)
     chosen = np.zeros(len(truths), int)
   figures["three_clicks"] = _single(found, truths)
   boxes = [(x, y, x + w, y + h) for x, y, w, h in (one.box for one in objects)]
-  found = model.decode_visual(embedding, [VisualPrompt(box=box) for box in boxes], multimask=False)
+  found = model.decode_visual(
+    embedding, [ComputedPrompt(box=box) for box in boxes], multimask=False
+  )
   figures["box"] = _single(found, truths)
   return figures
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,7 +21,7 @@ from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
 from sam3_jax.results import Write, json_of, write
 from sam3_jax.rle import runs
-from sam3_jax.terminal import Step, loading, progress, say
+from sam3_jax.terminal import Console, Step, loading, progress, say
 from sam3_jax.trees import raise_faults
 
 PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the figures

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
-from sam3_jax.terminal import loading, say
+from sam3_jax.terminal import Console, loading, say
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training import log
 from sam3_jax.training.config import TrainConfig

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from sam3_jax.terminal import live
+from sam3_jax.terminal import Console, live
 
 PLOTS = (".png", ".svg")
 

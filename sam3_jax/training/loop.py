@@ -27,12 +27,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
-from rich.console import Console
 
 from sam3_jax import checkpoint
 from sam3_jax.config import Config
 from sam3_jax.inference import Sam3, default_dtype
 from sam3_jax.model.layers import Layering
+from sam3_jax.os_errors import reason
+from sam3_jax.terminal import Console
 from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import lora, state
 from sam3_jax.training.batch import Batch
@@ -224,7 +225,7 @@ def _write_config(out: Path, values: dict[str, Any]) -> None:
     partial.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(partial, out / CONFIG)
   except OSError as error:
-    raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
+    raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
 
 
 class _Run:

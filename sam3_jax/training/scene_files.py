@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sam3_jax.os_errors import reason
 from sam3_jax.rle import bounds, encode
 from sam3_jax.training import drawings
 from sam3_jax.training.scenes import Scene, compose, phrases
@@ -83,7 +84,7 @@ def write(
     files = {f"{new}.json": _only(record, of_new)} if new else {}
     _finish(out, {**files, "annotations.json": record})
   except OSError as error:
-    raise ValueError(f"cannot write to {out}: {error.strerror}.") from error
+    raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
   return {
     "pictures": count,
     "pairs": len(record["images"]),

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from sam3_jax.prompts import as_box, as_labels, check_box
-from sam3_jax.ranges import as_array
+from sam3_jax.prompts import are_fractions, as_box, as_labels, check_box, numbers, rows_of
+from sam3_jax.ranges import as_array, shown
 from sam3_jax.types import VisualPrompts
 
 POINT_SIZES = (3, 16, 64)  # points of a prompt, a box being two, are padded to one of these
@@ -65,6 +65,11 @@ class VisualPrompt:
     return len(self.points) < 2 and self.box is None
 
 
+class ComputedPrompt(VisualPrompt):
+  """A visual prompt whose coordinates a program computed: they may lie within the first pixel,
+  where those of a user are fractions by mistake."""
+
+
 def visual_as_json(prompt: VisualPrompt) -> dict[str, Any]:
   """A prompt as plain values, without its mask."""
   return {
@@ -76,14 +81,14 @@ def visual_as_json(prompt: VisualPrompt) -> dict[str, Any]:
 
 def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
   """One or several visual prompts as a list; raises where there is none, or something else."""
-  found = [prompts] if isinstance(prompts, VisualPrompt) else prompts
-  found = list(found) if isinstance(found, Iterable) else [found]
+  found = [prompts] if isinstance(prompts, VisualPrompt) else rows_of(prompts)
+  found = [prompts] if found is None or prompts is None else found
   if not found:
     raise ValueError("no prompt given; pass a VisualPrompt or a list of them.")
   for prompt in found:
     if not isinstance(prompt, VisualPrompt):
       raise TypeError(
-        f"pass a VisualPrompt or a list of them; got {prompt!r:.60}. Phrases and example boxes "
+        f"pass a VisualPrompt or a list of them; got {shown(prompt)}. Phrases and example boxes "
         "(Prompt) are for decode."
       )
   return found
@@ -94,6 +99,14 @@ def check_visual(
 ) -> None:
   """Raises ValueError unless each point lies in the picture of this size (its edges included), the
   box touches it, and the mask is of the decoder's grid."""
+  computed = isinstance(prompt, ComputedPrompt)
+  places = [value for point in prompt.points for value in point]
+  if not computed and are_fractions(places, height, width) and any(value % 1 for value in places):
+    raise ValueError(
+      f"points {[list(point) for point in prompt.points]!s:.60} lie within the first pixel of the "
+      f"{width} x {height} image: points are x, y in its pixels; multiply fractions by width and "
+      "height."
+    )
   for x, y in prompt.points:
     if not (0 <= x <= width and 0 <= y <= height):
       raise ValueError(
@@ -101,7 +114,7 @@ def check_visual(
         "its pixels."
       )
   if prompt.box is not None:
-    check_box(prompt.box, height, width)
+    check_box(prompt.box, height, width, fractions=computed)
   if prompt.mask is not None and mask_size and prompt.mask.shape != (mask_size, mask_size):
     raise ValueError(
       f"mask must be the [{mask_size}, {mask_size}] logits of an earlier decode_visual, "
@@ -143,18 +156,19 @@ def padded_slots(slots: int) -> int:
 
 def as_points(points: Any) -> tuple[tuple[float, float], ...]:
   """Any number of points as pairs; raises ValueError of a faulty one."""
-  rows = [] if points is None else points
-  rows = list(rows) if isinstance(rows, Iterable) else [rows]
+  rows = rows_of(points)
+  if rows is None:
+    raise ValueError(f"points must be a list of x, y in pixels; got {shown(points)}.")
   return tuple(_point(row, i) for i, row in enumerate(rows))
 
 
 def _point(row: Any, i: int) -> tuple[float, float]:
-  try:
-    x, y = (float(value) for value in row)
-  except (TypeError, ValueError):
+  point = numbers(row, 2)
+  if point is None:
     raise ValueError(
-      f"point {i} must be two numbers x, y in pixels; got {row!r:.60}. points is [[x, y], ..]."
-    ) from None
+      f"point {i} must be two numbers x, y in pixels; got {shown(row)}. points is [[x, y], ..]."
+    )
+  x, y = point
   if not (math.isfinite(x) and math.isfinite(y)):
     raise ValueError(f"point {i} must be finite; got {[x, y]}.")
   return x, y

@@ -14,6 +14,9 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from sam3_jax.image_file import open_image
+from sam3_jax.preprocess import read_image
+
 HERE = Path(__file__).parent
 STYLES = ("noto", "noto-v1", "fluent", "twemoji")
 TRAINING = STYLES[:3]  # the style left out is never trained on: it measures an artist never seen
@@ -94,8 +97,7 @@ def photographs() -> tuple[Image.Image, ...]:
   """Pictures that show none of the concepts; RGB."""
   pictures = []
   for file in sorted((HERE / "photographs").glob("*.jpg")):
-    with Image.open(file) as picture:
-      pictures.append(picture.convert("RGB"))
+    pictures.append(Image.fromarray(read_image(file)))
   return tuple(pictures)
 
 
@@ -119,8 +121,8 @@ def _index() -> dict:
 
 @functools.cache
 def _sheet() -> Image.Image:
-  with Image.open(HERE / "sheet.webp") as sheet:
-    return sheet.convert("RGBA")
+  with open_image(HERE / "sheet.webp") as sheet:
+    return sheet.image.convert("RGBA")
 
 
 def _cell(number: int, size: tuple[int, int]) -> Image.Image:

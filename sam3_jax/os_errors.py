@@ -1,0 +1,38 @@
+"""What to do about an error of the operating system: the one place that knows."""
+
+import errno
+
+_REMEDIES = {
+  "free some space, or choose another disk": (errno.ENOSPC,),
+  "your quota on this disk is used up: delete something, or choose another disk": (errno.EDQUOT,),
+  "this file system cannot be written to: choose another": (errno.EROFS,),
+  "check its permissions": (errno.EACCES, errno.EPERM),
+  "choose a shorter name": (errno.ENAMETOOLONG,),
+  "check the path": (errno.ENOENT,),
+  "a part of the path is a file: check the path": (errno.ENOTDIR,),
+  "it is a directory: name a file": (errno.EISDIR,),
+  "remove it, or choose another name": (errno.EEXIST, errno.ENOTEMPTY),
+  "its symbolic links form a circle: check the path": (errno.ELOOP,),
+  "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
+  "use a file system that holds larger files": (errno.EFBIG,),
+  "another program uses it: try again": (errno.EBUSY, errno.ETXTBSY, errno.EAGAIN),
+  "the disk or the network failed: try again, and check the disk": (
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO,
+  ),
+  "close other programs, or use a machine with more memory": (errno.ENOMEM,),
+  "the characters in its name cannot be written on this disk: choose another name": (
+    errno.EILSEQ, errno.EINVAL,
+  ),
+}  # fmt: skip
+_BY_NUMBER = {number: remedy for remedy, numbers in _REMEDIES.items() for number in numbers}
+
+
+def reason(error: OSError) -> str:
+  """What went wrong and what to do, without a full stop: "Is a directory; name a file"."""
+  return f"{error.strerror or str(error) or type(error).__name__}; {remedy(error)}"
+
+
+def remedy(error: OSError) -> str:
+  """What to do, without a full stop."""
+  return _BY_NUMBER.get(error.errno or 0, "check the path")
