@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
+  {"json_text"},
   {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
   {"terminal", "room", "rows", "masks", "snapshots", "workers"},
   {"ops"},
