@@ -7,20 +7,29 @@ Two layouts are read, told apart by `text_input`:
 - COCO's instances (https://cocodataset.org/#format-data): the phrases are the names of the
   categories; some that a picture lacks become its negatives, drawn at random but always the same.
 
-`check` looks for what would spoil training or figures; all faults come in one report.
+Fields that contradict each other are faults, as those that are wrong by themselves; all come in one
+report. What is left out or surprising is counted in `Notes`. `annotation_file.py` has the fields,
+`agreement.py` boxes against masks, and `check` what only pictures and tokenizer tell.
 """
 
+import contextlib
 import dataclasses
-import json
+import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
+from sam3_jax import agreement
+from sam3_jax.annotation_file import CHUNK, AnnotationFile, Image, Instance
+from sam3_jax.notes import Notes
 from sam3_jax.preprocess import displayed_size
-from sam3_jax.rle import Box, Rle, bounds, compress, finite, runs
+from sam3_jax.rle import Box, Compressed, Rle, areas, bounds, compress_all, finite
+from sam3_jax.tokenizer import clean, phrase_fault
 from sam3_jax.trees import raise_faults
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ SLACK = 1.0  # pixels by which a box may reach beyond the picture: annotators ro
 REMEDY = "Correct the annotation file, or name the right one."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Object:
   """One thing in a picture.
 
@@ -45,7 +54,7 @@ class Object:
   crowd: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
   """A picture, a phrase, and all objects in the picture that match it (none: a negative).
 
@@ -69,7 +78,9 @@ class Pair:
   category_ids: tuple[int, ...] = ()
 
 
-def read(path: str | Path, *, negatives: int | None = None, seed: int = 0) -> list[Pair]:
+def read(
+  path: str | Path, *, negatives: int | None = None, seed: int = 0, notes: Notes | None = None
+) -> list[Pair]:
   """The pairs of an annotation file, in its order.
 
   Args:
@@ -77,26 +88,30 @@ def read(path: str | Path, *, negatives: int | None = None, seed: int = 0) -> li
     negatives: with COCO's layout, phrases a picture that are absent from it; None for as many as
       are present, and at least one. SA-Co's layout has its own.
     seed: of their choice, which depends on nothing but this and the picture's place in the file.
+    notes: counts what is left out or surprising; None to issue it as warnings.
 
   Returns:
-    With COCO's layout, a picture's pairs follow each other, present phrases first.
+    With COCO's layout, a picture's pairs follow each other, present phrases first. Instances
+    without a pixel are left out; their pairs are not exhaustive.
 
   Raises:
     FileNotFoundError: no such file.
     ValueError: it is no such file, or its entries contradict each other; all faults are named.
   """
-  pairs, faults = _read(Path(path), negatives, seed)
-  raise_faults(faults, str(path), REMEDY)
+  with _noted(notes) as kept:
+    pairs, faults = _read(Path(path), negatives, seed, kept)
+    raise_faults(faults, str(path), REMEDY)
   return pairs
 
 
 def read_checked(
   path: str | Path,
-  images: str | Path,
+  images: str | Path | None,
   tokenizer: "Tokenizer | None" = None,
   *,
   negatives: int | None = None,
   seed: int = 0,
+  notes: Notes | None = None,
 ) -> list[Pair]:
   """`read` and `check`, with one report for the faults of both.
 
@@ -104,9 +119,10 @@ def read_checked(
     FileNotFoundError: no such annotation file.
     ValueError: of any fault, in one line that names the first twenty and counts them all.
   """
-  pairs, faults = _read(Path(path), negatives, seed)
-  faults += check(pairs, images, tokenizer)
-  raise_faults(list(dict.fromkeys(faults)), str(path), REMEDY)
+  with _noted(notes) as kept:
+    pairs, faults = _read(Path(path), negatives, seed, kept)
+    faults += check(pairs, images, tokenizer)
+    raise_faults(list(dict.fromkeys(faults)), str(path), REMEDY)
   return pairs
 
 
@@ -127,234 +143,234 @@ def check(
   ids: set[int] = set()
   for pair in pairs:
     if pair.id in ids:
-      faults.append(_twice("image", pair.id))
+      faults.append(f"image {pair.id}: this id occurs twice")
     ids.add(pair.id)
   if images is not None:
     sizes: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
     for pair in pairs:
       sizes[pair.file_name][pair.width, pair.height] = None
     faults += _picture_faults(Path(images), sizes)
-  for pair in pairs:
-    where = f"{pair.file_name}, {pair.phrase!r}"
-    for i, one in enumerate(pair.objects, start=1):
-      faults += [f"{where}, object {i}: {fault}" for fault in _object_faults(one, pair)]
+  objects = ((pair, i, one) for pair in pairs for i, one in enumerate(pair.objects, start=1))
+  while chunk := list(itertools.islice(objects, CHUNK)):
+    faults += _object_faults(chunk)
   faults += _phrase_faults(dict.fromkeys(pair.phrase for pair in pairs), tokenizer)
   return faults
 
 
-def are_fractions(entries: Iterable[dict[str, Any]]) -> bool:
-  """SA-Co's boxes are fractions of width and height, COCO's are pixels: one rule for a file.
-
-  Args:
-    entries: annotations or results, as they stand in a file.
-
-  Returns:
-    Whether there are boxes, and no value of theirs exceeds 1.
-  """
-  boxes = [one["bbox"] for one in entries if isinstance(one.get("bbox"), list)]
-  values = [value for box in boxes for value in box if finite([value])]
-  return bool(values) and max(values) <= 1
+@contextlib.contextmanager
+def _noted(notes: Notes | None) -> Iterator[Notes]:
+  """The caller's notes, or new ones that are issued as warnings at the end."""
+  kept = Notes() if notes is None else notes
+  yield kept
+  if notes is None:
+    kept.warn()
 
 
-def mask_and_box(
-  entry: dict[str, Any], width: int, height: int, *, fractions: bool
-) -> tuple[Rle, Box]:
-  """Mask and box of an annotation or a result, as it stands in a file.
-
-  Args:
-    entry: its `segmentation` is in any form; its `bbox` may be left out, and is the mask's then.
-    width, height: of the picture, in pixels.
-    fractions: the box is in fractions of them; see `are_fractions`.
-
-  Raises:
-    ValueError: there is no mask, or the box is none, or is left out and the mask is damaged.
-  """
-  rle = compress(entry.get("segmentation"), height, width)
-  box = entry.get("bbox")
-  if box is None:
-    return rle, bounds(rle)
-  if not isinstance(box, list) or len(box) != 4 or not finite(box):
-    raise ValueError(f"its bbox must be [x, y, width, height]; got {box!r:.60}")
-  x, y, w, h = (float(value) for value in box)
-  return rle, (x * width, y * height, w * width, h * height) if fractions else (x, y, w, h)
-
-
-def _read(path: Path, negatives: int | None, seed: int) -> tuple[list[Pair], list[str]]:
+def _read(
+  path: Path, negatives: int | None, seed: int, notes: Notes
+) -> tuple[list[Pair], list[str]]:
   if negatives is not None and negatives < 0:
     raise ValueError(f"negatives must be None or at least 0 phrases a picture; got {negatives}.")
-  content = _load(path)
-  faults: list[str] = []
-  entries = {}
-  phrases = any("text_input" in entry for entry in content["images"])
-  for entry in content["images"]:
-    try:
-      _check_image(entry)
-      if not phrases:
-        _check_looked_for(entry)
-      if entry["id"] in entries:
-        raise ValueError(_twice("image", entry["id"]))
-      entries[entry["id"]] = entry
-    except ValueError as error:
-      faults.append(str(error))
-  names = {} if phrases else _categories(content, faults)
-  objects = _objects(content, entries, None if phrases else names, faults)
-  if phrases:
-    return list(_pairs(entries.values(), objects, faults)), faults
-  return list(_coco_pairs(list(entries.values()), names, objects, negatives, seed)), faults
+  file = AnnotationFile(path, notes)
+  objects = _Objects(file)
+  for chunk in file.chunks():
+    objects.add(chunk)
+  objects.finish()
+  pairs = list(_coco_pairs(file, objects, negatives, seed) if file.coco else _pairs(file, objects))
+  return pairs, file.faults
 
 
-_LISTS = ("images", "annotations")
-_LOOKED_FOR = ("neg_category_ids", "not_exhaustive_category_ids")  # LVIS's, of an image
+class _Objects:
+  """Objects by image and phrase, once their fields are known to agree.
 
+  Attributes:
+    found: the objects; no two of an image and a phrase have the same mask.
+    unfinished: images and phrases one of whose instances is known but has no mask.
+  """
 
-def _load(path: Path) -> dict[str, Any]:
-  remedy = "give COCO's instances or SA-Co's annotations: an object with `images`, `annotations`."
-  if not path.is_file():
-    raise FileNotFoundError(f"there is no annotation file {path}: check the path.")
-  try:
-    content = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); {remedy}") from error
-  lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
-  if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
-    raise ValueError(f"{path} is no annotation file; {remedy}")
-  return content
+  def __init__(self, file: AnnotationFile):
+    self.found: dict[tuple[int, str], list[Object]] = defaultdict(list)
+    self.unfinished: set[tuple[int, str]] = set()
+    self._file = file
+    self._seen: dict[tuple[int, str], set[tuple[str, bool]]] = defaultdict(set)
+    self._listed: dict[tuple[int, str], dict[int, set[str]]] = {}  # by image_id, where several
+    self._contradictions: list[tuple[Instance, np.ndarray, np.ndarray]] = []
+    self._drawn = self._empty = 0  # masks by annotators, and those of them without a pixel
+    self._empties: dict[str, None] = {}
+    self._most = 0.0  # of all coordinates of polygons
 
+  def add(self, chunk: Sequence[Instance]) -> None:
+    """Adds instances, a chunk at a time."""
+    sizes = [(one.image.height, one.image.width) for one in chunk]
+    masks = compress_all([one.segmentation for one in chunk], sizes)
+    boxes = self._boxes(chunk, masks)
+    wrong = self._contradicting(chunk, boxes, masks)
+    polygons = [i for i, one in enumerate(chunk) if isinstance(one.segmentation, list)]
+    corners = masks.extents[polygons, :2] + masks.extents[polygons, 2:]
+    self._most = max(self._most, corners.max(initial=0))
+    for i, one in enumerate(chunk):
+      rle, box = masks.rles[i], boxes[i]
+      if rle is None:
+        self._file.faults.append(f"{one.name}: {masks.faults[i]}")
+      elif np.isnan(box).any():
+        shown = f"{one.box!r:.60}"
+        self._file.faults.append(f"{one.name}: its bbox must be [x, y, width, height]; got {shown}")
+      elif not masks.areas[i]:
+        self._add_empty(one)
+      elif wrong[i]:
+        self._contradictions.append((one, box, masks.bounds[i]))
+      else:
+        self._add(one, Object(rle, tuple(box.tolist()), one.crowd))
 
-def _check_image(entry: dict[str, Any]) -> None:
-  types = {"id": int, "file_name": str, "width": int, "height": int}
-  for key, expected in types.items():
-    if type(entry.get(key)) is not expected:
-      raise ValueError(
-        f"image {entry.get('id')!r}: {key} must be of type {expected.__name__}; "
-        f"got {entry.get(key)!r:.40}"
+  def finish(self) -> None:
+    """Adds the faults that only all instances together show."""
+    faults, images = self._file.faults, self._file.images
+    for one, box, bound in self._contradictions:
+      faults.append(f"{one.name}: {self._contradiction(one, box, bound)}")
+    if self._drawn and 0 < self._most <= 1 and max(min(i.width, i.height) for i in images) > 2:
+      faults.append("no coordinate of its polygons is over 1: they must be pixels, not fractions")
+    elif 2 * self._empty > self._drawn:
+      faults.append(
+        f"{self._empty:,} of {self._drawn:,} masks have no pixel: its mask is empty, for instance, "
+        f"of {next(iter(self._empties))}; polygons and runs are in pixels of the image"
       )
-  if min(entry["width"], entry["height"]) < 1:
-    raise ValueError(
-      f"image {entry['id']}: width and height must be at least 1; "
-      f"got {entry['width']} x {entry['height']}"
-    )
+    for (number, phrase), by_id in self._listed.items():
+      if len(by_id) > 1 and len({frozenset(masks) for masks in by_id.values()}) > 1:
+        ids = " and ".join(map(str, by_id))
+        faults.append(
+          f"images {ids} are the same file, and each has instances of {phrase!r}: annotate them "
+          f"under one id (image {number})"
+        )
+
+  def _boxes(self, chunk: Sequence[Instance], masks: Compressed) -> Float[np.ndarray, "n 4"]:
+    """In pixels; the mask's where there is none, and NaN where it is no box."""
+    boxes = np.full((len(chunk), 4), np.nan)
+    for i, one in enumerate(chunk):
+      if one.box is None:
+        boxes[i] = masks.bounds[i]
+      elif isinstance(one.box, list) and len(one.box) == 4 and finite(one.box):
+        scale = (one.image.width, one.image.height) if self._file.fractions else (1, 1)
+        with contextlib.suppress(OverflowError):
+          boxes[i] = np.array(one.box, np.float64) * (scale * 2)
+    return boxes
+
+  def _contradicting(
+    self, chunk: Sequence[Instance], boxes: Float[np.ndarray, "n 4"], masks: Compressed
+  ) -> np.ndarray:
+    """Which boxes are those of something else than their masks. Boxes that are only loose are
+    replaced by the masks' bounds, as are those that a model found beside its masks."""
+    extent = np.array([[one.image.width, one.image.height] * 2 for one in chunk]).reshape(-1, 4)
+    exact = agreement.agree(boxes, masks.bounds, masks.extents)
+    crowd = np.array([one.crowd for one in chunk], bool)
+    scored = np.array([one.scored for one in chunk], bool)
+    judged = ~exact & ~crowd & (masks.areas > 0) & ~np.isnan(boxes).any(axis=1)
+    loose = judged & (scored | (agreement.overlaps(boxes, masks.bounds) >= agreement.LEAST))
+    leaving = (boxes[:, :2] < -SLACK) | (boxes[:, :2] + boxes[:, 2:] > extent[:, :2] + SLACK)
+    clipped = exact & masks.outside & leaving.any(axis=1)
+    boxes[loose | clipped] = masks.bounds[loose | clipped]
+    for i in np.flatnonzero(loose):
+      self._file.notes.add("boxes unlike their masks, replaced by the masks' bounds", chunk[i].name)
+    for i in np.flatnonzero(masks.outside & (masks.areas > 0)):
+      self._file.notes.add("polygons that leave their image, cut off at its border", chunk[i].name)
+    self._drawn += int((~scored).sum())
+    return judged & ~loose
+
+  def _add(self, one: Instance, thing: Object) -> None:
+    key, counts = (one.image.id, one.phrase), thing.rle["counts"]
+    if one.image_id != one.image.id or key in self._listed:
+      known = {one.image.id: {mask for mask, _ in self._seen[key]}} if self._seen[key] else {}
+      self._listed.setdefault(key, known).setdefault(one.image_id, set()).add(counts)
+    if (counts, thing.crowd) in self._seen[key]:
+      self._file.notes.add("instances with the mask of another one, left out", one.name)
+      return
+    self._seen[key].add((counts, thing.crowd))
+    self.found[key].append(thing)
+
+  def _add_empty(self, one: Instance) -> None:
+    self._file.notes.add("instances without a pixel, left out", one.name)
+    self.unfinished.add((one.image.id, one.phrase))
+    if not one.scored:
+      self._empty += 1
+      self._empties.setdefault(one.name)
+
+  def _contradiction(self, one: Instance, box: np.ndarray, bound: np.ndarray) -> str:
+    width, height = one.image.width, one.image.height
+    looks = agreement.describe(box, bound, width, height) or self._other(one, box)
+    own, wanted = (", ".join(f"{value:g}" for value in values) for values in (box, bound))
+    shown = f"its box {own} (x, y, width, height)"
+    x, y, w, h = box
+    if w <= 0 or h <= 0:
+      return f"{shown} has no area{looks}; the bounds of its mask are {wanted}"
+    if min(x, y) < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
+      return f"{shown} leaves the {width} x {height} picture{looks}; that of its mask is {wanted}"
+    return f"{shown} is not that of its mask, {wanted}{looks}"
+
+  def _other(self, one: Instance, box: np.ndarray) -> str:
+    """Whether it is the box of another object in the image, in words."""
+    for phrase in self._file.phrases or [one.phrase]:
+      for thing in self.found.get((one.image.id, phrase), ()):
+        if agreement.agree(box[None], np.array([bounds(thing.rle)]))[0]:
+          return f" (it looks like that of another object, {phrase!r})"
+    return ""
 
 
-def _check_looked_for(entry: dict[str, Any]) -> None:
-  for key in _LOOKED_FOR:
-    value = entry.get(key, [])
-    if not isinstance(value, list) or any(type(one) is not int for one in value):
-      raise ValueError(
-        f"image {entry['id']}: {key} must be a list of category ids, or be left out; "
-        f"got {value!r:.40}"
-      )
-
-
-def _categories(content: dict[str, Any], faults: list[str]) -> dict[Any, str]:
-  """Phrases by category id: the names, with spaces for the underscores of LVIS and others."""
-  names: dict[Any, str] = {}
-  found = content.get("categories") or []
-  if not isinstance(found, list):
-    faults.append(f"categories must be a list of objects with an id and a name; got {found!r:.40}")
-    return names
-  for entry in found:
-    name = entry.get("name") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or type(entry.get("id")) is not int:
-      faults.append(f"category {entry!r:.60}: it must have an id and a name")
-    elif entry["id"] in names:
-      faults.append(_twice("category", entry["id"]))
-    else:
-      names[entry["id"]] = " ".join(name.replace("_", " ").split())
-  if not names:
-    faults.append("it has neither text_input in its images (SA-Co) nor categories (COCO)")
-  return names
-
-
-def _objects(
-  content: dict[str, Any],
-  entries: dict[Any, dict[str, Any]],
-  names: dict[Any, str] | None,
-  faults: list[str],
-) -> dict[tuple[Any, str | None], list[Object]]:
-  """Objects by image and phrase; by image and None where the image is a pair already."""
-  fractions = names is None and are_fractions(content["annotations"])
-  objects = defaultdict(list)
-  ids = set()
-  for i, annotation in enumerate(content["annotations"]):
-    number = annotation.get("id", f"number {i + 1}")
-    image = annotation.get("image_id")
-    try:
-      if "id" in annotation and str(number) in ids:
-        raise ValueError(_twice("annotation", number))
-      ids.add(str(number))
-      if type(image) is not int or image not in entries:
-        raise ValueError(f"annotation {number}: there is no image {image!r:.40}")
-      category = annotation.get("category_id")
-      if names is not None and (type(category) is not int or category not in names):
-        raise ValueError(f"annotation {number}: there is no category {category!r:.40}")
-      try:
-        one = _object(annotation, entries[image], fractions)
-      except ValueError as error:
-        raise ValueError(f"annotation {number}: {error}") from error
-      objects[image, names[category] if names is not None else None].append(one)
-    except ValueError as error:
-      faults.append(str(error))
-  return objects
-
-
-def _object(annotation: dict[str, Any], entry: dict[str, Any], fractions: bool) -> Object:
-  rle, box = mask_and_box(annotation, entry["width"], entry["height"], fractions=fractions)
-  return Object(rle=rle, box=box, crowd=bool(annotation.get("iscrowd", 0)))
-
-
-def _pairs(entries: Iterable[dict[str, Any]], objects, faults: list[str]) -> Iterator[Pair]:
-  for entry in entries:
-    phrase = entry.get("text_input")
-    if not isinstance(phrase, str):
-      faults.append(f"image {entry['id']}: text_input must be a string; got {phrase!r:.40}")
+def _pairs(file: AnnotationFile, objects: _Objects) -> Iterator[Pair]:
+  """SA-Co's: an image of the file is a pair."""
+  seen: dict[tuple[str, str], Pair] = {}
+  cleaned = functools.cache(clean)
+  for image in file.images:
+    pair = _pair(image.id, image, image.phrase, objects)
+    yield pair
+    first = seen.setdefault((image.file_name, cleaned(image.phrase)), pair)
+    if first is pair:
       continue
-    exhaustive = bool(entry.get("is_instance_exhaustive", 1))
-    yield _pair(entry["id"], entry, phrase, objects.get((entry["id"], None), ()), exhaustive)
+    masks = [{one.rle["counts"] for one in both.objects} for both in (first, pair)]
+    if masks[0] == masks[1]:
+      file.notes.add("pairs of an image and a phrase that are listed again", f"image {pair.id}")
+    else:
+      file.faults.append(
+        f"images {first.id} and {pair.id} are both {pair.file_name} with {pair.phrase!r:.60}, but "
+        f"have different instances ({len(first.objects)} and {len(pair.objects)})"
+      )
 
 
 def _coco_pairs(
-  entries: list[dict[str, Any]],
-  names: dict[Any, str],
-  objects: dict[tuple[Any, str | None], list[Object]],
-  negatives: int | None,
-  seed: int,
+  file: AnnotationFile, objects: _Objects, negatives: int | None, seed: int
 ) -> Iterator[Pair]:
-  phrases: dict[str, tuple[int, ...]] = {}  # categories of one name are one phrase
-  for category, name in names.items():
-    phrases[name] = (*phrases.get(name, ()), category)
+  category_phrases = {number: name for name, several in file.phrases.items() for number in several}
+  present_in: dict[int, set[str]] = defaultdict(set)
+  for number, phrase in [*objects.found, *objects.unfinished]:
+    present_in[number].add(phrase)
   count = 0
-  for index, entry in enumerate(entries):
-    # LVIS says which categories were looked for in a picture, and which not to the end.
-    unfinished = {names.get(c) for c in entry.get("not_exhaustive_category_ids", ())}
-    looked_for = {names.get(c) for c in entry.get("neg_category_ids", names)}
-    present = [phrase for phrase in phrases if (entry["id"], phrase) in objects]
-    absent = [phrase for phrase in phrases if phrase in looked_for and phrase not in present]
+  for index, image in enumerate(file.images):
+    # LVIS says which categories were looked for in an image, and which not to the end.
+    unfinished = {category_phrases.get(one) for one in image.unfinished}
+    wanted_absent = file.phrases.keys() - file.never_absent
+    if image.negative is not None:
+      wanted_absent &= {category_phrases.get(one, "") for one in image.negative}
+    there = present_in.get(image.id, set())
+    present = [phrase for phrase in file.phrases if phrase in there] if there else []
+    absent = [phrase for phrase in file.phrases if phrase in wanted_absent and phrase not in there]
     wanted = max(1, len(present)) if negatives is None else negatives
     order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
     for phrase in present + [absent[i] for i in sorted(order)]:
-      found = objects.get((entry["id"], phrase), ())
-      pair = _pair(count, entry, phrase, found, phrase not in unfinished)
-      yield dataclasses.replace(pair, image_id=entry["id"], category_ids=phrases[phrase])
+      pair = _pair(count, image, phrase, objects, phrase not in unfinished)
+      yield dataclasses.replace(pair, image_id=image.id, category_ids=file.phrases[phrase])
       count += 1
 
 
 def _pair(
-  number: int, entry: dict[str, Any], phrase: str, objects: Iterable[Object], exhaustive: bool
+  number: int, image: Image, phrase: str, objects: _Objects, exhaustive: bool = True
 ) -> Pair:
   return Pair(
     id=number,
-    file_name=entry["file_name"],
-    width=entry["width"],
-    height=entry["height"],
+    file_name=image.file_name,
+    width=image.width,
+    height=image.height,
     phrase=phrase,
-    exhaustive=exhaustive,
-    objects=tuple(objects),
+    exhaustive=exhaustive and image.exhaustive and (image.id, phrase) not in objects.unfinished,
+    objects=tuple(objects.found.get((image.id, phrase), ())),
   )
-
-
-def _twice(kind: str, number: Any) -> str:
-  return f"{kind} {number}: this id occurs twice"
 
 
 def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
@@ -375,23 +391,26 @@ def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]
       )
 
 
-def _object_faults(one: Object, pair: Pair) -> Iterator[str]:
-  x, y, w, h = one.box
-  shown = ", ".join(f"{value:g}" for value in one.box)
-  if w <= 0 or h <= 0:
-    yield f"its box {shown} (x, y, width, height) has no area"
-  elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
-    yield f"its box {shown} (x, y, width, height) leaves the {pair.width} x {pair.height} picture"
-  try:
-    if not runs(one.rle, (pair.height, pair.width))[1::2].any():
-      yield "its mask is empty"
-  except ValueError as error:
-    yield str(error)
+def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:
+  """Of objects and their numbers in their pairs."""
+  sizes = [(pair.height, pair.width) for pair, _, _ in chunk]
+  pixels, faults = areas([one.rle for *_, one in chunk], sizes)
+  for (pair, i, one), area, fault in zip(chunk, pixels.tolist(), faults, strict=True):
+    x, y, w, h = one.box
+    found = []
+    if w <= 0 or h <= 0:
+      found.append("has no area")
+    elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
+      found.append(f"leaves the {pair.width} x {pair.height} picture")
+    if found:
+      shown = ", ".join(f"{value:g}" for value in one.box)
+      found = [f"its box {shown} (x, y, width, height) {found[0]}"]
+    if fault or not area:
+      found.append(fault or "its mask is empty")
+    yield from (f"{pair.file_name}, {pair.phrase!r}, object {i}: {words}" for words in found)
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:
-  from sam3_jax.tokenizer import phrase_fault
-
   for phrase in phrases:
     if fault := phrase_fault(phrase) if tokenizer is None else tokenizer.fault(phrase):
       yield fault

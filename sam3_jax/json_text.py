@@ -7,29 +7,41 @@ that is nested deeply. Here each of them is a ValueError that says what is wrong
 import json
 import math
 import reprlib
+from collections.abc import Callable
 from typing import Any
 
 MAX_DIGITS = 40  # of a whole number
 
 
-def parse(data: bytes | bytearray | str, what: str) -> Any:
+def parse(
+  data: bytes | bytearray | str,
+  what: str,
+  *,
+  convert: Callable[[dict[str, Any]], Any] | None = None,
+  check_numbers: bool = True,
+) -> Any:
   """The values of a JSON text (RFC 8259).
 
   Args:
     data: the text, or its bytes in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     what: the name of the text in messages, such as a path or "line 3".
+    convert: makes what takes the place of each object, innermost first: a file of millions of
+      numbers is packed while it is read.
+    check_numbers: look at each number as it is read; without it, numbers beyond float64 are
+      infinite and whole numbers may have 4,300 digits, for callers that check their numbers later.
 
   Raises:
     ValueError: it is not JSON, not valid in its encoding, is nested too deeply, has a key twice in
       an object, or a number that is not finite or has more than `MAX_DIGITS` digits; in one line.
   """
+  numbers = {"parse_int": _whole, "parse_float": _finite} if check_numbers else {}
+  objects = _unique if convert is None else lambda pairs: convert(_unique(pairs))
   try:
     return json.loads(
       _decode(data),
-      object_pairs_hook=_unique,
-      parse_int=_whole,
-      parse_float=_finite,
+      object_pairs_hook=objects,
       parse_constant=_no_constant,
+      **numbers,
     )
   except RecursionError:
     raise ValueError(f"{what} is not valid JSON: it is nested too deeply") from None

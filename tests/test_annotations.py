@@ -114,10 +114,11 @@ def test_boxes_are_fractions_or_pixels_by_file(write):
     one["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
   boxes = [one.box for pair in read(write(content)) for one in pair.objects]
   assert boxes == [(2, 3, 4, 5), (10, 2, 5, 6), (0, 0, 20, 12)]
-  content["annotations"][0]["bbox"] = [0, 0, 1.5, 1]  # one value above 1: all are pixels
-  boxes = [one.box for pair in read(write(content)) for one in pair.objects]
-  assert boxes[0] == (0, 0, 1.5, 1)
-  assert boxes[1] == (0.5, 2 / HEIGHT, 0.25, 0.5)
+  content["annotations"][0]["bbox"] = [2, 3, 4, 5]  # one value above 1: all are pixels
+  with pytest.raises(
+    ValueError, match=r"1 fault: annotation 3: .*looks like x, y, width, height in"
+  ):
+    read(write(content))
 
 
 def test_coco_boxes_are_pixels_however_small(write):
@@ -230,8 +231,8 @@ def test_no_pictures_are_no_pairs(write):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ("{", "is not JSON"),
-    ("\x00", "is not JSON"),
+    ("{", "is not valid JSON"),
+    ("\x00", "is not valid JSON"),
     ("[]", "is no annotation file"),
     ("{}", "is no annotation file"),
     ({"images": []}, "is no annotation file"),
@@ -271,14 +272,17 @@ def replaced(kind: str, place: int, **values):
   ("content", "message"),
   [
     (replaced("images", 1, id=7), "image 7: this id occurs twice"),
-    (replaced("images", 0, id="7"), "image '7': id must be of type int"),
-    (replaced("images", 0, width=...), "image 7: width must be of type int; got None"),
-    (replaced("images", 0, height=12.5), "image 7: height must be of type int; got 12.5"),
+    (replaced("images", 0, id="7"), "image '7': id is the string '7'; write the number 7"),
+    (replaced("images", 0, width=...), "image 7: width must be a whole number; got None"),
+    (replaced("images", 0, height=12.5), "image 7: height must be a whole number; got 12.5"),
     (replaced("images", 0, height=0), "image 7: width and height must be at least 1; got 20 x 0"),
-    (replaced("images", 0, file_name=5), "image 7: file_name must be of type str; got 5"),
+    (replaced("images", 0, file_name=5), "image 7: file_name must be a string; got 5"),
     (replaced("images", 0, text_input=...), "image 7: text_input must be a string; got None"),
     (replaced("annotations", 0, image_id=8), "annotation 1: there is no image 8"),
-    (replaced("annotations", 0, image_id=[8]), r"annotation 1: there is no image \[8\]"),
+    (
+      replaced("annotations", 0, image_id=[8]),
+      r"annotation 1: image_id must be a whole number; got \[8\]",
+    ),
     (replaced("annotations", 1, id=1), "annotation 1: this id occurs twice"),
     (replaced("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: its bbox must be \[x, y, width"),
     (replaced("annotations", 0, bbox=[1, 2, 3, None]), r"annotation 1: its bbox must be \[x, y"),
@@ -445,7 +449,7 @@ def test_all_faults_come_in_one_report(write, folder):
   content["images"][0]["text_input"] = "cat " * 40
   content["images"][2]["file_name"] = "none.png"
   content["annotations"][0] |= {"bbox": [15, 3, 14, 5]}
-  content["annotations"][1] |= {"segmentation": rle(0, 0, 0, 0)}
+  content["annotations"][1] |= {"segmentation": rle(0, 0, 0, 0, (9, 9))}
   content["annotations"][2] |= {"image_id": 99}
   with pytest.raises(ValueError) as error:
     read_checked(write(content), folder, Tokenizer(TOKENIZER))
@@ -458,7 +462,7 @@ def test_all_faults_come_in_one_report(write, folder):
     "annotation 3: there is no image 99",
     "none.png: there is no such picture",
     "its box 15, 3, 14, 5 (x, y, width, height) leaves the 20 x 12 picture",
-    "its mask is empty",
+    "its mask's size is [9, 9]",
     "has 40 tokens",
   ):
     assert message.count(part) == 1

@@ -424,7 +424,7 @@ class TestFiles:
       ({"image_id": [1]}, "image_id [1]"),
       ({"score": None}, "its score is None"),
       ({"score": 2}, "its score is 2, but scores are in [0, 1]"),
-      ({"score": float("nan")}, "its score is nan"),
+      ({"score": float("nan")}, "is not valid JSON: NaN is not a JSON number"),
       ({"bbox": [1, 2, 3]}, "its bbox must be [x, y, width, height]; got [1, 2, 3]"),
       ({"bbox": [1, 2, 3, None]}, "its bbox must be"),
       ({"bbox": "all"}, "got 'all'"),

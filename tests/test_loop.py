@@ -289,7 +289,7 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, quick):
   with pytest.raises(ValueError, match=r"holds a run that differs in data\.batch, steps; "):
     train(out, config(steps=8, data={"batch": 8, "present": 1, "prompts": 2}))
   other = dataclasses.replace(start(), tokenizer=b"other")
-  with pytest.raises(ValueError, match="holds a run that differs in start; "):
+  with pytest.raises(ValueError, match="holds a run that differs in the starting checkpoint; "):
     loop.train(config(), other, toy.Source(), out)
   assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
   (out / "config.json").write_text("{")

@@ -70,7 +70,7 @@ def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatc
 def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
   seen = []
 
-  def read(path, images, tokenizer):
+  def read(path, images, tokenizer, **_):
     seen.append((path, images))
     return [Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")]
 
@@ -90,7 +90,7 @@ def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch)
 def test_pairs_that_are_left_out_are_counted(tmp_path, monkeypatch, started, left_out):
   whole = Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")
   pairs = [whole] + [dataclasses.replace(whole, id=2, exhaustive=False)] * left_out
-  monkeypatch.setattr(annotations, "read_checked", lambda *_: pairs)
+  monkeypatch.setattr(annotations, "read_checked", lambda *_, **__: pairs)
   monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
   told = io.StringIO()
   run(tmp_path, console=Console(file=told, width=20), scenes=None, annotations="a.json")

@@ -132,6 +132,12 @@ def train(
   plot: Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the metrics at the end, a .png or .svg.")
   ] = None,
+  check: Annotated[
+    bool,
+    typer.Option(
+      "--check", metavar="", help="Check the configuration and all of the data, then stop."
+    ),
+  ] = False,
   distributed: Annotated[
     bool,
     typer.Option(
@@ -150,16 +156,17 @@ def train(
   Options stand over what CONFIG says. The result is the checkpoint DIR/final, and DIR/best the one
   with the best evaluation.
   """
-  if out is None:
+  if out is None and not check:
     raise ValueError("--out DIR is needed: the folder of the run.")
-  arguments.check_writable(out)
+  if out is not None:
+    arguments.check_writable(out)
   if plot is not None:
     arguments.check_writable(plot.parent, "--plot")
   if distributed:
     _meet()
   arguments.use_device(device)
 
-  from sam3_jax.training.command import run
+  from sam3_jax.training import command
   from sam3_jax.training.config import TrainConfig, overlaid, read
 
   typed = {
@@ -176,7 +183,11 @@ def train(
     "lora.rank": lora,
   }
   values = overlaid({} if config is None else read(config), typed)
-  final = run(TrainConfig.from_dict(values), out, Console(stderr=True, quiet=quiet), plot=plot)
+  settings, errors = TrainConfig.from_dict(values), Console(stderr=True, quiet=quiet)
+  if check or out is None:
+    say(Console(quiet=quiet), command.check(settings, errors))
+    return
+  final = command.run(settings, out, errors, plot=plot)
   say(Console(quiet=quiet), f"{final}: the trained checkpoint")
 
 

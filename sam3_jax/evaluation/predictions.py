@@ -1,21 +1,31 @@
-"""Predictions: what a model found for a pair, and COCO's results layout on disk.
+"""Predictions: what a model found for a pair, and the files that hold them.
 
-The layout (https://cocodataset.org/#format-results) is one list of {"image_id", "category_id",
-"score", "bbox", "segmentation"}. If the data are in COCO's layout, `image_id` and `category_id` are
-those of its picture and its category; if in SA-Co's, `image_id` is a pair of picture and phrase.
+Two layouts are read. COCO's results (https://cocodataset.org/#format-results) are one list of
+{"image_id", "category_id", "score", "bbox", "segmentation"}. If the data are in COCO's layout,
+`image_id` and `category_id` are those of its picture and its category; if in SA-Co's, `image_id` is
+a pair of picture and phrase. And a data set with scores, as `sam3-jax batch --merge` writes it: its
+ids are its own, so pictures go by their file names and categories by their names.
 """
 
 import dataclasses
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.annotations import Pair, are_fractions, mask_and_box
-from sam3_jax.rle import Box, Rle, runs
+import numpy as np
+
+from sam3_jax.agreement import agree
+from sam3_jax.annotation_file import CHUNK, are_fractions, packed, whole
+from sam3_jax.annotations import Pair
+from sam3_jax.json_text import parse, shown
+from sam3_jax.notes import Notes
+from sam3_jax.prompts import BOXES_ALONE
+from sam3_jax.rle import Box, Rle, compress_all, finite
+from sam3_jax.tokenizer import clean
 
 AGAIN = (
-  'give COCO\'s results: a list of {"image_id", "category_id", "score", "segmentation", "bbox"}.'
+  'give COCO\'s results: a list of {"image_id", "category_id", "score", "segmentation", "bbox"}, '
+  "or the annotations.json of `sam3-jax batch --merge`."
 )
 DATA = "give the --data that the predictions were made for."
 
@@ -55,15 +65,22 @@ def _row(pair: Pair, one: Prediction) -> dict[str, Any]:
   }
 
 
-def read(path: str | Path, pairs: Sequence[Pair]) -> tuple[dict[int, list[Prediction]], int]:
-  """Reads a file in COCO's results layout and checks it against the pairs.
+def read(
+  path: str | Path, pairs: Sequence[Pair], notes: Notes | None = None
+) -> tuple[dict[int, list[Prediction]], int]:
+  """Reads a file in either layout and checks it against the pairs.
 
   Masks are run lengths, compressed or not; a missing box is the mask's. Boxes are in pixels; with
   SA-Co's pairs all of them may be fractions of width and height, as in SA-Co's files: that is
   decided by whether any value exceeds 1.
 
-  With COCO's pairs, predictions of categories that no pair asks of their picture are left out: not
-  all absent categories of a picture become pairs.
+  Left out are predictions that no pair asks for: of categories, as not all absent categories of a
+  picture become pairs; and of pictures, in a data set with scores.
+
+  Args:
+    path: the file.
+    pairs: of `annotations.read`.
+    notes: counts pairs that a data set with scores says nothing about.
 
   Returns:
     Predictions by pair, and the number of those left out.
@@ -74,29 +91,39 @@ def read(path: str | Path, pairs: Sequence[Pair]) -> tuple[dict[int, list[Predic
       picture, or nothing but predictions to be left out.
   """
   path = Path(path)
-  rows = _load(path)
-  known = {name: pair for pair in pairs for name in _names(pair)}
-  pictures = {pair.image_id for pair in pairs if pair.image_id is not None}
-  fractions = not pictures and are_fractions(rows)
+  content = _load(path)
+  if isinstance(content, dict):
+    rows, finder = content["annotations"], _ByName(content, pairs, str(path))
+    fractions = not finder.coco and are_fractions(rows)
+  else:
+    rows, finder = content, _ById(pairs)
+    fractions = not finder.pictures and are_fractions(rows)
   found: dict[int, list[Prediction]] = {}
-  left_out = 0
-  for i, row in enumerate(rows):
-    try:
-      pair = _pair_of(row, known, pictures)
-    except ValueError as error:
-      raise ValueError(f"{path}: prediction {i} has {error}") from error
-    if pair is None:
-      left_out += 1
-      continue
-    try:
-      found.setdefault(pair.id, []).append(_prediction(row, pair, fractions))
-    except ValueError as error:
-      raise ValueError(f"{path}: prediction {i} of pair {pair.id}: {error}; {AGAIN}") from error
+  left_out, boxes = 0, _Boxes()
+  for start in range(0, len(rows), CHUNK):
+    asked: list[tuple[int, dict[str, Any], Pair]] = []
+    for i, row in enumerate(rows[start : start + CHUNK], start=start):
+      try:
+        pair = finder.pair_of(row)
+      except ValueError as error:
+        raise ValueError(f"{path}: prediction {i} has {error}") from error
+      if pair is None:
+        left_out += 1
+      else:
+        asked.append((i, row, pair))
+    for pair, prediction in _predictions(path, asked, fractions, boxes):
+      found.setdefault(pair.id, []).append(prediction)
+  boxes.check(str(path))
   if left_out and not found:
     raise ValueError(
       f"{path}: none of its {left_out} predictions is of a category that the data ask of its "
       f"picture; {DATA}"
     )
+  if notes is not None and isinstance(finder, _ByName):
+    for pair in pairs:
+      if not finder.knows(pair):
+        what = "pairs whose image or phrase the predictions do not have, scored as if nothing was"
+        notes.add(f"{what} found", f"{pair.file_name}, {pair.phrase!r:.40}")
   return found, left_out
 
 
@@ -110,40 +137,159 @@ def _names(pair: Pair) -> list[_Name]:
   return [(pair.image_id, category) for category in pair.category_ids]
 
 
-def _pair_of(
-  row: dict[str, Any], known: Mapping[_Name, Pair], pictures: Collection[int]
-) -> Pair | None:
-  """The pair that a row is about; None if nobody asks for its category."""
-  image, category = row.get("image_id"), row.get("category_id")
-  if pictures:
-    if type(image) is not int or image not in pictures:
-      raise ValueError(f"image_id {image!r:.40}, which is no picture of the data; {DATA}")
-    if type(category) is not int:
-      raise ValueError(f"category_id {category!r:.40}, which is no category of the data; {DATA}")
-    return known.get((image, category))
-  if type(image) is not int or (image, None) not in known:
-    raise ValueError(f"image_id {image!r:.40}, which is no pair of the data; {DATA}")
-  return known[image, None]
+class _ById:
+  """Finds the pairs of COCO's results.
+
+  Attributes:
+    pictures: ids of COCO's pictures; none with SA-Co's pairs.
+  """
+
+  def __init__(self, pairs: Sequence[Pair]):
+    self._known: Mapping[_Name, Pair] = {name: pair for pair in pairs for name in _names(pair)}
+    ids = {pair.image_id for pair in pairs if pair.image_id is not None}
+    self.pictures: Collection[int] = ids
+
+  def pair_of(self, row: dict[str, Any]) -> Pair | None:
+    """The pair that a row is about; None if nobody asks for its category."""
+    image = _id(
+      row, "image_id", f"which is no {'picture' if self.pictures else 'pair'} of the data"
+    )
+    if not self.pictures:
+      if (image, None) not in self._known:
+        raise ValueError(f"image_id {image}, which is no pair of the data; {DATA}")
+      return self._known[image, None]
+    if image not in self.pictures:
+      raise ValueError(f"image_id {image}, which is no picture of the data; {DATA}")
+    return self._known.get((image, _id(row, "category_id", "which is no category of the data")))
 
 
-def _load(path: Path) -> list[dict[str, Any]]:
+class _ByName:
+  """Finds the pairs of a data set with scores, by file name and phrase.
+
+  Attributes:
+    coco: its phrases are categories, not text_input.
+  """
+
+  def __init__(self, content: dict[str, Any], pairs: Sequence[Pair], path: str):
+    images, categories = content["images"], content.get("categories") or []
+    self.coco = not any("text_input" in entry for entry in images)
+    self._files: dict[int, str] = {}
+    self._phrases: dict[int, str] = {}  # by category, or by image
+    for entry in images:
+      number, name = whole(entry, "id", f"{path}: an image"), entry.get("file_name")
+      if not isinstance(name, str):
+        raise ValueError(f"{path}: image {number}: file_name must be a string")
+      self._files[number] = name
+      if not self.coco:
+        self._phrases[number] = clean(str(entry.get("text_input", "")))
+    for entry in categories if self.coco else []:
+      name = entry.get("name") if isinstance(entry, dict) else None
+      if not isinstance(name, str):
+        raise ValueError(f"{path}: category {shown(entry, 60)}: it must have an id and a name")
+      number = whole(entry, "id", f"{path}: category {name!r:.40}")
+      self._phrases[number] = clean(name.replace("_", " "))
+    self._known = {(pair.file_name, clean(pair.phrase)): pair for pair in pairs}
+    self._asked = (set(self._files.values()), set(self._phrases.values()) - {BOXES_ALONE})
+
+  def pair_of(self, row: dict[str, Any]) -> Pair | None:
+    """The pair that a row is about; None if nobody asks for it."""
+    image = _id(row, "image_id", "which is no image of the file")
+    if image not in self._files:
+      raise ValueError(f"image_id {image}, which is no image of the file; {AGAIN}")
+    phrase = image
+    if self.coco:
+      phrase = _id(row, "category_id", "which is no category of the file")
+      if phrase not in self._phrases:
+        raise ValueError(f"category_id {phrase}, which is no category of the file; {AGAIN}")
+    return self._known.get((self._files[image], self._phrases[phrase]))
+
+  def knows(self, pair: Pair) -> bool:
+    """Whether the file has the image and the phrase of a pair."""
+    files, phrases = self._asked
+    return pair.file_name in files and clean(pair.phrase) in phrases
+
+
+def _id(row: dict[str, Any], key: str, what: str) -> int:
+  try:
+    return whole(row, key, "")
+  except ValueError:
+    raise ValueError(f"{key} {shown(row.get(key), 40)}, {what}; {DATA}") from None
+
+
+def _load(path: Path) -> Any:
   if not path.is_file():
     raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
   try:
-    rows = json.loads(path.read_bytes())
+    content = parse(path.read_bytes(), str(path), convert=packed, check_numbers=False)
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); {AGAIN}") from error
-  if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    raise ValueError(f"{error}; {AGAIN}") from error
+  lists = [content]
+  if isinstance(content, dict):
+    lists = [content.get("images"), content.get("annotations")]
+    if isinstance(content.get("annotations"), list) and not any(
+      isinstance(row, dict) and "score" in row for row in content["annotations"]
+    ):
+      lists = [None]  # annotations, or nothing
+  if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
     raise ValueError(f"{path} does not hold predictions; {AGAIN}")
-  return rows
+  return content
 
 
-def _prediction(row: dict[str, Any], pair: Pair, fractions: bool) -> Prediction:
-  score: Any = row.get("score")
-  if type(score) not in (int, float) or not 0 <= score <= 1:
-    raise ValueError(f"its score is {score!r:.40}, but scores are in [0, 1]")
-  if not isinstance(row.get("segmentation"), dict):
-    raise ValueError("it has no run lengths for a mask")
-  rle, box = mask_and_box(row, pair.width, pair.height, fractions=fractions)
-  runs(rle, (pair.height, pair.width))
-  return Prediction(float(score), box, rle)
+class _Boxes:
+  """Boxes beside their masks' bounds: a model's need not be the same, but must be of one form."""
+
+  def __init__(self):
+    self._counts = np.zeros(3, int)  # as they should be; as corners; as fractions
+
+  def add(self, boxes: np.ndarray, bounds: np.ndarray, sizes: np.ndarray) -> None:
+    """Counts boxes [n, 4]; sizes are width, height, width, height of their pictures."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    same = agree(boxes, bounds)
+    forms = [same, agree(corners, bounds) & ~same, agree(boxes * sizes, bounds) & ~same]
+    self._counts += [form.sum() for form in forms]
+
+  def check(self, path: str) -> None:
+    """Raises ValueError if more boxes are of another form than of the right one."""
+    same, corners, fractions = self._counts
+    for count, form in ((corners, "corners x0, y0, x1, y1"), (fractions, "fractions of the image")):
+      if count > same:
+        raise ValueError(
+          f"{path}: {count:,} boxes look like {form} beside their masks; write x, y, width, height "
+          "in pixels, or leave bbox out"
+        )
+
+
+def _predictions(
+  path: Path,
+  asked: Sequence[tuple[int, dict[str, Any], Pair]],
+  fractions: bool,
+  boxes: _Boxes,
+) -> Iterator[tuple[Pair, Prediction]]:
+  """Of rows by number, and the pairs that they are about."""
+  masks = compress_all(
+    [row.get("segmentation") for _, row, _ in asked],
+    [(pair.height, pair.width) for *_, pair in asked],
+  )
+  given = []
+  for k, (i, row, pair) in enumerate(asked):
+    score, box = row.get("score"), row.get("bbox")
+    fault = ""
+    if type(score) not in (int, float) or not 0 <= score <= 1:
+      fault = f"its score is {shown(score, 40)}, but scores are in [0, 1]"
+    elif not isinstance(row.get("segmentation"), dict):
+      fault = "it has no run lengths for a mask"
+    elif box is not None and (not isinstance(box, list) or len(box) != 4 or not finite(box)):
+      fault = f"its bbox must be [x, y, width, height]; got {shown(box, 60)}"
+    rle = masks.rles[k]
+    if fault or rle is None:
+      fault = fault or masks.faults[k]
+      raise ValueError(f"{path}: prediction {i} of pair {pair.id}: {fault}; {AGAIN}")
+    x, y, w, h = masks.bounds[k].tolist()
+    if box is not None:
+      scale = np.array([pair.width, pair.height] * 2) if fractions else 1
+      x, y, w, h = (np.array(box, np.float64) * scale).tolist()
+      given.append((k, (x, y, w, h), [pair.width, pair.height] * 2))
+    yield pair, Prediction(float(score), (x, y, w, h), rle)
+  if given:
+    rows, values, sizes = map(np.array, zip(*given, strict=True))
+    boxes.add(values, masks.bounds[rows], sizes)

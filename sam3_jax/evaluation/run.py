@@ -19,8 +19,8 @@ from sam3_jax.evaluation.predictions import Found
 from sam3_jax.evaluation.score import Scorer
 from sam3_jax.everything import MaskGeneration
 from sam3_jax.inference import Sam3
+from sam3_jax.notes import Notes
 from sam3_jax.results import Write, json_of, write
-from sam3_jax.rle import runs
 from sam3_jax.terminal import Console, Step, loading, progress, say
 from sam3_jax.trees import raise_faults
 
@@ -85,17 +85,20 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
     ValueError, OSError: whatever goes wrong.
   """
   job.check()
-  truths = [annotations.read(path) for path in job.data]
+  notes = Notes()
+  truths = [annotations.read(path, notes=notes) for path in job.data]
   scorer = Scorer(*truths, prompt=job.prompt, score=job.threshold)
   model = None
   if job.checkpoint is not None:
     with loading(errors, job.checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
-    _check(job, truths, scorer.pairs, model)
+    _check(job, scorer.pairs, model)
     found: dict[int, list[predictions.Prediction]] = {}
     rows = []
-    given, left_out = predictions.read(job.predictions, truths[0]) if job.predictions else ({}, 0)
+    given, left_out = {}, 0
+    if job.predictions:
+      given, left_out = predictions.read(job.predictions, truths[0], notes)
     for pair, one in _found(job, scorer.pairs, given, model, step):
       found[pair.id] = one
       rows.append((pair, scorer.add(pair, one)))
@@ -103,6 +106,7 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
     metrics = scorer.metrics() | average_precision(scorer.pairs, found)
     step("writing", 1)
     write(_files(job, metrics, found, rows))
+  _say(notes, console, errors)
   if left_out and not console.quiet:
     say(
       errors,
@@ -120,38 +124,37 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
   """Likewise for a job that is `pointing`: by clicks and boxes for each object, or everything there
   is. No predictions are written, and neither prompt nor threshold has a part in it."""
   job.check()
-  [pairs] = map(annotations.read, job.data)
+  notes = Notes()
+  [pairs] = [annotations.read(path, notes=notes) for path in job.data]
   folder = job.checkpoint or Path()
   with loading(errors, folder, quiet=console.quiet) as step:
     model = Sam3.from_checkpoint(folder, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     step(f"reading {job.data[0].name}", 0)
-    _check(job, [pairs], pairs, model)
+    _check(job, pairs, model)
     if job.pointing == "everything":
       metrics = clicks.evaluate_everything(model, pairs, job.folder, job.generation, progress=step)
     else:
       metrics = clicks.evaluate(model, pairs, job.folder, progress=step)
     write({job.out: json_of(metrics)})
+  _say(notes, console, errors)
   for name, value in metrics.items():
     say(console, f"{name:12} {value:.1f} %" if isinstance(value, float) else f"{name:12} {value:,}")
   say(console, str(job.out))
   return metrics
 
 
-def _check(
-  job: Job, truths: Sequence[Sequence[Pair]], pairs: Sequence[Pair], model: Sam3 | None
-) -> None:
-  """All faults that would stop or spoil the work later, in one report."""
+def _say(notes: Notes, console: Console, errors: Console) -> None:
+  """What the data had that is worth a line, unless the console is quiet."""
+  for line in [] if console.quiet else notes.lines():
+    say(errors, line)
+
+
+def _check(job: Job, pairs: Sequence[Pair], model: Sam3 | None) -> None:
+  """All faults of pictures and phrases that would stop the work later, in one report."""
   bare = [dataclasses.replace(pair, objects=()) for pair in pairs]
   opened = job.folder if model is not None or job.worst else None
   faults = annotations.check(bare, opened, model.tokenizer if model else None)
-  for path, truth in zip(job.data, truths, strict=True):
-    for pair in truth:
-      for one in pair.objects:
-        try:
-          runs(one.rle, (pair.height, pair.width))  # an empty mask does no harm here
-        except ValueError as error:
-          faults.append(f"{path}, {pair.file_name}, {pair.phrase!r}: {error}")
   raise_faults(faults, str(job.data[0]), annotations.REMEDY)
 
 

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from sam3_jax import annotations, checkpoint
 from sam3_jax.config import Config
 from sam3_jax.hub import find_checkpoint
+from sam3_jax.notes import Notes
 from sam3_jax.terminal import Console, loading, say
 from sam3_jax.tokenizer import Tokenizer, trim
 from sam3_jax.training import log
@@ -18,6 +19,7 @@ from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches
 from sam3_jax.training.loop import Evaluate, Start, train
 from sam3_jax.training.report import FIGURES
+from sam3_jax.training.run_data import identify_data
 from sam3_jax.training.sources import PairSource, SceneSource
 from sam3_jax.training.visual_start import new_head
 from sam3_jax.trees import flatten
@@ -39,17 +41,14 @@ def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None =
   """
   if plot is not None:
     log.check_plot(plot)
-  start = load_start(config, Console(quiet=True) if jax.process_index() else console)
-  config = settled(config, start.model)
-  tokenizer = Tokenizer(start.tokenizer, context=start.model.text.context)
-  batches, left_out = open_data(config, tokenizer)
-  evaluate = open_evaluation(config, tokenizer)
   if jax.process_index():
     console = Console(quiet=True)
-  if left_out:
-    say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
+  start = load_start(config, console)
+  config = settled(config, start.model)
+  data = _open(config, Tokenizer(start.tokenizer, context=start.model.text.context), console)
+  batches, kept = data.batches, identify_data(*data.files, start.identity)
   try:
-    final = train(config, start, batches, out, evaluate=evaluate, console=console)
+    final = train(config, start, batches, out, evaluate=data.evaluate, console=console, data=kept)
   except BaseException:
     with contextlib.suppress(Exception):  # what is to be told is why training ended
       _draw(config, out, plot)
@@ -58,6 +57,55 @@ def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None =
     batches.close()
   _draw(config, out, plot)
   return final
+
+
+def check(config: TrainConfig, console: Console) -> str:
+  """Checks a run's configuration and all of its data, without the checkpoint's parameters.
+
+  Args:
+    config: the run.
+    console: for the notes.
+
+  Returns:
+    What there is to train on, in words.
+
+  Raises:
+    FileNotFoundError, ValueError: as `run`.
+  """
+  if config.checkpoint:
+    stored = checkpoint.open_stored(find_checkpoint(config.checkpoint))
+    model, vocabulary = _resized(stored.config, config), stored.tokenizer
+  else:
+    model, vocabulary = _random(config)
+  config = settled(config, model)
+  data = _open(config, Tokenizer(vocabulary, context=model.text.context), console)
+  data.batches.close()
+  return f"{len(data.batches.source):,} images to train on"
+
+
+class _Data(NamedTuple):
+  batches: Batches
+  evaluate: Evaluate | None
+  files: tuple[list[str], list[tuple[str, list[str]]]]  # annotations; directories and their images
+
+
+def _open(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> _Data:
+  """A run's data; what they have that is worth a line goes to the console."""
+  notes = Notes()
+  batches, left_out = open_data(config, tokenizer, notes)
+  evaluation = _evaluation_pairs(config, tokenizer, notes)
+  for line in notes.lines():
+    say(console, line)
+  if left_out:
+    say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
+  files, images = [], []
+  if isinstance(batches.source, PairSource):
+    files.append(config.annotations)
+    images.append((str(batches.source.images), batches.source.names()))
+  if evaluation is not None:
+    files.append(config.evaluation_annotations)
+    images.append((evaluation[1], [pair.file_name for pair in evaluation[0]]))
+  return _Data(batches, _evaluate(config, evaluation), (files, images))
 
 
 def load_start(config: TrainConfig, console: Console | None = None) -> Start:
@@ -72,19 +120,26 @@ def load_start(config: TrainConfig, console: Console | None = None) -> Start:
     if config.objective == "visual":
       if checkpoint.VISUAL not in parts:
         parts[checkpoint.VISUAL] = new_head(model, parts, config.seed)
-      return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread)
-    visual = parts.pop(checkpoint.VISUAL, None)
-    return Start(model, flatten(parts), bundle.tokenizer, bundle.info, unread, visual)
+      visual = None
+    else:
+      visual = parts.pop(checkpoint.VISUAL, None)
+    given = bundle.tokenizer, bundle.info, unread, visual, bundle.identity
+    return Start(model, flatten(parts), *given)
   from sam3_jax.model.sam3 import init
 
+  model, vocabulary = _random(config)
+  parameters = flatten(jax.device_get(init(model, jax.random.key(config.seed))))
+  return Start(model, parameters, vocabulary, {})
+
+
+def _random(config: TrainConfig) -> tuple[Config, bytes]:
+  """Model and tokenizer of a run that starts from random parameters."""
   if config.model is None:
     raise ValueError("a run without a checkpoint needs a model.")
   vocabulary = Path(config.tokenizer)
   if not vocabulary.is_file():
     vocabulary = find_checkpoint(config.tokenizer) / "tokenizer.model"
-  model = trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
-  parameters = flatten(jax.device_get(init(config.model, jax.random.key(config.seed))))
-  return Start(config.model, parameters, model, {})
+  return config.model, trim(Tokenizer(vocabulary).model, config.model.text.vocabulary)
 
 
 def _resized(model: Config, config: TrainConfig) -> Config:
@@ -117,8 +172,12 @@ def settled(config: TrainConfig, model: Config) -> TrainConfig:
   )
 
 
-def open_data(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Batches, int]:
+def open_data(
+  config: TrainConfig, tokenizer: Tokenizer, notes: Notes | None = None
+) -> tuple[Batches, int]:
   """This process's batches, and the number of pairs that cannot be trained on.
+
+  `notes` counts what is surprising in the annotations.
 
   Raises:
     ValueError: neither annotations nor scenes, or both; or all faults of the annotations.
@@ -129,7 +188,8 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Batches, int]:
     source, left_out = SceneSource(config.scenes), 0
   else:
     images = _folder(config.images, config.annotations)
-    source = PairSource(annotations.read_checked(config.annotations, images, tokenizer), images)
+    pairs = annotations.read_checked(config.annotations, images, tokenizer, notes=notes)
+    source = PairSource(pairs, images)
     left_out = source.left_out
   process, processes = jax.process_index(), jax.process_count()
   batches = Batches(source, tokenizer, config.data, process=process, processes=processes)
@@ -138,13 +198,28 @@ def open_data(config: TrainConfig, tokenizer: Tokenizer) -> tuple[Batches, int]:
 
 def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | None:
   """A function that scores a model on the evaluation's pairs; None if there are none."""
+  return _evaluate(config, _evaluation_pairs(config, tokenizer, None))
+
+
+def _evaluation_pairs(
+  config: TrainConfig, tokenizer: Tokenizer, notes: Notes | None
+) -> tuple[list[annotations.Pair], str] | None:
+  """The pairs, and the folder of their pictures; None if there are none."""
   if not config.evaluation_annotations:
+    return None
+  images = _folder(config.evaluation_images, config.evaluation_annotations)
+  pairs = annotations.read_checked(config.evaluation_annotations, images, tokenizer, notes=notes)
+  return pairs[: config.evaluate_pairs or None], images
+
+
+def _evaluate(
+  config: TrainConfig, given: tuple[list[annotations.Pair], str] | None
+) -> Evaluate | None:
+  if given is None:
     return None
   from sam3_jax.evaluation import clicks, score
 
-  images = _folder(config.evaluation_images, config.evaluation_annotations)
-  pairs = annotations.read_checked(config.evaluation_annotations, images, tokenizer)
-  pairs = pairs[: config.evaluate_pairs or None]
+  pairs, images = given
   scored: Callable[..., Any] = clicks.evaluate if config.objective == "visual" else score.evaluate
   return lambda model: scored(model, pairs, images)
 

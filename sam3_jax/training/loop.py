@@ -1,6 +1,7 @@
 """The training loop: steps, checkpoints to resume from, evaluations, and bundles of the result.
 
   OUT/config.json     the run; another one is refused
+  OUT/data.json       identities of its data; other data are refused
   OUT/metrics.jsonl   a line a step, and one an evaluation
   OUT/steps/          checkpoints to resume from
   OUT/best/           bundle with the best evaluation so far
@@ -35,12 +36,13 @@ from sam3_jax.model.layers import Layering
 from sam3_jax.os_errors import reason
 from sam3_jax.terminal import Console
 from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.training import lora, state
+from sam3_jax.training import lora, run_data, state
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.config import TrainConfig, completed, differences
 from sam3_jax.training.log import MetricsLog, progress
 from sam3_jax.training.optimizer import make_optimizer, make_schedule
 from sam3_jax.training.report import Reporter, Scores
+from sam3_jax.training.run_data import RunData
 from sam3_jax.training.sharding import (
   gatherer,
   make_mesh,
@@ -53,6 +55,11 @@ from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.storage import Storage
 
 CONFIG, PARTIAL = "config.json", "config.json.partial"
+BEGUN = (
+  PARTIAL,
+  run_data.FILE,
+  f"{run_data.FILE}.partial",
+)  # left by a kill before CONFIG was there
 PARTS = ("trunk", "text")  # whose dropout rests while nothing of them is trained
 SHOWN = 20  # fields named in an error
 
@@ -80,6 +87,7 @@ class Start:
     unread: what it keeps besides, for the way back to other programs.
     visual: of the head for visual prompts, a tree, where it is no part of `parameters`: no concept
       trains it, so it is written as it was. None if there is none.
+    identity: of the starting checkpoint; "" if there is none.
   """
 
   model: Config
@@ -88,6 +96,7 @@ class Start:
   info: Mapping[str, Any]
   unread: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   visual: Mapping[str, Any] | None = None
+  identity: str = ""
 
   def mark(self) -> str:
     """Tells starts apart: a checksum of what a resumed run must find again."""
@@ -107,6 +116,7 @@ def train(
   *,
   evaluate: Evaluate | None = None,
   console: Console | None = None,
+  data: RunData | None = None,
 ) -> Path:
   """Trains, or goes on training, to the end.
 
@@ -117,21 +127,24 @@ def train(
     out: a folder: of the same run, or empty, or to be made.
     evaluate: figures of a model; `config.best` among them, if best checkpoints are wanted.
     console: where the progress bar goes; None for no bar.
+    data: what it is trained on; None for batches that depend on no files.
 
   Returns:
     The bundle `out/final`.
 
   Raises:
-    ValueError: `out` holds another run, or something else; nothing matches what is to be trained;
-      the devices cannot share a batch; the processes have different runs; a loss or gradient is not
-      finite: then with the step, its pictures and the last good checkpoint. That step is not saved.
+    ValueError: `out` holds another run, one with other data, or something else; nothing matches
+      what is to be trained; the devices cannot share a batch; the processes have different runs; a
+      loss or gradient is not finite: then with the step, its pictures and the last good checkpoint.
+      That step is not saved.
   """
   values = {"config": config.to_dict(), "start": start.mark()}
-  _check_output(out, values)
+  data = data or RunData()
+  _check_output(out, values, data)
   final = out / "final"
   if final.exists():
     return final
-  run = _begin(config, start, out, values)
+  run = _begin(config, start, out, values, data)
   storage = Storage(out / "steps", config.keep)
   done, scores = _resume(run, batches, storage)
   log = MetricsLog(out / "metrics.jsonl" if _is_writer() else None, done)
@@ -163,12 +176,14 @@ def train(
   return final
 
 
-def _begin(config: TrainConfig, start: Start, out: Path, values: dict[str, Any]) -> "_Run":
+def _begin(
+  config: TrainConfig, start: Start, out: Path, values: dict[str, Any], data: RunData
+) -> "_Run":
   """The run on its devices, and its folder in order; no folder is made of one that cannot begin."""
   run = _Run(config, start)
-  _check_alike(values)
+  _check_alike({**values, "data": data.digest()})
   if _is_writer():
-    _write_config(out, values)
+    _write_config(out, values, data)
     _recover(out / "best")
   return run
 
@@ -187,10 +202,10 @@ def _is_writer() -> bool:
   return jax.process_index() == 0
 
 
-def _check_output(out: Path, values: dict[str, Any]) -> None:
+def _check_output(out: Path, values: dict[str, Any], data: RunData) -> None:
   file = out / CONFIG
   if not file.exists():
-    if out.exists() and any(path.name != PARTIAL for path in out.iterdir()):
+    if out.exists() and any(path.name not in BEGUN for path in out.iterdir()):
       raise ValueError(f"{out} is not empty and holds no training run; give another --out.")
     return
   try:
@@ -199,11 +214,19 @@ def _check_output(out: Path, values: dict[str, Any]) -> None:
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{file} is damaged ({error}); give another --out.") from error
   if names := differences(before, values):
-    shown = ", ".join(name.removeprefix("config.") for name in names[:SHOWN])
+    named = {"start": "the starting checkpoint"}
+    shown = ", ".join(named.get(one, one.removeprefix("config.")) for one in names[:SHOWN])
     raise ValueError(
       f"{out} holds a run that differs in {shown}; go on with what it was started with ({file}), "
       "or give another --out."
     )
+  # The first process decides: another host's copies of the images may have other modification
+  # times.
+  fault = data.fault(out) if _is_writer() else ""
+  if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(bool(fault))).any():
+    fault = fault or f"{out} holds a run that was started with other data; see the first process."
+  if fault:
+    raise ValueError(fault)
 
 
 def _check_alike(values: dict[str, Any]) -> None:
@@ -213,14 +236,16 @@ def _check_alike(values: dict[str, Any]) -> None:
   every = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
   if (every != every[0]).any():
     raise ValueError(
-      f"the {jax.process_count()} processes have different settings or starting checkpoints; "
+      f"the {jax.process_count()} processes have different settings, data or checkpoints; "
       "start all with the same configuration, options and files."
     )
 
 
-def _write_config(out: Path, values: dict[str, Any]) -> None:
+def _write_config(out: Path, values: dict[str, Any], data: RunData) -> None:
   try:
     out.mkdir(parents=True, exist_ok=True)
+    if data != RunData():
+      data.write(out)
     partial = out / PARTIAL
     partial.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(partial, out / CONFIG)

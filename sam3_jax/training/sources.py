@@ -53,6 +53,10 @@ class PairSource:
     name, pairs = self._pictures[index]
     return Picture(read_image(self.images / name), pairs)
 
+  def names(self) -> list[str]:
+    """The files of all pictures."""
+    return [name for name, _ in self._pictures]
+
   def name(self, index: int) -> str:
     """The file of a picture, for messages."""
     return self._pictures[index][0]
