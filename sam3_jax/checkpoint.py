@@ -30,6 +30,7 @@ from numpy.typing import DTypeLike
 
 from sam3_jax import fingerprint
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.devices import default_device
 from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.identity import checkpoint_identity
 from sam3_jax.items import Shardings, read_item, restore_item, stored_arrays
@@ -195,7 +196,7 @@ def load(
   Args:
     path: the folder, of this machine or `gs://bucket/path` (needs the extra `gcs`).
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
-    sharding: of the parameters; None puts them on the first device.
+    sharding: of the parameters; None puts them on `devices.default_device()`.
     verify: compare every tensor's checksum first; see the function `verify`.
     progress: is told what is being read, and which fraction of all parameters was read before that.
 
@@ -222,7 +223,7 @@ def begin(
     check_dtype(dtype)
   tell = progress or (lambda what, fraction: None)
   path, info, manifest, config = _open_verified(path) if verify else _open(path)
-  given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  given = sharding or jax.sharding.SingleDeviceSharding(default_device())
 
   def wanted(name: str, shape: tuple[int, ...], stored: DTypeLike) -> jax.ShapeDtypeStruct:
     placed = given(name, shape) if callable(given) else given

@@ -15,6 +15,7 @@ from sam3_jax import snapshots
 from sam3_jax.inference import Sam3
 from sam3_jax.places import exists, place, scheme_of, user_cache
 from sam3_jax.prompts import Prompt
+from sam3_jax.ranges import as_array
 
 PADDING_LABEL = -10  # KerasHub's and transformers' label of a box that is not there
 
@@ -109,7 +110,7 @@ class SAM3PromptableConceptImageSegmenter:
 
 
 def _images(images: Any) -> np.ndarray:
-  images = np.asarray(images)
+  images = as_array(images)
   if images.ndim == 3:
     images = images[None]
   if images.ndim != 4 or images.shape[-1] != 3:
@@ -119,6 +120,12 @@ def _images(images: Any) -> np.ndarray:
       f"images must have values 0..255; got {np.min(images)} to {np.max(images)}. "
       "Scale them first: no scale is guessed."
     )
+  for i, image in enumerate(images):
+    if image.dtype.kind == "f" and image.max(initial=0) <= 1 and (image % 1).any():
+      raise ValueError(
+        f"image {i} has values from {image.min():.4g} to {image.max():.4g}, all but black on the "
+        "scale 0..255: multiply by 255 if they are on the scale 0..1."
+      )
   return np.rint(images).astype(np.uint8)
 
 

@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
-  {"terminal", "room", "rows", "masks", "snapshots", "workers"},
+  {"identity"},
+  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap"},
+  {"terminal", "room", "rows", "masks", "snapshots", "workers", "devices"},
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess"},
@@ -21,7 +22,7 @@ ROWS = (
   {"fingerprint"},
   {"checkpoint", "compiling", "parallel", "onnx"},
   {"converters"},
-  {"everything", "mend", "plain", "placement"},
+  {"everything", "mend", "plain", "placement", "provenance"},
   {"inference"},
   {"hub", "segment", "phrases", "export"},
   {"evaluation", "batch"},
