@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 
-def default_device() -> jax.Device:
+def default_device() -> Any:
   """`jax.default_device`, if it is set; else the first device of this process.
 
   Raises:
@@ -16,7 +16,7 @@ def default_device() -> jax.Device:
   return find_device(jax.config.jax_default_device)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def find_device(device: Any = None) -> jax.Device:
+def find_device(device: Any = None) -> Any:
   """A device of this process.
 
   Args:
@@ -60,7 +60,7 @@ def check_mesh(mesh: Mesh) -> None:
     )
 
 
-def committed_device(tree: Any) -> jax.Device | None:
+def committed_device(tree: Any) -> Any:
   """The one device that all arrays of a pytree are committed to, if that is so."""
   devices = set()
   for leaf in jax.tree.leaves(tree):
@@ -70,7 +70,7 @@ def committed_device(tree: Any) -> jax.Device | None:
   return devices.pop() if len(devices) == 1 else None
 
 
-def put(tree: Any, device: jax.Device) -> Any:
+def put(tree: Any, device: Any) -> Any:
   """Arrays committed to a device, without a copy of those that are; shapes stay shapes."""
   return jax.tree.map(
     lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, device), tree

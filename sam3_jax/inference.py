@@ -81,7 +81,7 @@ class Sam3:
     dtype=None,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
-    device: jax.Device | str | None = None,
+    device: Any = None,
   ):
     """Binds parameters (`model.sam3.init` makes random ones) to jitted functions.
 
@@ -132,7 +132,7 @@ class Sam3:
     verify: bool = False,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
-    device: jax.Device | str | None = None,
+    device: Any = None,
     ahead: Mapping[str, Any] | None = None,
     progress: Callable[[str, float], None] | None = None,
   ) -> "Sam3":
@@ -612,13 +612,13 @@ def prompts_at_once() -> tuple[int, ...]:
   return (1,) if jax.default_backend() == "cpu" else (4, 1)
 
 
-def default_dtype(device: jax.Device | None = None) -> str:
+def default_dtype(device: Any = None) -> str:
   """bfloat16 where the hardware multiplies it faster, float32 on a CPU; None for JAX's default."""
   platform = device.platform if device else jax.default_backend()
   return "float32" if platform == "cpu" else "bfloat16"
 
 
-def _check_place(device: Any, mesh: Mesh | None) -> jax.Device | None:
+def _check_place(device: Any, mesh: Mesh | None) -> Any:
   """The device, if one is given; raises ValueError of one beside a mesh, or of another process."""
   if mesh is None:
     return None if device is None else devices.find_device(device)

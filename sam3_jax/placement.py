@@ -23,7 +23,7 @@ class Placement:
   """
 
   mesh: Mesh | None
-  device: jax.Device | None = None
+  device: Any = None
 
   @property
   def devices(self) -> int:

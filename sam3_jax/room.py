@@ -35,7 +35,7 @@ class Room:
     names: Sequence[str],
     masks: Mapping[str, jax.ShapeDtypeStruct],
     budget: float,
-    device: jax.Device | None = None,
+    device: Any = None,
   ):
     """
     Args:

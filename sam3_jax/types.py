@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from sam3_jax.identity import Origin
@@ -62,7 +63,7 @@ class Rows:
 
 def _check_index(index: Any, rows: int) -> None:
   """JAX takes the last row for every row beyond the end, and says nothing."""
-  if isinstance(index, jax.core.Tracer):
+  if isinstance(index, Tracer):
     return
   values = np.asarray(index)
   if values.dtype == bool and values.shape != (rows,):
