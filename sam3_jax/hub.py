@@ -66,9 +66,10 @@ class SAM3PromptableConceptImageSegmenter:
     self.model = model
 
   @classmethod
-  def from_preset(cls, preset: str, *, dtype: str | None = None) -> Self:
-    """Loads the checkpoint that `find_checkpoint` finds; `dtype` as in `Sam3.from_checkpoint`."""
-    return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype))
+  def from_preset(cls, preset: str, *, dtype: str | None = None, device: Any = None) -> Self:
+    """Loads the checkpoint that `find_checkpoint` finds; `dtype` and `device` as in
+    `Sam3.from_checkpoint`."""
+    return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype, device=device))
 
   def predict(self, inputs: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "B ..."]]:
     """Segments one prompt in each image.

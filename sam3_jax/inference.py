@@ -464,6 +464,11 @@ class Sam3:
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_visual(prompt, *size.tolist(), mask_size=self.config.mask_size)
+      if prompt.mask is not None and not prompt.mask.any():
+        raise ValueError(
+          "the mask of a prompt is 0 everywhere, as masks are that decode(min_score=...) did not "
+          "make: pass the logits of a mask that was made."
+        )
 
     names, side = [field.name for field in dataclasses.fields(VisualMasks)], self.config.mask_size
     shape = len(prompts), READINGS if multimask else 1, side, side

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -70,8 +69,7 @@ def describe(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
       "sha256": hashlib.sha256(values.reshape(-1).view(np.uint8).data).hexdigest(),
     }
 
-  with ThreadPoolExecutor(4) as pool:  # each with one array of the released model: 0.5 GB
-    return dict(zip(flat, pool.map(one, flat.values()), strict=True))
+  return {name: one(array) for name, array in flat.items()}
 
 
 def raise_faults(
@@ -89,9 +87,16 @@ def raise_faults(
 
 
 def _whole(array: Any) -> np.ndarray:
-  """On the host, whatever it is sharded over."""
-  whole = isinstance(array, jax.Array) and len(array.devices()) == 1
-  return np.asarray(_passing(array) if whole else array)
+  """On the host, whatever devices of this process it is sharded over."""
+  if isinstance(array, np.ndarray):
+    return array
+  pieces = {str(shard.index): shard for shard in array.addressable_shards}
+  if len(pieces) == 1:
+    return np.asarray(_passing(array.addressable_shards[0].data))
+  whole = np.empty(array.shape, array.dtype)
+  for shard in pieces.values():
+    whole[shard.index] = np.asarray(_passing(shard.data))
+  return whole
 
 
 def _on_host(array: Any) -> Iterable[np.ndarray]:

@@ -172,6 +172,8 @@ def test_a_threshold_below_min_score_is_refused(model, embedding, tmp_path):
     ):
       one.instances(0)
     assert [len(x) for x in one.instances(best)] == [0] * len(one)
+  with refused("the mask of a prompt is 0 everywhere, as masks are that decode"):
+    model.decode_visual(embedding, VisualPrompt(mask=found.mask_logits[0, 0]), 0)
   made = model.decode(embedding, ["ear", "dog"], [0, 1], min_score=1e-9)
   assert made.mask_min_score.tolist() == [0, 0]
   assert [len(x) for x in made.instances(0)] == [6, 6]
