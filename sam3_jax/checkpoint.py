@@ -31,6 +31,7 @@ from numpy.typing import DTypeLike
 
 from sam3_jax import checksums, fingerprint, integrity
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.devices import default_device
 from sam3_jax.files import write_json
 from sam3_jax.fingerprint import Fingerprint
 from sam3_jax.identity import checkpoint_identity
@@ -193,7 +194,7 @@ def load(
   Args:
     path: the folder, of this machine or `gs://bucket/path` (needs the extra `gcs`).
     dtype: of the parameters, one of `DTYPES`, whatever they are stored in; None leaves them.
-    sharding: of the parameters; None puts them on the first device.
+    sharding: of the parameters; None puts them on `devices.default_device()`.
     verify: compare every file's checksum first, not those of small files alone.
     progress: is told what is being read, and which fraction of the whole was done before that.
 
@@ -225,7 +226,7 @@ def begin(
     told(0.0)
   opened = _open(path, verify=verify, progress=told)
   path, manifest = opened.path, opened.manifest
-  given = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  given = sharding or jax.sharding.SingleDeviceSharding(default_device())
 
   def wanted(name: str, shape: tuple[int, ...], stored: DTypeLike) -> jax.ShapeDtypeStruct:
     placed = given(name, shape) if callable(given) else given

@@ -23,6 +23,7 @@ from sam3_jax.inference import Sam3
 from sam3_jax.lease import Lease
 from sam3_jax.places import exists, file_sizes, place, scheme_of, user_cache
 from sam3_jax.prompts import Prompt
+from sam3_jax.ranges import as_array
 from sam3_jax.writer import FORMAT_VERSION
 
 CONVERSION = 1  # raised when `convert` makes another bundle of the same source: it is made again
@@ -89,9 +90,10 @@ class SAM3PromptableConceptImageSegmenter:
     self.model = model
 
   @classmethod
-  def from_preset(cls, preset: str, *, dtype: str | None = None) -> Self:
-    """Loads the checkpoint that `find_checkpoint` finds; `dtype` as in `Sam3.from_checkpoint`."""
-    return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype))
+  def from_preset(cls, preset: str, *, dtype: str | None = None, device: Any = None) -> Self:
+    """Loads the checkpoint that `find_checkpoint` finds; `dtype` and `device` as in
+    `Sam3.from_checkpoint`."""
+    return cls(Sam3.from_checkpoint(find_checkpoint(preset), dtype=dtype, device=device))
 
   def predict(self, inputs: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "B ..."]]:
     """Segments one prompt in each image.
@@ -133,7 +135,7 @@ class SAM3PromptableConceptImageSegmenter:
 
 
 def _images(images: Any) -> np.ndarray:
-  images = np.asarray(images)
+  images = as_array(images)
   if images.ndim == 3:
     images = images[None]
   if images.ndim != 4 or images.shape[-1] != 3:
@@ -143,6 +145,12 @@ def _images(images: Any) -> np.ndarray:
       f"images must have values 0..255; got {np.min(images)} to {np.max(images)}. "
       "Scale them first: no scale is guessed."
     )
+  for i, image in enumerate(images):
+    if image.dtype.kind == "f" and image.max(initial=0) <= 1 and (image % 1).any():
+      raise ValueError(
+        f"image {i} has values from {image.min():.4g} to {image.max():.4g}, all but black on the "
+        "scale 0..255: multiply by 255 if they are on the scale 0..1."
+      )
   return np.rint(images).astype(np.uint8)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 SHOWN = 3  # files that a message names; the others are counted
+SHORT = 12  # characters of an identity in a message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,3 +126,19 @@ def _count(names: list[str]) -> str:
 def _some(names: list[str]) -> str:
   more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
   return ", ".join(names[:SHOWN]) + more
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Which checkpoint made an embedding. Two are equal if their identities are.
+
+  Attributes:
+    identity: of the checkpoint; empty if unknown.
+    name: of the checkpoint, for messages.
+  """
+
+  identity: str = ""
+  name: str = dataclasses.field(default="", compare=False)
+
+  def __str__(self) -> str:
+    return f"{self.name or 'a checkpoint without a name'} ({self.identity[:SHORT]})"

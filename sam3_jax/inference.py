@@ -4,6 +4,7 @@ A program is compiled for each shape of its inputs, so images, phrases and promp
 batches of the few sizes below: no padding is computed, and the compilations are bounded.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,23 +13,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 
-from sam3_jax import checkpoint, parallel
+from sam3_jax import checkpoint, devices, parallel
 from sam3_jax.compiling import Program, programs
 from sam3_jax.config import Config
+from sam3_jax.identity import Origin, checkpoint_identity
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.placement import Placement
 from sam3_jax.places import place
 from sam3_jax.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.prompts import Prompt, as_prompts, check_boxes, image_rows, pack
+from sam3_jax.provenance import own_embedding, own_text
 from sam3_jax.ranges import check_flag, is_number, is_whole
 from sam3_jax.room import Room
 from sam3_jax.rows import batches, batches_by_image, distinct, join, lengths, ordinals, take
 from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.trees import describe, flatten
 from sam3_jax.types import (
   Detections,
   ImageEmbedding,
@@ -60,8 +63,12 @@ class Sam3:
     info: what the checkpoint says of itself: name, source, licence, whether it is trained.
     dtype: of the computation.
     mesh: what it computes on; None for one device.
-    identity: of the checkpoint, digest of parameters, configuration and tokenizer; empty for
-      parameters of no checkpoint.
+    device: the one it computes on; None with a mesh.
+    identity: of the checkpoint, digest of parameters, configuration and tokenizer; see below.
+
+  It can be copied, and pickled unless it has a mesh: parameters travel as NumPy arrays, and go to
+  the default device of the process that unpickles them, or to the first of its platform if `device`
+  was given.
   """
 
   def __init__(
@@ -74,6 +81,7 @@ class Sam3:
     dtype=None,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
+    device: Any = None,
   ):
     """Binds parameters (`model.sam3.init` makes random ones) to jitted functions.
 
@@ -85,16 +93,23 @@ class Sam3:
       tokenizer: phrases to token ids.
       info: what `save` should note about them.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
-      mesh: of `parallel.make_mesh`; pictures and prompts are then shared out over its devices.
+      mesh: of `parallel.make_mesh`; images and prompts are then sharded over its devices.
       rules: how it holds the parameters; whole on each device, if not given.
+      device: that it computes on, a `jax.Device` or a platform such as "cpu"; None for the one that
+        the parameters are committed to, else `jax.default_device`, else the first device of this
+        process.
+
+    Raises:
+      ValueError: both a device and a mesh, a device that does not exist, or one of another process.
     """
-    self.config, self.tokenizer, self.mesh = config, tokenizer, mesh
-    self._placement = Placement(mesh)
-    self.params = params if mesh is None else parallel.place(mesh, params, rules)
+    self.config, self.tokenizer, self.mesh, self._rules = config, tokenizer, mesh, rules
+    self._device = _check_place(device, mesh)
+    self.device = None if mesh is not None else self._device or devices.default_device()
+    self._placement = Placement(mesh, self.device)
+    self.params = params
     self.info = dict(info or {})
-    self.identity = ""
     self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
-    self.dtype = checkpoint.check_dtype(default_dtype() if dtype is None else dtype)
+    self.dtype = checkpoint.check_dtype(default_dtype(self.device) if dtype is None else dtype)
     detector, head = Detector(config, self.dtype), VisualHead(config, self.dtype)
 
     def encode_text(params, tokens):
@@ -117,6 +132,7 @@ class Sam3:
     verify: bool = False,
     mesh: Mesh | None = None,
     rules: parallel.Rules = parallel.WHOLE,
+    device: Any = None,
     ahead: Mapping[str, Any] | None = None,
     progress: Callable[[str, float], None] | None = None,
   ) -> "Sam3":
@@ -128,16 +144,22 @@ class Sam3:
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compare the checksums of all files first; those of small ones always are.
       mesh, rules: as above; the parameters are read straight to where they belong.
+      device: that it computes on, a `jax.Device` or a platform such as "cpu"; None for
+        `jax.default_device`, if it is set, else the first device of this process.
       ahead: what `compile` takes, such as `{"images": 1, "prompts": 4}`: these programs are
         compiled while the parameters are read.
       progress: as `checkpoint.load` takes it.
 
     Raises:
       FileNotFoundError: nothing there.
-      ValueError: not a bundle, or a damaged one; the message names the first fault.
+      ValueError: not a bundle, or a damaged one, and the message names the first fault; or a device
+        or a mesh that cannot be used.
     """
-    dtype = default_dtype() if dtype is None else dtype
-    sharding = None if mesh is None else parallel.parameter_sharding(mesh, rules)
+    chosen = _check_place(device, mesh) or devices.default_device()
+    dtype = default_dtype(None if mesh else chosen) if dtype is None else dtype
+    sharding = jax.sharding.SingleDeviceSharding(chosen)
+    if mesh is not None:
+      sharding = parallel.parameter_sharding(mesh, rules)
     bundle, read = checkpoint.begin(
       path, dtype=dtype, verify=verify, sharding=sharding, progress=progress
     )
@@ -145,15 +167,48 @@ class Sam3:
     model = cls(
       bundle.config, bundle.params, tokenizer,
       info=bundle.info, dtype=dtype, mesh=mesh, rules=rules,
+      device=device,
     )  # fmt: skip
-    model.identity = bundle.identity
     with ThreadPoolExecutor(1) as beside:
       compiled = beside.submit(model.compile, **ahead) if ahead is not None else None
       model.params = read()
+    model._identity = bundle.identity
     if compiled is not None:
       compiled.result()
     model._load_unread = functools.partial(checkpoint.load_unread, place(path))
     return model
+
+  @property
+  def params(self) -> Any:
+    """Its parameters. Others of the same shapes can be assigned; nothing is compiled again."""
+    return self._params
+
+  @params.setter
+  def params(self, params: Any) -> None:
+    self._identity = ""
+    if self.mesh is not None:
+      self._params = parallel.place(self.mesh, params, self._rules)
+      return
+    if self._device is None and (committed := devices.committed_device(params)):
+      self.device = committed
+      self._placement = Placement(None, committed)
+    self._params = devices.put(params, self.device)
+
+  @property
+  def identity(self) -> str:
+    """Of the checkpoint: a digest of parameters, configuration and tokenizer. That of a bundle is
+    the bundle's, whatever dtype it is loaded in; that of other parameters is computed when it is
+    first needed, which takes a second for each GB. Empty while the parameters are shapes."""
+    flat = flatten(self._params)
+    if not self._identity and not any(isinstance(x, jax.ShapeDtypeStruct) for x in flat.values()):
+      model = self.config.to_dict(), self.tokenizer.model
+      self._identity = checkpoint_identity(describe(flat), *model)
+    return self._identity
+
+  @property
+  def origin(self) -> Origin:
+    """What its embeddings say of the checkpoint that made them."""
+    return Origin(self.identity, str(self.info.get("name", "")))
 
   def encode(
     self,
@@ -188,7 +243,8 @@ class Sam3:
       if head is not None:
         part = dataclasses.replace(part, visual=self._encode_visual(head, features))
       parts.append(part)
-    return take(join(parts), np.arange(len(rows)))
+    embedding = take(join(parts), np.arange(len(rows)))
+    return dataclasses.replace(embedding, origin=self.origin)
 
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
     """Encodes the phrase of each prompt; `decode(..., text=)` takes the result, again and again."""
@@ -196,7 +252,9 @@ class Sam3:
     self.tokenizer.check(phrases)
     tokens = self.tokenizer(phrases)
     cut = batches(np.arange(len(tokens)), TEXT_BATCHES)
-    return join([self._encode_text(self.params, tokens[i]) for i in cut])
+    text = join([self._encode_text(self.params, tokens[i]) for i in cut])
+    tokens = self._placement.whole(tokens)
+    return dataclasses.replace(text, tokens=tokens, origin=self.origin)
 
   def decode(
     self,
@@ -220,7 +278,7 @@ class Sam3:
       max_detections: keep the best so many of each prompt, in descending order; None keeps all
         queries in their order.
       min_score: a prompt without any score above it gets no masks made, which saves a fifth of
-        its work: its masks are all 0, and so empty. All else is as ever.
+        its work: its masks are all 0, and `.instances()` refuses a threshold that would need them.
       memory_budget: bytes that all masks together may take on the device. Larger ones are collected
         in the host's memory, as NumPy arrays, where those that `min_score` leaves out take nothing.
 
@@ -231,15 +289,16 @@ class Sam3:
 
     Raises:
       ValueError: no prompt, a box outside its image, an image that is not there, a score outside
-        [0, 1], or more masks than the host has room for either, before any work unless there is a
-        min_score: those of 300 prompts take 20 GB in float32 at the released size.
+        [0, 1], an embedding or a text of another checkpoint, a text of other prompts, or more masks
+        than the host has room for either, before any work unless there is a min_score: those of 300
+        prompts take 20 GB in float32 at the released size.
       TypeError: what should be an embedding, a prompt or encoded text is something else.
     """
     if not isinstance(embedding, ImageEmbedding):
       raise TypeError(f"decode takes what encode returns, then prompts; got {type(embedding)}.")
     embedding = dataclasses.replace(embedding, visual=None)  # another structure: another program
-    if not isinstance(text, TextEmbedding | None):
-      raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
+    embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
+    embedding = self._placement.keep(embedding)
     prompts = as_prompts(prompts)
     images = image_rows(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
@@ -250,13 +309,7 @@ class Sam3:
     room = self._room(len(prompts), kept, embedding.fine.shape[1:3], memory_budget)
     if not min_score:
       room.reserve(len(prompts))
-    rows = np.arange(len(prompts))
-    if text is None:
-      phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
-      text = self.encode_text(phrases)
-      rows = np.array([phrases.index(prompt.phrase) for prompt in prompts])
-    elif len(text) != len(prompts):
-      raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
+    text, phrase = self._text(text, prompts)
     first_ids = 1 + self.config.queries * ordinals(images)
 
     def ask(batch: np.ndarray) -> tuple[ImageEmbedding, Prompts]:
@@ -265,18 +318,34 @@ class Sam3:
         sources, source = images[batch], self._placement.own_rows(len(batch))
       packed = pack(
         [prompts[i] for i in batch], sizes[batch],
-        image=source.astype(np.int32), first_id=first_ids[batch], text=take(text, rows[batch]),
+        image=source.astype(np.int32), first_id=first_ids[batch], text=take(text, phrase[batch]),
       )  # fmt: skip
       return self._placement.put((take(embedding, sources), packed))
 
-    about = jnp.asarray(images, jnp.int32)
+    about = self._placement.whole(images.astype(np.int32))
+    limits, whole = np.full(len(prompts), min_score, np.float32), None
     for batch in self._prompt_batches(images):
       for part, chosen in self._parts(*ask(batch), max_detections, min_score):
-        part, places = distinct(part, batch[chosen])
-        if isinstance(part, Detections) and room.is_whole(places):
-          return dataclasses.replace(part, image_index=about)
-        room.put(part, places)
-    return Detections(**room.arrays | {"image_index": about})
+        part, rows = distinct(part, batch[chosen])
+        if isinstance(part, Detections):
+          limits[rows] = 0  # these have masks
+          whole = part if room.is_whole(rows) else None
+        if whole is None:
+          room.put(part, rows)
+    found = Detections(**room.arrays | {"image_index": about}) if whole is None else whole
+    limits = self._placement.whole(limits) if min_score else None
+    return dataclasses.replace(found, image_index=about, mask_min_score=limits)
+
+  def _text(
+    self, text: TextEmbedding | None, prompts: Sequence[Prompt]
+  ) -> tuple[TextEmbedding, np.ndarray]:
+    """Encoded phrases as the programs take them, and which row of them is each prompt's."""
+    if text is not None:
+      text = own_text(text, prompts, self.tokenizer, self.origin, self.dtype)
+      return self._placement.keep(text), np.arange(len(prompts))
+    phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
+    text = dataclasses.replace(self.encode_text(phrases), tokens=None, origin=Origin())
+    return text, np.array([phrases.index(prompt.phrase) for prompt in prompts])
 
   def _parts(
     self,
@@ -304,11 +373,12 @@ class Sam3:
   def _room(self, prompts: int, kept: int, grid: tuple[int, ...], budget: float) -> Room:
     """For the detections of so many prompts, whose masks have so many cells."""
     names = [field.name for field in dataclasses.fields(Detections)]
+    names.remove("mask_min_score")
     masks = {
       "mask_logits": jax.ShapeDtypeStruct((prompts, kept, *grid), self.dtype),
       "semantic_logits": jax.ShapeDtypeStruct((prompts, *grid), self.dtype),
     }
-    return Room(names, masks, budget)
+    return Room(names, masks, budget, self.device)
 
   def compile(
     self,
@@ -330,11 +400,12 @@ class Sam3:
       What the compiler says of each program.
 
     Raises:
-      ValueError: a number below 0, or more boxes than a prompt takes.
+      ValueError: no whole number from 0, or more boxes than a prompt takes.
     """
-    if min(images, prompts, boxes) < 0:
+    counts = images, prompts, boxes
+    if not all(map(is_whole, counts)) or min(counts) < 0:
       raise ValueError(
-        f"images, prompts and boxes must be 0 or more; got {images}, {prompts} and {boxes}. "
+        f"images, prompts and boxes must be integers and must be 0 or more; got {counts!r:.60}. "
         "Use 0 to leave a part out."
       )
     return programs(
@@ -372,8 +443,8 @@ class Sam3:
 
     Raises:
       ValueError: no prompt, a point or a box outside its image, a mask of another size, an image
-        that is not there or was encoded without `visual=True`, a `multimask` that is no bool, or a
-        checkpoint without the head.
+        that is not there or was encoded without `visual=True` or by another checkpoint, a
+        `multimask` that is no bool, or a checkpoint without the head.
       TypeError: what should be an embedding or a prompt is something else.
     """
     head = self.visual_params()
@@ -382,21 +453,28 @@ class Sam3:
         "decode_visual takes what encode(images, visual=True) returns, then prompts; "
         f"got {embedding!r:.60}."
       )
-    visual = embedding.visual
-    if visual is None:
+    if embedding.visual is None:
       raise ValueError(
         "the embedding was made without visual prompts in mind; encode(images, visual=True)."
       )
+    embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
+    visual = self._placement.keep(embedding.visual)
     multimask = check_flag("multimask", multimask)
     prompts = as_visual_prompts(prompts)
     images = image_rows(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_visual(prompt, *size.tolist(), mask_size=self.config.mask_size)
+      if prompt.mask is not None and not prompt.mask.any():
+        raise ValueError(
+          "the mask of a prompt is 0 everywhere, as masks are that decode(min_score=...) did not "
+          "make: pass the logits of a mask that was made."
+        )
 
     names, side = [field.name for field in dataclasses.fields(VisualMasks)], self.config.mask_size
     shape = len(prompts), READINGS if multimask else 1, side, side
-    room = Room(names, {"mask_logits": jax.ShapeDtypeStruct(shape, self.dtype)}, memory_budget)
+    masks = {"mask_logits": jax.ShapeDtypeStruct(shape, self.dtype)}
+    room = Room(names, masks, memory_budget, self.device)
     room.reserve(len(prompts))
     for batch in batches_by_image(images, VISUAL_BATCHES, self._placement.devices):
       sources, source = np.unique(images[batch], return_inverse=True)
@@ -407,7 +485,7 @@ class Sam3:
       packed = pack_visual([prompts[i] for i in batch], sizes[batch], source.astype(np.int32))
       seen, asked = self._placement.put((take(visual, sources), packed))
       logits, iou, there = self._decode_visual(head, seen, asked, multimask)
-      about = jnp.asarray(images[batch], jnp.int32), jnp.asarray(sizes[batch])
+      about = self._placement.whole((images[batch].astype(np.int32), sizes[batch]))
       part, places = distinct(VisualMasks(logits, iou, there, *about), batch)
       if room.is_whole(places):
         return part
@@ -463,6 +541,49 @@ class Sam3:
       )
     return {checkpoint.VISUAL: self.params[checkpoint.VISUAL]}
 
+  def __getstate__(self) -> dict[str, Any]:
+    if self.mesh is not None:
+      raise TypeError(
+        "a model with a mesh cannot be pickled, as its devices are those of this process: pass the "
+        "checkpoint's path, and call Sam3.from_checkpoint(path, mesh=make_mesh()) there."
+      )
+    shapes = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(self._params))
+    return {
+      "config": self.config,
+      "params": self._params if shapes else jax.device_get(self._params),
+      "tokenizer": self.tokenizer,
+      "info": self.info,
+      "dtype": self.dtype.name,
+      "device": self._device and self._device.platform,
+      "identity": self._identity,
+      "load_unread": self._load_unread,
+    }
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    state = dict(state)
+    identity, load_unread = state.pop("identity"), state.pop("load_unread")
+    try:
+      _check_place(state["device"], None)
+    except ValueError:  # this process has none of that platform
+      state["device"] = None
+    self.__init__(state.pop("config"), state.pop("params"), state.pop("tokenizer"), **state)
+    self._identity, self._load_unread = identity, load_unread
+
+  def __copy__(self) -> "Sam3":
+    """Shares the parameters; compiles its own programs."""
+    again = Sam3(
+      self.config, self._params, self.tokenizer,
+      info=self.info, dtype=self.dtype, mesh=self.mesh, rules=self._rules, device=self._device,
+    )  # fmt: skip
+    again._identity, again._load_unread = self._identity, self._load_unread
+    return again
+
+  def __deepcopy__(self, memo: dict[int, Any]) -> "Sam3":
+    """Likewise, as nothing changes an array; with its own `info` and tree of parameters."""
+    again = self.__copy__()
+    again.info = copy.deepcopy(self.info, memo)
+    return again
+
   def save(self, path: str | Path) -> None:
     """Writes a bundle that `from_checkpoint` reads.
 
@@ -497,9 +618,20 @@ def prompts_at_once() -> tuple[int, ...]:
   return (1,) if jax.default_backend() == "cpu" else (4, 1)
 
 
-def default_dtype() -> str:
-  """bfloat16 where the hardware multiplies it faster, float32 on a CPU."""
-  return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def default_dtype(device: Any = None) -> str:
+  """bfloat16 where the hardware multiplies it faster, float32 on a CPU; None for JAX's default."""
+  platform = device.platform if device else jax.default_backend()
+  return "float32" if platform == "cpu" else "bfloat16"
+
+
+def _check_place(device: Any, mesh: Mesh | None) -> Any:
+  """The device, if one is given; raises ValueError of one beside a mesh, or of another process."""
+  if mesh is None:
+    return None if device is None else devices.find_device(device)
+  if device is not None:
+    raise ValueError(f"device={device!s:.60} and a mesh exclude each other; give one of them.")
+  devices.check_mesh(mesh)
+  return None
 
 
 def _check_options(max_detections: int | None, min_score: float) -> None:

@@ -86,13 +86,8 @@ class Masks(LazyMasks):
   """
 
   def __init__(self, logits: Float[np.ndarray, "n Hm Wm"], size: tuple[int, int]):
-    height, width = (int(side) for side in size)
-    if min(height, width) < 1:
-      raise ValueError(
-        f"the source picture is {height} x {width} (height x width): masks need its size in pixels."
-      )
     self.logits = logits
-    self.size = height, width
+    self.size = _as_size(size)
 
   def __len__(self) -> int:
     return len(self.logits)
@@ -148,7 +143,7 @@ class RleMasks(LazyMasks):
 
   def __init__(self, rles: Sequence[dict], size: tuple[int, int]):
     self.rles = list(rles)
-    self.size = int(size[0]), int(size[1])
+    self.size = _as_size(size)
 
   def __len__(self) -> int:
     return len(self.rles)
@@ -169,6 +164,16 @@ class RleMasks(LazyMasks):
 
   def at(self, size: tuple[int, int]) -> "RleMasks":
     return RleMasks(self.rles, size)
+
+
+def _as_size(size: tuple[int, int]) -> tuple[int, int]:
+  """Height and width; raises ValueError unless both are at least 1."""
+  height, width = (int(side) for side in size)
+  if min(height, width) < 1:
+    raise ValueError(
+      f"the source image is {height} x {width} (height x width): masks need its size in pixels."
+    )
+  return height, width
 
 
 def interpolate(

@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from sam3_jax.masks import Masks
 from sam3_jax.postprocess import Instances, box_of, visual_instances
-from sam3_jax.types import ImageEmbedding
+from sam3_jax.ranges import is_whole
+from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.visual.prompts import VisualPrompt, as_point_labels, as_points
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def mend_instance(
   instances: Instances,
   identity: int,
   prompt: VisualPrompt,
-  image_index: int = 0,
+  image_index: int | None = None,
 ) -> Instances:
   """The instances, the mask and the box of one of them as a visual prompt says.
 
@@ -37,10 +38,11 @@ def mend_instance(
     identity: of the one to mend; one of `instances.ids`.
     prompt: points on it and off it, or a box; the instance's mask is added, unless there is one. A
       mask that becomes empty has a box without area.
-    image_index: row of the embedding.
+    image_index: row of the embedding; None when it has one image.
 
   Raises:
-    ValueError: no such identity, or as `Sam3.decode_visual`.
+    ValueError: no such identity, an image of another size than the instances', or as
+      `Sam3.decode_visual`.
     TypeError: masks of whole pixels (of `generate_masks`), which have no logits, or what should be
       instances or a prompt is something else.
   """
@@ -52,6 +54,7 @@ def mend_instance(
   if prompt.mask is None:
     prompt = dataclasses.replace(prompt, mask=logits[place[0]])
   found = model.decode_visual(embedding, prompt, image_index, multimask=False)
+  _check_image(found, instances)
   changed, boxes = np.array(logits, np.float32), np.array(instances.boxes)
   changed[place[0]] = np.asarray(found.mask_logits[0, 0], np.float32)
   masks = Masks(changed, instances.masks.size)
@@ -64,7 +67,7 @@ def add_instance(
   embedding: ImageEmbedding,
   instances: Instances,
   prompt: VisualPrompt,
-  image_index: int = 0,
+  image_index: int | None = None,
   *,
   identity: int | None = None,
 ) -> Instances:
@@ -84,9 +87,12 @@ def add_instance(
   _check_prompt(prompt)
   if identity is None:
     identity = int(instances.ids.max(initial=0)) + 1
+  elif not is_whole(identity):
+    raise ValueError(f"identity must be an integer; got {identity!r:.60}. None takes a new one.")
   elif identity in instances.ids:
     raise ValueError(f"identity {identity} is taken; there are {instances.ids.tolist()}.")
   found = model.decode_visual(embedding, prompt, image_index, multimask=prompt.leaves_doubt)
+  _check_image(found, instances)
   (new,) = visual_instances(found, first_id=identity)
   grid = np.shape(found.mask_logits)[2:]
   both = Instances(
@@ -106,7 +112,7 @@ def mend_by_clicks(
   instances: Instances,
   points: Sequence[tuple[float, float]],
   labels: Sequence[int],
-  image_index: int = 0,
+  image_index: int | None = None,
 ) -> Instances:
   """The instances as clicks mend them: each click goes to the instance that it is about.
 
@@ -162,6 +168,16 @@ def _owner(instances: Instances, point: tuple[float, float], label: int) -> int 
 def _check_prompt(prompt: VisualPrompt) -> None:
   if not isinstance(prompt, VisualPrompt):
     raise TypeError(f"pass one VisualPrompt, VisualPrompt(points=[[x, y]]); got {prompt!r:.60}.")
+
+
+def _check_image(found: VisualMasks, instances: Instances) -> None:
+  """Raises ValueError unless the instances are of an image of the size of the prompt's."""
+  size, own = tuple(np.asarray(found.sizes)[0].tolist()), tuple(instances.masks.size)
+  if size != own:
+    raise ValueError(
+      f"the instances are of an image of {own[0]} x {own[1]} (height x width), and the prompt is "
+      f"about an image of {size[0]} x {size[1]}: pass the image_index of the instances' image."
+    )
 
 
 def _logits(instances: Instances) -> Float[np.ndarray, "n Hm Wm"]:

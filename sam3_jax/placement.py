@@ -1,4 +1,4 @@
-"""How the rows of a batch lie on the devices of a mesh, or on the one there is."""
+"""How the rows of a batch are sharded over the devices of a mesh, or placed on a single device."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
-from sam3_jax import parallel
+from sam3_jax import devices, parallel
 from sam3_jax.rows import batches, batches_by_image
 
 
@@ -19,9 +19,11 @@ class Placement:
 
   Attributes:
     mesh: of `parallel.make_mesh`; None for one device.
+    device: the one without a mesh.
   """
 
   mesh: Mesh | None
+  device: Any = None
 
   @property
   def devices(self) -> int:
@@ -58,3 +60,11 @@ class Placement:
     """The batch where it belongs; the last of its arrays says how many rows it has."""
     sharding = self.sharding(len(batch[-1]))
     return batch if sharding is None else jax.device_put(batch, sharding)
+
+  def whole(self, arrays: Any) -> Any:
+    """NumPy arrays on the device, or the same on all devices of the mesh."""
+    return jax.device_put(arrays, self.device if self.mesh is None else parallel.whole(self.mesh))
+
+  def keep(self, pytree: Any) -> Any:
+    """What is wanted more than once on the device; with a mesh, each batch of it is put there."""
+    return pytree if self.device is None else devices.put(pytree, self.device)

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sam3_jax.masks import LazyMasks, Masks
-from sam3_jax.ranges import check_number
+from sam3_jax.ranges import as_array, check_number
 from sam3_jax.types import Detections, VisualMasks
 
 _FILLED = 10.0  # the logit of a filled hole: SAM 2's
+_HOLE_REMEDY = "It is in cells of the grid; 0 fills none."
 
 
 def instances(
@@ -33,13 +34,20 @@ def instances(
     threshold: in [0, 1]; one for all prompts, or one for each.
 
   Raises:
-    ValueError: a threshold outside [0, 1], too few or too many of them, or a source picture
-      without a size.
+    TypeError: `detections` is something else.
+    ValueError: a threshold outside [0, 1], too few or too many of them, one below the score that
+      `decode(min_score=...)` made masks for, scores that are NaN, or a source image without a size.
   """
-  scores, boxes, ids, sizes = jax.device_get(
-    (detections.scores, detections.boxes, detections.ids, detections.sizes)
-  )
+  if not isinstance(detections, Detections):
+    raise TypeError(f"instances takes what decode returns, then thresholds; got {detections!r:.60}")
+  scores, boxes, ids, sizes, min_scores = jax.device_get(
+    (
+      detections.scores, detections.boxes, detections.ids, detections.sizes,
+      detections.mask_min_score,
+    )
+  )  # fmt: skip
   thresholds = _thresholds(threshold, len(scores))
+  _check_scores(scores, thresholds, min_scores)
   for prompt, (height, width) in enumerate(sizes):
     if min(height, width) < 1:
       raise ValueError(
@@ -76,7 +84,7 @@ def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
   Raises:
     ValueError: `hole_area` is no number from 0, or a source picture has no size.
   """
-  check_number("hole_area", hole_area, 0, remedy="It is in cells of the grid; 0 fills none.")
+  check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
   logits, sizes = jax.device_get((found.mask_logits, found.sizes))
   if hole_area:
     logits = [np.stack([fill_holes(mask, hole_area) for mask in masks]) for masks in logits]
@@ -85,19 +93,24 @@ def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
   ]
 
 
-def visual_instances(found: VisualMasks, first_id: int = 1) -> "list[Instances]":
+def visual_instances(
+  found: VisualMasks, first_id: int = 1, hole_area: int = 0
+) -> "list[Instances]":
   """Each visual prompt's best mask as an instance: scored by its IoU as the model guesses it, boxed
   by its pixels. A prompt whose best mask is empty has none.
 
   Args:
     found: of `decode_visual`; on a device or as NumPy arrays.
     first_id: identity of the first prompt's instance; the next one's is one more.
+    hole_area: as for `visual_masks`.
   """
+  check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
   logits, iou, sizes = jax.device_get((found.mask_logits, found.iou, found.sizes))
   rows = []
   for i, (height, width) in enumerate(sizes.tolist()):
     k = int(iou[i].argmax())
-    masks = Masks(logits[i, k : k + 1], (height, width))
+    grid = fill_holes(logits[i, k], hole_area) if hole_area else logits[i, k]
+    masks = Masks(grid[None], (height, width))
     box = np.array([box_of(masks[0])], np.float32)
     scores = np.asarray(iou[i, k : k + 1], np.float32)
     one = Instances(np.array([first_id + i]), scores, box, masks)
@@ -180,8 +193,32 @@ class Instances:
     )
 
 
+def _check_scores(
+  scores: np.ndarray, thresholds: np.ndarray, min_scores: np.ndarray | None
+) -> None:
+  """Raises ValueError where a threshold cannot be answered."""
+  for prompt, row in enumerate(scores):
+    if np.isnan(row).any():
+      raise ValueError(
+        f"scores of prompt {prompt} are NaN: the embedding of its image or its phrase is not "
+        "finite. Encode again; `sam3-jax inspect --verify` checks the checkpoint."
+      )
+    best = row.max(initial=0)
+    if min_scores is not None and min_scores[prompt] > 0 and best > thresholds[prompt]:
+      raise ValueError(
+        f"prompt {prompt} has a score of {best:.4g}, above the threshold {thresholds[prompt]:.4g}, "
+        f"but no masks, as decode made none for scores up to min_score={min_scores[prompt]:.4g}: "
+        f"decode with min_score={thresholds[prompt]:.4g} or less, or raise the threshold."
+      )
+
+
 def _thresholds(threshold: float | Sequence[float], prompts: int) -> Float[np.ndarray, " P"]:
-  values = np.asarray(threshold, np.float64)
+  values = as_array(threshold)
+  if values.size and values.dtype.kind not in "iufV":  # V: bfloat16
+    raise ValueError(
+      f"threshold must be a number in [0, 1], or one for each prompt; got {threshold!r:.60}."
+    )
+  values = values.astype(np.float64)
   if values.ndim > 1 or (values.ndim == 1 and len(values) != prompts):
     raise ValueError(
       f"there are {prompts} prompts and thresholds of shape {list(values.shape)}: "

@@ -31,13 +31,18 @@ class Room:
   """
 
   def __init__(
-    self, names: Sequence[str], masks: Mapping[str, jax.ShapeDtypeStruct], budget: float
+    self,
+    names: Sequence[str],
+    masks: Mapping[str, jax.ShapeDtypeStruct],
+    budget: float,
+    device: Any = None,
   ):
     """
     Args:
       names: of all arrays.
       masks: shapes and dtypes of those that are large, with all rows.
       budget: bytes of the device that they may take.
+      device: for all but masks that are too large for it; None for JAX's default.
 
     Raises:
       ValueError: the budget is no number of bytes.
@@ -51,6 +56,7 @@ class Room:
     [self._rows] = {x.shape[0] for x in masks.values()}
     self._size = sum(x.size * x.dtype.itemsize for x in masks.values())
     self._on_host = self._size > budget
+    self._device = device
 
   def reserve(self, rows: int) -> None:
     """Raises ValueError if the masks of so many rows more have no room on the host."""
@@ -80,8 +86,9 @@ class Room:
 
   def _empty(self, part: Any) -> dict[str, Any]:
     rest = {name: getattr(part, name) for name in self._names if name not in self._masks}
-    arrays = {name: jnp.zeros((self._rows, *x.shape[1:]), x.dtype) for name, x in rest.items()}
-    zeros: Any = np.zeros if self._on_host else jnp.zeros  # NumPy's take no memory until written
+    on_device = functools.partial(jnp.zeros, device=self._device)
+    arrays = {name: on_device((self._rows, *x.shape[1:]), x.dtype) for name, x in rest.items()}
+    zeros: Any = np.zeros if self._on_host else on_device  # NumPy's take no memory until written
     try:
       return arrays | {name: zeros(x.shape, x.dtype) for name, x in self._masks.items()}
     except MemoryError:

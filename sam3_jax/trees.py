@@ -1,5 +1,6 @@
 """Trees of parameters by path, `a/b/c`: what is in them, and what is wrong with them."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,6 +58,20 @@ def not_finite(flat: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def describe(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Shape, dtype and SHA-256 of arrays, as a checkpoint's manifest has them."""
+
+  def one(array: Any) -> dict[str, Any]:
+    values = np.ascontiguousarray(_whole(array))
+    return {
+      "shape": list(values.shape),
+      "dtype": str(values.dtype),
+      "sha256": hashlib.sha256(values.reshape(-1).view(np.uint8).data).hexdigest(),
+    }
+
+  return {name: one(array) for name, array in flat.items()}
+
+
 def raise_faults(
   faults: list[str], what: str, remedy: str = "Convert or copy the checkpoint again."
 ) -> None:
@@ -69,6 +84,19 @@ def raise_faults(
       + (f"; and {more} more. " if more > 0 else ". ")
       + remedy
     )
+
+
+def _whole(array: Any) -> np.ndarray:
+  """On the host, whatever devices of this process it is sharded over."""
+  if isinstance(array, np.ndarray):
+    return array
+  pieces = {str(shard.index): shard for shard in array.addressable_shards}
+  if len(pieces) == 1:
+    return np.asarray(_passing(array.addressable_shards[0].data))
+  whole = np.empty(array.shape, array.dtype)
+  for shard in pieces.values():
+    whole[shard.index] = np.asarray(_passing(shard.data))
+  return whole
 
 
 def _on_host(array: Any) -> Iterable[np.ndarray]:

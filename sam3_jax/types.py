@@ -15,6 +15,8 @@ the device, and can be mapped, sharded, sliced and saved.
 """
 
 import dataclasses
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,58 +24,107 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
+
+from sam3_jax.identity import Origin
 
 if TYPE_CHECKING:
   from sam3_jax.masks import Masks
   from sam3_jax.postprocess import Instances
 
 
+SAVED_VERSION = "2"  # of the files of `SavedRows`; those of version 1 have no header
+
+
 class Rows:
   """Slicing along the first axis."""
 
   def __getitem__(self, index) -> Self:
-    """The rows that `index` (a slice, or an integer array) selects; the axis stays."""
-    if not isinstance(index, slice) and np.ndim(index) == 0:
-      raise TypeError(f"use [{index}:{index + 1}] rather than [{index}]: the first axis must stay.")
+    """The rows that `index` (a slice, an integer array or a bool array) selects; the axis stays.
+
+    Raises:
+      TypeError: `index` is a single integer.
+      IndexError: a row that does not exist, or bools that are not one a row.
+    """
+    if not isinstance(index, slice):
+      if isinstance(index, list):
+        index = np.asarray(index, None if index else int)
+      if np.ndim(index) == 0:
+        raise TypeError(
+          f"use [{index}:{index + 1}] rather than [{index}]: the first axis must stay."
+        )
+      _check_index(index, len(self))
     return jax.tree.map(lambda array: array[index], self)
 
   def __len__(self) -> int:
     return jax.tree.leaves(self)[0].shape[0]
 
 
-class SavedRows(Rows):
-  """Slicing, and saving: of pytrees of arrays, some of which (`OPTIONAL`) may be None."""
+def _check_index(index: Any, rows: int) -> None:
+  """JAX takes the last row for every row beyond the end, and says nothing."""
+  if isinstance(index, Tracer):
+    return
+  values = np.asarray(index)
+  if values.dtype == bool and values.shape != (rows,):
+    raise IndexError(f"there are {rows} rows; got bools of shape {list(values.shape)}.")
+  if values.dtype.kind in "iu" and values.size and not -rows <= values.min() <= values.max() < rows:
+    wrong = values.max() if values.max() >= rows else values.min()
+    raise IndexError(f"there is no row {wrong}: there are {rows}.")
 
-  OPTIONAL: ClassVar[dict[str, type["SavedRows"]]] = {}
+
+class SavedRows(Rows):
+  """Slicing, and saving: of pytrees of arrays, some of which may be None.
+
+  A file has a header: its class, the version of the file format, and the checkpoint that made the
+  arrays, if the class has an `origin`.
+  """
+
+  OPTIONAL: ClassVar[Mapping[str, type["SavedRows"] | None]] = {}  # None: a single array
 
   def save(self, path: str | Path) -> None:
     """Writes a safetensors file, bit for bit, any dtype."""
     from safetensors.flax import save_file
 
     leaves = jax.tree_util.tree_leaves_with_path(self)
+    header = {"class": type(self).__name__, "format_version": SAVED_VERSION}
+    if (origin := getattr(self, "origin", None)) is not None:
+      header |= {"checkpoint": origin.identity, "checkpoint_name": origin.name}
     save_file(
       {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves},
       str(path),
+      header,
     )
 
   @classmethod
   def load(cls, path: str | Path) -> Self:
     """Reads what `save` wrote.
 
+    Warns (UserWarning) of a file of version 1 that does not name the checkpoint that made it.
+
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it holds something else.
+      ValueError: it holds something else, or was written by a later version of sam3-jax.
     """
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-      arrays = load_file(str(path))
+      with safe_open(str(path), framework="flax") as file:
+        header = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
       raise ValueError(f"{path} is not a file that {cls.__name__}.save wrote: {error}.") from error
+    version = header.get("format_version", "1")
+    if version not in ("1", SAVED_VERSION):
+      raise ValueError(
+        f"{path} is of format version {version!r:.20}, and this sam3-jax reads versions up to "
+        f"{SAVED_VERSION}: update it, or save the file again."
+      )
     names = cls._names()
-    parts = {part: kind._names(f"{part}.") for part, kind in cls.OPTIONAL.items()}
+    parts = {
+      part: {part} if kind is None else kind._names(f"{part}.")
+      for part, kind in cls.OPTIONAL.items()
+    }
     there = {part: inner for part, inner in parts.items() if inner <= set(arrays)}
     if set(arrays) != names.union(*there.values()):
       raise ValueError(
@@ -83,13 +134,33 @@ class SavedRows(Rows):
     fields: dict[str, Any] = {name: arrays[name] for name in names}
     for part, inner in there.items():
       values = {name.removeprefix(f"{part}."): arrays[name] for name in inner}
-      fields[part] = cls.OPTIONAL[part](**values)
-    return cls(**fields)
+      kind = cls.OPTIONAL[part]
+      fields[part] = arrays[part] if kind is None else kind(**values)
+    if "origin" in cls._fields():
+      fields["origin"] = Origin(header.get("checkpoint", ""), header.get("checkpoint_name", ""))
+    loaded = cls(**fields)
+    return loaded if header else loaded._upgrade(path)
+
+  def _upgrade(self, path: str | Path) -> Self:
+    """What a file of version 1 holds, as version 2 would have it."""
+    if "origin" in self._fields():
+      warnings.warn(
+        f"{path} does not name the checkpoint that made it, so decode cannot check that it is its "
+        "own: encode again with this version of sam3-jax, and save.",
+        stacklevel=3,
+      )
+    return self
+
+  @classmethod
+  def _fields(cls) -> dict[str, bool]:
+    """Of all fields, whether they are arrays."""
+    fields = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    return {field.name: field.metadata.get("pytree_node", True) for field in fields}
 
   @classmethod
   def _names(cls, prefix: str = "") -> set[str]:
     """Of the arrays that a file must hold."""
-    fields = (field.name for field in dataclasses.fields(cls))  # pyright: ignore[reportArgumentType]
+    fields = (name for name, is_array in cls._fields().items() if is_array)
     return {prefix + name for name in fields if name not in cls.OPTIONAL}
 
 
@@ -137,9 +208,11 @@ class ImageEmbedding(SavedRows):
     attended: the coarse map after the fusion encoder's first self-attention.
     sizes: height and width of the source picture in pixels, after EXIF rotation.
     visual: for visual prompts, if they were asked for; else None.
+    origin: the checkpoint that made it, which alone may decode it; unknown for what the functional
+      layer makes. No array: embeddings of different checkpoints cannot be concatenated.
   """
 
-  OPTIONAL: ClassVar[dict[str, type[SavedRows]]] = {"visual": VisualEmbedding}
+  OPTIONAL: ClassVar[Mapping[str, type[SavedRows] | None]] = {"visual": VisualEmbedding}
 
   fine: Float[Array, "B Hf Wf D"]
   middle: Float[Array, "B Hn Wn D"]
@@ -147,6 +220,7 @@ class ImageEmbedding(SavedRows):
   attended: Float[Array, "B H W D"]
   sizes: Int[Array, "B 2"]
   visual: VisualEmbedding | None = None
+  origin: Origin = struct.field(pytree_node=False, default=Origin())
 
 
 @struct.dataclass
@@ -156,10 +230,17 @@ class TextEmbedding(SavedRows):
   Attributes:
     features: one vector a token.
     valid: False on padding.
+    tokens: ids of the phrases, by which `decode` knows them; None for what the functional layer
+      makes.
+    origin: the checkpoint that made it, as in `ImageEmbedding`.
   """
+
+  OPTIONAL: ClassVar[Mapping[str, type[SavedRows] | None]] = {"tokens": None}
 
   features: Float[Array, "P T D"]
   valid: Bool[Array, "P T"]
+  tokens: Int[Array, "P T"] | None = None
+  origin: Origin = struct.field(pytree_node=False, default=Origin())
 
 
 @struct.dataclass
@@ -258,8 +339,13 @@ class Detections(SavedRows):
     semantic_logits: of "this cell belongs to the concept", whichever instance.
     image_index: row of the embedding that the prompt was about.
     sizes: height and width of the source picture, in pixels.
-    ids: unique in an image within one decode call, over all its prompts.
+    ids: unique in an image within one decode call, over all its prompts; they begin at 1 again in
+      the next call.
+    mask_min_score: of a prompt without masks (all 0), the `min_score` that none of its scores
+      exceeds; 0 for a prompt with masks. None if all prompts have masks.
   """
+
+  OPTIONAL: ClassVar[Mapping[str, type[SavedRows] | None]] = {"mask_min_score": None}
 
   scores: Float[Array, "P K"]
   boxes: Float[Array, "P K 4"]
@@ -269,12 +355,21 @@ class Detections(SavedRows):
   image_index: Int[Array, " P"]
   sizes: Int[Array, "P 2"]
   ids: Int[Array, "P K"]
+  mask_min_score: Float[Array, " P"] | None = None
 
   def instances(self, threshold=0.5) -> "list[Instances]":
     """The instances that score above `threshold`; see `sam3_jax.postprocess.instances`."""
     from sam3_jax import postprocess  # a method for the user's sake: it uses what stands above
 
     return postprocess.instances(self, threshold)
+
+  def _upgrade(self, path: str | Path) -> Self:
+    """Files of version 1 do not say which prompts have no masks: those whose masks are all 0."""
+    blank = ~np.array([np.asarray(logits).any() for logits in self.semantic_logits], bool)
+    if not blank.any():
+      return self
+    best = np.maximum(np.asarray(self.scores, np.float32).max(axis=1), np.finfo(np.float32).tiny)
+    return dataclasses.replace(self, mask_min_score=jnp.asarray(np.where(blank, best, 0)))
 
 
 @struct.dataclass
@@ -349,9 +444,9 @@ class VisualMasks(SavedRows):
 
     return postprocess.visual_masks(self, hole_area)
 
-  def instances(self) -> "list[Instances]":
+  def instances(self, hole_area: int = 0) -> "list[Instances]":
     """Each prompt's best mask, as `Detections.instances` has those of a concept; see
     `sam3_jax.postprocess.visual_instances`."""
     from sam3_jax import postprocess
 
-    return postprocess.visual_instances(self)
+    return postprocess.visual_instances(self, hole_area=hole_area)

@@ -11,10 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"json_text", "lease", "os_errors", "file_signatures"},
-  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
+  {"json_text", "lease", "os_errors", "file_signatures", "identity"},
+  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap"},
   {"notes", "agreement"},
-  {"terminal", "image_file", "room", "rows", "masks", "snapshots", "workers", "files", "manifest"},
+  {"terminal", "image_file", "room", "rows", "masks", "snapshots", "workers"},
+  {"files", "manifest", "devices"},
   {"ops"},
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess", "checksums"},
@@ -24,7 +25,7 @@ ROWS = (
   {"fingerprint", "annotations"},
   {"checkpoint", "compiling", "parallel", "onnx"},
   {"converters"},
-  {"everything", "mend", "plain", "placement"},
+  {"everything", "mend", "plain", "placement", "provenance"},
   {"inference"},
   {"hub", "segment", "phrases", "export"},
   {"evaluation", "batch"},

@@ -112,7 +112,7 @@ def test_an_embedding_for_visual_prompts_is_saved_whole(dtype, tmp_path):
 def test_half_of_the_second_neck_cannot_be_loaded(tmp_path):
   whole = both_necks(1)
   half = {"visual.fine": whole.visual.fine, "visual.middle": whole.visual.middle}
-  first = {name: x for name, x in vars(whole).items() if name != "visual"}
+  first = {name: x for name, x in vars(whole).items() if isinstance(x, jax.Array)}
   save_file({name: np.asarray(x) for name, x in (first | half).items()}, tmp_path / "half")
   with pytest.raises(ValueError, match=r"'visual.fine', 'visual.middle'\], but ImageEmbedding has"):
     ImageEmbedding.load(tmp_path / "half")

@@ -51,12 +51,11 @@ def compile(
     raise ValueError("--platform describes what is not here, --device is here; give one of them.")
   arguments.use_device("cpu" if platform else device)
 
-  import jax
-
   from sam3_jax.compiling import described_tpu
+  from sam3_jax.devices import default_device
   from sam3_jax.inference import default_dtype
 
-  chip = described_tpu(topology) if platform else jax.devices()[0]
+  chip = described_tpu(topology) if platform else default_device()
   if dtype is not Dtype.auto:
     precision = dtype.value
   else:

@@ -1,0 +1,187 @@
+"""bfloat16 with residual streams in bfloat16, as ours, or in float32, as under PyTorch's autocast.
+
+  python benchmarks/autocast.py --size large      # seeded weights of the released size: 8 GB
+  python benchmarks/autocast.py                   # sam3-tiny, which is trained
+
+Meta runs bfloat16 under autocast: products take bfloat16 operands, but what residual blocks add up,
+and the norms, stay in float32. Ours rounds the sum after each block to bfloat16. Each variant runs
+in a process of its own, on the same image and phrases, and is compared with float32:
+
+  bfloat16   ours: parameters, activations and residual streams in bfloat16
+  trunk      the trunk's residual stream in float32, the rest as ours
+  streams    the residual streams of trunk, text encoder and fusion encoder in float32
+
+Parameters are rounded to bfloat16 in all of them, as autocast rounds them before each product.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from timing import machine
+
+CLONE = Path(__file__).parents[1]
+VARIANTS = ("float32", "bfloat16", "trunk", "streams")
+PHRASES = ("lion", "a red apple")
+COVERAGE = 0.001, 0.95  # of the image: masks that are compared
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("checkpoint", nargs="?", default="sam3-tiny", help="folder or name")
+  parser.add_argument("--size", help="seeded weights of this size in place of a checkpoint")
+  parser.add_argument("--image", type=Path, default=CLONE / "docs" / "scene.jpg")
+  parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:])
+  parser.add_argument("--run", choices=VARIANTS, help=argparse.SUPPRESS)
+  parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  if arguments.run:
+    run(arguments)
+    return 0
+  found = {}
+  with tempfile.TemporaryDirectory(prefix="sam3-jax-autocast-") as folder:
+    for variant in (VARIANTS[0], *arguments.variants):
+      out, start = Path(folder) / f"{variant}.npz", time.perf_counter()
+      command = [sys.executable, __file__, *sys.argv[1:], "--run", variant, "--out", str(out)]
+      subprocess.run(command, check=True)
+      found[variant] = dict(np.load(out))
+      print(f"{variant}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+  print(machine())
+  print(table({name: compare(found[name], found["float32"]) for name in arguments.variants}))
+  return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+  """One variant's results, as float32 arrays."""
+  import jax
+  import ml_dtypes
+  from speed.material import VOCABULARY, seeded
+
+  from sam3_jax import Sam3, Tokenizer, VisualPrompt, checkpoint, find_checkpoint
+  from sam3_jax.config import SIZES
+  from sam3_jax.trees import flatten, nest
+
+  dtype = "float32" if arguments.run == "float32" else "bfloat16"
+  if arguments.run in ("trunk", "streams"):
+    emulate(everywhere=arguments.run == "streams")
+  if arguments.size:
+    config, params = SIZES[arguments.size], seeded(SIZES[arguments.size])
+    tokenizer = VOCABULARY.read_bytes()
+  else:
+    bundle = checkpoint.load(find_checkpoint(arguments.checkpoint))
+    config, params, tokenizer = bundle.config, jax.device_get(bundle.params), bundle.tokenizer
+  flat, half = flatten(params), ml_dtypes.bfloat16
+  del params
+  for path in list(flat):  # one by one, so that there are no two copies of all
+    rounded = flat.pop(path).astype(half)
+    flat[path] = jax.device_put(rounded.astype(dtype))
+  model = Sam3(config, nest(flat), Tokenizer(tokenizer, context=config.text.context), dtype=dtype)
+  embedding = model.encode(arguments.image, visual=True)
+  height, width = np.asarray(embedding.sizes)[0].tolist()
+  found = model.decode(embedding, list(PHRASES))
+  clicks = [VisualPrompt(points=[[width * x, height * y]]) for x in (0.3, 0.6) for y in (0.4, 0.7)]
+  visual = model.decode_visual(embedding, clicks)
+  arrays = {
+    "map_fine": embedding.fine, "map_middle": embedding.middle, "map_coarse": embedding.coarse,
+    "scores": found.scores, "boxes": found.boxes * config.image_size,
+    "presence": found.presence, "mask_logits": found.mask_logits,
+    "visual_iou": visual.iou, "visual_mask_logits": visual.mask_logits,
+  }  # fmt: skip
+  np.savez(arguments.out, **{name: np.asarray(x, np.float32) for name, x in arrays.items()})
+
+
+def emulate(*, everywhere: bool) -> None:
+  """Residual streams in float32: of the trunk, or of text and fusion encoder too."""
+  import jax.numpy as jnp
+
+  from sam3_jax.model import sam3, text, vit
+  from sam3_jax.model.fusion import FusionEncoder
+  from sam3_jax.model.layers import layer_norm
+
+  wide = jnp.float32
+
+  class Trunk(vit.Trunk):
+    @vit.nn.compact
+    def __call__(self, images):
+      config = self.config
+      stem = config.stem and vit.Stem(config.stem, self.dtype, name="stem")
+      patches = stem or vit.Patches(self.patch, config.width, self.dtype, name="patch_embed")
+      x = patches(images)
+      side = x.shape[1]
+      shape = (config.pretrain_grid, config.pretrain_grid, config.width)
+      position = self.param("position", vit.nn.initializers.zeros, shape)
+      repeats = -(-side // config.pretrain_grid)
+      position = jnp.tile(position, (repeats, repeats, 1))[:side, :side]
+      x = layer_norm(dtype=wide, name="norm_pre")(x.astype(wide) + position)
+      x = x.reshape(len(x), side * side, config.width)
+      x = vit._walk(self.variables["params"]["groups"], x, config, side, self.dtype)
+      return x.reshape(-1, side, side, config.width).astype(self.dtype)
+
+  class Fusion(FusionEncoder):
+    def attend(self, image, position):
+      return super().attend(image.astype(wide), position)
+
+    def __call__(self, attended, *rest):
+      return super().__call__(attended.astype(wide), *rest).astype(self.dtype)
+
+  sam3.Trunk = Trunk
+  if everywhere:
+    sam3.FusionEncoder, stacked = Fusion, text.stacked
+
+    def widened(*settings, **named):
+      def build(*sizes, **more):
+        layer = stacked(*settings, **named)(*sizes, **more)
+        return lambda x, *rest: layer(x.astype(wide), *rest)
+
+      return build
+
+    text.stacked = widened
+
+
+def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+  """Differences from float32: of maps and logits, root mean square over that of `want`."""
+
+  def relative(name: str) -> float:
+    return float(np.sqrt(((got[name] - want[name]) ** 2).mean() / (want[name] ** 2).mean()))
+
+  def largest(name: str) -> float:
+    return float(np.abs(got[name] - want[name]).max())
+
+  rows = {f"{name}, relative": relative(name) for name in want if name.startswith("map_")}
+  for name in ("mask_logits", "visual_mask_logits"):
+    rows[f"{name}, relative"] = relative(name)
+  for name in ("scores", "presence", "visual_iou"):
+    rows[f"{name}, largest"] = largest(name)
+  rows["boxes, pixels of the model's input, largest"] = largest("boxes")
+  rows["boxes, pixels, mean"] = float(np.abs(got["boxes"] - want["boxes"]).mean())
+  for name in ("mask_logits", "visual_mask_logits"):
+    ious = overlaps(got[name] > 0, want[name] > 0)
+    rows[f"1 - IoU of {name}, median"] = float(1 - np.median(ious))
+    rows[f"1 - IoU of {name}, mean"] = float(1 - np.mean(ious))
+  return rows
+
+
+def overlaps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
+  """IoU of each mask that covers neither next to nothing nor next to all of the image."""
+  covered = want.mean((2, 3))
+  kept = (covered > COVERAGE[0]) & (covered < COVERAGE[1])
+  both, either = (got & want).sum((2, 3))[kept], (got | want).sum((2, 3))[kept]
+  return both / either if kept.any() else np.ones(1)
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+  names = list(rows)
+  lines = [f"| difference from float32 | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+  for what in rows[names[0]]:
+    lines.append(f"| {what} | {' | '.join(f'{rows[name][what]:.2e}' for name in names)} |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
