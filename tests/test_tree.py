@@ -11,7 +11,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 # A module imports, at its top, only modules of rows above its own; `ops` and `model` are packages,
 # whose modules may import each other.
 ROWS = (
-  {"config", "types", "trees", "rle", "colors", "places", "pieces", "ranges", "heap", "identity"},
+  {
+    "config",
+    "types",
+    "trees",
+    "rle",
+    "colors",
+    "places",
+    "pieces",
+    "ranges",
+    "heap",
+    "identity",
+    "lease",
+  },
   {"terminal", "room", "rows", "masks", "snapshots", "workers"},
   {"ops"},
   {"model"},

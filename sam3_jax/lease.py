@@ -1,0 +1,301 @@
+"""Leases: which process works on something that others could work on, too.
+
+A lease is a small file beside the work. It is created exclusively, so one process gets it; its
+holder renews its modification time, so others can tell a slow holder from a lost one, and removes
+it at the end. It works where processes share no more than a directory, as on a network mount.
+
+A lease is stale, and may be taken over, when
+
+- its holder ran on this machine since the last boot, and that process is gone; or
+- its holder is elsewhere (another host, another container), and the file has not been renewed for
+  `STALE` seconds by the clock of the file system, not of either host.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Self
+
+RENEWED = 15.0  # seconds between two renewals
+STALE = 120.0  # seconds without a renewal after which a holder elsewhere counts as lost
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
+
+
+class LeaseHeldError(OSError):
+  """A living process holds the lease."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+  """A process that holds, or wants, a lease.
+
+  Attributes:
+    host: name, for messages only: machines may share one.
+    system: the machine since its last boot, and the process namespace (container) in it; only there
+      does a process number say anything.
+    pid: process number.
+    started: when that process started, in the system's clock ticks; 0 where it is not known.
+    token: random; no two leases have the same.
+  """
+
+  host: str
+  system: str
+  pid: int
+  started: int
+  token: str
+
+  @classmethod
+  def this_process(cls) -> Self:
+    pid = os.getpid()
+    return cls(socket.gethostname(), _system(), pid, _start_time(pid) or 0, secrets.token_hex(8))
+
+  def __str__(self) -> str:
+    return f"process {self.pid} on {self.host}"
+
+
+class Lease:
+  """A lease on what a path stands for.
+
+  As a context manager it is acquired or `LeaseHeldError` is raised.
+  """
+
+  def __init__(self, path: str | Path):
+    """Acquires nothing yet.
+
+    Args:
+      path: of the lease's own file; its directory is made when the lease is acquired.
+    """
+    self.path = Path(path)
+    self._mine: Holder | None = None
+
+  def acquire(self) -> bool:
+    """Takes the lease if it is free or stale; false if a living process holds it.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if self._mine is not None:
+      return True
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    mine = Holder.this_process()
+    data = json.dumps(dataclasses.asdict(mine)).encode() + b"\n"
+    if not (create_exclusively(self.path, data) or self._take_over(data)):
+      return False
+    self._mine = mine
+    _renewals.add(self)
+    return True
+
+  def release(self) -> None:
+    """Gives the lease back; nothing happens if it is not held."""
+    if self._mine is None:
+      return
+    held, self._mine = self.held, None
+    _renewals.remove(self)
+    if held:
+      with contextlib.suppress(OSError):
+        self.path.unlink()
+
+  @property
+  def held(self) -> bool:
+    """Whether this object holds the lease: acquired it, and nobody has taken it over since."""
+    return self._mine is not None and _read(self.path) == self._mine
+
+  def holder(self) -> Holder | None:
+    """Who holds the lease, alive or not; None if nobody does or the file is damaged."""
+    return _read(self.path)
+
+  def is_free(self) -> bool:
+    """Whether `acquire` would succeed now: nobody holds the lease, or only a lost process does."""
+    return not self.path.exists() or self._is_stale(_read(self.path))
+
+  def renew(self) -> None:
+    """Says that the holder is alive; done every `RENEWED` seconds by a thread."""
+    with contextlib.suppress(OSError):
+      if self.held:
+        os.utime(self.path)
+
+  def __enter__(self) -> Self:
+    if not self.acquire():
+      raise LeaseHeldError(
+        f"{self.holder() or 'another process'} is working on it ({self.path}); wait for it to "
+        "end, or stop it."
+      )
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.release()
+
+  def _is_stale(self, holder: Holder | None) -> bool:
+    if holder is not None and holder.system == _system():
+      return not _is_alive(holder)
+    age = _age(self.path)
+    return age is not None and age > STALE
+
+  def _take_over(self, data: bytes) -> bool:
+    """Replaces a stale lease. One process at a time may do so, or the slower of two would replace
+    the lease that the faster has just acquired."""
+    stale = _read(self.path)
+    if not self._is_stale(stale):
+      return False
+    guard = self.path.with_name(f"{self.path.name}.takeover")
+    if not create_exclusively(guard, data):
+      if (_age(guard) or 0) > STALE:  # whoever took over was killed in that moment
+        guard.unlink(missing_ok=True)
+      return False
+    draft = _draft(self.path, data)
+    try:
+      if _read(self.path) != stale or not self._is_stale(stale):
+        return False
+      draft.replace(self.path)
+      return True
+    finally:
+      draft.unlink(missing_ok=True)
+      guard.unlink(missing_ok=True)
+
+
+def create_exclusively(path: Path, data: bytes) -> bool:
+  """Creates a file with all of its content at once; false if there is one of this name.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  draft = _draft(path, data)
+  try:
+    os.link(draft, path)
+  except FileExistsError:
+    return False
+  except OSError as error:
+    if error.errno not in _NO_LINKS:
+      raise
+    return _create_in_place(path, data)
+  finally:
+    draft.unlink(missing_ok=True)
+  sync_directory(path.parent)
+  return True
+
+
+def sync_directory(directory: Path) -> None:
+  """Has the disk know the names in a directory; some file systems (gcsfuse) cannot."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):
+      os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+  """On a file system without hard links; a reader may see it before its content is there."""
+  try:
+    with path.open("xb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+  except FileExistsError:
+    return False
+  sync_directory(path.parent)
+  return True
+
+
+def _draft(path: Path, data: bytes) -> Path:
+  draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+  try:
+    with draft.open("xb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+  except BaseException:
+    draft.unlink(missing_ok=True)
+    raise
+  return draft
+
+
+def _read(path: Path) -> Holder | None:
+  try:
+    values: dict[str, Any] = json.loads(path.read_bytes())
+    return Holder(**values)
+  except (OSError, ValueError, TypeError):
+    return None
+
+
+def _age(path: Path) -> float | None:
+  """Seconds since a file was modified, by the file system's clock; None if there is none."""
+  now = _draft(path, b"")
+  try:
+    return now.stat().st_mtime - path.stat().st_mtime
+  except FileNotFoundError:
+    return None
+  finally:
+    now.unlink(missing_ok=True)
+
+
+@functools.cache
+def _system() -> str:
+  with contextlib.suppress(OSError):
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+  return socket.gethostname()
+
+
+def _is_alive(holder: Holder) -> bool:
+  """Whether a process of this system is running; zombies are not."""
+  started = _start_time(holder.pid)
+  if started is not None:
+    return started == holder.started
+  if holder.started:  # it was in /proc, and is not any more
+    return False
+  try:
+    os.kill(holder.pid, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:
+    pass  # another user's
+  return True
+
+
+def _start_time(pid: int) -> int | None:
+  """When a process started, in clock ticks since the boot (proc(5)); None if it is not running."""
+  try:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+  except (OSError, ValueError, IndexError):
+    return None
+
+
+class _Renewals:
+  """One thread that renews all leases of this process while there are any."""
+
+  def __init__(self):
+    self._lock, self._leases = threading.Lock(), set[Lease]()
+    self._wake = threading.Event()
+    self._pid = 0
+
+  def add(self, lease: Lease) -> None:
+    with self._lock:
+      self._leases.add(lease)
+      if self._pid != os.getpid():  # the first one, or the first after a fork
+        self._pid = os.getpid()
+        threading.Thread(target=self._run, name="leases", daemon=True).start()
+
+  def remove(self, lease: Lease) -> None:
+    with self._lock:
+      self._leases.discard(lease)
+
+  def _run(self) -> None:
+    while True:
+      self._wake.wait(RENEWED)
+      with self._lock:
+        leases = list(self._leases)
+      for lease in leases:
+        lease.renew()
+
+
+_renewals = _Renewals()
