@@ -10,6 +10,7 @@ import time
 import types
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,7 @@ from sam3_jax.postprocess import Instances
 SIDE = 16
 MODEL = types.SimpleNamespace(
   info={"name": "stub"},
+  identity="0",
   dtype=np.dtype("float32"),
   config=types.SimpleNamespace(image_size=SIDE),
   visual_params=dict,
@@ -100,8 +102,8 @@ def _saved(picture: Image.Image, kind: str) -> bytes:
 
 
 def job(images, out, prompts="cat, dog", **settings) -> Job:
-  settings = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
-  return Job(inputs=find(str(images), prompts), out=out, checkpoint_sha256="0", **settings)
+  settings: dict[str, Any] = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
+  return Job(inputs=find(str(images), prompts), out=out, **settings)
 
 
 def files(out: Path) -> dict[str, bytes]:
