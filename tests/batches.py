@@ -40,6 +40,7 @@ class Engine:
   """Finds up to three things in a picture, by its pixels and the phrase alone."""
 
   pause = 0.0  # seconds a batch
+  started = 0  # batches
 
   def __init__(self, model, *, threshold, images, prompts, most, visual):
     self.rows, self.visual = images, visual
@@ -51,6 +52,7 @@ class Engine:
     assert len(slots) <= self.rows
     assert self.visual or not any(pointing(one.prompts) for one in slots if one is not None)
     time.sleep(self.pause)
+    Engine.started += 1
     found = [
       [] if one is None else [_found(one, prompt) for prompt in one.prompts] for one in slots
     ]

@@ -11,7 +11,14 @@ import time
 import pytest
 
 from sam3_jax import lease as leases
-from sam3_jax.lease import Holder, Lease, LeaseHeldError, create_exclusively, draft_path, is_abandoned
+from sam3_jax.lease import (
+  Holder,
+  Lease,
+  LeaseHeldError,
+  create_exclusively,
+  draft_path,
+  is_abandoned,
+)
 
 
 @pytest.fixture

@@ -187,9 +187,8 @@ class _Comparison:
 
   def changed(self) -> list[str]:
     """What of the job is not as it was, in words."""
-    prompts = self._prompts
-    asked = [_named("image's prompts", "images' prompts", prompts) + " changed"] if prompts else []
-    return changes(self._then, self._now) + asked
+    prompts = self._prompts and [f"prompts changed of {_named('image', 'images', self._prompts)}"]
+    return changes(self._then, self._now) + prompts
 
   def _examine(
     self, out: Path, job: Mapping[str, Any], candidates: dict[int, Input], listed: list[_Frozen]

@@ -54,6 +54,10 @@ def lease_path(out: Path, part: int) -> Path:
   return out / LEASES / f"part-{part:06}.lease"
 
 
+def journal_path(out: Path, part: int) -> Path:
+  return out / LEASES / f"part-{part:06}.journal"
+
+
 def number(name: str) -> int | None:
   """The part that a file is of, by its name."""
   found = re.match(r"part-(\d+)\.", name)

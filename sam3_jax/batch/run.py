@@ -13,11 +13,20 @@ from sam3_jax.batch import parts
 from sam3_jax.batch.files import draft_of, drafts, remove_drafts
 from sam3_jax.batch.freeze import agree
 from sam3_jax.batch.job import Job, check_failures
-from sam3_jax.batch.part_files import PARTS, begun_path, check_job, number
+from sam3_jax.batch.part_files import (
+  LEASES,
+  PARTS,
+  begun_path,
+  check_job,
+  journal_path,
+  lease_path,
+  number,
+)
 from sam3_jax.batch.pipeline import Pipeline
 from sam3_jax.batch.share import Share
 from sam3_jax.batch.tally import Reporter, Tally
 from sam3_jax.inference import Sam3
+from sam3_jax.lease import Lease
 from sam3_jax.terminal import progress, say
 
 _Closing = Callable[[], object]
@@ -93,6 +102,7 @@ def run(
 def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> list[Share]:
   """The parts to do. The tally learns of the others."""
   finished, left = parts.done(job.out), _drafts(job.out)
+  _remove_leases(job.out, finished)
   shares = []
   for part in mine:
     if part in finished:
@@ -108,6 +118,15 @@ def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> lis
     shares.append(Share(job, part, described, left[part]))
     tally.total += len(shares[-1].inputs)
   return shares
+
+
+def _remove_leases(out: Path, finished: set[int]) -> None:
+  """Of parts that are done: their process was killed before it could give them back."""
+  for path in (out / LEASES).glob("part-*"):
+    part = number(path.name)
+    if part in finished and (lease := Lease(lease_path(out, part))).acquire():
+      journal_path(out, part).unlink(missing_ok=True)
+      lease.release()
 
 
 def _drafts(out: Path) -> dict[int, list[Path]]:

@@ -8,7 +8,14 @@ from typing import Any
 from sam3_jax.batch import parts
 from sam3_jax.batch.job import Job
 from sam3_jax.batch.journal import Journal
-from sam3_jax.batch.part_files import Failure, PartWriter, lease_path, manifest_path, reopen
+from sam3_jax.batch.part_files import (
+  Failure,
+  PartWriter,
+  journal_path,
+  lease_path,
+  manifest_path,
+  reopen,
+)
 from sam3_jax.heap import trim
 from sam3_jax.identity import FileIdentity
 from sam3_jax.lease import Lease
@@ -82,7 +89,7 @@ class Share:
         self._release()
         return False
       reopen(out, part)
-    self.journal = Journal(self._lease.path.with_suffix(".journal"))
+    self.journal = Journal(journal_path(out, part))
     writer = PartWriter(out, part, self.inputs, self._digest, retry_failed=self._retry_failed)
     self._writer, self._retry_failed = writer, False
     self.left = writer.pending
