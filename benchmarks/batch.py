@@ -155,7 +155,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def job(name: str, count: int) -> Job:
       return Job(
-        inputs=inputs[:count], out=Path(temporary) / name, checkpoint_sha256="",
+        inputs=inputs[:count], out=Path(temporary) / name,
         threshold=arguments.threshold, images=arguments.images, workers=arguments.workers,
         part_size=WATCHED if arguments.memory else PART,
       )  # fmt: skip

@@ -29,6 +29,7 @@ from sam3_jax.commands import (
 from sam3_jax.terminal import (
   FAILED,
   INTERRUPTED,
+  RESUME,
   complain,
   forgive_encodings,
   interruptible,
@@ -67,7 +68,8 @@ def entry() -> NoReturn:
   cache.use()
   status = main()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
-  if status == INTERRUPTED:  # XLA, torn down in the middle of its work, would crash
+  # XLA, torn down in the middle of its work, would crash; a thread that hangs would be waited for.
+  if status in (INTERRUPTED, RESUME):
     with contextlib.suppress(OSError):
       sys.stdout.flush()
       sys.stderr.flush()
@@ -76,7 +78,8 @@ def entry() -> NoReturn:
 
 
 def main(typed: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit status: 0, 2 after an error, 130 when interrupted.
+  """Runs the command; returns its exit status: 0, 2 after an error, 75 if running it again
+  resumes it, 130 when interrupted.
 
   Args:
     typed: what stands after `sam3-jax`; None takes it from the process.

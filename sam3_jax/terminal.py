@@ -4,9 +4,11 @@ import contextlib
 import io
 import logging
 import os
+import select
 import signal
 import sys
 import threading
+import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +34,7 @@ LARGE = 256 * 2**20  # bytes of a checkpoint from which on reading it takes a wh
 FAILED = 2  # exit status of every error
 RESUME = 75  # of a command that stopped before the end: the same command resumes it (EX_TEMPFAIL)
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+CLOSING = 2.0  # seconds in which what is done must be kept, once a process has to end
 
 Step = Callable[[str, float], None]  # what is being done, and which fraction was done before that
 
@@ -176,22 +179,97 @@ def interruptible() -> Iterator[threading.Event]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Termination:
+  """Whether this process was told to end; calling it tells."""
+
+  def __init__(self):
+    self._told = threading.Event()
+    self._closing: list[Callable[[], object]] = []
+
+  def __call__(self) -> bool:
+    return self._told.is_set()
+
+  def tell(self, *_: object) -> None:
+    self._told.set()
+
+  def at_deadline(self, close: Callable[[], object]) -> None:
+    """Has a function called, in another thread, before the process is ended at the deadline."""
+    self._closing.append(close)
+
+  def end(self) -> None:
+    """Ends the process at once, whatever its threads are doing."""
+    closer = threading.Thread(target=self._close, daemon=True)
+    closer.start()
+    closer.join(CLOSING)
+    with contextlib.suppress(OSError):
+      os.write(2, b"sam3-jax: stopped; rerun the same command to resume\n")
+    os._exit(RESUME)
+
+  def _close(self) -> None:
+    for close in self._closing:
+      with contextlib.suppress(Exception):
+        close()
+
+
 @contextlib.contextmanager
-def terminable() -> Iterator[Callable[[], bool]]:
-  """Notes SIGTERM, with which a job is told to make room, instead of dying of it.
+def terminable(deadline: float | None = None) -> Iterator[Termination]:
+  """Notes SIGTERM and SIGHUP, with which a job is told to make room, instead of dying of them.
+
+  A signal that is ignored, as SIGHUP under nohup, stays so.
+
+  Args:
+    deadline: seconds after which, or at a second signal, the process ends with `RESUME` whatever it
+      is doing, also while it is blocked in a call to C or the kernel; None for never.
 
   Yields:
-    Tells whether it came.
+    Tells whether one came.
   """
-  stopping = threading.Event()
+  termination = Termination()
   if threading.current_thread() is not threading.main_thread():
-    yield stopping.is_set
+    yield termination
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+  handled = [
+    number
+    for number in (signal.SIGTERM, signal.SIGHUP)
+    if signal.getsignal(number) not in (signal.SIG_IGN, None)
+  ]
+  before = {number: signal.signal(number, termination.tell) for number in handled}
+  # Python calls handlers in the main thread once that is back in Python. The wakeup descriptor is
+  # written to at once.
+  ours, theirs = os.pipe()
+  os.set_blocking(theirs, False)
+  descriptor = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+  watcher = threading.Thread(
+    target=_watch_signals, args=(ours, handled, termination, deadline), daemon=True
+  )
+  watcher.start()
   try:
-    yield stopping.is_set
+    yield termination
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.set_wakeup_fd(descriptor)
+    os.close(theirs)
+    watcher.join()
+    os.close(ours)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _watch_signals(
+  pipe: int, handled: list[signal.Signals], termination: Termination, deadline: float | None
+) -> None:
+  end: float | None = None
+  while True:
+    left = None if end is None else max(0.0, end - time.monotonic())
+    if not select.select([pipe], [], [], left)[0]:
+      termination.end()
+    data = os.read(pipe, 64)
+    if not data:
+      return
+    for _ in (number for number in data if number in handled):
+      termination.tell()
+      if end is not None:
+        termination.end()
+      end = None if deadline is None else time.monotonic() + deadline
 
 
 @contextlib.contextmanager

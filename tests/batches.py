@@ -10,6 +10,7 @@ import time
 import types
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,7 @@ from sam3_jax.rle import encode
 SIDE = 16
 MODEL = types.SimpleNamespace(
   info={"name": "stub"},
+  identity="0",
   dtype=np.dtype("float32"),
   config=types.SimpleNamespace(image_size=SIDE),
   visual_params=dict,
@@ -41,6 +43,7 @@ class Engine:
   """Finds up to three things in a picture, by its pixels and the phrase alone."""
 
   pause = 0.0  # seconds a batch
+  started = 0  # batches
 
   def __init__(self, model, *, threshold, images, prompts, most, visual):
     self.rows, self.visual = images, visual
@@ -52,6 +55,7 @@ class Engine:
     assert len(slots) <= self.rows
     assert self.visual or not any(pointing(one.prompts) for one in slots if one is not None)
     time.sleep(self.pause)
+    Engine.started += 1
     found = [
       [] if one is None else [_found(one, prompt) for prompt in one.prompts] for one in slots
     ]
@@ -103,8 +107,8 @@ def _saved(picture: Image.Image, kind: str) -> bytes:
 
 
 def job(images, out, prompts="cat, dog", **settings) -> Job:
-  settings = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
-  return Job(inputs=find(str(images), prompts), out=out, checkpoint_sha256="0", **settings)
+  settings: dict[str, Any] = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
+  return Job(inputs=find(str(images), prompts), out=out, **settings)
 
 
 def instance(mask) -> dict:

@@ -351,20 +351,12 @@ def test_ten_kinds_of_broken_pictures(folder):
 def test_workers_do_not_outlive_the_process_that_started_them():
   """Not even one that is killed."""
   program = """
-    import multiprocessing, os, pickle, sys, time
-    from sam3_jax.batch.reading import Source
-
-    def work(data, pipe):
-      pickle.loads(data)
-      pipe.send(os.getpid())
-      time.sleep(600)
+    import os, sys
+    from sam3_jax.batch.children import Child
 
     if __name__ == "__main__":
-      context = multiprocessing.get_context("spawn")
-      ours, theirs = context.Pipe()
-      data = pickle.dumps(Source([], 8, 10))
-      context.Process(target=work, args=(data, theirs)).start()
-      sys.stdout.write(f"{ours.recv()}\\n")
+      child = Child(8, 10)
+      sys.stdout.write(f"{child._process.pid}\\n")
       sys.stdout.flush()
       os.kill(os.getpid(), 9)
   """

@@ -1,6 +1,7 @@
 """A job and its faults, with an engine that needs no model: nothing lost, nothing done twice."""
 
 import functools
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -15,13 +17,14 @@ from pathlib import Path
 import batches
 import pytest
 from batches import MODEL, QUIET, broken, files, job, pictures
+from rich.console import Console
 
 from sam3_jax.batch import job as jobs
-from sam3_jax.batch import parts, pipeline
+from sam3_jax.batch import part_files, parts, pipeline
 from sam3_jax.batch import run as runs
-from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 from sam3_jax.inference import Sam3
+from sam3_jax.lease import Lease
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -29,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(autouse=True)
 def stub(monkeypatch):
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
+  monkeypatch.setattr(pipeline, "BACKOFF", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +107,9 @@ def test_stopping_and_going_on_with_other_processes(images, undisturbed, tmp_pat
     processes = 1 + turn % 2
     whole = []
     for process in range(processes):
-      asked = iter([False, True])
+      started, stop = batches.Engine.started, lambda: batches.Engine.started > started  # noqa: B023
       one = job(images, tmp_path, process=process, processes=processes)
-      whole.append(runs.run(one, MODEL, QUIET, QUIET, lambda asked=asked: next(asked)))
+      whole.append(runs.run(one, MODEL, QUIET, QUIET, stop))
     if turn == 1:
       assert list((tmp_path / "parts").glob("*.begun.jsonl"))
     if all(whole):
@@ -127,9 +131,9 @@ def test_another_job_is_refused(images, tmp_path):
   runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
   before = files(tmp_path)
   for other, said in (
-    (job(images, tmp_path, "cat"), "the list of pictures and prompts"),
+    (job(images, tmp_path, "cat"), r"prompts changed of 26 images \(000.png, .* and 23 more\)"),
     (job(images, tmp_path, part_size=6), "--part-size: 5 then, 6 now"),
-    (job(images, tmp_path, threshold=0.4), "threshold: 0.5 then, 0.4 now"),
+    (job(images, tmp_path, threshold=0.4), "--threshold: 0.5 then, 0.4 now"),
   ):
     with pytest.raises(ValueError, match=said) as caught:
       runs.run(other, MODEL, QUIET, QUIET)
@@ -193,14 +197,20 @@ class TestFullDisk:
           raise OSError(28, "No space left on device")
       write(self, data)
 
+    def refuse(path, data):
+      raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(disk.Draft, "write", fail)
+    if name == "job.json":
+      monkeypatch.setattr(disk, "create_exclusively", refuse)
     with pytest.raises(
       OSError, match=rf"cannot write .*{name}: No space left on device; "
     ) as caught:
       runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.partial"))
-    monkeypatch.setattr(disk.Draft, "write", write)
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline, "Engine", batches.Engine)
     assert runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
     merge(tmp_path)
     assert files(tmp_path) == undisturbed
@@ -211,10 +221,10 @@ class TestFullDisk:
 
     write, count = PartWriter._write, iter(range(1000))
 
-    def fail(self, record):
+    def fail(self, *record):
       if next(count) == 3:
         raise OSError(28, "No space left on device")
-      write(self, record)
+      write(self, *record)
 
     monkeypatch.setattr(PartWriter, "_write", fail)
     with pytest.raises(OSError, match="No space left"):
@@ -258,22 +268,48 @@ def test_killed_between_renames(images, undisturbed, tmp_path):
   # Of a beginning, the new records but the old manifest.
   (folder / "part-000005.begun.jsonl").write_bytes(b"{}\n")
   (folder / "part-000005.begun.json").write_text('{"inputs": 1, "sha256": "0", "failed": []}')
-  (tmp_path / ".annotations.json.host.1.partial").write_bytes(b"half")
-  (tmp_path / ".errors.jsonl.host.1.partial").write_bytes(b"half")
+  for name in ("annotations.json", "errors.jsonl", "job.json", "inputs-0123.jsonl"):
+    draft = tmp_path / f".{name}.01234567-1-1-01234567.partial"
+    draft.write_bytes(b"half")
+    os.utime(draft, (1, 1))
+  (tmp_path / "leases" / "part-000002.lease").write_bytes(b"{}\n")
+  (tmp_path / "leases" / "part-000002.journal").write_bytes(b"+11\n")
+  os.utime(tmp_path / "leases" / "part-000002.lease", (1, 1))
   assert runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
   merge(tmp_path)
   assert files(tmp_path) == undisturbed
 
 
-def test_a_process_that_is_started_twice(images, undisturbed, tmp_path):
-  """The second one stops, and the first one's files stay; not so once it is gone."""
-  with Draft(tmp_path / "parts" / "part-000002.jsonl") as draft:
-    draft.write(b"some")
-    with pytest.raises(ValueError, match=r"another process is writing .*part-000002.*--process"):
-      runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
-    assert runs.run(job(images, tmp_path, process=1, processes=2), MODEL, QUIET, QUIET)
-    assert len(list((tmp_path / "parts").glob(".part-000002*"))) == 1
+def test_a_part_that_another_process_does(images, undisturbed, tmp_path):
+  """It is left to that one, and its files stay; not so once it is gone."""
+  draft = tmp_path / "parts" / ".part-000002.jsonl.host.1.partial"
+  draft.parent.mkdir()
+  draft.write_bytes(b"some")
+  console = Console(file=io.StringIO())
+  with Lease(part_files.lease_path(tmp_path, 2)):
+    assert not runs.run(job(images, tmp_path), MODEL, QUIET, console)
+    assert parts.done(tmp_path) == {0, 1, 3, 4, 5}
+    assert draft.exists()
+  assert "1 part is being done by another process; rerun" in console.file.getvalue()
   assert runs.run(job(images, tmp_path), MODEL, QUIET, QUIET)
+  merge(tmp_path)
+  assert files(tmp_path) == undisturbed
+
+
+def test_the_same_process_started_twice_shares_the_work(images, undisturbed, tmp_path, monkeypatch):
+  monkeypatch.setattr(batches.Engine, "pause", 0.02)
+  before, results = batches.Engine.started, []
+
+  def work():
+    results.append(runs.run(job(images, tmp_path), MODEL, QUIET, QUIET))
+
+  threads = [threading.Thread(target=work) for _ in range(3)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert batches.Engine.started - before == 16  # five parts of three batches, and one of one
+  assert any(results)
   merge(tmp_path)
   assert files(tmp_path) == undisturbed
 
@@ -309,7 +345,7 @@ def test_boxes_that_miss_their_picture_are_a_failure_of_it(images, tmp_path):
   ]
   path = tmp_path / "list.jsonl"
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-  assert runs.run(job(path, tmp_path / "out", None), MODEL, QUIET, QUIET)
+  assert runs.run(job(path, tmp_path / "out", None, skip_unreadable=True), MODEL, QUIET, QUIET)
   failed = [
     json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
   ]

@@ -8,12 +8,12 @@ from typing import Any
 
 from sam3_jax.batch import parts
 from sam3_jax.batch.asked import pointing
-from sam3_jax.batch.inputs import Input, digest
+from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.tally import Tally
 from sam3_jax.inference import Sam3
 from sam3_jax.preprocess import MAX_PIXELS
 
-SEEN = 100  # pictures before which the share of failures says nothing
+SEEN = 100  # images before which the share of failures says nothing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,21 +22,22 @@ class Job:
 
   Attributes:
     inputs: all of them, of all processes.
-    out: folder; made when there is something to write.
-    checkpoint_sha256: of the checkpoint's manifest, which has the checksums of its parameters.
+    out: output directory; made when there is something to write.
     threshold: instances score above it.
     max_detections: of each prompt, the best.
-    max_pixels: larger pictures are refused.
+    max_pixels: larger images are refused.
     part_size: inputs of a part.
     images, prompts: of a batch, and of a round, on each device; see `Engine`.
-    workers: processes that read pictures; 0 for threads.
+    workers: processes that read images; 0 for threads.
     max_error_rate: more failures than this share stop the job.
     process, processes: which of how many this is.
+    add: whether inputs that the job in `out` does not have extend it.
+    retry_failed: whether inputs that failed are done again.
+    skip_unreadable: whether inputs that cannot be read, at no try, count as failed.
   """
 
   inputs: Sequence[Input]
   out: Path
-  checkpoint_sha256: str
   threshold: float = 0.5
   max_detections: int = 100
   max_pixels: int = MAX_PIXELS
@@ -47,15 +48,16 @@ class Job:
   max_error_rate: float = 0.05
   process: int = 0
   processes: int = 1
+  add: bool = False
+  retry_failed: bool = False
+  skip_unreadable: bool = False
 
   def describe(self, model: Sam3) -> dict[str, Any]:
-    """What has to be the same for all who work on the job: all that decides its results."""
+    """What decides the results, beside the inputs."""
     return {
-      "inputs": len(self.inputs),
-      "inputs_sha256": digest(self.inputs),
       "part_size": self.part_size,
       "checkpoint": model.info,
-      "checkpoint_sha256": self.checkpoint_sha256,
+      "checkpoint_identity": model.identity,
       "dtype": model.dtype.name,
       "threshold": self.threshold,
       "max_detections": self.max_detections,
@@ -75,13 +77,34 @@ class TooManyFailuresError(ValueError):
   """More inputs failed than the job allows."""
 
 
+class StorageError(OSError):
+  """So many inputs cannot be read that the storage must be away; the same command resumes."""
+
+
 def check_failures(job: Job, tally: Tally, at_end: bool = False) -> None:
-  """Raises TooManyFailuresError if more failed than allowed: of what was seen at the end, before
-  that of at least `SEEN`."""
-  seen = tally.done + tally.failed
-  if tally.failed > job.max_error_rate * (seen if at_end else max(seen, SEEN)):
+  """Stops a job of which too much fails.
+
+  Args:
+    job: what is allowed.
+    tally: what became of its inputs so far.
+    at_end: judge by all that was seen, even if that is little; before, by at least `SEEN`.
+
+  Raises:
+    TooManyFailuresError: more failed than allowed.
+    StorageError: more could not be read.
+  """
+  seen = tally.seen
+  allowed = job.max_error_rate * (seen if at_end else max(seen, SEEN))
+  if tally.all_failed > allowed:
     raise TooManyFailuresError(
-      f"{tally.failed:,} of {seen:,} pictures failed, more than --max-error-rate "
+      f"{tally.all_failed:,} of {seen:,} pictures failed, more than --max-error-rate "
       f"{job.max_error_rate:g} allows; {job.out / parts.ERRORS} says why. What is done stays; a "
       "higher --max-error-rate goes on."
+    )
+  missed = len(tally.unreadable)
+  if missed > job.max_error_rate * max(seen + missed, SEEN) and not at_end:
+    raise StorageError(
+      f"{missed:,} of {seen + missed:,} images cannot be read, more than --max-error-rate "
+      f"{job.max_error_rate:g} allows: {tally.some_unreadable()}. Check that the storage is there "
+      "and rerun the same command to resume."
     )

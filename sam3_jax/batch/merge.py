@@ -35,7 +35,7 @@ def merge(out: Path) -> dict[str, int]:
 
   Raises:
     FileNotFoundError: `out` holds no results.
-    ValueError: parts are missing or damaged.
+    ValueError: parts are missing, damaged, or another job's.
     OSError: the file cannot be written.
   """
   job = parts.read_job(out)
@@ -94,7 +94,7 @@ class Records:
 
   def __init__(self, out: Path, job: dict[str, Any]):
     """Raises ValueError if there are parts that are not done."""
-    self._out, self._parts = out, range(parts.count(job))
+    self._out, self._job, self._parts = out, job, range(parts.count(job))
     missing = sorted(set(self._parts) - parts.done(out))
     if missing:
       raise ValueError(
@@ -104,7 +104,7 @@ class Records:
 
   def __iter__(self) -> Iterator[dict[str, Any]]:
     for part in self._parts:
-      yield from parts.lines(self._out, part)
+      yield from parts.lines(self._out, part, parts.job_digest(self._job, part))
 
   def categories(self) -> dict[str, int]:
     """Numbers from 1 of all phrases, in the order in which they first come up."""

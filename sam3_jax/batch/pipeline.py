@@ -1,79 +1,54 @@
 """Three stages that overlap: pictures are read, the devices work, results are written.
 
-Grain reads ahead; the main thread sets the devices to work, batch after batch; a thread waits for
-them, has others turn masks into run lengths, and writes. At most `AHEAD` batches are between the
-stages, so memory does not grow with the job.
+Threads or processes read ahead; the main thread sets the devices to work, batch after batch; a
+thread waits for them, has others turn masks into run lengths, and writes. At most `AHEAD` batches
+are between the stages, so memory does not grow with the job.
 """
 
 import collections
 import itertools
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from sam3_jax.batch import parts
 from sam3_jax.batch.asked import check_places, concepts
 from sam3_jax.batch.engine import Engine, Slot, Work
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
-from sam3_jax.batch.parts import Failure, PartWriter
-from sam3_jax.batch.reading import Picture, Source, reading
+from sam3_jax.batch.loading import NO_PIXELS, Picture
+from sam3_jax.batch.part_files import Failure
+from sam3_jax.batch.reading import Source, StoppedError, Task, reading, task_of
 from sam3_jax.batch.records import record
+from sam3_jax.batch.share import Share
 from sam3_jax.batch.tally import Reporter, Tally
-from sam3_jax.heap import trim
 from sam3_jax.inference import Sam3
 
 AHEAD = 2  # batches that the devices have before them, and batches of pictures read ahead
-
-
-class Share:
-  """A part that is to be done; its writer is there while it is in work.
-
-  Attributes:
-    left: places in the list of the inputs to do.
-  """
-
-  def __init__(self, job: Job, part: int, described: dict[str, Any]):
-    self._job, self._part = job, part
-    self._inputs = parts.bounds(part, described)
-    self.left = range(parts.resumed(job.out, part, self._inputs), self._inputs.stop)
-    self._writer: PartWriter | None = None
-
-  def add(self, records: Sequence[bytes], failures: Sequence[Failure], inputs: range) -> None:
-    if self._writer is None:
-      self._writer = PartWriter(self._job.out, self._part, self._inputs)
-    try:
-      self._writer.add(records, failures, inputs)
-      if inputs.stop == self._inputs.stop:
-        self._writer.finish()
-        trim()
-    except BaseException:  # perhaps there is half a record
-      self._writer.discard()
-      self._writer = None
-      raise
-    if inputs.stop == self._inputs.stop:
-      self._writer = None
-
-  def close(self) -> None:
-    """Keeps what there is of it."""
-    if self._writer is not None:
-      writer, self._writer = self._writer, None
-      try:
-        writer.pause()
-      finally:
-        writer.discard()
-
-
-_NONE = np.zeros((0, 0, 3), np.uint8)
+BACKOFF = (1.0, 2.0, 4.0)  # seconds, about, before what could not be read is tried again
 
 
 class _Batch(NamedTuple):
+  """Inputs that the devices work on at a time.
+
+  Attributes:
+    share: the part that they are of.
+    first: index of the input in the first slot; a batch always begins at the same inputs, so the
+      results are the same to the byte.
+    inputs: indices of those to do; the slots between them are empty.
+    last: whether it is the part's last in this pass.
+  """
+
   share: Share
-  inputs: range
+  first: int
+  inputs: list[int]
+  last: bool
+
+
+class _Started(NamedTuple):
+  batch: _Batch
   pictures: list[Picture]
   faults: list[str]
   work: Work
@@ -92,32 +67,45 @@ class Pipeline:
     self._threads = max(1, (os.cpu_count() or 1) // 2)
     self._ready = 0.0  # when the devices were done with the batch before
     self._broken = False  # a batch could not be written: those behind it must not be
+    self._last_pass = False
 
   def run(self, shares: Sequence[Share], stopping: Callable[[], bool]) -> None:
-    rows = self._engine.rows
-    wanted = [self._job.inputs[i] for share in shares for i in share.left]
+    """Does parts, in passes: inputs that cannot be read, and parts that another process holds, are
+    tried again in the next one."""
+    wanted = (self._job.inputs[i] for share in shares for i in share.inputs)
     self._engine.learn(prompt for one in wanted for prompt in concepts(one.prompts))
-    source = Source(wanted, self._side, self._job.max_pixels)
-    with (
-      reading(
-        source, workers=self._job.workers, threads=self._threads, ahead=AHEAD * rows
-      ) as pictures,
-      ThreadPoolExecutor(self._threads) as self._pool,
-      ThreadPoolExecutor(1) as finisher,
-    ):
-      waiting: collections.deque[Future[None]] = collections.deque()
-      for share, inputs in _batches(shares, rows):
-        if stopping():
-          break
+    with ThreadPoolExecutor(self._threads) as self._pool, ThreadPoolExecutor(1) as finisher:
+      for retry in range(len(BACKOFF) + 1):
+        if retry and not _sleep(BACKOFF[retry - 1] * random.uniform(0.75, 1.25), stopping):
+          return
+        self._last_pass = retry == len(BACKOFF)
+        self._pass(shares, finisher, stopping)
+        shares = [share for share in shares if not share.finished]
+        if stopping() or not shares:
+          return
+
+  def _pass(
+    self, shares: Sequence[Share], finisher: ThreadPoolExecutor, stopping: Callable[[], bool]
+  ) -> None:
+    rows = self._engine.rows
+    batches: collections.deque[_Batch] = collections.deque()
+    waiting: collections.deque[Future[None]] = collections.deque()
+    source = Source(self._tasks(shares, batches, stopping), self._side, self._job.max_pixels)
+    with reading(
+      source, workers=self._job.workers, threads=self._threads, ahead=AHEAD * rows,
+      stopping=stopping,
+    ) as pictures:  # fmt: skip
+      while not stopping():
         start = time.perf_counter()
         try:
-          taken = list(itertools.islice(pictures, len(inputs)))
-        except Exception:
-          if stopping():  # a signal to all processes of a group ended the workers, too
+          taken = list(itertools.islice(pictures, 1))
+          if not taken:
             break
-          raise
+          taken += itertools.islice(pictures, len(batches[0].inputs) - 1)
+        except StoppedError:
+          break
         self._tally.waiting += time.perf_counter() - start
-        waiting.append(finisher.submit(self._finish, self._start(share, inputs, taken)))
+        waiting.append(finisher.submit(self._finish, self._start(batches.popleft(), taken)))
         if len(waiting) > AHEAD:
           waiting.popleft().result()
         self._reporter.show()
@@ -125,66 +113,124 @@ class Pipeline:
         future.result()
         self._reporter.show()
 
-  def _start(self, share: Share, inputs: range, pictures: list[Picture]) -> _Batch:
-    faults = [
-      picture.reason or _fault(self._job.inputs[i], picture)
-      for i, picture in zip(inputs, pictures, strict=True)
-    ]
-    slots = [
-      None if fault else Slot(picture.pixels, picture.size, self._job.inputs[i].prompts)
-      for i, picture, fault in zip(inputs, pictures, faults, strict=True)
-    ]
-    kept = [picture._replace(pixels=_NONE) for picture in pictures]
-    return _Batch(share, inputs, kept, faults, self._engine.start(slots))
+  def _tasks(
+    self,
+    shares: Sequence[Share],
+    batches: collections.deque[_Batch],
+    stopping: Callable[[], bool],
+  ) -> Iterator[Task]:
+    """What to read; claims each part when its turn to be read comes."""
+    for share in shares:
+      if stopping():
+        return
+      new = share.resumed is None
+      claimed = share.claim()
+      if new and share.resumed is not None:
+        done, failed = share.resumed
+        self._tally.done_before += done
+        self._tally.failed_before += failed
+        self._tally.total -= done + failed
+      elif share.finished:  # by another process
+        self._tally.total -= len(share.inputs)
+      if not claimed:
+        continue
+      journal = share.journal
+      for batch in _batches(share, self._engine.rows):
+        batches.append(batch)
+        for index in batch.inputs:
+          yield task_of(self._job.inputs[index], index, journal)
 
-  def _finish(self, batch: _Batch) -> None:
+  def _start(self, batch: _Batch, pictures: list[Picture]) -> _Started:
+    inputs = [self._job.inputs[i] for i in batch.inputs]
+    faults = [
+      picture.reason or _fault(one, picture) for one, picture in zip(inputs, pictures, strict=True)
+    ]
+    slots: list[Slot | None] = [None] * (batch.inputs[-1] - batch.first + 1)
+    for i, one, picture, fault in zip(batch.inputs, inputs, pictures, faults, strict=True):
+      if not fault:
+        slots[i - batch.first] = Slot(picture.pixels, picture.size, one.prompts)
+    kept = [picture._replace(pixels=NO_PIXELS) for picture in pictures]
+    return _Started(batch, kept, faults, self._engine.start(slots))
+
+  def _finish(self, started: _Started) -> None:
     """Waits for the devices, and writes."""
     if self._broken:
       return
     self._broken = True
-    self._write(batch)
+    self._write(started)
     self._broken = False
 
-  def _write(self, batch: _Batch) -> None:
-    found = batch.work.instances()
-    self._tally.device += batch.work.ready - max(batch.work.started, self._ready)
-    self._ready = batch.work.ready
-    good = [place for place, fault in enumerate(batch.faults) if not fault]
+  def _write(self, started: _Started) -> None:
+    batch, pictures, work = started.batch, started.pictures, started.work
+    found = work.instances()
+    self._tally.device += work.ready - max(work.started, self._ready)
+    self._ready = work.ready
+    good = [place for place, fault in enumerate(started.faults) if not fault]
 
     def make(place: int) -> tuple[bytes, float]:
-      start, number = time.perf_counter(), batch.inputs[place]
-      one, size = self._job.inputs[number], batch.pictures[place].size
-      line = record(number, one.name, size, one.prompts, found[place])
+      start, index = time.perf_counter(), batch.inputs[place]
+      one, picture = self._job.inputs[index], pictures[place]
+      results = found[index - batch.first]
+      line = record(index, one.name, picture.size, one.prompts, results, picture.identity)
       return line, time.perf_counter() - start
 
     made = list(self._pool.map(make, good))
-    failures = [
-      Failure(number, self._job.inputs[number].name, fault)
-      for number, fault in zip(batch.inputs, batch.faults, strict=True)
-      if fault
-    ]
+    identities = {batch.inputs[place]: pictures[place].identity for place in good}
+    failures = self._failures(started)
+    resolved = [*identities, *(failure.input for failure in failures)]
     start = time.perf_counter()
-    batch.share.add([line for line, _ in made], failures, batch.inputs)
+    batch.share.add([line for line, _ in made], failures, resolved, identities)
+    if batch.last and not batch.share.finished:
+      batch.share.close()
     tally = self._tally
     tally.writing += time.perf_counter() - start
     tally.processing += sum(seconds for _, seconds in made)
-    tally.reading += sum(picture.seconds for picture in batch.pictures)
+    tally.reading += sum(picture.seconds for picture in pictures)
     tally.done += len(good)
     tally.failed += len(failures)
-    tally.prompts += sum(len(found[place]) for place in good)
-    tally.instances += sum(len(one) for place in good for one in found[place])
+    results = [found[index - batch.first] for index in identities]
+    tally.prompts += sum(len(one) for one in results)
+    tally.instances += sum(len(one) for prompts in results for one in prompts)
     check_failures(self._job, tally)
 
+  def _failures(self, started: _Started) -> list[Failure]:
+    """Of a batch, the inputs that failed; those that could not be read stay pending."""
+    failures = []
+    rows = zip(started.batch.inputs, started.pictures, started.faults, strict=True)
+    for index, picture, fault in rows:
+      name = self._job.inputs[index].name
+      self._tally.unreadable.pop((index, name), None)
+      if not fault:
+        continue
+      if picture.unreadable and not (self._job.skip_unreadable and self._last_pass):
+        self._tally.unreadable[index, name] = fault
+      else:
+        failures.append(Failure(index, name, fault, picture.identity))
+    return failures
 
-def _batches(shares: Sequence[Share], rows: int) -> Iterator[tuple[Share, range]]:
+
+def _batches(share: Share, rows: int) -> Iterator[_Batch]:
   """Batches never reach over a part's end, and begin at its start: they are always the same."""
-  for share in shares:
-    for first in range(share.left.start, share.left.stop, rows):
-      yield share, range(first, min(first + rows, share.left.stop))
+  left = set(share.left)
+  starts = range(share.inputs.start, share.inputs.stop, rows)
+  cut = [(first, [i for i in range(first, first + rows) if i in left]) for first in starts]
+  cut = [(first, inputs) for first, inputs in cut if inputs]
+  for number, (first, inputs) in enumerate(cut, start=1):
+    yield _Batch(share, first, inputs, number == len(cut))
+
+
+def _sleep(seconds: float, stopping: Callable[[], bool]) -> bool:
+  """False if the process is to stop."""
+  end = time.monotonic() + seconds
+  while (left := end - time.monotonic()) > 0:
+    if stopping():
+      return False
+    time.sleep(min(left, 0.1))
+  return not stopping()
 
 
 def _fault(one: Input, picture: Picture) -> str:
-  """What is wrong with the prompts of a picture of this size."""
+  """What is wrong with the prompts of an image of this size."""
   try:
     check_places(one.prompts, *picture.size)
   except ValueError as error:

@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 
 from sam3_jax.batch.asked import AnyPrompt, as_json
+from sam3_jax.batch.part_files import identity_json
+from sam3_jax.identity import FileIdentity
 from sam3_jax.postprocess import Instances
 from sam3_jax.results import entries
 
@@ -14,6 +16,7 @@ def record(
   size: tuple[int, int],
   prompts: Sequence[AnyPrompt],
   found: Sequence[Instances],
+  identity: FileIdentity | None = None,
 ) -> bytes:
   """A line of JSON.
 
@@ -23,6 +26,7 @@ def record(
     size: its height and width in pixels.
     prompts: what was asked.
     found: what was found for each.
+    identity: of the file that was read.
   """
   height, width = size
   asked = [
@@ -30,5 +34,6 @@ def record(
     for prompt, one in zip(prompts, found, strict=True)
   ]
   place = {} if number is None else {"input": number}
-  values = {**place, "image": name, "width": width, "height": height, "prompts": asked}
+  file = {} if identity is None else {"file": identity_json(identity)}
+  values = {**place, "image": name, "width": width, "height": height, **file, "prompts": asked}
   return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+from sam3_jax.identity import SHOWN
 from sam3_jax.terminal import Console, Step, say
 
 EVERY = 10.0  # seconds between lines where there is no terminal to keep one up to date
@@ -15,6 +16,8 @@ class Tally:
   Attributes:
     total: pictures of its share that were not done when it began.
     done, failed: of these.
+    unreadable: why images of these could not be read at the last try, by index and name.
+    done_before, failed_before: pictures of its share that it found so.
     prompts, instances: of the pictures that were done.
     device: seconds in which the devices had work.
     reading: seconds of reading and decoding, summed over threads or workers.
@@ -26,6 +29,9 @@ class Tally:
   total: int
   done: int = 0
   failed: int = 0
+  unreadable: dict[tuple[int, str], str] = dataclasses.field(default_factory=dict)
+  done_before: int = 0
+  failed_before: int = 0
   prompts: int = 0
   instances: int = 0
   device: float = 0.0
@@ -38,6 +44,25 @@ class Tally:
   @property
   def seconds(self) -> float:
     return time.perf_counter() - self.began
+
+  @property
+  def all_failed(self) -> int:
+    """Of its share, in this run or before."""
+    return self.failed_before + self.failed
+
+  @property
+  def seen(self) -> int:
+    """Pictures of its share that are done or failed, in this run or before."""
+    return self.done_before + self.done + self.all_failed
+
+  def some_unreadable(self) -> str:
+    """The first images that could not be read, and why."""
+    first = [
+      reason if name in reason else f"{name}: {reason}"
+      for (_, name), reason in sorted(self.unreadable.items())[:SHOWN]
+    ]
+    more = len(self.unreadable) - len(first)
+    return "; ".join(first) + (f"; and {more:,} more" if more else "")
 
   def line(self) -> str:
     """How far it is, and how fast."""

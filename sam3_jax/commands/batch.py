@@ -1,7 +1,6 @@
 """`sam3-jax batch`."""
 
 import enum
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +8,14 @@ import typer
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.terminal import Console, loading, say, terminable
+from sam3_jax.terminal import RESUME, Console, complain, loading, say, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference import Sam3
   from sam3_jax.listing import ListingNotes
+
+DEADLINE = 5.0  # seconds after SIGTERM in which to finish the batches in work
 
 
 class Layout(enum.StrEnum):
@@ -26,7 +27,8 @@ class Layout(enum.StrEnum):
 
 def batch(
   out: Annotated[
-    Path, typer.Option(metavar="DIR", help="Folder of the results; the same one goes on.")
+    Path,
+    typer.Option(metavar="DIR", help="Output directory. Rerun with the same directory to resume."),
   ],
   images: Annotated[
     str | None,
@@ -46,6 +48,23 @@ def batch(
   ] = None,
   merge: Annotated[
     bool, typer.Option("--merge", metavar="", help="Put all parts together; nothing is computed.")
+  ] = False,
+  add: Annotated[
+    bool,
+    typer.Option(
+      "--add", metavar="", help="Extend the job in DIR by images that it does not have."
+    ),
+  ] = False,
+  retry_failed: Annotated[
+    bool, typer.Option("--retry-failed", metavar="", help="Do the images that failed again.")
+  ] = False,
+  skip_unreadable: Annotated[
+    bool,
+    typer.Option(
+      "--skip-unreadable",
+      metavar="",
+      help="Count images that cannot be read as failed, so that the job can end without them.",
+    ),
   ] = False,
   to: Annotated[
     Layout, typer.Option(help="With --merge: beside annotations.json, all of it in this layout.")
@@ -112,8 +131,12 @@ def batch(
 ) -> None:
   """Segment a data set of any size: part files, which --merge puts together.
 
-  May be stopped or killed at any moment, and goes on by the same command, also with another number
-  of processes. A picture that cannot be used goes to errors.jsonl, and the others are done.
+  May be stopped or killed at any moment; rerun the same command to resume, also with another number
+  of processes. An image that cannot be used goes to errors.jsonl, and the others are done.
+
+  Exit status: 0, all parts of this process are done. 75, work remains, and the same command can do
+  it: the process was stopped, images could not be read, or another process holds parts. 2, an
+  error, also if more images failed than --max-error-rate allows. 130, interrupted.
   """
   if merge:
     _merge(out, to, Console(quiet=quiet))
@@ -135,25 +158,33 @@ def batch(
   settings: dict[str, Any] = {
     "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
     "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
-    "max_error_rate": max_error_rate,
+    "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "skip_unreadable": skip_unreadable,
   }  # fmt: skip
   from sam3_jax.listing import ListingNotes
 
   notes = ListingNotes()
-  with terminable() as stopping:
+  with terminable(DEADLINE) as stopping:
     job, model = _prepare(
       images, prompts, checkpoint, device, dtype, members, settings, quiet, notes, strict
     )
 
+    from sam3_jax.batch.job import StorageError
     from sam3_jax.batch.run import run
 
+    errors = Console(stderr=True)
     try:
-      whole = run(job, model, Console(quiet=quiet), Console(stderr=True), stopping)
+      whole = not stopping() and run(
+        job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
+      )
+    except StorageError as error:
+      complain(str(error))
+      whole = False
     finally:
       if job.process == 0:
         arguments.say_notes(notes, quiet)
   if not whole:
-    say(Console(stderr=True, quiet=quiet), "stopped as asked; resume by the same command")
+    raise typer.Exit(RESUME)
 
 
 def _prepare(
@@ -196,11 +227,7 @@ def _prepare(
     mesh = make_mesh(_devices(device))
     model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, verify=True, progress=step)
   check_phrases(inputs, model.tokenizer)
-  digest = hashlib.sha256((found / "manifest.json").read_bytes()).hexdigest()
-  job = Job(
-    inputs=inputs, checkpoint_sha256=digest, process=process, processes=processes, **settings
-  )
-  return job, model
+  return Job(inputs=inputs, process=process, processes=processes, **settings), model
 
 
 def _merge(out: Path, to: Layout, console: Console) -> None:
