@@ -21,7 +21,7 @@ ROWS = (
   {"items", "preprocess", "tokenizer", "postprocess", "checksums"},
   {"integrity"},
   {"writer", "prompts", "results", "visualize"},
-  {"visual", "annotation_file"},
+  {"visual", "annotation_file", "listing"},
   {"fingerprint", "annotations"},
   {"checkpoint", "compiling", "parallel", "onnx"},
   {"converters"},
