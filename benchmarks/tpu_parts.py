@@ -39,6 +39,7 @@ from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.model.masks import MaskHead
 from sam3_jax.model.neck import Level
+from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
@@ -98,7 +99,7 @@ def _encode() -> Iterator[Part]:
 
   x, windows = array(1, TOKENS, TRUNK.width), (SIDE // TRUNK.window) ** 2
   groups, blocks = TRUNK.groups, TRUNK.blocks
-  yield Part("encode", "norms", 2 * blocks, *module(layers.layer_norm(dtype=BF16), x))
+  yield Part("encode", "norms", 2 * blocks, *module(LayerNorm(dtype=BF16), x))
   attend = layers.Attention(TRUNK.heads, BF16, rope=(TRUNK.window, 1.0))
   tokens = array(windows, TRUNK.window**2, TRUNK.width)
   run_attend, (params, *_) = module(attend, tokens, tokens, tokens)
