@@ -1,6 +1,7 @@
 """A checkpoint of ours as a source of what another file lacks, or of what an adapter changes."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.identity import checkpoint_identity
+from sam3_jax.places import place
 
 from . import keras_hub
 from .engine import restore, skipped_name
@@ -23,7 +26,10 @@ class Base:
   def __init__(self, path: str | Path):
     self.stored = checkpoint.open_stored(path)
     self.config: Config = self.stored.config
-    self.identity = checkpoint.begin(path)[0].identity
+    manifest = json.loads((place(path) / "manifest.json").read_bytes())
+    self.identity = checkpoint_identity(
+      manifest["parameters"], self.config.to_dict(), self.stored.tokenizer
+    )
     self.visual = any(name.startswith(f"{VISUAL}/") for name in self.stored.dtypes)
     self.lite = isinstance(self.config.text, LiteTextConfig)
     if self.config.trunk.stem:

@@ -77,8 +77,8 @@ def convert(
     str | None,
     typer.Option(
       metavar="CHECKPOINT",
-      help="Folder or name of a converted checkpoint: merge the LoRA adapter SOURCE into it, or take "
-      "from it the parts that SOURCE lacks, such as the segmentation head.",
+      help="Folder or name of a converted checkpoint: merge the LoRA adapter SOURCE into it, or "
+      "take from it the parts that SOURCE lacks, such as the segmentation head.",
     ),
   ] = None,
   key: Annotated[
