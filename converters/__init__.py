@@ -180,10 +180,13 @@ def _info(
 
 
 def _made_parts(planned: Plan) -> set[str]:
-  """The parts of the model that come from the base, whole or changed by an adapter."""
-  return {entry.part for name, entry in planned.entries.items() if planned.sources[name].made} - {
-    entry.part for name, entry in planned.entries.items() if not planned.sources[name].made
-  }
+  """The parts of the model that come from the base as a whole; see `parts.WORDS`."""
+  parts = parts_of(planned.table.name)
+  own, made = (
+    {parts.of(name) for name in planned.entries if planned.sources[name].made is kind}
+    for kind in (False, True)
+  )
+  return made - own
 
 
 def _notes(planned: Plan, chosen: Selection, base: Base | None, dtype: str) -> list[str]:
@@ -362,8 +365,8 @@ def _check_parts(table: Table, sources: Mapping[str, Source], weights: Path) -> 
     f"has only {there} of SAM 3, without" if len(absent) > len(DETECTOR) / 2 else "has no part of"
   )
   raise ValueError(
-    f"{weights} {has} {list_words(absent)}. If they were left out on purpose, say --base CHECKPOINT "
-    "to take them from a converted checkpoint; else give the file of the whole model."
+    f"{weights} {has} {list_words(absent)}. If they were left out on purpose, say --base "
+    "CHECKPOINT to take them from a converted checkpoint; else give the file of the whole model."
   )
 
 

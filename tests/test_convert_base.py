@@ -96,7 +96,7 @@ def test_a_recipe_without_masks(base, theirs, tmp_path):
     of_base = path.startswith(("masks/", "visual/"))
     np.testing.assert_array_equal(np.asarray(array), theirs[path] / (1 if of_base else 2))
   info = checkpoint.inspect(tmp_path / "out").info
-  assert info["base"]["parts"] == ["masks", "visual"]
+  assert info["base"]["parts"] == ["masks", "visual", "visual/neck"]
   assert info["base"]["identity"] == checkpoint.begin(base)[0].identity
   assert notes[0].startswith("took from the base base: the segmentation head")
   assert info["lacks"] == []
