@@ -180,10 +180,13 @@ def _info(
 
 
 def _made_parts(planned: Plan) -> set[str]:
-  """The parts of the model that come from the base, whole or changed by an adapter."""
-  return {entry.part for name, entry in planned.entries.items() if planned.sources[name].made} - {
-    entry.part for name, entry in planned.entries.items() if not planned.sources[name].made
-  }
+  """The parts of the model that come from the base as a whole; see `parts.WORDS`."""
+  parts = parts_of(planned.table.name)
+  own, made = (
+    {parts.of(name) for name in planned.entries if planned.sources[name].made is kind}
+    for kind in (False, True)
+  )
+  return made - own
 
 
 def _notes(planned: Plan, chosen: Selection, base: Base | None, dtype: str) -> list[str]:
@@ -241,8 +244,6 @@ def _plan_merged(
   layout, tensors = FORMATS[chosen.layout], chosen.tensors
   names = [*tensors, *chosen.modules.values()]
   table = _table(layout, names, base if chosen.adapter else None)
-  if chosen.layout == "huggingface" and not base:
-    huggingface.require_detector(names, str(weights))
   if chosen.factors or chosen.adapter:
     tensors = {table.canonical(name): source for name, source in tensors.items()}
     whole = (base.sources(table) if base and chosen.adapter else {}) | tensors
@@ -346,21 +347,25 @@ def _check_parts(table: Table, sources: Mapping[str, Source], weights: Path) -> 
   absent = [part for part in DETECTOR if not counts[part]]
   if not absent:
     return
-  there = list_words(part for part in WORDS if counts[part])
-  why = (
-    " (as Meta's recipes with enable_segmentation: False save it)" if absent == ["masks"] else ""
-  )
-  has = (
-    f"has {there} of SAM 3 only, without" if len(absent) > len(DETECTOR) / 2 else "has no part of"
-  )
-  if absent == ["masks"]:
-    has = "has"
+  tracker = counts["visual"] or any("prompt_encoder." in name for name in sources)
+  if tracker and {*absent} >= {*DETECTOR} - {"trunk", "neck"}:
+    model = " (Sam3TrackerModel: no text encoder, no detector)" if table.name != "meta" else ""
     raise ValueError(
-      f"{weights} holds SAM 3 without {list_words(absent)}{why}. Say --base CHECKPOINT to take it "
-      "from a converted checkpoint, such as that of facebook/sam3."
+      f"{weights} holds only SAM 3's tracker{model}; convert the model.safetensors of "
+      "facebook/sam3 (Sam3VideoModel) or of Sam3Model, or sam3.pt."
     )
+  if absent == ["masks"]:
+    raise ValueError(
+      f"{weights} holds SAM 3 without the segmentation head (as Meta's recipes with "
+      "enable_segmentation: False save it). Say --base CHECKPOINT to take it from a converted "
+      "checkpoint, such as that of facebook/sam3."
+    )
+  there = list_words(part for part in WORDS if counts[part])
+  has = (
+    f"has only {there} of SAM 3, without" if len(absent) > len(DETECTOR) / 2 else "has no part of"
+  )
   raise ValueError(
-    f"{weights} {has} {list_words(absent)}{why}. If they were left out on purpose, say --base "
+    f"{weights} {has} {list_words(absent)}. If they were left out on purpose, say --base "
     "CHECKPOINT to take them from a converted checkpoint; else give the file of the whole model."
   )
 

@@ -1,6 +1,7 @@
 """A checkpoint of ours as a source of what another file lacks, or of what an adapter changes."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.identity import checkpoint_identity
+from sam3_jax.places import place
 
 from . import keras_hub
-from .engine import restore, skipped_name
+from .engine import restore
 from .rules import Entry, Source, Table
 from .unread import translate
 
@@ -23,7 +26,10 @@ class Base:
   def __init__(self, path: str | Path):
     self.stored = checkpoint.open_stored(path)
     self.config: Config = self.stored.config
-    self.identity = checkpoint.begin(path)[0].identity
+    manifest = json.loads((place(path) / "manifest.json").read_bytes())
+    self.identity = checkpoint_identity(
+      manifest["parameters"], self.config.to_dict(), self.stored.tokenizer
+    )
     self.visual = any(name.startswith(f"{VISUAL}/") for name in self.stored.dtypes)
     self.lite = isinstance(self.config.text, LiteTextConfig)
     if self.config.trunk.stem:
@@ -59,8 +65,10 @@ class Base:
     """All that this checkpoint has of a layout's tensors, by canonical name."""
     visual = self.visual and bool(table.visual)
     shapes = expected_shapes(self.config, visual=self.visual)
-    layout = "meta" if table.name.startswith("meta") else "huggingface"
-    kept = translate(self.unread | self._frequencies(), layout, self.config)
+    layout = table.name.partition(",")[0]
+    kept = {}
+    if layout != "keras":  # which has no names for them
+      kept = translate(self.unread | self._frequencies(), layout, self.config)
     entries = table.entries(self.config, visual=visual)
     found = {
       name: Source(array.shape, str(array.dtype), lambda array=array: array, made=True)
@@ -72,7 +80,7 @@ class Base:
     return found
 
   def rest(self, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What this checkpoint keeps unread and no layout but its own has a name for."""
+    """What this checkpoint keeps unread and no layout but its own has a name for, less `names`."""
     here = translate(self.unread, "huggingface", self.config)
     there = translate(self.unread, "meta", self.config)
     return {
@@ -80,10 +88,6 @@ class Base:
       for name, array in self.unread.items()
       if name not in here and name not in there and name not in names
     }
-
-  def lacks_row(self, name: str, entry: Entry) -> bool:
-    """Whether what a rule skips is not kept here."""
-    return bool(entry.rule.skip) and skipped_name(name, entry.rule) not in self.unread
 
   def _source(self, name: str, entry: Entry, shapes: Mapping[str, tuple[int, ...]]) -> Source:
     places = {path: self.dtype(path) for path, _ in entry.slots}

@@ -20,7 +20,7 @@ from .unread import DETECTOR
 
 DERIVED_ATOL = 1e-4  # Meta rounds angles of up to 24 radians to float32, a few times over
 READABLE = ("float32", "bfloat16", "float16")
-REMEDY = "Save the state_dict of the whole model, or download the file again."
+REMEDY = "Give the whole model's state_dict, as its training or its release saved it."
 SKIPPED = "a class token's row: cut off before use"
 
 
@@ -167,7 +167,7 @@ def account(
   for original, source in sources.items():
     name = table.canonical(original)
     if name in found:
-      faults.append(f"{original} is there twice, as {name} too")
+      faults.append(f"{source.name or original} is there twice, as {name} too")
     found[name] = source
   wanted = {name: entry.shape(shapes, config) for name, entry in entries.items()}
   facts = table.kept(config, found)
@@ -181,16 +181,18 @@ def account(
   dropped = {name: why for name in found if (why := table.reason(table.dropped, name))}
   unread = {name: table.reason(table.unread, name) or "" for name in found if name in kept}
   for name, source in found.items():
+    said = source.name or name
     if name not in wanted and name not in dropped:
-      faults.append(f"{name} {list(source.shape)} is not a name of this layout and configuration")
+      faults.append(f"{said} {list(source.shape)} is not a name of this layout and configuration")
     elif name in wanted and source.dtype not in (readable := _readable(wanted[name])):
-      faults.append(f"{name} is {source.dtype}; expected one of {', '.join(readable)}")
+      faults.append(f"{said} is {source.dtype}; expected one of {', '.join(readable)}")
   missing = tuple(name for name in wanted if name not in found)
   for name, shape in wanted.items():
     if name not in found:
-      faults.append(f"{name} is missing")
+      faults.append(f"{_spelled(name, table, found)} is missing")
     elif found[name].shape != shape:
-      faults.append(f"{name} is {list(found[name].shape)}; expected {list(shape)}")
+      said = found[name].name or name
+      faults.append(f"{said} is {list(found[name].shape)}; expected {list(shape)}")
   faults += _lone_dtypes(found, wanted) + _derived(table.derived(config, found), found, dropped)
   if faults:
     faults += _not_finite(found)
@@ -252,6 +254,17 @@ def skipped_name(name: str, item: Rule) -> str:
   return f"{name}[:, :{item.skip}]"
 
 
+def _spelled(name: str, table: Table, found: Mapping[str, Source]) -> str:
+  """A name as the file would have it: without the table's prefix, or with another before it."""
+  bare = name.removeprefix(table.prefix)
+  for other, source in found.items():
+    rest = other.removeprefix(table.prefix)
+    if rest != other and source.name.endswith(rest):
+      start = source.name.removesuffix(rest)
+      return f"{start}{bare}" if bare != name else name
+  return name
+
+
 def _has_visual(paths: Iterable[str]) -> bool:
   return any(path.startswith("visual/") for path in paths)
 
@@ -297,7 +310,7 @@ def _derived(
 
 def _not_finite(sources: Mapping[str, Source]) -> list[str]:
   return [
-    f"{name} holds values that are not finite"
+    f"{source.name or name} holds values that are not finite"
     for name, source in sources.items()
     if source.dtype in READABLE and not source.made and not np.isfinite(source.read()).all()
   ]

@@ -41,15 +41,6 @@ def matches(names: Iterable[str]) -> bool:
   return any("vision_encoder.backbone.layers." in name for name in names)
 
 
-def require_detector(names: Iterable[str], where: str) -> None:
-  """Raises ValueError for a file of `Sam3TrackerModel`, which lacks most of the detector."""
-  if not any("text_encoder." in name for name in names):
-    raise ValueError(
-      f"{where} holds only SAM 3's tracker (Sam3TrackerModel: no text encoder, no detector); "
-      "convert the model.safetensors of facebook/sam3 (Sam3VideoModel) or of Sam3Model."
-    )
-
-
 def is_lite(names: Iterable[str]) -> bool:
   """Whether these are the names of `Sam3LiteTextModel`."""
   return any(re.match(r"(detector_model\.)?text_encoder\.(layers|embeddings)\.", n) for n in names)

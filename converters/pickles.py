@@ -34,7 +34,7 @@ STORAGES = {
 INERT = (
   r"argparse\.Namespace|collections\.defaultdict|datetime\.\w+|_codecs\.encode|copyreg\._reconstructor"
   r"|copy_reg\._reconstructor|pathlib\.(_local\.)?\w*Path"
-  r"|(__builtin__|builtins)\.(object|set|frozenset|dict|list|tuple|int|float|str|bool|complex|slice)"
+  r"|(__builtin__|builtins)\.(object|set|frozenset|dict|list|tuple|int|long|float|str|bool)"
   r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)"
   r"|torch\.(Size|device|dtype|float\w*|bfloat16|int\w*|uint8|bool)"
   r"|(omegaconf|lightning|lightning_fabric|pytorch_lightning)\.[\w.]+"

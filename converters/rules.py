@@ -31,6 +31,7 @@ class Source:
     container: keys, joined by dots, of the dictionary in the file that holds it; most files are
       one dictionary, and then it is empty.
     made: whether it is not in the file, but taken from the base checkpoint or merged.
+    name: in the file, for messages; empty for that of the layout.
   """
 
   shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class Source:
   read: Callable[[], np.ndarray]
   container: str = ""
   made: bool = False
+  name: str = ""
 
   @classmethod
   def of(cls, array: np.ndarray) -> "Source":

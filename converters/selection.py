@@ -272,4 +272,7 @@ def _by_layout(
         f"{names[found[target]]} and {names[name]} are one tensor of the model, {target}."
       )
     found[target] = name
-  return {target: sources[names[name]] for target, name in found.items()}
+  return {
+    target: dataclasses.replace(sources[names[name]], name=names[name])
+    for target, name in found.items()
+  }

@@ -51,7 +51,8 @@ def convert(
     str,
     typer.Argument(
       metavar="SOURCE",
-      help="model.safetensors or sam3.pt of a release, its folder, a preset of KerasHub, or a "
+      help="model.safetensors or sam3.pt of a release or of a training, its folder, a preset of "
+      "KerasHub, a LoRA adapter (with --base), or a "
       "repository on the hub: hf://facebook/sam3. config.json belongs in that "
       "folder, and the tokenizer: tokenizer.json, or vocab.json and merges.txt, or "
       "bpe_simple_vocab_16e6.txt.gz. With --to, folder or name of a checkpoint.",
@@ -75,6 +76,26 @@ def convert(
     Path | None,
     typer.Option(metavar="FILE", help="CLIP's vocabulary, if it is not beside the weights."),
   ] = None,
+  base: Annotated[
+    str | None,
+    typer.Option(
+      metavar="CHECKPOINT",
+      help="Folder or name of a converted checkpoint: merge the LoRA adapter SOURCE into it, or "
+      "take from it the parts that SOURCE lacks, such as the segmentation head.",
+    ),
+  ] = None,
+  key: Annotated[
+    str | None,
+    typer.Option(
+      metavar="KEY",
+      help="Which model of a file with several: the key or prefix of its tensors, such as ema. "
+      "Default: model, state_dict, model_state_dict, module, in this order, or the only one.",
+    ),
+  ] = None,
+  lora_alpha: Annotated[
+    float | None,
+    typer.Option(metavar="ALPHA", help="lora_alpha of LoRA, if no adapter_config.json says it."),
+  ] = None,
   verify: Annotated[
     bool,
     typer.Option(
@@ -91,6 +112,8 @@ def convert(
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
+    if given := [name for name, x in (("--base", base), ("--key", key)) if x is not None]:
+      raise ValueError(f"{given[0]} is for reading another layout; leave it out with --to.")
     require_local(out, "what --to writes")
     _export(source, out, to.value, verify, quiet)
     return
@@ -98,15 +121,19 @@ def convert(
   if scheme_of(out):
     out = place(out)
 
-  console, options = Console(quiet=quiet), {"dtype": dtype.value, "tokenizer": tokenizer}
-  line = _convert(source, out, quiet, format=format.value, fingerprint=verify, **options)
+  console, notes = Console(quiet=quiet), []
+  options = {"dtype": dtype.value, "tokenizer": tokenizer, "key": key, "lora_alpha": lora_alpha}
+  if base is not None:
+    options["base"] = arguments.find(base, quiet)
+  options |= {"format": format.value, "fingerprint": verify, "note": notes.append}
+  line = _convert(source, out, quiet, **options)
 
   from sam3_jax.checkpoint import inspect
 
   summary = inspect(out)
   say(console, f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
-  if line:
-    say(console, line)
+  for text in [*notes, *([line] if line else [])]:
+    say(console, text)
 
 
 def _convert(source: str, out: Path, quiet: bool, **options: Any) -> str | None:
