@@ -4,12 +4,13 @@
 
 Images of every format that is read are truncated, bit-flipped, given other header fields, spliced,
 blown up to decompression bombs or replaced by PostScript, PDF, archives, pipes and the like. Each
-is read in a child process: by header, by path, by bytes and as `batch` reads it. A fault is a crash,
-more than 30 seconds, more than 1.5 GB of memory, anything but one line of a ValueError or
+is read in a child process: by header, by path, by bytes and as `batch` reads it. A fault is a
+crash, more than 30 seconds, more than 1.5 GB of memory, anything but one line of a ValueError or
 FileNotFoundError, or readers that disagree. Prints a summary; exits with 1 if there is a fault.
 """
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -58,6 +59,7 @@ class Mutant(NamedTuple):
   data: bytes | None
 
 
+@functools.cache
 def base_images() -> dict[str, bytes]:
   """Sound images of every format that is read, in several forms."""
   rng = np.random.default_rng(0)
@@ -104,7 +106,9 @@ def base_images() -> dict[str, bytes]:
   made = {}
   for name, (form, image, options) in forms.items():
     file = io.BytesIO()
-    image.save(file, form, **options)
+    if "append_images" in options:  # savers leave their settings on them
+      options = options | {"append_images": [one.copy() for one in options["append_images"]]}
+    image.copy().save(file, form, **options)
     made[name] = file.getvalue()
   made["plain.ppm"] = b"P3\n8 8\n255\n" + b" ".join(
     b"%d" % value for value in noise[0].ravel()[:192]
@@ -169,19 +173,22 @@ def chunk(kind: bytes, data: bytes) -> bytes:
   return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@functools.cache
+def extras() -> list[bytes]:
+  """Chunks of a PNG that hold much text."""
+  text = zlib.compress(bytes(10**8), 9)
+  packed = [chunk(kind, b"a\0\0" + text) for kind in (b"zTXt", b"iCCP")]
+  return [b"", *packed, chunk(b"tEXt", b"a\0" + b"b" * 10**6) * 80]
+
+
 def bomb(rng: random.Random, data: bytes) -> bytes:
   """A PNG of little data that holds much."""
   side = rng.choice((10_000, 16_000, 17_300, 40_000))
   kind, row = rng.choice(((0, side), (2, 3 * side), (6, 4 * side)))
-  packer, rows = zlib.compressobj(9), []
-  for _ in range(min(side, 2_000 if rng.random() < 0.5 else side)):
-    rows.append(packer.compress(bytes(row + 1)))
-  pixels = b"".join(rows) + packer.flush()
-  text = zlib.compress(bytes(10**8), 9)
-  extra = rng.choice(
-    (b"", chunk(b"zTXt", b"a\0\0" + text), chunk(b"iCCP", b"a\0\0" + text))
-    + (chunk(b"tEXt", b"a\0" + b"b" * 10**6) * 80,)
-  )
+  packer = zlib.compressobj(9)
+  rows = side if side * row < 4e8 else 100  # of more than that, only the header is to be believed
+  pixels = b"".join(packer.compress(bytes(row + 1)) for _ in range(rows)) + packer.flush()
+  extra = rng.choice(extras())
   header = struct.pack(">IIBBBBB", side, side, 8, kind, 0, 0, 0)
   start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra
   return start + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
@@ -262,8 +269,6 @@ def faults_of(said: dict[str, str]) -> list[str]:
 
 def child(folder: Path) -> None:
   """Reads the files that are named on stdin; says what each gave on stdout."""
-  import sam3_jax.batch.reading  # noqa: F401 - not part of the first image's time
-  import sam3_jax.preprocess  # noqa: F401
 
   resource.setrlimit(resource.RLIMIT_AS, (32 * 2**30,) * 2)  # no swap for a runaway
   for line in sys.stdin:
@@ -286,8 +291,12 @@ class Reader:
     """What was said of a file; or how it ended."""
     if self._process is None:
       command = [sys.executable, "-W", "ignore", __file__, "--child", str(self._folder)]
-      self._process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+      self._process = subprocess.Popen(  # libtiff writes what it dislikes to stderr
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
       )
     process = self._process
     process.stdin.write(f"{name}\n")
