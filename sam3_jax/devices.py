@@ -40,7 +40,7 @@ def find_device(device: Any = None) -> Any:
     raise TypeError(f'device must be a jax.Device or a platform such as "cpu"; got {device!r:.60}.')
   platform, _, number = device.partition(":")
   try:
-    found = jax.local_devices(backend=platform)
+    found = jax.local_devices(backend=platform) if platform else []
   except RuntimeError:
     found = []
   if found and re.fullmatch(r"\d{0,6}", number) and int(number or 0) < len(found):

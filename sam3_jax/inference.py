@@ -205,6 +205,10 @@ class Sam3:
       self._identity = checkpoint_identity(describe(flat), *model)
     return self._identity
 
+  @identity.setter
+  def identity(self, identity: str) -> None:
+    self._identity = identity
+
   @property
   def origin(self) -> Origin:
     """What its embeddings say of the checkpoint that made them."""

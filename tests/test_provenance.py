@@ -222,6 +222,20 @@ def test_thresholds_are_numbers(value):
     detections([[0.9]]).instances(value)
 
 
+@pytest.mark.parametrize("index", [True, [True], 1.0, -1, 2, np.nan, "0", [[0]]], ids=str)
+def test_image_index_is_a_row(model, embedding, index):
+  with refused("image_index"):
+    model.decode(embedding, "ear", index)
+  with refused("image_index"):
+    model.decode_visual(embedding, VisualPrompt(points=[[1, 1]]), index)
+
+
+@pytest.mark.parametrize("label", [2, -1, 0.5, "1", None, [1]], ids=str)
+def test_labels_are_0_or_1(label):
+  with refused("box labels are 1"):
+    Prompt("ear", [[1, 1, 9, 9]], [label])
+
+
 def test_arguments_in_the_wrong_order(model, embedding):
   with pytest.raises(TypeError, match="instances takes what decode returns, then thresholds"):
     instances(0.5, detections([[0.9]]))
