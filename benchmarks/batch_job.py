@@ -5,12 +5,11 @@ the prompts alone, to the byte. As a program it is `sam3-jax batch` with that en
 variables make it slow, or make reads hang, as a network mount that is away does.
 """
 
+import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,43 +19,53 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import batches  # noqa: E402
 
+from sam3_jax.batch import fetch  # noqa: E402
+
 HANG = "BATCH_JOB_HANG"  # name of a file that exists while reads of images called hang* block
 PAUSE = "BATCH_JOB_PAUSE"  # seconds a batch
+RENAME = "BATCH_JOB_RENAME"  # number of the rename at which the process stands still
+
+
+class _Hanging:
+  """The module `os`, but for opening images called hang*, which blocks as in the kernel."""
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(os, name)
+
+  def open(self, path: Any, *arguments: Any) -> int:
+    if "hang" in str(path) and os.path.exists(os.environ[HANG]):
+      os.read(os.pipe()[0], 1)
+    return os.open(path, *arguments)
+
+
+if HANG in os.environ:  # also where a process for reading imports this module
+  fetch.os = _Hanging()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def entry() -> None:
   """The program."""
   from sam3_jax import cli
-  from sam3_jax.batch import fetch, pipeline
+  from sam3_jax.batch import pipeline
   from sam3_jax.inference import Sam3
 
   pipeline.BACKOFF = (0.05, 0.1, 0.2)
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
+  if RENAME in os.environ:
+    stand_still(int(os.environ[RENAME]))
   pipeline.Engine = batches.Engine
   Sam3.from_checkpoint = lambda *_, **__: batches.MODEL
-  flag, opened = os.environ.get(HANG), fetch.os.open
-
-  class Hanging:
-    """The module `os`, but for reads that hang in the kernel until the flag is gone."""
-
-    def __getattr__(self, name: str) -> Any:
-      return getattr(os, name)
-
-    def open(self, path: Any, *arguments: Any) -> int:
-      if flag and "hang" in str(path) and os.path.exists(flag):
-        readable, _ = os.pipe()
-        os.read(readable, 1)
-      return opened(path, *arguments)
-
-  fetch.os = Hanging()
   cli.entry()
 
 
-def start(folder: Path, *typed: str, pause: float = 0.0, hang: Path | None = None) -> Any:
+def start(
+  folder: Path, *typed: str, pause: float = 0.0, hang: Path | None = None, rename: int | None = None
+) -> Any:
   """Starts a process of a job whose files are in a directory."""
   environment = os.environ | {"JAX_PLATFORMS": "cpu", PAUSE: str(pause)}
   if hang is not None:
     environment[HANG] = str(hang)
+  if rename is not None:
+    environment[RENAME] = str(rename)
   command = [sys.executable, __file__, "batch", "--quiet", "--device", "cpu", "--batch-images", "2"]
   return subprocess.Popen(
     [*command, "--part-size", "5", "--max-error-rate", "1", *typed],
@@ -94,7 +103,9 @@ def alive(pids: list[int], patience: float = 5.0) -> list[int]:
 def results(out: Path) -> dict[str, bytes]:
   """All files of a job's results, without what names the process or the moment."""
   return {
-    str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()
+    str(path.relative_to(out)): path.read_bytes()
+    for path in sorted(out.rglob("*"))
+    if path.is_file()
   }
 
 
@@ -107,17 +118,6 @@ def records(out: Path) -> dict[str, Any]:
       del record["input"], record["file"]["modified"]
       found[record["image"]] = record
   return found
-
-
-def send(process: Any, number: int = signal.SIGTERM) -> None:
-  if process.poll() is None:
-    process.send_signal(number)
-
-
-def in_background(function: Any) -> threading.Thread:
-  thread = threading.Thread(target=function, daemon=True)
-  thread.start()
-  return thread
 
 
 if __name__ == "__main__":
