@@ -57,6 +57,22 @@ def entry() -> None:
   cli.entry()
 
 
+def stand_still(number: int) -> None:
+  """Has the process stop for a while before the rename or link that comes up as some number."""
+  count = itertools.count()
+
+  def slow(function: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+      if next(count) == number:
+        Path("renaming").touch()
+        time.sleep(60)
+      return function(*arguments)
+
+    return call
+
+  Path.replace, os.link = slow(Path.replace), slow(os.link)
+
+
 def start(
   folder: Path, *typed: str, pause: float = 0.0, hang: Path | None = None, rename: int | None = None
 ) -> Any:
@@ -66,10 +82,17 @@ def start(
     environment[HANG] = str(hang)
   if rename is not None:
     environment[RENAME] = str(rename)
-  command = [sys.executable, __file__, "batch", "--quiet", "--device", "cpu", "--batch-images", "2"]
+  typed = ("--device", "cpu", "--batch-images", "2", "--part-size", "5", *typed)
+  return python(
+    folder, __file__, "batch", "--quiet", "--max-error-rate", "1", *typed, environment=environment
+  )
+
+
+def python(folder: Path, *typed: str, environment: Any = None) -> Any:
+  """Starts a program in a directory."""
   return subprocess.Popen(
-    [*command, "--part-size", "5", "--max-error-rate", "1", *typed],
-    cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    [sys.executable, *typed], cwd=folder, env=environment, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
 
 

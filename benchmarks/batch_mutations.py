@@ -124,7 +124,7 @@ class World:
         self.changed = names
         self.pack(lambda names: self.rng.sample(names, len(names)))
         return f"repack, {order}"
-    if kind != "touch" or self.rng.random() < 0.5:
+    if kind != "nothing" and (kind != "touch" or self.rng.random() < 0.5):
       self.pack()
     if self.kind == "tar" and kind not in ("nothing", "prompts"):
       self.changed = [*self.changed, *names]  # a new tar file: all its members have another time
