@@ -1,90 +1,137 @@
-"""Kills batch jobs at random moments and compares what comes of them with an undisturbed one.
+"""Ends batch jobs at random moments and compares what comes of them with an undisturbed one.
 
-  python benchmarks/batch_faults.py --kills 30 --renames 5 --out benchmarks/results
+  python benchmarks/batch_faults.py --kills 30 --terms 30 --renames 6 --out benchmarks/results
 
-Each job of the first kind is killed by -9 at a random moment, started again, and so on until it is
-done; those of the second kind are killed while files are renamed, in turn in merging and in the
-job. Every
-merged file must be the undisturbed one's to the byte, and no temporary file may be left. The
-embedded checkpoint is used, and JAX's cache of programs, so that a start takes seconds.
+Jobs are killed by -9 at a random moment, or while files are renamed, in the job or in merging; or
+told to end by SIGTERM or SIGHUP, every second time while reads hang as on a network mount that is
+away. Then the same command is run again. All files must be the undisturbed job's, to the byte, with
+no temporary file left. After SIGTERM the exit status must be 75 (0 if the job was done by then),
+within 10 seconds, and no process may be left. A signal that comes before the command has begun, in
+the interpreter's first second, ends it as any program.
+
+An engine without a model does the work (`batch_job.py`), so a start takes as long as the imports.
 """
 
 import argparse
-import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-import batch_scenes
+import batch_job
+from batch_job import batches
 from timing import machine
 
-# The program, which stops for a while at the rename that comes up as number RENAME.
-SLOW = """
-import os, pathlib, time
-replace, count = pathlib.Path.replace, [int(os.environ.get("RENAME", "-1"))]
-def slow(self, target):
-  count[0] -= 1
-  if count[0] == -1 and "RENAME" in os.environ:
-    open("renaming", "w").close()
-    time.sleep(60)
-  return replace(self, target)
-pathlib.Path.replace = slow
-from sam3_jax.cli import entry
-entry()
-"""
+IMAGES = 40
+LIMIT = 10.0  # seconds from SIGTERM to the end
+PAUSE = 0.05  # seconds a batch
 
 
 class Jobs:
-  """Runs of one job in a folder of their own, with different `--out`."""
+  """Runs of one job in a directory of their own, with different `--out`."""
 
-  def __init__(self, folder: Path, pictures: int):
-    self.folder = folder
-    self._list = batch_scenes.write(folder / "scenes", pictures)
-    with self._list.open("a") as file:
-      for i in range(max(1, pictures // 30)):
-        (folder / f"scenes/broken-{i}.jpg").write_bytes(b"broken")
-        file.write(json.dumps({"image": f"broken-{i}.jpg", "prompts": ["cat"]}) + "\n")
+  def __init__(self, folder: Path, rng: random.Random):
+    self.folder, self._rng, self.faults = folder, rng, list[str]()
+    self.slowest = 0.0
+    images = batches.pictures(folder / "images", IMAGES)
+    for i in range(3):
+      (images / f"{10 * i:03}.png").rename(images / f"hang-{i}.png")
+    (images / "broken.png").write_bytes(b"broken")
+    self._hang = folder / "hang"
+    self.wanted = self.result("undisturbed")
 
-  def start(self, *typed: str, rename: int | None = None) -> subprocess.Popen:
-    environment = os.environ | {
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    if rename is not None:
-      environment["RENAME"] = str(rename)
-    command = [sys.executable, "-c", SLOW, "batch", "--quiet", *typed]
-    return subprocess.Popen(command, cwd=self.folder, env=environment)
-
-  def work(self, out: str, rename: int | None = None) -> subprocess.Popen:
-    typed = ["--images", str(self._list), "--max-error-rate", "0.5", "--part-size", "8"]
-    return self.start(*typed, "--out", out, rename=rename)
-
-  def merge(self, out: str, rename: int | None = None) -> subprocess.Popen:
-    return self.start("--merge", "--out", out, rename=rename)
+  def start(self, out: str, **settings: Any) -> Any:
+    typed = ["--images", "images", "--prompts", "cat, dog", "--out", out]
+    return batch_job.start(
+      self.folder, *typed, "--workers", str(self._rng.choice([0, 0, 2])), **settings
+    )
 
   def result(self, out: str) -> dict[str, bytes]:
-    """All files of a job that is finished here."""
-    if self.work(out).wait() or self.merge(out).wait():
-      raise RuntimeError(f"{out}: the job or its merging failed")
-    folder = self.folder / out
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    left = [name for name in files if name.endswith(".partial") or ".begun." in name]
-    if left:
-      raise RuntimeError(f"{out}: {', '.join(left)} left behind")
-    return files
+    """All files of a job that is run again, and merged, here."""
+    self._hang.unlink(missing_ok=True)
+    status, said, _ = batch_job.finish(self.start(out))
+    merged, also, _ = batch_job.finish(batch_job.start(self.folder, "--merge", "--out", out))
+    if status or merged:
+      self.faults.append(f"{out}: exit status {status}, merging {merged}: {said} {also}")
+    return batch_job.results(self.folder / out)
 
-  def kill_while_renaming(self, process: subprocess.Popen) -> None:
+  def compare(self, out: str) -> None:
+    files = self.result(out)
+    if names := sorted(n for n in files | self.wanted if files.get(n) != self.wanted.get(n)):
+      self.faults.append(f"{out}: other than the undisturbed job's: {', '.join(names)}")
+
+  def wait(self, process: Any, out: str) -> bool:
+    """Waits for a random moment of the job: from its start on, or once it has begun to write."""
+    if self._rng.random() < 0.3:
+      time.sleep(self._rng.uniform(0, 5))
+    else:
+      while not (self.folder / out / "leases").exists() and process.poll() is None:
+        time.sleep(0.01)
+      time.sleep(self._rng.uniform(0, 1.5))
+    return process.poll() is None
+
+  def kill(self, out: str) -> None:
+    process = self.start(out, pause=PAUSE)
+    self.wait(process, out)
+    started = batch_job.descendants(process.pid)
+    process.kill()
+    process.communicate()
+    if left := batch_job.alive(started):
+      self.faults.append(f"{out}: processes {left} are left")
+    self.compare(out)
+
+  def tell(self, out: str, number: int, hang: bool) -> None:
+    if hang:
+      self._hang.touch()
+    process = self.start(out, pause=PAUSE, hang=self._hang if hang else None)
+    self.wait(process, out)
+    begun = (self.folder / out / "job.json").exists()
+    started = batch_job.descendants(process.pid)
+    if process.poll() is None:
+      process.send_signal(number)
+    status, said, seconds = batch_job.finish(process, 30)
+    self.slowest = max(self.slowest, seconds)
+    allowed = {75} if hang and begun else {75, 0} if begun else {75, 0, -number}
+    if status not in allowed:
+      self.faults.append(f"{out}: exit status {status} after signal {number}: {said}")
+    if seconds > LIMIT:
+      self.faults.append(f"{out}: it took {seconds:.1f} s to end")
+    if left := batch_job.alive(started):
+      self.faults.append(f"{out}: processes {left} are left")
+    self.compare(out)
+
+  def rename(self, out: str, number: int, merging: bool) -> None:
+    """Kills the job, or its merging, at the rename or link that comes up as some number."""
     flag = self.folder / "renaming"
+    if merging:
+      self.result(out)
+      process = batch_job.start(self.folder, "--merge", "--out", out, rename=number)
+    else:
+      process = self.start(out, rename=number)
     while not flag.exists() and process.poll() is None:
       time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     flag.unlink(missing_ok=True)
+    self.compare(out)
+
+
+def campaign(kills: int, terms: int, renames: int, seed: int) -> tuple[list[str], float]:
+  """Returns what went wrong, and the most seconds that an end took."""
+  rng = random.Random(seed)
+  with tempfile.TemporaryDirectory() as temporary:
+    jobs = Jobs(Path(temporary), rng)
+    for i in range(terms):
+      number = signal.SIGHUP if i % 6 == 5 else signal.SIGTERM
+      jobs.tell(f"term{i}", number, hang=i % 2 == 0)
+    for i in range(kills):
+      jobs.kill(f"kill{i}")
+    for i in range(renames):
+      jobs.rename(f"rename{i}", rng.randrange(0, 2 if i % 3 == 0 else 12), merging=i % 3 == 0)
+  return jobs.faults, jobs.slowest
 
 
 def main() -> int:
@@ -92,43 +139,22 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--kills", type=int, default=30, help="jobs killed at random moments")
-  parser.add_argument("--renames", type=int, default=5, help="jobs killed while renaming")
-  parser.add_argument("--pictures", type=int, default=60)
+  parser.add_argument("--terms", type=int, default=30, help="jobs told to end at random moments")
+  parser.add_argument("--renames", type=int, default=6, help="jobs killed while renaming")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", type=Path, help="folder for batch-faults.md")
+  parser.add_argument("--out", type=Path, help="directory for batch-faults.md")
   arguments = parser.parse_args()
-  rng = random.Random(arguments.seed)
-  with tempfile.TemporaryDirectory() as temporary:
-    jobs = Jobs(Path(temporary), arguments.pictures)
-    jobs.result("first")  # compiles
-    start = time.perf_counter()
-    wanted = jobs.result("undisturbed")
-    seconds = time.perf_counter() - start
-    differ = 0
-    for i in range(arguments.kills):
-      process = jobs.work(f"kill{i}")
-      time.sleep(rng.uniform(0, seconds))
-      process.send_signal(signal.SIGKILL)
-      process.wait()
-      differ += jobs.result(f"kill{i}") != wanted
-    for i in range(arguments.renames):
-      if i % 2 == 0:
-        jobs.result(f"rename{i}")
-        jobs.kill_while_renaming(jobs.merge(f"rename{i}", rename=i // 2 % 2))
-      else:
-        jobs.kill_while_renaming(jobs.work(f"rename{i}", rename=rng.randrange(1, 12)))
-      differ += jobs.result(f"rename{i}") != wanted
-  merging = (arguments.renames + 1) // 2
+  faults, slowest = campaign(arguments.kills, arguments.terms, arguments.renames, arguments.seed)
   text = (
-    f"{arguments.kills} jobs killed at random, {arguments.renames} while renaming ({merging} of "
-    f"them in merging): {differ} differ from the undisturbed one ({arguments.pictures} pictures, "
-    f"{len(wanted)} files); {machine()}."
+    f"{arguments.kills} jobs killed at random, {arguments.renames} while renaming, and "
+    f"{arguments.terms} told to end, which took at most {slowest:.1f} s: {len(faults)} faults "
+    f"({IMAGES + 1} images); {machine()}."
   )
-  print(text)
+  print("\n".join([*faults, text]))
   if arguments.out:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "batch-faults.md").write_text(text + "\n")
-  return int(differ > 0)
+  return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -158,14 +158,20 @@ def test_a_killed_worker_costs_no_image(folder, monkeypatch):
   pictures(folder / "pictures", 16)
   assert cli.main([*typed, "--out", "undisturbed"]) == 0
 
+  killed = []
+
   def start_and_kill(self, slots):
-    for worker in multiprocessing.active_children():
-      worker.kill()
+    if workers := multiprocessing.active_children():
+      workers[0].kill()
+      killed.append(workers[0].pid)
+      if len(killed) == 3:
+        patch.setattr(batches.Engine, "start", start)
     return start(self, slots)
 
   with monkeypatch.context() as patch:
     patch.setattr(batches.Engine, "start", start_and_kill)
     assert cli.main([*typed, "--workers", "1"]) == 0
+  assert killed
   assert files(folder / "out") == files(folder / "undisturbed")
 
 

@@ -88,10 +88,8 @@ class Child:
       OSError: it does not start.
     """
     identity = None
+    self.wait(check)
     try:
-      if not self.ready:
-        self._receive(check)
-        self.ready = True
       self._pipe.send(file)
       kind, value = self._receive(check)
       if kind == "fetched":
@@ -103,14 +101,24 @@ class Child:
       data = self._pipe.recv_bytes()
       pixels = np.frombuffer(data, np.uint8).reshape(self._side, self._side, 3)
       return value._replace(pixels=pixels)
-    except (EOFError, OSError) as error:
-      code = self._code()
+    except (EOFError, OSError):
+      raise DiedError(self._code(), identity) from None
+
+  def wait(self, check: Callable[[], None] = lambda: None) -> None:
+    """Waits until it has started.
+
+    Raises:
+      OSError: it does not start.
+    """
+    try:
       if not self.ready:
-        raise OSError(
-          f"a process to read images in does not start (exit status {code}); rerun with "
-          "--workers 0."
-        ) from error
-      raise DiedError(code, identity) from None
+        self._receive(check)
+        self.ready = True
+    except (EOFError, OSError) as error:
+      raise OSError(
+        f"a process to read images in does not start ({DiedError(self._code(), None)}); check the "
+        "memory of this machine and rerun with fewer --workers."
+      ) from error
 
   def kill(self) -> None:
     with contextlib.suppress(OSError, ValueError):

@@ -29,6 +29,7 @@ DECODING = 60.0  # seconds in which an image's bytes must be decoded
 FETCHING = 300.0  # seconds in which an image's bytes must be there
 MEMORY = 4 * 2**30  # bytes that reading a suspect may take, and
 BYTES_A_PIXEL = 12  # more for each pixel that --max-pixels allows: copies in several modes
+START_TRIES = 3  # of a process for suspects; one may be ended by what ended the process before
 LOST = 64  # readers that hang, at which the storage is taken to be away
 _POLL = 0.1  # seconds between two looks at whether to stop
 
@@ -197,7 +198,7 @@ class _Reader:
     turn.child = child
     try:
       return child.read(turn.task.file, turn.note_fetched)
-    except DiedError as died:
+    except (DiedError, OSError) as died:
       child.close()
       self._children.discard(child)
       return _failed(str(died), suspect=True)
@@ -246,19 +247,32 @@ class _Reader:
       f"{turn.task.file.path} cannot be read (no answer in {FETCHING:.0f} s)", unreadable=True
     )
 
+  def _limited_child(self) -> Child:
+    source, tries = self._source, START_TRIES
+    while self._quarantine is None:
+      memory = MEMORY + BYTES_A_PIXEL * source.max_pixels
+      child, tries = Child(source.side, source.max_pixels, memory), tries - 1
+      try:
+        child.wait(self._check_stop)
+        self._quarantine = child
+      except OSError:
+        child.close()
+        if not tries:
+          raise
+    return self._quarantine
+
+  def _check_stop(self) -> None:
+    if self._stopping():
+      raise StoppedError
+
   def _read_alone(self, task: Task) -> Picture:
     """Reads a suspect in a process with limits."""
-    source, start = self._source, time.monotonic()
-    if self._quarantine is None:
-      memory = MEMORY + BYTES_A_PIXEL * source.max_pixels
-      self._quarantine = Child(source.side, source.max_pixels, memory)
-    child, since, late = self._quarantine, [0.0, 0.0], [False]  # began, fetched
+    start = time.monotonic()
+    child, since, late = self._limited_child(), [0.0, 0.0], [False]  # began, fetched
 
     def check() -> None:
-      if self._stopping():
-        raise StoppedError
-      if child.ready and not since[0]:
-        since[0] = time.monotonic()
+      self._check_stop()
+      since[0] = since[0] or time.monotonic()
       began, limit = (since[1], DECODING) if since[1] else (since[0], FETCHING)
       if began and time.monotonic() - began > limit:
         late[0] = True

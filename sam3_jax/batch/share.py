@@ -93,6 +93,7 @@ class Share:
     writer = PartWriter(out, part, self.inputs, self._digest, retry_failed=self._retry_failed)
     self._writer, self._retry_failed = writer, False
     self.left = writer.pending
+    self.journal.suspects.intersection_update(self.left)
     if self.resumed is None:
       self.resumed = writer.resumed
     if not self.left:

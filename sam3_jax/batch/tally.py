@@ -58,7 +58,7 @@ class Tally:
   def some_unreadable(self) -> str:
     """The first images that could not be read, and why."""
     first = [
-      reason if name in reason else f"{name}: {reason}"
+      (reason if name in reason else f"{name}: {reason}").rstrip(".")
       for (_, name), reason in sorted(self.unreadable.items())[:SHOWN]
     ]
     more = len(self.unreadable) - len(first)
