@@ -15,8 +15,10 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import threading
@@ -25,6 +27,7 @@ from typing import Any, Self
 
 RENEWED = 15.0  # seconds between two renewals
 STALE = 120.0  # seconds without a renewal after which a holder elsewhere counts as lost
+PARTIAL = ".partial"  # ending of a draft
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
@@ -135,7 +138,7 @@ class Lease:
 
   def _is_stale(self, holder: Holder | None) -> bool:
     if holder is not None and holder.system == _system():
-      return not _is_alive(holder)
+      return not _is_alive(holder.pid, holder.started)
     age = _age(self.path)
     return age is not None and age > STALE
 
@@ -205,8 +208,26 @@ def _create_in_place(path: Path, data: bytes) -> bool:
   return True
 
 
+def draft_path(path: Path) -> Path:
+  """A name for what will be renamed to `path`: hidden, beside it, and no other process's. It says
+  which process writes it, see `is_abandoned`."""
+  pid = os.getpid()
+  tag = f"{_system_digest()}-{pid}-{_start_time(pid) or 0}-{secrets.token_hex(4)}"
+  name = os.fsdecode(os.fsencode(path.name)[:150])  # names have at most 255 bytes
+  return path.with_name(f".{name}.{tag}{PARTIAL}")
+
+
+def is_abandoned(draft: Path) -> bool:
+  """Whether the process that was writing a draft is lost, by the same rule as a lease is stale."""
+  found = re.search(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.partial$", draft.name)
+  if found and found[1] == _system_digest():
+    return not _is_alive(int(found[2]), int(found[3]))
+  age = _age(draft)
+  return age is not None and age > STALE
+
+
 def _draft(path: Path, data: bytes) -> Path:
-  draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+  draft = draft_path(path)
   try:
     with draft.open("xb") as file:
       file.write(data)
@@ -245,15 +266,20 @@ def _system() -> str:
   return socket.gethostname()
 
 
-def _is_alive(holder: Holder) -> bool:
+@functools.cache
+def _system_digest() -> str:
+  return hashlib.sha256(_system().encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int, started: int) -> bool:
   """Whether a process of this system is running; zombies are not."""
-  started = _start_time(holder.pid)
-  if started is not None:
-    return started == holder.started
-  if holder.started:  # it was in /proc, and is not any more
+  now = _start_time(pid)
+  if now is not None:
+    return now == started
+  if started:  # it was in /proc, and is not any more
     return False
   try:
-    os.kill(holder.pid, 0)
+    os.kill(pid, 0)
   except ProcessLookupError:
     return False
   except OSError:

@@ -11,7 +11,14 @@ import time
 import pytest
 
 from sam3_jax import lease as leases
-from sam3_jax.lease import Holder, Lease, LeaseHeldError, create_exclusively
+from sam3_jax.lease import (
+  Holder,
+  Lease,
+  LeaseHeldError,
+  create_exclusively,
+  draft_path,
+  is_abandoned,
+)
 
 
 @pytest.fixture
@@ -151,3 +158,20 @@ def test_create_exclusively(tmp_path, monkeypatch, links):
   assert not create_exclusively(path, b"two")
   assert path.read_bytes() == b"one"
   assert os.listdir(tmp_path) == ["job.json"]
+
+
+def test_drafts_belong_to_their_process(tmp_path):
+  draft = draft_path(tmp_path / "part.json")
+  assert draft != draft_path(tmp_path / "part.json")
+  draft.touch()
+  os.utime(draft, (1, 1))
+  assert not is_abandoned(draft)
+  lost = draft.with_name(draft.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))
+  lost.touch()
+  assert is_abandoned(lost)
+  elsewhere = tmp_path / ".part.json.00000000-1-1-00000000.partial"
+  elsewhere.touch()
+  assert not is_abandoned(elsewhere)
+  os.utime(elsewhere, (1, 1))
+  assert is_abandoned(elsewhere)
+  draft_path(tmp_path / ("n" * 255)).touch()
