@@ -9,15 +9,13 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from sam3_jax.lease import sync_directory
+from sam3_jax.lease import draft_path, sync_directory
 
 MAX_JSON = 64 * 2**20  # bytes; the manifest of the released model has 0.7 million
-PARTIAL = ".partial"
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # of file systems that cannot
 
 
@@ -35,8 +33,8 @@ class Draft:
   def __init__(self, path: str | Path):
     """Opens the file under its other name, in the same directory, which is made if need be."""
     self.path = Path(path)
-    self._draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}{PARTIAL}")
-    with self._named():
+    self._draft = draft_path(self.path)
+    with self.naming():
       self.path.parent.mkdir(parents=True, exist_ok=True)
       self.file: BinaryIO = self._draft.open("xb")
 
@@ -47,19 +45,19 @@ class Draft:
     self.discard()
 
   def write(self, data: bytes) -> None:
-    with self._named():
+    with self.naming():
       self.file.write(data)
 
   def sync(self) -> None:
     """Has the disk know the content, under the other name."""
-    with self._named():
+    with self.naming():
       self.file.flush()
       sync(self.file.fileno())
       self.file.close()
 
   def commit(self) -> None:
     """Makes the file appear, in place of the one that may be there."""
-    with self._named():
+    with self.naming():
       if not self.file.closed:
         self.sync()
       self._draft.replace(self.path)
@@ -73,7 +71,8 @@ class Draft:
       self._draft.unlink()
 
   @contextlib.contextmanager
-  def _named(self) -> Iterator[None]:
+  def naming(self) -> Iterator[None]:
+    """Gives an OSError the name of the file that was to be written."""
     try:
       yield
     except OSError as error:  # which names the draft, or nothing

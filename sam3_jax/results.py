@@ -4,14 +4,14 @@ The format is that of COCO's instance annotations (https://cocodataset.org/#form
 `score` as in its results, and an `info` that says which checkpoint was asked what.
 """
 
-import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
+
+from sam3_jax.files import Draft
 
 if TYPE_CHECKING:
   from sam3_jax.postprocess import Instances
@@ -109,22 +109,18 @@ def write(files: Mapping[Path, Write]) -> None:
   Raises:
     OSError: with the name of the file, and the reason.
   """
-  drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
-  path = None
+  drafts: list[Draft] = []
   try:
-    for path, draft in drafts.items():
-      path.parent.mkdir(parents=True, exist_ok=True)
-      with draft.open("wb") as file:
-        files[path](file)
-    for path, draft in drafts.items():
-      draft.replace(path)
-  except OSError as error:  # which names the draft, or nothing
-    reason = error.strerror or str(error)
-    raise OSError(error.errno, reason, str(path)) from error
+    for path, put in files.items():
+      drafts.append(draft := Draft(path))
+      with draft.naming():
+        put(draft.file)
+      draft.sync()
+    for draft in drafts:
+      draft.commit()
   finally:
-    for draft in drafts.values():
-      with contextlib.suppress(OSError):  # there is none, mostly
-        draft.unlink()
+    for draft in drafts:
+      draft.discard()
 
 
 def json_of(values: Any) -> Write:

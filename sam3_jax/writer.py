@@ -8,7 +8,6 @@ import json
 import math
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,10 @@ import numpy as np
 
 from sam3_jax import checksums
 from sam3_jax.config import Config
-from sam3_jax.files import PARTIAL, json_bytes, sync
+from sam3_jax.files import json_bytes, sync
 from sam3_jax.integrity import compare_tensors, describe
 from sam3_jax.items import REST, save_item
-from sam3_jax.lease import STALE, Lease, sync_directory
+from sam3_jax.lease import PARTIAL, STALE, Lease, draft_path, sync_directory
 from sam3_jax.places import exists, file_sizes, is_remote, place, require_local
 from sam3_jax.trees import flatten
 
@@ -57,7 +56,7 @@ class NewFolder:
       return
     parent, name = self._path.parent, self._path.name
     self._lease = Lease(parent / f".{name}.lease")
-    self.temporary = parent / f".{name}.{secrets.token_hex(8)}{PARTIAL}"
+    self.temporary = draft_path(self._path)
     try:
       if not self._lease.acquire():
         holder = self._lease.holder() or "another process"
@@ -247,7 +246,8 @@ def _remove_leftovers(parent: Path, name: str, now: float) -> None:
   Versions before leases wrote without one, into folders named after their process: those are
   removed if they were not modified for a while before `now`, by the file system's clock.
   """
-  ours = re.compile(re.escape(f".{name}.") + r"([0-9a-f]{16}|\d+\.\w{8})" + re.escape(PARTIAL))
+  tag = r"([0-9a-f]{8}-\d+-\d+-[0-9a-f]{8}|\d+\.\w{8})"
+  ours = re.compile(re.escape(f".{name}.") + tag + re.escape(PARTIAL))
   for folder in parent.glob(f".{glob.escape(name)}.*{PARTIAL}"):
     match = ours.fullmatch(folder.name)
     if match and folder.is_dir() and ("." not in match[1] or _age(folder, now) > STALE):

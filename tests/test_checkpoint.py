@@ -510,7 +510,7 @@ def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
 
 def test_what_killed_processes_left_is_removed(tmp_path):
   """Of this folder alone; what an earlier version writes at this moment, without a lease, stays."""
-  token = "0123456789abcdef"
+  token = "01234567-1-2-89abcdef"
   names = f".x.{token}.partial", ".x.1.abcdefgh.partial", ".x.2.abcdefgh.partial"
   others = f".y.{token}.partial", f".x.y.{token}.partial", ".x.partial"
   for name in (*names, *others):

@@ -149,8 +149,9 @@ def test_a_flipped_bit_in_a_large_file_waits_for_verify(copy):
 def test_batch_refuses_a_damaged_checkpoint(copy, tmp_path, capsys, name):
   flip(largest(copy) if name == "params" else copy / name, 2**14)
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-  typed = ["--text", "a", "--out", tmp_path / "out", "--checkpoint", copy, "--quiet"]
-  assert cli.main(["batch", str(tmp_path / "a.png"), *map(str, typed)]) == 2
+  typed = ["--images", tmp_path / "*.png", "--prompts", "a, b", "--out", tmp_path / "out"]
+  typed += ["--checkpoint", copy, "--quiet"]
+  assert cli.main(["batch", *map(str, typed)]) == 2
   assert "differs from its checksum" in capsys.readouterr().err
   assert not any((tmp_path / "out").glob("**/*.json*"))
 

@@ -395,7 +395,7 @@ class TestWrite:
       raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-      patch.setattr(scene_files.os, "replace", full)
+      patch.setattr("os.replace", full)
       with pytest.raises(ValueError, match="No space left on device"):
         scene_files.write(tmp_path / "out", 2, 0, new="crown")
     assert not {"annotations.json", "crown.json"} & set(contents(tmp_path / "out"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import json
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import typer
 
 from sam3_jax.commands import arguments
 from sam3_jax.commands.options import Debug, OnDevice, Quiet
+from sam3_jax.files import write_bytes, write_json
 from sam3_jax.terminal import Console, progress, say
 
 CLONE = Path(__file__).parents[2]
@@ -157,9 +157,8 @@ def benchmark(
     measured = run.run(job, step)
   text = report.markdown(measured)
   if out is not None:
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark.json").write_text(json.dumps(measured, indent=1) + "\n")
-    (out / "benchmark.md").write_text(text + "\n")
+    write_json(out / "benchmark.json", measured, indent=1)
+    write_bytes(out / "benchmark.md", f"{text}\n".encode())
   if plot is not None:
     plots.draw(measured, plot)
   say(Console(quiet=quiet), text)

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from sam3_jax.files import Draft, write_bytes
 from sam3_jax.terminal import Console, live
 
 PLOTS = (".png", ".svg")
@@ -32,9 +32,7 @@ class MetricsLog:
     if path is None:
       return
     kept = [line for line in read_metrics(path) if line["step"] <= done] if path.exists() else []
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(partial, path)
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
     self._file = path.open("a")
 
   def add(self, values: Mapping[str, Any]) -> None:
@@ -125,7 +123,6 @@ def plot(metrics: Path, file: Path, figures: Sequence[str]) -> None:
     axes.set_ylabel(name.removeprefix("evaluation/"))
     axes.set_yscale("log" if name in ("loss", "grad_norm") else "linear")
   figure.supxlabel("step")
-  file.parent.mkdir(parents=True, exist_ok=True)
-  partial = file.with_name(f".{file.name}.partial")
-  figure.savefig(partial, format=file.suffix.lstrip("."), dpi=120)
-  os.replace(partial, file)
+  with Draft(file) as draft:
+    figure.savefig(draft.file, format=file.suffix.lstrip("."), dpi=120)
+    draft.commit()

@@ -9,8 +9,6 @@ seed begin with the same ones. The same versions of this package, NumPy and Pill
 bytes.
 """
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sam3_jax.files import write_json
 from sam3_jax.os_errors import reason
 from sam3_jax.rle import bounds, encode
 from sam3_jax.training import drawings
@@ -127,9 +126,7 @@ def _prepare(out: Path) -> None:
 def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
   """Writes JSON files in their order, each at once; then the folder is no longer unfinished."""
   for name, content in files.items():
-    partial = out / f"{_UNFINISHED}.json"
-    partial.write_text(json.dumps(content) + "\n")
-    os.replace(partial, out / name)
+    write_json(out / name, content)
   (out / _UNFINISHED).unlink()
 
 
