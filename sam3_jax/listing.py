@@ -5,6 +5,7 @@
 
 import errno
 import glob
+import heapq
 import os
 import re
 import stat
@@ -114,6 +115,8 @@ def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
 def is_hidden(name: str, notes: ListingNotes) -> bool:
   """Whether a file, by its name or that of a directory above it, is hidden or macOS's metadata;
   counted if so."""
+  if not name.startswith((".", "__MACOSX/")) and "/." not in name and "/__MACOSX/" not in name:
+    return False  # as most
   parts = name.split("/")
   if "__MACOSX" in parts[:-1] or parts[-1].startswith("._"):
     notes.skip("macOS metadata")
@@ -150,12 +153,9 @@ def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
   """
   above = {_key(str(path)) for path in Path(os.path.realpath(top)).parents}
   seen = {_key(top)}
-  pending, links = [""], []
+  pending, links = [""], list[str]()  # heaps: the order must not depend on the file system
   while pending or links:
-    if not pending:
-      links.sort(reverse=True)
-      pending.append(links.pop())
-    base = pending.pop()
+    base = heapq.heappop(pending or links)
     if base:
       key = _key(os.path.join(top, base))
       if key in above or key in seen:  # a link may lead back, or to what has another name too
@@ -171,7 +171,7 @@ def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
         if entry.name.startswith("."):
           notes.skip_directory("hidden")
         else:
-          (links if entry.is_symlink() else pending).append(name)
+          heapq.heappush(links if entry.is_symlink() else pending, name)
       elif not stat.S_ISREG(mode):
         notes.skip("not a regular file", "not regular files")
       elif is_image(entry.name, notes):

@@ -18,6 +18,7 @@ ROWS = (
   {"model"},
   {"items", "preprocess", "tokenizer", "postprocess"},
   {"writer", "prompts", "results", "visualize", "annotations"},
+  {"listing"},
   {"visual"},
   {"fingerprint"},
   {"checkpoint", "compiling", "parallel", "onnx"},
