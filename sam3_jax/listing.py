@@ -4,7 +4,9 @@
 """
 
 import errno
+import fnmatch
 import glob
+import heapq
 import os
 import re
 import stat
@@ -19,6 +21,7 @@ from sam3_jax.results import ANNOTATIONS, PICTURE
 SHOWN_KINDS = 8  # of skipped files, in the note; the others are summed up
 
 _Key = tuple[int, int] | str
+_Typed = tuple[os.DirEntry[str], int | None]  # with the mode of its target, if it has one
 
 
 class Found(NamedTuple):
@@ -57,6 +60,8 @@ class ListingNotes:
       one, several: such as "image is empty", "images are empty".
       example: the first one is named.
     """
+    if not example.isprintable():
+      example = ascii(example)[1:-1]
     count, first, _ = self._remarks.get(one, (0, example, several))
     self._remarks[one] = count + 1, first, several
 
@@ -114,6 +119,8 @@ def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
 def is_hidden(name: str, notes: ListingNotes) -> bool:
   """Whether a file, by its name or that of a directory above it, is hidden or macOS's metadata;
   counted if so."""
+  if not name.startswith((".", "__MACOSX/")) and "/." not in name and "/__MACOSX/" not in name:
+    return False  # as most
   parts = name.split("/")
   if "__MACOSX" in parts[:-1] or parts[-1].startswith("._"):
     notes.skip("macOS metadata")
@@ -143,55 +150,64 @@ def is_image(name: str, notes: ListingNotes) -> bool:
 
 
 def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
-  """Names relative to `top` of the images in and below it, each directory once.
+  """Names relative to `top` of the images in and below it."""
+  for base, entries in _walk(top, notes):
+    for entry, mode in entries:
+      if mode is None:
+        notes.skip("broken link", "broken links")
+      elif not stat.S_ISREG(mode):
+        notes.skip("not a regular file", "not regular files")
+      elif is_image(entry.name, notes):
+        yield f"{base}/{entry.name}" if base else entry.name
+
+
+def _walk(top: str, notes: ListingNotes) -> Iterator[tuple[str, list[_Typed]]]:
+  """Each directory at and below `top` once, relative to it, with what it holds but directories.
 
   Links to directories are followed after all directories that need none, so that a file has the
   name without a link if it has one, whatever the order of names.
   """
   above = {_key(str(path)) for path in Path(os.path.realpath(top)).parents}
   seen = {_key(top)}
-  pending, links = [""], []
+  pending, links = [""], list[str]()  # heaps: the order must not depend on the file system
   while pending or links:
-    if not pending:
-      links.sort(reverse=True)
-      pending.append(links.pop())
-    base = pending.pop()
+    base = heapq.heappop(pending or links)
     if base:
       key = _key(os.path.join(top, base))
       if key in above or key in seen:  # a link may lead back, or to what has another name too
         notes.skip_directory("link to a directory " + ("above" if key in above else "listed too"))
         continue
       seen.add(key)
-    for entry in _entries(top, base, notes):
-      name = f"{base}/{entry.name}" if base else entry.name
+    others: list[_Typed] = []
+    for entry in _entries(os.path.join(top, base) if base else top, notes, first=not base):
       mode = _mode(entry)
-      if mode is None:
-        notes.skip("broken link", "broken links")
-      elif stat.S_ISDIR(mode):
-        if entry.name.startswith("."):
-          notes.skip_directory("hidden")
-        else:
-          (links if entry.is_symlink() else pending).append(name)
-      elif not stat.S_ISREG(mode):
-        notes.skip("not a regular file", "not regular files")
-      elif is_image(entry.name, notes):
-        yield name
+      if mode is None or not stat.S_ISDIR(mode):
+        others.append((entry, mode))
+      elif entry.name.startswith("."):
+        notes.skip_directory("hidden")
+      else:
+        name = f"{base}/{entry.name}" if base else entry.name
+        heapq.heappush(links if entry.is_symlink() else pending, name)
+    yield base, others
 
 
-def _entries(top: str, base: str, notes: ListingNotes) -> list[os.DirEntry[str]]:
+def _entries(path: str, notes: ListingNotes, *, first: bool) -> list[os.DirEntry[str]]:
+  """What a directory holds; of one that may not be read nothing, unless it is the `first`."""
   try:
-    with os.scandir(os.path.join(top, base) if base else top) as entries:
+    with os.scandir(path or ".") as entries:
       return list(entries)
   except OSError as error:
     # A directory without permission stays so; other errors pass, and a list without its images
     # would be taken for the whole.
-    if base and isinstance(error, PermissionError):
-      what = "without permission to read it is left out", "without permission to read are left out"
-      notes.remark(f"directory {what[0]}", f"directories {what[1]}", base)
+    if not first and isinstance(error, PermissionError):
+      notes.remark(
+        "directory without permission to read it is left out",
+        "directories without permission to read them are left out",
+        path,
+      )
       return []
     raise ValueError(
-      f"{error.filename or top} cannot be read ({error.strerror}); check the "
-      "directory and its permissions."
+      f"{path} cannot be read ({error.strerror}); check the directory and its permissions."
     ) from error
 
 
@@ -227,10 +243,11 @@ def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
   seen: set[tuple[_Key, str]] = set()
   folders: dict[str, _Key] = {}
   found: list[str] = []
-  recursive = "**" in pattern  # such a pattern matches each directory on the way
-  for name in sorted(glob.glob(pattern, recursive=True), key=lambda name: (name.count("/"), name)):
+  base = "/" if pattern.startswith("/") else ""
+  names = set(_expand(base, [part for part in pattern.split("/") if part], notes))
+  for name in sorted(names, key=lambda name: (name.count("/"), name)):
     if os.path.isdir(name):
-      if not recursive:
+      if "**" not in pattern:  # which matches each directory on the way
         notes.skip_directory("matched by the pattern")
     elif not os.path.exists(name):
       notes.skip("broken link", "broken links")
@@ -240,13 +257,45 @@ def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
       folder, base = os.path.split(name)
       if folder not in folders:
         folders[folder] = _key(folder or ".")
-      if (folders[folder], base) in seen:  # through a circle of links
+      if (folders[folder], base) in seen:  # through a link to a directory
         notes.skip("matched under another name too")
       else:
         seen.add((folders[folder], base))
         found.append(name)
   for name in sorted(found):
     yield Found(name, name)
+
+
+def _expand(base: str, parts: list[str], notes: ListingNotes) -> Iterator[str]:
+  """`glob.glob`, which leaves out what it cannot read without a word, and follows circles of links.
+
+  Args:
+    base: the path so far; empty for the working directory.
+    parts: the pattern's parts below it.
+    notes: counts directories that cannot be read.
+  """
+  if not parts:
+    yield base
+    return
+  part, rest = parts[0], parts[1:]
+  if not glob.has_magic(part):
+    path = os.path.join(base, part)
+    if os.path.lexists(path):
+      yield from _expand(path, rest, notes)
+  elif not os.path.isdir(base or "."):
+    return
+  elif part == "**":
+    for below, others in _walk(base or ".", notes):
+      folder = os.path.join(base, below) if below else base
+      if rest:
+        yield from _expand(folder, rest, notes)
+      else:
+        yield from (os.path.join(folder, one.name) for one, _ in others if one.name[0] != ".")
+  else:
+    for entry in _entries(base, notes, first=False):
+      hidden = entry.name.startswith(".") and not part.startswith(".")
+      if not hidden and fnmatch.fnmatchcase(entry.name, part):
+        yield from _expand(os.path.join(base, entry.name), rest, notes)
 
 
 def _count(number: int, one: str, several: str) -> str:

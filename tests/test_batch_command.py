@@ -50,6 +50,21 @@ def test_segments_and_merges(folder, capsys):
   assert len(COCO("out/annotations.json").imgs) == 7
 
 
+def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
+  (folder / "pictures" / "notes.txt").write_text("x")
+  assert cli.main([*TYPED, "--strict"]) == 2
+  assert "error: --strict: skipped 1 file: 1 .txt. Remove" in capsys.readouterr().err
+  assert not (folder / "out" / "job.json").exists()
+  assert cli.main(TYPED) == 0
+  assert capsys.readouterr().err.splitlines()[-1] == "note: skipped 1 file: 1 .txt"
+  (folder / "pictures" / "000.jpg").write_bytes((folder / "pictures" / "000.png").read_bytes())
+  assert cli.main([*TYPED[:-1], "other", "--quiet"]) == 0
+  assert cli.main(["batch", "--merge", "--out", "other", "--to", "yolo"]) == 0
+  err = capsys.readouterr().err
+  assert err.startswith("note: 1 image shares its name with another but for the ending")
+  assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(("layout", "count"), [("labelme", 7), ("yolo", 8)])
 def test_other_layouts(folder, capsys, layout, count):
   assert cli.main([*TYPED, "--quiet"]) == 0

@@ -261,7 +261,7 @@ def test_a_directory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
   notes = ListingNotes()
   assert names(find("pictures", "cat", notes)) == ["a.PNG", "b.jpg"]
-  assert "1 directory without permission to read it is left out (sub)" in notes.line()
+  assert "1 directory without permission to read it is left out (pictures/sub)" in notes.line()
 
 
 def unreadable(monkeypatch, name, code):

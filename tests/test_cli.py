@@ -135,6 +135,21 @@ class TestSegment:
     assert "example box" in capsys.readouterr().out
     assert (record["images"][0]["width"], record["images"][0]["height"]) == (120, 200)
 
+  def test_a_directory_and_what_is_left_out_of_it(self, ready, fails, capsys):
+    """Counted in one line at the end; with --strict nothing is done."""
+    (ready / "more" / "deep").mkdir(parents=True)
+    shutil.copy("photo.png", "more/deep/photo.png")
+    for name in ("a.txt", ".hidden.jpg", "photo.sam3.png"):
+      (ready / "more" / name).write_bytes(b"x")
+    left_out = "skipped 3 files: 1 .txt, 1 hidden, 1 result of segment"
+    assert f"--strict: {left_out}" in fails("segment", "more", "--text", "a", "--strict")
+    assert cli.main(["segment", "more", "*.png", "--text", "a"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"note: {left_out}\n"
+    assert out.count(".sam3.png") == 2
+    assert cli.main(["segment", "more", "--text", "a", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
   def test_several_pictures_of_one_name(self, ready, capsys):
     (ready / "more").mkdir()
     shutil.copy("photo.png", "more/photo.png")

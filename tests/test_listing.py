@@ -1,5 +1,7 @@
 """What a directory or a pattern stands for: each file is listed or counted, never lost."""
 
+import errno
+import glob
 import os
 
 import pytest
@@ -81,7 +83,50 @@ def test_patterns(here):
   )
   os.symlink(".", "d/sub/circle")
   assert listed("d/**/*.jpg")[0] == ["d/a.jpg", "d/sub/c.jpg"]
-  assert listed("nothing/*") == ([], "")
+  assert listed("d/**")[0] == ["d/a.jpg", "d/b", "d/sub/c.jpg"]
+  assert listed("nothing/*") == listed("d/a.jpg/**") == ([], "")
+  assert "matched by the pattern" not in listed("d/**/*")[1]
+
+
+@settings(
+  max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+  st.sets(st.lists(st.sampled_from(["a", "b.jpg", "ab", ".h"]), min_size=1, max_size=3).map(tuple)),
+  st.lists(
+    st.sampled_from(["*", "**", "a*", "?", "[ab]", "a", ".*", "b.jpg"]), min_size=1, max_size=4
+  ),
+)
+def test_patterns_match_what_python_matches(tmp_path, files, parts):
+  top = tmp_path / str(len(os.listdir(tmp_path)))
+  for names in sorted(files, key=len, reverse=True):
+    path = top.joinpath(*names)
+    if not path.exists() and not any(one.is_file() for one in path.parents):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(b"x")
+  pattern = f"{top}/{'/'.join(parts)}"
+  if glob.has_magic(pattern):
+    wanted = {name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)}
+    assert listed(pattern)[0] == sorted(wanted)
+
+
+def test_a_pattern_over_what_cannot_be_read(here, monkeypatch):
+  make("d/a/x.jpg", "d/b/x.jpg")
+  scandir, code = os.scandir, errno.EACCES
+
+  def fail(path):
+    if str(path) == "d/a":
+      raise OSError(code, os.strerror(code))
+    return scandir(path)
+
+  monkeypatch.setattr("os.scandir", fail)
+  assert listed("d/*/*.jpg") == (
+    ["d/b/x.jpg"], "1 directory without permission to read it is left out (d/a)"
+  )  # fmt: skip
+  code = errno.EIO
+  for pattern in ("d/*/*.jpg", "d/**/*.jpg"):
+    with pytest.raises(ValueError, match="d/a cannot be read"):
+      listed(pattern)
 
 
 def test_a_file_named_by_itself(here):

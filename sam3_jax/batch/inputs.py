@@ -225,15 +225,20 @@ def _check_name(name: str) -> None:
 
 
 def _in_tar(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
-  with _readable(Path(path), "--images"):
-    for sample in members(path, notes):
-      shown = f"{name}/{sample.name}"
-      try:
-        prompts = _beside(sample.notes) if sample.notes else None
-      except (ValueError, TypeError) as error:
-        yield _Listed(shown, path, fault=f"{shown}: its .json: {str(error).rstrip('.')}")
-      else:
-        yield _Listed(shown, path, prompts, sample.span)
+  try:
+    with _readable(Path(path), "--images"):
+      samples = list(members(path, notes))
+  except ValueError as error:
+    yield _Listed(name, path, fault=str(error).rstrip("."))
+    return
+  for sample in samples:
+    image = f"{name}/{sample.name}"
+    try:
+      prompts = _beside(sample.notes) if sample.notes else None
+    except (ValueError, TypeError) as error:
+      yield _Listed(image, path, fault=f"{image}: its .json: {str(error).rstrip('.')}")
+    else:
+      yield _Listed(image, path, prompts, sample.span)
 
 
 def _beside(notes: bytes) -> tuple[AnyPrompt, ...] | None:

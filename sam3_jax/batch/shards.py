@@ -75,7 +75,9 @@ def _regular(found: list[tarfile.TarInfo], notes: ListingNotes) -> dict[str, tar
   """The last files of each name that are neither hidden nor anything but files."""
   files: dict[str, tarfile.TarInfo] = {}
   for member in found:
-    name = posixpath.normpath(member.name)
+    name = member.name
+    if "/" in name:  # as in "./a.jpg", which is the same file as "a.jpg"
+      name = posixpath.normpath(name)
     if member.isdir() or is_hidden(name, notes) or is_result(name, notes):
       continue
     if member.issym() or member.islnk():

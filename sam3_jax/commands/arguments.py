@@ -201,12 +201,19 @@ def images(given: Sequence[Path], notes: "ListingNotes") -> list[Path]:
   for one in map(str, given):
     if not os.path.exists(one) and not glob.has_magic(one):
       raise FileNotFoundError(f"there is no file {one}; check the spelling and the folder.")
-    for found in find_files(one, notes):
-      files.setdefault(Path(found.path).resolve(), Path(found.path))
+    found = [Path(each.path) for each in find_files(one, notes)]
+    if not found and not os.path.isfile(one):
+      raise _no_image(one, notes)
+    for path in found:
+      files.setdefault(path.resolve(), path)
   if not files:
-    line = notes.line()
-    raise ValueError(f"there is no image in {', '.join(map(str, given))}{line and f' ({line})'}.")
+    raise _no_image(", ".join(map(str, given)), notes)
   return list(files.values())
+
+
+def _no_image(given: str, notes: "ListingNotes") -> ValueError:
+  line = notes.line()
+  return ValueError(f"there is no image in {given}{line and f' ({line})'}; check the path.")
 
 
 def say_notes(notes: "ListingNotes", quiet: bool) -> None:
