@@ -44,8 +44,13 @@ def merge(out: Path) -> dict[str, int]:
   def images() -> Iterator[dict[str, Any]]:
     for record in records:
       counts["images"] += 1
+      asked = {name_of(prompt): False for prompt in record["prompts"]}
+      asked |= {name_of(prompt): True for prompt in record["prompts"] if prompt["instances"]}
+      # LVIS's: categories that were asked and not found; of the others nothing is known.
+      absent = [categories[name] for name, found in asked.items() if not found]
       yield {"id": record["input"] + 1, "file_name": record["image"]} | {
-        side: record[side] for side in ("width", "height")
+        **{side: record[side] for side in ("width", "height")},
+        "neg_category_ids": absent,
       }
 
   def annotations() -> Iterator[dict[str, Any]]:
