@@ -197,7 +197,7 @@ class _Objects:
     self._contradictions: list[tuple[Instance, np.ndarray, np.ndarray]] = []
     self._drawn = self._empty = 0  # masks by annotators, and those of them without a pixel
     self._empties: dict[str, None] = {}
-    self._most = 0.0  # of all coordinates of polygons
+    self._most, self._broken = 0.0, False  # of coordinates of polygons; whether some are not whole
 
   def add(self, chunk: Sequence[Instance]) -> None:
     """Adds instances, a chunk at a time."""
@@ -205,9 +205,11 @@ class _Objects:
     masks = compress_all([one.segmentation for one in chunk], sizes)
     boxes = self._boxes(chunk, masks)
     wrong = self._contradicting(chunk, boxes, masks)
-    polygons = [i for i, one in enumerate(chunk) if isinstance(one.segmentation, list)]
+    drawn = [isinstance(one.segmentation, list) for one in chunk]
+    polygons = [i for i, rle in enumerate(masks.rles) if rle is not None and drawn[i]]
     corners = masks.extents[polygons, :2] + masks.extents[polygons, 2:]
     self._most = max(self._most, corners.max(initial=0))
+    self._broken |= bool((corners % 1).any())
     for i, one in enumerate(chunk):
       rle, box = masks.rles[i], boxes[i]
       if rle is None:
@@ -227,7 +229,7 @@ class _Objects:
     faults, images = self._file.faults, self._file.images
     for one, box, bound in self._contradictions:
       faults.append(f"{one.name}: {self._contradiction(one, box, bound)}")
-    if self._drawn and 0 < self._most <= 1 and max(min(i.width, i.height) for i in images) > 2:
+    if self._broken and self._most <= 1 and max(min(i.width, i.height) for i in images) > 2:
       faults.append("no coordinate of its polygons is over 1: they must be pixels, not fractions")
     elif 2 * self._empty > self._drawn:
       faults.append(

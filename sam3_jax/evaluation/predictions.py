@@ -189,6 +189,7 @@ class _ByName:
       number = whole(entry, "id", f"{path}: category {name!r:.40}")
       self._phrases[number] = clean(name.replace("_", " "))
     self._known = {(pair.file_name, clean(pair.phrase)): pair for pair in pairs}
+    self._files = _data_names(self._files, {pair.file_name for pair in pairs}, path)
     self._asked = (set(self._files.values()), set(self._phrases.values()) - {BOXES_ALONE})
 
   def pair_of(self, row: dict[str, Any]) -> Pair | None:
@@ -207,6 +208,27 @@ class _ByName:
     """Whether the file has the image and the phrase of a pair."""
     files, phrases = self._asked
     return pair.file_name in files and clean(pair.phrase) in phrases
+
+
+def _data_names(files: dict[int, str], names: Collection[str], path: str) -> dict[int, str]:
+  """What the data call the images of a file: the name there, or the end of it, as a list of inputs
+  may have them in any directory; as they are if the data do not have them.
+
+  Raises:
+    ValueError: two images would be the same one.
+  """
+  found: dict[int, str] = {}
+  taken: dict[str, str] = {}
+  for number, file in files.items():
+    parts = Path(file).parts
+    ends = (str(Path(*parts[i:])) for i in range(len(parts)))
+    name = file if file in names else next((end for end in ends if end in names), file)
+    if name in names and taken.setdefault(name, file) != file:
+      raise ValueError(
+        f"{path}: {taken[name]} and {file} may both be {name} of the data; name images alike"
+      )
+    found[number] = name
+  return found
 
 
 def _id(row: dict[str, Any], key: str, what: str) -> int:

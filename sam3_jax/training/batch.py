@@ -5,6 +5,9 @@ prompt, Hi and Wi pixels of the model's square input, Ht and Wt cells of a targe
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,20 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from sam3_jax.types import Prompts, TextEmbedding
+
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def standard_promotion(function: _Function) -> _Function:
+  """A function whose own arithmetic, gradients and optimizer (Optax) mix dtypes as JAX does by
+  default, whatever `jax_numpy_dtype_promotion` is set to for other work."""
+
+  @functools.wraps(function)
+  def promoting(*args, **options):
+    with jax.numpy_dtype_promotion("standard"):
+      return function(*args, **options)
+
+  return promoting  # pyright: ignore[reportReturnType]
 
 
 @struct.dataclass

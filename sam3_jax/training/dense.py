@@ -22,8 +22,8 @@ from sam3_jax.model.positions import sine_map
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.ops.precision import einsum
 from sam3_jax.ranges import check_numbers
-from sam3_jax.training.batch import Batch
-from sam3_jax.training.losses import cell_loss, dice_loss, fractions, shrunk
+from sam3_jax.training.batch import Batch, standard_promotion
+from sam3_jax.training.losses import at_least_one, cell_loss, dice_loss, fractions, shrunk
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import ImageMaps, TextEmbedding
 
@@ -63,6 +63,7 @@ class Survey(NamedTuple):
   semantic_logits: Float[Array, "B Hm Wm"]
 
 
+@standard_promotion
 def dense_loss(
   parameters: Any,
   detector: Detector,
@@ -104,10 +105,12 @@ def dense_loss(
 
   which, cells, dropout = jax.random.split(key, 3)
   number = min(config.objects, valid.shape[1])
-  drawn, chosen = jax.lax.top_k(valid * (1 + jax.random.uniform(which, valid.shape)), number)
+  drawn, chosen = jax.lax.top_k(
+    valid * (1 + jax.random.uniform(which, valid.shape, jnp.float32)), number
+  )
   shares = jnp.take_along_axis(in_cells, chosen[..., None], axis=1)
   likely = shares >= 0.5 * shares.max(axis=2, keepdims=True)
-  cell = jnp.argmax(likely * (1 + jax.random.uniform(cells, shares.shape)), axis=2)
+  cell = jnp.argmax(likely * (1 + jax.random.uniform(cells, shares.shape, jnp.float32)), axis=2)
   found: Any = detector.apply(
     {"params": parameters}, maps, text, batch.prompt_valid, cell,
     method=_survey, rngs={"dropout": dropout},
@@ -119,7 +122,7 @@ def dense_loss(
   boxes = targets.boxes.reshape(images, -1, 4)
   terms |= _boxes(_box_head(parameters, found.memory), in_cells, boxes, config.inside)
   wanted = shrunk(jnp.take_along_axis(covered, chosen[..., None, None], axis=1), 4 * side)
-  weights = (drawn > 0) / jnp.maximum((drawn > 0).sum(), 1)
+  weights = (drawn > 0) / at_least_one(drawn > 0)
   bce = jax.nn.softplus(found.mask_logits) - found.mask_logits * wanted
   terms["mask"] = (weights * bce.mean(axis=(2, 3))).sum()
   terms["dice"] = (weights * dice_loss(jax.nn.sigmoid(found.mask_logits), wanted)).sum()
@@ -171,7 +174,7 @@ def _naming(
     if level == "coarse":
       shown = wanted[:, 0] < 0.5
       right = shown & (logits.argmax(axis=1) == wanted.argmax(axis=1))
-      terms["accuracy"] = right.sum() / jnp.maximum(shown.sum(), 1)
+      terms["accuracy"] = right.sum().astype(jnp.float32) / at_least_one(shown)
   return terms
 
 
@@ -198,7 +201,7 @@ def _boxes(
   wanted = jnp.take_along_axis(boxes, owner[..., None], axis=1)
   wanted = jnp.where(asked[..., None], wanted, 0.5)
   iou, giou = overlap(found, wanted)
-  weights = asked / jnp.maximum(asked.sum(), 1)
+  weights = asked / at_least_one(asked)
   l1 = jnp.abs(found - wanted).sum(axis=-1)
   return {name: (weights * x).sum() for name, x in (("box", l1), ("giou", 1 - giou), ("iou", iou))}
 

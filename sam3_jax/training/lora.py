@@ -56,9 +56,9 @@ def adapt(parameters: Mapping[str, Any], config: LoraConfig, key: Array) -> dict
     bound, name = 1 / math.sqrt(inputs), path.removesuffix("kernel")
     shape = (*stack, inputs, config.rank)
     factors[name + A] = jax.random.uniform(
-      jax.random.fold_in(key, number), shape, minval=-bound, maxval=bound
+      jax.random.fold_in(key, number), shape, jnp.float32, minval=-bound, maxval=bound
     )
-    factors[name + B] = jnp.zeros((*stack, config.rank, outputs))
+    factors[name + B] = jnp.zeros((*stack, config.rank, outputs), jnp.float32)
   return factors
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from sam3_jax.ranges import check_numbers
-from sam3_jax.training.batch import Targets
+from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
 from sam3_jax.types import Predictions
 
@@ -60,6 +60,7 @@ class LossConfig:
     check(("many_top",), 1)
 
 
+@standard_promotion
 def loss(
   predictions: Predictions,
   queries: int,
@@ -91,8 +92,8 @@ def loss(
   valid = targets.valid & prompt_valid[:, None]
   # Padding may hold any box; one that is sound keeps NaN out of gradients.
   wanted = jnp.where(valid[..., None], targets.boxes, 0.5).astype(jnp.float32)
-  some, objects = valid.any(axis=1), jnp.maximum(valid.sum(), 1)
-  count = jnp.maximum(prompt_valid.sum(), 1)
+  some, objects = valid.any(axis=1), at_least_one(valid)
+  count = at_least_one(prompt_valid)
 
   # The one-to-one queries, then the one-to-many ones: [sets, L, P, queries, ...].
   logits, boxes = (
@@ -124,11 +125,11 @@ def loss(
 
   total = sum(_weight(name, config) * value for name, value in terms.items())
   log = {
-    "prompts": count,
+    "prompts": jnp.maximum(prompt_valid.sum(), 1),
     "objects": valid.sum(),
-    "matched_iou": iou[0, -1].sum() / jnp.maximum(pairs.matched[0, -1].sum(), 1),
+    "matched_iou": iou[0, -1].sum() / at_least_one(pairs.matched[0, -1]),
   }
-  return total * jnp.sqrt(count.astype(jnp.float32)), terms | log
+  return total * jnp.sqrt(count), terms | log
 
 
 def match(
@@ -234,14 +235,14 @@ def _mask_terms(
       mask = jnp.take_along_axis(masks, target[:, None, None, None], axis=1)[:, 0]
       return mask_losses(found, mask, config.mask_alpha)
 
-    nothing = jnp.zeros(len(found))
+    nothing = jnp.zeros(len(found), jnp.float32)
     return jax.lax.cond(matched.any(), losses, lambda _: (nothing, nothing), found)
 
   focal, dice = jax.lax.map(lambda pair: step(*pair), (found, target.T, matched.T))
   terms = {}
   for kind, chosen, scale in (("", place == 0, 1.0), ("_many", place > 0, config.many_weight)):
     if not kind or len(sets) > 1:
-      weights = jnp.where(matched & chosen, scale / jnp.maximum(valid.sum(), 1), 0).T
+      weights = jnp.where(matched & chosen, scale / at_least_one(valid), 0).T
       terms["mask" + kind] = (weights * focal).sum()
       terms["dice" + kind] = (weights * dice).sum()
   return terms
@@ -264,6 +265,12 @@ def shrunk(maps: Float[Array, "*rows Ht Wt"], side: int) -> Float[Array, "*rows 
   return maps.reshape(*maps.shape[:-2], side, factor, side, factor).mean(axis=(-3, -1))
 
 
+def at_least_one(chosen: Bool[Array, "*any"]) -> Float[Array, ""]:
+  """How many are chosen, to divide by; float32 in 64-bit mode too, where quotients of whole numbers
+  are float64."""
+  return jnp.maximum(chosen.sum(), 1).astype(jnp.float32)
+
+
 def fractions(masks: Array) -> Float[Array, "*rows"]:
   """Coverage in [0, 1], of bytes or of floats."""
   return masks.astype(jnp.float32) / (255 if masks.dtype == jnp.uint8 else 1)
@@ -278,7 +285,8 @@ def _semantic_terms(
   """Of the union of a prompt's objects; the mean over prompts that have any."""
   union = jnp.where(valid[..., None, None], masks, 0).max(axis=1, initial=0)
   focal, dice = mask_losses(logits, union, config.semantic_alpha)
-  weights = valid.any(axis=1) / jnp.maximum(valid.any(axis=1).sum(), 1)
+  some = valid.any(axis=1)
+  weights = some / at_least_one(some)
   return {"semantic": (weights * focal).sum(), "semantic_dice": (weights * dice).sum()}
 
 

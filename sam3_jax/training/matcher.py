@@ -118,7 +118,7 @@ def assign(
 
   def solve(cost):
     row, column = optax.assignment.hungarian_algorithm(cost)
-    return jnp.full(objects, -1).at[row].set(column)
+    return jnp.full(objects, -1, jnp.int32).at[row].set(column.astype(jnp.int32))
 
   query = jax.vmap(solve)(cost.reshape(-1, objects, queries)).reshape(*rows, objects)
   matched = (query >= 0) & valid

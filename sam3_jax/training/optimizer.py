@@ -128,7 +128,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[ArrayLike], 
 
   def schedule(step: ArrayLike) -> Array:
     step = jnp.asarray(step, jnp.float32)
-    rate = base * jnp.minimum(1.0, step / warmup) if warmup else jnp.full((), base)
+    rate = base * jnp.minimum(1.0, step / warmup) if warmup else jnp.full((), base, jnp.float32)
     if config.schedule == "cosine":
       done = jnp.clip((step - warmup) / max(1, steps - warmup), 0, 1)
       return rate * (config.final + (1 - config.final) * (1 + jnp.cos(jnp.pi * done)) / 2)

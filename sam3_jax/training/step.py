@@ -21,7 +21,7 @@ from sam3_jax.config import Config
 from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.preprocess import normalize
-from sam3_jax.training.batch import Batch, flat_prompts, flatten
+from sam3_jax.training.batch import Batch, flat_prompts, flatten, standard_promotion
 from sam3_jax.training.dense import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
@@ -112,6 +112,7 @@ def make_step(
 
   gradient = jax.value_and_grad(objective, has_aux=True)
 
+  @standard_promotion
   def step(state: TrainState, frozen: Flat, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.key, state.step)
     if settings.accumulate == 1:

@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sam3_jax.ranges import check_numbers
-from sam3_jax.training.batch import Targets
+from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.losses import dice_loss, fractions, shrunk
 from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
 from sam3_jax.visual.head import VisualHead
@@ -86,6 +86,7 @@ class Asked:
   labels: Int[Array, "P M"]
 
 
+@standard_promotion
 def visual_sums(
   parameters: Any,
   head: VisualHead,
@@ -127,7 +128,7 @@ def visual_sums(
     labels = labels.at[:, place].set(label, mode="drop")
     return (xy, labels, jnp.clip(best, -MASK_LIMIT, MASK_LIMIT)), _round_sums(found, asked, config)
 
-  start = asked.xy, asked.labels, jnp.zeros(asked.covered.shape)
+  start = asked.xy, asked.labels, jnp.zeros(asked.covered.shape, jnp.float32)
   step = jax.checkpoint(answer) if again else answer
   _, rounds = jax.lax.scan(step, start, jnp.arange(config.rounds))
   shown = rounds.pop("shown")
@@ -138,10 +139,11 @@ def visual_sums(
   }  # fmt: skip
 
 
+@standard_promotion
 def visual_loss(sums: Sums, config: VisualConfig) -> tuple[Float[Array, ""], Sums]:
   """The total, and its terms before their weights: means over prompts, or over those about an
   object, and over rounds; from what `visual_sums` gives for the whole batch."""
-  count, objects = (jnp.maximum(sums[name], 1) for name in ("prompts", "objects"))
+  count, objects = (jnp.maximum(sums[x], 1).astype(jnp.float32) for x in ("prompts", "objects"))
   of = {"mask": objects, "dice": objects, "iou": count, "object": count}
   terms = {name: sums[name] / (of[name] * config.rounds) for name in TERMS}
   total = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
@@ -161,9 +163,9 @@ def ask(key: Key[Array, ""], targets: Targets, side: int, config: VisualConfig) 
 
   def of_picture(key: Array, boxes: Array, masks: Array, valid: Array) -> tuple[Array, ...]:
     keys, count = jax.random.split(key, 5), config.prompts
-    chosen = jax.random.categorical(keys[0], jnp.where(valid, 0.0, -jnp.inf), shape=(count,))
-    on_nothing = jax.random.uniform(keys[1], (count,)) < config.nothing
-    boxed = jax.random.uniform(keys[2], (count,)) < config.boxed
+    chosen = jax.random.categorical(keys[0], _logits(valid), shape=(count,))
+    on_nothing = jax.random.uniform(keys[1], (count,), jnp.float32) < config.nothing
+    boxed = jax.random.uniform(keys[2], (count,), jnp.float32) < config.boxed
     on_nothing &= ~boxed
     # Few of the masks become floats: most are padding.
     anywhere = jnp.where(valid[:, None, None], masks, 0).max(axis=0, initial=0)
@@ -245,7 +247,8 @@ def _round_sums(found: VisualPredictions, asked: Asked, config: VisualConfig) ->
 
   there, inside = asked.inside.any(axis=(1, 2)), asked.inside[:, None]
   shown = logits > 0
-  overlap = (shown & inside).sum(axis=(2, 3)) / jnp.maximum((shown | inside).sum(axis=(2, 3)), 1)
+  both, either = ((x.sum(axis=(2, 3))) for x in (shown & inside, shown | inside))
+  overlap = both.astype(jnp.float32) / jnp.maximum(either, 1).astype(jnp.float32)
   iou = ((found.iou - overlap) ** 2).mean(axis=1)
   best = jnp.take_along_axis(overlap, found.iou.argmax(axis=1)[:, None], axis=1)[:, 0]
   exists = jax.nn.softplus(found.object_logit) - found.object_logit * there
@@ -270,11 +273,16 @@ def _draw(key: Key[Array, ""], cells: Bool[Array, "P Hm Wm"]) -> Float[Array, "P
   """A point, x and y as fractions, anywhere in these cells of each row."""
   choosing, placing = jax.random.split(key)
   rows, side = len(cells), cells.shape[-1]
-  logits = jnp.where(cells, 0.0, -jnp.inf).reshape(rows, -1)
+  logits = _logits(cells).reshape(rows, -1)
   row, column = jnp.divmod(jax.random.categorical(choosing, logits), side)
   # Not on the far edge of a cell, which rounding could make the next one's.
-  within = jax.random.uniform(placing, (rows, 2), maxval=0.999)
+  within = jax.random.uniform(placing, (rows, 2), jnp.float32, maxval=0.999)
   return (jnp.stack([column, row], axis=1) + within) / side
+
+
+def _logits(chosen: Bool[Array, "*rows"]) -> Float[Array, "*rows"]:
+  """Of a draw among what is chosen, each as likely."""
+  return jnp.where(chosen, jnp.float32(0), -jnp.inf)
 
 
 def _noisy(
@@ -283,7 +291,7 @@ def _noisy(
   """Boxes, cxcywh, as xyxy whose sides were moved a little; not past each other."""
   centre, extent = boxes[:, :2], boxes[:, 2:]
   scale = jnp.minimum(config.box_noise * extent, config.box_noise_limit)
-  shift = scale[:, None] * jax.random.normal(key, (len(boxes), 2, 2))
+  shift = scale[:, None] * jax.random.normal(key, (len(boxes), 2, 2), jnp.float32)
   limit = jnp.minimum(config.box_noise_limit, extent / 2)[:, None]
   shift = jnp.clip(shift, -limit, limit)
   corners = jnp.stack([centre - extent / 2, centre + extent / 2], axis=1) + shift
