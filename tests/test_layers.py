@@ -9,8 +9,8 @@ from scipy.special import erf
 from support import assert_close, normal
 
 from sam3_jax.model.layers import Attention, Mlp, gelu
-from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.neck import Linear, doubled
+from sam3_jax.model.norms import LayerNorm
 
 
 def test_gelu():
