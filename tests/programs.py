@@ -121,7 +121,7 @@ def training(objective: str, dtype: Any) -> Any:
   parts = toy.parameters() | toy.visual_parameters()
   parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
   trained = {path: parts[path] for path in FIRST[objective == "visual"]}
-  if objective == "detection":
+  if objective != "visual":
     trained |= jax.eval_shape(lambda: adapt(parts, LORA, jax.random.key(0)))
   frozen = {path: x for path, x in parts.items() if path not in trained}
   what = step.StepSettings(

@@ -8,8 +8,9 @@ import pytest
 from scipy.special import erf
 from support import assert_close, normal
 
-from sam3_jax.model.layers import Attention, Mlp, gelu, layer_norm
+from sam3_jax.model.layers import Attention, Mlp, gelu
 from sam3_jax.model.neck import Linear, doubled
+from sam3_jax.model.norms import LayerNorm
 
 
 def test_gelu():
@@ -37,7 +38,7 @@ def test_layer_norm(offset, measured):
   deviation = np.sqrt(wide.var(axis=-1, keepdims=True) + 1e-5)
   want = (wide - wide.mean(axis=-1, keepdims=True)) / deviation
   params = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
-  assert_close(layer_norm().apply({"params": params}, x), want, rel=10 * measured)
+  assert_close(LayerNorm().apply({"params": params}, x), want, rel=10 * measured)
 
 
 def test_mlp():
