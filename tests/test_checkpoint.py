@@ -33,6 +33,7 @@ UNREAD = {
   "tracker.scalar": np.float32([2.5]),
 }
 SCALE = "trunk/norm_pre/scale"
+ENTRY = {"shape": [1], "dtype": "float32", "sha256": "0" * 64}
 CHECKED = "parameters that are not finite"
 
 
@@ -235,6 +236,10 @@ def test_half_written(copy, name):
     ("[]", "must hold an object"),
     ('{"format_version": 99}', "is of format version 99, this is sam3-jax for version 1"),
     ("{}", "is of format version None"),
+    ("[" * 100_000, "is not readable JSON .*nested too deeply"),
+    ('{"a": ' * 100_000, "is not readable JSON .*nested too deeply"),
+    ('{"items": [], "items": []}', "is not readable JSON .*key 'items' occurs twice"),
+    ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, this is"),
     ('{"format_version": 1}', "is damaged"),
     ('{"format_version": 1, "info": 3, "model": {}, "parameters": [], "items": []}', "damaged"),
   ],
@@ -278,7 +283,32 @@ def test_a_manifest_that_fits_neither_model_nor_files(copy, change, match):
     ("unread", [3, [1], {"a": 3}, {"a": {"shape": ["x"], "reason": ""}}, {"a": {"shape": [1]}}]),
     ("dropped", [3, [1], {"a": {"shape": [1], "reason": []}}]),
     ("source_tensors", [3, [1], {"read": 3}, {"read": {"tensors": "many"}}]),
-    ("parameters", [3, [1], {"a": 3}, {"a": {"shape": 3}}]),
+    (
+      "parameters",
+      [
+        3,
+        [1],
+        {"a": 3},
+        {"a": {"shape": 3}},
+        {"a": {"shape": [1], "dtype": "float32"}},
+        *(
+          {"a": ENTRY | change}
+          for change in (
+            {"sha256": 3},
+            {"sha256": "0" * 63},
+            {"dtype": None},
+            {"shape": [-1]},
+            {"shape": [1.0]},
+            {"shape": [True]},
+            {"shape": [2**70]},
+            {"shape": [[[1]]]},
+            {"shape": "12"},
+          )
+        ),
+      ],
+    ),
+    ("unread_files", [3, [1], {"a": "b"}]),
+    ("checksums_file", [3, None]),
     ("items", [3, [1], None]),
   ],
 )
@@ -286,8 +316,9 @@ def test_a_manifest_of_other_types(copy, name, values):
   for value in values:
     edit(copy, "manifest.json", lambda v, value=value: v.update({name: value}))
     refused(copy, r"manifest\.json in .* is damaged \(")
-  edit(copy, "manifest.json", lambda v: v.pop(name))
-  refused(copy, f"is damaged .*{name}")
+  if name not in ("unread_files", "checksums_file"):  # which earlier versions did not have
+    edit(copy, "manifest.json", lambda v: v.pop(name))
+    refused(copy, f"is damaged .*{name}")
 
 
 @pytest.mark.parametrize("info", [3, "name", [1]])

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from rich.console import Console
 
-from sam3_jax import Prompt, cli, segment, terminal, visualize
+from sam3_jax import Prompt, checksums, cli, segment, terminal, visualize
 from sam3_jax.commands import arguments
 from sam3_jax.commands import segment as command
 from sam3_jax.inference import Sam3
@@ -360,7 +360,7 @@ class TestBadInput:
       "version": lambda values: values.update(format_version=99),
       "missing": lambda values: values["parameters"].popitem(),
       "extra": lambda values: values["parameters"].update(
-        new={"shape": [1], "dtype": "float32", "checksum": ""}
+        new={"shape": [1], "dtype": "float32", "sha256": "0" * 64}
       ),
       "shape": lambda values: values["parameters"]["text/position"].update(shape=[3, 3]),
     }.items():
@@ -368,6 +368,7 @@ class TestBadInput:
       values = json.loads((folder / name / "manifest.json").read_text())
       edit(values)
       (folder / name / "manifest.json").write_text(json.dumps(values))
+      checksums.write(folder / name)
     for name, message in {
       "empty": "is an empty folder",
       "half": "it lacks manifest.json",

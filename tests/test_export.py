@@ -25,7 +25,7 @@ from sam3_jax.converters.vocabulary_files import merges, write_huggingface, writ
 from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
-from sam3_jax import Sam3, checkpoint
+from sam3_jax import Sam3, checkpoint, checksums
 from sam3_jax.config import RELEASED, StemConfig
 
 POINTS = "detector.geometry_encoder.points_"
@@ -229,6 +229,7 @@ def test_a_damaged_checkpoint_is_not_written_elsewhere(bundles, tmp_path):
   manifest = json.loads((damaged / "manifest.json").read_text())
   manifest["parameters"]["trunk/norm_pre/scale"]["sha256"] = "0" * 64
   (damaged / "manifest.json").write_text(json.dumps(manifest))
+  checksums.write(damaged)
   refused(tmp_path, damaged, "trunk/norm_pre/scale differs from its checksum")
 
 
