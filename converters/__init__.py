@@ -392,7 +392,7 @@ def _raise_incomplete(
       f"{weights} has few of the tensors that SAM 3 has in the layout {planned.table.name}: "
       f"{', '.join(said)}. Give the file of the whole model, and its config.json beside it."
     )
-  raise_incomplete(planned.table, faults)
+  raise_incomplete(planned.table, faults, str(weights))
 
 
 def _check_size(table: Table, sources: Mapping[str, Source], config: Config, weights: Path) -> None:
