@@ -139,8 +139,10 @@ def plan(
   return planned
 
 
-def raise_incomplete(table: Table, faults: list[str]) -> None:
-  raise_faults(faults, f"this is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY)
+def raise_incomplete(table: Table, faults: list[str], where: str = "this") -> None:
+  raise_faults(
+    faults, f"{where} is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY
+  )
 
 
 def account(

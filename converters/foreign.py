@@ -95,12 +95,15 @@ _BEGINNINGS = (
 
 def recognise_variant(names: Iterable[str]) -> str | None:
   """Which relative of SAM 3 these are the tensors of, though many names are those of SAM 3."""
-  return _first(VARIANTS, list(names))
+  names = list(names)
+  return next((kind for kind in VARIANTS if _fits(kind, names)), (None,))[0]
 
 
 def recognise(names: Iterable[str]) -> str | None:
   """What these are the tensors of, in words; None if nothing is known like it."""
-  return _first(KINDS, without_prefix(list(names)))
+  names = list(names)
+  bare = without_prefix(names)
+  return next((kind for kind in KINDS if _fits(kind, names) or _fits(kind, bare)), (None,))[0]
 
 
 def recognise_quantized(names: Iterable[str]) -> tuple[str, str] | None:
@@ -144,8 +147,5 @@ def _is_text(start: bytes) -> bool:
   return len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
-def _first(kinds: Iterable[tuple[str, tuple[str, ...]]], names: list[str]) -> str | None:
-  for kind, patterns in kinds:
-    if all(any(re.match(pattern, name) for name in names) for pattern in patterns):
-      return kind
-  return None
+def _fits(kind: tuple[str, tuple[str, ...]], names: list[str]) -> bool:
+  return all(any(re.match(pattern, name) for name in names) for pattern in kind[1])

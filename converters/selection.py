@@ -70,7 +70,7 @@ def select(
   if format != "auto" and format not in FORMATS:
     raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")
   names = _under(key, sources, where)
-  _refuse_others(names, where)
+  _refuse_others({n: sources[name] for n, name in names.items()}, where)
   factors, plain = adapters.split(names)
   pseudo = {factor.module: f"{factor.module}.weight" for factor in factors.values()}
   adapter = adapter or (bool(factors) and not set(pseudo.values()) & set(plain.values()))
@@ -127,8 +127,15 @@ def _under(key: str | None, sources: Mapping[str, Source], where: str) -> dict[s
   return found
 
 
-def _refuse_others(names: Mapping[str, str], where: str) -> None:
+def _refuse_others(names: Mapping[str, Source], where: str) -> None:
   """Refuses what is recognized and cannot be converted."""
+  matrices = [source.dtype for source in names.values() if len(source.shape) > 1]
+  whole = [dtype for dtype in matrices if "int" in dtype]
+  if len(whole) > len(matrices) / 2:
+    raise ValueError(
+      f"{where} has weights of {whole[0]}, as quantized ones are, which cannot be converted; give "
+      "the weights in float32, bfloat16 or float16."
+    )
   if quantized := recognise_quantized(names):
     kind, name = quantized
     raise ValueError(

@@ -271,6 +271,8 @@ def _article(noun: str) -> str:
 def _remedy(error: ValueError) -> str:
   """What to do, as far as the message does not say that."""
   text = str(error)
+  if "ultralytics" in text or "a YOLO" in text:
+    return "give the weights of facebook/sam3"
   if "asks for" in text:
     return "if you trust the file, load it with PyTorch and save its state_dict() alone"
   if "float8" in text:

@@ -93,12 +93,10 @@ def canonical_names(table: Table) -> dict[str, str]:
   that nothing reads, the place is empty."""
   lite = table is huggingface.LITE
   config = dataclasses.replace(RELEASED, text=LiteTextConfig()) if lite else RELEASED
-  memory = dict.fromkeys(
-    (
-      "tracker.transformer.encoder.layers.3.norm1.weight",
-      "tracker_model.memory_attention.layers.3.layer_norm1.weight",
-    )
-  )
+  memory: dict[str, Any] = {
+    "tracker.transformer.encoder.layers.3.norm1.weight": None,
+    "tracker_model.memory_attention.layers.3.layer_norm1.weight": None,
+  }
   names = dict.fromkeys(table.kept(config, memory if table.visual else {}), "")
   names |= dict.fromkeys(table.derived(config, {}), "")
   entries = table.entries(config, visual=bool(table.visual))

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import TOKENIZER, layout, tiny_config, write_folder
-from sam3_jax.converters import _plan_on, convert, meta
+from sam3_jax.converters import convert, meta
 from sam3_jax.converters.base import Base
 from sam3_jax.converters.parts import OPTIONAL, WORDS, parts_of
+from sam3_jax.converters.planning import plan_on
 from sam3_jax.converters.rules import Source
 from sam3_jax.converters.wrappers import FORMATS
 from test_convert import refused
@@ -68,7 +69,7 @@ def test_any_parts_come_from_the_base(base, theirs, kind, parts):
   table = FORMATS[name].TABLE
   arrays = without(layout(kind), name, parts)
   sources = {n: Source.of(a) for n, a in arrays.items()}
-  planned = _plan_on(opened(base), table, sources, base / "x", None)
+  planned = plan_on(opened(base), table, sources, base / "x", None)
   got = flatten({part: planned.read(part, "float32", []) for part in planned.parts})
   assert got.keys() == theirs.keys()
   for path, array in got.items():

@@ -13,6 +13,7 @@ from layouts import layout
 from sam3_jax.converters import huggingface, meta
 from sam3_jax.converters.engine import convert_arrays, export_arrays, plan
 from sam3_jax.converters.infer import infer_config
+from sam3_jax.converters.planning import plan_source
 from sam3_jax.converters.rules import (
   CONV,
   DECONV,
@@ -24,7 +25,6 @@ from sam3_jax.converters.rules import (
 from sam3_jax.converters.unread import translate, unread
 from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
-from sam3_jax import converters
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.model.rope import rope_table
@@ -318,7 +318,7 @@ def test_a_size_that_was_read_off_a_damaged_tensor(tmp_path):
     zeros = {n: np.broadcast_to(np.float32(0), s) for n, s in (shapes | {name: shape}).items()}
     expected = f"1 fault: {name} is {list(shape)}; expected {list(shapes[name])}"
     with pytest.raises(ValueError, match=re.escape(expected)):
-      converters._plan(meta, sources(zeros), tmp_path / "sam3.pt", None)
+      plan_source(meta, sources(zeros), tmp_path / "sam3.pt", None)
 
 
 @pytest.mark.parametrize(

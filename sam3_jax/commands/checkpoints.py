@@ -254,6 +254,18 @@ def _describe_origin(origin: Any) -> dict[str, str]:
   return {"origin": "\n".join(lines)}
 
 
+def _describe_base(info: dict[str, Any]) -> dict[str, str]:
+  """The rows of the checkpoint that others were merged into, and of what `convert` decided."""
+  rows, base = {}, info.get("base")
+  if isinstance(base, dict):
+    parts = base.get("parts")
+    taken = f"; parts from it: {', '.join(map(str, parts))}" if isinstance(parts, list) else ""
+    rows["base"] = f"{base.get('name')}, identity {str(base.get('identity'))[:16]}{taken}"
+  if isinstance(notes := info.get("notes"), list):
+    rows["notes"] = "\n".join(map(str, notes))
+  return rows
+
+
 def _describe(summary: "Summary") -> Table:
   info, config = summary.info, summary.config
   trunk, trained = config.trunk, str(info.get("trained"))
@@ -263,6 +275,7 @@ def _describe(summary: "Summary") -> Table:
     "name": info.get("name", "?"),
     "source": info.get("source", "?"),
     **_describe_origin(info.get("origin")),
+    **_describe_base(info),
     "licence": info.get("licence", "?"),
     "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
     "parameters": f"{summary.parameters:,} in {summary.dtype}",
