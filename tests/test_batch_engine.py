@@ -249,6 +249,6 @@ class TestSegmenter:
     assert "it has no prompts" in got["error"][0]
     pixels, faults = np.zeros((3, 3, 3), np.uint8), ["{", "[]", '["cat", 3]', 5]
     errors = worker({"image": [pixels] * len(faults), "prompts": faults})["error"]
-    assert errors[0] == "prompts must be a list in JSON; '{' is not JSON"
+    assert errors[0].startswith("prompts must be a list in JSON; '{' is not valid JSON: Expecting")
     assert all("prompt" in error for error in errors)
     assert worker({"image": []})["record"].shape == (0,)
