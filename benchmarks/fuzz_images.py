@@ -277,9 +277,8 @@ def child(folder: Path) -> None:
     said = read_all(folder / line.strip())
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    print(
-      json.dumps({"said": said, "seconds": time.process_time() - start, "peak": peak}), flush=True
-    )
+    seconds = time.process_time() - start
+    print(json.dumps({"said": said, "seconds": seconds, "peak": peak}), flush=True)
 
 
 class Reader:

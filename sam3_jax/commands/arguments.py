@@ -209,7 +209,8 @@ def check_writable(out: Path, option: str = "--out") -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out} ({error.strerror}); {remedy(error)} or choose another folder with {option}."
+      f"cannot write to {out} ({error.strerror}); {remedy(error)} or choose another folder with "
+      f"{option}."
     ) from error
 
 
