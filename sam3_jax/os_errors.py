@@ -3,15 +3,15 @@
 import errno
 
 _REMEDIES = {
-  "free some space, or choose another disk": (errno.ENOSPC,),
-  "your quota on this disk is used up: delete something, or choose another disk": (errno.EDQUOT,),
-  "this file system cannot be written to: choose another": (errno.EROFS,),
+  "free some space": (errno.ENOSPC,),
+  "delete something, as your quota is used up": (errno.EDQUOT,),
+  "write to another disk": (errno.EROFS,),
   "check its permissions": (errno.EACCES, errno.EPERM),
   "choose a shorter name": (errno.ENAMETOOLONG,),
   "check the path": (errno.ENOENT,),
   "a part of the path is a file: check the path": (errno.ENOTDIR,),
   "it is a directory: name a file": (errno.EISDIR,),
-  "remove it, or choose another name": (errno.EEXIST, errno.ENOTEMPTY),
+  "remove it": (errno.EEXIST, errno.ENOTEMPTY),
   "its symbolic links form a circle: check the path": (errno.ELOOP,),
   "raise the limit of open files (ulimit -n)": (errno.EMFILE, errno.ENFILE),
   "use a file system that holds larger files": (errno.EFBIG,),
@@ -21,7 +21,7 @@ _REMEDIES = {
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO,
   ),
   "close other programs, or use a machine with more memory": (errno.ENOMEM,),
-  "the characters in its name cannot be written on this disk: choose another name": (
+  "choose another name, as this disk does not take its characters": (
     errno.EILSEQ, errno.EINVAL,
   ),
 }  # fmt: skip

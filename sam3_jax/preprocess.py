@@ -239,15 +239,15 @@ def check_range(values: np.ndarray, name: str) -> None:
   """Raises ValueError of values that use so little of their type's range that they are of another.
 
   Those are 0 and 1 in uint8 (a mask, or fractions that were cast), and less than a quarter of
-  uint16 (8, 10, 12 or 14 bits): as they stand, the model would see a black image. An image that is
-  black (0 everywhere) is one.
+  uint16 (8, 10, 12 or 14 bits): as they stand, the model would see a black image. An image of one
+  value everywhere is one.
   """
   few = 1 if values.dtype == np.uint8 else 2**14 - 1
   # A look at some of the values settles it, but for dark images.
   if not values.size or values[:: max(1, len(values) // 16)].max() > few:
     return
   low, high = int(values.min()), int(values.max())
-  if not 0 < high <= few:
+  if high > few or low == high:  # of one colour: nothing is seen in it at any scale
     return
   if values.dtype == np.uint8:
     remedy = "for a mask or for fractions, scale them before: * 255, rounded, as uint8"
@@ -294,7 +294,9 @@ def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
       f"{name} has an alpha channel of values 0 to 1 only, of 0..255: scale it, or drop it."
     )
   check_range(pixels, name)
-  if header.wide and 0 < (high := int(pixels.max())) < 2**6:  # of 16 bits, less than a quarter
+  if (
+    header.wide and pixels.min() < (high := int(pixels.max())) < 2**6
+  ):  # of 16 bits, less than a quarter
     raise InvalidImageError(
       f"{name} has values up to about {high * 256:,} only, of 0..65535: if they are of fewer bits, "
       "scale them to 8 bits and save it again; if it is a dark image, brighten it."

@@ -40,7 +40,9 @@ class Prompt:
       if not isinstance(self.text, str):
         raise TypeError(f"text must be a string; got {shown(self.text)}. Use one Prompt a phrase.")
       if fault := phrase_fault(self.text):
-        raise ValueError(f"the {fault}; name what to find, or leave text out and give boxes.")
+        empty = fault.endswith(" is empty")
+        fault = "the phrase is empty" if empty else fault
+        raise ValueError(f"{fault}; name what to find, or leave text out and give boxes.")
       object.__setattr__(self, "text", str(self.text))  # not NumPy's kind
     boxes = _boxes(self.boxes)
     if self.text is None and not boxes:

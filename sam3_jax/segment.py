@@ -180,7 +180,9 @@ def _segment(
   try:
     write({annotations: json_of(record), picture: png_of(drawn)})
   except OSError as error:
-    raise OSError(f"cannot write {error.filename}: {reason(error)}, with --out.") from error
+    raise OSError(
+      f"cannot write {error.filename}: {reason(error)} or choose another --out."
+    ) from error
   seconds = f"{time.perf_counter() - start:.1f}"
   return [
     (

@@ -113,6 +113,7 @@ def test_orientations(form, orientation, tmp_path):
   assert shapes == {(60, 40) if orientation >= 5 else (40, 60)}
 
 
+@pytest.mark.filterwarnings("ignore:.*[Tt]ag:UserWarning")
 @pytest.mark.parametrize("name", ODD)
 def test_odd_orientations(name, tmp_path):
   for form in ("JPEG", "PNG", "WEBP"):

@@ -3,9 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sam3_jax.prompts import BOX_SIZES, Prompt, as_prompts, check_boxes, pack
 from sam3_jax.types import TextEmbedding
+from sam3_jax.visual.prompts import ComputedPrompt, VisualPrompt, as_visual_prompts, check_visual
 
 BOX = [10, 20, 30, 60]
 
@@ -114,3 +117,87 @@ def test_boxes_are_padded_to_few_sizes(count):
   got = packed([prompt], [(100, 100)])
   assert got.boxes.shape[1] == (8 if count <= 8 else 128)
   assert int(got.valid.sum()) == count
+
+
+# Whatever is given, it is a prompt or a fault in one line.
+
+NUMBERS = st.one_of(
+  st.floats(width=32), st.integers(-5000, 5000), st.booleans(), st.none(), st.text(max_size=3),
+  st.just(10**400), st.complex_numbers(),
+)  # fmt: skip
+THINGS = st.recursive(
+  NUMBERS,
+  lambda inner: st.one_of(
+    st.lists(inner, max_size=5),
+    st.lists(inner, max_size=4).map(tuple),
+    st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    st.sets(st.integers(0, 4)),
+    st.binary(max_size=4),
+    st.lists(st.floats(width=32), min_size=4, max_size=4).map(np.array),
+    st.lists(st.integers(0, 99), max_size=4).map(jnp.array),
+    st.lists(st.text(max_size=2), max_size=3).map(lambda one: np.array(one, str)),
+    st.integers(0, 9).map(np.array),
+  ),
+  max_leaves=12,
+)
+
+
+def fault_of(make) -> str:
+  try:
+    make()
+  except (ValueError, TypeError) as error:
+    return str(error) or "no message\n"
+  return ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.none(), st.text(), THINGS), THINGS, THINGS)
+def test_any_prompt_or_a_fault_in_one_line(text, some, others):
+  for make in (
+    lambda: check_boxes(Prompt(text, some, others), 480, 640),
+    lambda: check_visual(VisualPrompt(some, others), 480, 640),
+    lambda: check_visual(VisualPrompt(box=some, mask=others), 480, 640),
+    lambda: as_prompts(some),
+    lambda: as_visual_prompts(some),
+  ):
+    fault = fault_of(make)
+    assert "\n" not in fault
+    assert len(fault) < 300
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, np.array, jnp.array])
+def test_arrays_of_any_library(wrap):
+  prompt = Prompt("cat", wrap([[1.0, 2, 30, 40]]), wrap([0]))
+  assert (prompt.boxes, prompt.box_labels) == (((1, 2, 30, 40),), (False,))
+  assert Prompt("cat", [wrap([1, 2, 30, 40])], [wrap([1])[0]]) == Prompt("cat", [[1, 2, 30, 40]])
+  assert Prompt("cat", [[1, 2, 30, 40]], wrap([True])).box_labels == (True,)
+  one = VisualPrompt(wrap([[3, 4]]), wrap([0]), wrap([1, 2, 30, 40]), wrap([[1.0, 2.0]]))
+  assert (one.points, one.point_labels, one.box) == (((3, 4),), (0,), (1, 2, 30, 40))
+  np.testing.assert_array_equal(one.mask, [[1, 2]])
+  assert as_prompts(np.array(["cat", "dog"])) == [Prompt("cat"), Prompt("dog")]
+
+
+@pytest.mark.parametrize(
+  "given",
+  [{"text": "cat"}, {"cat", "dog"}, b"cat", None, 3, [["cat"]], [b"cat"], np.array(["a"])[0:0]],
+)
+def test_what_is_no_list_of_prompts(given):
+  with pytest.raises((TypeError, ValueError)) as error:
+    as_prompts(given)
+  assert "\n" not in str(error.value)
+
+
+def test_fractions_are_no_pixels():
+  for box in ([0, 0, 1, 1], [0.25, 0.5, 0.75, 0.9], [0, 0, 0.5, 0]):
+    with pytest.raises(ValueError, match=r"within the first pixel.* multiply fractions by width"):
+      check_boxes(Prompt(boxes=[[100, 100, 200, 200], box]), 480, 640)
+    check_boxes(Prompt(boxes=[box]), 8, 640)  # an image so small that they may be meant
+  with pytest.raises(ValueError, match="within the first pixel"):
+    check_visual(VisualPrompt(box=[0.1, 0.1, 0.9, 0.9]), 480, 640)
+  for points in ([[0.5, 0.5]], [[0.5, 0.3], [1, 1]]):
+    with pytest.raises(ValueError, match=r"within the first pixel.* multiply fractions by width"):
+      check_visual(VisualPrompt(points), 480, 640)
+    check_visual(ComputedPrompt(points, box=[0, 0, 1, 1]), 480, 640)
+  for points in ([[0, 0]], [[1, 1], [0, 1]], [[0.5, 0.5], [30, 2]]):
+    check_visual(VisualPrompt(points), 480, 640)
+  check_boxes(Prompt(boxes=[[0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 2]]), 480, 640)

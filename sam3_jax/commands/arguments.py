@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sam3_jax.os_errors import reason
+from sam3_jax.os_errors import remedy
 from sam3_jax.places import require_local
 from sam3_jax.snapshots import SCHEME
 from sam3_jax.terminal import Console, progress, say
@@ -239,7 +239,8 @@ def check_writable(out: Path, option: str = "--out") -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out}: {reason(error)}, or choose another directory with {option}."
+      f"cannot write to {out} ({error.strerror}); {remedy(error)} or choose another folder with "
+      f"{option}."
     ) from error
 
 

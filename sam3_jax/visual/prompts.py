@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sam3_jax.prompts import are_fractions, as_box, as_labels, check_box, numbers, rows_of
-from sam3_jax.ranges import as_array, shown
+from sam3_jax.ranges import as_array, is_number, shown
 from sam3_jax.types import VisualPrompts
 
 POINT_SIZES = (3, 16, 64)  # points of a prompt, a box being two, are padded to one of these
@@ -156,7 +156,7 @@ def padded_slots(slots: int) -> int:
 
 def as_points(points: Any) -> tuple[tuple[float, float], ...]:
   """Any number of points as pairs; raises ValueError of a faulty one."""
-  rows = rows_of(points)
+  rows = [points] if is_number(points) else rows_of(points)
   if rows is None:
     raise ValueError(f"points must be a list of x, y in pixels; got {shown(points)}.")
   return tuple(_point(row, i) for i, row in enumerate(rows))
