@@ -1,7 +1,7 @@
 """The training loop: steps, checkpoints to resume from, evaluations, and bundles of the result.
 
   OUT/config.json     the run; another one is refused
-  OUT/data.json       identities of its data; other data are refused
+  OUT/run-data.json   identities of its data; other data are refused
   OUT/metrics.jsonl   a line a step, and one an evaluation
   OUT/steps/          checkpoints to resume from
   OUT/best/           bundle with the best evaluation so far

@@ -14,7 +14,7 @@ from typing import Any
 
 from sam3_jax.identity import FileIdentity, changes, digest, identify
 
-FILE = "data.json"
+FILE = "run-data.json"
 _Files = dict[str, FileIdentity | None]
 
 

@@ -1,0 +1,49 @@
+"""A training step under JAX's other modes: it is traced with the dtypes that it always has."""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from sam3_jax.training import sharding, state
+from sam3_jax.training.losses import LossConfig
+from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from sam3_jax.training.step import StepSettings, make_step
+
+
+def traced(objective, optimizer, accumulate):
+  """State before and after a step, and its metrics: shapes."""
+  values = toy.parameters() | (toy.visual_parameters() if objective == "visual" else {})
+  shapes = {path: jax.ShapeDtypeStruct(x.shape, np.float32) for path, x in values.items()}
+  trained, frozen = state.split(shapes, "visual/.*" if objective == "visual" else ".*")
+  config = OptimizerConfig(name=optimizer)
+  moves = make_optimizer(config, trained, toy.CONFIG.trunk, 10)
+  before = jax.eval_shape(
+    lambda x: state.create(x, moves, jax.random.key(0), average=True), trained
+  )
+  step_settings = StepSettings(
+    model=toy.CONFIG, losses=LossConfig(), objective=objective, accumulate=accumulate, average=0.9
+  )
+  mesh, schedule = sharding.make_mesh(jax.devices()[:1]), make_schedule(config, 10)
+  step = make_step(step_settings, moves, schedule, mesh, before, frozen)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), toy.batch(0))
+  return before, *jax.eval_shape(step, before, frozen, batch)
+
+
+@pytest.mark.parametrize(
+  ("objective", "optimizer", "accumulate"),
+  [("detection", "adamw", 1), ("dense", "muon", 2), ("visual", "adamw", 1)],
+)
+def test_a_step_in_64_bit_mode_with_strict_promotion(objective, optimizer, accumulate):
+  toy.parameters()  # made before, in the usual mode
+  toy.visual_parameters()
+  with contextlib.ExitStack() as modes:
+    modes.enter_context(jax.enable_x64(True))
+    modes.enter_context(jax.numpy_dtype_promotion("strict"))
+    before, after, metrics = traced(objective, optimizer, accumulate)
+  assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, before)
+  floats = {x.dtype for x in metrics.values() if jnp.issubdtype(x.dtype, jnp.floating)}
+  assert floats == {np.dtype(np.float32)}
