@@ -5,6 +5,7 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 
 import dataclasses
 import math
+import reprlib
 import types
 from typing import Any, get_args, get_origin
 
@@ -183,13 +184,14 @@ class Config:
 def _from_dict(cls: type, values: Any, where: str) -> Any:
   if not isinstance(values, dict):
     raise ValueError(
-      f"{where} must be an object with the fields of {cls.__name__}; got {values!r}."
+      f"{where} must be an object with the fields of {cls.__name__}; got {_shown(values)}."
     )
   fields = {f.name: f for f in dataclasses.fields(cls)}
   if values.keys() != fields.keys():
     raise ValueError(
       f"{where} must have exactly the fields of {cls.__name__}; unknown: "
-      f"{sorted(values.keys() - fields.keys())}, missing: {sorted(fields.keys() - values.keys())}. "
+      f"{_shown(sorted(values.keys() - fields.keys()))}, missing: "
+      f"{sorted(fields.keys() - values.keys())}. "
       "Convert the checkpoint again with this version of sam3-jax."
     )
   return cls(
@@ -208,12 +210,17 @@ def _typed(value: Any, expected: Any, where: str) -> Any:
     )
   if get_origin(expected) is tuple:  # of any length; a list in JSON
     if not isinstance(value, list | tuple):
-      raise ValueError(f"{where} must be a list; got {value!r}.")
+      raise ValueError(f"{where} must be a list; got {_shown(value)}.")
     (of, _) = get_args(expected)
     return tuple(_typed(item, of, f"{where}[{i}]") for i, item in enumerate(value))
   if type(value) is expected or (expected is float and type(value) is int):
     return value
-  raise ValueError(f"{where} must be of type {expected.__name__}; got {value!r}.")
+  raise ValueError(f"{where} must be of type {expected.__name__}; got {_shown(value)}.")
+
+
+def _shown(value: Any) -> str:
+  """A value in a message, however large or nested it is."""
+  return f"{reprlib.repr(value):.100}"
 
 
 RELEASED = Config()

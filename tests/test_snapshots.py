@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 from layouts import TOKENIZER, layout, write_folder
@@ -258,3 +259,25 @@ def test_names_that_are_none(name):
 def test_names():
   assert snapshots.check_name("hf://facebook/sam3") == ("facebook/sam3", None)
   assert snapshots.check_name("keras/sam3_pcs@v1.0") == ("keras/sam3_pcs", "v1.0")
+
+
+def test_which_commit_a_revision_is(monkeypatch, tmp_path):
+  asked = []
+
+  def model_info(self, repository, *, revision, timeout):
+    asked.append((repository, revision))
+    if revision == "none":
+      raise OSError("no route to host.\nand more")
+    return types.SimpleNamespace(sha=None if revision == "odd" else COMMIT)
+
+  monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+  assert snapshots.resolve("org/x", None) == (COMMIT, "")
+  assert snapshots.resolve("org/x", "none") == (None, "no route to host")
+  assert snapshots.resolve("org/x", "odd") == (None, "it names no commit")
+  assert asked == [("org/x", None), ("org/x", "none"), ("org/x", "odd")]
+  assert snapshots.resolve("org/x", COMMIT) == (COMMIT, "")  # without asking
+  assert len(asked) == 3
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  assert snapshots.resolve("org/x", None) == (None, "the package huggingface_hub is missing")
+  assert snapshots.commit_of(tmp_path / "snapshots" / COMMIT) == COMMIT
+  assert snapshots.commit_of(tmp_path) is None
