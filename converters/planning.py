@@ -107,12 +107,12 @@ def plan_on(
   own = _canonical(table, sources)
   parts = parts_of(table.name)
   there = {part for part, count in parts.in_file(own).items() if count}
+
+  def is_absent(name: str) -> bool:
+    return bool(part := parts.of(name)) and part not in there
+
   theirs = base.sources(table)
-  added = {
-    name: source
-    for name, source in theirs.items()
-    if name not in own and (parts.of(name) not in there)
-  }
+  added = {n: source for n, source in theirs.items() if n not in own and is_absent(n)}
   whole = own | added
   points = [name for name in whole if "geometry_encoder.points_" in name]
   has_points = bool(points) if any(_is_point(rule.targets[0]) for rule in table.rules) else None
@@ -125,8 +125,7 @@ def plan_on(
   entries = table.entries(config, visual=visual and bool(table.visual))
   filled = {path for entry in entries.values() for path, _ in entry.slots}
   direct = {path: functools.partial(base.read, path) for path in shapes if path not in filled}
-  optional = lambda name: parts.of(name) not in there  # noqa: E731
-  planned, faults = account(table, whole, shapes, config, optional=optional, direct=direct)
+  planned, faults = account(table, whole, shapes, config, optional=is_absent, direct=direct)
   _raise_incomplete(planned, faults, weights, base)
   return planned
 
