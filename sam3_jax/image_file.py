@@ -271,7 +271,7 @@ def _orientation(image: Image.Image) -> int:
   """1 to 8; 1 where there is none, or one that EXIF does not have."""
   try:
     found = image.getexif().get(ExifTags.Base.Orientation)
-    return int(found) if found in range(1, 9) else 1
+    return next((one for one in range(1, 9) if one == found), 1)
   except Exception:  # EXIF that is damaged: viewers ignore it, Pillow raises all kinds of errors
     return 1
 

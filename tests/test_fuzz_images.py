@@ -1,0 +1,35 @@
+"""A few mutated images through the readers; `benchmarks/fuzz_images.py` reads hundreds."""
+
+import fuzz_images
+import pytest
+
+
+def test_mutants_are_the_same_for_a_seed():
+  first, again = (list(fuzz_images.mutants(40, seed=3, bombs=False)) for _ in range(2))
+  assert first == again
+  assert list(fuzz_images.mutants(40, seed=4, bombs=False)) != first
+
+
+def test_a_few_mutants():
+  faults, figures = fuzz_images.run(60, seed=1, bombs=False)
+  assert faults == []
+  assert figures["read"] + figures["refused"] == 60
+  assert figures["read"] > 5
+
+
+@pytest.mark.parametrize(
+  ("said", "fault"),
+  [
+    ({"header": "size 2 3", "path": "size 2 3", "bytes": "size 2 3"}, ""),
+    ({"header": "size 2 3", "path": "a is damaged", "bytes": "b is damaged"}, ""),
+    ({"header": "size 3 2", "path": "size 2 3"}, "the header's reader disagrees"),
+    ({"header": "a is none", "path": "size 2 3"}, "the header's reader disagrees"),
+    ({"header": "size 2 3", "path": "size 2 3", "bytes": "b is damaged"}, "readers disagree"),
+    ({"header": "x", "path": "FAULT KeyError: 3"}, "FAULT"),
+    ({"header": "x", "path": "two\nlines"}, "in one line"),
+  ],
+)
+def test_faults_are_found(said, fault):
+  found = fuzz_images.faults_of(said)
+  assert bool(found) == bool(fault)
+  assert fault in " ".join(found)
