@@ -16,9 +16,6 @@ class Notes:
     self._counts: dict[str, int] = {}
     self._examples: dict[str, dict[str, None]] = {}
 
-  def __bool__(self) -> bool:
-    return bool(self._counts)
-
   def add(self, what: str, example: str = "", count: int = 1) -> None:
     """Counts something.
 

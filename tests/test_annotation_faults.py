@@ -202,7 +202,7 @@ def test_a_box_that_is_rounded_stays(read):
   notes = Notes()
   [pair] = read(content(one(bbox=[10.4, 9.1, 20.5, 21.5])), notes, negatives=0)
   assert pair.objects[0].box == (10.4, 9.1, 20.5, 21.5)
-  assert not notes
+  assert not notes.lines()
 
 
 def test_a_crowd_and_a_models_box_are_not_refused(read):
@@ -377,7 +377,7 @@ def test_notes_that_nobody_takes_are_warnings(tmp_path):
 
 def test_notes_count_and_name_the_first():
   notes = Notes()
-  assert not notes
+  assert not notes.lines()
   for i in range(1200):
     notes.add("odd things", f"thing {i}")
   notes.add("nothing", count=0)
