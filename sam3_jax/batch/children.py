@@ -159,7 +159,7 @@ def _serve(pipe: Any, side: int, max_pixels: int, memory: int | None) -> None:
     picture = load(file, side, max_pixels, lambda identity: pipe.send(("fetched", identity)))
     pipe.send(("picture", picture._replace(pixels=np.zeros((0, 0, 3), np.uint8))))
     if picture.size != (0, 0) and not picture.reason:
-      pipe.send_bytes(memoryview(picture.pixels).cast("B"))
+      pipe.send_bytes(picture.pixels.data.cast("B"))
 
 
 def _limit_memory(more: int) -> None:

@@ -18,7 +18,7 @@ from sam3_jax import checkpoint as checkpoints
 from sam3_jax import parallel
 from sam3_jax.batch.asked import check_places, from_json, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.batch.reading import reason_of
+from sam3_jax.batch.loading import reason_of
 from sam3_jax.batch.records import record
 from sam3_jax.hub import find_checkpoint
 from sam3_jax.inference import Sam3

@@ -20,7 +20,7 @@ from sam3_jax.heap import trim
 from sam3_jax.identity import FileIdentity
 from sam3_jax.lease import Lease
 
-PATIENCE = 2.0  # seconds to wait for a thread that is writing, before the process ends
+PATIENCE = 0.5  # seconds to wait for a thread that is writing, before the process ends
 
 
 class Share:
