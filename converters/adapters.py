@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from sam3_jax.json_text import parse
 from sam3_jax.trees import raise_faults
 
-from .checks import parse_json, read_text, shown
+from .checks import read_text, shown
 from .rules import Source
 
 CONFIG = "adapter_config.json"
@@ -130,7 +131,7 @@ def read_settings(folder: Path, alpha: float | None) -> Settings | None:
   if not path.is_file():
     return None if alpha is None else Settings(alpha=alpha)
   try:
-    values = parse_json(read_text(path))
+    values = parse(read_text(path), "it")
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON ({error}); copy the adapter again.") from error
   if not isinstance(values, dict):

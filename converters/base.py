@@ -1,7 +1,6 @@
 """A checkpoint of ours as a source of what another file lacks, or of what an adapter changes."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.identity import checkpoint_identity
+from sam3_jax.json_text import parse
 from sam3_jax.places import place
 
 from . import keras_hub
@@ -26,7 +26,7 @@ class Base:
   def __init__(self, path: str | Path):
     self.stored = checkpoint.open_stored(path)
     self.config: Config = self.stored.config
-    manifest = json.loads((place(path) / "manifest.json").read_bytes())
+    manifest = parse((place(path) / "manifest.json").read_bytes(), "it")
     self.identity = checkpoint_identity(
       manifest["parameters"], self.config.to_dict(), self.stored.tokenizer
     )

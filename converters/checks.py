@@ -1,9 +1,7 @@
 """What other programs' files say, looked at before it is believed."""
 
-import json
 import math
 import reprlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +41,3 @@ def read_text(path: Path) -> bytes:
   if len(data) > MAX_TEXT:
     raise ValueError(f"it is larger than {MAX_TEXT // 1_000_000} MB")
   return data
-
-
-def parse_json(data: bytes | str, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None):
-  """What a JSON text says; `pairs` makes an object of its keys and values.
-
-  Raises:
-    ValueError: it is no JSON, nested deeper than Python's stack, or has an absurd number.
-  """
-  try:
-    return json.loads(data, object_pairs_hook=pairs, parse_int=_whole)
-  except RecursionError as error:
-    raise ValueError("it is nested too deeply") from error
-
-
-def _whole(digits: str) -> int:
-  if len(digits) > MAX_DIGITS:
-    raise ValueError(f"it has a number of {len(digits):,} digits")
-  return int(digits)

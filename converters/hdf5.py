@@ -14,7 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import check_name, check_shape, parse_json, read_text
+from sam3_jax.json_text import parse
+
+from .checks import check_name, check_shape, read_text
 from .rules import Source
 
 INDEX = "model.weights.json"
@@ -37,7 +39,7 @@ def open_hdf5(path: Path) -> dict[str, Source]:
 
 def _open_shards(index: Path) -> dict[str, Source]:
   try:
-    places = parse_json(read_text(index))["weight_map"].values()
+    places = parse(read_text(index), "it")["weight_map"].values()
     named = {name for place in places for name in ([place] if isinstance(place, str) else place)}
     for name in named:
       check_name(name)

@@ -13,10 +13,11 @@ from typing import Any
 
 from sam3_jax.checkpoint import expected_shapes
 from sam3_jax.config import RELEASED, Config
+from sam3_jax.json_text import parse
 
 from . import adapters, huggingface, keras_hub, meta
 from .base import Base, check_same_size
-from .checks import parse_json, read_text
+from .checks import read_text
 from .engine import Plan, account, raise_incomplete
 from .infer import infer_config
 from .parts import DETECTOR, WORDS, list_words, parts_of
@@ -227,6 +228,6 @@ def _table(layout: ModuleType, names: Iterable[str], base: Base | None) -> Table
 
 def _read_json(path: Path) -> Any:
   try:
-    return parse_json(read_text(path))
+    return parse(read_text(path), "it")
   except ValueError as error:
     raise ValueError(f"{path} is not readable JSON ({error}); download it again.") from error

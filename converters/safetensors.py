@@ -7,14 +7,16 @@ a file that contradicts itself is refused before any tensor is touched.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import MAX_TEXT, check_name, check_shape, parse_json, read_text, shown
+from sam3_jax.json_text import parse
+
+from .checks import MAX_TEXT, check_name, check_shape, read_text, shown
 from .rules import Source
 
 INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"
@@ -72,7 +74,7 @@ def write_safetensors(
 
 def shards_in(index: Path) -> set[str]:
   """The names of the files that an index names, which has been read without a fault."""
-  places = json.loads(index.read_bytes())["weight_map"].values()
+  places = parse(index.read_bytes(), "it")["weight_map"].values()
   return {name for place in places for name in ([place] if isinstance(place, str) else place)}
 
 
@@ -80,7 +82,7 @@ def open_shards(index: Path, opener: Callable[[Path], dict[str, Source]]) -> dic
   """The tensors of all shards that an index names; `opener` opens one. Raises as
   `open_safetensors` does."""
   try:
-    places = parse_json(read_text(index))["weight_map"]
+    places = parse(read_text(index), "it")["weight_map"]
     for name in (*places, *places.values()):
       check_name(name)
     shards = sorted({Path(place) for place in places.values()})
@@ -120,7 +122,7 @@ def _open_file(path: Path) -> dict[str, Source]:
   if len(text) < length:
     raise ValueError(truncated)
   try:
-    header = parse_json(text, _unique)
+    header = parse(text, "it")
   except ValueError as error:
     raise ValueError(f"the header of {path} is damaged ({error}); download it again.") from error
   header.pop("__metadata__", None)
@@ -178,11 +180,3 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, str, tuple[int, ...]
 
 def _begin(entry: tuple[str, str, tuple[int, ...], int, int]) -> tuple[int, int]:
   return entry[3], entry[4]
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-  values = dict(pairs)
-  if len(values) != len(pairs):
-    names = [name for name, _ in pairs]
-    raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
-  return values

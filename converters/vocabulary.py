@@ -18,9 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sam3_jax.json_text import parse
 from sam3_jax.pieces import INSIDE, LAST, write_model
 
-from .checks import MAX_TEXT, parse_json, read_text, shown
+from .checks import MAX_TEXT, read_text, shown
 
 MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514
@@ -201,7 +202,7 @@ def _unzip(path: Path) -> str:
 def _json(path: Path) -> dict[str, Any]:
   text = _text(_bytes(path), path)
   try:
-    content = parse_json(text)
+    content = parse(text, "it")
   except ValueError as error:
     raise ValueError(f"{path} is no JSON ({error}); {_EXPECTED}.") from error
   if not isinstance(content, dict):

@@ -1,5 +1,4 @@
-"""Files that appear under their name complete and on the disk, or not at all; and JSON, read with
-care.
+"""Files that appear under their name complete and on the disk, or not at all.
 
 Everything that outlives the process is written with this module, or as a directory with
 `writer.NewFolder`.
@@ -7,6 +6,7 @@ Everything that outlives the process is written with this module, or as a direct
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, Self
 
 from sam3_jax.lease import draft_path, sync_directory
 
-MAX_JSON = 64 * 2**20  # bytes; the manifest of the released model has 0.7 million
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # of file systems that cannot
 
 
@@ -23,17 +22,22 @@ class Draft:
   """A file under another name until `commit`; leaving `with` before that leaves nothing behind.
 
   with Draft(path) as draft:
-    draft.file.write(data)
+    draft.write(data)
     draft.commit()
 
-  The other name has a random part: no other process writes to it, on whichever host. Errors name
-  `path` and the reason.
+  The other name says which process writes it, so no other process, on whichever host, writes to it,
+  and what a killed process left can be told from what is in work. Errors name `path` and the
+  reason.
+
+  Attributes:
+    path: the name that it will have.
+    file: where it is written; by `write`, or by whatever takes a binary file.
   """
 
   def __init__(self, path: str | Path):
     """Opens the file under its other name, in the same directory, which is made if need be."""
     self.path = Path(path)
-    self._draft = draft_path(self.path)
+    self._draft, self._sum = draft_path(self.path), hashlib.sha256()
     with self.naming():
       self.path.parent.mkdir(parents=True, exist_ok=True)
       self.file: BinaryIO = self._draft.open("xb")
@@ -44,9 +48,36 @@ class Draft:
   def __exit__(self, *_: object) -> None:
     self.discard()
 
-  def write(self, data: bytes) -> None:
+  def write(self, data: bytes) -> int:
     with self.naming():
-      self.file.write(data)
+      self._sum.update(data)
+      return self.file.write(data)
+
+  def flush(self) -> None:
+    with self.naming():
+      self.file.flush()
+
+  @property
+  def closed(self) -> bool:
+    return self.file.closed
+
+  def read(self, offset: int, size: int) -> bytes:
+    """What was written at an offset."""
+    with self.naming():
+      self.file.flush()
+      with self._draft.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+  def sha256(self) -> str:
+    """Hexadecimal digest of what was written by `write`."""
+    return self._sum.hexdigest()
+
+  def copy(self, path: Path) -> None:
+    """Appends the content of a file."""
+    with path.open("rb") as source:
+      while data := source.read(2**20):
+        self.write(data)
 
   def sync(self) -> None:
     """Has the disk know the content, under the other name."""
@@ -72,10 +103,10 @@ class Draft:
 
   @contextlib.contextmanager
   def naming(self) -> Iterator[None]:
-    """Gives an OSError the name of the file that was to be written."""
+    """Errors of writing to `file` name `path`, not the draft."""
     try:
       yield
-    except OSError as error:  # which names the draft, or nothing
+    except OSError as error:
       raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
 
 
@@ -103,26 +134,3 @@ def write_json(path: str | Path, values: Any, *, indent: int | None = None) -> N
 def json_bytes(values: Any, *, indent: int | None = None, allow_nan: bool = False) -> bytes:
   """Plain values as JSON, with a newline at the end."""
   return json.dumps(values, indent=indent, allow_nan=allow_nan).encode() + b"\n"
-
-
-def parse_json(data: bytes | str) -> Any:
-  """Plain values of a JSON text.
-
-  Raises:
-    ValueError: it is not JSON, too large, nested too deeply, or has a key twice in an object.
-  """
-  if len(data) > MAX_JSON:
-    raise ValueError(f"it is larger than {MAX_JSON // 2**20} MB")
-  try:
-    return json.loads(data, object_pairs_hook=_unique)
-  except RecursionError:
-    raise ValueError("it is nested too deeply") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  values = dict(pairs)
-  if len(values) < len(pairs):
-    seen: set[str] = set()
-    twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-    raise ValueError(f"the key {twice!r:.80} occurs twice in an object")
-  return values

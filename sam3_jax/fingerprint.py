@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from sam3_jax.files import parse_json, write_json
+from sam3_jax.files import write_json
+from sam3_jax.json_text import parse
 from sam3_jax.prompts import Prompt
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 from sam3_jax.visual.prompts import VisualPrompt
@@ -150,7 +151,7 @@ def read(folder: Path) -> Fingerprint | None:
   if not path.exists():
     return None
   try:
-    found = Fingerprint(**parse_json(path.read_bytes()))
+    found = Fingerprint(**parse(path.read_bytes(), "it"))
     rows = found.numbers.values()
     whole = all(len(row) == len(STATISTICS) and all(map(math.isfinite, row)) for row in rows)
     if found.dtype not in TOLERANCES or not whole:

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 
 from sam3_jax import snapshots
-from sam3_jax.files import parse_json, write_json
+from sam3_jax.files import write_json
 from sam3_jax.identity import digest, identify
 from sam3_jax.inference import Sam3
+from sam3_jax.json_text import parse
 from sam3_jax.lease import Lease
 from sam3_jax.places import exists, file_sizes, place, scheme_of, user_cache
 from sam3_jax.prompts import Prompt
@@ -277,7 +278,7 @@ def _entry(folder: Path, commit: str) -> Path:
 def _last_known(ref: Path) -> str | None:
   """The commit that a revision stood for when the hub was last asked."""
   try:
-    values = parse_json(ref.read_bytes())
+    values = parse(ref.read_bytes(), "it")
   except (OSError, ValueError):
     return None
   commit = values.get("commit") if isinstance(values, dict) else None

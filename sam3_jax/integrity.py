@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from sam3_jax import checksums
-from sam3_jax.files import parse_json
 from sam3_jax.items import REST, read_array, read_item
+from sam3_jax.json_text import parse
 from sam3_jax.places import file_sizes
 from sam3_jax.trees import flatten, raise_faults
 
@@ -47,7 +47,7 @@ class OwnFiles:
   def json(self, path: Path, name: str) -> dict[str, Any]:
     """An object; ValueError if the file holds something else."""
     try:
-      values = parse_json(self.data[name])
+      values = parse(self.data[name], "it")
     except ValueError as error:
       raise ValueError(
         f"{path / name} is not readable JSON ({error!s:.200}); convert the weights again."

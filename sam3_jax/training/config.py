@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
+from sam3_jax.json_text import parse
 from sam3_jax.ranges import check_numbers, check_pattern
 from sam3_jax.training.dense import DenseConfig
 from sam3_jax.training.examples import DataConfig
@@ -208,7 +209,7 @@ def read(path: str | Path) -> dict[str, Any]:
     raise FileNotFoundError(f"there is no configuration {path}; check the spelling and the folder.")
   try:
     text = path.read_text(encoding="utf-8")
-    values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    values = tomllib.loads(text) if path.suffix == ".toml" else parse(text, "it")
   except ValueError as error:  # of TOML, JSON and UTF-8
     raise ValueError(
       f"{path} is not readable {path.suffix.lstrip('.') or 'JSON'}: {error}."

@@ -32,6 +32,7 @@ from jax.typing import DTypeLike
 from sam3_jax import checkpoint
 from sam3_jax.config import Config
 from sam3_jax.inference import Sam3, default_dtype
+from sam3_jax.json_text import parse
 from sam3_jax.model.layers import Layering
 from sam3_jax.os_errors import reason
 from sam3_jax.terminal import Console
@@ -209,7 +210,7 @@ def _check_output(out: Path, values: dict[str, Any], data: RunData) -> None:
       raise ValueError(f"{out} is not empty and holds no training run; give another --out.")
     return
   try:
-    before = json.loads(file.read_bytes())
+    before = parse(file.read_bytes(), "it")
     before = {**before, "config": completed(before["config"])}
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f"{file} is damaged ({error}); give another --out.") from error

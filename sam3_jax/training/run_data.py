@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.identity import FileIdentity, changes, digest, identify
+from sam3_jax.json_text import parse
 
 FILE = "run-data.json"
 _Files = dict[str, FileIdentity | None]
@@ -62,7 +63,7 @@ class RunData:
     if not file.exists():
       return ""
     try:
-      before = json.loads(file.read_bytes())
+      before = parse(file.read_bytes(), "it")
       then = RunData(_identities(before["annotations"]), _identities(before["images"]))
       checkpoint = before["checkpoint"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
