@@ -280,6 +280,11 @@ def _by_layout(
       )
     found[target] = name
   return {
-    target: dataclasses.replace(sources[names[name]], name=names[name])
+    target: dataclasses.replace(source := sources[names[name]], name=_in_file(names[name], source))
     for target, name in found.items()
   }
+
+
+def _in_file(name: str, source: Source) -> str:
+  """A tensor's name in its own dictionary."""
+  return name.removeprefix(f"{source.container}.") if source.container else name
