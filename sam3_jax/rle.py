@@ -136,8 +136,8 @@ def compress_all(
   _fill_runs(found, others, segmentations, sizes)
   good = [i for i, rle in enumerate(found.rles) if rle is not None]
   if good:
-    rles = [found.rles[i] for i in good]
-    found.areas[good] = _api().area(rles)
+    rles = [rle for rle in found.rles if rle is not None]
+    found.areas[good], _ = areas(rles, [sizes[i] for i in good])  # pycocotools: of 255 at most
     found.bounds[good] = _api().toBbox(rles)
   found.extents[others] = found.bounds[others]
   return found
@@ -168,8 +168,11 @@ def areas(
 
 
 def finite(values: Iterable[Any]) -> bool:
-  """Whether all are numbers that JSON may hold: no bool, no NaN, no infinity."""
-  return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+  """Whether all are numbers that JSON may hold and float64 too: no bool, no NaN, no infinity."""
+  try:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+  except OverflowError:  # a whole number over 1e308
+    return False
 
 
 def pack(polygon: Any) -> Any:

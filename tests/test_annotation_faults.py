@@ -155,6 +155,14 @@ def test_polygons_in_reach_are_drawn_as_pycocotools_draws_them(data):
     assert (got.bounds[i] == coco.toBbox(want)).all()
 
 
+def test_more_masks_than_a_byte_counts():
+  """pycocotools' `area` takes 255."""
+  polygons = [[[0, 0, 1 + i % 70, 0, 1 + i % 70, 9, 0, 9]] for i in range(700)]
+  got = compress_all(polygons, [(HEIGHT, WIDTH)] * len(polygons))
+  assert got.areas.tolist() == [9 * (1 + i % 70) for i in range(700)]
+  assert got.bounds.tolist() == [[0, 0, 1 + i % 70, 9] for i in range(700)]
+
+
 def test_damage_to_a_string_is_found_or_harmless():
   """Every flip of a bit: refused, or a mask of as many pixels."""
   rng = np.random.default_rng(0)
@@ -203,6 +211,15 @@ def test_a_box_that_is_rounded_stays(read):
   [pair] = read(content(one(bbox=[10.4, 9.1, 20.5, 21.5])), notes, negatives=0)
   assert pair.objects[0].box == (10.4, 9.1, 20.5, 21.5)
   assert not notes.lines()
+
+
+@pytest.mark.parametrize(
+  "box", [[1, 2, 3, 10**400], [1, 2, 3], [1, 2, 3, True], "all", [1e999] * 4]
+)
+def test_what_is_no_box(read, box):
+  text = json.dumps(content(one(bbox=box))).replace("Infinity", "1e999")
+  with pytest.raises(ValueError, match=r"annotation 1: its bbox must be \[x, y, width, height\]"):
+    read(text)
 
 
 def test_a_crowd_and_a_models_box_are_not_refused(read):
