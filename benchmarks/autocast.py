@@ -15,6 +15,7 @@ Parameters are rounded to bfloat16 in all of them, as autocast rounds them befor
 """
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def main() -> int:
   )
   parser.add_argument("checkpoint", nargs="?", default="sam3-tiny", help="folder or name")
   parser.add_argument("--size", help="seeded weights of this size in place of a checkpoint")
+  parser.add_argument("--image-size", type=int, help="pixels a side, with --size: 336 is faster")
   parser.add_argument("--image", type=Path, default=CLONE / "docs" / "scene.jpg")
   parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:])
   parser.add_argument("--run", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -71,7 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
   if arguments.run in ("trunk", "streams"):
     emulate(everywhere=arguments.run == "streams")
   if arguments.size:
-    config, params = SIZES[arguments.size], seeded(SIZES[arguments.size])
+    config = SIZES[arguments.size]
+    if arguments.image_size:
+      config = dataclasses.replace(config, image_size=arguments.image_size)
+    params = seeded(config)
     tokenizer = VOCABULARY.read_bytes()
   else:
     bundle = checkpoint.load(find_checkpoint(arguments.checkpoint))
