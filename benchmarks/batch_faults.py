@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from batch_job import batches
 from timing import machine
 
 IMAGES = 40
+TYPED = ("--images", "images", "--prompts", "cat, dog")
 LIMIT = 10.0  # seconds from SIGTERM to the end
 PAUSE = 0.05  # seconds a batch
 
@@ -33,8 +35,8 @@ PAUSE = 0.05  # seconds a batch
 class Jobs:
   """Runs of one job in a directory of their own, with different `--out`."""
 
-  def __init__(self, folder: Path, rng: random.Random):
-    self.folder, self._rng, self.faults = folder, rng, list[str]()
+  def __init__(self, folder: Path, rng: random.Random, log: Callable[[str], object]):
+    self.folder, self._rng, self._log, self.faults = folder, rng, log, list[str]()
     self.slowest = 0.0
     images = batches.pictures(folder / "images", IMAGES)
     for i in range(3):
@@ -44,24 +46,23 @@ class Jobs:
     self.wanted = self.result("undisturbed")
 
   def start(self, out: str, **settings: Any) -> Any:
-    typed = ["--images", "images", "--prompts", "cat, dog", "--out", out]
-    return batch_job.start(
-      self.folder, *typed, "--workers", str(self._rng.choice([0, 0, 2])), **settings
-    )
+    workers = str(self._rng.choice([0, 0, 2]))
+    return batch_job.start(self.folder, *TYPED, "--workers", workers, "--out", out, **settings)
 
   def result(self, out: str) -> dict[str, bytes]:
     """All files of a job that is run again, and merged, here."""
     self._hang.unlink(missing_ok=True)
-    status, said, _ = batch_job.finish(self.start(out))
-    merged, also, _ = batch_job.finish(batch_job.start(self.folder, "--merge", "--out", out))
+    status = batch_job.inside(self.folder, *TYPED, "--out", out)
+    merged = batch_job.inside(self.folder, "--merge", "--out", out)
     if status or merged:
-      self.faults.append(f"{out}: exit status {status}, merging {merged}: {said} {also}")
+      self.faults.append(f"{out}: exit status {status}, merging {merged}")
     return batch_job.results(self.folder / out)
 
   def compare(self, out: str) -> None:
     files = self.result(out)
     if names := sorted(n for n in files | self.wanted if files.get(n) != self.wanted.get(n)):
       self.faults.append(f"{out}: other than the undisturbed job's: {', '.join(names)}")
+    self._log(f"{out} done, {len(self.faults)} faults so far")
 
   def wait(self, process: Any, out: str) -> bool:
     """Waits for a random moment of the job: from its start on, or once it has begun to write."""
@@ -119,11 +120,13 @@ class Jobs:
     self.compare(out)
 
 
-def campaign(kills: int, terms: int, renames: int, seed: int) -> tuple[list[str], float]:
+def campaign(
+  kills: int, terms: int, renames: int, seed: int, log: Callable[[str], object] = lambda _: None
+) -> tuple[list[str], float]:
   """Returns what went wrong, and the most seconds that an end took."""
   rng = random.Random(seed)
   with tempfile.TemporaryDirectory() as temporary:
-    jobs = Jobs(Path(temporary), rng)
+    jobs = Jobs(Path(temporary), rng, log)
     for i in range(terms):
       number = signal.SIGHUP if i % 6 == 5 else signal.SIGTERM
       jobs.tell(f"term{i}", number, hang=i % 2 == 0)
@@ -132,6 +135,10 @@ def campaign(kills: int, terms: int, renames: int, seed: int) -> tuple[list[str]
     for i in range(renames):
       jobs.rename(f"rename{i}", rng.randrange(0, 2 if i % 3 == 0 else 12), merging=i % 3 == 0)
   return jobs.faults, jobs.slowest
+
+
+def _say(line: str) -> None:
+  print(line, flush=True)
 
 
 def main() -> int:
@@ -144,7 +151,9 @@ def main() -> int:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", type=Path, help="directory for batch-faults.md")
   arguments = parser.parse_args()
-  faults, slowest = campaign(arguments.kills, arguments.terms, arguments.renames, arguments.seed)
+  faults, slowest = campaign(
+    arguments.kills, arguments.terms, arguments.renames, arguments.seed, _say
+  )
   text = (
     f"{arguments.kills} jobs killed at random, {arguments.renames} while renaming, and "
     f"{arguments.terms} told to end, which took at most {slowest:.1f} s: {len(faults)} faults "

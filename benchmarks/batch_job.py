@@ -5,6 +5,7 @@ the prompts alone, to the byte. As a program it is `sam3-jax batch` with that en
 variables make it slow, or make reads hang, as a network mount that is away does.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,6 +24,10 @@ from sam3_jax.batch import fetch  # noqa: E402
 
 HANG = "BATCH_JOB_HANG"  # name of a file that exists while reads of images called hang* block
 PAUSE = "BATCH_JOB_PAUSE"  # seconds a batch
+COMMAND = (
+  "batch", "--quiet", "--max-error-rate", "1", "--device", "cpu", "--batch-images", "2",
+  "--part-size", "5",
+)  # fmt: skip
 RENAME = "BATCH_JOB_RENAME"  # number of the rename at which the process stands still
 
 
@@ -45,16 +50,30 @@ if HANG in os.environ:  # also where a process for reading imports this module
 def entry() -> None:
   """The program."""
   from sam3_jax import cli
+
+  _patch()
+  batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
+  if RENAME in os.environ:
+    stand_still(int(os.environ[RENAME]))
+  cli.entry()
+
+
+def inside(folder: Path, *typed: str) -> int:
+  """Runs the command in this process; returns its exit status."""
+  from sam3_jax import cli
+
+  _patch()
+  with contextlib.chdir(folder):
+    return cli.main([*COMMAND, *typed])
+
+
+def _patch() -> None:
   from sam3_jax.batch import pipeline
   from sam3_jax.inference import Sam3
 
   pipeline.BACKOFF = (0.05, 0.1, 0.2)
-  batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
-  if RENAME in os.environ:
-    stand_still(int(os.environ[RENAME]))
   pipeline.Engine = batches.Engine
   Sam3.from_checkpoint = lambda *_, **__: batches.MODEL
-  cli.entry()
 
 
 def stand_still(number: int) -> None:
@@ -82,10 +101,7 @@ def start(
     environment[HANG] = str(hang)
   if rename is not None:
     environment[RENAME] = str(rename)
-  typed = ("--device", "cpu", "--batch-images", "2", "--part-size", "5", *typed)
-  return python(
-    folder, __file__, "batch", "--quiet", "--max-error-rate", "1", *typed, environment=environment
-  )
+  return python(folder, __file__, *COMMAND, *typed, environment=environment)
 
 
 def python(folder: Path, *typed: str, environment: Any = None) -> Any:
