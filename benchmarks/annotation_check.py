@@ -66,9 +66,8 @@ def check(path: Path) -> None:
   faults = annotations.check(pairs, None)
   seconds, worked = time.perf_counter() - start, time.process_time() - worked
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(
-    f"{len(pairs):,} pairs, {len(faults)} faults: {seconds:.1f} s ({worked:.1f} s of CPU), peak {peak:.2f} GiB"
-  )
+  took = f"{seconds:.1f} s ({worked:.1f} s of CPU), peak {peak:.2f} GiB"
+  print(f"{len(pairs):,} pairs, {len(faults)} faults: {took}")
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from sam3_jax.prompts import BOXES_ALONE
 from sam3_jax.rle import MAX_PIXELS, Segmentation, pack
 from sam3_jax.tokenizer import clean
 
-CHUNK = 4096  # instances that are worked on at a time
+CHUNK = 1024  # instances that are worked on at a time
 BACKGROUND = ("background", "bg", "__background__", "_background_")
 REMEDY = "give COCO's instances or SA-Co's annotations: an object with `images`, `annotations`."
 

@@ -204,7 +204,8 @@ class _Objects:
     sizes = [(one.image.height, one.image.width) for one in chunk]
     masks = compress_all([one.segmentation for one in chunk], sizes)
     boxes = self._boxes(chunk, masks)
-    wrong = self._contradicting(chunk, boxes, masks)
+    wrong, empty = self._contradicting(chunk, boxes, masks), masks.empty
+    lost = np.isnan(boxes).any(axis=1)
     drawn = [isinstance(one.segmentation, list) for one in chunk]
     polygons = [i for i, rle in enumerate(masks.rles) if rle is not None and drawn[i]]
     corners = masks.extents[polygons, :2] + masks.extents[polygons, 2:]
@@ -214,10 +215,10 @@ class _Objects:
       rle, box = masks.rles[i], boxes[i]
       if rle is None:
         self._file.faults.append(f"{one.name}: {masks.faults[i]}")
-      elif np.isnan(box).any():
+      elif lost[i]:
         shown = f"{one.box!r:.60}"
         self._file.faults.append(f"{one.name}: its bbox must be [x, y, width, height]; got {shown}")
-      elif not masks.areas[i]:
+      elif empty[i]:
         self._add_empty(one)
       elif wrong[i]:
         self._contradictions.append((one, box, masks.bounds[i]))
@@ -246,14 +247,14 @@ class _Objects:
 
   def _boxes(self, chunk: Sequence[Instance], masks: Compressed) -> Float[np.ndarray, "n 4"]:
     """In pixels; the mask's where there is none, and NaN where it is no box."""
-    boxes = np.full((len(chunk), 4), np.nan)
-    for i, one in enumerate(chunk):
-      if one.box is None:
-        boxes[i] = masks.bounds[i]
-      elif isinstance(one.box, list) and len(one.box) == 4 and finite(one.box):
-        scale = (one.image.width, one.image.height) if self._file.fractions else (1, 1)
-        with contextlib.suppress(OverflowError):
-          boxes[i] = np.array(one.box, np.float64) * (scale * 2)
+    sound = [isinstance(one.box, list) and len(one.box) == 4 and finite(one.box) for one in chunk]
+    nothing = [np.nan] * 4
+    given = [one.box if ok else nothing for one, ok in zip(chunk, sound, strict=True)]
+    boxes = np.array(given, np.float64).reshape(-1, 4)
+    if self._file.fractions:
+      boxes *= [[one.image.width, one.image.height] * 2 for one in chunk] or 1
+    missing = [i for i, one in enumerate(chunk) if one.box is None]
+    boxes[missing] = masks.bounds[missing]
     return boxes
 
   def _contradicting(
@@ -265,14 +266,14 @@ class _Objects:
     exact = agreement.agree(boxes, masks.bounds, masks.extents)
     crowd = np.array([one.crowd for one in chunk], bool)
     scored = np.array([one.scored for one in chunk], bool)
-    judged = ~exact & ~crowd & (masks.areas > 0) & ~np.isnan(boxes).any(axis=1)
+    judged = ~exact & ~crowd & ~masks.empty & ~np.isnan(boxes).any(axis=1)
     loose = judged & (scored | (agreement.overlaps(boxes, masks.bounds) >= agreement.LEAST))
     leaving = (boxes[:, :2] < -SLACK) | (boxes[:, :2] + boxes[:, 2:] > extent[:, :2] + SLACK)
     clipped = exact & masks.outside & leaving.any(axis=1)
     boxes[loose | clipped] = masks.bounds[loose | clipped]
     for i in np.flatnonzero(loose):
       self._file.notes.add("boxes unlike their masks, replaced by the masks' bounds", chunk[i].name)
-    for i in np.flatnonzero(masks.outside & (masks.areas > 0)):
+    for i in np.flatnonzero(masks.outside & ~masks.empty):
       self._file.notes.add("polygons that leave their image, cut off at its border", chunk[i].name)
     self._drawn += int((~scored).sum())
     return judged & ~loose
@@ -344,25 +345,32 @@ def _coco_pairs(
   for number, phrase in [*objects.found, *objects.unfinished]:
     present_in[number].add(phrase)
   count = 0
+  askable = [phrase for phrase in file.phrases if phrase not in file.never_absent]
   for index, image in enumerate(file.images):
     # LVIS says which categories were looked for in an image, and which not to the end.
     unfinished = {category_phrases.get(one) for one in image.unfinished}
-    wanted_absent = file.phrases.keys() - file.never_absent
-    if image.negative is not None:
-      wanted_absent &= {category_phrases.get(one, "") for one in image.negative}
-    there = present_in.get(image.id, set())
+    there = present_in.get(image.id, ())
     present = [phrase for phrase in file.phrases if phrase in there] if there else []
-    absent = [phrase for phrase in file.phrases if phrase in wanted_absent and phrase not in there]
+    absent = [phrase for phrase in askable if phrase not in there]
+    if image.negative is not None:
+      looked_for = {category_phrases.get(one) for one in image.negative}
+      absent = [phrase for phrase in absent if phrase in looked_for]
     wanted = max(1, len(present)) if negatives is None else negatives
     order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
     for phrase in present + [absent[i] for i in sorted(order)]:
-      pair = _pair(count, image, phrase, objects, phrase not in unfinished)
-      yield dataclasses.replace(pair, image_id=image.id, category_ids=file.phrases[phrase])
+      ids = image.id, file.phrases[phrase]
+      yield _pair(count, image, phrase, objects, phrase not in unfinished, *ids)
       count += 1
 
 
 def _pair(
-  number: int, image: Image, phrase: str, objects: _Objects, exhaustive: bool = True
+  number: int,
+  image: Image,
+  phrase: str,
+  objects: _Objects,
+  exhaustive: bool = True,
+  image_id: int | None = None,
+  category_ids: tuple[int, ...] = (),
 ) -> Pair:
   return Pair(
     id=number,
@@ -372,6 +380,8 @@ def _pair(
     phrase=phrase,
     exhaustive=exhaustive and image.exhaustive and (image.id, phrase) not in objects.unfinished,
     objects=tuple(objects.found.get((image.id, phrase), ())),
+    image_id=image_id,
+    category_ids=category_ids,
   )
 
 
@@ -399,7 +409,7 @@ def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:
   pixels, faults = areas([one.rle for *_, one in chunk], sizes)
   for (pair, i, one), area, fault in zip(chunk, pixels.tolist(), faults, strict=True):
     x, y, w, h = one.box
-    found = []
+    found: list[str] = []
     if w <= 0 or h <= 0:
       found.append("has no area")
     elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:

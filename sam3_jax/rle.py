@@ -36,7 +36,6 @@ class Compressed(NamedTuple):
   Attributes:
     rles: the masks; None where there is a fault.
     faults: what is wrong, or "".
-    areas: pixels of each mask.
     bounds: x, y, width, height of each mask, of zeros if it is empty.
     extents: likewise of the vertices of polygons, in and outside the image; else the bounds.
     outside: a vertex is more than `ROUNDING` outside the image: the mask is clipped there.
@@ -44,10 +43,14 @@ class Compressed(NamedTuple):
 
   rles: list[Rle | None]
   faults: list[str]
-  areas: Int[np.ndarray, " n"]
   bounds: Float[np.ndarray, "n 4"]
   extents: Float[np.ndarray, "n 4"]
   outside: Bool[np.ndarray, " n"]
+
+  @property
+  def empty(self) -> Bool[np.ndarray, " n"]:
+    """Which masks have no pixel, or a fault."""
+    return self.bounds[:, 2] == 0
 
 
 def runs(rle: Rle, size: tuple[int, int] | None = None) -> Int[np.ndarray, " n"]:
@@ -125,7 +128,6 @@ def compress_all(
   found = Compressed(
     rles=[None] * count,
     faults=[""] * count,
-    areas=np.zeros(count, np.int64),
     bounds=np.zeros((count, 4)),
     extents=np.zeros((count, 4)),
     outside=np.zeros(count, bool),
@@ -137,7 +139,6 @@ def compress_all(
   good = [i for i, rle in enumerate(found.rles) if rle is not None]
   if good:
     rles = [rle for rle in found.rles if rle is not None]
-    found.areas[good], _ = areas(rles, [sizes[i] for i in good])  # pycocotools: of 255 at most
     found.bounds[good] = _api().toBbox(rles)
   found.extents[others] = found.bounds[others]
   return found
@@ -146,7 +147,10 @@ def compress_all(
 def areas(
   rles: Sequence[Rle], sizes: Sequence[tuple[int, int]]
 ) -> tuple[Int[np.ndarray, " n"], list[str]]:
-  """Pixels of masks, and the fault of each or ""; sizes are height and width of their images."""
+  """Pixels of masks, and the fault of each or ""; sizes are height and width of their images.
+
+  pycocotools' `area` takes no more than 255 masks with NumPy 2.
+  """
   faults = [
     "" if tuple(rle["size"]) == size else _other_size(rle["size"], size)
     for rle, size in zip(rles, sizes, strict=True)
@@ -155,16 +159,16 @@ def areas(
   pixels = np.array([height * width for height, width in sizes], np.int64)
   owner = np.repeat(np.arange(len(rles)), counts)
   wrong = (lengths < 0) | (lengths > pixels[owner])
-  sums = np.zeros((2, len(rles)), np.int64)
-  odd = (np.arange(len(lengths)) - np.repeat(np.cumsum(counts) - counts, counts)) % 2
-  np.add.at(sums, (odd, owner), lengths)
-  unequal = sums.sum(axis=0) != pixels
+  number = np.arange(len(lengths)) - np.repeat(np.cumsum(counts) - counts, counts)
+  inside = np.bincount(owner, lengths * (number % 2), minlength=len(rles)).astype(np.int64)
+  covered = np.bincount(owner, lengths, minlength=len(rles)).astype(np.int64)
+  unequal = covered != pixels
   unequal[owner[wrong]] = True
   for i in np.flatnonzero(damaged | unequal):
     height, width = sizes[i]
-    covered = f"its mask's runs cover {sums[:, i].sum()} pixels, not {width} x {height}"
-    faults[i] = faults[i] or (_DAMAGED if damaged[i] else covered)
-  return sums[1], faults
+    words = f"its mask's runs cover {covered[i]} pixels, not {width} x {height}"
+    faults[i] = faults[i] or (_DAMAGED if damaged[i] else words)
+  return inside, faults
 
 
 def finite(values: Iterable[Any]) -> bool:
