@@ -62,7 +62,7 @@ class Jobs:
     files = self.result(out)
     if names := sorted(n for n in files | self.wanted if files.get(n) != self.wanted.get(n)):
       self.faults.append(f"{out}: other than the undisturbed job's: {', '.join(names)}")
-    self._log(f"{out} done, {len(self.faults)} faults so far")
+    self._log(f"{out} done, faults so far: {self.faults}")
 
   def wait(self, process: Any, out: str) -> bool:
     """Waits for a random moment of the job: from its start on, or once it has begun to write."""

@@ -67,7 +67,8 @@ def entry() -> NoReturn:
   """The program: `main` with the cache of compiled programs, and the process's end."""
   cache.use()
   status = main()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)  # all is done and said: the status stays what it is
   # XLA, torn down in the middle of its work, would crash; a thread that hangs would be waited for.
   if status in (INTERRUPTED, RESUME):
     with contextlib.suppress(OSError):
