@@ -132,8 +132,6 @@ def _open_file(path: Path) -> dict[str, Source]:
         f"{path} is quantized: {name!r:.200} is {shown(entry['dtype'])}, which cannot be "
         "converted; give the weights in float32, bfloat16 or float16."
       )
-  if not header:
-    raise ValueError(f"{path} holds no tensors, only a header; give the file of the weights.")
   entries = sorted((_entry(path, name, entry) for name, entry in header.items()), key=_begin)
   end = 0
   for name, _, _, begin, next_end in entries:
@@ -151,6 +149,8 @@ def _open_file(path: Path) -> dict[str, Source]:
     raise ValueError(
       f"{path} has {data_size - end:,} bytes that belong to no tensor; download it again."
     )
+  if not entries:
+    raise ValueError(f"{path} holds no tensors, only a header; give the file of the weights.")
   data = np.memmap(path, np.uint8, "r", offset=8 + length) if data_size else np.empty(0, np.uint8)
 
   def source(dtype: str, shape: tuple[int, ...], begin: int, end: int) -> Source:

@@ -155,15 +155,15 @@ def _refuse_others(names: Mapping[str, Source], where: str) -> None:
 
 
 def _candidates(names: Mapping[str, None], format: str, adapter: bool) -> list[Candidate]:
-  """The models of the layout that fits best."""
+  """The models of the layout that fits best; none if another layout was asked for."""
   found: list[Candidate] = []
-  for layout in FORMATS if format == "auto" else (format,):
+  for layout in FORMATS:
     models = [c for c in find_candidates(layout, names) if adapter or _is_sam3(c)]
     if not models and FORMATS[layout].matches(names):
       models = [Candidate(layout, (), {name: name for name in names}, 0)]
     if sum(c.fitting for c in models) > sum(c.fitting for c in found) or not found:
       found = models or found
-  return found
+  return found if found and format in ("auto", found[0].layout) else []
 
 
 def _is_sam3(candidate: Candidate) -> bool:
