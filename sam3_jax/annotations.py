@@ -19,7 +19,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -205,7 +205,7 @@ class _Objects:
     masks = compress_all([one.segmentation for one in chunk], sizes)
     boxes = self._boxes(chunk, masks)
     wrong, empty = self._contradicting(chunk, boxes, masks), masks.empty
-    lost = np.isnan(boxes).any(axis=1)
+    lost: Any = np.isnan(boxes).any(axis=1)
     drawn = [isinstance(one.segmentation, list) for one in chunk]
     polygons = [i for i, rle in enumerate(masks.rles) if rle is not None and drawn[i]]
     corners = masks.extents[polygons, :2] + masks.extents[polygons, 2:]
@@ -271,9 +271,9 @@ class _Objects:
     leaving = (boxes[:, :2] < -SLACK) | (boxes[:, :2] + boxes[:, 2:] > extent[:, :2] + SLACK)
     clipped = exact & masks.outside & leaving.any(axis=1)
     boxes[loose | clipped] = masks.bounds[loose | clipped]
-    for i in np.flatnonzero(loose):
+    for i in np.flatnonzero(loose).tolist():
       self._file.notes.add("boxes unlike their masks, replaced by the masks' bounds", chunk[i].name)
-    for i in np.flatnonzero(masks.outside & ~masks.empty):
+    for i in np.flatnonzero(masks.outside & ~masks.empty).tolist():
       self._file.notes.add("polygons that leave their image, cut off at its border", chunk[i].name)
     self._drawn += int((~scored).sum())
     return judged & ~loose

@@ -164,7 +164,7 @@ def areas(
   covered = np.bincount(owner, lengths, minlength=len(rles)).astype(np.int64)
   unequal = covered != pixels
   unequal[owner[wrong]] = True
-  for i in np.flatnonzero(damaged | unequal):
+  for i in np.flatnonzero(damaged | unequal).tolist():
     height, width = sizes[i]
     words = f"its mask's runs cover {covered[i]} pixels, not {width} x {height}"
     faults[i] = faults[i] or (_DAMAGED if damaged[i] else words)
@@ -351,7 +351,7 @@ def _lengths(
   damaged[owner[stops[~last[stops]]]] = True
   if damaged.any():
     kept = np.flatnonzero(~damaged)
-    values, counts[kept], more = _lengths([strings[i] for i in kept])
+    values, counts[kept], more = _lengths([strings[i] for i in kept.tolist()])
     damaged[kept] = more
     return values, counts, damaged
   if not len(codes):
@@ -362,7 +362,7 @@ def _lengths(
   if place.max() > 6:
     damaged[owner[place > 6]] = True
     kept = np.flatnonzero(~damaged)
-    values, counts[kept], _ = _lengths([strings[i] for i in kept])
+    values, counts[kept], _ = _lengths([strings[i] for i in kept.tolist()])
     return values, counts, damaged
   values = np.add.reduceat((codes & 31) << (5 * place), starts)
   negative = (codes[ends] & 16) > 0

@@ -294,7 +294,8 @@ def _predictions(
   )
   given = []
   for k, (i, row, pair) in enumerate(asked):
-    score, box = row.get("score"), row.get("bbox")
+    score: Any = row.get("score")
+    box = row.get("bbox")
     fault = ""
     if type(score) not in (int, float) or not 0 <= score <= 1:
       fault = f"its score is {shown(score, 40)}, but scores are in [0, 1]"
