@@ -81,8 +81,8 @@ def visual_as_json(prompt: VisualPrompt) -> dict[str, Any]:
 
 def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
   """One or several visual prompts as a list; raises where there is none, or something else."""
-  found = None if isinstance(prompts, VisualPrompt | None) else rows_of(prompts)
-  found: list[Any] = [prompts] if found is None else found
+  rows = None if isinstance(prompts, VisualPrompt | None) else rows_of(prompts)
+  found: list[Any] = [prompts] if rows is None else rows
   if not found:
     raise ValueError("no prompt given; pass a VisualPrompt or a list of them.")
   for prompt in found:
