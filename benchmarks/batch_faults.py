@@ -125,6 +125,7 @@ def campaign(
 ) -> tuple[list[str], float]:
   """Returns what went wrong, and the most seconds that an end took."""
   rng = random.Random(seed)
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, the jobs would ignore it, too
   with tempfile.TemporaryDirectory() as temporary:
     jobs = Jobs(Path(temporary), rng, log)
     for i in range(terms):

@@ -272,6 +272,9 @@ def test_killed_between_renames(images, undisturbed, tmp_path):
     draft = tmp_path / f".{name}.01234567-1-1-01234567.partial"
     draft.write_bytes(b"half")
     os.utime(draft, (1, 1))
+  draft = tmp_path / "leases" / ".part-000002.lease.01234567-1-1-01234567.partial"
+  draft.touch()
+  os.utime(draft, (1, 1))
   (tmp_path / "leases" / "part-000002.lease").write_bytes(b"{}\n")
   (tmp_path / "leases" / "part-000002.journal").write_bytes(b"+11\n")
   os.utime(tmp_path / "leases" / "part-000002.lease", (1, 1))

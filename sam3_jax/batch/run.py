@@ -119,7 +119,9 @@ def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> lis
 
 
 def _remove_leases(out: Path, finished: set[int]) -> None:
-  """Of parts that are done: their process was killed before it could give them back."""
+  """Of parts that are done: their process was killed before it could give them back. And what
+  processes were writing when they were killed."""
+  remove_drafts(out / LEASES, lambda _: True)
   for path in (out / LEASES).glob("part-*"):
     part = number(path.name)
     if part in finished and (lease := Lease(lease_path(out, part))).acquire():
