@@ -47,7 +47,7 @@ class OwnFiles:
   def json(self, path: Path, name: str) -> dict[str, Any]:
     """An object; ValueError if the file holds something else."""
     try:
-      values = parse(self.data[name], "it")
+      values = parse(self.data[name], "it", allow_nan=True)  # figures in `info` may be NaN
     except ValueError as error:
       raise ValueError(
         f"{path / name} is not readable JSON ({error!s:.200}); convert the weights again."

@@ -19,6 +19,7 @@ def parse(
   *,
   convert: Callable[[dict[str, Any]], Any] | None = None,
   check_numbers: bool = True,
+  allow_nan: bool = False,
 ) -> Any:
   """The values of a JSON text (RFC 8259).
 
@@ -29,6 +30,7 @@ def parse(
       numbers is packed while it is read.
     check_numbers: look at each number as it is read; without it, numbers beyond float64 are
       infinite and whole numbers may have 4,300 digits, for callers that check their numbers later.
+    allow_nan: take NaN and Infinity, as Python writes them, for numbers.
 
   Raises:
     ValueError: it is not JSON, not valid in its encoding, is nested too deeply, has a key twice in
@@ -40,7 +42,7 @@ def parse(
     return json.loads(
       _decode(data),
       object_pairs_hook=objects,
-      parse_constant=_no_constant,
+      parse_constant=float if allow_nan else _no_constant,
       **numbers,
     )
   except RecursionError:
