@@ -1,21 +1,27 @@
 """Annotation files whose fields contradict each other or would crash a reader: refused or noted."""
 
+import importlib.util
 import json
+import random
 import resource
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools import mask as coco
+from pycocotools import mask
 
 from sam3_jax import annotations, rle
+from sam3_jax.evaluation import predictions
 from sam3_jax.notes import Notes
 from sam3_jax.rle import areas, compress, compress_all, decode, encode, runs
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+coco: Any = mask
 WIDTH, HEIGHT = 80, 60
 
 
@@ -23,7 +29,7 @@ def square(x=10, y=10, w=20, h=20):
   return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
-def one(number=1, image=1, category=1, box=(10, 10, 20, 20), **values):
+def one(number: Any = 1, image: Any = 1, category: Any = 1, box=(10, 10, 20, 20), **values: Any):
   base = {"id": number, "image_id": image, "category_id": category, "iscrowd": 0}
   return base | {"bbox": list(box), "segmentation": square(*box)} | values
 
@@ -133,9 +139,9 @@ def test_text_that_is_no_sound_json(read, text, message):
 def test_many_strings_are_read_as_one_by_one(strings):
   rles = [{"size": [3, 4], "counts": one} for one in strings]
   pixels, faults = areas(rles, [(3, 4)] * len(rles))
-  for mask, area, fault in zip(rles, pixels.tolist(), faults, strict=True):
-    assert fault == fault_of(runs, mask, (3, 4))
-    assert fault or area == runs(mask)[1::2].sum()
+  for rle_, area, fault in zip(rles, pixels.tolist(), faults, strict=True):
+    assert fault == fault_of(runs, rle_, (3, 4))
+    assert fault or area == runs(rle_)[1::2].sum()
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,7 +156,7 @@ def test_polygons_in_reach_are_drawn_as_pycocotools_draws_them(data):
     want = coco.merge(coco.frPyObjects(parts, HEIGHT, WIDTH))
     assert got.faults[i] == ""
     assert got.rles[i] == compress(parts, HEIGHT, WIDTH)
-    assert got.rles[i]["counts"] == want["counts"].decode()
+    assert compress(parts, HEIGHT, WIDTH)["counts"] == want["counts"].decode()
     assert got.empty[i] == (coco.area(want) == 0)
     assert (got.bounds[i] == coco.toBbox(want)).all()
 
@@ -159,7 +165,7 @@ def test_more_masks_than_a_byte_counts():
   """pycocotools' `area` takes 255."""
   polygons = [[[0, 0, 1 + i % 70, 0, 1 + i % 70, 9, 0, 9]] for i in range(700)]
   got = compress_all(polygons, [(HEIGHT, WIDTH)] * len(polygons))
-  pixels, _ = areas(got.rles, [(HEIGHT, WIDTH)] * 700)
+  pixels, _ = areas([one for one in got.rles if one], [(HEIGHT, WIDTH)] * 700)
   assert pixels.tolist() == [9 * (1 + i % 70) for i in range(700)]
   assert got.bounds.tolist() == [[0, 0, 1 + i % 70, 9] for i in range(700)]
 
@@ -429,3 +435,22 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(tmp_path_factory, dat
 
 def test_rle_limits_are_what_the_docs_say():
   assert rle.MAX_PIXELS == 2_147_483_647
+
+
+def test_mutated_files_are_read_or_refused_in_one_line(tmp_path):
+  """The campaign of benchmarks/fuzz_annotations.py in short, in this process."""
+  path = Path(__file__).parents[1] / "benchmarks" / "fuzz_annotations.py"
+  spec: Any = importlib.util.spec_from_file_location("fuzz_annotations", path)
+  fuzz = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(fuzz)
+  generator = random.Random(0)
+  (tmp_path / "truth.json").write_text(json.dumps(fuzz.base("polygons", random.Random(0))))
+  truth = annotations.read(tmp_path / "truth.json")
+  for i in range(60):
+    kind = fuzz.KINDS[i % 4]
+    fuzz.write(tmp_path / "mutant.json", kind, generator)
+    if kind == "predictions":
+      said = fault_of(predictions.read, tmp_path / "mutant.json", truth)
+    else:
+      said = fault_of(annotations.read_checked, tmp_path / "mutant.json", None, notes=Notes())
+    assert "\n" not in said

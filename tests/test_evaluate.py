@@ -553,7 +553,7 @@ class TestCommand:
     [
       ([], "--data"),
       (["--data", "missing.json"], "there is no annotation file missing.json"),
-      (["--data", "a.png"], "a.png is not JSON"),
+      (["--data", "a.png"], "a.png is not valid JSON"),
       (["--data", "empty.json"], "nothing to score: of 0 pairs"),
       (["--data", "data.json", "--predictions", "none.json"], "no file of predictions none.json"),
       (
@@ -585,16 +585,22 @@ class TestCommand:
     assert "sam3-jax convert" in fails("--data", "data.json", "--checkpoint", "nowhere")
 
   def test_all_faults_of_the_data_in_one_report(self, ready, fails):
+    """Of the annotations before the model is loaded; of pictures and phrases once it is there."""
     values = json.loads(Path("data.json").read_text())
     (ready / "b.png").unlink()
     values["images"][0]["text_input"] = "word " * 40
+    write_json("bad.json", values)
+    line = fails("--data", "bad.json")
+    assert "2 faults" in line
+    assert "tokens" in line
+    assert "b.png: there is no such picture" in line
     values["annotations"][0]["segmentation"]["counts"] = "11"
     values["annotations"][1]["segmentation"]["size"] = [4, 4]
     write_json("bad.json", values)
     line = fails("--data", "bad.json")
-    assert "4 faults" in line
-    for fault in ("b.png: there is no such picture", "tokens", "runs cover", "size is [4, 4]"):
-      assert fault in line
+    assert "2 faults" in line
+    assert "runs cover" in line
+    assert "size is [4, 4]" in line
 
 
 class TestScenes:

@@ -42,7 +42,7 @@ def merged(tmp_path, monkeypatch):
     rows = []
     for number, (name, prompts) in enumerate(asked.items()):
       file = f"{name.split('_')[0]}.png"
-      Image.new("RGB", SIZE[::-1]).save(tmp_path / "images" / file)
+      Image.new("RGB", (80, 60)).save(tmp_path / "images" / file)
       found = [
         {"text": text, "instances": entries(one, SIZE)} if text else
         {"boxes": [[1, 1, 5, 5]], "instances": entries(one, SIZE)}

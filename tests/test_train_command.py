@@ -274,6 +274,30 @@ def test_files_to_a_bundle(files, quick, capsys):
   assert "holds a run that differs in steps; " in capsys.readouterr().err
 
 
+def test_check_reads_all_data_and_writes_nothing(files, capsys):
+  before = set(files.rglob("*"))
+  content = json.loads((files / "data.json").read_text())
+  content["annotations"].append(content["annotations"][0] | {"id": 9})
+  (files / "data.json").write_text(json.dumps(content))
+  options = [one for one in typed(files, "--check") if one not in ("--out", str(files / "out"))]
+  assert main(options) == 0
+  out, err = capsys.readouterr()
+  assert out == "2 images to train on\n"
+  assert err == "note: instances with the mask of another one, left out: 1 (annotation 9)\n"
+  assert set(files.rglob("*")) == before
+
+
+def test_a_run_with_corrected_annotations_is_not_resumed(files, quick, capsys):
+  assert main(typed(files, "--quiet")) == 0
+  content = json.loads((files / "data.json").read_text())
+  content["annotations"].pop()
+  (files / "data.json").write_text(json.dumps(content))
+  assert main(typed(files, "--quiet")) == 2
+  error = capsys.readouterr().err
+  assert "started with other data: annotations: 1 file modified" in error
+  assert error.count("\n") == 1
+
+
 def test_the_real_step_on_cells_in_microbatches(files, monkeypatch):
   run = json.loads((files / "run.json").read_text())
   run |= {"objective": "dense", "accumulate": 2, "steps": 2, "evaluate_every": 0}
