@@ -70,8 +70,6 @@ def run(arguments: argparse.Namespace) -> None:
   from sam3_jax.trees import flatten, nest
 
   dtype = "float32" if arguments.run == "float32" else "bfloat16"
-  if arguments.run in ("trunk", "streams"):
-    emulate(everywhere=arguments.run == "streams")
   if arguments.size:
     config = SIZES[arguments.size]
     if arguments.image_size:
@@ -81,6 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
   else:
     bundle = checkpoint.load(find_checkpoint(arguments.checkpoint))
     config, params, tokenizer = bundle.config, jax.device_get(bundle.params), bundle.tokenizer
+  if arguments.run in ("trunk", "streams"):
+    emulate(everywhere=arguments.run == "streams")
   flat, half = flatten(params), ml_dtypes.bfloat16
   del params
   for path in list(flat):  # one by one, so that there are no two copies of all
