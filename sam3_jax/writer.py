@@ -19,11 +19,11 @@ import numpy as np
 from sam3_jax import checksums
 from sam3_jax.config import Config
 from sam3_jax.files import json_bytes, sync
-from sam3_jax.integrity import compare_tensors, describe
+from sam3_jax.integrity import compare_tensors
 from sam3_jax.items import REST, save_item
 from sam3_jax.lease import PARTIAL, STALE, Lease, draft_path, sync_directory
 from sam3_jax.places import exists, file_sizes, is_remote, place, require_local
-from sam3_jax.trees import flatten
+from sam3_jax.trees import describe, flatten
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
