@@ -263,6 +263,7 @@ class _Boxes:
   def __init__(self):
     self._counts = np.zeros(3, int)  # as they should be; as corners; as fractions
 
+  @np.errstate(over="ignore", invalid="ignore")  # of boxes of any size
   def add(self, boxes: np.ndarray, bounds: np.ndarray, sizes: np.ndarray) -> None:
     """Counts boxes [n, 4]; sizes are width, height, width, height of their pictures."""
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
