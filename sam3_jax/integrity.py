@@ -91,7 +91,7 @@ def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
     try:
       data[name] = (path / name).read_bytes()
     except OSError as error:
-      faults.append(f"{path / name} cannot be read: {error.strerror}")
+      faults.append(f"{path / name} cannot be read: {error.strerror or error}")
   raise_faults(faults, f"{path} cannot be read")
   if trust:
     return OwnFiles(data, None)
