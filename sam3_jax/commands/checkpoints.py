@@ -112,7 +112,8 @@ def convert(
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
-    if given := [name for name, x in (("--base", base), ("--key", key)) if x is not None]:
+    options = ("--base", base), ("--key", key), ("--lora-alpha", lora_alpha)
+    if given := [name for name, x in options if x is not None]:
       raise ValueError(f"{given[0]} is for reading another layout; leave it out with --to.")
     require_local(out, "what --to writes")
     _export(source, out, to.value, verify, quiet)
