@@ -309,6 +309,8 @@ class _Run:
       self._model = Sam3(start.model, {}, tokenizer, info=start.info, dtype=self._dtype)
     merged = self._merge(state.averaged(self.state), self.frozen)
     self._model.params = jax.tree.map(lambda x: x.addressable_data(0), merged)
+    # No embedding outlives the evaluation, so that a digest of all parameters would be for nothing.
+    self._model.identity = f"step {int(self.state.step.addressable_data(0))} of this training"
     figures = evaluate(self._model)
     self._model.params = {}  # frees the copy
     return figures
