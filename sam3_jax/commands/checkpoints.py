@@ -203,9 +203,10 @@ def inspect(
   folder = arguments.find(checkpoint, quiet)
   if add_checksums:
     changed = checkpoints.add_checksums(folder)
-    names = ", ".join(changed[:LISTED]) or "no file"
+    names = ", ".join(changed[:LISTED])
     more = f" and {len(changed) - LISTED:,} more" if len(changed) > LISTED else ""
-    line = f"{folder}: {checksums.FILE} has new checksums of {names}{more}"
+    news = f"new checksums of {names}{more}" if changed else "no new checksums"
+    line = f"{folder}: {checksums.FILE} has {news}"
     say(Console(stderr=True, quiet=quiet), line)
   with progress(Console(stderr=True), bar=True, quiet=quiet or not verify) as step:
     told = functools.partial(step, "comparing checksums")
