@@ -247,6 +247,8 @@ def _write_config(out: Path, values: dict[str, Any], data: RunData) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if data != RunData():
       data.write(out)
+    else:  # another run's, which was killed before it had a configuration
+      (out / run_data.FILE).unlink(missing_ok=True)
     partial = out / PARTIAL
     partial.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(partial, out / CONFIG)
