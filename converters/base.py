@@ -10,9 +10,6 @@ import numpy as np
 from sam3_jax import checkpoint
 from sam3_jax.checkpoint import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
-from sam3_jax.identity import checkpoint_identity
-from sam3_jax.json_text import parse
-from sam3_jax.places import place
 
 from . import keras_hub
 from .engine import restore
@@ -26,10 +23,7 @@ class Base:
   def __init__(self, path: str | Path):
     self.stored = checkpoint.open_stored(path)
     self.config: Config = self.stored.config
-    manifest = parse((place(path) / "manifest.json").read_bytes(), "it")
-    self.identity = checkpoint_identity(
-      manifest["parameters"], self.config.to_dict(), self.stored.tokenizer
-    )
+    self.identity = self.stored.identity
     self.visual = any(name.startswith(f"{VISUAL}/") for name in self.stored.dtypes)
     self.lite = isinstance(self.config.text, LiteTextConfig)
     if self.config.trunk.stem:

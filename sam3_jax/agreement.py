@@ -14,6 +14,7 @@ LEAST = 0.5  # IoU of box and mask's bounds below which they are of different th
 Boxes = Float[np.ndarray, "n 4"]  # x, y, width, height in pixels
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of boxes of any size
 def agree(boxes: Boxes, *bounds: Boxes) -> Bool[np.ndarray, " n"]:
   """Whether each box is one of the `bounds` that its mask has, up to rounding."""
   found = np.zeros(len(boxes), bool)
@@ -23,6 +24,7 @@ def agree(boxes: Boxes, *bounds: Boxes) -> Bool[np.ndarray, " n"]:
   return found
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def overlaps(boxes: Boxes, bounds: Boxes) -> Float[np.ndarray, " n"]:
   """IoU of each box with the bounds of its mask; 0 for boxes without area."""
   a, b = _corners(boxes), _corners(bounds)

@@ -199,6 +199,7 @@ class _Objects:
     self._empties: dict[str, None] = {}
     self._most, self._broken = 0.0, False  # of coordinates of polygons; whether some are not whole
 
+  @np.errstate(over="ignore", invalid="ignore")  # of boxes of any size
   def add(self, chunk: Sequence[Instance]) -> None:
     """Adds instances, a chunk at a time."""
     sizes = [(one.image.height, one.image.width) for one in chunk]
@@ -225,6 +226,7 @@ class _Objects:
       else:
         self._add(one, Object(rle, tuple(box.tolist()), one.crowd))
 
+  @np.errstate(over="ignore", invalid="ignore")
   def finish(self) -> None:
     """Adds the faults that only all instances together show."""
     faults, images = self._file.faults, self._file.images

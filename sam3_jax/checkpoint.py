@@ -75,6 +75,7 @@ class Stored:
 
   Attributes:
     path: of the folder.
+    identity: digest of parameters, configuration and tokenizer; see `identity.py`.
     config: the model's.
     info: what it says of itself; see `save`.
     tokenizer: the bytes of tokenizer.model.
@@ -85,6 +86,7 @@ class Stored:
   """
 
   path: str
+  identity: str
   config: Config
   info: dict[str, Any]
   tokenizer: bytes
@@ -265,6 +267,7 @@ def open_stored(path: str | Path) -> Stored:
   items = {item: tuple(stored_arrays(path / "params" / item)) for item in manifest["items"]}
   return Stored(
     path=str(path),
+    identity=opened.identity,
     config=opened.config,
     info=opened.info,
     tokenizer=opened.tokenizer,

@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, str] | None:
       data = file.read(MAX_BYTES + 1)
     text = data.decode()
   except OSError as error:
-    raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is damaged: byte {error.start:,} is not UTF-8.") from error
   if len(data) > MAX_BYTES:
@@ -80,7 +80,7 @@ def write(
   computed = compute(folder, [name for name in names if name not in sums], progress)
   for name, digest in computed.items():
     if isinstance(digest, OSError):
-      raise ValueError(f"{folder / name} cannot be read: {digest.strerror}.") from digest
+      raise ValueError(f"{folder / name} cannot be read: {digest.strerror or digest}.") from digest
     sums[name] = digest
   data = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
   if is_remote(folder):  # an object appears when it is complete
@@ -99,7 +99,7 @@ def compare(folder: Path, wanted: Mapping[str, str], progress: Progress | None =
     progress: is told which fraction of all bytes was read.
   """
   return [
-    f"{folder / name} cannot be read: {found.strerror}"
+    f"{folder / name} cannot be read: {found.strerror or found}"
     if isinstance(found, OSError)
     else f"{folder / name} differs from its checksum"
     for name, found in compute(folder, wanted, progress).items()

@@ -202,7 +202,7 @@ class Sam3:
     flat = flatten(self._params)
     if not self._identity and not any(isinstance(x, jax.ShapeDtypeStruct) for x in flat.values()):
       model = self.config.to_dict(), self.tokenizer.model
-      self._identity = checkpoint_identity(describe(flat), *model)
+      self._identity = checkpoint_identity({name: describe(x) for name, x in flat.items()}, *model)
     return self._identity
 
   @identity.setter

@@ -23,7 +23,7 @@ from sam3_jax import checksums
 from sam3_jax.items import REST, read_array, read_item
 from sam3_jax.json_text import parse
 from sam3_jax.places import file_sizes
-from sam3_jax.trees import flatten, raise_faults
+from sam3_jax.trees import describe, flatten, raise_faults
 
 OWN = ("config.json", "manifest.json", "tokenizer.model")  # read whole whenever a bundle is opened
 FINGERPRINT = "fingerprint.json"
@@ -91,7 +91,7 @@ def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
     try:
       data[name] = (path / name).read_bytes()
     except OSError as error:
-      faults.append(f"{path / name} cannot be read: {error.strerror}")
+      faults.append(f"{path / name} cannot be read: {error.strerror or error}")
   raise_faults(faults, f"{path} cannot be read")
   if trust:
     return OwnFiles(data, None)
@@ -189,16 +189,6 @@ def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndar
   arrays = flatten(read_item(folder))
   raise_faults(_different(arrays, entries), f"{folder} is damaged")
   return arrays
-
-
-def describe(array: np.ndarray) -> dict[str, Any]:
-  """Shape, dtype and checksum of an array, as the manifest has them."""
-  data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  return {
-    "shape": list(array.shape),
-    "dtype": str(array.dtype),
-    "sha256": hashlib.sha256(data.data).hexdigest(),
-  }
 
 
 def _remedy(path: Path) -> str:

@@ -58,18 +58,14 @@ def not_finite(flat: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def describe(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Shape, dtype and SHA-256 of arrays, as a checkpoint's manifest has them."""
-
-  def one(array: Any) -> dict[str, Any]:
-    values = np.ascontiguousarray(_whole(array))
-    return {
-      "shape": list(values.shape),
-      "dtype": str(values.dtype),
-      "sha256": hashlib.sha256(values.reshape(-1).view(np.uint8).data).hexdigest(),
-    }
-
-  return {name: one(array) for name, array in flat.items()}
+def describe(array: Any) -> dict[str, Any]:
+  """Shape, dtype and SHA-256 of an array, as a checkpoint's manifest has them."""
+  data = np.ascontiguousarray(_whole(array)).reshape(-1).view(np.uint8)
+  return {
+    "shape": list(array.shape),
+    "dtype": str(array.dtype),
+    "sha256": hashlib.sha256(data.data).hexdigest(),
+  }
 
 
 def raise_faults(

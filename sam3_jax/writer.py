@@ -19,11 +19,12 @@ import numpy as np
 from sam3_jax import checksums
 from sam3_jax.config import Config
 from sam3_jax.files import json_bytes, sync
-from sam3_jax.integrity import compare_tensors, describe
+from sam3_jax.integrity import compare_tensors
 from sam3_jax.items import REST, save_item
 from sam3_jax.lease import PARTIAL, STALE, Lease, draft_path, sync_directory
+from sam3_jax.os_errors import reason
 from sam3_jax.places import exists, file_sizes, is_remote, place, require_local
-from sam3_jax.trees import flatten
+from sam3_jax.trees import describe, flatten
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
@@ -71,7 +72,7 @@ class NewFolder:
         self._lease.release()
         raise
     except OSError as error:
-      raise ValueError(f"cannot write to {parent}: {error.strerror}.") from error
+      raise ValueError(f"cannot write to {parent}: {reason(error)}.") from error
 
   def __enter__(self) -> Self:
     return self
@@ -127,7 +128,7 @@ class NewFolder:
     try:
       yield
     except OSError as error:
-      raise ValueError(f"cannot write {self._path}: {error.strerror}.") from error
+      raise ValueError(f"cannot write {self._path}: {reason(error)}.") from error
     except ValueError as error:
       raise ValueError(str(error).replace(str(self.temporary), str(self._path))) from error
 

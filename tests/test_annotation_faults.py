@@ -103,6 +103,12 @@ def test_masks_are_checked_before_they_are_drawn(read, segmentation, message):
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
+def test_a_box_of_any_size_is_a_fault_without_a_warning(read):
+  for size in (1e200, 1e308):  # whose products and sums are infinite
+    huge = one(box=(10, 10, size, size), segmentation=square())
+    assert "leaves the 80 x 60" in fault_of(read, content(huge))
+
+
 def test_a_polygon_may_leave_the_image_and_is_noted(read):
   notes = Notes()
   [pair] = read(content(one(box=(60, 10, 40, 20))), notes, negatives=0)

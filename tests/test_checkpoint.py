@@ -534,7 +534,9 @@ def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
   monkeypatch.setattr(checksums, "write", full)
-  with pytest.raises(ValueError, match=f"^cannot write {tmp_path}/x: No space left on device.$"):
+  with pytest.raises(
+    ValueError, match=f"^cannot write {tmp_path}/x: No space left on device; free some space.$"
+  ):
     checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 

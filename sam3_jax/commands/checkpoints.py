@@ -112,7 +112,8 @@ def convert(
   """Make a checkpoint of released weights, or write one back in their layouts."""
   arguments.use_device("cpu")
   if to is not Target.bundle:
-    if given := [name for name, x in (("--base", base), ("--key", key)) if x is not None]:
+    options = ("--base", base), ("--key", key), ("--lora-alpha", lora_alpha)
+    if given := [name for name, x in options if x is not None]:
       raise ValueError(f"{given[0]} is for reading another layout; leave it out with --to.")
     require_local(out, "what --to writes")
     _export(source, out, to.value, verify, quiet)
@@ -202,9 +203,10 @@ def inspect(
   folder = arguments.find(checkpoint, quiet)
   if add_checksums:
     changed = checkpoints.add_checksums(folder)
-    names = ", ".join(changed[:LISTED]) or "no file"
+    names = ", ".join(changed[:LISTED])
     more = f" and {len(changed) - LISTED:,} more" if len(changed) > LISTED else ""
-    line = f"{folder}: {checksums.FILE} has new checksums of {names}{more}"
+    news = f"new checksums of {names}{more}" if changed else "no new checksums"
+    line = f"{folder}: {checksums.FILE} has {news}"
     say(Console(stderr=True, quiet=quiet), line)
   with progress(Console(stderr=True), bar=True, quiet=quiet or not verify) as step:
     told = functools.partial(step, "comparing checksums")

@@ -248,13 +248,19 @@ def _load(path: Path) -> Any:
   lists = [content]
   if isinstance(content, dict):
     lists = [content.get("images"), content.get("annotations")]
-    if isinstance(content.get("annotations"), list) and not any(
-      isinstance(row, dict) and "score" in row for row in content["annotations"]
-    ):
+    if not _has_scores(content):
       lists = [None]  # annotations, or nothing
   if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
     raise ValueError(f"{path} does not hold predictions; {AGAIN}")
   return content
+
+
+def _has_scores(content: dict[str, Any]) -> bool:
+  """Whether a data set has scores, or is of a job of `sam3-jax batch` that found nothing."""
+  rows, info = content.get("annotations"), content.get("info")
+  if rows == []:
+    return isinstance(info, dict) and str(info.get("description")).startswith("sam3-jax ")
+  return isinstance(rows, list) and any(isinstance(row, dict) and "score" in row for row in rows)
 
 
 class _Boxes:
@@ -263,6 +269,7 @@ class _Boxes:
   def __init__(self):
     self._counts = np.zeros(3, int)  # as they should be; as corners; as fractions
 
+  @np.errstate(over="ignore", invalid="ignore")  # of boxes of any size
   def add(self, boxes: np.ndarray, bounds: np.ndarray, sizes: np.ndarray) -> None:
     """Counts boxes [n, 4]; sizes are width, height, width, height of their pictures."""
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)

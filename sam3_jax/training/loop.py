@@ -247,6 +247,8 @@ def _write_config(out: Path, values: dict[str, Any], data: RunData) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if data != RunData():
       data.write(out)
+    else:  # another run's, which was killed before it had a configuration
+      (out / run_data.FILE).unlink(missing_ok=True)
     partial = out / PARTIAL
     partial.write_text(json.dumps(values, indent=2) + "\n")
     os.replace(partial, out / CONFIG)
@@ -309,6 +311,8 @@ class _Run:
       self._model = Sam3(start.model, {}, tokenizer, info=start.info, dtype=self._dtype)
     merged = self._merge(state.averaged(self.state), self.frozen)
     self._model.params = jax.tree.map(lambda x: x.addressable_data(0), merged)
+    # No embedding outlives the evaluation, so that a digest of all parameters would be for nothing.
+    self._model.identity = f"step {int(self.state.step.addressable_data(0))} of this training"
     figures = evaluate(self._model)
     self._model.params = {}  # frees the copy
     return figures
