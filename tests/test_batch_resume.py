@@ -264,6 +264,27 @@ class TestRetryFailed:
     assert run(images, out)
     assert files(out) == before
 
+  @pytest.mark.parametrize("again", (False, True))
+  @pytest.mark.parametrize("paused", (False, True))
+  def test_not_come_to_its_end(self, images, out, paused, again):
+    """Images that failed may have changed, also where they are not done yet."""
+    for name in ("001.png", "003.png"):
+      (images / name).write_bytes(b"broken")
+    assert run(images, out)
+    for name in ("001.png", "003.png"):
+      (images / name).write_bytes((images / "004.png").read_bytes())
+    if paused:
+      began = batches.Engine.started
+      stopping = lambda: batches.Engine.started > began  # noqa: E731
+      assert not runs.run(job(images, out, retry_failed=True), MODEL, QUIET, QUIET, stopping)
+    else:
+      part_files.reopen(out, 0)
+    assert run(images, out, retry_failed=again)
+    assert (out / "errors.jsonl").read_text() == ""
+    (images / "005.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"1 file modified \(005.png\)"):
+      run(images, out, retry_failed=True)
+
 
 def test_the_status_is_that_of_the_directory(images, out, tmp_path):
   """A job with too many failures says so each time, until the rate is higher."""
