@@ -12,10 +12,11 @@ import pytest
 from batches import MODEL, QUIET, files, job, pictures
 from rich.console import Console
 
-from sam3_jax.batch import fetch, part_files, parts, pipeline
+from sam3_jax.batch import fetch, freeze, part_files, parts, pipeline
 from sam3_jax.batch import job as jobs
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.merge import merge
+from sam3_jax.batch.share import Share
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -264,6 +265,27 @@ class TestRetryFailed:
     assert run(images, out)
     assert files(out) == before
 
+  @pytest.mark.parametrize("again", (False, True))
+  @pytest.mark.parametrize("paused", (False, True))
+  def test_not_come_to_its_end(self, images, out, paused, again):
+    """Images that failed may have changed, also where they are not done yet."""
+    for name in ("001.png", "003.png"):
+      (images / name).write_bytes(b"broken")
+    assert run(images, out)
+    for name in ("001.png", "003.png"):
+      (images / name).write_bytes((images / "004.png").read_bytes())
+    if paused:
+      began = batches.Engine.started
+      stopping = lambda: batches.Engine.started > began  # noqa: E731
+      assert not runs.run(job(images, out, retry_failed=True), MODEL, QUIET, QUIET, stopping)
+    else:
+      part_files.reopen(out, 0)
+    assert run(images, out, retry_failed=again)
+    assert (out / "errors.jsonl").read_text() == ""
+    (images / "005.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"1 file modified \(005.png\)"):
+      run(images, out, retry_failed=True)
+
 
 def test_the_status_is_that_of_the_directory(images, out, tmp_path):
   """A job with too many failures says so each time, until the rate is higher."""
@@ -293,3 +315,29 @@ def test_errors_are_written_from_one_listing(out, monkeypatch):
   monkeypatch.setattr(parts, "read_json", slow)
   assert parts.write_errors(out) == 0
   assert len(parts.done(out)) == 20
+
+
+def test_failures_of_another_process_count(images, out):
+  """It does the parts after this one has listed them."""
+  for i in range(5):
+    (images / f"00{i}.png").write_bytes(b"broken")
+  late = job(images, out, max_error_rate=0.2)
+  with pytest.raises(jobs.TooManyFailuresError, match="5 of 12"):
+    runs.run(late, MODEL, QUIET, QUIET, at_deadline=lambda _: run(images, out))
+
+
+def test_a_part_that_was_taken_over_is_left_alone(images, out):
+  """The process was suspended until its lease was stale, and is told to stop then."""
+  begun = job(images, out)
+  described, _ = freeze.agree(out, begun.describe(MODEL), begun.inputs)
+  share = Share(begun, 0, described)
+  assert share.claim()
+  share.add([b'{"input": 0}\n'], [], [0], {})
+  lease = part_files.lease_path(out, 0)
+  lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "another"}))
+  for path in (out / "parts").glob(".*"):
+    path.unlink()  # as who takes over does
+  share.close()
+  assert share.held
+  assert lease.exists()
+  assert not list((out / "parts").iterdir())

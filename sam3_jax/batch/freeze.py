@@ -206,8 +206,8 @@ class _Comparison:
           modified = False
           if not _same(one, known.failed[index]):
             self.modified_failures.append(one.name)
-        else:  # it was not there, so it is done as it is now
-          modified = listed[index].identity is not None
+        else:  # it was not there, or failed and is retried: so it is done as it is now
+          modified = listed[index].identity is not None and index not in known.retried
         if modified:
           self._then[one.name], self._now[one.name] = None, one.identity
 

@@ -35,10 +35,15 @@ class Failure(NamedTuple):
 
 
 class Resolved(NamedTuple):
-  """The inputs of a part that are done or failed, and the files that were read for them."""
+  """The inputs of a part that are done or failed, and the files that were read for them.
+
+  Attributes:
+    retried: inputs that had failed, and are pending again.
+  """
 
   done: dict[int, FileIdentity | None]
   failed: dict[int, FileIdentity | None]
+  retried: set[int]
 
 
 def manifest_path(out: Path, part: int) -> Path:
@@ -109,6 +114,7 @@ class PartWriter:
     self._places: dict[int, tuple[int, int]] = {}  # offset and size in the draft, by input
     self._files: dict[int, Any] = {}
     self._failed: dict[int, dict[str, Any]] = {}
+    self._retried: set[int] = set()
     self._size, self._changed = 0, False
     self._draft = Draft(manifest_path(out, part).with_suffix(".jsonl"))
     try:
@@ -166,6 +172,7 @@ class PartWriter:
       self.discard()
       return
     values, begun = self._manifest(in_order=False), begun_path(self._out, self._part)
+    values["retried"] = sorted(self._retried.intersection(self.pending))
     self._draft.path = begun.with_suffix(".jsonl")
     self._draft.commit()
     write_json(begun, values)
@@ -213,7 +220,9 @@ class PartWriter:
     records = begun_path(self._out, self._part).with_suffix(".jsonl")
     for i, line, record in numbered(records, self._inputs.start):
       self._write(i, line, record.get("file"))
+    self._retried.update(values.get("retried", ()))
     if retry_failed:
+      self._retried.update(failure["input"] for failure in values["failed"])
       self._changed = bool(values["failed"])
       return
     for failure in values["failed"]:
@@ -242,7 +251,8 @@ def reopen(out: Path, part: int) -> None:
   with Draft(begun.with_suffix(".jsonl")) as draft:
     draft.copy(path.with_suffix(".jsonl"))
     draft.commit()
-  write_json(begun, values | {"failed": [], "inputs": values["done"]})
+  retried = [failure["input"] for failure in values["failed"]]
+  write_json(begun, values | {"failed": [], "inputs": values["done"], "retried": retried})
   path.unlink()
   sync_directory(path.parent)
   path.with_suffix(".jsonl").unlink(missing_ok=True)
@@ -255,11 +265,11 @@ def resolved(out: Path, part: int, inputs: range) -> Resolved:
   if values is None:
     values, records = _read_begun(out, part), begun_path(out, part).with_suffix(".jsonl")
   if values is None:
-    return Resolved({}, {})
+    return Resolved({}, {}, set())
   rows = numbered(records, inputs.start)
   done = {i: identity_from_json(record.get("file")) for i, _, record in rows}
   failed = {one["input"]: identity_from_json(one.get("identity")) for one in values["failed"]}
-  return Resolved(done, failed)
+  return Resolved(done, failed, set(values.get("retried", ())))
 
 
 def begun_failures(out: Path, part: int) -> list[dict[str, Any]]:

@@ -130,8 +130,6 @@ class Pipeline:
         self._tally.done_before += done
         self._tally.failed_before += failed
         self._tally.total -= done + failed
-      elif share.finished:  # by another process
-        self._tally.total -= len(share.inputs)
       if not claimed:
         continue
       journal = share.journal

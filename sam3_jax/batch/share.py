@@ -84,8 +84,10 @@ class Share:
       draft.unlink(missing_ok=True)
     self._drafts = ()
     if manifest_path(out, part).exists():
-      if not (self._retry_failed and parts.manifest(out, part)["failed"]):
+      entry = parts.manifest(out, part)
+      if not (self._retry_failed and entry["failed"]):
         self.finished = True
+        self.resumed = self.resumed or (entry["done"], len(entry["failed"]))
         self._release()
         return False
       reopen(out, part)
@@ -128,8 +130,10 @@ class Share:
       self._lease.release()
       return
     try:
-      if self._writer is not None:
+      if self._writer is not None and self._lease.held:
         self._writer.pause()
+      elif self._writer is not None:
+        self._lose()
     except BaseException:
       if self._writer is not None:
         self._writer.discard()
@@ -143,10 +147,15 @@ class Share:
       if self._lease.held:
         self._writer.finish()
         self.finished = True
-      else:  # this process was suspended for so long that another one took the part over
-        self._writer.discard()
-        self.held = True
+      else:
+        self._lose()
     self._release()
+
+  def _lose(self) -> None:
+    """This process was suspended for so long that another one took the part over."""
+    if self._writer is not None:
+      self._writer.discard()
+    self.held = True
 
   def _release(self) -> None:
     self._writer = None
