@@ -27,6 +27,7 @@ from .engine import plan, restore, skipped_name
 from .huggingface_config import write_config
 from .rules import Entry, Table
 from .safetensors import write_safetensors
+from .selection import name_in_file
 from .sources import open_weights
 from .torch_writer import write_torch
 from .unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
@@ -169,7 +170,7 @@ class _Job:
   def compare(self, path: Path) -> None:
     """Reads what was written as `convert` does; ValueError names the tensors whose bits are not the
     checkpoint's."""
-    sources = open_weights(path)
+    sources = {name_in_file(name, one): one for name, one in open_weights(path).items()}
     plan(self.table, sources, self.shapes, self.config)
     faults = [
       f"{name} is {sources[name].dtype}, expected {dtype}"

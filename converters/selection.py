@@ -280,11 +280,13 @@ def _by_layout(
       )
     found[target] = name
   return {
-    target: dataclasses.replace(source := sources[names[name]], name=_in_file(names[name], source))
+    target: dataclasses.replace(
+      source := sources[names[name]], name=name_in_file(names[name], source)
+    )
     for target, name in found.items()
   }
 
 
-def _in_file(name: str, source: Source) -> str:
+def name_in_file(name: str, source: Source) -> str:
   """A tensor's name in its own dictionary."""
   return name.removeprefix(f"{source.container}.") if source.container else name

@@ -26,13 +26,21 @@ from sam3_jax.postprocess import Instances
 from sam3_jax.rle import encode
 
 SIDE = 16
+
+
+def _fault(phrase: str) -> str:
+  """A word is a token."""
+  count = len(phrase.split())
+  return f"phrase {phrase!r} has {count} tokens, and at most 30 are read" if count > 30 else ""
+
+
 MODEL = types.SimpleNamespace(
   info={"name": "stub"},
   identity="0",
   dtype=np.dtype("float32"),
   config=types.SimpleNamespace(image_size=SIDE),
   visual_params=dict,
-  tokenizer=types.SimpleNamespace(context=32, encode=str.split),
+  tokenizer=types.SimpleNamespace(fault=_fault),
 )
 QUIET = Console(quiet=True)
 MASK = np.zeros((60, 80), bool)

@@ -25,6 +25,7 @@ from sam3_jax.batch.layouts import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
 from sam3_jax.batch.outlines import joined, outlines
 from sam3_jax.listing import ListingNotes
+from sam3_jax.notes import Notes
 from sam3_jax.rle import decode
 from sam3_jax.tokenizer import clean
 
@@ -248,7 +249,7 @@ def test_an_instance_without_a_pixel_is_left_out(tmp_path):
   assert unfinished == [["cat", "dog"], [], []]
   for name in asked:
     Image.new("RGB", (80, 60)).save(tmp_path / name)
-  pairs = annotations.read_checked(out / ANNOTATIONS, tmp_path, negatives=5)
+  pairs = annotations.read_checked(out / ANNOTATIONS, tmp_path, negatives=5, notes=Notes())
   assert [(one.file_name, one.phrase, len(one.objects)) for one in pairs] == [
     ("a.png", "cat", 1), ("b.png", "bird", 1), ("b.png", "Yellow Bus", 1), ("c.png", "bird", 0),
   ]  # fmt: skip

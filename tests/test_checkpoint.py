@@ -238,7 +238,7 @@ def test_half_written(copy, name):
     ("{}", "is of format version None"),
     ("[" * 100_000, "is not readable JSON .*nested too deeply"),
     ('{"a": ' * 100_000, "is not readable JSON .*nested too deeply"),
-    ('{"items": [], "items": []}', "is not readable JSON .*key 'items' occurs twice"),
+    ('{"items": [], "items": []}', "is not readable JSON .*key 'items' is given twice"),
     ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, this is"),
     ('{"format_version": 1}', "is damaged"),
     ('{"format_version": 1, "info": 3, "model": {}, "parameters": [], "items": []}', "damaged"),

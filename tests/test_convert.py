@@ -290,7 +290,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     ({"a": 3}, "a in the header .* is damaged"),
     ({"a": entry(), "b": entry()}, "b in .* does not begin where the tensor before it ends"),
     ({"a": entry(offsets=(4, 12))}, "does not begin where"),
-    (b'{"a": {"dtype": "F32"}, "a": 3}', "'a' is there twice"),
+    (b'{"a": {"dtype": "F32"}, "a": 3}', "'a' is given twice"),
     (b"\xff\xfe", "is no safetensors file"),
   ],
 )

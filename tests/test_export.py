@@ -18,6 +18,7 @@ from sam3_jax.converters import convert, meta
 from sam3_jax.converters.export import export
 from sam3_jax.converters.huggingface_config import read_config, write_config
 from sam3_jax.converters.safetensors import open_safetensors, write_safetensors
+from sam3_jax.converters.selection import name_in_file
 from sam3_jax.converters.torch_files import open_torch
 from sam3_jax.converters.torch_writer import write_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
@@ -50,7 +51,7 @@ def read(folder, kind):
     if kind == "meta"
     else open_safetensors(folder / "model.safetensors")
   )
-  return {name: np.array(source.read()) for name, source in opened.items()}
+  return {name_in_file(name, one): np.array(one.read()) for name, one in opened.items()}
 
 
 def assert_arrays(got, want):
@@ -291,7 +292,7 @@ LISTING = [(name, array.shape, str(array.dtype)) for name, array in ARRAYS.items
 def test_writers_write_what_readers_read(tmp_path, write, open_file):
   write(tmp_path / "file", LISTING, iter(ARRAYS.values()))
   found = open_file(tmp_path / "file")
-  assert_arrays({name: source.read() for name, source in found.items()}, ARRAYS)
+  assert_arrays({name_in_file(name, one): one.read() for name, one in found.items()}, ARRAYS)
   with pytest.raises(ValueError, match=r"matrix became float32 \[1\] while it was written"):
     write(tmp_path / "other", LISTING[:1], [np.ones(1, np.float32)])
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sam3_jax.batch.inputs import Input
-from sam3_jax.batch.reading import Source
+from sam3_jax.batch.reading import Source, reading
 from sam3_jax.file_signatures import what_it_is
 from sam3_jax.image_file import (
   FORMATS,
@@ -80,8 +80,9 @@ def assert_all_agree(data: bytes, path: Path, form: str) -> np.ndarray:
   tar = path.with_name("tar")
   tar.write_bytes(b"before" + data + b"behind")
   inputs = [Input("a", str(path), ()), Input("b", str(tar), (), (6, len(data)))]
-  for one in Source(inputs, 8, 10**6):
-    assert (one.size, one.reason) == (pixels.shape[:2], "")
+  with reading(Source(inputs, 8, 10**6), workers=0, threads=1, ahead=1) as pictures:
+    for one in pictures:
+      assert (one.size, one.reason) == (pixels.shape[:2], "")
   return pixels
 
 

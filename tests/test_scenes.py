@@ -385,7 +385,7 @@ class TestWrite:
       raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(ValueError, match=r"cannot write to .*out: No space left on device\."):
+    with pytest.raises(ValueError, match=r"cannot write to .*out: No space left on device; free"):
       scene_files.write(tmp_path / "out", 1, 0)
 
   def test_a_disk_full_at_the_end(self, tmp_path, monkeypatch):

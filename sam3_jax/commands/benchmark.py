@@ -161,7 +161,9 @@ def benchmark(
     write_bytes(out / "benchmark.md", f"{text}\n".encode())
   if plot is not None:
     plots.draw(measured, plot)
-  say(Console(quiet=quiet), text)
+  console = Console(quiet=quiet)
+  for line in text.splitlines():
+    say(console, line)
 
 
 def _peers(names: Sequence[str], pythons: Sequence[str]) -> list[tuple[str, str]]:
