@@ -32,7 +32,7 @@ MODEL = types.SimpleNamespace(
   dtype=np.dtype("float32"),
   config=types.SimpleNamespace(image_size=SIDE),
   visual_params=dict,
-  tokenizer=types.SimpleNamespace(context=32, encode=str.split),
+  tokenizer=types.SimpleNamespace(context=32, encode=str.split, fault=lambda _: ""),
 )
 QUIET = Console(quiet=True)
 MASK = np.zeros((60, 80), bool)

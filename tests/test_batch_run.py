@@ -193,7 +193,7 @@ class TestFullDisk:
 
     def fail(self, data):
       if self.path.name == name:
-        with self._named():
+        with self.naming():
           raise OSError(28, "No space left on device")
       write(self, data)
 
