@@ -265,8 +265,8 @@ class TestRetryFailed:
     assert run(images, out)
     assert files(out) == before
 
-  @pytest.mark.parametrize("again", (False, True))
-  @pytest.mark.parametrize("paused", (False, True))
+  @pytest.mark.parametrize("again", [False, True])
+  @pytest.mark.parametrize("paused", [False, True])
   def test_not_come_to_its_end(self, images, out, paused, again):
     """Images that failed may have changed, also where they are not done yet."""
     for name in ("001.png", "003.png"):
