@@ -115,10 +115,6 @@ class Lease:
     """Who holds the lease, alive or not; None if nobody does or the file is damaged."""
     return _read(self.path)
 
-  def is_free(self) -> bool:
-    """Whether `acquire` would succeed now: nobody holds the lease, or only a lost process does."""
-    return not self.path.exists() or self._is_stale(_read(self.path))
-
   def renew(self) -> None:
     """Says that the holder is alive; done every `RENEWED` seconds by a thread."""
     with contextlib.suppress(OSError):

@@ -294,9 +294,8 @@ def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
       f"{name} has an alpha channel of values 0 to 1 only, of 0..255: scale it, or drop it."
     )
   check_range(pixels, name)
-  if (
-    header.wide and pixels.min() < (high := int(pixels.max())) < 2**6
-  ):  # of 16 bits, less than a quarter
+  # Less than a quarter of 16 bits.
+  if header.wide and pixels.min() < (high := int(pixels.max())) < 2**6:
     raise InvalidImageError(
       f"{name} has values up to about {high * 256:,} only, of 0..65535: if they are of fewer bits, "
       "scale them to 8 bits and save it again; if it is a dark image, brighten it."

@@ -111,8 +111,8 @@ def check_box(box: tuple[float, ...], height: int, width: int, *, fractions: boo
 
 
 def are_fractions(values: Sequence[float], height: int, width: int) -> bool:
-  """Whether coordinates lie within the first pixel of an image of more than a few pixels, where no
-  one means a place in pixels."""
+  """Whether coordinates lie within the first pixel of an image of more than a few pixels, where
+  nobody means pixels."""
   return min(height, width) > 8 and all(0 <= value <= 1 for value in values)
 
 
@@ -186,7 +186,7 @@ def as_box(row: Any, name: str) -> tuple[float, ...]:
 
 
 def numbers(row: Any, count: int) -> tuple[float, ...] | None:
-  """So many numbers; None if it is something else."""
+  """`count` numbers; None if it is something else."""
   try:
     values = plain(row, "", 1)
     if isinstance(values, list) and len(values) == count and all(map(is_number, values)):

@@ -213,7 +213,7 @@ class Termination:
 
 @contextlib.contextmanager
 def terminable(deadline: float | None = None) -> Iterator[Termination]:
-  """Notes SIGTERM and SIGHUP, with which a job is told to make room, instead of dying of them.
+  """Notes SIGTERM and SIGHUP, with which a scheduler preempts a job, instead of dying of them.
 
   A signal that is ignored, as SIGHUP under nohup, stays so.
 

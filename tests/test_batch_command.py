@@ -161,7 +161,7 @@ def test_too_many_failures(folder, capsys):
   assert cli.main(TYPED) == 2
   out, err = capsys.readouterr()
   assert "7 pictures done, 3 failed" in out
-  assert "error: 3 of 10 pictures failed, more than --max-error-rate 0.05 allows" in err
+  assert "error: 3 of 10 images failed, more than --max-error-rate 0.05 allows" in err
   assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
 
 

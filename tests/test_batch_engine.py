@@ -233,6 +233,14 @@ class TestSegmenter:
     got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})
     assert "this checkpoint has no head for visual prompts" in got["error"][0]
 
+  def test_a_phrase_that_is_too_long(self, worker, images):
+    own = [json.dumps(["cat " * 40]), json.dumps(["cat"])]
+    got = worker({"image": images[:1] * 2, "prompts": own})
+    assert "tokens, and at most" in got["error"][0]
+    assert [bool(one) for one in got["error"]] == [True, False]
+    with pytest.raises(ValueError, match="tokens, and at most"):
+      segmenter.Segmenter(["cat " * 40])
+
   def test_bytes_of_files(self, worker, images, tmp_path):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()

@@ -1,6 +1,5 @@
 """Lists of inputs: what stands in them and in which order, and every fault by name."""
 
-import dataclasses
 import errno
 import gzip
 import io
@@ -19,9 +18,9 @@ import pytest
 from batches import broken
 from PIL import Image
 
-from sam3_jax import Prompt, Tokenizer, VisualPrompt
+from sam3_jax import Prompt, Tokenizer
 from sam3_jax.batch.asked import as_json, own_prompts
-from sam3_jax.batch.inputs import check_phrases, digest, find, phrases
+from sam3_jax.batch.inputs import check_phrases, find, phrases
 from sam3_jax.batch.reading import Source, reading
 from sam3_jax.listing import ListingNotes
 
@@ -140,8 +139,6 @@ def test_visual_prompts(folder, tokenizer_path):
     again = own_prompts({"prompts": said})
     assert [as_json(prompt) for prompt in again] == said
   check_phrases([first, second], Tokenizer(tokenizer_path))
-  other = dataclasses.replace(second, prompts=(VisualPrompt([[1, 2]]),))
-  assert digest([first, second]) != digest([first, other])
 
 
 def test_faulty_visual_prompts_are_named(folder):
@@ -283,7 +280,6 @@ def test_lists_as_editors_write_them(folder):
   (folder / "list.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
   found = find("list.jsonl", "cat")
   assert names(found) == [odd, "pictures/b.jpg"]
-  assert digest(found) != digest(found[::-1])
   with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
     assert all(not one.reason for one in pictures)
   for name in ("\ud800.png", "a\0.png", ""):
@@ -318,15 +314,6 @@ def test_phrases_that_are_too_long(folder, tokenizer_path):
     check_phrases(find("pictures", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
   assert "'dog dog" in str(e.value)
   assert "has 40 tokens" in str(e.value)
-
-
-def test_digest_tells_lists_apart(folder):
-  lists = [
-    find("pictures", "cat"), find("pictures", "cat, dog"), find("pictures", "dog, cat"),
-    find("pictures/*.jpg", "cat"), find("pictures", "cat")[::-1],
-  ]  # fmt: skip
-  assert len({digest(one) for one in lists}) == len(lists)
-  assert digest(find("pictures", "cat")) == digest(lists[0])
 
 
 def test_ten_kinds_of_broken_pictures(folder):

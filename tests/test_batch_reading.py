@@ -17,6 +17,7 @@ from sam3_jax.batch import journal, pipeline, reading
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.children import Child, DiedError
 from sam3_jax.batch.fetch import ChangedError, File, NotAFileError, fetch
+from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.loading import load
 from sam3_jax.batch.reading import Source, StoppedError, Task
@@ -197,6 +198,13 @@ class TestSuspects:
     assert rows[0].unreadable
     assert "000.png cannot be read (no answer in 0 s)" in rows[0].reason
     assert all(not row.reason for row in rows[1:])
+
+  def test_many_that_do_not_come(self, images, monkeypatch):
+    monkeypatch.setattr(reading, "FETCHING", 0.1)
+    monkeypatch.setattr(reading, "LOST", 2)
+    monkeypatch.setattr(reading, "load", lambda *_: time.sleep(2))
+    with pytest.raises(StorageError, match="3 images could not be read"):
+      read([Task(file_at(path)) for path in sorted(images.iterdir())], threads=1)
 
   def test_of_a_process_that_died(self, images, tmp_path, fakes, monkeypatch):
     """Its journal says what it was reading."""

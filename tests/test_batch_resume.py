@@ -292,7 +292,7 @@ def test_the_status_is_that_of_the_directory(images, out, tmp_path):
   for i in range(5):
     (images / f"00{i}.png").write_bytes(b"broken")
   for _ in range(2):
-    with pytest.raises(jobs.TooManyFailuresError, match="5 of 12 pictures failed"):
+    with pytest.raises(jobs.TooManyFailuresError, match="5 of 12 images failed"):
       run(images, out, max_error_rate=0.2)
   assert run(images, out, max_error_rate=0.5)
 

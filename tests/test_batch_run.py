@@ -148,7 +148,7 @@ def test_too_many_failures_stop_it(tmp_path, monkeypatch):
     (folder / f"+{i:02}.png").write_bytes(b"")
   monkeypatch.setattr(jobs, "SEEN", 10)
   out = tmp_path / "out"
-  with pytest.raises(jobs.TooManyFailuresError, match=r"of \d+ pictures failed.*--max-error-rate"):
+  with pytest.raises(jobs.TooManyFailuresError, match=r"of \d+ images failed.*--max-error-rate"):
     runs.run(job(folder, out, max_error_rate=0.2), MODEL, QUIET, QUIET)
   listed = (out / "errors.jsonl").read_text().splitlines()
   assert len(parts.done(out)) < 4

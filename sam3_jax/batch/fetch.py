@@ -52,7 +52,7 @@ def fetch(file: File) -> tuple[bytes, FileIdentity]:
     NotAFileError: a directory, FIFO, socket or device, which is not opened for reading.
   """
   _check_kind(file, os.stat(file.path))
-  # A FIFO that took the file's place would block until someone writes to it.
+  # A FIFO that has replaced the file would block until someone writes to it.
   descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   with open(descriptor, "rb", buffering=0) as source:
     before = os.fstat(descriptor)

@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     ValueError: it holds something else, or cannot be read.
   """
   try:
-    values = parse(path.read_bytes(), "it")
+    values = parse(path.read_bytes(), str(path))
   except (FileNotFoundError, NotADirectoryError):
     return None
   except OSError as error:
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
       f"{path} cannot be read ({error.strerror}); check its permissions and run batch again."
     ) from error
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); remove it and run batch again.") from error
+    raise ValueError(f"{error}; remove it and run batch again.") from error
   if not isinstance(values, dict):
     raise ValueError(f"{path} holds no object; remove it and run batch again.")
   return values

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from sam3_jax.batch import parts
 from sam3_jax.batch.asked import as_json
-from sam3_jax.batch.fetch import File, fetch
+from sam3_jax.batch.fetch import File, NotAFileError, fetch
 from sam3_jax.batch.files import Draft, create_json
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.part_files import FORMAT_VERSION, resolved
@@ -54,7 +54,7 @@ def agree(
 
   Raises:
     ValueError: the directory holds another job's results; names what differs.
-    OSError: it cannot be written to.
+    OSError: it cannot be written to, or an image cannot be read whose time has changed.
   """
   first = {"format_version": FORMAT_VERSION, **settings}
   while True:
@@ -222,7 +222,7 @@ def _same(one: Input, read: FileIdentity | None) -> bool:
     return False
   try:
     _, now = fetch(File(one.name, one.path, one.span, one.identity))
-  except (OSError, ValueError):
+  except NotAFileError:
     return False
   return now.sha256 == read.sha256
 

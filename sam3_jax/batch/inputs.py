@@ -6,8 +6,6 @@ often it was given: with all the prompts that it was given with. What is left ou
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +13,6 @@ from typing import Any, NamedTuple
 
 from sam3_jax.batch.asked import (
   AnyPrompt,
-  as_json,
   check_text,
   concepts,
   distinct,
@@ -148,18 +145,6 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
   found = dict.fromkeys(prompt.phrase for one in inputs for prompt in concepts(one.prompts))
   faults = [fault for phrase in found if (fault := tokenizer.fault(phrase))]
   raise_faults(faults, "phrases", SHORTEN)
-
-
-def digest(inputs: Sequence[Input]) -> str:
-  """A digest that tells lists apart, by names, prompts and versions of the files."""
-  result, texts = hashlib.sha256(), {}
-  for one in inputs:
-    text = texts.get(id(one.prompts))  # mostly, all inputs share theirs
-    if text is None:
-      text = texts[id(one.prompts)] = json.dumps([as_json(prompt) for prompt in one.prompts])
-    version = one.identity and [one.identity.size, one.identity.modified]
-    result.update(f"{json.dumps([one.name, version])} {text}\n".encode())
-  return result.hexdigest()
 
 
 class _Listed(NamedTuple):

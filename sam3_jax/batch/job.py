@@ -97,9 +97,9 @@ def check_failures(job: Job, tally: Tally, at_end: bool = False) -> None:
   allowed = job.max_error_rate * (seen if at_end else max(seen, SEEN))
   if tally.all_failed > allowed:
     raise TooManyFailuresError(
-      f"{tally.all_failed:,} of {seen:,} pictures failed, more than --max-error-rate "
-      f"{job.max_error_rate:g} allows; {job.out / parts.ERRORS} says why. What is done stays; a "
-      "higher --max-error-rate goes on."
+      f"{tally.all_failed:,} of {seen:,} images failed, more than --max-error-rate "
+      f"{job.max_error_rate:g} allows; {job.out / parts.ERRORS} says why. What is done stays; "
+      "to resume, rerun with a higher --max-error-rate."
     )
   missed = len(tally.unreadable)
   if missed > job.max_error_rate * max(seen + missed, SEEN) and not at_end:

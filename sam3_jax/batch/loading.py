@@ -82,7 +82,7 @@ def load(
 def reason_of(error: Exception) -> str:
   """Why an image cannot be used, in one line."""
   if isinstance(error, MemoryError):
-    return "it takes more memory than there is; refuse such pictures with --max-pixels."
+    return "it takes more memory than there is; refuse such images with --max-pixels."
   return " ".join(str(error).split()) or type(error).__name__
 
 

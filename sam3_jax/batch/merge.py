@@ -40,7 +40,7 @@ def merge(out: Path) -> dict[str, int]:
   """
   job = parts.read_job(out)
   records = Records(out, job)
-  remove_drafts(out, lambda name: name == ANNOTATIONS)
+  remove_drafts(out, lambda name: name.startswith("annotations."))  # of write_parquet, too
   counts = {"images": 0, "annotations": 0, "failed": parts.write_errors(out)}
   categories = records.categories()
   info = {

@@ -1,8 +1,8 @@
 """The files of one part: how they are called, and how they come to be.
 
 A part is written into a draft. If its process has to stop, or inputs could not be read, the draft
-becomes the part's beginning (`.begun.`), which is resumed later; inputs that were left out then go
-to their places. When no input is left, the part is done: its lines are in the list's order whatever
+becomes the part's beginning (`.begun.`), which is resumed later; inputs that were left out are
+then sorted in. When no input is left, the part is done: its lines are in the list's order whatever
 happened on the way, so its bytes do not tell.
 """
 
@@ -203,7 +203,7 @@ class PartWriter:
     }
 
   def _sort(self) -> None:
-    """Inputs that were left out, and came later, go to their places in the list."""
+    """Puts the inputs that were left out, and came later, into the order of the list."""
     draft, places = self._draft, self._places
     self._draft, self._places, self._size = Draft(draft.path), {}, 0
     try:

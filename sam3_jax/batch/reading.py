@@ -19,6 +19,7 @@ from typing import NamedTuple
 from sam3_jax.batch.children import Child, DiedError
 from sam3_jax.batch.fetch import File
 from sam3_jax.batch.inputs import Input
+from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.loading import NO_PIXELS, Picture, load, reason_of
 from sam3_jax.identity import FileIdentity
@@ -89,7 +90,8 @@ def reading(
     stopping: whether to raise StoppedError instead of waiting.
 
   Raises:
-    OSError: processes do not start, or so many reads hang that the storage must be away.
+    StorageError: so many reads hang that the storage must be away.
+    OSError: processes do not start.
   """
   reader = _Reader(source, workers, threads, stopping)
   try:
@@ -192,6 +194,8 @@ class _Reader:
   def _start_child(self) -> Child:
     child = Child(self._source.side, self._source.max_pixels)
     self._children.add(child)
+    if self._closed:  # meanwhile: nobody else ends it
+      child.kill()
     return child
 
   def _read_in(self, child: Child, turn: _Turn) -> Picture:
@@ -234,7 +238,7 @@ class _Reader:
     if turn.child is not None:
       turn.child.kill()
     if self._hanging > LOST:
-      raise OSError(
+      raise StorageError(
         f"{self._hanging} images could not be read in {FETCHING:.0f} s each; check the storage "
         "and rerun the same command to resume."
       )
@@ -255,9 +259,9 @@ class _Reader:
       try:
         child.wait(self._check_stop)
         self._quarantine = child
-      except OSError:
+      except (OSError, StoppedError) as error:
         child.close()
-        if not tries:
+        if not tries or isinstance(error, StoppedError):
           raise
     return self._quarantine
 

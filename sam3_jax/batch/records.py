@@ -33,7 +33,7 @@ def record(
     {**as_json(prompt), "instances": entries(one, size)}
     for prompt, one in zip(prompts, found, strict=True)
   ]
-  place = {} if number is None else {"input": number}
+  row = {} if number is None else {"input": number}
   file = {} if identity is None else {"file": identity_json(identity)}
-  values = {**place, "image": name, "width": width, "height": height, **file, "prompts": asked}
+  values = {**row, "image": name, "width": width, "height": height, **file, "prompts": asked}
   return json.dumps(values, allow_nan=False, separators=(",", ":")).encode() + b"\n"

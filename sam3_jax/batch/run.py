@@ -18,6 +18,7 @@ from sam3_jax.batch.part_files import (
   check_job,
   journal_path,
   lease_path,
+  manifest_path,
   number,
 )
 from sam3_jax.batch.pipeline import Pipeline
@@ -104,9 +105,6 @@ def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> lis
   shares = []
   for part in mine:
     if part in finished:
-      begun = begun_path(job.out, part)
-      for path in (begun, begun.with_suffix(".jsonl")):  # a process was killed after it was done
-        path.unlink(missing_ok=True)
       entry = parts.manifest(job.out, part)
       check_job(entry, parts.job_digest(described, part), job.out, part)
       if not (job.retry_failed and entry["failed"]):
@@ -119,13 +117,17 @@ def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> lis
 
 
 def _remove_leases(out: Path, finished: set[int]) -> None:
-  """Of parts that are done: their process was killed before it could give them back. And what
-  processes were writing when they were killed."""
+  """Of parts that are done, with their beginnings: their process was killed before it could give
+  them back. And what processes were writing when they were killed."""
   remove_drafts(out / LEASES, lambda _: True)
-  for path in (out / LEASES).glob("part-*"):
-    part = number(path.name)
-    if part in finished and (lease := Lease(lease_path(out, part))).acquire():
-      journal_path(out, part).unlink(missing_ok=True)
+  left = {number(path.name) for path in (out / LEASES).glob("part-*")}
+  left |= {number(path.name) for path in (out / PARTS).glob("part-*.begun.*")}
+  for part in finished.intersection(left):
+    if (lease := Lease(lease_path(out, part))).acquire():
+      if manifest_path(out, part).exists():  # no other process has opened it again
+        begun = begun_path(out, part)
+        for path in (journal_path(out, part), begun, begun.with_suffix(".jsonl")):
+          path.unlink(missing_ok=True)
       lease.release()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sam3_jax import checkpoint as checkpoints
 from sam3_jax import parallel
-from sam3_jax.batch.asked import check_places, from_json, own_prompts, pointing
+from sam3_jax.batch.asked import check_places, concepts, from_json, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.loading import reason_of
 from sam3_jax.batch.records import record
@@ -60,13 +60,16 @@ class Segmenter:
       threads: that read pictures and make run lengths.
 
     Raises:
-      FileNotFoundError, ValueError: as `find_checkpoint` and `Sam3.from_checkpoint`.
+      FileNotFoundError, ValueError: as `find_checkpoint` and `Sam3.from_checkpoint`; a phrase that
+        the model cannot read.
     """
     self._prompts = None if prompts is None else as_prompts(prompts)
     self._threshold, self._max_pixels, self._threads = threshold, max_pixels, threads
     mesh = parallel.make_mesh()
     model = Sam3.from_checkpoint(find_checkpoint(checkpoint), dtype=dtype, mesh=mesh, verify=True)
     self._model = model
+    if self._prompts is not None:
+      model.tokenizer.check(prompt.phrase for prompt in self._prompts)
     self._engine = Engine(
       model, threshold=threshold, images=images, most=max_detections,
       visual=checkpoints.VISUAL in model.params,
@@ -113,6 +116,8 @@ class Segmenter:
         prompts = own_prompts({"prompts": from_json(own, "prompts must be a list in JSON")})
       if not prompts:
         raise ValueError("it has no prompts; give the Segmenter some, or a column prompts.")
+      if prompts is not self._prompts:
+        self._model.tokenizer.check(prompt.phrase for prompt in concepts(prompts))
       if pointing(prompts):
         self._model.visual_params()  # raises where there is no head
       image = read_image(picture, max_pixels=self._max_pixels)
