@@ -107,8 +107,9 @@ def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
   elif os.path.isfile(given):
     # Named by itself, a file is taken as it is, unless it surely is a result, as of `*.png`, which
     # the shell puts the names in place of.
-    beside = given[: -len(PICTURE)] + ANNOTATIONS
-    if not (os.path.exists(beside) and is_result(given, notes)):
+    pairs = ((PICTURE, ANNOTATIONS), (ANNOTATIONS, PICTURE))
+    beside = [given[: -len(own)] + other for own, other in pairs if given.lower().endswith(own)]
+    if not (any(map(os.path.exists, beside)) and is_result(given, notes)):
       yield Found(given, given)
   elif glob.has_magic(given):
     yield from _matches(given, notes)

@@ -109,7 +109,10 @@ def find(images: str, prompts: str | None = None, notes: ListingNotes | None = N
 
 def _identity(found: "_Listed", tars: dict[str, FileIdentity | None]) -> FileIdentity | None:
   if found.span is None:
-    return identify(found.path)
+    try:
+      return identify(found.path)
+    except OSError:  # it stays pending, as one that is not there, until it can be read
+      return None
   if found.path not in tars:
     tars[found.path] = identify(found.path)
   tar = tars[found.path]

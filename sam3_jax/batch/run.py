@@ -104,7 +104,8 @@ def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> lis
   _remove_leases(job.out, finished)
   shares = []
   for part in mine:
-    if part in finished:
+    # Another process may have opened it again since: then it is not done.
+    if part in finished and manifest_path(job.out, part).exists():
       entry = parts.manifest(job.out, part)
       check_job(entry, parts.job_digest(described, part), job.out, part)
       if not (job.retry_failed and entry["failed"]):

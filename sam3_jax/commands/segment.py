@@ -109,7 +109,9 @@ def segment(
   )
   found = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value
-  failed = run(job, found, precision, Console(quiet=quiet), Console(stderr=True))
-  arguments.say_notes(notes, quiet)
+  try:
+    failed = run(job, found, precision, Console(quiet=quiet), Console(stderr=True))
+  finally:
+    arguments.say_notes(notes, quiet)
   if failed:
     raise typer.Exit(FAILED)
