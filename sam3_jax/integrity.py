@@ -175,10 +175,13 @@ def compare_tensors(
   """Reads the tensors in Orbax's folders, all if None are given; ValueError names those that differ
   from their checksums. Returns their number."""
   faults, count = [], 0
+  unread = set(manifest["unread"])  # missing parameters are found when the checkpoint is opened
   for folder, entries in _folders(manifest):
     if folders is None or folder in folders:
       arrays = flatten(read_item(path / folder))
       faults += _different(arrays, entries)
+      if folder == "unread":
+        faults += [f"{name} is missing" for name in sorted(unread - arrays.keys())]
       count += len(arrays)
   raise_faults(faults, f"{path} is damaged")
   return count

@@ -18,7 +18,8 @@ _REMEDIES = {
   "another program uses it: try again": (errno.EBUSY, errno.ETXTBSY, errno.EAGAIN),
   "the disk or the network failed: try again, and check the disk": (
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-    errno.ECONNRESET, errno.ECONNREFUSED, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO,
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ENODEV, errno.ENXIO,
+    getattr(errno, "EREMOTEIO", errno.EIO),  # Linux has it
   ),
   "close other programs, or use a machine with more memory": (errno.ENOMEM,),
   "choose another name, as this disk does not take its characters": (

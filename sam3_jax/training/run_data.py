@@ -80,7 +80,8 @@ class RunData:
       return ""
     return (
       f"{out} holds a run that was started with other data: {'; '.join(found)}. Put back what it "
-      "was started with, or give another --out to train on the new data."
+      "was started with (copy images with their times, `cp -p` or `rsync -t`), or give another "
+      "--out to train on the new data."
     )
 
 
