@@ -113,6 +113,7 @@ def test_masks_of_some_prompts(four, alone, masked):
   want = alone[1].replace(
     mask_logits=np.where(hidden[..., None], 0, alone[1].mask_logits),
     semantic_logits=np.where(hidden, 0, alone[1].semantic_logits),
+    mask_min_score=np.where(best <= limit, limit, 0).astype(np.float32),
   )
   assert_close(jax.device_get(found), want, rel=CLOSE)
 
