@@ -148,8 +148,10 @@ class _Programs:
 
 
 def _plain(fields: Any) -> dict[str, Any]:
-  """A struct as a dictionary."""
-  return {field.name: getattr(fields, field.name) for field in dataclasses.fields(fields)}
+  """The arrays of a struct as a dictionary, without what describes them or is not there."""
+  arrays = [one for one in dataclasses.fields(fields) if one.metadata.get("pytree_node", True)]
+  found = {one.name: getattr(fields, one.name) for one in arrays}
+  return {name: array for name, array in found.items() if array is not None}
 
 
 def _no_sizes(rows: Any) -> jax.Array:
