@@ -156,9 +156,7 @@ def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
     for entry, mode in entries:
       if mode is None:
         notes.skip("broken link", "broken links")
-      elif not stat.S_ISREG(mode):
-        notes.skip("not a regular file", "not regular files")
-      elif is_image(entry.name, notes):
+      elif is_image(entry.name, notes):  # reading refuses pipes and devices, by name
         yield f"{base}/{entry.name}" if base else entry.name
 
 

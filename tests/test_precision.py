@@ -62,7 +62,7 @@ def test_dtypes(both):
 @pytest.mark.parametrize("stage", MEASURED)
 def test_bfloat16_is_near_float32(both, stage):
   want, got = (vars(getattr(results, stage)) for results in both)
-  assert want.keys() - {"visual"} == MEASURED[stage].keys()
+  assert want.keys() - {"visual", "origin", "tokens"} == MEASURED[stage].keys() - {"tokens"}
   for name, measured in MEASURED[stage].items():
     assert_close(got[name], want[name], rel=3 * measured, what=name)
     assert measured == 0 or difference(got[name], want[name]) > 1e-4  # it did compute in bfloat16
