@@ -177,7 +177,7 @@ def test_processes_must_do_the_same(monkeypatch, alike):
   expected = (
     contextlib.nullcontext()
     if alike
-    else pytest.raises(ValueError, match="the 2 processes have different settings or starting")
+    else pytest.raises(ValueError, match="the 2 processes have different settings, data or")
   )
   with expected:
     loop._check_alike({"config": {}, "start": "a"})
