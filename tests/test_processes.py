@@ -44,7 +44,7 @@ def replace(patch):
   """Stand-ins for step and evaluation; every parameter is cut."""
   patch.setattr(loop, "make_step", stand_in)
   patch.setattr(sharding, "SMALL", 0)
-  patch.setattr(command, "open_evaluation", lambda *_: score)
+  patch.setattr(command, "_evaluate", lambda *_: score)
 
 
 def typed(folder, out, *more):
