@@ -322,7 +322,7 @@ class Reader:
 
 
 def run(count: int, seed: int, *, bombs: bool = True) -> tuple[list[str], dict[str, Any]]:
-  """Faults, and figures, of reading so many mutants."""
+  """Reads `count` mutants; returns the faults and the figures."""
   faults, figures = [], {"read": 0, "refused": 0, "seconds": 0.0, "peak": 0}
   by_kind: Counter[str] = Counter()
   with tempfile.TemporaryDirectory() as made:

@@ -10,7 +10,7 @@ in, and `engine.py` carries them out. Before that, `selection.py` finds the mode
 accounts for every tensor. `infer.py` reads a
 configuration off shapes, `vocabulary.py` makes the tokenizer, `origin.py` says which files these
 were, and `foreign.py` what a file is that cannot be converted. `settings.py` reads values of a
-config.json, and `checks.py` bounds what is believed. `export.py` is the way back, with
+config.json, and `checks.py` bounds what is believed. `export.py` writes the other layouts, with
 `torch_writer.py` and `vocabulary_files.py` for its files; `live.py` compares with transformers,
 which `peer.py` sets right.
 """
