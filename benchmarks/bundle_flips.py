@@ -144,7 +144,7 @@ def _refusal(use: Callable[[Path], object], path: Path, named: list[str]) -> str
 
 
 def run(count: int, others: int, seed: int = 0, path: Path | None = None) -> list[Outcome]:
-  """Flips N bits, and makes N faults of each other kind, in a copy of a checkpoint."""
+  """Flips `count` bits, and makes `others` faults of each other kind, in a copy of a bundle."""
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / "bundle"
     if path is None:
