@@ -65,7 +65,7 @@ def agree(
       if create_json(out / parts.JOB, created):
         return created, list(inputs)
       continue
-    changed = parts.differences(there, first | {"segments": []})
+    changed = parts.differences(there, first)
     if there.get("format_version") != FORMAT_VERSION or "segments" not in there:
       raise parts.other_job(out, changed or ["it has no list of its images"])
     found = _Comparison(out, there, inputs)
