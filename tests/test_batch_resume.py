@@ -141,7 +141,7 @@ class TestTwoJobs:
       return create(*arguments)
 
     monkeypatch.setattr(freeze, "create_json", late)
-    with pytest.raises(ValueError, match="prompts changed of .* images"):
+    with pytest.raises(ValueError, match=r"prompts changed of .* images"):
       run(images, out)
 
 
