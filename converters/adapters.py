@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.json_text import parse
+from sam3_jax.json_text import parse, shown
 from sam3_jax.trees import raise_faults
 
-from .checks import read_text, shown
+from .checks import read_text
 from .rules import Source
 
 CONFIG = "adapter_config.json"

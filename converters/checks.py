@@ -1,9 +1,9 @@
 """What other programs' files say, looked at before it is believed."""
 
 import math
-import reprlib
 from pathlib import Path
-from typing import Any
+
+from sam3_jax.json_text import shown
 
 MAX_NAME = 300  # characters
 MAX_AXES = 32
@@ -23,11 +23,6 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
     raise ValueError(f"{name} has {len(shape):,} axes, more than {MAX_AXES}")
   if 0 in shape and math.prod(size for size in shape if size) >= 2**48:
     raise ValueError(f"{name} has the shape {shown(list(shape))}, which no tensor can have")
-
-
-def shown(value: Any) -> str:
-  """A value in a message; all of a tuple's repr may be longer than any memory."""
-  return f"{reprlib.repr(value):.60}"
 
 
 def read_text(path: Path) -> bytes:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig
+from sam3_jax.json_text import shown
 
-from .checks import shown
 from .settings import Settings
 from .unread import MEMORY, PROJECTION
 

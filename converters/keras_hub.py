@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.config import Config, TextConfig, TrunkConfig
+from sam3_jax.json_text import shown
 from sam3_jax.model.rope import rope_table
 
-from .checks import shown
 from .rules import DENSE, Axes, Grid, HalfSplit, Rule, Source, Table, Transform, rule
 from .settings import Settings
 from .unread import DETECTOR

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from .checks import shown
+from sam3_jax.json_text import shown
 
 STORAGES = {
   "DoubleStorage": "float64",

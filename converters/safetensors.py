@@ -14,9 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sam3_jax.json_text import parse
+from sam3_jax.json_text import parse, shown
 
-from .checks import MAX_TEXT, check_name, check_shape, read_text, shown
+from .checks import MAX_TEXT, check_name, check_shape, read_text
 from .rules import Source
 
 INDEX, TORCH_INDEX = "model.safetensors.index.json", "pytorch_model.bin.index.json"

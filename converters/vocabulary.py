@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.json_text import parse
+from sam3_jax.json_text import parse, shown
 from sam3_jax.pieces import INSIDE, LAST, write_model
 
-from .checks import MAX_TEXT, read_text, shown
+from .checks import MAX_TEXT, read_text
 
 MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514

@@ -26,6 +26,7 @@ from jaxtyping import Float
 
 from sam3_jax import agreement
 from sam3_jax.annotation_file import CHUNK, AnnotationFile, Image, Instance
+from sam3_jax.json_text import shown
 from sam3_jax.notes import Notes
 from sam3_jax.preprocess import displayed_size
 from sam3_jax.rle import Box, Compressed, Rle, areas, bounds, compress_all, finite
@@ -217,8 +218,8 @@ class _Objects:
       if rle is None:
         self._file.faults.append(f"{one.name}: {masks.faults[i]}")
       elif lost[i]:
-        shown = f"{one.box!r:.60}"
-        self._file.faults.append(f"{one.name}: its bbox must be [x, y, width, height]; got {shown}")
+        got = shown(one.box, 60)
+        self._file.faults.append(f"{one.name}: its bbox must be [x, y, width, height]; got {got}")
       elif empty[i]:
         self._add_empty(one)
       elif wrong[i]:

@@ -5,9 +5,10 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 
 import dataclasses
 import math
-import reprlib
 import types
 from typing import Any, get_args, get_origin
+
+from sam3_jax.json_text import shown
 
 # What no model reaches: a damaged or hostile file must not ask for more memory than there is.
 MAX_SIZE = 2**16
@@ -184,13 +185,13 @@ class Config:
 def _from_dict(cls: type, values: Any, where: str) -> Any:
   if not isinstance(values, dict):
     raise ValueError(
-      f"{where} must be an object with the fields of {cls.__name__}; got {_shown(values)}."
+      f"{where} must be an object with the fields of {cls.__name__}; got {shown(values)}."
     )
   fields = {f.name: f for f in dataclasses.fields(cls)}
   if values.keys() != fields.keys():
     raise ValueError(
       f"{where} must have exactly the fields of {cls.__name__}; unknown: "
-      f"{_shown(sorted(values.keys() - fields.keys()))}, missing: "
+      f"{shown(sorted(values.keys() - fields.keys()))}, missing: "
       f"{sorted(fields.keys() - values.keys())}. "
       "Convert the checkpoint again with this version of sam3-jax."
     )
@@ -210,17 +211,12 @@ def _typed(value: Any, expected: Any, where: str) -> Any:
     )
   if get_origin(expected) is tuple:  # of any length; a list in JSON
     if not isinstance(value, list | tuple):
-      raise ValueError(f"{where} must be a list; got {_shown(value)}.")
+      raise ValueError(f"{where} must be a list; got {shown(value)}.")
     (of, _) = get_args(expected)
     return tuple(_typed(item, of, f"{where}[{i}]") for i, item in enumerate(value))
   if type(value) is expected or (expected is float and type(value) is int):
     return value
-  raise ValueError(f"{where} must be of type {expected.__name__}; got {_shown(value)}.")
-
-
-def _shown(value: Any) -> str:
-  """A value in a message, however large or nested it is."""
-  return f"{reprlib.repr(value):.100}"
+  raise ValueError(f"{where} must be of type {expected.__name__}; got {shown(value)}.")
 
 
 RELEASED = Config()

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -112,20 +112,18 @@ def changes(
     ("removed", sorted(then.keys() - now.keys())),
     ("modified", modified),
   )
-  return [f"{_count(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
+  return [named(f"file {kind}", f"files {kind}", names) for kind, names in kinds if names]
+
+
+def named(one: str, many: str, names: Sequence[str]) -> str:
+  """Such as `2 images (a.jpg, b.jpg)`, with the first `SHOWN` names."""
+  more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+  what = f"1 {one}" if len(names) == 1 else f"{len(names):,} {many}"
+  return f"{what} ({', '.join(names[:SHOWN])}{more})"
 
 
 def _same(then: FileIdentity | None, now: FileIdentity | None) -> bool:
   return now is None if then is None else then.matches(now)
-
-
-def _count(names: list[str]) -> str:
-  return "1 file" if len(names) == 1 else f"{len(names):,} files"
-
-
-def _some(names: list[str]) -> str:
-  more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-  return ", ".join(names[:SHOWN]) + more
 
 
 @dataclasses.dataclass(frozen=True)

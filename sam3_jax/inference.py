@@ -199,8 +199,10 @@ class Sam3:
     """Of the checkpoint: a digest of parameters, configuration and tokenizer. That of a bundle is
     the bundle's, whatever dtype it is loaded in; that of other parameters is computed when it is
     first needed, which takes a second for each GB. Empty while the parameters are shapes."""
+    if self._identity:
+      return self._identity
     flat = flatten(self._params)
-    if not self._identity and not any(isinstance(x, jax.ShapeDtypeStruct) for x in flat.values()):
+    if not any(isinstance(x, jax.ShapeDtypeStruct) for x in flat.values()):
       model = self.config.to_dict(), self.tokenizer.model
       self._identity = checkpoint_identity({name: describe(x) for name, x in flat.items()}, *model)
     return self._identity

@@ -19,6 +19,7 @@ from rich.console import Console
 from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.asked import pointing
+from sam3_jax.batch.files import write_json
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
 from sam3_jax.masks import Masks
@@ -132,7 +133,7 @@ def write_job(out: Path, images) -> Path:
   if not isinstance(images, dict):
     images = {name: {"cat": [instance(MASK)]} for name in images}
   settings = {"checkpoint": {}, "dtype": "float32", "threshold": 0.5, "max_detections": 100}
-  parts.begin(out, {"inputs": len(images), "part_size": 256, **settings})
+  write_json(out / parts.JOB, {"inputs": len(images), "part_size": 256, **settings})
   writer = parts.PartWriter(out, 0, range(len(images)))
   for number, (name, asked) in enumerate(images.items()):
     prompts = [{"text": text, "instances": found} for text, found in asked.items()]

@@ -131,19 +131,18 @@ class TestTwoJobs:
       with pytest.raises(ValueError, match=r"part 1 in .* is of another job than"):
         what()
 
-  def test_the_loser_of_a_race_compares(self, out, monkeypatch):
+  def test_the_loser_of_a_race_compares(self, images, out, monkeypatch):
     """Both see no job; the other one is quicker."""
-    minimal = {"inputs": 10, "inputs_sha256": "A", "part_size": 5}
-    read = parts.read_json
+    create = freeze.create_json
 
-    def late(path):
-      monkeypatch.setattr(parts, "read_json", read)
-      parts.begin(out, minimal)
+    def late(*arguments):
+      monkeypatch.setattr(freeze, "create_json", create)
+      assert run(images, out, "bird")
+      return create(*arguments)
 
-    monkeypatch.setattr(parts, "read_json", late)
-    with pytest.raises(ValueError, match="the list of images and prompts: A then, B now"):
-      parts.begin(out, minimal | {"inputs_sha256": "B"})
-    assert parts.begin(out, minimal)["inputs"] == 10
+    monkeypatch.setattr(freeze, "create_json", late)
+    with pytest.raises(ValueError, match=r"prompts changed of .* images"):
+      run(images, out)
 
 
 class TestUnreadable:

@@ -323,7 +323,7 @@ def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
     checkpoint="toy", evaluation_annotations=str(files / "data.json"),
     evaluation_images=str(files / "images"), evaluate_pairs=3,
   )  # fmt: skip
-  evaluate = command.open_evaluation(settings, Tokenizer(TOKENIZER))
+  evaluate = command._evaluate(settings, command.open_evaluation(settings, Tokenizer(TOKENIZER)))
   assert evaluate is not None
   assert evaluate("model") == {"cgf1": 1.0}
   ((model, pairs, images),) = calls

@@ -19,7 +19,7 @@ from sam3_jax.batch.fetch import File, NotAFileError, fetch
 from sam3_jax.batch.files import Draft, create_json
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.part_files import FORMAT_VERSION, resolved
-from sam3_jax.identity import SHOWN, FileIdentity, changes, digest
+from sam3_jax.identity import FileIdentity, changes, digest, named
 
 _Key = tuple[str, int]  # an image's name, and how often it came up before: lists may share names
 
@@ -65,7 +65,7 @@ def agree(
       if create_json(out / parts.JOB, created):
         return created, list(inputs)
       continue
-    changed = parts.differences(there, first | {"segments": []})
+    changed = parts.differences(there, first)
     if there.get("format_version") != FORMAT_VERSION or "segments" not in there:
       raise parts.other_job(out, changed or ["it has no list of its images"])
     found = _Comparison(out, there, inputs)
@@ -73,7 +73,7 @@ def agree(
       raise parts.other_job(out, changed, _RESTORE)
     if (failed := found.modified_failures) and not retry_failed:
       raise ValueError(
-        f"{_named('image that failed', 'images that failed', failed)} changed since; add "
+        f"{named('image that failed', 'images that failed', failed)} changed since; add "
         "--retry-failed to do these again."
       )
     if not found.added:
@@ -187,7 +187,7 @@ class _Comparison:
 
   def changed(self) -> list[str]:
     """What of the job is not as it was, in words."""
-    prompts = self._prompts and [f"prompts changed of {_named('image', 'images', self._prompts)}"]
+    prompts = self._prompts and [f"prompts changed of {named('image', 'images', self._prompts)}"]
     return changes(self._then, self._now) + prompts
 
   def _examine(
@@ -232,10 +232,3 @@ def _keyed(rows: Iterable[tuple[str, Any]]) -> Iterable[tuple[_Key, Any]]:
   for name, value in rows:
     yield (name, seen[name]), value
     seen[name] += 1
-
-
-def _named(one: str, many: str, names: Sequence[str]) -> str:
-  """Such as `2 images (a.jpg, b.jpg)`."""
-  more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-  what = f"1 {one}" if len(names) == 1 else f"{len(names):,} {many}"
-  return f"{what} ({', '.join(names[:SHOWN])}{more})"

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.files import Draft, create_json, read_json
+from sam3_jax.batch.files import Draft, read_json
 from sam3_jax.batch.part_files import (
-  FORMAT_VERSION,
   PARTS,
   Failure,
   PartWriter,
@@ -23,13 +22,11 @@ from sam3_jax.batch.part_files import (
 )
 from sam3_jax.identity import digest
 
-__all__ = ["FORMAT_VERSION", "PARTS", "Failure", "PartWriter"]  # beside what is defined here
+__all__ = ["PARTS", "Failure", "PartWriter"]  # beside what is defined here
 
 JOB, ERRORS = "job.json", "errors.jsonl"
 # What a value of job.json is called where it decides the results.
 _CALLED = {
-  "inputs": "the number of images",
-  "inputs_sha256": "the list of images and prompts",
   "part_size": "--part-size",
   "checkpoint_identity": "the checkpoint",
   "max_detections": "--max-detections",
@@ -37,44 +34,17 @@ _CALLED = {
   "threshold": "--threshold",
   "dtype": "--dtype",
 }
-# Not compared: a name that says nothing about the content, and lists, which are compared by input.
-_NOT_SETTINGS = {"checkpoint", "segments"}
+_NOT_SETTINGS = {"checkpoint"}  # a name that says nothing about the content
 
 
-def begin(out: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-  """Creates the description of a job, or checks that the one that is there is the same.
-
-  Of several processes that begin at the same time one creates it, and the others compare.
-
-  Args:
-    out: output directory.
-    job: what decides the results. The lists of a job with `segments` are not compared here.
-
-  Returns:
-    The description that counts, the one in `out`.
-
-  Raises:
-    ValueError: it holds another job's results.
-    OSError: it cannot be written to.
-  """
-  job = {"format_version": FORMAT_VERSION, **job}
-  if read_json(out / JOB) is None and create_json(out / JOB, job):
-    return job
-  there = read_job(out)
-  if changed := differences(there, job):
-    raise other_job(out, changed)
-  return there
-
-
-def differences(there: Mapping[str, Any], job: Mapping[str, Any]) -> list[str]:
-  """What differs between the settings of two descriptions, in words."""
-  if there.get("format_version") != job["format_version"]:
+def differences(there: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+  """What differs between a job's description and the settings now, in words."""
+  if there.get("format_version") != settings["format_version"]:
     return ["it was begun by another version of sam3-jax"]
-  listed = {"inputs"} if "segments" in job else set()
   return [
-    f"{_CALLED.get(key, key)}: {there.get(key)!s:.20} then, {job[key]!s:.20} now"
-    for key in job
-    if key not in _NOT_SETTINGS | listed and there.get(key) != job[key]
+    f"{_CALLED.get(key, key)}: {there.get(key)!s:.20} then, {settings[key]!s:.20} now"
+    for key in settings
+    if key not in _NOT_SETTINGS and there.get(key) != settings[key]
   ]
 
 
@@ -105,9 +75,8 @@ def addition(out: Path, job: Mapping[str, Any]) -> Path:
 
 def segments(job: Mapping[str, Any]) -> list[dict[str, Any]]:
   """The lists that a job consists of, each with the number of its `inputs` and its `sha256`: the
-  first one, and those added later. No part holds inputs of two."""
-  first = {"inputs": job["inputs"], "sha256": job.get("inputs_sha256")}
-  return job.get("segments") or [first]
+  first one, and those added later. No part holds inputs of two. Jobs of version 1 have one."""
+  return job.get("segments") or [{"inputs": job["inputs"], "sha256": None}]
 
 
 def bounds(part: int, job: Mapping[str, Any]) -> range:
@@ -145,8 +114,8 @@ def job_digest(job: Mapping[str, Any], part: int) -> str:
     parts -= -segment["inputs"] // size
     if part < parts:
       break
-  kept = {*_NOT_SETTINGS, "inputs", "inputs_sha256"}
-  return digest([{key: value for key, value in job.items() if key not in kept}, lists])
+  others = {*_NOT_SETTINGS, "inputs", "segments"}
+  return digest([{key: value for key, value in job.items() if key not in others}, lists])
 
 
 def done(out: Path) -> set[int]:

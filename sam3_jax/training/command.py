@@ -93,7 +93,7 @@ def _open(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> _Data:
   """A run's data; what they have that is worth a line goes to the console."""
   notes = Notes()
   batches, left_out = open_data(config, tokenizer, notes)
-  evaluation = _evaluation_pairs(config, tokenizer, notes)
+  evaluation = open_evaluation(config, tokenizer, notes)
   for line in notes.lines():
     say(console, line)
   if left_out:
@@ -196,15 +196,10 @@ def open_data(
   return batches, left_out
 
 
-def open_evaluation(config: TrainConfig, tokenizer: Tokenizer) -> Evaluate | None:
-  """A function that scores a model on the evaluation's pairs; None if there are none."""
-  return _evaluate(config, _evaluation_pairs(config, tokenizer, None))
-
-
-def _evaluation_pairs(
-  config: TrainConfig, tokenizer: Tokenizer, notes: Notes | None
+def open_evaluation(
+  config: TrainConfig, tokenizer: Tokenizer, notes: Notes | None = None
 ) -> tuple[list[annotations.Pair], str] | None:
-  """The pairs, and the folder of their pictures; None if there are none."""
+  """The evaluation's pairs, and the folder of their images; None if there are none."""
   if not config.evaluation_annotations:
     return None
   images = _folder(config.evaluation_images, config.evaluation_annotations)
@@ -215,6 +210,7 @@ def _evaluation_pairs(
 def _evaluate(
   config: TrainConfig, given: tuple[list[annotations.Pair], str] | None
 ) -> Evaluate | None:
+  """A function that scores a model on the evaluation's pairs; None if there are none."""
   if given is None:
     return None
   from sam3_jax.evaluation import clicks, score
