@@ -59,7 +59,7 @@ def _annotations(rng, first, owner, width, height):
 
 def check(path: Path) -> None:
   """Reads and checks a file, in a child."""
-  from sam3_jax import annotations
+  from sam3_jax.datasets import annotations
 
   start, worked = time.perf_counter(), time.process_time()
   pairs = annotations.read(path)

@@ -65,9 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
   import ml_dtypes
   from speed.material import VOCABULARY, seeded
 
-  from sam3_jax import Sam3, Tokenizer, VisualPrompt, checkpoint, find_checkpoint
+  from sam3_jax import Sam3, Tokenizer, VisualPrompt, find_checkpoint
+  from sam3_jax.checkpoint import bundle as checkpoint
   from sam3_jax.config import SIZES
-  from sam3_jax.trees import flatten, nest
+  from sam3_jax.utils.param_tree import flatten, nest
 
   dtype = "float32" if arguments.run == "float32" else "bfloat16"
   if arguments.size:

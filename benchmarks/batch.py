@@ -27,16 +27,17 @@ import batch_scenes
 from rich.console import Console
 from timing import machine
 
-from sam3_jax import Sam3, find_checkpoint, parallel
+from sam3_jax import Sam3, find_checkpoint
 from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
-from sam3_jax.batch.asked import concepts
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
 from sam3_jax.batch.parts import PartWriter
+from sam3_jax.batch.prompt_schema import concepts
 from sam3_jax.batch.reading import Source, reading
 from sam3_jax.batch.records import record
+from sam3_jax.inference import sharding
 
 PHRASES = 2  # of a picture
 PART = 256  # pictures of a part file, about: parts end with a batch
@@ -138,7 +139,7 @@ def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-  model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=parallel.make_mesh())
+  model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=sharding.make_mesh())
   engine = Engine(model, threshold=arguments.threshold, images=arguments.images)
   rows, side = engine.rows, model.config.image_size
   batches = max(1, arguments.pictures // rows)

@@ -109,7 +109,7 @@ class Jobs:
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(self._folder / "cache"),
     }
-    command = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()", *typed]
+    command = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()", *typed]
     return subprocess.Popen(command, cwd=self._folder, env=environment)
 
 

@@ -49,27 +49,27 @@ if HANG in os.environ:  # also where a process for reading imports this module
 
 def entry() -> None:
   """The program."""
-  from sam3_jax import cli
+  from sam3_jax.cli import main
 
   _patch()
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
   if RENAME in os.environ:
     stand_still(int(os.environ[RENAME]))
-  cli.entry()
+  main.entry()
 
 
 def inside(folder: Path, *typed: str) -> int:
   """Runs the command in this process; returns its exit status."""
-  from sam3_jax import cli
+  from sam3_jax.cli import main
 
   _patch()
   with contextlib.chdir(folder):
-    return cli.main([*COMMAND, *typed])
+    return main.main([*COMMAND, *typed])
 
 
 def _patch() -> None:
   from sam3_jax.batch import pipeline
-  from sam3_jax.inference import Sam3
+  from sam3_jax.inference.predictor import Sam3
 
   pipeline.BACKOFF = (0.05, 0.1, 0.2)
   pipeline.Engine = batches.Engine

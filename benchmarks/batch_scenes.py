@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sam3_jax.training import scene_files
+from sam3_jax.datasets.synthetic import scene_files
 
 DIFFERENT = 200  # composing one takes a third of a second; what more is asked for are copies
 

@@ -29,16 +29,16 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from layouts import TOKENIZER
 from tiny import CONFIG, parameters, visual_parameters
 
-from sam3_jax import checkpoint, checksums, fingerprint, writer
-from sam3_jax.places import file_sizes
+from sam3_jax.checkpoint import bundle, checksums, fingerprint, writer
+from sam3_jax.utils.paths import file_sizes
 
 FLIPPED = "bit flipped"
 OTHERS = ("cut", "emptied", "removed", "added", "exchanged")
 ADDED = ("params/rest/d/0123", "params/rest/extra", "params/x/d/0", "unread/d/0123")
 CHECKS: dict[str, Callable[[Path], object]] = {
-  "verify": checkpoint.verify,
-  "before a job": lambda path: checkpoint.begin(path, verify=True),
-  "opening": checkpoint.begin,
+  "verify": bundle.verify,
+  "before a job": lambda path: bundle.begin(path, verify=True),
+  "opening": bundle.begin,
 }
 REQUIRED = ("verify", "before a job")
 
@@ -59,11 +59,11 @@ def make(path: Path) -> Path:
   """A checkpoint with everything that one can have."""
   rng, own = np.random.default_rng(0), writer.OWN_ITEM
   unread = {f"tracker.{i}": rng.standard_normal((64, 32)).astype(np.float32) for i in range(4)}
-  params = {**parameters(), checkpoint.VISUAL: visual_parameters()}
+  params = {**parameters(), bundle.VISUAL: visual_parameters()}
   writer.OWN_ITEM = 500_000  # so that this small model has several items
   try:
     info = {"name": "tiny", "trained": False}
-    checkpoint.save(path, params, CONFIG, TOKENIZER.read_bytes(), info=info, unread=unread)
+    bundle.save(path, params, CONFIG, TOKENIZER.read_bytes(), info=info, unread=unread)
   finally:
     writer.OWN_ITEM = own
   numbers = {"encode phrase": [0.5, 1.0, 0.25]}
@@ -154,7 +154,7 @@ def run(count: int, others: int, seed: int = 0, path: Path | None = None) -> lis
     faults = Faults(copy, seed)
     outcomes = [faults.outcome(FLIPPED) for _ in range(count)]
     outcomes += [faults.outcome(kind) for kind in OTHERS for _ in range(others)]
-    checkpoint.verify(copy)  # all was repaired: a fault is found only where there is one
+    bundle.verify(copy)  # all was repaired: a fault is found only where there is one
     return outcomes
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import hlo
 
-from sam3_jax.compiling import DESCRIBED
+from sam3_jax.inference.aot import DESCRIBED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 GOLDENS = HERE.parent / "tests" / "goldens"
 PHOTO = "coffee"  # as parity.py has it, which may then use the source
 LIMIT = 1.5  # anonymous memory of a conversion, times the bytes that it writes
-COMMAND = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()"]
+COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
 # Of a tiny sam3.pt no shape tells how many heads there are: the configuration of a bundle does.
 WITH_CONFIG = """
 import dataclasses, sys

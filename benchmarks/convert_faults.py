@@ -29,11 +29,12 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from keras_preset import datasets, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from safetensors.numpy import save_file
-from sam3_jax.converters import convert, meta
+from sam3_jax.converters import convert
+from sam3_jax.converters.layouts import meta
 from tiny import CONFIG
 from torch_archive import save_arrays
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle
 
 CUT, FLIPPED = "file cut off", "bit flipped in params/"
 CHANGES = ("missing", "extra", "transposed", "truncated", "renamed", "dtype", "not finite")
@@ -159,7 +160,7 @@ class Faults:
     changed = bytearray(content)
     changed[place] ^= 1 << bit
     file.write_bytes(changed)
-    message = _refusal(lambda: checkpoint.verify(self.bundle))
+    message = _refusal(lambda: bundle.verify(self.bundle))
     file.write_bytes(content)
     tensor = any(re.search(rf"\b{name} differs", message) for name in self.parameters)
     named = "tensor" if tensor else "file" if f"{file} differs" in message else ""

@@ -12,14 +12,14 @@ COPIES = {"one device": 1, "whole on two": 2, "cut over eight (FSDP)": 8}
 def main() -> None:
   import jax
 
-  from sam3_jax import checkpoint
+  from sam3_jax.checkpoint import bundle
   from sam3_jax.training import sharding
 
   path, kind = sys.argv[1:]
   devices = jax.devices()[: COPIES[kind]]
   mesh = sharding.make_mesh(devices, fsdp=len(devices) if "FSDP" in kind else 1)
   start = time.perf_counter()
-  params = checkpoint.load(
+  params = bundle.load(
     path, sharding=lambda name, shape: sharding.parameter_sharding(mesh, name, shape)
   ).params
   jax.block_until_ready(params)

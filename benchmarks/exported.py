@@ -65,7 +65,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> int:
   if not exported.exists():
     kind = ["--to", "onnx"] if arguments.to == "onnx" else ["--platforms", "cpu,tpu"]
     command = ["export", bundle, exported, "--text", PHRASE, "--dtype", "float32", "--quiet"]
-    step("export", "-c", "from sam3_jax.cli import entry; entry()", *command, *kind)
+    step("export", "-c", "from sam3_jax.cli.main import entry; entry()", *command, *kind)
   if not (work / "live.npz").exists():
     step("live", __file__, "_live", bundle, picture, work / "live.npz")
   found = step("exported", __file__, "_exported", exported, work / "live.npz")
@@ -115,10 +115,10 @@ def seed(bundle: Path) -> None:
   """Writes a bundle of the released size, a part in memory at a time."""
   from speed.material import VOCABULARY, drawn
 
-  from sam3_jax.checkpoint import expected_shapes
+  from sam3_jax.checkpoint.bundle import expected_shapes
+  from sam3_jax.checkpoint.writer import Writer
   from sam3_jax.config import RELEASED
-  from sam3_jax.trees import nest
-  from sam3_jax.writer import Writer
+  from sam3_jax.utils.param_tree import nest
 
   parts: dict[str, dict[str, tuple[int, ...]]] = {}
   for path, shape in expected_shapes(RELEASED, visual=True).items():
@@ -135,9 +135,9 @@ def live(bundle: str, picture: Path, out: Path) -> None:
   from PIL import Image
 
   from sam3_jax import Prompt, Sam3, VisualPrompt
-  from sam3_jax.hub import find_checkpoint
-  from sam3_jax.prompts import pack
-  from sam3_jax.visual.prompts import pack_visual
+  from sam3_jax.checkpoint.registry import find_checkpoint
+  from sam3_jax.inputs.prompts import pack
+  from sam3_jax.inputs.visual_prompts import pack_visual
 
   model = Sam3.from_checkpoint(find_checkpoint(bundle), dtype="float32")
   side, visual = model.config.image_size, "visual" in model.params
@@ -224,7 +224,7 @@ def onnx_caller(folder: Path):
   """Runs a program with onnxruntime."""
   import onnxruntime
 
-  from sam3_jax.trees import flatten
+  from sam3_jax.utils.param_tree import flatten
 
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors; else it names every constant that it removes
@@ -243,9 +243,9 @@ def tpu(file: Path, topology: str) -> None:
   """Compiles a program for a TPU that is not here."""
   import jax
 
-  from sam3_jax import compiling
+  from sam3_jax.inference import aot
 
-  place = jax.sharding.SingleDeviceSharding(compiling.described_tpu(topology))
+  place = jax.sharding.SingleDeviceSharding(aot.described_tpu(topology))
   program = jax.export.deserialize(bytearray(file.read_bytes()))
   given, _ = jax.tree.unflatten(program.in_tree, program.in_avals)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), given)

@@ -30,7 +30,7 @@ from PIL import Image
 MEMORY = 1500 * 2**20  # bytes that a child may map beyond what it maps at its start
 SECONDS = 30  # that a file may take
 CHUNK = 50  # files of a child
-COMMAND = "from sam3_jax.cli import entry; entry()"
+COMMAND = "from sam3_jax.cli.main import entry; entry()"
 KINDS = ("polygons", "runs", "sa-co", "predictions")
 WIDTH, HEIGHT = 80, 60
 VALUES = (
@@ -43,7 +43,7 @@ VALUES = (
 
 def base(kind: str, generator: random.Random) -> Any:
   """A sound file of a kind."""
-  from sam3_jax.rle import encode
+  from sam3_jax.outputs.rle import encode
 
   images, objects = [], []
   for number in range(1, 4):
@@ -110,10 +110,10 @@ def write(path: Path, kind: str, generator: random.Random) -> None:
 
 def read_all(folder: Path, names: list[str]) -> int:
   """Reads files, in a child; a line of JSON for each on stdout."""
-  from sam3_jax import annotations
+  from sam3_jax.datasets import annotations
   from sam3_jax.evaluation import predictions
-  from sam3_jax.notes import Notes
-  from sam3_jax.tokenizer import Tokenizer
+  from sam3_jax.inputs.tokenizer import Tokenizer
+  from sam3_jax.utils.notes import Notes
 
   tokenizer = Tokenizer(_checkpoint() / "tokenizer.model")
   truth = annotations.read(folder / "truth.json")
@@ -213,7 +213,7 @@ def _places(values: Any) -> Any:
 
 
 def _checkpoint() -> Path:
-  from sam3_jax.hub import find_checkpoint
+  from sam3_jax.checkpoint.registry import find_checkpoint
 
   return find_checkpoint("sam3-tiny")
 

@@ -231,7 +231,7 @@ def read_all(path: Path) -> dict[str, str]:
   """What each reader says: the size, or its one line."""
   from sam3_jax.batch.fetch import File
   from sam3_jax.batch.loading import load
-  from sam3_jax.preprocess import displayed_size, read_image
+  from sam3_jax.inputs.preprocess import displayed_size, read_image
 
   def said(read: Callable[[], Any]) -> str:
     try:
@@ -364,7 +364,7 @@ def run_commands(seed: int) -> list[str]:
     for one in [*chosen, Mutant("sound.png", base_images()["png"])]:
       write(folder, one)
     files = sorted(str(path) for path in folder.iterdir())
-    program = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()"]
+    program = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
     for command in (
       [*program, "segment", *files, "--text", "cat", "--out", f"{made}/a"],
       [*program, "batch", "--images", str(folder), "--prompts", "cat", "--out", f"{made}/b"],

@@ -56,8 +56,8 @@ def _logits(model, embedding, prompt) -> np.ndarray:
   """The last layer's query logits, which `decode` only returns multiplied by presence."""
   import jax
 
+  from sam3_jax.inputs.prompts import pack
   from sam3_jax.model.sam3 import Detector
-  from sam3_jax.prompts import pack
 
   detector, one = Detector(model.config, model.dtype), np.ones(1, np.int32)
   sizes, text = np.asarray(embedding.sizes), model.encode_text(prompt)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from sam3_jax.converters import peer
+from sam3_jax.converters import hf_patches
 from weights import weights
 
 # Words of the names in transformers' layout that decide a tensor's scale, as the recipe knows them.
@@ -61,7 +61,7 @@ def config_values(size: str) -> dict:
   }  # fmt: skip
 
 
-EPSILON = {"layer_norm_eps": peer.EPSILON}
+EPSILON = {"layer_norm_eps": hf_patches.EPSILON}
 
 
 def make(size: str, folder: Path, photo: str) -> None:
@@ -102,7 +102,7 @@ def _video_config(config):
 
   vision, width = config.vision_config, config.vision_config.fpn_hidden_size
   return Sam3TrackerVideoConfig(
-    **peer.tracker_values(vision), memory_attention_hidden_size=width,
+    **hf_patches.tracker_values(vision), memory_attention_hidden_size=width,
     memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width,
     memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
     memory_attention_feed_forward_hidden_size=config.detr_encoder_config.intermediate_size,
@@ -136,7 +136,7 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   import transformers
   from PIL import Image
 
-  config = peer.detector_config(folder)
+  config = hf_patches.detector_config(folder)
   asked, kind = json.loads(questions.read_text()), getattr(torch, dtype)
   side = config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
@@ -144,11 +144,11 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   pixels = processor(images=photo, return_tensors="pt").pixel_values.to(kind)
   arrays = {}
   with torch.inference_mode():
-    model, _ = peer.load_detector(folder, dtype)
+    model, _ = hf_patches.load_detector(folder, dtype)
     arrays |= _concepts(model, pixels, asked["concepts"], photo.size[::-1], torch)
     del model
     if asked["visual"]:
-      model, _ = peer.load_tracker(folder, dtype)
+      model, _ = hf_patches.load_tracker(folder, dtype)
       arrays |= _visual(model, pixels, asked["visual"], torch)
   versions = {m.__name__: m.__version__ for m in (torch, torchvision, transformers)}
   np.savez(out, versions=json.dumps(versions), **arrays)
@@ -158,7 +158,7 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
   """All queries of each question; masks at the photo's size, height and width."""
   arrays, embedding = {}, model.get_vision_features(pixels)
   for kind, question in questions.items():
-    answer = model(vision_embeds=embedding, **peer.concept(model, **question))
+    answer = model(vision_embeds=embedding, **hf_patches.concept(model, **question))
     masks = answer.pred_masks[0].float()
     source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
       [
@@ -182,7 +182,7 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
 
 def _visual(model, pixels, questions: dict, torch) -> dict:
   """All masks of each question's prompts."""
-  embedding = peer.visual_embedding(model, pixels)
+  embedding = hf_patches.visual_embedding(model, pixels)
   arrays = {}
   for kind, question in questions.items():
     given = {

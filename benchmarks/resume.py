@@ -39,10 +39,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def parameters(out: Path) -> dict[str, np.ndarray]:
-  from sam3_jax import checkpoint
-  from sam3_jax.trees import flatten
+  from sam3_jax.checkpoint import bundle
+  from sam3_jax.utils.param_tree import flatten
 
-  return {path: np.asarray(x) for path, x in flatten(checkpoint.load(out / "final").params).items()}
+  return {path: np.asarray(x) for path, x in flatten(bundle.load(out / "final").params).items()}
 
 
 def start(out: Path, steps: int, cache: Path) -> subprocess.Popen:
@@ -55,7 +55,7 @@ def start(out: Path, steps: int, cache: Path) -> subprocess.Popen:
   out.parent.mkdir(exist_ok=True)
   config = out.parent / "run.json"
   config.write_text(json.dumps(SETTINGS | {"steps": steps}))
-  program = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()"]
+  program = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
   return subprocess.Popen(
     [*program, "train", str(config), "--out", str(out), "--quiet"], env=environment
   )

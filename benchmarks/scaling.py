@@ -25,7 +25,7 @@ from timing import machine
 
 from sam3_jax import Instances, Masks, Prompt
 from sam3_jax.batch.records import record
-from sam3_jax.preprocess import read_image, resize
+from sam3_jax.inputs.preprocess import read_image, resize
 
 SIZES = ((480, 640), (1080, 1920), (3000, 4000))
 CHIPS = (1, 16, 256)

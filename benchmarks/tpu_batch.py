@@ -23,7 +23,7 @@ def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = 
   import jax
   import numpy as np
 
-  from sam3_jax import parallel
+  from sam3_jax.inference import sharding as parallel
   from sam3_jax.model.sam3 import Detector
 
   rules = rules or parallel.WHOLE
@@ -42,9 +42,10 @@ def lower_decoder(
   import jax
   import numpy as np
 
-  from sam3_jax import Prompt, parallel
+  from sam3_jax import Prompt
+  from sam3_jax.inference import sharding as parallel
+  from sam3_jax.inputs.prompts import pack
   from sam3_jax.model.sam3 import Detector
-  from sam3_jax.prompts import pack
   from sam3_jax.types import TextEmbedding
 
   count = prompts * (mesh.shape["data"] if split else mesh.size)
@@ -65,9 +66,9 @@ def lower_decoder(
 def _parameters(config: Any, dtype: Any, mesh: Any, rules: Any) -> Any:
   import jax
 
-  from sam3_jax import parallel
+  from sam3_jax.inference import sharding as parallel
   from sam3_jax.model.sam3 import parameter_shapes
-  from sam3_jax.trees import flatten, nest
+  from sam3_jax.utils.param_tree import flatten, nest
 
   sharding = parallel.parameter_sharding(mesh, rules)
   flat = flatten(parameter_shapes(config))
@@ -111,8 +112,8 @@ def main() -> int:
   import jax
   import jax.numpy as jnp
 
-  from sam3_jax import parallel
   from sam3_jax.config import RELEASED, SIZES
+  from sam3_jax.inference import sharding as parallel
 
   config, target = SIZES.get(arguments.size, RELEASED), arguments.target
   mesh = parallel.make_mesh(chips.devices(target, arguments.chips), arguments.model)

@@ -34,6 +34,7 @@ import timing
 import work
 
 from sam3_jax.config import RELEASED
+from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model import layers, vit
 from sam3_jax.model.decoder import Decoder
 from sam3_jax.model.geometry import GeometryEncoder
@@ -43,7 +44,6 @@ from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.model.scoring import Scoring
 from sam3_jax.model.text import TextEncoder
-from sam3_jax.preprocess import normalize
 from sam3_jax.types import Prompts, TextEmbedding
 
 BF16 = jnp.bfloat16

@@ -33,7 +33,7 @@ def lower(arguments: argparse.Namespace) -> Any:
   from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
   from sam3_jax.training.sharding import gatherer, make_mesh
   from sam3_jax.training.step import StepSettings, make_step
-  from sam3_jax.trees import flatten
+  from sam3_jax.utils.param_tree import flatten
 
   config = SIZES.get(arguments.size, RELEASED)
   mesh = make_mesh(chips.devices(arguments.target, arguments.chips), fsdp=arguments.chips)

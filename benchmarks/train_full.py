@@ -26,7 +26,7 @@ from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 PROMPTS = 2  # of the picture; the second is absent
 LIMIT = 24e9  # bytes

@@ -8,7 +8,7 @@ import flax
 import flax.linen as nn
 import jax
 import numpy as np
-from sam3_jax.converters.meta import from_arrays
+from sam3_jax.converters.layouts.meta import from_arrays
 from timing import serve
 from weights import weights
 
@@ -20,7 +20,7 @@ from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 
 def make_batch(arrays: dict[str, np.ndarray]) -> Batch:

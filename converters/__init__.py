@@ -21,21 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.checkpoint import check_dtype
+from sam3_jax.checkpoint.bundle import check_dtype
+from sam3_jax.checkpoint.writer import Writer
 from sam3_jax.config import Config
-from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.trees import raise_faults
-from sam3_jax.writer import Writer
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.utils.param_tree import raise_faults
 
-from . import adapters, keras_hub
+from . import adapters
 from .base import Base
 from .engine import REMEDY, Plan
-from .origin import describe_origin
+from .layouts import keras_hub
+from .layouts.unread import lacking
 from .parts import WORDS, list_words, parts_of
 from .planning import plan_selection
+from .provenance import describe_origin
 from .selection import Selection, select
 from .sources import ADAPTERS, find_weights, open_weights
-from .unread import lacking
 from .vocabulary import build_tokenizer, find_vocabulary
 from .wrappers import FORMATS as FORMATS
 
@@ -206,16 +207,16 @@ class _Trial:
     self.line: str | None = None
 
   def __call__(self, folder: Path) -> None:
-    from sam3_jax import fingerprint
-    from sam3_jax.inference import Sam3
+    from sam3_jax.checkpoint import fingerprint
+    from sam3_jax.inference.predictor import Sam3
 
-    from . import live
+    from . import verify_hf
 
     self.tell("running the model", 1.0)
     answers = fingerprint.ask(Sam3.from_checkpoint(folder, dtype="float32"))
     fingerprint.write(fingerprint.summarise(answers, "float32"), folder)
     self.tell("comparing with transformers", 1.0)
-    self.line = live.compare(folder, self.weights, answers, direct=self.direct)
+    self.line = verify_hf.compare(folder, self.weights, answers, direct=self.direct)
 
 
 def _needs_base(weights: Path, settings: adapters.Settings | None) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.json_text import parse, shown
-from sam3_jax.trees import raise_faults
+from sam3_jax.utils.json_text import parse, shown
+from sam3_jax.utils.param_tree import raise_faults
 
 from .checks import read_text
 from .rules import Source

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax import checkpoint
-from sam3_jax.checkpoint import VISUAL, expected_shapes
+from sam3_jax.checkpoint import bundle
+from sam3_jax.checkpoint.bundle import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
 
-from . import keras_hub
 from .engine import restore
+from .layouts import keras_hub
+from .layouts.unread import translate
 from .rules import Entry, Source, Table
-from .unread import translate
 
 
 class Base:
   """An opened checkpoint; its parameters are read item by item, when they are asked for."""
 
   def __init__(self, path: str | Path):
-    self.stored = checkpoint.open_stored(path)
+    self.stored = bundle.open_stored(path)
     self.config: Config = self.stored.config
     self.identity = self.stored.identity
     self.visual = any(name.startswith(f"{VISUAL}/") for name in self.stored.dtypes)
@@ -95,7 +95,7 @@ class Base:
 
   def _frequencies(self) -> dict[str, np.ndarray]:
     from .export import FREQUENCIES
-    from .unread import SHARED_FREQUENCIES
+    from .layouts.unread import SHARED_FREQUENCIES
 
     if FREQUENCIES not in self._item_of:
       return {}

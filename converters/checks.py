@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from sam3_jax.json_text import shown
+from sam3_jax.utils.json_text import shown
 
 MAX_NAME = 300  # characters
 MAX_AXES = 32

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam3_jax.config import Config
-from sam3_jax.trees import flatten, nest, raise_faults
+from sam3_jax.utils.param_tree import flatten, nest, raise_faults
 
+from .layouts.unread import DETECTOR
 from .rules import Entry, Rule, Source, Table
-from .unread import DETECTOR
 
 DERIVED_ATOL = 1e-4  # Meta rounds angles of up to 24 radians to float32, a few times over
 READABLE = ("float32", "bfloat16", "float16")

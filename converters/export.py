@@ -16,21 +16,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sam3_jax import checkpoint
-from sam3_jax.checkpoint import VISUAL, Stored, expected_shapes
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint.bundle import VISUAL, Stored, expected_shapes
+from sam3_jax.checkpoint.writer import NewFolder
 from sam3_jax.config import Config, LiteTextConfig
-from sam3_jax.trees import raise_faults
-from sam3_jax.writer import NewFolder
+from sam3_jax.utils.param_tree import raise_faults
 
-from . import huggingface, keras_hub, meta
 from .engine import plan, restore, skipped_name
-from .huggingface_config import write_config
+from .layouts import huggingface, keras_hub, meta
+from .layouts.huggingface_config import write_config
+from .layouts.unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
+from .readers.safetensors import write_safetensors
 from .rules import Entry, Table
-from .safetensors import write_safetensors
 from .selection import name_in_file
 from .sources import open_weights
 from .torch_writer import write_torch
-from .unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
 from .vocabulary_files import entries as check_vocabulary
 from .vocabulary_files import write_huggingface, write_openai
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import RELEASED, Config
-from sam3_jax.json_text import parse
+from sam3_jax.utils.json_text import parse
 
-from . import adapters, huggingface, keras_hub, meta
+from . import adapters
 from .base import Base, check_same_size
 from .checks import read_text
 from .engine import Plan, account, raise_incomplete
 from .infer import infer_config
+from .layouts import huggingface, keras_hub, meta
 from .parts import DETECTOR, WORDS, list_words, parts_of
 from .rules import Source, Table
 from .selection import Selection

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from . import adapters
 from .adapters import Factor
-from .foreign import recognise, recognise_quantized, recognise_variant
+from .identify import recognise, recognise_quantized, recognise_variant
 from .rules import Source
 from .wrappers import FORMATS, Candidate, find_candidates, separator_of
 

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from sam3_jax.json_text import shown
+from sam3_jax.utils.json_text import shown
 
 Made = TypeVar("Made")
 

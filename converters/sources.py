@@ -7,12 +7,12 @@ weights. Kinds of files are told by how they begin, not by their names.
 import re
 from pathlib import Path
 
-from .foreign import describe_content
-from .hdf5 import INDEX as KERAS_INDEX
-from .hdf5 import open_hdf5
+from .identify import describe_content
+from .readers.hdf5 import INDEX as KERAS_INDEX
+from .readers.hdf5 import open_hdf5
+from .readers.safetensors import INDEX, TORCH_INDEX, open_safetensors, open_shards, shards_in
+from .readers.torch_files import open_torch
 from .rules import Source
-from .safetensors import INDEX, TORCH_INDEX, open_safetensors, open_shards, shards_in
-from .torch_files import open_torch
 
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 OTHERS = (
@@ -142,7 +142,7 @@ def _open_file(path: Path) -> dict[str, Source]:
 
 def _nothing_at(source: Path) -> str:
   """What to say of a path that does not exist, which may be the name of something else."""
-  from sam3_jax.hub import find_checkpoint  # a second of imports
+  from sam3_jax.checkpoint.registry import find_checkpoint  # a second of imports
 
   scheme, *place = source.parts or ("",)
   if scheme in ("http:", "https:", "hf:"):

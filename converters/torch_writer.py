@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .pickles import STORAGES
+from .readers.pickles import STORAGES
 
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"

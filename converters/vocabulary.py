@@ -7,8 +7,8 @@
 
 All hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
 that end a word (`</w>`), the merges' results, start and end. What a form says beside the merges is
-compared with that. `sam3_jax.tokenizer` says what the pieces mean and why SentencePiece then merges
-as CLIP does.
+compared with that. `sam3_jax.inputs.tokenizer` says what the pieces mean and why SentencePiece
+then merges as CLIP does.
 """
 
 import gzip
@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.json_text import parse, shown
-from sam3_jax.pieces import INSIDE, LAST, write_model
+from sam3_jax.inputs.sentencepiece_model import INSIDE, LAST, write_model
+from sam3_jax.utils.json_text import parse, shown
 
 from .checks import MAX_TEXT, read_text
 
@@ -165,7 +165,7 @@ _LAST = {ord(symbol): chr(LAST + byte) for symbol, byte in alphabet().items()}
 
 
 def _spell(entry: str) -> str:
-  """An entry of CLIP's in the private-use characters of `sam3_jax.tokenizer`."""
+  """An entry of CLIP's in the private-use characters of `sam3_jax.inputs.tokenizer`."""
   if not entry.endswith(_END_OF_WORD):
     return entry.translate(_INSIDE)
   body = entry.removesuffix(_END_OF_WORD)

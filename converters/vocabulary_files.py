@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from sam3_jax.pieces import INSIDE, LAST
+from sam3_jax.inputs.sentencepiece_model import INSIDE, LAST
 
 from .vocabulary import ENTRIES, Merge, alphabet
 

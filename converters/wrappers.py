@@ -15,7 +15,7 @@ from typing import Any
 
 from sam3_jax.config import RELEASED, LiteTextConfig
 
-from . import huggingface, keras_hub, meta
+from .layouts import huggingface, keras_hub, meta
 from .rules import Table
 
 FORMATS: dict[str, ModuleType] = {"huggingface": huggingface, "meta": meta, "keras": keras_hub}

@@ -5,18 +5,18 @@ embedding = model.encode("photo.jpg")
 instances = model.decode(embedding, "yellow school bus").instances()
 """
 
+from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter, find_checkpoint
 from sam3_jax.config import RELEASED, SIZES, Config
-from sam3_jax.everything import MaskGeneration, Segments
-from sam3_jax.hub import SAM3PromptableConceptImageSegmenter, find_checkpoint
-from sam3_jax.inference import Sam3
-from sam3_jax.masks import Masks
-from sam3_jax.mend import add_instance, mend_by_clicks, mend_instance
-from sam3_jax.postprocess import Instances
-from sam3_jax.preprocess import read_image
-from sam3_jax.prompts import Prompt
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.inference.mask_generator import MaskGeneration, Segments
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.inputs.preprocess import read_image
+from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.inputs.visual_prompts import VisualPrompt
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.masks import Masks
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
-from sam3_jax.visual.prompts import VisualPrompt
 
 __all__ = [
   "RELEASED",

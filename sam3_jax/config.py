@@ -8,7 +8,7 @@ import math
 import types
 from typing import Any, get_args, get_origin
 
-from sam3_jax.json_text import shown
+from sam3_jax.utils.json_text import shown
 
 # What no model reaches: a damaged or hostile file must not ask for more memory than there is.
 MAX_SIZE = 2**16

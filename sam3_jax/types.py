@@ -27,11 +27,11 @@ from flax import struct
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from sam3_jax.identity import Origin
+from sam3_jax.utils.identity import Origin
 
 if TYPE_CHECKING:
-  from sam3_jax.masks import Masks
-  from sam3_jax.postprocess import Instances
+  from sam3_jax.outputs.instances import Instances
+  from sam3_jax.outputs.masks import Masks
 
 
 SAVED_VERSION = "2"  # of the files of `SavedRows`; those of version 1 have no header
@@ -358,8 +358,10 @@ class Detections(SavedRows):
   mask_min_score: Float[Array, " P"] | None = None
 
   def instances(self, threshold=0.5) -> "list[Instances]":
-    """The instances that score above `threshold`; see `sam3_jax.postprocess.instances`."""
-    from sam3_jax import postprocess  # a method for the user's sake: it uses what stands above
+    """The instances that score above `threshold`; see `sam3_jax.outputs.instances.instances`."""
+    from sam3_jax.outputs import (
+      instances as postprocess,  # a method for the user's sake: it uses what stands above
+    )
 
     return postprocess.instances(self, threshold)
 
@@ -439,14 +441,14 @@ class VisualMasks(SavedRows):
     return dataclasses.replace(self, mask_logits=logits, iou=iou)
 
   def masks(self, hole_area: int = 0) -> "list[Masks]":
-    """Each prompt's K masks over the source picture; see `sam3_jax.postprocess.visual_masks`."""
-    from sam3_jax import postprocess
+    """Each prompt's K masks over the source picture; see `outputs.instances.visual_masks`."""
+    from sam3_jax.outputs import instances as postprocess
 
     return postprocess.visual_masks(self, hole_area)
 
   def instances(self, hole_area: int = 0) -> "list[Instances]":
     """Each prompt's best mask, as `Detections.instances` has those of a concept; see
-    `sam3_jax.postprocess.visual_instances`."""
-    from sam3_jax import postprocess
+    `sam3_jax.outputs.instances.visual_instances`."""
+    from sam3_jax.outputs import instances as postprocess
 
     return postprocess.visual_instances(self, hole_area=hole_area)

@@ -18,13 +18,13 @@ from rich.console import Console
 
 from sam3_jax.batch import parts, pipeline
 from sam3_jax.batch import run as runs
-from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.files import write_json
 from sam3_jax.batch.inputs import find
 from sam3_jax.batch.job import Job
-from sam3_jax.masks import Masks
-from sam3_jax.postprocess import Instances
-from sam3_jax.rle import encode
+from sam3_jax.batch.prompt_schema import pointing
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.masks import Masks
+from sam3_jax.outputs.rle import encode
 
 SIDE = 16
 

@@ -17,7 +17,7 @@ import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook(
-  ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.visual"], "beartype.beartype"
+  ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.model.visual"], "beartype.beartype"
 )
 
 

@@ -45,7 +45,7 @@ def huggingface_weights() -> dict[str, np.ndarray]:
 
 
 def layout(kind: str) -> dict[str, np.ndarray]:
-  """hub: facebook/sam3's; doubled, detector, tracker: see converters/huggingface.py; meta."""
+  """hub: facebook/sam3's; doubled, detector, tracker: see layouts/huggingface.py; meta."""
   hub = huggingface_weights()
   if kind == "meta":
     return meta_weights("")

@@ -10,9 +10,10 @@ import numpy as np
 import toy
 from jax.extend.core import jaxprs_in_params
 
-from sam3_jax import parallel
 from sam3_jax.config import Config, LiteTextConfig, StemConfig
+from sam3_jax.inference import sharding
 from sam3_jax.model import sam3
+from sam3_jax.model.visual import head
 from sam3_jax.training import state, step
 from sam3_jax.training.lora import LoraConfig, adapt
 from sam3_jax.training.losses import LossConfig
@@ -20,7 +21,6 @@ from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_sc
 from sam3_jax.training.sharding import make_mesh
 from sam3_jax.training.visual import VisualConfig
 from sam3_jax.types import Points, Prompts, TextEmbedding, VisualPrompts
-from sam3_jax.visual import head
 
 LITE = LiteTextConfig(
   width=16, heads=2, mlp_width=32, layers=1, context=8, vocabulary=49408, mixers=True
@@ -57,7 +57,7 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   params = jax.tree.map(lambda x: shape(dtype, *x.shape), shapes)
   side, cells = config.image_size, config.mask_size
 
-  encode = parallel.image_encoder(detector, keep=lambda *both: both).trace(
+  encode = sharding.image_encoder(detector, keep=lambda *both: both).trace(
     params, shape("uint8", IMAGES, side, side, 3), shape("int32", IMAGES, 2)
   )
   yield "encode image", encode
@@ -77,32 +77,32 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
   if config is not toy.CONFIG:  # the other parts: no more of them
-    yield "detect", parallel.prompt_decoder(detector).trace(params, embedding, prompts, 4)
+    yield "detect", sharding.prompt_decoder(detector).trace(params, embedding, prompts, 4)
     return
-  score = parallel.prompt_scorer(detector).trace(params, embedding, prompts, 4)
+  score = sharding.prompt_scorer(detector).trace(params, embedding, prompts, 4)
   yield "score", score
-  yield "mask", parallel.mask_maker(detector).trace(params, embedding, score.out_info)
+  yield "mask", sharding.mask_maker(detector).trace(params, embedding, score.out_info)
 
-  encode = parallel.visual_encoder(visual).trace(params, features)
+  encode = sharding.visual_encoder(visual).trace(params, features)
   yield "encode visual", encode
   asked = VisualPrompts(
     rows, shape("float32", PROMPTS, 3, 2), shape("int32", PROMPTS, 3),
     shape("float32", PROMPTS, cells, cells), shape("bool", PROMPTS),
   )  # fmt: skip
-  yield "decode visual", parallel.visual_decoder(visual).trace(params, encode.out_info, asked, True)
+  yield "decode visual", sharding.visual_decoder(visual).trace(params, encode.out_info, asked, True)
   doubt = shape("bool", PROMPTS)
-  traced = parallel.visual_answerer(visual).trace(params, encode.out_info, asked, doubt)
+  traced = sharding.visual_answerer(visual).trace(params, encode.out_info, asked, doubt)
   yield "answer visual", traced
 
 
 def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """As `inference`, of the programs of a mesh whose devices share the work on a prompt."""
-  mesh = parallel.make_mesh(jax.devices()[:2], model=2)
+  mesh = sharding.make_mesh(jax.devices()[:2], model=2)
   detector = sam3.Detector(config, dtype)
   make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
   params, side = make(sam3.parameter_shapes(config)), config.image_size
   encode = jax.eval_shape(
-    parallel.image_encoder(detector), params,
+    sharding.image_encoder(detector), params,
     shape("uint8", 1, side, side, 3), shape("int32", 1, 2),
   )  # fmt: skip
   text = TextEmbedding(
@@ -110,7 +110,7 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   )
   rows, flags = shape("int32", 1), shape("bool", 1, BOXES)
   prompts = Prompts(rows, rows, text, shape("float32", 1, BOXES, 4), flags, flags)
-  decode = parallel.prompt_decoder(detector, mesh, split=True)
+  decode = sharding.prompt_decoder(detector, mesh, split=True)
   yield "detect on a mesh", decode.trace(params, encode, prompts, 4)
 
 

@@ -15,8 +15,8 @@ from sam3_jax.converters.rules import Source
 from test_convert import refused
 from torch_archive import save, views
 
-from sam3_jax import checkpoint
-from sam3_jax.trees import flatten
+from sam3_jax.checkpoint import bundle
+from sam3_jax.utils.param_tree import flatten
 
 ATTENTION = "vision_encoder.backbone.layers.1.attention"
 QUERY, OUT = f"{ATTENTION}.q_proj", f"{ATTENTION}.o_proj"
@@ -41,7 +41,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parameters(base):
-  return {name: np.asarray(x) for name, x in flatten(checkpoint.load(base).params).items()}
+  return {name: np.asarray(x) for name, x in flatten(bundle.load(base).params).items()}
 
 
 def factors(module, rank=4, seed=0, name=""):
@@ -72,7 +72,7 @@ def merged(tensors, module, scale):
 def written(source, base, tmp_path, **options):
   """Hugging Face's detector as the merged checkpoint has it, by the converters' own rules."""
   from sam3_jax.converters.base import Base
-  from sam3_jax.converters.huggingface import TABLE
+  from sam3_jax.converters.layouts.huggingface import TABLE
 
   convert(source, tmp_path / "out", base=base, **options)
   found = Base(tmp_path / "out").sources(TABLE)
@@ -109,17 +109,17 @@ def test_the_formula(base, tmp_path):
   for name, array in expected.items():
     np.testing.assert_array_equal(got[name], array, err_msg=name)
   assert notes == ["merged LoRA into 4 weights"]
-  info = checkpoint.inspect(tmp_path / "out").info
-  assert info["base"]["identity"] == checkpoint.begin(base)[0].identity
+  info = bundle.inspect(tmp_path / "out").info
+  assert info["base"]["identity"] == bundle.begin(base)[0].identity
 
 
 def test_an_adapter_of_nothing_is_the_base(base, parameters, tmp_path):
   tensors = {n: np.zeros_like(a) if "lora_B" in n else a for n, a in factors(QUERY).items()}
   folder = write_adapter(tmp_path / "adapter", tensors)
   convert(folder, tmp_path / "out", base=base)
-  for name, array in flatten(checkpoint.load(tmp_path / "out").params).items():
+  for name, array in flatten(bundle.load(tmp_path / "out").params).items():
     np.testing.assert_array_equal(np.asarray(array), parameters[name], err_msg=name)
-  assert checkpoint.load_unread(tmp_path / "out").keys() == checkpoint.load_unread(base).keys()
+  assert bundle.load_unread(tmp_path / "out").keys() == bundle.load_unread(base).keys()
 
 
 @settings(max_examples=30, deadline=None)

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from sam3_jax import annotations, rle
+from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
-from sam3_jax.notes import Notes
-from sam3_jax.rle import areas, compress, compress_all, decode, encode, runs
+from sam3_jax.outputs import rle
+from sam3_jax.outputs.rle import areas, compress, compress_all, decode, encode, runs
+from sam3_jax.utils.notes import Notes
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -308,7 +309,7 @@ def test_an_image_listed_again_is_one_image(read):
 
 @pytest.mark.parametrize("other", ["Cat", "CAT ", "c a t", "fire_cat", "cat&amp;"])
 def test_names_that_the_tokenizer_cannot_tell_apart_are_one_phrase(read, other):
-  from sam3_jax.tokenizer import clean
+  from sam3_jax.inputs.tokenizer import clean
 
   values = content(one(), categories=["cat", other, "Fire  Cat", "cat&"])
   phrases = [clean(pair.phrase) for pair in read(values, negatives=9)]

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam3_jax import annotations
-from sam3_jax.annotations import Object, Pair, check, read, read_checked
-from sam3_jax.rle import decode
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Object, Pair, check, read, read_checked
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.outputs.rle import decode
 
 TOKENIZER = pathlib.Path(__file__).parent / "goldens" / "tokenizer.model"
 HEIGHT, WIDTH = 12, 20

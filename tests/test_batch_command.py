@@ -18,10 +18,10 @@ from batches import files, pictures
 from pycocotools.coco import COCO
 from support import QUICK
 
-from sam3_jax import cli
 from sam3_jax.batch import pipeline
 from sam3_jax.batch import processes as places
-from sam3_jax.inference import Sam3
+from sam3_jax.cli import main
+from sam3_jax.inference.predictor import Sam3
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -40,11 +40,11 @@ TYPED = ["batch", "--images", "pictures", "--prompts", "cat, dog", "--out", "out
 
 
 def test_segments_and_merges(folder, capsys):
-  assert cli.main(TYPED) == 0
+  assert main.main(TYPED) == 0
   out, _ = capsys.readouterr()
   assert "7 pictures done, 0 failed, 14 prompts, " in out
   assert "devices busy" in out
-  assert cli.main(["batch", "--merge", "--out", "out"]) == 0
+  assert main.main(["batch", "--merge", "--out", "out"]) == 0
   out, _ = capsys.readouterr()
   assert out.startswith("out/annotations.json: 7 images, ")
   assert len(COCO("out/annotations.json").imgs) == 7
@@ -52,14 +52,14 @@ def test_segments_and_merges(folder, capsys):
 
 def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
   (folder / "pictures" / "notes.txt").write_text("x")
-  assert cli.main([*TYPED, "--strict"]) == 2
+  assert main.main([*TYPED, "--strict"]) == 2
   assert "error: --strict: skipped 1 file: 1 .txt. Remove" in capsys.readouterr().err
   assert not (folder / "out" / "job.json").exists()
-  assert cli.main(TYPED) == 0
+  assert main.main(TYPED) == 0
   assert capsys.readouterr().err.splitlines()[-1] == "note: skipped 1 file: 1 .txt"
   (folder / "pictures" / "000.jpg").write_bytes((folder / "pictures" / "000.png").read_bytes())
-  assert cli.main([*TYPED[:-1], "other", "--quiet"]) == 0
-  assert cli.main(["batch", "--merge", "--out", "other", "--to", "yolo"]) == 0
+  assert main.main([*TYPED[:-1], "other", "--quiet"]) == 0
+  assert main.main(["batch", "--merge", "--out", "other", "--to", "yolo"]) == 0
   err = capsys.readouterr().err
   assert err.startswith("note: 1 image shares its name with another but for the ending")
   assert err.count("\n") == 1
@@ -67,21 +67,21 @@ def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
 
 @pytest.mark.parametrize(("layout", "count"), [("labelme", 7), ("yolo", 8)])
 def test_other_layouts(folder, capsys, layout, count):
-  assert cli.main([*TYPED, "--quiet"]) == 0
-  assert cli.main(["batch", "--merge", "--out", "out", "--to", layout]) == 0
+  assert main.main([*TYPED, "--quiet"]) == 0
+  assert main.main(["batch", "--merge", "--out", "out", "--to", layout]) == 0
   assert capsys.readouterr().out.splitlines()[-1] == f"out/{layout}: 7 images"
   assert sum(path.is_file() for path in (folder / "out" / layout).rglob("*")) == count
 
 
 def test_quiet(folder, capsys):
-  assert cli.main([*TYPED, "--quiet"]) == 0
-  assert cli.main(["batch", "--merge", "--out", "out", "--quiet"]) == 0
+  assert main.main([*TYPED, "--quiet"]) == 0
+  assert main.main(["batch", "--merge", "--out", "out", "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
 
 
 def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypatch):
-  monkeypatch.setattr("sam3_jax.batch.tally.EVERY", 0.0)
-  assert cli.main([*TYPED, "--processes", "2", "--process", "1", "--part-size", "2"]) == 0
+  monkeypatch.setattr("sam3_jax.batch.run_stats.EVERY", 0.0)
+  assert main.main([*TYPED, "--processes", "2", "--process", "1", "--part-size", "2"]) == 0
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) > 2
   for line in lines:
@@ -93,9 +93,9 @@ def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypa
 def test_going_on_says_what_is_done(folder, capsys):
   for process in (0, 1):
     typed = [*TYPED, "--processes", "2", "--process", str(process), "--part-size", "2"]
-    assert cli.main(typed) == 0
+    assert main.main(typed) == 0
   capsys.readouterr()
-  assert cli.main([*TYPED, "--part-size", "2"]) == 0
+  assert main.main([*TYPED, "--part-size", "2"]) == 0
   assert "4 of 4 parts are done already" in capsys.readouterr().err
 
 
@@ -109,13 +109,13 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   with monkeypatch.context() as patch:
     patch.setattr(batches.Engine, "start", start_and_be_told)
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.main([*TYPED, "--batch-images", "2"]) == 75
+    assert main.main([*TYPED, "--batch-images", "2"]) == 75
     assert signal.getsignal(signal.SIGTERM) is before
   assert "stopped as asked; rerun the same command to resume" in capsys.readouterr().err
   assert "part-000000.begun.json" in {path.name for path in (folder / "out/parts").iterdir()}
-  assert cli.main([*TYPED, "--batch-images", "2"]) == 0
+  assert main.main([*TYPED, "--batch-images", "2"]) == 0
   assert "5 pictures done" in capsys.readouterr().out
-  assert cli.main(["batch", "--merge", "--out", "out"]) == 0
+  assert main.main(["batch", "--merge", "--out", "out"]) == 0
   assert len(COCO("out/annotations.json").imgs) == 7
 
 
@@ -146,7 +146,7 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   ],
 )
 def test_faults_are_one_line(folder, capsys, typed, message):
-  assert cli.main(["batch", "--out", "out", *typed]) == 2
+  assert main.main(["batch", "--out", "out", *typed]) == 2
   out, err = capsys.readouterr()
   assert out == ""
   assert err.startswith("sam3-jax: error: ")
@@ -158,7 +158,7 @@ def test_faults_are_one_line(folder, capsys, typed, message):
 def test_too_many_failures(folder, capsys):
   for i in range(3):
     (folder / "pictures" / f"broken{i}.jpg").write_bytes(b"")
-  assert cli.main(TYPED) == 2
+  assert main.main(TYPED) == 2
   out, err = capsys.readouterr()
   assert "7 pictures done, 3 failed" in out
   assert "error: 3 of 10 images failed, more than --max-error-rate 0.05 allows" in err
@@ -171,7 +171,7 @@ def test_a_killed_worker_costs_no_image(folder, monkeypatch):
     batches.Engine.start,
   )
   pictures(folder / "pictures", 16)
-  assert cli.main([*typed, "--out", "undisturbed"]) == 0
+  assert main.main([*typed, "--out", "undisturbed"]) == 0
 
   killed = []
 
@@ -185,7 +185,7 @@ def test_a_killed_worker_costs_no_image(folder, monkeypatch):
 
   with monkeypatch.context() as patch:
     patch.setattr(batches.Engine, "start", start_and_kill)
-    assert cli.main([*typed, "--workers", "1"]) == 0
+    assert main.main([*typed, "--workers", "1"]) == 0
   assert killed
   assert files(folder / "out") == files(folder / "undisturbed")
 
@@ -241,7 +241,7 @@ def shared(tmp_path_factory):
 def start(folder: Path, out: str, *typed: str) -> subprocess.Popen:
   flags = "--xla_force_host_platform_device_count=2"
   flags = " ".join([flags, *(f"--{name}={json.dumps(value)}" for name, value in QUICK.items())])
-  program = "from sam3_jax.cli import entry; entry()"
+  program = "from sam3_jax.cli.main import entry; entry()"
   command = [sys.executable, "-c", program, "batch", "--out", out, "--images", "scenes/list.jsonl"]
   command += ["--checkpoint", "toy", "--threshold", "0.1", "--max-detections", "3"]
   command += ["--part-size", "4", "--batch-images", "1", "--max-pixels", "1000000"]
@@ -274,7 +274,7 @@ def alone(shared):
   process = start(shared, "alone")
   _, err = process.communicate()
   assert process.returncode == 0, err
-  assert cli.main(["batch", "--merge", "--out", str(shared / "alone"), "--quiet"]) == 0
+  assert main.main(["batch", "--merge", "--out", str(shared / "alone"), "--quiet"]) == 0
   return files(shared / "alone")
 
 
@@ -286,7 +286,7 @@ class TestTogether:
       out, err = process.communicate()
       assert process.returncode == 0, err
       assert f"process {i} of 2: " in out
-    assert cli.main(["batch", "--merge", "--out", str(shared / "two"), "--quiet"]) == 0
+    assert main.main(["batch", "--merge", "--out", str(shared / "two"), "--quiet"]) == 0
     assert files(shared / "two") == alone
 
   def test_a_lost_peer_costs_its_own_parts(self, shared, alone):
@@ -304,7 +304,7 @@ class TestTogether:
     again = start(shared, "peer")
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
-    assert cli.main(["batch", "--merge", "--out", str(shared / "peer"), "--quiet"]) == 0
+    assert main.main(["batch", "--merge", "--out", str(shared / "peer"), "--quiet"]) == 0
     assert files(shared / "peer") == alone
 
   def test_what_was_found_is_there(self, alone):

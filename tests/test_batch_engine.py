@@ -10,11 +10,12 @@ import tiny
 from PIL import Image
 from support import assert_close, visual_model
 
-from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt, parallel
+from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.batch import engine as engines
 from sam3_jax.batch import segmenter
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.preprocess import resize
+from sam3_jax.inference import sharding
+from sam3_jax.inputs.preprocess import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -46,7 +47,7 @@ def tokenizer(tokenizer_path):
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-  mesh = parallel.make_mesh(jax.devices()[:4])
+  mesh = sharding.make_mesh(jax.devices()[:4])
   params = tiny.parameters() | {"visual": tiny.visual_parameters()}
   return Sam3(tiny.CONFIG, params, tokenizer, dtype="float32", mesh=mesh)
 

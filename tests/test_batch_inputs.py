@@ -19,10 +19,10 @@ from batches import broken
 from PIL import Image
 
 from sam3_jax import Prompt, Tokenizer
-from sam3_jax.batch.asked import as_json, own_prompts
 from sam3_jax.batch.inputs import check_phrases, find, phrases
+from sam3_jax.batch.prompt_schema import as_json, own_prompts
 from sam3_jax.batch.reading import Source, reading
-from sam3_jax.listing import ListingNotes
+from sam3_jax.inputs.image_listing import ListingNotes
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.loading import load
 from sam3_jax.batch.reading import Source, StoppedError, Task
-from sam3_jax.identity import FileIdentity, file_sha256, identify
+from sam3_jax.utils.identity import FileIdentity, file_sha256, identify
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SIDE = 16
@@ -272,7 +272,7 @@ def test_told_to_end_while_a_read_hangs(tmp_path, number, workers):
 
 
 def test_nohup_stays_nohup(monkeypatch):
-  from sam3_jax.terminal import terminable
+  from sam3_jax.utils.console import terminable
 
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
@@ -294,7 +294,7 @@ def test_a_deadline_ends_a_process_that_is_blocked(tmp_path, signals):
   program = tmp_path / "program.py"
   program.write_text(
     "import ctypes, pathlib, sys\n"
-    "from sam3_jax.terminal import terminable\n"
+    "from sam3_jax.utils.console import terminable\n"
     f"with terminable({0.5 if signals == 1 else 60}) as stopping:\n"
     "  stopping.at_deadline(lambda: pathlib.Path('kept').touch())\n"
     "  print('go', flush=True)\n"

@@ -23,8 +23,8 @@ from sam3_jax.batch import job as jobs
 from sam3_jax.batch import part_files, parts, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.merge import ANNOTATIONS, merge
-from sam3_jax.inference import Sam3
-from sam3_jax.lease import Lease
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.utils.lease import Lease
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

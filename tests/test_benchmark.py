@@ -14,10 +14,10 @@ from speed.material import Material, seeded
 from speed.server import Unable
 from toy import CONFIG
 
-from sam3_jax import checkpoint, cli
-from sam3_jax.commands import benchmark
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.cli import benchmark, main
 from sam3_jax.config import SIZES
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 ROOT = Path(__file__).parents[1]
 FAKE = """
@@ -123,7 +123,9 @@ class TestPipe:
 class TestStart:
   def test_figures(self):
     """Of another program than the command."""
-    program = start.PROGRAM.replace("sam3_jax.cli import entry", "platform import machine as entry")
+    program = start.PROGRAM.replace(
+      "sam3_jax.cli.main import entry", "platform import machine as entry"
+    )
     figures = start._run([sys.executable, "-c", program], {})
     assert figures.keys() == {"first", "processor", "memory"}
     assert 0 < figures["processor"] < 10
@@ -394,7 +396,7 @@ class TestCommand:
     typed = ["benchmark", "--checkpoint", str(bundle), "--repeats", "2", "--device", "cpu"]
     typed += ["--only", "preprocess", "--only", "postprocess", "--out", str(tmp_path / "out")]
     typed += ["--peer", "keras-hub", "--peer-python", str(tmp_path / "nowhere")]
-    assert cli.main(typed) == 0
+    assert main.main(typed) == 0
     written = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     text = (tmp_path / "out" / "benchmark.md").read_text()
     assert capsys.readouterr().out == text
@@ -438,7 +440,7 @@ class TestCommand:
   )
   def test_faults(self, typed, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["benchmark", *typed]) == 2
+    assert main.main(["benchmark", *typed]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -447,5 +449,5 @@ class TestCommand:
 
   def test_without_a_clone(self, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(benchmark, "CLONE", tmp_path)
-    assert cli.main(["benchmark"]) == 2
+    assert main.main(["benchmark"]) == 2
     assert "clone the repository" in capsys.readouterr().err

@@ -22,9 +22,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
 
-from sam3_jax import checkpoint, checksums, writer
-from sam3_jax.items import read_item, restore_item, save_item, stored_arrays
-from sam3_jax.trees import compare, flatten, nest, not_finite, raise_faults
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import checksums, writer
+from sam3_jax.checkpoint.orbax_items import read_item, restore_item, save_item, stored_arrays
+from sam3_jax.utils.param_tree import compare, flatten, nest, not_finite, raise_faults
 
 TOKENIZER = TOKENIZER_PATH.read_bytes()
 INFO = {"name": "tiny", "source": "a seed", "licence": "Apache-2.0", "trained": False}
@@ -405,7 +406,9 @@ def test_every_flipped_bit_is_found(copy):
 
 def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
   """Orbax would stop at the first of many reads, and each of the others print a traceback."""
-  monkeypatch.setattr("sam3_jax.items._checkpointer", lambda: pytest.fail("Orbax was asked"))
+  monkeypatch.setattr(
+    "sam3_jax.checkpoint.orbax_items._checkpointer", lambda: pytest.fail("Orbax was asked")
+  )
   rest = copy / "params" / "rest"
   files = [file for file in rest.rglob("*") if 0 < file.stat().st_size < 2**20 and file.is_file()]
   assert {"_METADATA", "manifest.ocdbt"} < {file.name for file in files}

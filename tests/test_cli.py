@@ -19,12 +19,15 @@ from PIL import Image
 from pycocotools import mask as rle
 from rich.console import Console
 
-from sam3_jax import Prompt, checksums, cli, segment, terminal, visualize
-from sam3_jax.commands import arguments
-from sam3_jax.commands import segment as command
-from sam3_jax.inference import Sam3
-from sam3_jax.preprocess import MAX_PIXELS
-from sam3_jax.terminal import INTERRUPTED, progress
+from sam3_jax import Prompt
+from sam3_jax.checkpoint import checksums
+from sam3_jax.cli import arguments, main, segment_images
+from sam3_jax.cli import segment as command
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.preprocess import MAX_PIXELS
+from sam3_jax.outputs import visualize
+from sam3_jax.utils import console as terminal
+from sam3_jax.utils.console import INTERRUPTED, progress
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
 
@@ -53,7 +56,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def ready(folder, model, monkeypatch) -> Path:
   """The folder, and the model loaded and compiled once for all tests."""
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: model)
+  monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: model)
   return folder
 
 
@@ -75,7 +78,7 @@ def fails(folder, capsys):
 
   def run(*typed: object) -> str:
     before = listing(folder)
-    status = cli.main([str(one) for one in typed])
+    status = main.main([str(one) for one in typed])
     captured = capsys.readouterr()
     assert status == 2, captured
     assert captured.out == ""
@@ -90,7 +93,7 @@ def fails(folder, capsys):
 class TestSegment:
   def test_from_the_embedded_checkpoint(self, folder, capsys):
     typed = ["segment", "photo.png", "--text", "cat", "--text", "dog"]
-    assert cli.main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
+    assert main.main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
     out, err = capsys.readouterr()
     record = json.loads((folder / "out" / "photo.sam3.json").read_text())
     assert record["images"] == [{"id": 1, "file_name": "photo.png", "width": 200, "height": 120}]
@@ -109,7 +112,7 @@ class TestSegment:
 
   def test_json_is_what_the_api_gives(self, ready, model):
     typed = ["segment", "photo.png", "--text", "cat", "--box", "10,20,90,80", "--box=5,5,9,9,0"]
-    assert cli.main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
+    assert main.main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
     prompt = Prompt(text="cat", boxes=[[10, 20, 90, 80], [5, 5, 9, 9]], box_labels=[1, 0])
     detections = model.decode(model.encode("photo.png"), prompt, max_detections=5)
     [found] = detections.instances(0)
@@ -127,7 +130,7 @@ class TestSegment:
     assert record["info"]["prompts"] == [asked]
 
   def test_a_box_alone_and_pictures_that_are_turned(self, ready, capsys):
-    assert cli.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
+    assert main.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
     assert record["categories"] == [{"id": 1, "name": "example box"}]
     asked = {"text": None, "boxes": [[10, 150, 90, 190]], "box_labels": [1]}
@@ -143,11 +146,11 @@ class TestSegment:
       (ready / "more" / name).write_bytes(b"x")
     left_out = "skipped 3 files: 1 .txt, 1 hidden, 1 result of segment"
     assert f"--strict: {left_out}" in fails("segment", "more", "--text", "a", "--strict")
-    assert cli.main(["segment", "more", "*.png", "--text", "a"]) == 0
+    assert main.main(["segment", "more", "*.png", "--text", "a"]) == 0
     out, err = capsys.readouterr()
     assert err == f"note: {left_out}\n"
     assert out.count(".sam3.png") == 2
-    assert cli.main(["segment", "more", "--text", "a", "--quiet"]) == 0
+    assert main.main(["segment", "more", "--text", "a", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_several_pictures_of_one_name(self, ready, capsys):
@@ -155,7 +158,7 @@ class TestSegment:
     shutil.copy("photo.png", "more/photo.png")
     shutil.copy("photo.png", "more/Photo.PNG")
     names = ["photo.png", "more/photo.png", "more/Photo.PNG", "./photo.png"]
-    assert cli.main(["segment", *names, "--text", "cat"]) == 0
+    assert main.main(["segment", *names, "--text", "cat"]) == 0
     files = {path.name: json.loads(path.read_text()) for path in (ready / "out").glob("*.json")}
     assert {name: record["images"][0]["file_name"] for name, record in files.items()} == {
       "photo.sam3.json": "photo.png",
@@ -167,7 +170,7 @@ class TestSegment:
     (ready / "broken.jpg").write_bytes((ready / "turned.jpg").read_bytes()[:2000])
     (ready / "notes.txt").write_text("no picture")
     images = ["broken.jpg", "photo.png", "notes.txt", "turned.jpg"]
-    assert cli.main(["segment", *images, "--text", "cat", "--quiet"]) == 2
+    assert main.main(["segment", *images, "--text", "cat", "--quiet"]) == 2
     captured = capsys.readouterr()
     faults = [line for line in captured.err.splitlines() if "error" in line]
     assert len(faults) == 2
@@ -178,11 +181,11 @@ class TestSegment:
     }
 
   def test_quiet(self, ready, capsys):
-    assert cli.main(["segment", "photo.png", "--text", "cat", "--quiet"]) == 0
+    assert main.main(["segment", "photo.png", "--text", "cat", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_odd_phrases_are_printed_as_they_are(self, ready, capsys):
-    assert cli.main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
+    assert main.main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
     assert "[red]cat[/red]" in capsys.readouterr().out
 
   def test_a_terminal_of_few_letters(self, ready, monkeypatch):
@@ -191,14 +194,14 @@ class TestSegment:
     (ready / "photo.png").rename(path)
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
-    assert cli.main(["segment", str(path), "--text", "crème"]) == 0
+    assert main.main(["segment", str(path), "--text", "crème"]) == 0
     stdout.seek(0)
     assert "cr?me" in stdout.read()
     [file] = (ready / "out").glob("*.json")
     assert json.loads(file.read_bytes())["categories"][0]["name"] == "crème"
 
   def test_phrases_given_twice_count_once(self, ready):
-    assert cli.main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
+    assert main.main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
     record = json.loads((ready / "out" / "photo.sam3.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["cat"]
 
@@ -206,7 +209,7 @@ class TestSegment:
     names = [f"{i}.png" for i in range(12)]
     for name in names:
       Image.new("RGB", (8, 8)).save(name)
-    assert cli.main(["segment", *names, "--text", "cat"]) == 0
+    assert main.main(["segment", *names, "--text", "cat"]) == 0
     assert "... and 4 more files in out" in capsys.readouterr().out
 
   def test_a_full_disk(self, ready, monkeypatch, capsys):
@@ -217,8 +220,8 @@ class TestSegment:
       drawn.append(Full() if drawn else visualize.overlay(*args))
       return drawn[-1]
 
-    monkeypatch.setattr(segment, "overlay", overlay)
-    assert cli.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 2
+    monkeypatch.setattr(segment_images, "overlay", overlay)
+    assert main.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 2
     out, err = capsys.readouterr()
     assert err.splitlines()[-1] == (
       "sam3-jax: error: cannot write out/turned.sam3.png: No space left on device; "
@@ -234,8 +237,8 @@ class TestSegment:
     def interrupt(*args, **options):
       raise KeyboardInterrupt
 
-    monkeypatch.setattr(segment, "read_image", interrupt)
-    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 130
+    monkeypatch.setattr(segment_images, "read_image", interrupt)
+    assert main.main(["segment", "photo.png", "--text", "cat"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 
   def test_control_c_that_others_catch(self, ready, monkeypatch, capsys, request):
@@ -243,7 +246,7 @@ class TestSegment:
     # A shell's background jobs start with the signal ignored, and so would this test.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    read, calls = segment.read_image, []
+    read, calls = segment_images.read_image, []
 
     def swallow(*args, **options):
       calls.append(args)
@@ -258,8 +261,8 @@ class TestSegment:
         raise RuntimeError("INTERNAL: a callback failed") from None
 
     for read_image in (swallow, replace):
-      monkeypatch.setattr(segment, "read_image", read_image)
-      assert cli.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
+      monkeypatch.setattr(segment_images, "read_image", read_image)
+      assert main.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
       message = "sam3-jax: error: interrupted; files written before are complete.\n"
       assert capsys.readouterr().err.endswith(message)
       assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -269,11 +272,11 @@ class TestSegment:
     def fault(*args, **options):
       raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr(segment, "read_image", fault)
-    assert cli.main(["segment", "photo.png", "--text", "cat"]) == 2
+    monkeypatch.setattr(segment_images, "read_image", fault)
+    assert main.main(["segment", "photo.png", "--text", "cat"]) == 2
     err = capsys.readouterr().err
     assert err == "sam3-jax: error: RuntimeError: two lines (--debug shows where)\n"
-    assert cli.main(["segment", "photo.png", "--text", "cat", "--debug"]) == 2
+    assert main.main(["segment", "photo.png", "--text", "cat", "--debug"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
@@ -387,23 +390,23 @@ class TestConvert:
   def test_and_inspect(self, folder, capsys):
     layouts.write_folder(folder / "source", layouts.layout("hub"))
     typed = ["convert", "source", "new", "--dtype", "bfloat16", "--tokenizer", layouts.TOKENIZER]
-    assert cli.main([str(one) for one in typed]) == 0
+    assert main.main([str(one) for one in typed]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("new: ")
     assert "bfloat16" in out
     assert err == ""
-    assert cli.main(["inspect", "new", "--json"]) == 0
+    assert main.main(["inspect", "new", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["dtype"] == "bfloat16"
     assert summary["info"]["trained"] is True
     assert f"{summary['parameters']:,} parameters" in out
-    assert cli.main(["inspect", str(folder / "new")]) == 0
+    assert main.main(["inspect", str(folder / "new")]) == 0
     table = capsys.readouterr().out
     assert f"{summary['parameters']:,} in bfloat16" in table
     [(name, file)] = summary["info"]["origin"]["files"].items()
     assert name == "model.safetensors"
     assert file["sha256"] in table.replace("│", "").replace(" ", "").replace("\n", "")
-    assert cli.main(["convert", "new", "back", "--to", "meta"]) == 0
+    assert main.main(["convert", "new", "back", "--to", "meta"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("back/sam3.pt: 623 tensors")
     assert "zero, as the checkpoint has none: detector.geometry_encoder.points_" in out
@@ -413,10 +416,10 @@ class TestConvert:
     asked = []
     layouts.write_folder(folder / "snapshot", layouts.layout("detector"))
     monkeypatch.setattr(
-      "sam3_jax.snapshots.download", lambda name: asked.append(name) or folder / "snapshot"
+      "sam3_jax.checkpoint.hf_hub.download", lambda name: asked.append(name) or folder / "snapshot"
     )
     typed = ["convert", "hf://facebook/sam3", "new", "--tokenizer", layouts.TOKENIZER]
-    assert cli.main([str(one) for one in typed]) == 0
+    assert main.main([str(one) for one in typed]) == 0
     assert asked == ["hf://facebook/sam3"]
     assert capsys.readouterr().out.startswith("new: ")
 
@@ -447,44 +450,46 @@ class TestProgress:
     assert quiet.getvalue() == ""
 
   def test_the_hub_tells_what_it_does(self, monkeypatch):
-    monkeypatch.setattr("sam3_jax.hub.find_checkpoint", lambda name, **more: (name, [*more]))
+    monkeypatch.setattr(
+      "sam3_jax.checkpoint.registry.find_checkpoint", lambda name, **more: (name, [*more])
+    )
     assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress", "note"])
     assert arguments.find("name", quiet=True) == ("name", [])
 
 
 class TestInspect:
   def test_the_embedded_checkpoint(self, folder, capsys):
-    assert cli.main(["inspect", "sam3-tiny"]) == 0
+    assert main.main(["inspect", "sam3-tiny"]) == 0
     table = capsys.readouterr().out
     assert "sam3-tiny" in table
     assert "trunk" in table
-    assert cli.main(["inspect", str(CHECKPOINT), "--json"]) == 0
+    assert main.main(["inspect", str(CHECKPOINT), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert sum(summary["parts"].values()) == summary["parameters"]
 
   def test_quiet(self, fails, capsys):
-    assert cli.main(["inspect", "sam3-tiny", "--quiet"]) == 0
+    assert main.main(["inspect", "sam3-tiny", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     fails("inspect", "nowhere", "--quiet")
 
   def test_a_long_path_is_shown_whole(self, folder, capsys):
     path = folder / ("long" * 30)
     shutil.copytree(CHECKPOINT, path)
-    assert cli.main(["inspect", str(path)]) == 0
+    assert main.main(["inspect", str(path)]) == 0
     cells = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines()[1:-1]]
     assert str(path) in "".join(cells)
 
 
 class TestProgram:
   def test_help_and_version(self, folder, capsys):
-    commands = [command.callback.__name__ for command in cli.app.registered_commands]
+    commands = [command.callback.__name__ for command in main.app.registered_commands]
     assert len(commands) >= 6
     for typed in ([], ["-h"], *([name, "-h"] for name in commands)):
-      assert cli.main(typed) == 0
+      assert main.main(typed) == 0
       out = capsys.readouterr().out
       assert "Usage: sam3-jax" in out
       assert all("--help" in line for line in out.splitlines() if "<bool>" in line)  # typer's own
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capsys.readouterr().out == f"sam3-jax {version('sam3-jax')}\n"
 
   def test_the_default_of_max_pixels(self):
@@ -493,7 +498,7 @@ class TestProgram:
 
   def test_as_a_process(self, folder):
     """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
-    command = [sys.executable, "-c", "from sam3_jax.cli import entry; entry()"]
+    command = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
     typed = ["segment", "photo.png", "--text", "cat", "--device", "cpu"]
     done = subprocess.run([*command, *typed], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -507,11 +512,11 @@ class TestProgram:
   def test_the_end_of_the_process(self, monkeypatch, status):
     """After Ctrl-C nothing is torn down: XLA would crash, and the status be that of a crash."""
     ended = []
-    monkeypatch.setattr(cli, "main", lambda: status)
-    monkeypatch.setattr(cli.os, "_exit", ended.append)
-    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(main, "main", lambda: status)
+    monkeypatch.setattr(main.os, "_exit", ended.append)
+    monkeypatch.setattr(main.signal, "signal", lambda *args: None)
     with pytest.raises(SystemExit) as end:
-      cli.entry()
+      main.entry()
     assert end.value.code == status
     assert ended == ([status] if status == INTERRUPTED else [])
 

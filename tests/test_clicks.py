@@ -18,15 +18,13 @@ from sam3_jax import (
   Sam3,
   VisualPrompt,
   add_instance,
-  cli,
   mend_by_clicks,
   mend_instance,
-  segment,
 )
-from sam3_jax.commands import arguments
-from sam3_jax.everything import MaskGeneration
-from sam3_jax.masks import RleMasks
-from sam3_jax.postprocess import visual_instances
+from sam3_jax.cli import arguments, main, segment_images
+from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.outputs.instances import visual_instances
+from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.
@@ -233,12 +231,12 @@ def ready(tmp_path, monkeypatch, model):
   monkeypatch.chdir(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
   Image.fromarray(image).save("a.png")
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: model)
+  monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: model)
   return tmp_path
 
 
 def record(*typed):
-  assert cli.main(["segment", "a.png", "--quiet", *typed]) == 0
+  assert main.main(["segment", "a.png", "--quiet", *typed]) == 0
   with open("out/a.sam3.json") as file:
     return json.load(file)
 
@@ -344,7 +342,7 @@ def test_everything_from_the_command(ready, model, monkeypatch):
   ],
 )
 def test_faulty_commands(ready, capsys, typed, message):
-  assert cli.main(["segment", "a.png", *typed]) == 2
+  assert main.main(["segment", "a.png", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1
@@ -353,9 +351,9 @@ def test_faulty_commands(ready, capsys, typed, message):
 
 def test_a_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
   bare = Sam3(model.config, tiny.parameters(), model.tokenizer, dtype="float32")
-  monkeypatch.setattr(segment.Sam3, "from_checkpoint", lambda *_, **__: bare)
+  monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: bare)
   for typed in (["--point", "1,1"], ["--everything"]):
-    assert cli.main(["segment", "a.png", *typed]) == 2
+    assert main.main(["segment", "a.png", *typed]) == 2
     err = capsys.readouterr().err
     assert "no head for visual prompts" in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -370,4 +368,4 @@ def test_what_is_asked():
   assert (both.visual[0].box, both.visual[0].points) == ((1, 1, 9, 9), ((1, 2),))
   assert arguments.asked([], [], [], False, True) == ([], [])
   job = types.SimpleNamespace(everything=False, prompts=[], visual=both.visual)
-  assert segment.Job.phrases.fget(job) == ["click"]
+  assert segment_images.Job.phrases.fget(job) == ["click"]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam3_jax import annotations
-from sam3_jax.annotations import Object
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Object
 from sam3_jax.evaluation import concept, predictions
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.concept import Counts, Tally

@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
 from safetensors.numpy import save_file
-from sam3_jax.converters import convert, find_weights, huggingface
-from sam3_jax.converters.safetensors import open_safetensors
+from sam3_jax.converters import convert, find_weights
+from sam3_jax.converters.layouts import huggingface
+from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.sources import open_weights
 from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import RELEASED
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 HUB = dataclasses.replace(CONFIG, concept_points=False)
 NO_MEMORY = "tracker.no_mem_embed"

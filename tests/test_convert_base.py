@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import TOKENIZER, layout, tiny_config, write_folder
-from sam3_jax.converters import convert, meta
+from sam3_jax.converters import convert
 from sam3_jax.converters.base import Base
+from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.parts import OPTIONAL, WORDS, parts_of
 from sam3_jax.converters.planning import plan_on
 from sam3_jax.converters.rules import Source
@@ -18,8 +19,8 @@ from test_convert import refused
 from tiny import CONFIG
 from torch_archive import save_arrays
 
-from sam3_jax import checkpoint
-from sam3_jax.trees import flatten
+from sam3_jax.checkpoint import bundle
+from sam3_jax.utils.param_tree import flatten
 
 opened = functools.cache(Base)
 KINDS = {"meta": "meta", "hub": "huggingface"}
@@ -41,7 +42,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(base):
-  return {name: np.asarray(x) for name, x in flatten(checkpoint.load(base).params).items()}
+  return {name: np.asarray(x) for name, x in flatten(bundle.load(base).params).items()}
 
 
 def without(arrays, layout, parts):
@@ -92,17 +93,17 @@ def test_a_recipe_without_masks(base, theirs, tmp_path):
   refused(source, tmp_path, match, config=CONFIG)
   notes = []
   convert(source, tmp_path / "out", base=base, note=notes.append)
-  got = flatten(checkpoint.load(tmp_path / "out", verify=True).params)
+  got = flatten(bundle.load(tmp_path / "out", verify=True).params)
   for path, array in got.items():
     of_base = path.startswith(("masks/", "visual/"))
     np.testing.assert_array_equal(np.asarray(array), theirs[path] / (1 if of_base else 2))
-  info = checkpoint.inspect(tmp_path / "out").info
+  info = bundle.inspect(tmp_path / "out").info
   assert info["base"]["parts"] == ["masks", "visual", "visual/neck"]
-  assert info["base"]["identity"] == checkpoint.begin(base)[0].identity
+  assert info["base"]["identity"] == bundle.begin(base)[0].identity
   assert notes[0].startswith("took from the base base: the segmentation head")
   assert info["lacks"] == []
-  unread = checkpoint.load_unread(tmp_path / "out")
-  assert unread.keys() == checkpoint.load_unread(base).keys()
+  unread = bundle.load_unread(tmp_path / "out")
+  assert unread.keys() == bundle.load_unread(base).keys()
 
 
 def test_a_part_that_is_not_whole_is_no_part_that_is_absent(base, tmp_path):

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam3_jax import annotations
-from sam3_jax.annotations import Object, Pair
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training.data import Batches
 from sam3_jax.training.examples import DataConfig, Picture
 from sam3_jax.training.sources import PairSource, SceneConfig, SceneSource

@@ -13,12 +13,7 @@ from support import QUICK, difference
 from sam3_jax.model.layers import Layering
 from sam3_jax.training import sharding, state, step
 from sam3_jax.training.losses import LossConfig
-from sam3_jax.training.optimizer import (
-  OptimizerConfig,
-  make_optimizer,
-  make_schedule,
-  stacked_axes,
-)
+from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule, stacked_axes
 
 
 def five_steps(devices, fsdp, again=False):

@@ -10,7 +10,7 @@ import numpy as np
 import tiny
 
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.postprocess import fill_holes
+from sam3_jax.outputs.instances import fill_holes
 from sam3_jax.types import ImageMaps
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_jax.training import backgrounds, drawings, jitter
-from sam3_jax.training.drawings import make_sheet
+from sam3_jax.datasets.synthetic import augment as jitter
+from sam3_jax.datasets.synthetic import backgrounds, drawings
+from sam3_jax.datasets.synthetic.drawings import make_sheet
 
 FOLDER = Path(drawings.__file__).parent
 NAMES = [concept.name for concept in drawings.concepts()]

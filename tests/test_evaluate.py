@@ -15,13 +15,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from test_concept import figures
 
-from sam3_jax import Sam3, Tokenizer, annotations, cli, inference
-from sam3_jax.annotations import Object, Pair
-from sam3_jax.evaluation import concept, predict, predictions, run, score, worst
+from sam3_jax import Sam3, Tokenizer
+from sam3_jax.cli import main
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.evaluation import concept, error_gallery, predict, predictions, run, score
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.prompts import BOXES_ALONE
-from sam3_jax.rle import runs as rle_runs
+from sam3_jax.inference import predictor
+from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.outputs.rle import runs as rle_runs
 
 GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
 SCENES = Path(__file__).parent / "scenes"
@@ -41,7 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(autouse=True)
 def batches(monkeypatch):
   """Those of an accelerator."""
-  monkeypatch.setattr(inference, "prompts_at_once", lambda: (4, 1))
+  monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def fails(folder, capsys):
 
   def call(*typed: object) -> str:
     before = listing(folder)
-    status = cli.main(["evaluate", *[str(one) for one in typed]])
+    status = main.main(["evaluate", *[str(one) for one in typed]])
     captured = capsys.readouterr()
     assert status == 2, captured
     assert captured.out == ""
@@ -234,7 +237,7 @@ class TestPredict:
 
   def test_phrases_are_forgotten_in_time(self, model, pairs, folder, monkeypatch):
     want = list(predict.predict(model, pairs, folder, least=0))
-    monkeypatch.setattr("sam3_jax.phrases.REMEMBERED", 6)
+    monkeypatch.setattr("sam3_jax.inference.text_cache.REMEMBERED", 6)
     got = list(predict.predict(model, pairs, folder, least=0))
     assert got == want
 
@@ -461,13 +464,13 @@ class TestWorst:
       return concept.Counts(truths, found, np.array([*matched, *[0] * (10 - len(matched))]))
 
     rows = [row(3, 3), row(1, 0), row(2, 2, 1), row(2, 2, 1, 1), row(0, 0)]
-    assert sorted(rows, key=worst.order) == rows
+    assert sorted(rows, key=error_gallery.order) == rows
 
 
 class TestCommand:
   def test_a_model(self, ready, model, pairs, capsys):
     typed = ["--data", "data.json", "--checkpoint", "sam3-tiny", "--threshold", "0.2"]
-    assert cli.main(["evaluate", *typed, "--worst", "2", "--out", "new/metrics.json"]) == 0
+    assert main.main(["evaluate", *typed, "--worst", "2", "--out", "new/metrics.json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "14 pairs" in out
@@ -486,9 +489,9 @@ class TestCommand:
   @pytest.mark.parametrize("prompt", ["text", "box", "text+box"])
   def test_predictions_score_as_the_model_did(self, ready, capsys, prompt):
     options = ["--data", "data.json", "--prompt", prompt, "--threshold", "0.2", "--quiet"]
-    assert cli.main(["evaluate", *options]) == 0
+    assert main.main(["evaluate", *options]) == 0
     again = [*options, "--predictions", "predictions.json", "--out", "again.json"]
-    assert cli.main(["evaluate", *again]) == 0
+    assert main.main(["evaluate", *again]) == 0
     assert json.loads(Path("again.json").read_text()) == json.loads(
       Path("metrics.json").read_text()
     )
@@ -500,7 +503,7 @@ class TestCommand:
     assert len(rows) == 4
     other = rows[0] | {"category_id": 77}
     write_json("found.json", [other, *rows[::-1], other])
-    assert cli.main(["evaluate", "--data", "coco.json", "--predictions", "found.json"]) == 0
+    assert main.main(["evaluate", "--data", "coco.json", "--predictions", "found.json"]) == 0
     metrics = json.loads(Path("metrics.json").read_text())
     assert (metrics["positive_pairs"], metrics["il_mcc"]) == (4, pytest.approx(1))
     assert metrics["cgf1"] > 99
@@ -508,14 +511,14 @@ class TestCommand:
 
   def test_a_models_predictions_name_the_coco_files_ids(self, ready, coco_folder, capsys):
     options = ["--data", "coco.json", "--threshold", "0.2", "--quiet"]
-    assert cli.main(["evaluate", *options]) == 0
+    assert main.main(["evaluate", *options]) == 0
     rows = json.loads(Path("predictions.json").read_text())
     truth = annotations.read("coco.json")
     assert {(row["image_id"], row["category_id"]) for row in rows} <= {
       (one.image_id, one.category_ids[0]) for one in truth
     }
     again = ["--predictions", "predictions.json", "--out", "again.json"]
-    assert cli.main(["evaluate", *options, *again]) == 0
+    assert main.main(["evaluate", *options, *again]) == 0
     assert Path("again.json").read_text() == Path("metrics.json").read_text()
 
   def test_several_truths_and_pictures_elsewhere(self, ready, pairs, capsys):
@@ -524,7 +527,7 @@ class TestCommand:
     write_json("truths/other.json", emptied)
     write_json("found.json", predictions.to_coco(perfect(pairs), pairs))
     typed = ["--data", "truths/other.json", "--data", "data.json", "--predictions", "found.json"]
-    assert cli.main(["evaluate", *typed, "--images", ".", "--worst", "99"]) == 0
+    assert main.main(["evaluate", *typed, "--images", ".", "--worst", "99"]) == 0
     metrics = json.loads(Path("metrics.json").read_text())
     assert (metrics["truths"], metrics["il_mcc"]) == (2, pytest.approx(1))
     assert metrics["cgf1"] > 99
@@ -534,7 +537,7 @@ class TestCommand:
 
   def test_untrained_is_noted(self, ready, model, monkeypatch, capsys):
     monkeypatch.setattr(model, "info", {"trained": False})
-    assert cli.main(["evaluate", "--data", "data.json", "--prompt", "box"]) == 0
+    assert main.main(["evaluate", "--data", "data.json", "--prompt", "box"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("note: sam3-tiny is untrained")
     assert "cgF1 say nothing; see pmF1" in err
@@ -544,7 +547,7 @@ class TestCommand:
     def overlay(*args):
       raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(worst, "overlay", overlay)
+    monkeypatch.setattr(error_gallery, "overlay", overlay)
     Path("worst").mkdir()
     assert "No space left on device" in fails("--data", "data.json", "--worst", "1")
 

@@ -8,12 +8,13 @@ import pytest
 import toy
 from PIL import Image
 
-from sam3_jax import annotations, cli
+from sam3_jax.cli import main
+from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import clicks
 from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
-from sam3_jax.everything import MaskGeneration
-from sam3_jax.masks import RleMasks
-from sam3_jax.rle import bounds, encode
+from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.outputs.masks import RleMasks
+from sam3_jax.outputs.rle import bounds, encode
 from sam3_jax.types import VisualMasks
 
 SIZE = 40, 60
@@ -190,7 +191,7 @@ class TestCommand:
     _, folder = data
     model, out = toy.save(folder / "toy", visual=True), folder / "figures.json"
     typed = ["evaluate", "--data", str(folder / "data.json"), "--checkpoint", str(model)]
-    assert cli.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
+    assert main.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found.keys() == figures
     assert found["objects"] == 2
@@ -205,14 +206,14 @@ class TestCommand:
     model, out = toy.save(data[1] / "optional", visual=True), data[1] / "optional.json"
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--checkpoint", str(model)]
     typed += ["--out", str(out), "--option", "points_per_side=3"]
-    assert cli.main([*typed, "--prompt", "everything"]) == 0
+    assert main.main([*typed, "--prompt", "everything"]) == 0
     assert asked == [MaskGeneration(points_per_side=3)]
     capsys.readouterr()
-    assert cli.main([*typed, "--prompt", "click"]) == 2
+    assert main.main([*typed, "--prompt", "click"]) == 2
     assert "is for --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
   def test_what_makes_no_sense(self, data, capsys, more):
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--prompt", "click", *more]
-    assert cli.main(typed) == 2
+    assert main.main(typed) == 2
     assert "leave out --predictions and --worst" in " ".join(capsys.readouterr().err.split())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam3_jax.annotations import Object, Pair
-from sam3_jax.preprocess import resize
-from sam3_jax.prompts import BOXES_ALONE
+from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.inputs.preprocess import resize
+from sam3_jax.inputs.prompts import BOXES_ALONE
 from sam3_jax.training.examples import DataConfig, Picture, example, usable
 
 HEIGHT, WIDTH = 36, 48

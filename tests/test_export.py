@@ -14,19 +14,22 @@ import pytest
 from clip_bpe import merges as clip_merges
 from layouts import TOKENIZER, layout, tiny_config, write_folder
 from safetensors.numpy import load_file
-from sam3_jax.converters import convert, meta
+from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
-from sam3_jax.converters.huggingface_config import read_config, write_config
-from sam3_jax.converters.safetensors import open_safetensors, write_safetensors
+from sam3_jax.converters.layouts import meta
+from sam3_jax.converters.layouts.huggingface_config import read_config, write_config
+from sam3_jax.converters.readers.safetensors import open_safetensors, write_safetensors
+from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import name_in_file
-from sam3_jax.converters.torch_files import open_torch
 from sam3_jax.converters.torch_writer import write_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.vocabulary_files import merges, write_huggingface, write_openai
 from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
-from sam3_jax import Sam3, checkpoint, checksums
+from sam3_jax import Sam3
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import checksums
 from sam3_jax.config import RELEASED, StemConfig
 
 POINTS = "detector.geometry_encoder.points_"
@@ -188,8 +191,8 @@ def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
 
 
 def test_training_keeps_what_nothing_reads(bundles):
-  from sam3_jax.training.command import load_start
   from sam3_jax.training.config import TrainConfig
+  from sam3_jax.training.run import load_start
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
   assert_arrays(start.unread, checkpoint.load_unread(bundles / "hub"))

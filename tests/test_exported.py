@@ -18,13 +18,16 @@ from safetensors.flax import load_file
 from support import difference
 from toy import CONFIG, parameters, visual_parameters
 
-from sam3_jax import Prompt, Sam3, VisualPrompt, checkpoint, cli, compiling
-from sam3_jax.export import export
-from sam3_jax.onnx import write_onnx
-from sam3_jax.plain import Sizes, functions
-from sam3_jax.prompts import pack
-from sam3_jax.trees import flatten, nest
-from sam3_jax.visual.prompts import pack_visual
+from sam3_jax import Prompt, Sam3, VisualPrompt
+from sam3_jax.checkpoint import bundle
+from sam3_jax.cli import main
+from sam3_jax.export.bundle import export
+from sam3_jax.export.exportable import Sizes, functions
+from sam3_jax.export.onnx import write_onnx
+from sam3_jax.inference import aot
+from sam3_jax.inputs.prompts import pack
+from sam3_jax.inputs.visual_prompts import pack_visual
+from sam3_jax.utils.param_tree import flatten, nest
 
 pytest.importorskip("flatbuffers")
 
@@ -63,7 +66,7 @@ def folder(tmp_path_factory, tokenizer_path):
   folder = tmp_path_factory.mktemp("export")
   params = nest(parameters() | visual_parameters())
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
-  checkpoint.save(folder / "toy", params, CONFIG, tokenizer_path.read_bytes(), info=info)
+  bundle.save(folder / "toy", params, CONFIG, tokenizer_path.read_bytes(), info=info)
   platforms = "cpu", "tpu"
   export(folder / "toy", folder / "exported", platforms=platforms, phrases=["lion"])
   return folder
@@ -157,10 +160,10 @@ def test_sizes_and_bfloat16(folder, tmp_path):
 
 def test_command(folder, tmp_path, capsys):
   typed = ["export", str(folder / "toy"), str(tmp_path / "out"), "--platforms", "cpu", "--quiet"]
-  assert cli.main(typed) == 0
+  assert main.main(typed) == 0
   assert (tmp_path / "out" / "cpu" / "decode.stablehlo").is_file()
   assert capsys.readouterr().out == ""
-  assert cli.main(typed) == 2
+  assert main.main(typed) == 2
   captured = capsys.readouterr()
   assert "exists already" in captured.err
   assert captured.err.count("\n") == 1
@@ -184,7 +187,7 @@ def test_command(folder, tmp_path, capsys):
 )
 def test_faults(typed, message, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert cli.main(["export", *typed]) == 2
+  assert main.main(["export", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1
@@ -201,7 +204,7 @@ def test_without_flatbuffers(folder, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["encode_image", "encode_text", "decode", "decode_visual"])
 def test_compiles_for_a_tpu(folder, name):
-  place = jax.sharding.SingleDeviceSharding(compiling.described_tpu("v5e:1x1"))
+  place = jax.sharding.SingleDeviceSharding(aot.described_tpu("v5e:1x1"))
   exported = jax.export.deserialize(
     bytearray((folder / "exported" / "tpu" / f"{name}.stablehlo").read_bytes())
   )

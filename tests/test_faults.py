@@ -13,11 +13,12 @@ import sam3_jax.converters as converters
 from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert, meta
+from sam3_jax.converters import convert
+from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.rules import Source
 from tiny import CONFIG
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle
 
 COUNT = 200
 DTYPES = ("float64", "float16", "int32", "complex64", "bool")
@@ -73,7 +74,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     changed[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
     file.write_bytes(changed)
     with pytest.raises(ValueError, match="differs from its checksum") as caught:
-      checkpoint.verify(tmp_path / "out")
+      bundle.verify(tmp_path / "out")
     message = str(caught.value)
     named += any(re.search(rf"\b{name} differs", message) for name in parameters)
     assert f"{file} differs" in message
@@ -83,4 +84,4 @@ def test_every_flipped_bit_is_found(tmp_path):
   content = small.read_bytes()
   small.write_bytes(bytes([content[0] ^ 1]) + content[1:])
   with pytest.raises(ValueError, match=f"{small.name} differs from its checksum"):
-    checkpoint.verify(tmp_path / "out")
+    bundle.verify(tmp_path / "out")

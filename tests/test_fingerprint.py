@@ -14,9 +14,11 @@ import pytest
 import toy
 from support import quick
 
-from sam3_jax import checkpoint, checksums, cli, fingerprint
-from sam3_jax.fingerprint import TOLERANCES, Fingerprint, compare, compute
-from sam3_jax.inference import Sam3
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import checksums, fingerprint
+from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare, compute
+from sam3_jax.cli import main
+from sam3_jax.inference.predictor import Sam3
 
 RESULTS = 12  # without a head for visual prompts, which has 3 more
 
@@ -60,7 +62,7 @@ def kept(folder) -> Fingerprint:
 
 
 def inspect(capsys, folder, *options):
-  status = cli.main(["inspect", str(folder), "--json", *options])
+  status = main.main(["inspect", str(folder), "--json", *options])
   out, err = capsys.readouterr()
   assert err.count("\n") == (status != 0)
   return json.loads(out) if status == 0 else err
@@ -79,7 +81,7 @@ def test_unusual_modes_of_jax_compute_the_same(bundle):
   set them."""
   modes = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": "cpu"}
   flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-  run = "import sys; from sam3_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+  run = "import sys; from sam3_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
   done = subprocess.run(
     [sys.executable, "-c", run, "inspect", str(bundle), "--verify", "--json"],
     env=os.environ | modes | {"XLA_FLAGS": flags},
@@ -168,14 +170,14 @@ def test_convert_keeps_one(tmp_path, loads, capsys, monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   layouts.write_folder(tmp_path / "source", layouts.layout("detector"))
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
-  assert cli.main(["convert", *map(str, typed)]) == 0
+  assert main.main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
   said = " ".join(capsys.readouterr().out.split())
   assert "not compared with transformers, without torch and transformers here: pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]
-  assert cli.main([*typed, "--verify"]) == 0
+  assert main.main([*typed, "--verify"]) == 0
   assert "tensors are bit-equal to the checkpoint's" in capsys.readouterr().out
   assert not (tmp_path / "out" / fingerprint.FILE).exists()
 
@@ -187,6 +189,6 @@ def test_convert_refuses_a_model_that_computes_nothing(tmp_path, loads, capsys):
   arrays[name] = arrays[name] * 0 + 3e38
   layouts.write_folder(tmp_path / "source", arrays)
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
-  assert cli.main(["convert", *map(str, typed)]) == 2
+  assert main.main(["convert", *map(str, typed)]) == 2
   assert "encode picture: coarse is not finite" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["source"]

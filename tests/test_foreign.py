@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from layouts import TOKENIZER, layout
 from safetensors.numpy import save_file
-from sam3_jax.converters import convert, meta
-from sam3_jax.converters.foreign import recognise, recognise_variant
+from sam3_jax.converters import convert
+from sam3_jax.converters.identify import recognise, recognise_variant
+from sam3_jax.converters.layouts import meta
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG, meta_weights
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle as checkpoint
 
 TEXT = "detector.backbone.language_backbone.encoder"
 NECK = "detector.backbone.vision_backbone"

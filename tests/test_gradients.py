@@ -20,8 +20,8 @@ from tiny import CONFIG, parameters
 
 from sam3_jax.model.layers import Block
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.trees import flatten
 from sam3_jax.types import Points
+from sam3_jax.utils.param_tree import flatten
 
 KEY = jax.random.key(0)  # unused without training
 STACKS = ("groups", "layers", "blocks")

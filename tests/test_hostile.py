@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from keras_preset import preset_config, write_preset
 from layouts import layout, tiny_config, write_folder
-from sam3_jax.converters import convert, meta
-from sam3_jax.converters.hdf5 import open_hdf5
-from sam3_jax.converters.safetensors import open_safetensors
-from sam3_jax.converters.torch_files import open_torch
+from sam3_jax.converters import convert
+from sam3_jax.converters.layouts import meta
+from sam3_jax.converters.readers.hdf5 import open_hdf5
+from sam3_jax.converters.readers.safetensors import open_safetensors
+from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
 from test_convert import entry, refused, safetensors
 from tiny import CONFIG

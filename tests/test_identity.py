@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam3_jax.identity import (
+from sam3_jax.utils.identity import (
   FileIdentity,
   changes,
   checkpoint_identity,

@@ -15,8 +15,8 @@ from PIL import Image
 
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.reading import Source, reading
-from sam3_jax.file_signatures import what_it_is
-from sam3_jax.image_file import (
+from sam3_jax.inputs.file_signatures import what_it_is
+from sam3_jax.inputs.image_file import (
   FORMATS,
   IMAGE_SUFFIXES,
   SUFFIXES_BY_FORMAT,
@@ -25,7 +25,7 @@ from sam3_jax.image_file import (
   displayed_size,
   open_image,
 )
-from sam3_jax.preprocess import read_image
+from sam3_jax.inputs.preprocess import read_image
 
 ROOT = Path(__file__).parents[1]
 RNG = np.random.default_rng(0)

@@ -15,7 +15,8 @@ import tiny
 from PIL import Image
 from support import QUICK, assert_close, quick
 
-from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, inference, room
+from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
+from sam3_jax.inference import output_buffer, predictor
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import Detections, Prompts, TextEmbedding
 
@@ -37,7 +38,7 @@ def made(tokenizer_path, dtype="float32"):
 @pytest.fixture(autouse=True)
 def batches(monkeypatch):
   """Those of an accelerator."""
-  monkeypatch.setattr(inference, "prompts_at_once", lambda: (4, 1))
+  monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch, min_score,
   """At once, or, where it depends on the scores, as soon as it is known."""
   asked, parts = [], model._parts
   monkeypatch.setattr(model, "_parts", lambda *args: asked.append(args) or parts(*args))
-  monkeypatch.setattr(room, "free_memory", lambda: 0)
+  monkeypatch.setattr(output_buffer, "free_memory", lambda: 0)
   with pytest.raises(ValueError, match=r"the masks of .* take 0.0 GB, .*max_detections"):
     model.decode(embedding, PROMPTS[:2], 0, min_score=min_score, memory_budget=0)
   assert len(asked) == decodings
@@ -228,7 +229,7 @@ def test_instances_have_source_pixels(model, embedding):
 def test_one_prompt_at_a_time_on_a_cpu(model, embedding, monkeypatch):
   together = model.decode(embedding, PROMPTS, INDEX)
   monkeypatch.undo()
-  assert inference.prompts_at_once() == (1,)
+  assert predictor.prompts_at_once() == (1,)
   assert_same(model.decode(embedding, PROMPTS, INDEX), together)
 
 

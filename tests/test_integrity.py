@@ -14,8 +14,10 @@ from layouts import TOKENIZER, layout, write_folder
 from PIL import Image
 from sam3_jax.converters import convert
 
-from sam3_jax import Sam3, checkpoint, checksums, cli, fingerprint
-from sam3_jax.items import read_item, save_item
+from sam3_jax import Sam3
+from sam3_jax.checkpoint import bundle, checksums, fingerprint
+from sam3_jax.checkpoint.orbax_items import read_item, save_item
+from sam3_jax.cli import main
 
 NAMES = st.text("abcxyz_-. /", min_size=1, max_size=12).filter(checksums._is_listable)
 SUMS = st.dictionaries(NAMES, st.binary(max_size=9), min_size=1, max_size=5)
@@ -54,7 +56,7 @@ def flip(path, place=-2):
 
 def refused(path, match, **options):
   with pytest.raises(ValueError, match=match) as caught:
-    checkpoint.begin(path, **options)
+    bundle.begin(path, **options)
   assert "\n" not in str(caught.value)
 
 
@@ -124,7 +126,7 @@ def test_sha256sum_reads_it_and_all_files_are_in_it(made):
 def test_progress_is_told_while_files_are_read(made, monkeypatch):
   monkeypatch.setattr(checksums, "TICK", 0.0)
   told = []
-  checkpoint.verify(made, progress=told.append)
+  bundle.verify(made, progress=told.append)
   assert told == sorted(told)
   assert all(0 <= fraction <= 1 for fraction in told)
 
@@ -139,7 +141,7 @@ def test_every_fault_is_found_before_a_job():
 
 def test_a_flipped_bit_in_a_large_file_waits_for_verify(copy):
   flip(largest(copy), 2**19)
-  checkpoint.begin(copy)
+  bundle.begin(copy)
   refused(copy, f"{largest(copy)} differs from its checksum", verify=True)
   with pytest.raises(ValueError, match="differs from its checksum"):
     Sam3.from_checkpoint(copy, verify=True)
@@ -151,7 +153,7 @@ def test_batch_refuses_a_damaged_checkpoint(copy, tmp_path, capsys, name):
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   typed = ["--images", tmp_path / "*.png", "--prompts", "a, b", "--out", tmp_path / "out"]
   typed += ["--checkpoint", copy, "--quiet"]
-  assert cli.main(["batch", *map(str, typed)]) == 2
+  assert main.main(["batch", *map(str, typed)]) == 2
   assert "differs from its checksum" in capsys.readouterr().err
   assert not any((tmp_path / "out").glob("**/*.json*"))
 
@@ -163,7 +165,7 @@ def test_checksums_that_are_removed_are_missed(copy):
 
 def test_files_beside_are_compared_by_verify_and_new_ones_named(copy):
   flip(copy / "README.md")
-  checkpoint.begin(copy)
+  bundle.begin(copy)
   refused(copy, "README.md differs from its checksum", verify=True)
   (copy / "README.md").unlink()
   refused(copy, "README.md cannot be read: No such file", verify=True)
@@ -171,74 +173,74 @@ def test_files_beside_are_compared_by_verify_and_new_ones_named(copy):
   (copy / "notes").mkdir()
   (copy / ".git").mkdir()
   (copy / ".git" / "HEAD").write_text("x")
-  assert "none of notes/; --add-checksums adds" in checkpoint.inspect(copy).checks["checksums"]
-  assert checkpoint.add_checksums(copy) == ["README.md"]
-  checkpoint.verify(copy)
+  assert "none of notes/; --add-checksums adds" in bundle.inspect(copy).checks["checksums"]
+  assert bundle.add_checksums(copy) == ["README.md"]
+  bundle.verify(copy)
 
 
 def test_an_item_that_orbax_wrote_again_is_left_to_its_tensors(copy):
   arrays = read_item(copy / "params" / "trunk")
   shutil.rmtree(copy / "params" / "trunk")
   save_item(copy / "params" / "trunk", arrays)
-  checks = checkpoint.inspect(copy).checks["checksums"]
+  checks = bundle.inspect(copy).checks["checksums"]
   assert checks.endswith("params/trunk was written again by Orbax")
-  checkpoint.load(copy, verify=True)
+  bundle.load(copy, verify=True)
   shutil.rmtree(copy / "params" / "trunk")
   arrays["trunk"]["norm_pre"]["scale"] = arrays["trunk"]["norm_pre"]["scale"] + 1
   save_item(copy / "params" / "trunk", arrays)
   refused(copy, "1 fault: trunk/norm_pre/scale differs from its checksum", verify=True)
   with pytest.raises(ValueError, match="trunk/norm_pre/scale differs"):
-    checkpoint.add_checksums(copy)
+    bundle.add_checksums(copy)
 
 
 # --- edited on purpose, and of earlier versions
 
 
 def test_a_configuration_may_be_edited(copy, capsys):
-  before = checkpoint.inspect(copy).identity
+  before = bundle.inspect(copy).identity
   settings = json.loads((copy / "config.json").read_text())
   settings["model"]["dropout"] = 0.25
   (copy / "config.json").write_text(json.dumps(settings))
-  assert cli.main(["inspect", str(copy)]) == 2
+  assert main.main(["inspect", str(copy)]) == 2
   said = capsys.readouterr().err
   assert "config.json differs from its checksum" in said
   assert f"if you changed it on purpose, run `sam3-jax inspect {copy} --add-checksums`" in said
-  assert cli.main(["inspect", str(copy), "--add-checksums", "--json"]) == 0
+  assert main.main(["inspect", str(copy), "--add-checksums", "--json"]) == 0
   out, err = capsys.readouterr()
   assert f"{copy}: SHA256SUMS has new checksums of config.json, manifest.json\n" in err
   assert json.loads(out)["config"]["dropout"] == 0.25
-  assert json.loads(out)["identity"] == checkpoint.load(copy, verify=True).identity != before
+  assert json.loads(out)["identity"] == bundle.load(copy, verify=True).identity != before
   settings["model"]["heads"] = 0
   (copy / "config.json").write_text(json.dumps(settings))
-  assert cli.main(["inspect", str(copy), "--add-checksums"]) == 2
+  assert main.main(["inspect", str(copy), "--add-checksums"]) == 2
   assert "config.json: heads must be at least 1; got 0" in capsys.readouterr().err
   refused(copy, "config.json differs from its checksum")
 
 
 def test_a_checkpoint_of_an_earlier_version(old, made):
-  assert checkpoint.load(old, verify=True).identity == checkpoint.inspect(made).identity
+  assert bundle.load(old, verify=True).identity == bundle.inspect(made).identity
   for verify, end in ((False, ""), (True, "tensors are right; ")):
-    checks = checkpoint.inspect(old, verify=verify).checks["checksums"]
+    checks = bundle.inspect(old, verify=verify).checks["checksums"]
     lacking = "LICENSE, README.md, config.json, fingerprint.json, manifest.json, tokenizer.model"
     assert checks.endswith(f"{end}there are none of {lacking}; --add-checksums adds them")
   file = largest(old)
   flip(file, 2**19)
-  checkpoint.begin(old)
+  bundle.begin(old)
   refused(old, f"{file} differs from its checksum; .* differs", verify=True)
   with pytest.raises(ValueError, match=r"1 fault: .* differs from its checksum"):
-    checkpoint.add_checksums(old)
+    bundle.add_checksums(old)
   flip(file, 2**19)
   flip(old / "params" / "rest" / "_METADATA")
   refused(old, "_METADATA differs from its checksum")
 
 
 def test_an_earlier_version_gets_checksums(old):
-  names = checkpoint.add_checksums(old)
+  names = bundle.add_checksums(old)
   assert set(names) == checksums.read(old).keys()
   manifest = json.loads((old / "manifest.json").read_text())
   assert manifest["checksums_file"] == checksums.FILE
   assert "checksums" not in manifest
-  checks = checkpoint.inspect(old, verify=True).checks["checksums"]
+  checks = bundle.inspect(old, verify=True).checks["checksums"]
   assert checks.startswith(f"those of all {len(names)} files are right")
   flip(old / "tokenizer.model")
   refused(old, "tokenizer.model differs from its checksum")
@@ -246,7 +248,7 @@ def test_an_earlier_version_gets_checksums(old):
 
 def test_what_one_flips_in_an_earlier_version_is_found_where_it_can_be(old):
   flip(largest(old, "unread"), 0)
-  checkpoint.begin(old)
+  bundle.begin(old)
   refused(old, r"tracker\.\d differs from its checksum|cannot be read", verify=True)
 
 
@@ -259,21 +261,21 @@ def test_conversions_of_the_same_weights_have_one_identity(tmp_path):
   for name, kind, shards in (("a", "hub", 1), ("b", "doubled", 2)):
     source = write_folder(tmp_path / f"source-{name}", layout(kind), shards)
     convert(source, tmp_path / name, tokenizer=TOKENIZER, verify=False)
-    identities.add(checkpoint.inspect(tmp_path / name).identity)
+    identities.add(bundle.inspect(tmp_path / name).identity)
   assert len(identities) == 1
 
 
 def test_inspect_shows_the_identity(made, capsys):
-  identity = checkpoint.load(made).identity
-  assert cli.main(["inspect", str(made)]) == 0
+  identity = bundle.load(made).identity
+  assert main.main(["inspect", str(made)]) == 0
   assert f" {identity[:16]} " in capsys.readouterr().out
-  assert cli.main(["inspect", str(made), "--json"]) == 0
+  assert main.main(["inspect", str(made), "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["identity"] == identity
 
 
 def test_the_embedded_checkpoint_is_whole():
-  path = checkpoint.place(bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny")
-  checks = checkpoint.inspect(path, verify=True).checks["checksums"]
+  path = bundle.place(bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny")
+  checks = bundle.inspect(path, verify=True).checks["checksums"]
   assert "there are none of" not in checks
   assert checks.startswith("those of all ")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3_jax.json_text import parse, shown
+from sam3_jax.utils.json_text import parse, shown
 
 VALUES = st.recursive(
   st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False,

@@ -13,16 +13,17 @@ import pytest
 from clip_bpe import merges as clip_merges
 from keras_preset import datasets, preset_config, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert, find_weights, keras_hub
+from sam3_jax.converters import convert, find_weights
 from sam3_jax.converters.export import export
-from sam3_jax.converters.hdf5 import open_hdf5
-from sam3_jax.converters.safetensors import open_safetensors
+from sam3_jax.converters.layouts import keras_hub
+from sam3_jax.converters.readers.hdf5 import open_hdf5
+from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.vocabulary_files import write_huggingface
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle as checkpoint
 
 HUB = dataclasses.replace(CONFIG, concept_points=False)
 TILED = "layers/sam3_vision_encoder/backbone/embeddings/vars/0"

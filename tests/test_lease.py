@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from sam3_jax import lease as leases
-from sam3_jax.lease import (
+from sam3_jax.utils import lease as leases
+from sam3_jax.utils.lease import (
   Holder,
   Lease,
   LeaseHeldError,
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_stale_by_age_only(path):
 
 
 def test_a_killed_process_leaves_a_stale_one(path):
-  code = "import sys; from sam3_jax.lease import Lease; print(Lease(sys.argv[1]).acquire())"
+  code = "import sys; from sam3_jax.utils.lease import Lease; print(Lease(sys.argv[1]).acquire())"
   command = [sys.executable, "-c", f"{code}; sys.stdout.flush(); sys.stdin.read()", str(path)]
   process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   assert process.stdout.readline() == b"True\n"

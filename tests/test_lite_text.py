@@ -16,11 +16,11 @@ from sam3_jax.converters.export import export
 from tiny import GOLDENS
 from typer.testing import CliRunner
 
-from sam3_jax import checkpoint
-from sam3_jax.cli import app
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.cli.main import app
 from sam3_jax.config import LITE_TEXTS, RELEASED, Config, LiteTextConfig
 from sam3_jax.model.lite_text import LiteTextEncoder
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 MIXERS = pytest.mark.parametrize("mixers", [True, False], ids=["mixers", "plain"])
 

@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import toy
 
-from sam3_jax import checkpoint, terminal
+from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.training import log, loop, sharding, state
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.state import TrainState
-from sam3_jax.trees import flatten
+from sam3_jax.utils import console
+from sam3_jax.utils.param_tree import flatten
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
 
@@ -250,7 +251,7 @@ def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
       return super().__next__()
 
   out = tmp_path / "run"
-  with terminal.interruptible(), pytest.raises(KeyboardInterrupt):
+  with console.interruptible(), pytest.raises(KeyboardInterrupt):
     train(out, source=Swallowing())
   assert len(log.read_metrics(out / "metrics.jsonl")) == 3
   train(out)  # goes on: it was of that command only

@@ -12,7 +12,7 @@ from tiny import parameters
 
 from sam3_jax.training.lora import LoraConfig, adapt, chosen, merge
 from sam3_jax.training.optimizer import stacked_axes
-from sam3_jax.trees import flatten, nest
+from sam3_jax.utils.param_tree import flatten, nest
 
 KEY = jax.random.key(0)
 

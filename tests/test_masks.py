@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-import sam3_jax.masks
-from sam3_jax.masks import Masks, RleMasks, interpolate
+import sam3_jax.outputs.masks
+from sam3_jax.outputs.masks import Masks, RleMasks, interpolate
 
 GOLDEN = dict(np.load(Path(__file__).parent / "goldens" / "text.npz"))
 GOLDEN_SIZE = (1200, 1800)
@@ -113,7 +113,7 @@ def test_masks_in_several_strips(monkeypatch):
   masks = Masks(random_grid((1, 20, 20)), (150, 130))
   whole, encoded = masks[0], masks.rle(0)
   for values in (1, 131, 4000):
-    monkeypatch.setattr(sam3_jax.masks, "_STRIP", values)
+    monkeypatch.setattr(sam3_jax.outputs.masks, "_STRIP", values)
     np.testing.assert_array_equal(masks[0], whole)
     assert masks.rle(0) == encoded
 
@@ -178,7 +178,7 @@ def test_memory_at_300_megapixels():
 
 
 def test_import_does_not_load_pycocotools():
-  code = "import sys, sam3_jax.postprocess; sys.exit('pycocotools' in sys.modules)"
+  code = "import sys, sam3_jax.outputs.instances; sys.exit('pycocotools' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,8 +14,10 @@ import toy
 from support import quick
 from test_processes import environment
 
-from sam3_jax import Sam3, VisualPrompt, devices, parallel
-from sam3_jax.checkpoint import load
+from sam3_jax import Sam3, VisualPrompt
+from sam3_jax.checkpoint.bundle import load
+from sam3_jax.inference import sharding
+from sam3_jax.utils import devices
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 WORKER = """
@@ -100,14 +102,14 @@ def test_devices_that_do_not_exist(folder, device, error, message):
 
 
 def test_a_device_and_a_mesh_exclude_each_other(folder):
-  mesh = parallel.make_mesh(jax.devices()[:2])
+  mesh = sharding.make_mesh(jax.devices()[:2])
   with pytest.raises(ValueError, match="device=cpu and a mesh exclude each other"):
     Sam3.from_checkpoint(folder, device="cpu", mesh=mesh)
   assert Sam3.from_checkpoint(folder, mesh=mesh).device is None
 
 
 def test_the_dtype_follows_the_device(monkeypatch):
-  from sam3_jax.inference import default_dtype
+  from sam3_jax.inference.predictor import default_dtype
 
   for platform, dtype in (("cpu", "float32"), ("tpu", "bfloat16")):
     assert default_dtype(types.SimpleNamespace(platform=platform)) == dtype

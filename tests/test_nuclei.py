@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from sam3_jax import annotations
+from sam3_jax.datasets import annotations
 from sam3_jax.training.config import TrainConfig, overlaid, read
 
 # pycocotools' own, with NumPy 2.

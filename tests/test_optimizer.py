@@ -20,7 +20,7 @@ from sam3_jax.training.optimizer import (
   make_schedule,
   stacked_axes,
 )
-from sam3_jax.trees import flatten
+from sam3_jax.utils.param_tree import flatten
 
 # Two groups of a windowed and a global block: ids 1, 2 and 3, 4 of 5.
 TRUNK = TrunkConfig(width=64, heads=4, mlp_width=64, groups=2, windowed=1)

@@ -11,8 +11,8 @@ from tiny import CONFIG, parameters
 
 from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.model.sam3 import Detector, init, parameter_shapes
-from sam3_jax.trees import flatten
 from sam3_jax.types import Prompts
+from sam3_jax.utils.param_tree import flatten
 
 # Parameters of the released checkpoint's parts in Meta's layout, buffers left out (complex
 # rotations and the tracker's random matrix), counted on the shapes of its 1465 tensors.

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import toy
 
-from sam3_jax import Sam3, parallel
-from sam3_jax.hub import SAM3PromptableConceptImageSegmenter
+from sam3_jax import Sam3
+from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.inference import sharding
 
 PHRASES = ["ear", "a red cat"]
 
@@ -93,7 +94,7 @@ def test_bfloat16_and_the_card_s_class(model):
 
 
 def test_a_model_with_a_mesh_says_why_not(model):
-  mesh = parallel.make_mesh(jax.devices()[:2])
+  mesh = sharding.make_mesh(jax.devices()[:2])
   whole = Sam3(model.config, model.params, model.tokenizer, mesh=mesh)
   with pytest.raises(
     TypeError, match=r"with a mesh cannot be pickled, .*from_checkpoint\(path, me"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_jax.preprocess import normalize, read_image, resize
+from sam3_jax.inputs.preprocess import normalize, read_image, resize
 
 GOLDENS = Path(__file__).parent / "goldens"
 RESIZED = json.loads((GOLDENS / "resize.json").read_text())

@@ -16,10 +16,12 @@ import toy
 from jax.sharding import NamedSharding, PartitionSpec
 from test_loop import PATTERN, assert_same, parameters, stand_in
 
-from sam3_jax import checkpoint, cli
-from sam3_jax.items import restore_item, save_item
-from sam3_jax.training import command, data, log, loop, sharding
-from sam3_jax.trees import flatten
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint.orbax_items import restore_item, save_item
+from sam3_jax.cli import main
+from sam3_jax.training import data, log, loop, sharding
+from sam3_jax.training import run as command
+from sam3_jax.utils.param_tree import flatten
 
 ROOT = Path(__file__).parents[1]
 BIG = (2, 4096, 1024)
@@ -63,11 +65,11 @@ def work(folder):
       return following(batches)
 
     patch.setattr(data.Batches, "__next__", break_off)
-    assert cli.main(typed(folder, "two", "--distributed")) == 2
+    assert main.main(typed(folder, "two", "--distributed")) == 2
     assert jax.process_count() == 2
     assert jax.device_count() == 4
     patch.setattr(data.Batches, "__next__", following)
-    assert cli.main(typed(folder, "two")) == 0
+    assert main.main(typed(folder, "two")) == 0
     assert (folder / "two" / "final").exists()
     restore_shards(folder)
 
@@ -134,7 +136,7 @@ def test_two_processes_equal_one(folder, monkeypatch):
   try:
     replace(monkeypatch)
     monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp))
-    assert cli.main(typed(folder, "one")) == 0
+    assert main.main(typed(folder, "one")) == 0
     errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
   finally:
     for worker in workers:
@@ -163,7 +165,7 @@ def test_processes_that_cannot_meet_are_one_line(folder, monkeypatch, capsys):
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
   monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
-  assert cli.main(typed(folder, "out", "--distributed")) == 2
+  assert main.main(typed(folder, "out", "--distributed")) == 2
   error = capsys.readouterr().err
   assert "--distributed: JAX cannot meet the other processes (coordinator_address" in error
   assert error.count("\n") == 1

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam3_jax.prompts import BOX_SIZES, Prompt, as_prompts, check_boxes, pack
+from sam3_jax.inputs.prompts import BOX_SIZES, Prompt, as_prompts, check_boxes, pack
+from sam3_jax.inputs.visual_prompts import (
+  ComputedPrompt,
+  VisualPrompt,
+  as_visual_prompts,
+  check_visual,
+)
 from sam3_jax.types import TextEmbedding
-from sam3_jax.visual.prompts import ComputedPrompt, VisualPrompt, as_visual_prompts, check_visual
 
 BOX = [10, 20, 30, 60]
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from support import quick
 
-from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, VisualPrompt, checkpoint
-from sam3_jax.hub import SAM3PromptableConceptImageSegmenter
-from sam3_jax.identity import Origin
-from sam3_jax.mend import add_instance, mend_by_clicks, mend_instance
-from sam3_jax.postprocess import Instances, instances
-from sam3_jax.provenance import own_embedding
+from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, VisualPrompt
+from sam3_jax.checkpoint import bundle
+from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.inference.provenance import own_embedding
+from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.outputs.instances import Instances, instances
 from sam3_jax.types import Detections, TextEmbedding
+from sam3_jax.utils.identity import Origin
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
@@ -39,7 +40,7 @@ def other(folder, tmp_path_factory, model):
   """Of other parameters; nothing of it is compiled."""
   params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.01), model.params)
   path, info = tmp_path_factory.mktemp("bundles") / "other", {"name": "other"}
-  checkpoint.save(path, params, model.config, model.tokenizer.model, info=info)
+  bundle.save(path, params, model.config, model.tokenizer.model, info=info)
   return Sam3.from_checkpoint(path, dtype="float32")
 
 

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_jax import annotations
 from sam3_jax.batch.merge import merge as merge_parts
 from sam3_jax.batch.merge import name_of
+from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
 from sam3_jax.evaluation.score import Scorer
-from sam3_jax.masks import Masks
-from sam3_jax.notes import Notes
-from sam3_jax.postprocess import Instances
-from sam3_jax.results import entries
+from sam3_jax.outputs.coco_json import entries
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.masks import Masks
 from sam3_jax.training.sources import PairSource
+from sam3_jax.utils.notes import Notes
 
 SIZE = 60, 80
 

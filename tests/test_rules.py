@@ -10,25 +10,18 @@ import jax
 import numpy as np
 import pytest
 from layouts import layout
-from sam3_jax.converters import huggingface, meta
 from sam3_jax.converters.engine import convert_arrays, export_arrays, plan
 from sam3_jax.converters.infer import infer_config
+from sam3_jax.converters.layouts import huggingface, meta
+from sam3_jax.converters.layouts.unread import translate, unread
 from sam3_jax.converters.planning import plan_source
-from sam3_jax.converters.rules import (
-  CONV,
-  DECONV,
-  DENSE,
-  Grid,
-  HalfSplit,
-  Source,
-)
-from sam3_jax.converters.unread import translate, unread
+from sam3_jax.converters.rules import CONV, DECONV, DENSE, Grid, HalfSplit, Source
 from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
-from sam3_jax.checkpoint import expected_shapes
+from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.model.rope import rope_table
-from sam3_jax.trees import SHOWN_FAULTS, flatten
+from sam3_jax.utils.param_tree import SHOWN_FAULTS, flatten
 
 NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)
 FIRST = "detector.backbone.vision_backbone.trunk.ln_pre.weight"

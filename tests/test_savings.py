@@ -29,10 +29,10 @@ from sam3_jax.model.neck import Level, Linear
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.sam3 import Detector, parameter_shapes
 from sam3_jax.model.scoring import Scoring
-from sam3_jax.trees import flatten
+from sam3_jax.model.visual.head import VisualHead
+from sam3_jax.model.visual.head import parameter_shapes as visual_shapes
 from sam3_jax.types import ImageEmbedding, Prompts
-from sam3_jax.visual.head import VisualHead
-from sam3_jax.visual.head import parameter_shapes as visual_shapes
+from sam3_jax.utils.param_tree import flatten
 
 
 class PlainFusion(nn.Module):

@@ -11,10 +11,10 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from sam3_jax import annotations, cli
-from sam3_jax.commands import train
-from sam3_jax.training import drawings, scene_files, scenes
-from sam3_jax.training.wording import lookalikes
+from sam3_jax.cli import main, train
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.synthetic import drawings, scene_files, scenes
+from sam3_jax.datasets.synthetic.phrase_sampling import lookalikes
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -419,7 +419,7 @@ class TestCommand:
   def test_writes_and_says_what(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     typed = ["scenes", "--out", "out", "--count", "3", "--seed", "2", "--style", "noto-v1"]
-    assert cli.main(typed) == 0
+    assert main.main(typed) == 0
     out, err = capsys.readouterr()
     assert err == ""
     pairs = annotations.read("out/annotations.json")
@@ -430,7 +430,7 @@ class TestCommand:
     assert contents(Path("same")) == contents(Path("out"))
 
   def test_quiet(self, tmp_path, capsys):
-    assert cli.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
+    assert main.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_every_style_and_new_concept_is_offered(self):
@@ -440,7 +440,7 @@ class TestCommand:
   def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     typed = ["--count=4", "--style=noto", "--style=twemoji", "--new=owl", "--augment=0.5"]
-    assert cli.main(["scenes", "--out=out", *typed]) == 0
+    assert main.main(["scenes", "--out=out", *typed]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("out/annotations.json: 4 pictures, ")
     assert second.startswith("out/owl.json: ")
@@ -467,7 +467,7 @@ class TestCommand:
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/file").write_text("mine")
-    assert cli.main(["scenes", *typed]) == 2
+    assert main.main(["scenes", *typed]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("sam3-jax: error: ")

@@ -16,7 +16,7 @@ from sam3_jax.converters.sources import files_of, open_weights
 from test_convert import refused
 from torch_archive import save, views
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle
 
 KINDS = ("meta", "hub", "doubled", "detector", "keras")
 WRAPPERS = (
@@ -79,7 +79,7 @@ class TestWrappers:
       arrays = {wrap(name): array for name, array in layout("detector").items()}
       folder = write_folder(tmp_path / f"source{len(found)}", arrays)
       convert(folder, out, tokenizer=TOKENIZER, verify=False)
-      found.append(checkpoint.begin(out)[0].identity)
+      found.append(bundle.begin(out)[0].identity)
     assert found[0] == found[1]
 
   def test_a_tensor_that_has_a_wrapper_alone_is_named(self, tmp_path):
@@ -281,4 +281,4 @@ class TestWhatIsGiven:
     assert notes == [
       "430 tensors of the source are float16; their values are kept exactly in float32"
     ]
-    assert checkpoint.inspect(tmp_path / "out").info["notes"] == notes
+    assert bundle.inspect(tmp_path / "out").info["notes"] == notes

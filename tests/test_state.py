@@ -11,12 +11,9 @@ import toy
 from test_loop import PATTERN, assert_same
 
 from sam3_jax.training import lora, state
-from sam3_jax.training.optimizer import (
-  OptimizerConfig,
-  make_optimizer,
-)
-from sam3_jax.training.storage import Storage
-from sam3_jax.trees import flatten
+from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sam3_jax.training.train_checkpoint import Storage
+from sam3_jax.utils.param_tree import flatten
 
 
 def test_only_what_matches_is_trained():

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sam3_jax import tokenizer
-from sam3_jax.tokenizer import Tokenizer, clean, phrase_fault
+from sam3_jax.inputs import tokenizer
+from sam3_jax.inputs.tokenizer import Tokenizer, clean, phrase_fault
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens" / "tokenizer.json").read_text())
 START, END = 49406, 49407

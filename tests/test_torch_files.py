@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layouts import TOKENIZER, layout
-from sam3_jax.converters import convert, find_weights, meta
-from sam3_jax.converters.pickles import MAX_BYTES, read_pickle
+from sam3_jax.converters import convert, find_weights
+from sam3_jax.converters.layouts import meta
+from sam3_jax.converters.readers.pickles import MAX_BYTES, read_pickle
+from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import select
-from sam3_jax.converters.torch_files import open_torch
 from sam3_jax.converters.wrappers import find_candidates
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG, meta_weights

@@ -8,11 +8,11 @@ import jax
 import pytest
 import toy
 
-from sam3_jax import compiling
 from sam3_jax.config import RELEASED
-from sam3_jax.inference import Sam3
+from sam3_jax.inference import aot
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.model.sam3 import parameter_shapes
-from sam3_jax.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.tpu, pytest.mark.filterwarnings("default")]
 CHIPS = ("v5e:1x1", "v6e:1x1")
@@ -22,20 +22,20 @@ PROMPTS = 4  # of a program
 @pytest.fixture(scope="module", params=CHIPS)
 def compiled(request, tokenizer_path):
   """Of an image's encoding and of prompts about it."""
-  place = jax.sharding.SingleDeviceSharding(compiling.described_tpu(request.param))
+  place = jax.sharding.SingleDeviceSharding(aot.described_tpu(request.param))
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=place), parameter_shapes(RELEASED)
   )
   tokenizer = Tokenizer(tokenizer_path, context=RELEASED.text.context)
   model = Sam3(RELEASED, params, tokenizer, dtype="bfloat16")
-  lowered = compiling.lowered(model, images=[1], prompts=[PROMPTS])
+  lowered = aot.lowered(model, images=[1], prompts=[PROMPTS])
   return [program.compile() for program in lowered.values()]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_float32_products_take_all_passes(tokenizer_path, dtype):
   """Of a small model: all its products in float32; in bfloat16 those of boxes and scores alone."""
-  place = jax.sharding.SingleDeviceSharding(compiling.described_tpu(CHIPS[0]))
+  place = jax.sharding.SingleDeviceSharding(aot.described_tpu(CHIPS[0]))
   params = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), parameter_shapes(toy.CONFIG)
   )
@@ -43,7 +43,7 @@ def test_float32_products_take_all_passes(tokenizer_path, dtype):
   model = Sam3(toy.CONFIG, params, tokenizer, dtype=dtype)
   wide = r"/(BoxBias|layers\.step/Mlp|query_project|neck/level[01]/dot_general)\b"
   found = set()
-  for lowered in compiling.lowered(model, images=[1], phrases=[1], prompts=[1]).values():
+  for lowered in aot.lowered(model, images=[1], phrases=[1], prompts=[1]).values():
     for line in lowered.compile().as_text().splitlines():
       if re.search(r" (convolution|dot)\(", line):
         exact = dtype == "float32" or re.search(wide, line) is not None

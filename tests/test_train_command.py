@@ -14,13 +14,14 @@ from PIL import Image
 from support import QUICK
 from test_loop import TOKENIZER, stand_in
 
-from sam3_jax import checkpoint
-from sam3_jax.cli import main
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.cli.main import main
 from sam3_jax.config import LiteTextConfig, TextConfig
-from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.training import command, log, loop, sharding, step
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.training import log, loop, sharding, step
+from sam3_jax.training import run as command
 from sam3_jax.training.config import TrainConfig, completed, differences, overlaid, read
-from sam3_jax.trees import flatten, nest
+from sam3_jax.utils.param_tree import flatten, nest
 
 START = {"model": toy.CONFIG.to_dict()}
 

@@ -8,10 +8,10 @@ import toy
 from rich.console import Console
 from test_loop import TOKENIZER, start
 
-from sam3_jax import annotations
-from sam3_jax.annotations import Pair
-from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.training import command
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Pair
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.training import run as command
 from sam3_jax.training.config import TrainConfig
 
 SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch": 1}}

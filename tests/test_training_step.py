@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sam3_jax.converters.engine import export_arrays
-from sam3_jax.converters.meta import TABLE
+from sam3_jax.converters.layouts.meta import TABLE
 from support import QUICK, assert_close
 from tiny import CONFIG, GOLDENS, parameters
 

@@ -10,8 +10,8 @@ import tiny
 from support import assert_close, difference, visual_model
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
-from sam3_jax.inference import VISUAL_BATCHES
-from sam3_jax.visual.prompts import POINT_SIZES, as_visual_prompts, pack_visual
+from sam3_jax.inference.predictor import VISUAL_BATCHES
+from sam3_jax.inputs.visual_prompts import POINT_SIZES, as_visual_prompts, pack_visual
 
 SIDE = tiny.CONFIG.image_size
 MASK = tiny.CONFIG.mask_size

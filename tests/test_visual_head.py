@@ -15,12 +15,12 @@ from support import QUICK, assert_close, difference
 from tiny import CONFIG, GOLDENS, visual_parameters
 
 from sam3_jax.config import RELEASED
-from sam3_jax.masks import interpolate
-from sam3_jax.trees import flatten
+from sam3_jax.model.visual import head
+from sam3_jax.model.visual.head import VisualHead, choose
+from sam3_jax.model.visual.prompt_encoder import PromptEncoder
+from sam3_jax.outputs.masks import interpolate
 from sam3_jax.types import VisualPredictions, VisualPrompts
-from sam3_jax.visual import head
-from sam3_jax.visual.head import VisualHead, choose
-from sam3_jax.visual.prompt_encoder import PromptEncoder
+from sam3_jax.utils.param_tree import flatten
 
 KINDS = ("point", "points_single", "box", "box_point_mask")
 HEIGHT, WIDTH = 1200, 1800

@@ -11,9 +11,11 @@ import toy
 from support import QUICK
 from test_train_command import files, quick, typed  # noqa: F401
 
-from sam3_jax import checkpoint
-from sam3_jax.cli import main
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.cli.main import main
 from sam3_jax.evaluation import clicks
+from sam3_jax.model.visual import head
+from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training import log, loop, sharding, step, visual
 from sam3_jax.training.batch import Targets
 from sam3_jax.training.config import TrainConfig
@@ -21,11 +23,9 @@ from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import make_optimizer, make_schedule, stacked_axes
 from sam3_jax.training.state import create
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
-from sam3_jax.training.visual_start import new_head, positions
-from sam3_jax.trees import flatten, nest
+from sam3_jax.training.visual_init import new_head, positions
 from sam3_jax.types import VisualPredictions
-from sam3_jax.visual import head
-from sam3_jax.visual.head import VisualHead
+from sam3_jax.utils.param_tree import flatten, nest
 
 SIDE = toy.CONFIG.mask_size
 HEAD = VisualHead(toy.CONFIG)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sam3_jax.colors import color, ink
-from sam3_jax.masks import Masks
-from sam3_jax.postprocess import Instances
-from sam3_jax.visualize import FILL, LONGEST, SHORTEST, canvas, overlay
+from sam3_jax.outputs.colors import color, ink
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.masks import Masks
+from sam3_jax.outputs.visualize import FILL, LONGEST, SHORTEST, canvas, overlay
 
 
 def found(boxes, size, ids=None, scores=None, grid=64) -> Instances:

@@ -8,7 +8,7 @@ import clip_bpe
 import pytest
 from sam3_jax.converters.vocabulary import build_tokenizer, find_vocabulary
 
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.inputs.tokenizer import Tokenizer
 
 GZIP = "bpe_simple_vocab_16e6.txt.gz"
 KINDS = ("NORMAL", "UNKNOWN", "CONTROL")

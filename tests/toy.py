@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.config import Config, TextConfig, TrunkConfig
 from sam3_jax.model.sam3 import parameter_shapes
+from sam3_jax.model.visual import head
 from sam3_jax.training.batch import Batch, Targets
-from sam3_jax.trees import flatten, nest
-from sam3_jax.visual import head
+from sam3_jax.utils.param_tree import flatten, nest
 
 CONFIG = Config(
   trunk=TrunkConfig(
@@ -59,7 +59,7 @@ def save(folder: Path, visual: bool = False) -> Path:
   tokenizer = Path(__file__).parent / "goldens" / "tokenizer.model"
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
   params = parameters() | (visual_parameters() if visual else {})
-  checkpoint.save(folder, nest(params), CONFIG, tokenizer.read_bytes(), info=info)
+  bundle.save(folder, nest(params), CONFIG, tokenizer.read_bytes(), info=info)
   return folder
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import SIZES, Config
-from sam3_jax.tokenizer import Tokenizer
-from sam3_jax.trees import nest
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.utils.param_tree import nest
 from speed.cases import STEPS
 from speed.inputs import phrases
 

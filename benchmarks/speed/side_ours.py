@@ -20,7 +20,7 @@ class Ours:
     import jaxlib
 
     import sam3_jax
-    from sam3_jax.commands.arguments import use_device
+    from sam3_jax.cli.arguments import use_device
 
     use_device(settings["device"])
     imported = time.perf_counter()
@@ -74,7 +74,7 @@ class Ours:
     return run
 
   def preprocess(self, count: int) -> Callable[[], Any]:
-    from sam3_jax.preprocess import resize
+    from sam3_jax.inputs.preprocess import resize
 
     return lambda: [resize(self.photo, self.model.config.image_size) for _ in range(count)]
 

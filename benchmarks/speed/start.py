@@ -15,7 +15,7 @@ PROGRAM = """
 import atexit, sys
 from timing import peak_memory
 atexit.register(lambda: print(peak_memory(), file=sys.stderr))
-from sam3_jax.cli import entry
+from sam3_jax.cli.main import entry
 entry()
 """
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from sam3_jax.batch.fetch import File
 from sam3_jax.batch.loading import Picture, load
-from sam3_jax.identity import FileIdentity
-from sam3_jax.workers import leave_with_parent
+from sam3_jax.utils.grain_workers import leave_with_parent
+from sam3_jax.utils.identity import FileIdentity
 
 START = 300.0  # seconds in which a process must have started
 POLL = 0.1  # seconds between two looks at whether to stop

@@ -24,16 +24,16 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
-from sam3_jax import parallel
-from sam3_jax.batch.asked import AnyPrompt, concepts, pointing
-from sam3_jax.inference import Sam3, prompts_at_once
+from sam3_jax.batch.prompt_schema import AnyPrompt, concepts, pointing
+from sam3_jax.inference import sharding
+from sam3_jax.inference.predictor import Sam3, prompts_at_once
+from sam3_jax.inference.text_cache import REMEMBERED, Phrases
+from sam3_jax.inputs.prompts import Prompt, pack
+from sam3_jax.inputs.visual_prompts import POINT_SIZES, VisualPrompt, pack_visual, padded_slots
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.phrases import REMEMBERED, Phrases
-from sam3_jax.postprocess import Instances, instances, visual_instances
-from sam3_jax.prompts import Prompt, pack
+from sam3_jax.model.visual.head import VisualHead
+from sam3_jax.outputs.instances import Instances, instances, visual_instances
 from sam3_jax.types import Detections, VisualEmbedding, VisualMasks
-from sam3_jax.visual.head import VisualHead
-from sam3_jax.visual.prompts import POINT_SIZES, VisualPrompt, pack_visual, padded_slots
 
 # Masks that leave the device for each prompt of a round: as many as the one with the most has,
 # rounded up to one of these.
@@ -103,19 +103,19 @@ class Engine:
     self._model, self._threshold = model, threshold
     self._images, self._prompts = images, prompts or prompts_at_once()[0]
     self._most = min(most, model.config.queries)
-    self._cut = parallel.by_rows(model.mesh)
+    self._cut = sharding.by_rows(model.mesh)
     self._phrases, self._compiling = Phrases(model), True
     detector = Detector(model.config, model.dtype)
-    self._encode = parallel.image_encoder(
+    self._encode = sharding.image_encoder(
       detector,
       model.mesh,
       keep=lambda embedding, features: (embedding, features if visual else None),
     )
-    self._detect = parallel.prompt_decoder(detector, model.mesh, keep=_wanted)
+    self._detect = sharding.prompt_decoder(detector, model.mesh, keep=_wanted)
     head = VisualHead(model.config, model.dtype)
     self._head = model.visual_params() if visual else None
-    self._encode_visual = parallel.visual_encoder(head, model.mesh)
-    self._answer = parallel.visual_answerer(head, model.mesh)
+    self._encode_visual = sharding.visual_encoder(head, model.mesh)
+    self._answer = sharding.visual_answerer(head, model.mesh)
 
   def learn(self, prompts: Iterable[Prompt]) -> None:
     """Encodes phrases before they are asked for, as many as are remembered: while batches are in

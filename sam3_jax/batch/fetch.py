@@ -9,7 +9,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from sam3_jax.identity import FileIdentity
+from sam3_jax.utils.identity import FileIdentity
 
 
 class File(NamedTuple):

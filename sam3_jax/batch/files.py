@@ -1,16 +1,16 @@
-"""The files of a job: as `sam3_jax.files`, with errors that say what becomes of the job."""
+"""Files of a job: `utils.atomic_files`, with errors that say what becomes of the job."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sam3_jax import files
-from sam3_jax.json_text import parse
-from sam3_jax.lease import PARTIAL, create_exclusively, is_abandoned
+from sam3_jax.utils import atomic_files
+from sam3_jax.utils.json_text import parse
+from sam3_jax.utils.lease import PARTIAL, create_exclusively, is_abandoned
 
 
-class Draft(files.Draft):
+class Draft(atomic_files.Draft):
   """A file that appears when it is committed; its errors say what becomes of the job."""
 
   def naming(self) -> contextlib.AbstractContextManager[None]:
@@ -31,7 +31,7 @@ def _naming(path: Path) -> Iterator[None]:
 def write_json(path: Path, values: Any) -> None:
   """Writes plain values."""
   with Draft(path) as draft:
-    draft.write(files.json_bytes(values))
+    draft.write(atomic_files.json_bytes(values))
     draft.commit()
 
 
@@ -40,7 +40,7 @@ def create_json(path: Path, values: Any) -> bool:
   processes that do so at the same time, one succeeds."""
   with _naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    return create_exclusively(path, files.json_bytes(values))
+    return create_exclusively(path, atomic_files.json_bytes(values))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

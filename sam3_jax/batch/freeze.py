@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam3_jax.batch import parts
-from sam3_jax.batch.asked import as_json
 from sam3_jax.batch.fetch import File, NotAFileError, fetch
 from sam3_jax.batch.files import Draft, create_json
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.part_files import FORMAT_VERSION, resolved
-from sam3_jax.identity import FileIdentity, changes, digest, named
+from sam3_jax.batch.prompt_schema import as_json
+from sam3_jax.utils.identity import FileIdentity, changes, digest, named
 
 _Key = tuple[str, int]  # an image's name, and how often it came up before: lists may share names
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.asked import (
+from sam3_jax.batch.prompt_schema import (
   AnyPrompt,
   check_text,
   concepts,
@@ -19,13 +19,13 @@ from sam3_jax.batch.asked import (
   from_json,
   own_prompts,
 )
-from sam3_jax.batch.shards import members
-from sam3_jax.identity import FileIdentity, identify
-from sam3_jax.json_text import shown
-from sam3_jax.listing import ListingNotes, find_files
-from sam3_jax.prompts import Prompt
-from sam3_jax.tokenizer import SHORTEN, Tokenizer
-from sam3_jax.trees import raise_faults
+from sam3_jax.batch.webdataset import members
+from sam3_jax.inputs.image_listing import ListingNotes, find_files
+from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
+from sam3_jax.utils.identity import FileIdentity, identify
+from sam3_jax.utils.json_text import shown
+from sam3_jax.utils.param_tree import raise_faults
 
 FORM = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.batch import parts
-from sam3_jax.batch.asked import pointing
 from sam3_jax.batch.inputs import Input
-from sam3_jax.batch.tally import Tally
-from sam3_jax.inference import Sam3
-from sam3_jax.preprocess import MAX_PIXELS
+from sam3_jax.batch.prompt_schema import pointing
+from sam3_jax.batch.run_stats import Tally
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.preprocess import MAX_PIXELS
 
 SEEN = 100  # images before which the share of failures says nothing
 

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam3_jax.batch.fetch import File, NotAFileError, fetch
-from sam3_jax.identity import FileIdentity
-from sam3_jax.preprocess import read_image, resize
+from sam3_jax.inputs.preprocess import read_image, resize
+from sam3_jax.utils.identity import FileIdentity
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 

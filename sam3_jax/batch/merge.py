@@ -11,8 +11,8 @@ from typing import Any
 
 from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft, remove_drafts
-from sam3_jax.prompts import BOXES_ALONE
-from sam3_jax.rle import bounds
+from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.outputs.rle import bounds
 
 ANNOTATIONS = "annotations.json"
 EMPTY = "instances without a pixel left out"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam3_jax.batch.files import Draft, read_json, write_json
-from sam3_jax.identity import FileIdentity, digest
-from sam3_jax.lease import sync_directory
+from sam3_jax.utils.identity import FileIdentity, digest
+from sam3_jax.utils.lease import sync_directory
 
 FORMAT_VERSION = 2
 PARTS, LEASES = "parts", "leases"

@@ -20,7 +20,7 @@ from sam3_jax.batch.part_files import (
   manifest_path,
   number,
 )
-from sam3_jax.identity import digest
+from sam3_jax.utils.identity import digest
 
 __all__ = ["PARTS", "Failure", "PartWriter"]  # beside what is defined here
 

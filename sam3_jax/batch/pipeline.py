@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from sam3_jax.batch.asked import check_places, concepts
 from sam3_jax.batch.engine import Engine, Slot, Work
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
 from sam3_jax.batch.loading import NO_PIXELS, Picture
 from sam3_jax.batch.part_files import Failure
+from sam3_jax.batch.prompt_schema import check_places, concepts
 from sam3_jax.batch.reading import Source, StoppedError, Task, reading, task_of
 from sam3_jax.batch.records import record
+from sam3_jax.batch.run_stats import Reporter, Tally
 from sam3_jax.batch.share import Share
-from sam3_jax.batch.tally import Reporter, Tally
-from sam3_jax.inference import Sam3
+from sam3_jax.inference.predictor import Sam3
 
 AHEAD = 2  # batches that the devices have before them, and batches of pictures read ahead
 BACKOFF = (1.0, 2.0, 4.0)  # seconds, about, before what could not be read is tried again

@@ -10,7 +10,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from sam3_jax.terminal import FAILED, complain
+from sam3_jax.utils.console import FAILED, complain
 
 # How many processes an environment speaks of, and which this is: Slurm's srun, Open MPI's mpirun.
 _NUMBERS = (

@@ -22,7 +22,7 @@ from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.loading import NO_PIXELS, Picture, load, reason_of
-from sam3_jax.identity import FileIdentity
+from sam3_jax.utils.identity import FileIdentity
 
 __all__ = ["Picture", "Source", "reading", "reason_of"]
 

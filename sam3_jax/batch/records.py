@@ -3,11 +3,11 @@
 import json
 from collections.abc import Sequence
 
-from sam3_jax.batch.asked import AnyPrompt, as_json
 from sam3_jax.batch.part_files import identity_json
-from sam3_jax.identity import FileIdentity
-from sam3_jax.postprocess import Instances
-from sam3_jax.results import entries
+from sam3_jax.batch.prompt_schema import AnyPrompt, as_json
+from sam3_jax.outputs.coco_json import entries
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.utils.identity import FileIdentity
 
 
 def record(

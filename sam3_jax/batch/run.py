@@ -22,11 +22,11 @@ from sam3_jax.batch.part_files import (
   number,
 )
 from sam3_jax.batch.pipeline import Pipeline
+from sam3_jax.batch.run_stats import Reporter, Tally
 from sam3_jax.batch.share import Share
-from sam3_jax.batch.tally import Reporter, Tally
-from sam3_jax.inference import Sam3
-from sam3_jax.lease import Lease
-from sam3_jax.terminal import Console, progress, say
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.utils.console import Console, progress, say
+from sam3_jax.utils.lease import Lease
 
 _Closing = Callable[[], object]
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax import checkpoint as checkpoints
-from sam3_jax import parallel
-from sam3_jax.batch.asked import check_places, concepts, from_json, own_prompts, pointing
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.batch.loading import reason_of
+from sam3_jax.batch.prompt_schema import check_places, concepts, from_json, own_prompts, pointing
 from sam3_jax.batch.records import record
-from sam3_jax.hub import find_checkpoint
-from sam3_jax.inference import Sam3
-from sam3_jax.preprocess import MAX_PIXELS, read_image, resize
-from sam3_jax.prompts import Prompt, as_prompts
+from sam3_jax.checkpoint import bundle as checkpoints
+from sam3_jax.checkpoint.registry import find_checkpoint
+from sam3_jax.inference import sharding
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.preprocess import MAX_PIXELS, read_image, resize
+from sam3_jax.inputs.prompts import Prompt, as_prompts
 
 PICTURES = ("image", "bytes")  # columns that a picture may come in; they do not come out again
 
@@ -65,7 +65,7 @@ class Segmenter:
     """
     self._prompts = None if prompts is None else as_prompts(prompts)
     self._threshold, self._max_pixels, self._threads = threshold, max_pixels, threads
-    mesh = parallel.make_mesh()
+    mesh = sharding.make_mesh()
     model = Sam3.from_checkpoint(find_checkpoint(checkpoint), dtype=dtype, mesh=mesh, verify=True)
     self._model = model
     if self._prompts is not None:

@@ -16,9 +16,9 @@ from sam3_jax.batch.part_files import (
   manifest_path,
   reopen,
 )
-from sam3_jax.heap import trim
-from sam3_jax.identity import FileIdentity
-from sam3_jax.lease import Lease
+from sam3_jax.utils.identity import FileIdentity
+from sam3_jax.utils.lease import Lease
+from sam3_jax.utils.malloc import trim
 
 PATIENCE = 0.5  # seconds to wait for a thread that is writing, before the process ends
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from sam3_jax.annotations import Object, Pair
+from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.evaluation.predict import Progress
-from sam3_jax.everything import MaskGeneration
-from sam3_jax.inference import Sam3
-from sam3_jax.preprocess import read_image
-from sam3_jax.rle import decode
+from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.preprocess import read_image
+from sam3_jax.inputs.visual_prompts import ComputedPrompt
+from sam3_jax.outputs.rle import decode
 from sam3_jax.types import ImageEmbedding
-from sam3_jax.visual.prompts import ComputedPrompt
 
 Mask = Bool[np.ndarray, "h w"]
 

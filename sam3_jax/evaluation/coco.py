@@ -11,7 +11,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sam3_jax.annotations import Pair
+from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
 
 # Places of these figures in pycocotools' `stats`.

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from sam3_jax.annotations import Object
+from sam3_jax.datasets.annotations import Object
 from sam3_jax.evaluation.predictions import Prediction
 
 Kind = Literal["masks", "boxes"]

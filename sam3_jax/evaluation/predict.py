@@ -13,14 +13,14 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from sam3_jax import inference
-from sam3_jax.annotations import Pair
+from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.inference import IMAGE_BATCHES, Sam3
-from sam3_jax.phrases import Phrases
-from sam3_jax.postprocess import Instances, instances, xywh
-from sam3_jax.preprocess import read_image
-from sam3_jax.prompts import Prompt
+from sam3_jax.inference import predictor
+from sam3_jax.inference.predictor import IMAGE_BATCHES, Sam3
+from sam3_jax.inference.text_cache import Phrases
+from sam3_jax.inputs.preprocess import read_image
+from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.outputs.instances import Instances, instances, xywh
 from sam3_jax.types import Detections, ImageEmbedding
 
 Ask = Literal["text", "box", "text+box"]
@@ -115,7 +115,7 @@ def _ahead(
 
 def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
   """Groups of at most one batch, of one picture where it fills them, else of several."""
-  size, rest = inference.prompts_at_once()[0], []
+  size, rest = predictor.prompts_at_once()[0], []
   for row in sorted({row for row, *_ in asked}):
     own = [one for one in asked if one[0] == row]
     whole = len(own) // size * size
@@ -128,7 +128,7 @@ def _decode(
   model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: Phrases
 ) -> Detections:
   """A full batch: the last prompt fills it up."""
-  group = [*group, *[group[-1]] * (inference.prompts_at_once()[0] - len(group))]
+  group = [*group, *[group[-1]] * (predictor.prompts_at_once()[0] - len(group))]
   prompts = [prompt for *_, prompt in group]
   rows, most = [row for row, *_ in group], min(MOST, model.config.queries)
   return model.decode(embedding, prompts, rows, text=texts[prompts], max_detections=most)

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.agreement import agree
-from sam3_jax.annotation_file import CHUNK, are_fractions, packed, whole
-from sam3_jax.annotations import Pair
-from sam3_jax.json_text import parse, shown
-from sam3_jax.notes import Notes
-from sam3_jax.prompts import BOXES_ALONE
-from sam3_jax.rle import Box, Rle, compress_all, finite
-from sam3_jax.tokenizer import clean
+from sam3_jax.datasets.agreement import agree
+from sam3_jax.datasets.annotation_file import CHUNK, are_fractions, packed, whole
+from sam3_jax.datasets.annotations import Pair
+from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.inputs.tokenizer import clean
+from sam3_jax.outputs.rle import Box, Rle, compress_all, finite
+from sam3_jax.utils.json_text import parse, shown
+from sam3_jax.utils.notes import Notes
 
 AGAIN = (
   'give COCO\'s results: a list of {"image_id", "category_id", "score", "segmentation", "bbox"}, '

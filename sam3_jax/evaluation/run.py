@@ -9,20 +9,21 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from sam3_jax import annotations
-from sam3_jax.annotations import Pair
-from sam3_jax.evaluation import clicks, predictions, worst
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import Pair
+from sam3_jax.evaluation import clicks, predictions
+from sam3_jax.evaluation import error_gallery as worst
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.concept import Counts
 from sam3_jax.evaluation.predict import LEAST, Ask, predict
 from sam3_jax.evaluation.predictions import Found
 from sam3_jax.evaluation.score import Scorer
-from sam3_jax.everything import MaskGeneration
-from sam3_jax.inference import Sam3
-from sam3_jax.notes import Notes
-from sam3_jax.results import Write, json_of, write
-from sam3_jax.terminal import Console, Step, loading, progress, say
-from sam3_jax.trees import raise_faults
+from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.outputs.coco_json import Write, json_of, write
+from sam3_jax.utils.console import Console, Step, loading, progress, say
+from sam3_jax.utils.notes import Notes
+from sam3_jax.utils.param_tree import raise_faults
 
 PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the figures
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.annotations import Pair
+from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation import concept
 from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predict import LEAST, Ask, Progress, as_prompt, predict
 from sam3_jax.evaluation.predictions import Prediction
-from sam3_jax.inference import Sam3
+from sam3_jax.inference.predictor import Sam3
 
 
 class Scorer:

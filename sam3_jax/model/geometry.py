@@ -11,14 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import (
-  PLAIN,
-  ContextLayer,
-  Layering,
-  conv,
-  dense,
-  stacked,
-)
+from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, conv, dense, stacked
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_code, sine_map
 from sam3_jax.ops.boxes import cxcywh_to_xyxy

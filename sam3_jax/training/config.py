@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
-from sam3_jax.json_text import parse
-from sam3_jax.ranges import check_numbers, check_pattern
-from sam3_jax.training.dense import DenseConfig
+from sam3_jax.training.dense_pretraining import DenseConfig
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
 from sam3_jax.training.sources import SceneConfig
 from sam3_jax.training.visual import TRAINED, VisualConfig
+from sam3_jax.utils.json_text import parse
+from sam3_jax.utils.validation import check_numbers, check_pattern
 
 OBJECTIVES = ("detection", "dense", "visual")
 DTYPES = ("auto", "float32", "bfloat16")

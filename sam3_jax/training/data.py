@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from sam3_jax.tokenizer import Tokenizer
+from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Picture, Source, example
-from sam3_jax.workers import end, leave_with_parent, lost_ones_named, parse_flags
+from sam3_jax.utils.grain_workers import end, leave_with_parent, lost_ones_named, parse_flags
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
 

@@ -12,12 +12,12 @@ import numpy as np
 import regex
 from jaxtyping import Float, Int, UInt8
 
-from sam3_jax.annotations import Object, Pair
-from sam3_jax.prompts import BOXES_ALONE
-from sam3_jax.ranges import check_number
-from sam3_jax.rle import decode
-from sam3_jax.training import frame as frames
+from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.outputs.rle import decode
+from sam3_jax.training import transforms as frames
 from sam3_jax.training.batch import Batch, Targets
+from sam3_jax.utils.validation import check_number
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "P T"]]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from sam3_jax.files import Draft, write_bytes
-from sam3_jax.terminal import Console, live
+from sam3_jax.utils.atomic_files import Draft, write_bytes
+from sam3_jax.utils.console import Console, live
 
 PLOTS = (".png", ".svg")
 

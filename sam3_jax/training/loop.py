@@ -29,14 +29,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.config import Config
-from sam3_jax.inference import Sam3, default_dtype
-from sam3_jax.json_text import parse
+from sam3_jax.inference.predictor import Sam3, default_dtype
+from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.model.layers import Layering
-from sam3_jax.os_errors import reason
-from sam3_jax.terminal import Console
-from sam3_jax.tokenizer import Tokenizer
 from sam3_jax.training import lora, run_data, state
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.config import TrainConfig, completed, differences
@@ -53,7 +50,10 @@ from sam3_jax.training.sharding import (
   whole,
 )
 from sam3_jax.training.step import StepSettings, make_step
-from sam3_jax.training.storage import Storage
+from sam3_jax.training.train_checkpoint import Storage
+from sam3_jax.utils.console import Console
+from sam3_jax.utils.json_text import parse
+from sam3_jax.utils.os_errors import reason
 
 CONFIG, PARTIAL = "config.json", "config.json.partial"
 BEGUN = (
@@ -284,7 +284,7 @@ class _Run:
     # Jitted, as no device may have room for a whole state.
     placed = state_shardings(self._mesh, jax.eval_shape(begin, trained))
     self.state = jax.jit(begin, out_shardings=placed)(place(self._mesh, trained))
-    computed = checkpoint.check_dtype(dtype)
+    computed = bundle.check_dtype(dtype)
     layering = Layering(config.remat == "full", gatherer(self._mesh, computed))
     settings = _settings(config, start.model, computed, layering, trained)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -324,7 +324,7 @@ class _Run:
     parameters = self._merge(state.averaged(self.state), self.frozen)
     if _is_writer():
       if start.visual is not None:
-        parameters = {**parameters, checkpoint.VISUAL: start.visual}
+        parameters = {**parameters, bundle.VISUAL: start.visual}
       stored = jax.tree.map(lambda x: np.asarray(x).astype(config.stored), parameters)
       source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
       info = {
@@ -336,9 +336,7 @@ class _Run:
         "figures": {**self._kept_figures(), **figures},
       }
       of_start = {"info": info, "unread": start.unread}
-      _replace(
-        path, lambda new: checkpoint.save(new, stored, start.model, start.tokenizer, **of_start)
-      )
+      _replace(path, lambda new: bundle.save(new, stored, start.model, start.tokenizer, **of_start))
     multihost_utils.sync_global_devices(str(path))
 
   def _kept_figures(self) -> Mapping[str, float]:
@@ -351,7 +349,7 @@ class _Run:
 def _check_visual(trained: Iterable[str]) -> None:
   """Nothing but its head may learn of visual prompts."""
   for path in trained:
-    if not path.startswith(f"{checkpoint.VISUAL}/"):
+    if not path.startswith(f"{bundle.VISUAL}/"):
       raise ValueError(
         f"train matches {path}, but the objective visual trains the head for visual prompts only: "
         "use a pattern such as visual/decoder/.*, or leave train out for all of it."

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sam3_jax.ops.precision import matmul
-from sam3_jax.ranges import check_numbers, check_pattern
 from sam3_jax.training.optimizer import stacked_axes
+from sam3_jax.utils.validation import check_numbers, check_pattern
 
 A, B = "lora_a", "lora_b"
 

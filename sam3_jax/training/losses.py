@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
-from sam3_jax.ranges import check_numbers
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
 from sam3_jax.types import Predictions
+from sam3_jax.utils.validation import check_numbers
 
 Terms = dict[str, Array]
 

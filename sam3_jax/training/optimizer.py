@@ -20,7 +20,7 @@ from jaxtyping import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sam3_jax.config import TrunkConfig
-from sam3_jax.ranges import check_numbers, check_pattern
+from sam3_jax.utils.validation import check_numbers, check_pattern
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("inverse_sqrt", "cosine", "constant")

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.log import MetricsLog, Show
-from sam3_jax.training.storage import Storage
+from sam3_jax.training.train_checkpoint import Storage
 
 # Of an evaluation, that a bundle tells.
 FIGURES = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.identity import FileIdentity, changes, digest, identify
-from sam3_jax.json_text import parse
+from sam3_jax.utils.identity import FileIdentity, changes, digest, identify
+from sam3_jax.utils.json_text import parse
 
 FILE = "run-data.json"
 _Files = dict[str, FileIdentity | None]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sam3_jax.parallel import mesh_of, whole
+from sam3_jax.inference.sharding import mesh_of, whole
 from sam3_jax.training.optimizer import stacked_axes
 
 AXES = ("data", "fsdp")

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sam3_jax.annotations import Object, Pair
-from sam3_jax.preprocess import read_image
-from sam3_jax.ranges import check_numbers
-from sam3_jax.rle import bounds, encode
-from sam3_jax.training import drawings, scenes
+from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.datasets.synthetic import drawings, scenes
+from sam3_jax.inputs.preprocess import read_image
+from sam3_jax.outputs.rle import bounds, encode
 from sam3_jax.training.examples import Picture, usable
+from sam3_jax.utils.validation import check_numbers
 
 
 class PairSource:

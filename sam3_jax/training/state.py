@@ -14,10 +14,10 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, Key
 
-from sam3_jax.ranges import check_pattern
 from sam3_jax.training import lora
 from sam3_jax.training.optimizer import stacked_axes
-from sam3_jax.trees import nest
+from sam3_jax.utils.param_tree import nest
+from sam3_jax.utils.validation import check_pattern
 
 Flat = dict[str, Array]
 

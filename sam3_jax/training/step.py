@@ -16,19 +16,19 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from sam3_jax.checkpoint import VISUAL
+from sam3_jax.checkpoint.bundle import VISUAL
 from sam3_jax.config import Config
+from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.preprocess import normalize
+from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Batch, flat_prompts, flatten, standard_promotion
-from sam3_jax.training.dense import DenseConfig, dense_loss
+from sam3_jax.training.dense_pretraining import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
-from sam3_jax.visual.head import VisualHead
 
 Metrics = dict[str, Array]
 

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sam3_jax.ranges import check_numbers
+from sam3_jax.inputs.visual_prompts import CORNERS, MASK_LIMIT, PADDING
+from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.losses import dice_loss, fractions, shrunk
 from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
-from sam3_jax.visual.head import VisualHead
-from sam3_jax.visual.prompts import CORNERS, MASK_LIMIT, PADDING
+from sam3_jax.utils.validation import check_numbers
 
 Sums = dict[str, Array]
 

@@ -1,7 +1,7 @@
 """LabelMe, Ultralytics and supervision open what we write for them, by their own code.
 
 Each test runs where its tool is installed, by `pytest -m foreign`. Their rules for finding files
-are in tests/test_batch_layouts.py, too, which needs none of them.
+are in tests/test_batch_formats.py, too, which needs none of them.
 """
 
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from batches import MASK, instance, write_job
 from PIL import Image
 
-from sam3_jax.batch.layouts import write_labelme, write_yolo
+from sam3_jax.batch.formats import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore")]

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from keras_preset import write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert, meta
+from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
+from sam3_jax.converters.layouts import meta
 from support import quick
 from tiny import CONFIG
 from torch_archive import save_arrays
 
-from sam3_jax import Sam3, checkpoint, fingerprint
-from sam3_jax.trees import flatten, nest
+from sam3_jax import Sam3
+from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import fingerprint
+from sam3_jax.utils.param_tree import flatten, nest
 
 MISSING = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
 TOLERANCE = 5e-5  # of each array's largest value; measured 1.1e-5
@@ -64,11 +67,15 @@ def _merge_lora(bundle, out):
 
 @pytest.mark.parametrize("kind", ["hub", "meta", "keras", "lora"])
 def test_transformers_loads_it_whole_and_answers_alike(bundles, tmp_path, kind):
-  from sam3_jax.converters import live, peer
+  from sam3_jax.converters import hf_patches, verify_hf
 
   bundle, out = bundles / kind, tmp_path / "out"
   export(bundle, out, "huggingface", verify=True)
-  loads = [peer.load_detector] if kind == "keras" else [peer.load_detector, peer.load_tracker]
+  loads = (
+    [hf_patches.load_detector]
+    if kind == "keras"
+    else [hf_patches.load_detector, hf_patches.load_tracker]
+  )
   for load in loads:
     _, loading = load(out)
     assert not any(loading.values()), loading
@@ -78,7 +85,7 @@ def test_transformers_loads_it_whole_and_answers_alike(bundles, tmp_path, kind):
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
   answers = fingerprint.ask(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
-  offs = dict(live.differences(bundle, out, answers))
+  offs = dict(verify_hf.differences(bundle, out, answers))
   assert len(offs) == 10 + 3 * (kind != "keras")
   assert max(offs.values()) <= TOLERANCE, offs
 
@@ -115,7 +122,7 @@ def _ask_meta(model, side):
   import torch
   from sam3.model.data_misc import FindStage
 
-  from sam3_jax.preprocess import resize
+  from sam3_jax.inputs.preprocess import resize
 
   pixels = resize(fingerprint.picture(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
   row = torch.zeros(1, dtype=torch.long)

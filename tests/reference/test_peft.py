@@ -30,7 +30,7 @@ def test_an_adapter(tmp_path, options):
   import transformers
   from sam3_jax.converters import convert
   from sam3_jax.converters.base import Base
-  from sam3_jax.converters.huggingface import TABLE
+  from sam3_jax.converters.layouts.huggingface import TABLE
 
   torch.manual_seed(0)
   settings = tiny_config()["detector_config"] | {"model_type": "sam3"}

@@ -20,7 +20,8 @@ from sam3_jax.converters.export import export
 from support import difference, quick
 from tiny import GOLDENS
 
-from sam3_jax import Prompt, Sam3, Tokenizer, checkpoint
+from sam3_jax import Prompt, Sam3, Tokenizer
+from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.model.lite_text import LiteTextEncoder
 
 MISSING = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]

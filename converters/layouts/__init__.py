@@ -1,0 +1,1 @@
+"""Names and array layouts of each source of weights, as tables of rules."""

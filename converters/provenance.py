@@ -1,0 +1,34 @@
+"""Where weights came from, for the bundle that is made of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sam3_jax.utils.identity import file_sha256
+
+from .sources import files_of
+
+# Where the hub's client keeps a repository at a revision.
+_SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)/snapshots/([0-9a-f]{40})", re.ASCII)
+
+
+def describe_origin(weights: Path) -> dict[str, Any]:
+  """What tells these weights from all others.
+
+  Args:
+    weights: a file, or an index of shards that has been read without a fault.
+
+  Returns:
+    `files`: size and SHA-256 of each file by its name; and `repository`: `org/name@commit`, if they
+    lie in the cache of the hub. No path, which says something of the machine alone.
+  """
+  described: dict[str, Any] = {
+    "files": {
+      path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+      for path in files_of(weights)
+    }
+  }
+  if found := _SNAPSHOT.search(weights.absolute().as_posix()):
+    organisation, name, commit = found.groups()
+    described["repository"] = f"{organisation}/{name}@{commit}"
+  return described

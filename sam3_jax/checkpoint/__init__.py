@@ -1,0 +1,1 @@
+"""Checkpoints as directories: read, written, verified, and found by name."""

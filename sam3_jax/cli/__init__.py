@@ -1,0 +1,1 @@
+"""The command sam3-jax: one module for each subcommand."""

@@ -1,0 +1,260 @@
+"""`sam3-jax batch`."""
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sam3_jax.cli import arguments
+from sam3_jax.cli.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
+from sam3_jax.utils.console import RESUME, Console, complain, loading, say, terminable
+
+if TYPE_CHECKING:
+  from sam3_jax.batch.job import Job
+  from sam3_jax.inference.predictor import Sam3
+  from sam3_jax.inputs.image_listing import ListingNotes
+
+DEADLINE = 5.0  # seconds after SIGTERM in which to finish the batches in work
+
+
+class Layout(enum.StrEnum):
+  coco = "coco"
+  labelme = "labelme"
+  yolo = "yolo"
+  parquet = "parquet"
+
+
+def batch(
+  out: Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Output directory. Rerun with the same directory to resume."),
+  ],
+  images: Annotated[
+    str | None,
+    typer.Option(
+      metavar="DIR|GLOB|FILE",
+      help="Pictures: a folder, a pattern in quotes, a webdataset's .tar, or a .jsonl of "
+      '{"image": PATH, "prompts": [...]} lines.',
+    ),
+  ] = None,
+  prompts: Annotated[
+    str | None,
+    typer.Option(
+      metavar='FILE|"A, B"',
+      help="What to find where a picture has no prompts of its own: a file with a phrase a line, "
+      "or phrases with commas between them.",
+    ),
+  ] = None,
+  merge: Annotated[
+    bool, typer.Option("--merge", metavar="", help="Put all parts together; nothing is computed.")
+  ] = False,
+  add: Annotated[
+    bool,
+    typer.Option(
+      "--add", metavar="", help="Extend the job in DIR by images that it does not have."
+    ),
+  ] = False,
+  retry_failed: Annotated[
+    bool, typer.Option("--retry-failed", metavar="", help="Do the images that failed again.")
+  ] = False,
+  skip_unreadable: Annotated[
+    bool,
+    typer.Option(
+      "--skip-unreadable",
+      metavar="",
+      help="Count images that cannot be read as failed, so that the job can end without them.",
+    ),
+  ] = False,
+  to: Annotated[
+    Layout, typer.Option(help="With --merge: beside annotations.json, all of it in this layout.")
+  ] = Layout.coco,
+  checkpoint: Annotated[
+    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+  ] = "sam3-tiny",
+  threshold: Annotated[
+    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
+  ] = 0.5,
+  max_detections: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+  ] = 100,
+  max_pixels: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+  max_error_rate: Annotated[
+    float,
+    typer.Option(metavar="0..1", help="Stop when more than this share of the pictures fails."),
+  ] = 0.05,
+  part_size: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Pictures of a part file.")
+  ] = 256,
+  batch_images: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Pictures of a batch, for each device.")
+  ] = 4,
+  batch_prompts: Annotated[
+    int | None,
+    typer.Option(
+      min=1, metavar="N", help="Prompts decoded at a time, on each device; 1 on a CPU, else 4."
+    ),
+  ] = None,
+  workers: Annotated[
+    int,
+    typer.Option(min=0, metavar="N", help="Processes that read pictures; 0 for threads of this."),
+  ] = 0,
+  processes: Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="How many processes share the job.")
+  ] = None,
+  process: Annotated[
+    int | None, typer.Option(min=0, metavar="I", help="Which of them this is, from 0.")
+  ] = None,
+  coordinator: Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where process 0 listens, if JAX must know of all."),
+  ] = None,
+  distributed: Annotated[
+    bool | None,
+    typer.Option(
+      "--distributed/--no-distributed",
+      metavar="",
+      help="Make all processes known to JAX, as a slice of TPUs needs it, or take this one for "
+      "alone. If neither is given, Slurm's and Open MPI's numbers count.",
+    ),
+  ] = None,
+  start_timeout: Annotated[
+    int, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the others to start.")
+  ] = 300,
+  device: OnDevice = None,
+  dtype: Computed = Dtype.auto,
+  strict: Strict = False,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Segment a data set of any size: part files, which --merge puts together.
+
+  May be stopped or killed at any moment; rerun the same command to resume, also with another number
+  of processes. An image that cannot be used goes to errors.jsonl, and the others are done.
+
+  Exit status: 0, all parts of this process are done. 75, work remains, and the same command can do
+  it: the process was stopped, images could not be read, or another process holds parts. 2, an
+  error, also if more images failed than --max-error-rate allows. 130, interrupted.
+  """
+  if merge:
+    _merge(out, to, Console(quiet=quiet))
+    return
+  if to is not Layout.coco:
+    raise ValueError(
+      f"--to {to.value} goes with --merge, once the pictures are done; leave it out."
+    )
+  if images is None:
+    raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
+  arguments.check_share("--threshold", threshold)
+  arguments.check_share("--max-error-rate", max_error_rate)
+  arguments.check_writable(out)
+
+  members: dict[str, Any] = {
+    "coordinator": coordinator, "processes": processes, "process": process,
+    "distributed": distributed, "timeout": start_timeout,
+  }  # fmt: skip
+  settings: dict[str, Any] = {
+    "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
+    "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
+    "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "skip_unreadable": skip_unreadable,
+  }  # fmt: skip
+  from sam3_jax.inputs.image_listing import ListingNotes
+
+  notes = ListingNotes()
+  with terminable(DEADLINE) as stopping:
+    job, model = _prepare(
+      images, prompts, checkpoint, device, dtype, members, settings, quiet, notes, strict
+    )
+
+    from sam3_jax.batch.job import StorageError
+    from sam3_jax.batch.run import run
+
+    errors = Console(stderr=True)
+    try:
+      whole = not stopping() and run(
+        job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
+      )
+    except StorageError as error:
+      complain(str(error))
+      whole = False
+    finally:
+      if job.process == 0:
+        arguments.say_notes(notes, quiet)
+  if not whole:
+    raise typer.Exit(RESUME)
+
+
+def _prepare(
+  images: str,
+  prompts: str | None,
+  checkpoint: str,
+  device: Device | None,
+  dtype: Dtype,
+  members: dict[str, Any],
+  settings: dict[str, Any],
+  quiet: bool,
+  notes: "ListingNotes",
+  strict: bool,
+) -> "tuple[Job, Sam3]":
+  """The job, and its model on this process's devices.
+
+  Args:
+    images, prompts, checkpoint, device, dtype, quiet: as they were typed.
+    members: of the processes, as `processes.join` takes them.
+    settings: of the job.
+    notes: counts what the listing leaves out.
+    strict: refuse that.
+  """
+  from sam3_jax.batch.inputs import check_phrases, find
+  from sam3_jax.batch.processes import join
+
+  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts, notes)
+  if strict:
+    notes.refuse()
+  if device is Device.cpu:
+    arguments.use_device(device)
+  process, processes = join(**members)
+
+  from sam3_jax.batch.job import Job
+  from sam3_jax.inference.predictor import Sam3
+  from sam3_jax.inference.sharding import make_mesh
+
+  precision = None if dtype is Dtype.auto else dtype.value
+  with loading(Console(stderr=True), found, quiet=quiet) as step:
+    mesh = make_mesh(_devices(device))
+    model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, verify=True, progress=step)
+  check_phrases(inputs, model.tokenizer)
+  return Job(inputs=inputs, process=process, processes=processes, **settings), model
+
+
+def _merge(out: Path, to: Layout, console: Console) -> None:
+  from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
+  from sam3_jax.batch.merge import ANNOTATIONS, merge
+  from sam3_jax.inputs.image_listing import ListingNotes
+
+  counts = merge(out)
+  said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+  say(console, f"{out / ANNOTATIONS}: {said}")
+  if to is not Layout.coco:
+    notes = ListingNotes()
+    writers = {
+      Layout.labelme: lambda: write_labelme(out, notes),
+      Layout.yolo: lambda: write_yolo(out, notes),
+      Layout.parquet: lambda: write_parquet(out),
+    }
+    say(console, f"{writers[to]()}: {counts['images']:,} images")
+    arguments.say_notes(notes, console.quiet)
+
+
+def _devices(device: Device | None) -> list[Any]:
+  """This process's devices of the kind asked for."""
+  import jax
+
+  found = arguments.local_devices()
+  if device is None or found[0].platform == device.value:
+    return found
+  arguments.use_device(device)
+  return jax.local_devices(backend=device.value)

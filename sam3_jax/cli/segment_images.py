@@ -1,0 +1,260 @@
+"""The work of `sam3-jax segment`: pictures in, overlays, JSON and a table out."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.refine import add_instance, mend_by_clicks
+from sam3_jax.inputs.preprocess import displayed_size, read_image
+from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
+from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
+from sam3_jax.outputs.coco_json import (
+  ANNOTATIONS,
+  PICTURE,
+  coco,
+  json_of,
+  output_stems,
+  png_of,
+  write,
+)
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.visualize import overlay
+from sam3_jax.utils.console import Console, complain, loading, printable, progress, say
+from sam3_jax.utils.os_errors import reason
+
+USUAL = 0.5  # threshold
+LISTED = 10  # pictures whose files are named one by one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """What to segment, how, and where to.
+
+  Attributes:
+    images: files that exist, each once.
+    prompts: of every picture.
+    visual: likewise; beside a single prompt, they mend what it found.
+    everything: in place of prompts, whatever there is, and how to look for it.
+    out: folder; made when there is something to write.
+    threshold: of prompts; instances score above it; None for the usual one of what is asked.
+    max_detections: of each prompt, the best; None for all.
+    max_pixels: larger pictures are refused.
+  """
+
+  images: Sequence[Path]
+  prompts: Sequence[Prompt]
+  out: Path
+  threshold: float | None
+  max_detections: int | None
+  max_pixels: int
+  visual: Sequence[VisualPrompt] = ()
+  everything: MaskGeneration | None = None
+
+  @property
+  def phrases(self) -> list[str]:
+    """What is shown for each row of results."""
+    if self.everything:
+      return ["everything"]
+    if not self.prompts:
+      several = len(self.visual) > 1
+      return [_shown(prompt, i if several else 0) for i, prompt in enumerate(self.visual, start=1)]
+    return [
+      prompt.text or ("example box" if len(prompt.boxes) == 1 else "example boxes")
+      for prompt in self.prompts
+    ]
+
+  @property
+  def programs(self) -> dict[str, Any]:
+    """What `Sam3.compile` has to make for it."""
+    return {
+      "images": 1,
+      "prompts": len(self.prompts),
+      "boxes": max((len(prompt.boxes) for prompt in self.prompts), default=0),
+      "max_detections": self.max_detections,
+    }
+
+  @property
+  def limit(self) -> float:
+    """Instances score above it."""
+    if self.everything:
+      return self.everything.pred_iou_thresh
+    usual = USUAL if self.prompts else 0.0
+    return usual if self.threshold is None else self.threshold
+
+  @property
+  def outputs(self) -> list[tuple[Path, Path]]:
+    """Overlay and JSON of each picture."""
+    stems = output_stems(self.images)
+    return [(self.out / (stem + PICTURE), self.out / (stem + ANNOTATIONS)) for stem in stems]
+
+  def check(self) -> None:
+    """Raises ValueError where a box misses a picture, or an output would replace an input."""
+    inputs = {path.resolve() for path in self.images}
+    for path in (path for pair in self.outputs for path in pair):
+      if path.resolve() in inputs:
+        raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
+    if self.visual or any(prompt.boxes for prompt in self.prompts):
+      for path in self.images:
+        if (size := _size(path, self.max_pixels)) is not None:
+          for prompt in self.prompts:
+            check_boxes(prompt, *size)
+          for prompt in self.visual:
+            check_visual(prompt, *size)
+
+
+def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors: Console) -> int:
+  """Does a job.
+
+  Args:
+    job: what to do.
+    checkpoint: folder of the model.
+    dtype: as in `Sam3.from_checkpoint`.
+    console: for the table and the paths; if it is quiet, there are no progress and notes either.
+    errors: for progress, notes and faulty pictures.
+
+  Returns:
+    How many pictures could not be read, each reported on `errors`.
+
+  Raises:
+    ValueError, OSError: whatever else goes wrong. What was written before is complete.
+  """
+  job.check()
+  failures, done, table, trained = 0, [], _table(), None
+  try:
+    with loading(errors, checkpoint, quiet=console.quiet) as step:
+      model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs, progress=step)
+    model.tokenizer.check(prompt.phrase for prompt in job.prompts)
+    trained = model.info.get("trained")
+    table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
+    with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
+      for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
+        wait = "" if done else ", compiling first, which can take a minute"
+        step(f"{path.name}{wait}", i / len(job.images))
+        try:
+          rows = _segment(model, job, path, outputs)
+        except _BadPictureError as error:
+          complain(str(error), errors)
+          failures += 1
+        else:
+          done.append(outputs)
+          for row in rows:
+            table.add_row(*row)
+  finally:  # what is done is shown even if the rest is not
+    if done:
+      if trained is False and not console.quiet:
+        note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds"
+        say(errors, f"{note} means nothing. Convert the released weights with `sam3-jax convert`.")
+      console.print(table)
+      _say_where(console, job.out, done)
+  return failures
+
+
+class _BadPictureError(Exception):
+  """A file that holds no picture that can be used; the others may."""
+
+
+def _segment(
+  model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
+) -> list[tuple[str | Text, ...]]:
+  """Segments one picture and writes its files; returns its rows of the table."""
+  start = time.perf_counter()
+  try:
+    image = read_image(path, max_pixels=job.max_pixels)
+  except (ValueError, TypeError, OSError) as error:
+    raise _BadPictureError(str(error)) from error
+  instances = _instances(model, job, image)
+  info = {
+    "description": f"sam3-jax {version('sam3-jax')}",
+    "checkpoint": model.info,
+    "threshold": job.limit,
+    "everything": job.everything and dataclasses.asdict(job.everything),
+    "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
+    "prompts": [prompt_as_json(prompt) for prompt in job.prompts],
+  }
+  picture, annotations = outputs
+  size = (image.shape[0], image.shape[1])
+  record = coco(str(path), size, instances, job.phrases, info)
+  drawn = overlay(image, instances, job.phrases)
+  try:
+    write({annotations: json_of(record), picture: png_of(drawn)})
+  except OSError as error:
+    raise OSError(
+      f"cannot write {error.filename}: {reason(error)} or choose another --out."
+    ) from error
+  seconds = f"{time.perf_counter() - start:.1f}"
+  return [
+    (
+      Text(printable(path.name) if i == 0 else ""),
+      Text(printable(phrase)),
+      str(len(one)),
+      f"{max(one.scores):.2f}" if len(one) else "-",
+      seconds if i == 0 else "",
+    )
+    for i, (phrase, one) in enumerate(zip(job.phrases, instances, strict=True))
+  ]
+
+
+def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
+  """What is found in one picture, for each of the job's phrases."""
+  if job.everything:
+    found = model.generate_masks(image, job.everything, max_pixels=job.max_pixels)
+    return [found[: job.max_detections]]
+  embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
+  if not job.prompts:
+    found = model.decode_visual(
+      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+    )
+    return [one[one.scores > job.limit] for one in found.instances()]
+  found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
+  instances = found.instances(job.limit)
+  for prompt in job.visual:  # beside a single phrase
+    if prompt.box is not None:
+      instances = [add_instance(model, embedding, instances[0], prompt)]
+    else:
+      mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
+      instances = [mended]
+  return instances
+
+
+def _shown(prompt: VisualPrompt, number: int) -> str:
+  kind = "clicks" if len(prompt.points) > 1 else "click" if prompt.points else "box"
+  return f"{kind} {number}" if number else kind
+
+
+def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
+  for picture, annotations in done[:LISTED]:
+    say(console, str(picture))
+    say(console, str(annotations))
+  if len(done) > LISTED:
+    say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
+
+
+def _table() -> Table:
+  table = Table(caption="The first picture's seconds include compiling.")
+  table.add_column("Image", overflow="fold")
+  table.add_column("Phrase", overflow="fold")
+  for heading in ("Instances", "Best score", "Seconds"):
+    table.add_column(heading, justify="right")
+  return table
+
+
+def _platform(model: Sam3) -> str:
+  return jax.tree.leaves(model.params)[0].devices().pop().platform
+
+
+def _size(path: Path, max_pixels: int) -> tuple[int, int] | None:
+  """Height and width of a picture; None where `read_image` will say what is wrong."""
+  try:
+    return displayed_size(path, max_pixels=max_pixels)
+  except (OSError, ValueError):
+    return None

@@ -1,1 +1,0 @@
-"""The commands of `sam3-jax`, which `cli` runs."""

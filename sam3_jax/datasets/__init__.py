@@ -1,0 +1,1 @@
+"""Annotation files, and synthetic images with annotations."""

@@ -1,0 +1,1 @@
+"""Scenes composed of drawings, with phrases and masks."""

@@ -1,0 +1,147 @@
+"""The drawings that scenes are made of: 78 things, each by four artists, from one committed sheet.
+
+Three more things are on it that no scene shows unless it is asked to: `new_concepts`.
+
+Sources and licences are in NOTICE.md beside this file, which make_sheet.py made the sheet from.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from sam3_jax.inputs.image_file import open_image
+from sam3_jax.inputs.preprocess import read_image
+
+HERE = Path(__file__).parent
+STYLES = ("noto", "noto-v1", "fluent", "twemoji")
+TRAINING = STYLES[:3]  # the style left out is never trained on: it measures an artist never seen
+MARGIN = 8  # empty pixels around a drawing, so that its edge is smooth and an outline fits
+OPAQUE = 128  # alpha from which on a pixel belongs to the object
+_LEVELS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+  """A thing and what it is called.
+
+  Attributes:
+    name: of the icon in the artists' sets.
+    phrases: as evaluation asks for it, the usual one first.
+    synonyms: further ones for training.
+    unseen: further ones that are never trained on.
+    any_color: it comes in any colour, and no phrase names one.
+  """
+
+  name: str
+  phrases: tuple[str, ...]
+  synonyms: tuple[str, ...]
+  unseen: tuple[str, ...]
+  any_color: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+  """A thing as one artist drew it.
+
+  Attributes:
+    levels: RGBA with straight alpha and a margin; each half the size of the one before. The
+      longer side of what is drawn has 128 pixels on the first.
+    outline: xy of points on the first level, whose hull holds all opaque pixels.
+    center: xy, of the opaque pixels' box.
+  """
+
+  levels: tuple[Image.Image, ...]
+  outline: Float[np.ndarray, "N 2"]
+  center: Float[np.ndarray, " 2"]
+
+
+@functools.cache
+def concepts() -> tuple[Concept, ...]:
+  """All things of which scenes are made, in the order of their numbers."""
+  return _read(HERE / "concepts.tsv")
+
+
+@functools.cache
+def new_concepts() -> tuple[Concept, ...]:
+  """Things that no scene shows unless it is asked to: fine-tuning learns them as new."""
+  return _read(HERE / "new.tsv")
+
+
+@functools.cache
+def everything() -> tuple[Concept, ...]:
+  """`concepts`, and `new_concepts` whose numbers follow."""
+  return (*concepts(), *new_concepts())
+
+
+@functools.cache
+def drawings(style: str) -> tuple[Drawing, ...]:
+  """One of each thing by an artist, in the order of `everything`."""
+  if style not in STYLES:
+    raise ValueError(f"there is no style {style!r}; choose from {', '.join(STYLES)}.")
+  drawn, before = [], 0  # cells of the sheet
+  for part in (_index(), _index()["new"]):
+    first = before + list(part["sizes"]).index(style) * len(part["concepts"])
+    sizes = part["sizes"][style]
+    drawn += [_drawing(_cell(first + number, size)) for number, size in enumerate(sizes)]
+    before += len(part["sizes"]) * len(part["concepts"])
+  return tuple(drawn)
+
+
+@functools.cache
+def photographs() -> tuple[Image.Image, ...]:
+  """Pictures that show none of the concepts; RGB."""
+  pictures = []
+  for file in sorted((HERE / "photographs").glob("*.jpg")):
+    pictures.append(Image.fromarray(read_image(file)))
+  return tuple(pictures)
+
+
+def _read(file: Path) -> tuple[Concept, ...]:
+  lines = file.read_text(encoding="utf-8").splitlines()
+  rows = [line.split("\t") for line in lines if not line.startswith("#")]
+  return tuple(
+    Concept(name, _several(phrases), _several(synonyms), _several(unseen), any_color == "yes")
+    for name, phrases, synonyms, unseen, any_color in rows
+  )
+
+
+def _several(field: str) -> tuple[str, ...]:
+  return tuple(field.split("|")) if field else ()
+
+
+@functools.cache
+def _index() -> dict:
+  return json.loads((HERE / "sheet.json").read_text())
+
+
+@functools.cache
+def _sheet() -> Image.Image:
+  with open_image(HERE / "sheet.webp") as sheet:
+    return sheet.image.convert("RGBA")
+
+
+def _cell(number: int, size: tuple[int, int]) -> Image.Image:
+  cell, columns = _index()["cell"], _index()["columns"]
+  left, top = number % columns * cell, number // columns * cell
+  return _sheet().crop((left, top, left + size[0], top + size[1]))
+
+
+def _drawing(drawn: Image.Image) -> Drawing:
+  multiple = 2 ** (_LEVELS - 1)
+  sides = [-(-(side + 2 * MARGIN) // multiple) * multiple for side in drawn.size]
+  padded = Image.new("RGBA", (sides[0], sides[1]))
+  padded.paste(drawn, (MARGIN, MARGIN))
+  levels = tuple(padded.reduce(2**level) if level else padded for level in range(_LEVELS))
+  rows, columns = np.nonzero(np.asarray(padded)[..., 3] >= OPAQUE)
+  ends = [(x, y) for y in np.unique(rows) for x in _span(columns[rows == y])]
+  outline = np.array([(x, y + below) for x, y in ends for below in (0, 1)], np.float64)
+  return Drawing(levels, outline, (outline.min(0) + outline.max(0)) / 2)
+
+
+def _span(columns: np.ndarray) -> tuple[int, int]:
+  return int(columns.min()), int(columns.max()) + 1

@@ -1,0 +1,184 @@
+"""Scenes as files, in the layout of SA-Co's annotations: a picture and a phrase make a pair.
+
+    OUT/annotations.json
+    OUT/crown.json               the pairs of a new concept, if one is wanted
+    OUT/images/000000_noto.jpg ...
+
+Every scene has a generator of its own, made of the seed and its number, so that more scenes of a
+seed begin with the same ones. The same versions of this package, NumPy and Pillow write the same
+bytes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sam3_jax.datasets.synthetic import drawings
+from sam3_jax.datasets.synthetic.phrase_sampling import Phrase
+from sam3_jax.datasets.synthetic.scenes import Scene, compose, phrases
+from sam3_jax.outputs.rle import bounds, encode
+from sam3_jax.utils.atomic_files import write_json
+from sam3_jax.utils.os_errors import reason
+
+TRAIN = "train"  # the style that is all styles of training
+ABSENT = 2.0  # phrases of what is not there for each of what is, as in the fixed scenes
+_QUALITY = 92  # of the JPEG files
+_UNFINISHED = ".unfinished-scenes"
+
+
+def write(
+  out: Path,
+  count: int,
+  seed: int,
+  style: str | Sequence[str] = TRAIN,
+  *,
+  new: str | None = None,
+  augment: float = 0.0,
+  unseen: bool = False,
+  progress: Callable[[str, float], None] = lambda what, fraction: None,
+) -> dict[str, int]:
+  """Writes scenes into a folder; annotations.json comes last, and at once.
+
+  Args:
+    out: must not exist, be empty, or hold what an interrupted call left, which is done again.
+    count: scenes, at least 1.
+    seed: decides all of them; at least 0.
+    style: one of drawings.STYLES, or "train", or several of them.
+    new: name of a new concept (see drawings.new_concepts), which is asked of every scene and is in
+      about half of them; its pairs alone stand in NAME.json too, to score them.
+    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
+    unseen: ask by synonyms and plurals that training never uses.
+    progress: is called with what is being done and the fraction that was done before.
+
+  Returns:
+    Numbers of pictures, pairs and objects (an object for each pair it matches).
+
+  Raises:
+    ValueError: any of it is not as said, or nothing can be written to `out`.
+  """
+  chosen = (style,) if isinstance(style, str) else tuple(style)
+  styles, number_of_new = _styles(chosen), _number(new)
+  if count < 1 or seed < 0:
+    raise ValueError(f"there must be 1 scene or more of a seed from 0; got {count} of seed {seed}.")
+  if not 0 <= augment <= 1:  # NaN too
+    raise ValueError(f"augment must be between 0 and 1; got {augment}.")
+  try:
+    _prepare(out)
+    about = f", new: {new}" if new else ""
+    record = _record(f"scenes: {count} of seed {seed}, style {', '.join(chosen)}{about}")
+    of_new = set()
+    for number in range(count):
+      progress("composing scenes", number / count)
+      rng = np.random.default_rng([seed, number])
+      scene = compose(rng, styles, augment=augment, new=number_of_new)
+      asked = phrases(rng, scene, absent=ABSENT, unseen=unseen, new=number_of_new)
+      file = f"images/{number:06d}_{scene.style}.jpg"
+      Image.fromarray(scene.image).save(out / file, quality=_QUALITY)
+      for phrase in asked:
+        pair = _add(record, file, scene, phrase)
+        of_new |= {pair} if phrase.named == number_of_new else set()
+    files = {f"{new}.json": _only(record, of_new)} if new else {}
+    _finish(out, {**files, "annotations.json": record})
+  except OSError as error:
+    raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
+  return {
+    "pictures": count,
+    "pairs": len(record["images"]),
+    "objects": len(record["annotations"]),
+  }
+
+
+def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
+  """Each artist once, in the order given."""
+  for style in chosen:
+    if style not in (*drawings.STYLES, TRAIN):
+      raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
+  each = [one for style in chosen for one in (drawings.TRAINING if style == TRAIN else (style,))]
+  return tuple(dict.fromkeys(each))
+
+
+def _number(new: str | None) -> int | None:
+  """Of a new concept."""
+  if new is None:
+    return None
+  names = [one.name for one in drawings.new_concepts()]
+  if new not in names:
+    raise ValueError(f"no new concept {new!r}; choose from {', '.join(names)}.")
+  return len(drawings.concepts()) + names.index(new)
+
+
+def _prepare(out: Path) -> None:
+  """Makes the folder, marked as unfinished; empties one that is."""
+  if out.exists() and not out.is_dir():
+    raise ValueError(f"{out} is a file; give another folder.")
+  there = {path.name for path in out.iterdir()} if out.exists() else set()
+  if there and _UNFINISHED not in there:
+    raise ValueError(f"{out} is not empty; give another folder, or remove it first.")
+  (out / "images").mkdir(parents=True, exist_ok=True)
+  (out / _UNFINISHED).touch()
+  for left in (*out.glob("images/*.jpg"), *out.glob("*.json")):
+    left.unlink(missing_ok=True)
+
+
+def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
+  """Writes JSON files in their order, each at once; then the folder is no longer unfinished."""
+  for name, content in files.items():
+    write_json(out / name, content)
+  (out / _UNFINISHED).unlink()
+
+
+def _record(description: str) -> dict[str, Any]:
+  return {
+    "info": {
+      "description": description,
+      "licence": "of the drawings: Noto Emoji and Noto Emoji v1 (Google, Apache-2.0), Fluent Emoji "
+      "Flat (Microsoft, MIT), Twemoji (Twitter and contributors, CC BY 4.0)",
+    },
+    "categories": [{"id": 1, "name": "visual"}],
+    "images": [],
+    "annotations": [],
+  }
+
+
+def _only(record: dict[str, Any], pairs: set[int]) -> dict[str, Any]:
+  """What a record says of some of its pairs."""
+  return {
+    **record,
+    "images": [one for one in record["images"] if one["id"] in pairs],
+    "annotations": [one for one in record["annotations"] if one["image_id"] in pairs],
+  }
+
+
+def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int:
+  """Adds a pair and the objects that match; returns its id."""
+  height, width = scene.image.shape[:2]
+  pair = len(record["images"])
+  record["images"].append(
+    {
+      "id": pair,
+      "file_name": file,
+      "width": width,
+      "height": height,
+      "text_input": phrase.text,
+      "is_instance_exhaustive": 1,
+    }
+  )
+  for number in phrase.objects:
+    mask = scene.objects[number].mask
+    rle = encode(mask)
+    x, y, w, h = bounds(rle)
+    record["annotations"].append(
+      {
+        "id": len(record["annotations"]),
+        "image_id": pair,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": int(mask.sum()),
+        "bbox": [x / width, y / height, w / width, h / height],  # as SA-Co's
+        "segmentation": rle,
+      }
+    )
+  return pair

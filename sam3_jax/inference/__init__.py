@@ -1,0 +1,1 @@
+"""The model as a library object: jitted programs, batching, sharding, mask generation."""

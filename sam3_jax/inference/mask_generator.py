@@ -1,0 +1,326 @@
+"""Everything in a picture: a grid of clicks, the good masks kept, duplicates taken out.
+
+The task, and the names of the options, are those of Segment Anything's automatic mask generator
+(Kirillov et al. 2023, arXiv:2304.02643, appendix B). Two things differ: a mask's stability is taken
+on the decoder's grid rather than in the picture, where the masks that fail it never come to be, and
+duplicates are told by their boxes on that grid.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
+from sam3_jax.inputs.visual_prompts import ComputedPrompt
+from sam3_jax.outputs.instances import Instances, box_of, kept_masks
+from sam3_jax.outputs.masks import Masks, RleMasks
+from sam3_jax.outputs.rle import encode
+from sam3_jax.utils.validation import as_array, check_flag, check_numbers
+
+if TYPE_CHECKING:
+  from sam3_jax.inference.predictor import Sam3
+
+MOST_A_SIDE = 1024  # clicks: more than the released model sees pixels (1008)
+MOST_LAYERS = 8  # of crops, 87,381 together
+EDGE = 20.0  # pixels: a mask whose box is so near to a crop's inner edge is cut off by it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskGeneration:
+  """How `generate_masks` looks for masks, and which it keeps.
+
+  Attributes:
+    points_per_side: clicks in a row and in a column of the grid, at most `MOST_A_SIDE`.
+    points_per_batch: clicks at a time; memory grows with it.
+    point_grids: in place of `points_per_side`: x, y of the clicks as fractions, an array for each
+      layer of crops.
+    multimask_output: three masks a click, else one.
+    pred_iou_thresh: masks whose quality, as the model guesses it, is lower are left out.
+    stability_score_thresh: likewise for their stability: their area at a threshold that is higher
+      by `stability_score_offset`, over that at one that is lower by it.
+    stability_score_offset: of logits.
+    box_nms_thresh: of two masks whose boxes overlap by a higher IoU, the worse is left out.
+    crop_n_layers: times that the picture is looked at again in smaller pieces: 2 x 2 crops in the
+      first layer, 4 x 4 in the second.
+    crop_nms_thresh: as `box_nms_thresh`, between crops; there the smaller crop's mask is kept.
+    crop_overlap_ratio: how much of the picture's shorter side the first layer's crops share.
+    crop_n_points_downscale_factor: the n-th layer's grid is smaller by its n-th power.
+    min_mask_region_area: pixels; smaller holes are filled and smaller islands removed.
+
+  Raises:
+    ValueError: a value out of its range.
+  """
+
+  points_per_side: int = 32
+  points_per_batch: int = 64
+  point_grids: Sequence[Any] | None = None
+  multimask_output: bool = True
+  pred_iou_thresh: float = 0.8
+  stability_score_thresh: float = 0.95
+  stability_score_offset: float = 1.0
+  box_nms_thresh: float = 0.7
+  crop_n_layers: int = 0
+  crop_nms_thresh: float = 0.7
+  crop_overlap_ratio: float = 512 / 1500
+  crop_n_points_downscale_factor: int = 1
+  min_mask_region_area: float = 0
+
+  def __post_init__(self):
+    check = functools.partial(check_numbers, self, "")
+    check(("points_per_side",), 1, MOST_A_SIDE, whole=True)
+    check(("points_per_batch", "crop_n_points_downscale_factor"), 1, whole=True)
+    check(("crop_n_layers",), 0, MOST_LAYERS, whole=True)
+    check(("pred_iou_thresh", "stability_score_thresh"), 0, 1)
+    check(("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio"), 0, 1)
+    check(("stability_score_offset", "min_mask_region_area"), 0)
+    check_flag("multimask_output", self.multimask_output)
+    if self.point_grids is not None:
+      _check_grids(self.point_grids, self.crop_n_layers + 1)
+
+  def grid(self, layer: int) -> Float[np.ndarray, "n 2"]:
+    """The clicks of a layer's crops: x, y as fractions."""
+    if self.point_grids is not None:
+      return np.asarray(self.point_grids[layer], np.float64)
+    side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
+    places = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+
+
+def _check_grids(grids: Any, layers: int) -> None:
+  count = len(grids) if isinstance(grids, Sequence | np.ndarray) else 0
+  if count < layers:
+    raise ValueError(f"point_grids must be an array for each layer, {layers}; got {grids!r:.60}.")
+  for layer, grid in enumerate(grids):
+    points = as_array(grid)
+    shaped = points.dtype.kind in "fiu" and points.size and points.shape[1:] == (2,)
+    if not shaped or not ((points >= 0) & (points <= 1)).all():  # NaN is not
+      raise ValueError(
+        f"point_grids[{layer}] must be [n, 2] of x, y in [0, 1]; "
+        f"got {' '.join(repr(grid).split()):.60}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments(Instances):
+  """Everything in a picture, best first.
+
+  Attributes:
+    ids: 1, 2, ..
+    scores: quality (IoU with the thing that is meant), as the model guesses it.
+    boxes: of the masks: xyxy in pixels of the picture.
+    masks: over the picture.
+    stability: of the masks, in [0, 1].
+    points: the click that each came from: x, y in pixels of the picture.
+    crops: the part of the picture that was looked at: xyxy in pixels.
+  """
+
+  stability: Float[np.ndarray, " n"]
+  points: Float[np.ndarray, "n 2"]
+  crops: Float[np.ndarray, "n 4"]
+
+
+@dataclasses.dataclass
+class _Candidates:
+  """Masks that were good enough, on the decoder's grid; the rest in pixels of the picture."""
+
+  logits: Float[np.ndarray, "n Hm Wm"]
+  scores: Float[np.ndarray, " n"]
+  stability: Float[np.ndarray, " n"]
+  boxes: Float[np.ndarray, "n 4"]
+  points: Float[np.ndarray, "n 2"]
+  crops: Float[np.ndarray, "n 4"]
+
+  def take(self, index: Any) -> "_Candidates":
+    return _Candidates(*(array[index] for array in vars(self).values()))
+
+
+def generate_masks(
+  model: "Sam3",
+  image: ImageSource,
+  options: MaskGeneration | None = None,
+  *,
+  max_pixels: int = MAX_PIXELS,
+) -> Segments:
+  """Everything in one picture; see `Sam3.generate_masks`."""
+  options = MaskGeneration() if options is None else options
+  if not isinstance(options, MaskGeneration):
+    raise TypeError(
+      f"options must be a MaskGeneration, MaskGeneration(points_per_side=16); got {options!r:.60}."
+    )
+  picture = read_image(image, max_pixels=max_pixels)
+  height, width = picture.shape[:2]
+  found = _join(
+    [
+      _crop_candidates(model, picture, crop, options.grid(layer), options)
+      for layer, crop in _crops(height, width, options)
+    ]
+  )
+  if options.crop_n_layers and len(found.scores):
+    areas = (found.crops[:, 2] - found.crops[:, 0]) * (found.crops[:, 3] - found.crops[:, 1])
+    found = found.take(suppress(found.boxes, -areas, options.crop_nms_thresh))
+  return _finish(found, (height, width), options)
+
+
+def suppress(
+  boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], threshold: float
+) -> np.ndarray:
+  """Greedy non-maximum suppression: positions of the boxes (xyxy) that stay, best first.
+
+  A box goes where its IoU with a better one that stays is above `threshold`; ties by position.
+  """
+  order = np.argsort(-scores, kind="stable")
+  boxes = np.asarray(boxes, np.float64)[order]
+  areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+  stays = np.ones(len(order), bool)
+  for i, box in enumerate(boxes):
+    if stays[i]:
+      rest = boxes[i + 1 :]
+      sides = np.minimum(rest[:, 2:], box[2:]) - np.maximum(rest[:, :2], box[:2])
+      shared = np.prod(np.maximum(sides, 0), axis=1)
+      stays[i + 1 :] &= shared <= threshold * (areas[i] + areas[i + 1 :] - shared)
+  return order[stays]
+
+
+def clean(mask: Bool[np.ndarray, "h w"], area: float) -> Bool[np.ndarray, "h w"]:
+  """A mask without holes and then islands of fewer than `area` pixels (joined by sides or corners);
+  of islands that are all smaller, the largest stays."""
+  from scipy import ndimage  # not at the top: it is slow to import
+
+  def regions(inside):
+    found: Any = ndimage.label(inside, structure=np.ones((3, 3)))
+    return found[0], np.bincount(found[0].ravel())[1:]
+
+  labels, sizes = regions(~mask)
+  mask = mask | np.concatenate([[False], sizes < area])[labels]
+  labels, sizes = regions(mask)
+  if not len(sizes):
+    return mask
+  stays = sizes >= area
+  stays[sizes.argmax()] = True
+  return np.concatenate([[False], stays])[labels]
+
+
+def _crops(
+  height: int, width: int, options: MaskGeneration
+) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+  """Each layer's crops, xyxy: the whole picture, then 2 x 2 pieces that overlap, then 4 x 4."""
+  yield 0, (0, 0, width, height)
+  for layer in range(1, options.crop_n_layers + 1):
+    pieces = 2**layer
+    shared = int(options.crop_overlap_ratio * min(height, width) * 2 / pieces)
+    spans = []
+    for side in (width, height):
+      length = math.ceil((shared * (pieces - 1) + side) / pieces)
+      starts = [min((length - shared) * i, side - 1) for i in range(pieces)]
+      spans.append([(start, min(start + length, side)) for start in starts])
+    for y0, y1 in spans[1]:
+      for x0, x1 in spans[0]:
+        yield layer, (x0, y0, x1, y1)
+
+
+def _crop_candidates(
+  model: "Sam3",
+  picture: np.ndarray,
+  crop: tuple[int, int, int, int],
+  grid: Float[np.ndarray, "n 2"],
+  options: MaskGeneration,
+) -> _Candidates:
+  """What is found in one crop, its duplicates taken out."""
+  x0, y0, x1, y1 = crop
+  corner, extent = np.array([x0, y0]), np.array([x1 - x0, y1 - y0])
+  embedding = model.encode(picture[y0:y1, x0:x1], visual=True, max_pixels=picture.size)
+  points, parts = grid * extent, []
+  for start in range(0, len(points), options.points_per_batch):
+    batch = points[start : start + options.points_per_batch]
+    prompts = [ComputedPrompt(points=[point]) for point in batch]
+    found = model.decode_visual(embedding, prompts, multimask=options.multimask_output)
+    scores, (stability, cells) = jax.device_get(
+      (found.iou, _measure(found.mask_logits, options.stability_score_offset))
+    )
+    good = (scores > options.pred_iou_thresh) & (stability >= options.stability_score_thresh)
+    prompt, reading = np.nonzero(good & (cells[..., 2] > 0))
+    logits = kept_masks(found.mask_logits, [reading[prompt == p] for p in range(len(batch))])
+    stretch = np.tile(extent / found.mask_logits.shape[:1:-1], 2)
+    parts.append(
+      _Candidates(
+        logits=np.concatenate(logits),
+        scores=scores[prompt, reading],
+        stability=stability[prompt, reading],
+        boxes=cells[prompt, reading] * stretch + np.tile(corner, 2),
+        points=batch[prompt] + corner,
+        crops=np.tile(np.array(crop, np.float64), (len(prompt), 1)),
+      )
+    )
+  found = _join(parts)
+  found = found.take(~_cut(found.boxes, crop, picture.shape))
+  return found.take(suppress(found.boxes, found.scores, options.box_nms_thresh))
+
+
+@jax.jit
+def _measure(
+  logits: Float[Array, "P K Hm Wm"], offset: Float[Array, ""]
+) -> tuple[Float[Array, "P K"], Float[Array, "P K 4"]]:
+  """Stability of masks, and their boxes, xyxy in cells; zeros of empty ones."""
+  inner, outer = ((logits > x).sum((2, 3)) for x in (offset, -offset))
+  stability = inner / jnp.maximum(outer, 1)
+  ends = []
+  for axis in (2, 3):  # x from what is in any row, y from what is in any column
+    there = (logits > 0).any(axis)
+    last = there.shape[-1] - there[..., ::-1].argmax(-1)
+    ends.append((there.argmax(-1), jnp.where(there.any(-1), last, 0)))
+  (x0, x1), (y0, y1) = ends
+  return stability, jnp.stack([x0, y0, x1, y1], axis=-1).astype(jnp.float32)
+
+
+def _cut(
+  boxes: Float[np.ndarray, "n 4"], crop: tuple[int, int, int, int], shape: tuple[int, ...]
+) -> Bool[np.ndarray, " n"]:
+  """Which boxes lie at an edge of the crop that is none of the picture's."""
+  limits = np.array([0, 0, shape[1], shape[0]])
+  near = np.abs(boxes - np.array(crop)) <= EDGE
+  return np.any(near & (np.abs(boxes - limits) > EDGE), axis=1)
+
+
+def _finish(found: _Candidates, size: tuple[int, int], options: MaskGeneration) -> Segments:
+  """Whole pixels: masks cleaned and boxed, and what became a duplicate by that taken out."""
+  rles, boxes, same = [], [], []
+  for logits, crop in zip(found.logits, found.crops.astype(int), strict=True):
+    x0, y0, x1, y1 = crop.tolist()
+    mask = np.zeros(size, bool)
+    mask[y0:y1, x0:x1] = Masks(logits[None], (y1 - y0, x1 - x0))[0]
+    whole = clean(mask, options.min_mask_region_area) if options.min_mask_region_area else mask
+    same.append(np.array_equal(mask, whole))
+    rles.append(encode(whole))
+    boxes.append(box_of(whole))
+  found.boxes = np.array(boxes, np.float64).reshape(-1, 4)
+  order = np.argsort(-found.scores, kind="stable")
+  if options.min_mask_region_area:  # what was clean goes before what had to be cleaned
+    preference = found.scores + 2 * np.array(same, bool)
+    stays = suppress(found.boxes, preference, options.box_nms_thresh)
+    order = order[np.isin(order, stays)]
+  order = order[found.boxes[order, 2] > 0]  # thinner than a pixel
+  found = found.take(order)
+  return Segments(
+    ids=np.arange(1, len(order) + 1),
+    scores=found.scores.astype(np.float32),
+    boxes=found.boxes.astype(np.float32),
+    masks=RleMasks([rles[i] for i in order], size),
+    stability=found.stability.astype(np.float32),
+    points=found.points.astype(np.float32),
+    crops=found.crops.astype(np.float32),
+  )
+
+
+def _join(parts: Sequence[_Candidates]) -> _Candidates:
+  return _Candidates(*(np.concatenate(arrays) for arrays in zip(*map(_arrays, parts), strict=True)))
+
+
+def _arrays(part: _Candidates) -> list[np.ndarray]:
+  return list(vars(part).values())

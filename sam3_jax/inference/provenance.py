@@ -1,0 +1,86 @@
+"""Whether what a user hands to a model was made for it: embeddings of images and of phrases."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from sam3_jax.config import Config
+from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.types import ImageEmbedding, TextEmbedding
+from sam3_jax.utils.identity import Origin
+
+
+def check_origin(what: str, found: Origin, model: Origin) -> None:
+  """Raises ValueError if another checkpoint than the model's is known to have made an embedding."""
+  if found.identity and found != model:
+    raise ValueError(
+      f"the embedding of {what} was made by another checkpoint, {found}, than this model's, "
+      f"{model}: encode again with this model, or load the other checkpoint."
+    )
+
+
+def own_embedding(
+  embedding: ImageEmbedding, model: Origin, config: Config, dtype: DTypeLike
+) -> ImageEmbedding:
+  """An embedding as the model's programs take it: of the model's dtype, without its origin, which
+  would be another program.
+
+  Raises:
+    ValueError: another checkpoint made it, or its maps have other sizes than the model's.
+  """
+  check_origin("the image", embedding.origin, model)
+  side, grid = config.image_size, config.image_size // config.patch
+  shapes = {"coarse": grid, "attended": grid, "middle": 2 * grid, "fine": 4 * grid}
+  for name, cells in shapes.items():
+    found = np.shape(getattr(embedding, name))[1:]
+    if found != (cells, cells, config.width):
+      raise ValueError(
+        f"the embedding is of a model of another size: its map {name} is {list(found)}, and this "
+        f"model's images are {side} x {side}. Encode again with this model."
+      )
+  return dataclasses.replace(_cast(embedding, dtype), origin=Origin())
+
+
+def own_text(
+  text: Any,
+  prompts: Sequence[Prompt],
+  tokenizer: Tokenizer,
+  model: Origin,
+  dtype: DTypeLike,
+) -> TextEmbedding:
+  """Encoded phrases as the model's programs take them: of the model's dtype, without their tokens
+  and origin.
+
+  Raises:
+    TypeError: they are something else.
+    ValueError: another checkpoint made them, or of other prompts than these.
+  """
+  if not isinstance(text, TextEmbedding):
+    raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
+  if len(text) != len(prompts):
+    raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
+  check_origin("the phrases", text.origin, model)
+  if text.tokens is not None:
+    wanted, found = tokenizer([prompt.phrase for prompt in prompts]), np.asarray(text.tokens)
+    same = wanted.shape == found.shape and (wanted == found).all(axis=1)
+    if not np.all(same):
+      row = int(np.argmin(np.broadcast_to(same, len(prompts))))
+      raise ValueError(
+        f"row {row} of text is of another phrase than prompt {row}, {prompts[row].phrase!r:.60}; "
+        "pass encode_text(prompts) of the same prompts in the same order."
+      )
+  return dataclasses.replace(_cast(text, dtype), tokens=None, origin=Origin())
+
+
+def _cast(tree: Any, dtype: DTypeLike) -> Any:
+  def cast(x: Any) -> Any:
+    wrong = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype != dtype
+    return x.astype(dtype) if wrong else x
+
+  return jax.tree.map(cast, tree)

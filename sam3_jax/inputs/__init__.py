@@ -1,0 +1,1 @@
+"""What goes into the model: images read and resized, phrases tokenized, prompts checked."""

@@ -1,0 +1,1 @@
+"""What comes out of the model: instances, masks, run lengths, COCO JSON, drawings."""

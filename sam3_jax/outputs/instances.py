@@ -1,0 +1,247 @@
+"""From every query's prediction to instances of the source picture.
+
+Follows Meta's `Sam3Processor`: a strict threshold on the score, boxes scaled to the picture and not
+clipped, no suppression of overlaps, mask *logits* resized (not probabilities, as in transformers)
+and cut at zero. Masks stay on the decoder's grid until asked for, one by one: a picture of
+20,000 x 15,000 with 200 instances would otherwise need 60 GB.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sam3_jax.outputs.masks import LazyMasks, Masks
+from sam3_jax.types import Detections, VisualMasks
+from sam3_jax.utils.validation import as_array, check_number
+
+_FILLED = 10.0  # the logit of a filled hole: SAM 2's
+_HOLE_REMEDY = "It is in cells of the grid; 0 fills none."
+
+
+def instances(
+  detections: Detections, threshold: float | Sequence[float] = 0.5
+) -> "list[Instances]":
+  """The instances that score above `threshold`, for each prompt, best first (ties by query).
+
+  Copies scores and boxes from the device, then the masks of what was kept, and no others.
+
+  Args:
+    detections: of `decode`; on a device or as NumPy arrays.
+    threshold: in [0, 1]; one for all prompts, or one for each.
+
+  Raises:
+    TypeError: `detections` is something else.
+    ValueError: a threshold outside [0, 1], too few or too many of them, one below the score that
+      `decode(min_score=...)` made masks for, scores that are NaN, or a source image without a size.
+  """
+  if not isinstance(detections, Detections):
+    raise TypeError(f"instances takes what decode returns, then thresholds; got {detections!r:.60}")
+  scores, boxes, ids, sizes, min_scores = jax.device_get(
+    (
+      detections.scores, detections.boxes, detections.ids, detections.sizes,
+      detections.mask_min_score,
+    )
+  )  # fmt: skip
+  thresholds = _thresholds(threshold, len(scores))
+  _check_scores(scores, thresholds, min_scores)
+  for prompt, (height, width) in enumerate(sizes):
+    if min(height, width) < 1:
+      raise ValueError(
+        f"the source picture of prompt {prompt} is {height} x {width} (height x width): "
+        "boxes and masks need its size in pixels."
+      )
+  kept = []
+  for row, limit in zip(scores, thresholds, strict=True):
+    order = np.argsort(-row, kind="stable")
+    kept.append(order[row[order] > limit])
+  logits = kept_masks(detections.mask_logits, kept)
+  return [
+    Instances(
+      ids=ids[p, queries],
+      scores=scores[p, queries].astype(np.float32),
+      boxes=boxes[p, queries].astype(np.float32)
+      * np.array([width, height, width, height], np.float32),
+      masks=Masks(logits[p], (height, width)),
+    )
+    for p, (queries, (height, width)) in enumerate(zip(kept, sizes, strict=True))
+  ]
+
+
+def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
+  """What visual prompts point at, over the source picture: K masks a prompt, as `found` has them.
+
+  Copies the masks of all prompts from the device.
+
+  Args:
+    found: of `decode_visual`; on a device or as NumPy arrays.
+    hole_area: holes of at most so many cells of the decoder's grid are filled, before resizing.
+      Meta's predictor fills up to 256 where its kernel for that runs, on a GPU; 0 fills none.
+
+  Raises:
+    ValueError: `hole_area` is no number from 0, or a source picture has no size.
+  """
+  check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
+  logits, sizes = jax.device_get((found.mask_logits, found.sizes))
+  if hole_area:
+    logits = [np.stack([fill_holes(mask, hole_area) for mask in masks]) for masks in logits]
+  return [
+    Masks(masks, (height, width)) for masks, (height, width) in zip(logits, sizes, strict=True)
+  ]
+
+
+def visual_instances(
+  found: VisualMasks, first_id: int = 1, hole_area: int = 0
+) -> "list[Instances]":
+  """Each visual prompt's best mask as an instance: scored by its IoU as the model guesses it, boxed
+  by its pixels. A prompt whose best mask is empty has none.
+
+  Args:
+    found: of `decode_visual`; on a device or as NumPy arrays.
+    first_id: identity of the first prompt's instance; the next one's is one more.
+    hole_area: as for `visual_masks`.
+  """
+  check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
+  logits, iou, sizes = jax.device_get((found.mask_logits, found.iou, found.sizes))
+  rows = []
+  for i, (height, width) in enumerate(sizes.tolist()):
+    k = int(iou[i].argmax())
+    grid = fill_holes(logits[i, k], hole_area) if hole_area else logits[i, k]
+    masks = Masks(grid[None], (height, width))
+    box = np.array([box_of(masks[0])], np.float32)
+    scores = np.asarray(iou[i, k : k + 1], np.float32)
+    one = Instances(np.array([first_id + i]), scores, box, masks)
+    rows.append(one[box[:, 2] > 0])
+  return rows
+
+
+def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.ndarray, "n 4"]:
+  """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the picture of
+  this height and width, in hundredths of a pixel."""
+  height, width = size
+  corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2).round(2)
+  return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
+
+
+def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
+  """The box around a mask's pixels, xyxy; zeros around none."""
+  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+  if not len(rows):
+    return 0, 0, 0, 0
+  return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def fill_holes(grid: Float[np.ndarray, "Hm Wm"], area: int) -> Float[np.ndarray, "Hm Wm"]:
+  """Logits in which connected cells outside the mask (by sides or corners) are inside it, if they
+  are at most `area` cells."""
+  from scipy import ndimage  # not at the top: it is slow to import
+
+  found: Any = ndimage.label(grid <= 0, structure=np.ones((3, 3)))
+  labels = found[0]
+  sizes = np.bincount(labels.ravel())
+  sizes[0] = area + 1  # the mask itself
+  return np.where((sizes <= area)[labels], np.asarray(_FILLED, grid.dtype), grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instances:
+  """The instances of one prompt, best first.
+
+  Attributes:
+    ids: unique in an image within one decode call, over all its prompts.
+    scores: in (threshold, 1].
+    boxes: xyxy in pixels of the source picture, x before y; not clipped to it.
+    masks: over the source picture, resized when asked for.
+  """
+
+  ids: Int[np.ndarray, " n"]
+  scores: Float[np.ndarray, " n"]
+  boxes: Float[np.ndarray, "n 4"]
+  masks: LazyMasks
+
+  def __len__(self) -> int:
+    return len(self.ids)
+
+  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Self:
+    """Those that a slice, an array of positions or an array of bools selects."""
+    if isinstance(index, int | np.integer):
+      raise TypeError(f"use [{index}:{index + 1}], or .scores[{index}], .boxes[{index}] and so on.")
+    return type(self)(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+  def to_supervision(self, class_id: int = 0) -> Any:
+    """As `supervision.Detections`, with all masks over the source picture at once.
+
+    Args:
+      class_id: of all of them: the prompt's number, say.
+
+    Raises:
+      ImportError: the package supervision is not installed.
+    """
+    try:
+      import supervision  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+      raise ImportError("to_supervision needs supervision: pip install supervision.") from error
+    return supervision.Detections(
+      xyxy=self.boxes,
+      mask=np.asarray(self.masks),
+      confidence=self.scores,
+      class_id=np.full(len(self), class_id),
+      data={"identity": self.ids},
+    )
+
+
+def _check_scores(
+  scores: np.ndarray, thresholds: np.ndarray, min_scores: np.ndarray | None
+) -> None:
+  """Raises ValueError where a threshold cannot be answered."""
+  for prompt, row in enumerate(scores):
+    if np.isnan(row).any():
+      raise ValueError(
+        f"scores of prompt {prompt} are NaN: the embedding of its image or its phrase is not "
+        "finite. Encode again; `sam3-jax inspect --verify` checks the checkpoint."
+      )
+    best = row.max(initial=0)
+    if min_scores is not None and min_scores[prompt] > 0 and best > thresholds[prompt]:
+      raise ValueError(
+        f"prompt {prompt} has a score of {best:.4g}, above the threshold {thresholds[prompt]:.4g}, "
+        f"but no masks, as decode made none for scores up to min_score={min_scores[prompt]:.4g}: "
+        f"decode with min_score={thresholds[prompt]:.4g} or less, or raise the threshold."
+      )
+
+
+def _thresholds(threshold: float | Sequence[float], prompts: int) -> Float[np.ndarray, " P"]:
+  values = as_array(threshold)
+  if values.size and values.dtype.kind not in "iufV":  # V: bfloat16
+    raise ValueError(
+      f"threshold must be a number in [0, 1], or one for each prompt; got {threshold!r:.60}."
+    )
+  values = values.astype(np.float64)
+  if values.ndim > 1 or (values.ndim == 1 and len(values) != prompts):
+    raise ValueError(
+      f"there are {prompts} prompts and thresholds of shape {list(values.shape)}: "
+      "give one for all, or one for each."
+    )
+  for value in values.ravel():
+    if not 0 <= value <= 1:
+      raise ValueError(f"threshold is {value:g}, but scores are in [0, 1]: give one in that range.")
+  # In float32, as the scores are: a score of float32(0.3) is not above 0.3.
+  return np.broadcast_to(values.astype(np.float32), (prompts,))
+
+
+@jax.jit
+def _mask(mask_logits, prompt, query):
+  return mask_logits[prompt, query]
+
+
+def kept_masks(mask_logits, kept: list[np.ndarray]) -> list[Float[np.ndarray, "n Hm Wm"]]:
+  """Each prompt's masks of the kept queries: one compilation, and only those cross over."""
+  if not isinstance(mask_logits, np.ndarray):
+    rows = [[_mask(mask_logits, p, q) for q in queries] for p, queries in enumerate(kept)]
+    rows = jax.device_get(rows)
+  else:
+    rows = [[mask_logits[p, q] for q in queries] for p, queries in enumerate(kept)]
+  shape = (-1, *mask_logits.shape[2:])
+  return [np.asarray(row, mask_logits.dtype).reshape(shape) for row in rows]

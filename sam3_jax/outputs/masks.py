@@ -1,0 +1,236 @@
+"""Masks over a picture, each made when it is asked for: one at a time, as all of a large picture's
+would not fit in memory."""
+
+import abc
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, overload
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sam3_jax.outputs.rle import decode, encode
+
+_STRIP = 2**16  # values of a resized mask in work at a time: two such arrays fit the cache
+
+
+class LazyMasks(abc.ABC):
+  """Masks over a picture, none of which is kept.
+
+  `len(masks)`; `masks[i]` is bool [h, w]; `masks[a:b]` is again of this class; `masks.rle(i)` is
+  COCO's run-length encoding; `masks.at(size)` is the same over a picture of another size;
+  `np.asarray(masks)` is bool [n, h, w], all of them at once.
+
+  Attributes:
+    size: height and width of the picture, in pixels.
+  """
+
+  size: tuple[int, int]
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def rle(self, index: int) -> dict:
+    """COCO's compressed run lengths: {"size": [h, w], "counts": str}, as pycocotools writes them.
+
+    Equal to `pycocotools.mask.encode(np.asfortranarray(masks[index]))`, "counts" decoded to str.
+    """
+
+  @abc.abstractmethod
+  def at(self, size: tuple[int, int]) -> Self:
+    """The same masks over a picture of another size."""
+
+  @abc.abstractmethod
+  def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
+    """One of them; `index` counts from 0."""
+
+  @abc.abstractmethod
+  def _some(self, index: slice | np.ndarray | Sequence[int]) -> Self: ...
+
+  def __repr__(self) -> str:
+    return f"{type(self).__name__}({len(self)} of {self.size[0]} x {self.size[1]})"
+
+  @overload
+  def __getitem__(self, index: int | np.integer) -> Bool[np.ndarray, "h w"]: ...
+  @overload
+  def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Self: ...
+  def __getitem__(self, index):
+    if not isinstance(index, int | np.integer):
+      return self._some(index)
+    return self._mask(self._place(index))
+
+  def __array__(self, dtype=None, copy=None) -> Bool[np.ndarray, "n h w"]:
+    if copy is False:
+      raise ValueError("masks are made when asked for: np.asarray(masks, copy=False) cannot work.")
+    masks = np.empty((len(self), *self.size), bool)
+    for i in range(len(self)):
+      masks[i] = self[i]
+    return masks if dtype is None else masks.astype(dtype)
+
+  def _place(self, index: int | np.integer) -> int:
+    """`index` counted from 0."""
+    if not -len(self) <= index < len(self):
+      raise IndexError(f"there is no mask {index}: there are {len(self)}.")
+    return int(index) % len(self)
+
+
+class Masks(LazyMasks):
+  """Masks as the model makes them, resized to the picture.
+
+  Beside its result, a mask takes some 70 MB at 20,000 x 15,000. `rle` never has the whole mask in
+  memory and takes the same, and what its runs take.
+
+  Args:
+    logits: before the sigmoid, on the decoder's grid.
+    size: height and width of the source picture, in pixels.
+  """
+
+  def __init__(self, logits: Float[np.ndarray, "n Hm Wm"], size: tuple[int, int]):
+    self.logits = logits
+    self.size = _as_size(size)
+
+  def __len__(self) -> int:
+    return len(self.logits)
+
+  def _some(self, index):
+    return Masks(self.logits[index], self.size)
+
+  def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
+    mask, grid = np.zeros(self.size, bool), self._grid(index)
+    rows, columns = _reach(grid, self.size)
+    for row, strip in _strips(grid, self.size, rows, columns):
+      np.greater(strip, 0, out=mask[row : row + len(strip), columns])
+    return mask
+
+  def rle(self, index: int) -> dict:
+    from pycocotools import mask as coco  # not at the top: it is slow to import
+
+    height, width = self.size
+    grid = self._grid(self._place(index))
+    rows, columns = _reach(grid, self.size)
+    # COCO's runs go down the columns: so make the transposed mask, and strips of whole columns.
+    first, high = rows.start, rows.stop - rows.start
+    changes = [np.zeros(0, np.int64)]
+    for column, strip in _strips(grid.T, (width, height), columns, rows):
+      # With a False before and after each column, a column's runs end in it.
+      inside = np.zeros(len(strip) * (high + 1) + 1, bool)
+      np.greater(strip, 0, out=inside[1:].reshape(-1, high + 1)[:, :high])
+      right, down = np.divmod(np.flatnonzero(inside[1:] != inside[:-1]), high + 1)
+      changes.append((column + right) * height + first + down)
+    # A run that goes on in the next column ended and began at the same place: no change at all.
+    change, times = np.unique(np.concatenate(changes), return_counts=True)
+    runs = np.diff(change[times == 1], prepend=0, append=height * width)
+    runs = runs[: len(runs) - (runs[-1] == 0)]
+    encoded: Any = coco.frPyObjects(
+      {"size": [height, width], "counts": runs.tolist()}, height, width
+    )
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+  def at(self, size: tuple[int, int]) -> "Masks":
+    return Masks(self.logits, size)
+
+  def _grid(self, index: int) -> Float[np.ndarray, "Hm Wm"]:
+    return np.asarray(self.logits[index], np.float32)
+
+
+class RleMasks(LazyMasks):
+  """Masks kept as run lengths of whole pixels.
+
+  Args:
+    rles: COCO's compressed run lengths, all of one size.
+    size: height and width of the picture; the masks are stretched to it, nearest pixel by nearest.
+  """
+
+  def __init__(self, rles: Sequence[dict], size: tuple[int, int]):
+    self.rles = list(rles)
+    self.size = _as_size(size)
+
+  def __len__(self) -> int:
+    return len(self.rles)
+
+  def _some(self, index):
+    return RleMasks([self.rles[row] for row in np.arange(len(self))[index]], self.size)
+
+  def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
+    mask = decode(self.rles[index]).astype(bool)
+    for axis, (source, side) in enumerate(zip(mask.shape, self.size, strict=True)):
+      if source != side:
+        mask = mask.take(np.arange(side) * source // side, axis=axis)
+    return mask
+
+  def rle(self, index: int) -> dict:
+    kept = self.rles[self._place(index)]
+    return kept if tuple(kept["size"]) == self.size else encode(self[index])
+
+  def at(self, size: tuple[int, int]) -> "RleMasks":
+    return RleMasks(self.rles, size)
+
+
+def _as_size(size: tuple[int, int]) -> tuple[int, int]:
+  """Height and width; raises ValueError unless both are at least 1."""
+  height, width = (int(side) for side in size)
+  if min(height, width) < 1:
+    raise ValueError(
+      f"the source image is {height} x {width} (height x width): masks need its size in pixels."
+    )
+  return height, width
+
+
+def interpolate(
+  grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int]
+) -> Float[np.ndarray, "h w"]:
+  """Bilinear resize in float32 to `size`, height and width, as PyTorch's `F.interpolate` does it.
+
+  That is with `align_corners=False` and without antialias, whatever the scale.
+  """
+  grid = np.asarray(grid, np.float32)
+  strips = [strip for _, strip in _strips(grid, size, slice(0, size[0]), slice(0, size[1]))]
+  return np.concatenate(strips)
+
+
+def _strips(
+  grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int], rows: slice, columns: slice
+) -> Iterator[tuple[int, Float[np.ndarray, "n w"]]]:
+  """Parts of the resized grid, from the top: (row, its values and those below, in `columns`)."""
+  if rows.start == rows.stop or columns.start == columns.stop:
+    return
+  lower, upper, weight = _taps(grid.shape[1], size[1], columns)
+  across = grid[:, lower] * (1 - weight)
+  across += grid[:, upper] * weight
+  lower, upper, weight = _taps(grid.shape[0], size[0], rows)
+  weight = weight[:, None]
+  step = max(1, _STRIP // len(across[0]))
+  for start in range(0, len(lower), step):
+    part = slice(start, start + step)
+    strip = across[lower[part]]
+    strip *= 1 - weight[part]
+    below = across[upper[part]]
+    below *= weight[part]
+    strip += below
+    yield rows.start + start, strip
+
+
+def _taps(source: int, result: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The two cells that each result lies between, and the second's weight; as PyTorch, float32."""
+  scale = np.float32(source) / np.float32(result)
+  # PyTorch rounds once here, after a fused multiply-add: hence the detour over float64.
+  index = np.arange(part.start, part.stop)
+  position = (scale.astype(np.float64) * (index + 0.5) - 0.5).astype(np.float32)
+  position = np.maximum(position, 0)
+  lower = np.minimum(position.astype(np.int64), source - 1)
+  weight = np.clip(position - lower.astype(np.float32), 0, 1)
+  return lower, np.minimum(lower + 1, source - 1), weight
+
+
+def _reach(grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int]) -> tuple[slice, slice]:
+  """The rows and columns outside which the mask is False: all cells around are at most 0."""
+  inside = grid > 0
+  slices = []
+  for axis in (0, 1):
+    cells = np.flatnonzero(inside.any(axis=1 - axis))
+    if not len(cells):
+      return slice(0, 0), slice(0, 0)
+    lower, upper, _ = _taps(grid.shape[axis], size[axis], slice(0, size[axis]))
+    start = np.searchsorted(upper, cells[0], side="left")
+    slices.append(slice(int(start), int(np.searchsorted(lower, cells[-1], side="right"))))
+  return slices[0], slices[1]

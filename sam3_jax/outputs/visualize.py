@@ -1,0 +1,267 @@
+"""Pictures of results: each instance filled, outlined, boxed and labelled in a colour of its own.
+
+Drawn with Pillow and its built-in font, one mask at a time: the same results always give the same
+picture, and memory does not grow with the picture or the number of instances.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from sam3_jax.outputs.colors import Color, color, ink
+from sam3_jax.outputs.instances import Instances
+from sam3_jax.outputs.masks import LazyMasks
+
+LONGEST = 2048  # pixels of the drawing's longer side, at most: memory and time stay bounded
+SHORTEST = 800  # and at least: labels stay readable on a small picture
+
+FILL = 0.45  # opacity of an instance's inside
+HALO = 0.55  # opacity of the dark rim around outlines, which parts them from any background
+PAPER, INK, FAINT = (22, 22, 26), (240, 240, 240), (150, 150, 155)  # of the legend
+
+Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the drawing
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+  """One instance on the drawing."""
+
+  label: str
+  score: float
+  color: Color
+  box: Rect
+  masks: LazyMasks  # over the drawing
+  index: int  # its place in them
+
+
+def overlay(
+  image: UInt8[np.ndarray, "h w 3"], instances: Sequence[Instances], phrases: Sequence[str]
+) -> Image.Image:
+  """Draws instances over their picture.
+
+  A picture whose longer side is over 2,048 pixels is drawn on a copy of that size, one under 800 on
+  an enlarged copy; masks are made in the copy's size. Several phrases get a legend below the
+  picture. The built-in font holds ASCII: accents are dropped, other characters become question
+  marks, and a phrase of nothing else is called by its place, "#1".
+
+  Args:
+    image: the picture, or a smaller copy of it, such as `canvas` makes.
+    instances: what was found, one entry a phrase. Boxes may leave the picture; they are clipped for
+      the drawing.
+    phrases: what each entry is called.
+
+  Returns:
+    An RGB picture. Colours follow identities: first identity, first colour.
+
+  Raises:
+    ValueError: unequal numbers of instances and phrases, or `image` is no uint8 [h, w, 3].
+  """
+  if len(instances) != len(phrases):
+    raise ValueError(
+      f"there must be a phrase for each of the {len(instances)} entries of instances; "
+      f"got {len(phrases)} phrases."
+    )
+  picture = canvas(image)
+  labels = [_drawable(phrase, place) for place, phrase in enumerate(phrases, start=1)]
+  groups = list(_items(instances, labels, picture.size))
+  items = [item for group in groups for item in group]
+
+  line = max(1.0, math.sqrt(picture.width * picture.height) / 700)
+  for item in sorted(items, key=lambda item: -_area(item.box)):  # small ones on top
+    _draw_mask(picture, item.masks[item.index], item.color, line)
+  for item in sorted(items, key=lambda item: item.score):
+    _draw_box(picture, item.box, item.color, line)
+  font = ImageFont.load_default(size=max(13, round(11.5 * line)))
+  _draw_labels(picture, sorted(items, key=lambda item: -item.score), font)
+  return picture if len(phrases) < 2 else _with_legend(picture, labels, groups, font)
+
+
+def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+  """A copy of the picture in the size that `overlay` draws on: 800 to 2,048 pixels long."""
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+    raise ValueError(f"image must be uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}.")
+  longest = max(image.shape[:2])
+  scale = min(LONGEST, max(SHORTEST, longest)) / longest
+  if factor := longest // (2 * LONGEST):  # in strips, as Pillow's pictures take 4 bytes a pixel
+    strips = [image[y : y + 64 * factor] for y in range(0, len(image), 64 * factor)]
+    small = [Image.fromarray(strip).reduce(factor) for strip in strips]
+    picture = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
+  else:
+    picture = Image.fromarray(image)
+  height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+  if picture.size == (width, height):
+    return picture
+  return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _items(
+  instances: Sequence[Instances], labels: Sequence[str], size: tuple[int, int]
+) -> Iterator[list[_Item]]:
+  """The instances of each phrase, on a drawing of this width and height."""
+  ids = sorted({int(identity) for found in instances for identity in found.ids})
+  colors = {identity: color(rank) for rank, identity in enumerate(ids)}
+  for found, label in zip(instances, labels, strict=True):
+    height, width = found.masks.size
+    scale = np.tile([size[0] / width, size[1] / height], 2)
+    boxes = np.clip(found.boxes * scale, 0, np.tile(size, 2) - 1)
+    masks = found.masks.at((size[1], size[0]))
+    yield [
+      _Item(label, float(score), colors[int(identity)], tuple(box), masks, i)
+      for i, (identity, score, box) in enumerate(
+        zip(found.ids, found.scores, boxes.tolist(), strict=True)
+      )
+    ]
+
+
+def _draw_mask(picture: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, line: float):
+  """Fills and outlines a mask: opacities are functions of the distance from its edge.
+
+  A Gaussian blur turns a straight edge into the distance's normal distribution function, so the
+  distance is that function's inverse, looked up; and all edges come out smooth.
+  """
+  grey = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+  bounds = grey.getbbox()
+  if bounds is None:
+    return
+  margin = math.ceil(6 * line)
+  x0, y0 = max(0, bounds[0] - margin), max(0, bounds[1] - margin)
+  x1, y1 = min(picture.width, bounds[2] + margin), min(picture.height, bounds[3] + margin)
+  smooth = grey.crop((x0, y0, x1, y1)).filter(ImageFilter.GaussianBlur(1.2 * line))
+  halo, fill, outline = _opacities(line)
+  picture.paste((0, 0, 0), (x0, y0), smooth.point(halo))
+  picture.paste(color, (x0, y0), smooth.point(fill))
+  picture.paste(color, (x0, y0), smooth.point(outline))
+
+
+@functools.lru_cache(maxsize=8)
+def _opacities(line: float) -> tuple[list[int], list[int], list[int]]:
+  """Opacity of halo, fill and outline for each of 256 grey levels of the blurred mask."""
+  normal = statistics.NormalDist(sigma=1.2 * line)
+  levels = np.arange(256)
+  inside = np.array([normal.inv_cdf(min(max(v, 0.4), 254.6) / 255) for v in levels])
+  halo = np.clip(2.1 * line + inside, 0, 1) * (inside < 0) * HALO * (levels > 0)
+  fill = np.clip(inside + 0.5, 0, 1) * FILL
+  outline = np.clip(line + 0.5 - np.abs(inside), 0, 1)
+  halo, fill, outline = (np.rint(255 * x).astype(int).tolist() for x in (halo, fill, outline))
+  return halo, fill, outline
+
+
+def _draw_box(picture: Image.Image, box: Rect, color: Color, line: float):
+  x0, y0, x1, y1 = (round(v) for v in box)
+  width = max(2, round(0.75 * line))
+  draw = ImageDraw.Draw(picture, "RGBA")
+  halo = (0, 0, 0, round(127 * HALO))
+  draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=halo, width=width + 2)
+  draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
+
+
+def _draw_labels(picture: Image.Image, items: Sequence[_Item], font: Any):
+  """Writes phrase and score on a chip at each box, where it stays clear of the chips before it;
+  where there is no room, the score alone."""
+  draw = ImageDraw.Draw(picture)
+  placed = np.zeros((0, 4))
+  for item in items:
+    score = f"{item.score:.2f}"
+    name = _shorten(item.label, 0.4 * picture.width, font)
+    choices = [
+      (text, rect, _overlap(rect, placed))
+      for text in (f"{name} {score}".strip(), score)
+      for rect in _places(item.box, _chip(text, font), picture.size)
+    ]
+    if not choices:  # a picture of a few pixels' width
+      continue
+    free = [choice for choice in choices if choice[2] == 0]
+    text, rect, _ = free[0] if free else min(choices, key=lambda choice: choice[2])
+    placed = np.vstack([placed, rect])
+    radius = (rect[3] - rect[1]) / 5
+    draw.rounded_rectangle(rect, radius, fill=item.color)
+    middle = ((rect[0] + rect[2]) / 2, (rect[1] + rect[3]) / 2)
+    draw.text(middle, text, font=font, fill=ink(item.color), anchor="mm")
+
+
+def _chip(text: str, font: Any) -> tuple[int, int]:
+  return math.ceil(font.getlength(text) + 0.7 * font.size), math.ceil(1.35 * font.size)
+
+
+def _places(box: Rect, chip: tuple[int, int], size: tuple[int, int]) -> Iterator[Rect]:
+  """Where a chip may go: over the box's corners, then inside and under them; in the picture."""
+  width, height = chip
+  if width >= size[0] or height >= size[1]:
+    return
+  x0, y0, x1, y1 = (round(v) for v in box)
+  lefts = (x0, x1 - width)
+  for top in (y0 - height, y0, y1, y1 - height):
+    for left in lefts:
+      x = min(max(0, left), size[0] - 1 - width)
+      y = min(max(0, top), size[1] - 1 - height)
+      yield x, y, x + width, y + height
+
+
+def _overlap(rect: Rect, others: np.ndarray) -> float:
+  """Area that a rectangle shares with others."""
+  wide = np.minimum(rect[2], others[:, 2]) - np.maximum(rect[0], others[:, 0])
+  high = np.minimum(rect[3], others[:, 3]) - np.maximum(rect[1], others[:, 1])
+  return float(np.sum(np.clip(wide, 0, None) * np.clip(high, 0, None)))
+
+
+def _with_legend(
+  picture: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
+) -> Image.Image:
+  """The picture with a strip below it: each phrase, its colours, and how many there are."""
+  pad, row = round(0.6 * font.size), round(1.5 * font.size)
+  dot = round(0.75 * font.size)
+  entries = []
+  for label, group in zip(labels, groups, strict=True):
+    dots = [item.color for item in group[:5]]
+    swatches = len(dots) * (dot + 2)
+    room = picture.width - 2 * pad - swatches - font.getlength("  (0000)")
+    text = f"{_shorten(label, room, font)} ({len(group)})"
+    entries.append((dots, swatches, text, swatches + pad // 2 + font.getlength(text) + 2 * pad))
+  places, x, y = [], pad, pad
+  for *_, length in entries:
+    if x > pad and x + length > picture.width:
+      x, y = pad, y + row
+    places.append((x, y))
+    x += length
+  strip = Image.new("RGB", (picture.width, y + row + pad // 2), PAPER)
+  draw = ImageDraw.Draw(strip)
+  for (x, y), (dots, swatches, text, _) in zip(places, entries, strict=True):
+    middle = y + row // 2 - pad // 4
+    for i, shade in enumerate(dots):
+      left = x + i * (dot + 2)
+      draw.rounded_rectangle((left, middle - dot // 2, left + dot - 1, middle + dot // 2), 2, shade)
+    draw.text((x + swatches + pad // 2, middle), text, INK if dots else FAINT, font, anchor="lm")
+  whole = Image.new("RGB", (picture.width, picture.height + strip.height))
+  whole.paste(picture)
+  whole.paste(strip, (0, picture.height))
+  return whole
+
+
+def _shorten(text: str, room: float, font: Any) -> str:
+  """The text, or as much of it as fits into `room` pixels, with an ellipsis."""
+  if font.getlength(text) <= room:
+    return text
+  while text and font.getlength(text + "...") > room:
+    text = text[:-1]
+  return text.rstrip() + "..." if text else ""
+
+
+def _drawable(phrase: str, place: int) -> str:
+  """The phrase in characters that the font has; "#1" for the first phrase, if it has none."""
+  plain = unicodedata.normalize("NFKD", " ".join(phrase.split()))
+  plain = "".join(c for c in plain if not unicodedata.combining(c))
+  if phrase.strip() and not any("!" <= c <= "~" for c in plain):
+    return f"#{place}"
+  return plain.encode("ascii", "replace").decode()
+
+
+def _area(box: Rect) -> float:
+  return (box[2] - box[0]) * (box[3] - box[1])

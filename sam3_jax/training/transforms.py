@@ -1,0 +1,138 @@
+"""Where a picture lies in the model's square in training: crop, flip, resize and padding.
+
+The published augmentation (Meta, `sam3/train`, the roboflow configs) resizes to a square of random
+size and pads it to the model's; a crop is ours, and off unless asked for.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from sam3_jax.inputs.preprocess import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """A crop of a picture, resized to `side` x `side` and laid into a square of `size` x `size`.
+
+  Attributes:
+    left, top, right, bottom: the crop, in whole pixels of the picture.
+    size: pixels a side of the model's square.
+    side: pixels a side of the resized crop, at most `size`; beside it the square is black.
+    x, y: its upper left corner in the square, in pixels.
+    flip: left and right change places.
+  """
+
+  left: int
+  top: int
+  right: int
+  bottom: int
+  size: int
+  side: int
+  x: int = 0
+  y: int = 0
+  flip: bool = False
+
+  def picture(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+    """The square that the model sees."""
+    part = resize(image[self.top : self.bottom, self.left : self.right], self.side)
+    part = part[:, ::-1] if self.flip else part
+    if self.side == self.size:
+      return np.ascontiguousarray(part)
+    square = np.zeros((self.size, self.size, 3), np.uint8)
+    square[self.y : self.y + self.side, self.x : self.x + self.side] = part
+    return square
+
+  def boxes(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+    """Boxes, xyxy in pixels of the picture, as xyxy fractions of the square, cut to the crop."""
+    result = np.empty(boxes.shape, np.float64)
+    for axis in (0, 1):
+      ends = np.sort(self.to_square(boxes[:, axis::2], axis), axis=1)
+      low = (self.x, self.y)[axis]
+      result[:, axis::2] = np.clip(ends, low, low + self.side) / self.size
+    return result
+
+  def coverage(
+    self, mask: UInt8[np.ndarray, "rows columns"], corner: tuple[int, int], cells: int
+  ) -> UInt8[np.ndarray, "cells cells"]:
+    """How much of each of the square's `cells` x `cells` a mask covers, 0..255.
+
+    Args:
+      mask: 0 and 1; a part of the crop, outside of which the mask is 0.
+      corner: x and y in the picture of its upper left pixel.
+      cells: a side.
+    """
+    grid = np.zeros((cells, cells), np.uint8)
+    (first, across), (start, down) = (
+      self._shares(axis, corner[axis], mask.shape[1 - axis], cells) for axis in (0, 1)
+    )
+    part = np.rint(255 * (down @ mask.astype(np.float32) @ across.T))
+    grid[start : start + len(down), first : first + len(across)] = part
+    return grid
+
+  def to_square(self, values: np.ndarray, axis: int) -> np.ndarray:
+    """Picture x (axis 0) or y (axis 1) to pixels of the square."""
+    low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
+    share = (np.asarray(values, np.float64) - low) / (high - low)
+    if axis == 0 and self.flip:
+      share = 1 - share
+    return (self.x, self.y)[axis] + self.side * share
+
+  def to_picture(self, values: np.ndarray, axis: int) -> np.ndarray:
+    """Inverse of `to_square`."""
+    low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
+    share = (np.asarray(values, np.float64) - (self.x, self.y)[axis]) / self.side
+    if axis == 0 and self.flip:
+      share = 1 - share
+    return low + share * (high - low)
+
+  def _shares(self, axis: int, first: int, length: int, cells: int) -> tuple[int, np.ndarray]:
+    """The first cell that pixels reach, and the share of it and the next that each pixel covers."""
+    ends = self.to_square(np.array([first, first + length]), axis) * cells / self.size
+    start = max(0, int(np.floor(ends.min() + 1e-9)))
+    stop = min(cells, max(start + 1, int(np.ceil(ends.max() - 1e-9))))
+    edges = self.to_picture(np.arange(start, stop + 1) * self.size / cells, axis)
+    low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
+    pixels = np.arange(first, first + length)
+    overlap = np.minimum(high[:, None], pixels + 1) - np.maximum(low[:, None], pixels)
+    return start, (np.maximum(overlap, 0) / (high - low)[:, None]).astype(np.float32)
+
+
+def whole(height: int, width: int, size: int) -> Frame:
+  """The whole picture over the whole square, as in inference."""
+  return Frame(left=0, top=0, right=width, bottom=height, size=size, side=size)
+
+
+def draw(
+  generator: np.random.Generator,
+  height: int,
+  width: int,
+  size: int,
+  *,
+  smallest: int,
+  flip: float = 0.0,
+  crop: float = 0.0,
+  crop_side: float = 0.5,
+) -> Frame:
+  """A frame at random.
+
+  Args:
+    height, width: of the picture, in pixels.
+    size: pixels a side of the model's square.
+    smallest: pixels a side of the smallest resized picture; each size up to `size` is as likely,
+      and so is each place in the square.
+    flip, crop: probabilities.
+    crop_side: the least share of width and of height that a crop keeps.
+  """
+  side = int(generator.integers(smallest, size + 1))
+  x, y = (int(value) for value in generator.integers(0, size - side + 1, 2))
+  flipped = bool(generator.random() < flip)
+  left, top, right, bottom = 0, 0, width, height
+  if generator.random() < crop:
+    w, h = (max(1, round(s * generator.uniform(crop_side, 1))) for s in (width, height))
+    left, top = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
+    right, bottom = left + w, top + h
+  return Frame(
+    left=left, top=top, right=right, bottom=bottom, size=size, side=side, x=x, y=y, flip=flipped
+  )

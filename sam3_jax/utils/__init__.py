@@ -1,0 +1,1 @@
+"""Helpers that know nothing of the model: console, paths, atomic files, validation."""

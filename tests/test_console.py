@@ -1,0 +1,159 @@
+"""What reaches the terminal: no control characters, whoever wrote them, and one line an error."""
+
+import dataclasses
+import errno
+import io
+import os
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
+
+from sam3_jax.checkpoint import bundle
+from sam3_jax.checkpoint.registry import find_checkpoint
+from sam3_jax.cli import main
+from sam3_jax.cli.checkpoints import _describe
+from sam3_jax.utils.console import Console, complain, one_line, printable, say
+from sam3_jax.utils.os_errors import reason, remedy
+
+# Clears the screen, sets the title (C0 and C1), rings, moves back, turns the direction, breaks.
+HOSTILE = "a\x1b[2J\x1b]0;b\x07\x9b31m\x85c\r\u202ed\u2066e\u2028f\b\x7f\nsam3-jax: done\udcff"
+KEPT = "caf\u00e9 \u65e5\u672c\u3000\u8a9e \U0001f468\u200d\U0001f469 [red]cat[/red] \\ \u00a0|"
+
+
+def shown(text: str) -> str:
+  """What a terminal would take as something else than letters."""
+  bad = ("Cc", "Cf", "Cs", "Zl", "Zp")
+  return "".join(c for c in text if unicodedata.category(c) in bad and c not in "\n\u200c\u200d")
+
+
+@given(st.text())
+def test_printable(text):
+  once = printable(text)
+  assert shown(once) == ""
+  assert "\n" not in once
+  assert printable(once) == once
+
+
+def test_printable_keeps_what_is_text():
+  assert printable(KEPT) == KEPT
+  assert printable("a\x1b[2J\nb", keep="\n") == "a\\x1b[2J\nb"
+
+
+def test_consoles_escape_everything():
+  file = io.StringIO()
+  console = Console(file=file, width=400, force_terminal=False)
+  table = Table(title=Text(HOSTILE), caption=HOSTILE)
+  table.add_column(HOSTILE)
+  table.add_row(HOSTILE)
+  table.add_row(Text(HOSTILE))
+  console.print(table)
+  console.print(HOSTILE, markup=False)
+  say(console, HOSTILE)
+  complain(HOSTILE, console)
+  text = file.getvalue()
+  assert shown(text) == ""
+  assert "\\x1b[2J" in text
+  assert text.splitlines()[-1].startswith("sam3-jax: error: a\\x1b")
+  styled = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
+  styled.print("[red]a[/red]")
+  assert styled.file.getvalue() == "\x1b[31ma\x1b[0m\n"  # its own styles stay
+
+
+@pytest.mark.parametrize(
+  "typed",
+  [
+    ["segment", HOSTILE, "--text", "cat"],
+    ["segment", "a.png", "--text", "cat", "--checkpoint", HOSTILE],
+    ["segment", "a.png", "--text", "cat", "--out", f"a.png/{HOSTILE}"],
+    ["segment", "a.png", "--text", "cat", f"--{HOSTILE}"],
+    ["segment", "a.png", "--box", HOSTILE],
+    ["segment", "a.png", "--point", HOSTILE],
+    ["segment", "a.png", "--everything", "--option", HOSTILE],
+    ["batch", "--images", HOSTILE, "--prompts", "cat", "--out", "o"],
+    ["batch", "--images", "a.png", "--prompts", f"{HOSTILE}.txt", "--out", "o"],
+    ["train", HOSTILE, "--out", "o"],
+    ["evaluate", "--data", HOSTILE, "--images", HOSTILE],
+    ["inspect", HOSTILE],
+    ["convert", HOSTILE, "o"],
+    ["export", HOSTILE, "o"],
+    [HOSTILE],
+  ],
+)
+def test_commands_print_no_control_characters(typed, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "a.png").write_bytes(b"none")
+  assert main.main(typed) == 2
+  out, err = capsys.readouterr()
+  assert shown(out + err) == ""
+  assert err.startswith("sam3-jax: error: ")
+  assert err.count("\n") == 1
+
+
+def test_what_a_checkpoint_says_of_itself(capsys):
+  summary = bundle.inspect(find_checkpoint("sam3-tiny"))
+  info = {"name": HOSTILE, "licence": HOSTILE, "source": [HOSTILE], "origin": {HOSTILE: HOSTILE}}
+  Console(width=300).print(_describe(dataclasses.replace(summary, info=summary.info | info)))
+  out = capsys.readouterr().out
+  assert shown(out) == ""
+  assert "x1b" in out
+
+
+def test_a_traceback_is_escaped_too(monkeypatch, capsys):
+  def fail(*_, **__):
+    raise RuntimeError(HOSTILE)
+
+  monkeypatch.setattr(main, "app", fail)
+  assert main.main(["--debug"]) == 2
+  err = capsys.readouterr().err
+  assert "Traceback" in err
+  assert shown(err) == ""
+
+
+@pytest.mark.parametrize(
+  "error", [MemoryError(), RecursionError("deep"), AssertionError(), ValueError()]
+)
+def test_errors_that_no_one_foresaw(error, monkeypatch, capsys):
+  def fail(*_, **__):
+    raise error
+
+  monkeypatch.setattr(main, "app", fail)
+  assert main.main(["segment"]) == 2
+  err = capsys.readouterr().err
+  assert err.count("\n") == 1
+  assert "Traceback" not in err
+  said = "not enough memory" if isinstance(error, MemoryError) else "(--debug shows where)"
+  assert said in err
+
+
+def test_remedies_fit_the_error():
+  said = {name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"}
+  assert said["ENAMETOOLONG"] == "choose a shorter name"
+  assert [name for name, one in said.items() if "free some space" in one] == ["ENOSPC"]
+  assert "quota" in said["EDQUOT"]
+  assert "permissions" in said["EACCES"]
+  assert said["ENOENT"] == "check the path"
+  error = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "a" * 10)
+  assert one_line(error) == "aaaaaaaaaa: File name too long; choose a shorter name"
+  assert reason(OSError("odd")) == "odd; check the path"
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
+def test_devices_that_jax_does_not_find(platforms, monkeypatch, capsys, tmp_path):
+  import jax
+
+  def local_devices(*_, **__):
+    raise AssertionError if platforms == "cuda" else RuntimeError("Unable to initialize\nmore")
+
+  monkeypatch.setenv("JAX_PLATFORMS", platforms)
+  monkeypatch.setattr(jax, "local_devices", local_devices)
+  (tmp_path / "a.png").write_bytes(b"none")
+  typed = ["segment", str(tmp_path / "a.png"), "--text", "cat", "--out", str(tmp_path / "o")]
+  assert main.main(typed) == 2
+  err = capsys.readouterr().err
+  assert f"JAX_PLATFORMS={platforms}" in err
+  assert err.count("\n") == 1
+  assert ("sam3-jax[cuda]" in err) == (platforms == "cuda")
