@@ -1,12 +1,12 @@
-"""Throughput of batch inference, stage by stage, and memory over many pictures.
+"""Throughput of batch inference, stage by stage, and memory over many images.
 
-  python benchmarks/batch.py --pictures 400 --out benchmarks/results        # with sam3-tiny
-  python benchmarks/batch.py --pictures 10000 --memory --out benchmarks/results
+  python benchmarks/batch.py --images 400 --out benchmarks/results        # with sam3-tiny
+  python benchmarks/batch.py --images 10000 --memory --out benchmarks/results
 
 The first stage is a bare loop of the jitted programs on arrays that lie ready; each further one
 adds a stage of the pipeline: masks and records, reading of JPEGs, writing of part files, and then
 the whole job, which also checks, reports and syncs. All run one after another in one process, on
-the same pictures (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
+the same images (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
 """
 
 import argparse
@@ -39,8 +39,8 @@ from sam3_jax.batch.reading import Source, reading
 from sam3_jax.batch.records import record
 from sam3_jax.inference import sharding
 
-PHRASES = 2  # of a picture
-PART = 256  # pictures of a part file, about: parts end with a batch
+PHRASES = 2  # of an image
+PART = 256  # images of a part file, about: parts end with a batch
 WATCHED = 250  # with --memory, so that a thousand ends a part
 READY = 50  # batches that lie in memory for the first stages
 
@@ -127,7 +127,7 @@ def watching(job: Job, memory: dict[int, list[int]]) -> Iterator[None]:
 
 
 def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
-  """What was in memory, on an average while the last part before each thousand pictures was done;
+  """What was in memory, on an average while the last part before each thousand images was done;
   of a shorter job, while each part was."""
   rows = {
     min((done + 1) * job.part_size, len(job.inputs)): sum(sizes) // len(sizes)
@@ -135,14 +135,14 @@ def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
     if done * job.part_size < len(job.inputs)
   }
   thousands = {end: size for end, size in rows.items() if end % 1000 == 0}
-  return {f"{end:,} pictures": size for end, size in (thousands or rows).items()}
+  return {f"{end:,} images": size for end, size in (thousands or rows).items()}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=sharding.make_mesh())
   engine = Engine(model, threshold=arguments.threshold, images=arguments.images)
   rows, side = engine.rows, model.config.image_size
-  batches = max(1, arguments.pictures // rows)
+  batches = max(1, arguments.images // rows)
   seconds: dict[str, float] = {}
 
   def take(name: str, function: Callable[[], Any]) -> None:
@@ -151,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds[name] = time.perf_counter() - start
 
   with tempfile.TemporaryDirectory() as temporary:
-    folder, quiet = Path(temporary) / "pictures", Console(quiet=True)
+    folder, quiet = Path(temporary) / "images", Console(quiet=True)
     inputs = find(str(batch_scenes.write(folder, batches * rows, scale=2, phrases=PHRASES)))
 
     def job(name: str, count: int) -> Job:
@@ -163,8 +163,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     def read(count: int) -> Iterator[list[Slot]]:
       source = Source(inputs[: count * rows], side, 10**8)
-      with reading(source, workers=arguments.workers, threads=1, ahead=2 * rows) as pictures:
-        slots = map(lambda x, one: Slot(x.pixels, x.size, one.prompts), pictures, inputs)
+      with reading(source, workers=arguments.workers, threads=1, ahead=2 * rows) as images:
+        slots = map(lambda x, one: Slot(x.pixels, x.size, one.prompts), images, inputs)
         for _ in range(count):
           yield list(itertools.islice(slots, rows))
 
@@ -186,18 +186,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
       take("whole job", lambda: runs.run(whole, model, quiet, quiet))
   return {
     "machine": machine(),
-    "what": f"{arguments.checkpoint}, {len(inputs)} pictures, {PHRASES} phrases each, "
-    f"{engine.rows} pictures a batch, {arguments.workers} workers, threshold {arguments.threshold}",
-    "pictures_a_second": {name: len(inputs) / value for name, value in seconds.items()},
+    "what": f"{arguments.checkpoint}, {len(inputs)} images, {PHRASES} phrases each, "
+    f"{engine.rows} images a batch, {arguments.workers} workers, threshold {arguments.threshold}",
+    "images_a_second": {name: len(inputs) / value for name, value in seconds.items()},
     "resident_bytes": means(memory, whole),
   }
 
 
 def markdown(report: dict[str, Any]) -> str:
-  rates = report["pictures_a_second"]
+  rates = report["images_a_second"]
   first = next(iter(rates.values()))
   lines = [
-    f"{report['what']}; {report['machine']}.", "", "| stages | pictures/s | of the first |",
+    f"{report['what']}; {report['machine']}.", "", "| stages | images/s | of the first |",
     "|---|---|---|",
   ]  # fmt: skip
   lines += [f"| {name} | {rate:.1f} | {rate / first:.0%} |" for name, rate in rates.items()]
@@ -215,8 +215,8 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--checkpoint", default="sam3-tiny")
-  parser.add_argument("--pictures", type=int, default=400)
-  parser.add_argument("--images", type=int, default=4, help="pictures of a batch on each device")
+  parser.add_argument("--images", type=int, default=400)
+  parser.add_argument("--images", type=int, default=4, help="images of a batch on each device")
   parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: a thread")
   parser.add_argument("--threshold", type=float, default=0.5)
   parser.add_argument("--memory", action="store_true", help="the whole job only, watched")

@@ -4,7 +4,7 @@
 
 The processes of a job know of each other by `jax.distributed`, have two devices each, which XLA
 makes of the CPU, and must write the same merged file to the byte. Across numbers of devices sums
-are taken in another order: scores may differ by 1e-5, a mask by 1 pixel in 10,000 of its picture,
+are taken in another order: scores may differ by 1e-5, a mask by 1 pixel in 10,000 of its image,
 and an instance may be missing if it scores within 1e-5 of the threshold. The exit status is 1 if
 not.
 """
@@ -33,7 +33,7 @@ class Difference(NamedTuple):
 
   Attributes:
     score: the largest.
-    pixels: the largest share of a picture's pixels in which a mask differs.
+    pixels: the largest share of an image's pixels in which a mask differs.
     missing: instances that only one of the two has, and whose score says they belong there.
     compared: instances that both have.
   """
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 
 def compare(one: Annotations, other: Annotations, threshold: float) -> Difference:
-  """Instances are found again by picture, category and identity."""
+  """Instances are found again by image, category and identity."""
   alone = [one.get(key) or other[key] for key in one.keys() ^ other.keys()]
   both = one.keys() & other.keys()
   scores = [abs(one[key]["score"] - other[key]["score"]) for key in both]
@@ -136,7 +136,7 @@ def main() -> int:
     f"{'equal to the byte' if same else 'NOT equal'}, {len(files[0]) if files else 0:,} bytes.",
     "",
     "| devices | instances of both | largest difference of a score | of a mask, in pixels of its "
-    "picture | missing |",
+    "image | missing |",
     "|---|---|---|---|---|",
   ]
   for count, found in zip(arguments.devices[1:], apart[1:], strict=True):

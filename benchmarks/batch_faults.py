@@ -38,7 +38,7 @@ class Jobs:
   def __init__(self, folder: Path, rng: random.Random, log: Callable[[str], object]):
     self.folder, self._rng, self._log, self.faults = folder, rng, log, list[str]()
     self.slowest = 0.0
-    images = batches.pictures(folder / "images", IMAGES)
+    images = batches.images(folder / "images", IMAGES)
     for i in range(3):
       (images / f"{10 * i:03}.png").rename(images / f"hang-{i}.png")
     (images / "broken.png").write_bytes(b"broken")

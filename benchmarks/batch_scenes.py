@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks and tests of batch inference: scenes, of which sam3-tiny knows."""
+"""Images for the benchmarks and tests of batch inference: scenes, of which sam3-tiny knows."""
 
 import json
 import os
@@ -12,11 +12,11 @@ DIFFERENT = 200  # composing one takes a third of a second; what more is asked f
 
 
 def write(folder: Path, count: int, *, scale: int = 1, phrases: int = 2) -> Path:
-  """Writes pictures of 224 x 400 or 400 x 224 pixels, and a list of them.
+  """Writes images of 224 x 400 or 400 x 224 pixels, and a list of them.
 
   Args:
     folder: to be made.
-    count: pictures.
+    count: images.
     scale: enlarges them.
     phrases: asked about each: first what is there.
 
@@ -30,10 +30,8 @@ def write(folder: Path, count: int, *, scale: int = 1, phrases: int = 2) -> Path
     asked.setdefault(pair["file_name"], []).append(pair["text_input"])
   if scale > 1:
     for name in asked:
-      picture = Image.open(folder / name)
-      picture.resize((scale * picture.width, scale * picture.height)).save(
-        folder / name, quality=90
-      )
+      image = Image.open(folder / name)
+      image.resize((scale * image.width, scale * image.height)).save(folder / name, quality=90)
   names, lines = list(asked), []
   for i in range(count):
     name = first = names[i % different]

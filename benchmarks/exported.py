@@ -1,4 +1,4 @@
-"""Exported programs beside the live ones, on a picture, a phrase, a box and a point.
+"""Exported programs beside the live ones, on an image, a phrase, a box and a point.
 
   python benchmarks/exported.py sam3-tiny                  # StableHLO, by JAX without this package
   python benchmarks/exported.py sam3-tiny --to onnx        # onnxruntime; see docs/export.md
@@ -37,7 +37,7 @@ def main() -> int:
   parser.add_argument("--released", action="store_true", help="seeded, in place of a checkpoint")
   parser.add_argument("--to", choices=list(LIMITS), default="stablehlo")
   parser.add_argument("--topology", help="of TPUs, such as v5e:1x1; needs the extra tpu")
-  parser.add_argument("--picture", type=Path, default=CLONE / "docs" / "scene.jpg")
+  parser.add_argument("--image", type=Path, default=CLONE / "docs" / "scene.jpg")
   parser.add_argument("--memory", type=float, help="GB")
   parser.add_argument("--work", type=Path, help="keeps what is written here, and reuses it")
   arguments = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> int:
 
 def compare(work: Path, arguments: argparse.Namespace) -> int:
   """Runs everything, prints the table; the exit status."""
-  exported, picture = work / arguments.to, arguments.picture.resolve()
+  exported, image = work / arguments.to, arguments.image.resolve()
   bundle = arguments.checkpoint
   print(f"{machine()}\n")
 
@@ -67,7 +67,7 @@ def compare(work: Path, arguments: argparse.Namespace) -> int:
     command = ["export", bundle, exported, "--text", PHRASE, "--dtype", "float32", "--quiet"]
     step("export", "-c", "from sam3_jax.cli.main import entry; entry()", *command, *kind)
   if not (work / "live.npz").exists():
-    step("live", __file__, "_live", bundle, picture, work / "live.npz")
+    step("live", __file__, "_live", bundle, image, work / "live.npz")
   found = step("exported", __file__, "_exported", exported, work / "live.npz")
   rows = json.loads(found.splitlines()[-1])
   print("\n| program | seconds | array | largest difference | of its largest value |")
@@ -130,7 +130,7 @@ def seed(bundle: Path) -> None:
     writer.finish(RELEASED, VOCABULARY.read_bytes(), info=info)
 
 
-def live(bundle: str, picture: Path, out: Path) -> None:
+def live(bundle: str, source_image: Path, out: Path) -> None:
   """Keeps what each program is asked and what it answers, `PROGRAM in NAME` and `PROGRAM NAME`."""
   from PIL import Image
 
@@ -141,7 +141,7 @@ def live(bundle: str, picture: Path, out: Path) -> None:
 
   model = Sam3.from_checkpoint(find_checkpoint(bundle), dtype="float32")
   side, visual = model.config.image_size, "visual" in model.params
-  with Image.open(picture) as image:
+  with Image.open(source_image) as image:
     pixels = np.asarray(image.convert("RGB").resize((side, side)))
   box, point = (np.multiply(place, side).tolist() for place in (BOX, POINT))
   prompt, pointed = Prompt(PHRASE, [box]), VisualPrompt(points=[point])
@@ -188,7 +188,7 @@ def exported(folder: Path, kept: Path) -> None:
         given = answers["encode_image"]
       elif key in whole:
         given[key] = answers[whole[key]]
-      else:  # a mask that is not given, and the first picture, are zero
+      else:  # a mask that is not given, and the first image, are zero
         zero = np.zeros(one["shape"], one["dtype"])
         given[key] = stored.get(f"{name} in {key}", zero).astype(one["dtype"])
     start = time.perf_counter()

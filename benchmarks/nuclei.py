@@ -1,10 +1,10 @@
 """Real instance masks to fine-tune on: cell nuclei, as two data sets in COCO's layout.
 
-  pip install --no-deps stardist              # for its example picture
+  pip install --no-deps stardist              # for its example image
   python benchmarks/nuclei.py nuclei          # nuclei/train and nuclei/score
-  python benchmarks/nuclei.py mine --picture cells.tif --labels labels.tif
+  python benchmarks/nuclei.py mine --image cells.tif --labels labels.tif
 
-The picture is a fluorescence micrograph of 512 x 512 pixels with 125 nuclei, of the 2018 Data
+The image is a fluorescence micrograph of 512 x 512 pixels with 125 nuclei, of the 2018 Data
 Science Bowl (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7), which the package stardist ships
 with the label of each pixel. Tiles of the left half are for training, those of the right half for
 scoring; no pixel is in both. Training tiles overlap and are turned to all four sides.
@@ -24,13 +24,13 @@ from pycocotools import mask as coco
 TILE = 128  # pixels: up to 16 nuclei, and the model has 24 queries
 SMALLEST = 20  # pixels of a nucleus that a tile's border has cut; of less nobody could tell
 BRIGHT = 99  # percent of the pixels are darker than what becomes white: dividing cells outshine all
-# Names of what is in no picture become phrases that find nothing.
+# Names of what is in no image become phrases that find nothing.
 CATEGORIES = ("cell nucleus", "cat", "hot dog", "balloon", "bicycle", "red apple", "key", "crab")
 NUCLEUS = 1  # id of the first category
 
 
 class Tile(NamedTuple):
-  """A part of the picture, and the number of the nucleus that each pixel shows, 0 for none."""
+  """A part of the image, and the number of the nucleus that each pixel shows, 0 for none."""
 
   pixels: np.ndarray
   labels: np.ndarray
@@ -38,13 +38,13 @@ class Tile(NamedTuple):
 
 def main() -> None:
   arguments = _arguments()
-  picture, labels = arguments.picture, arguments.labels
-  if picture is None:
-    picture, labels = shipped("img2d.tif"), shipped("mask2d.tif")
-  pixels, labels = read(picture), np.asarray(Image.open(labels))
+  image, labels = arguments.image, arguments.labels
+  if image is None:
+    image, labels = shipped("img2d.tif"), shipped("mask2d.tif")
+  pixels, labels = read(image), np.asarray(Image.open(labels))
   for name, tiles in halves(pixels, labels, arguments.tile).items():
-    pictures, objects = write(arguments.out / name, tiles)
-    print(f"{arguments.out / name / 'annotations.json'}: {pictures} pictures, {objects} nuclei")
+    images, objects = write(arguments.out / name, tiles)
+    print(f"{arguments.out / name / 'annotations.json'}: {images} images, {objects} nuclei")
 
 
 def shipped(file: str) -> Path:
@@ -56,7 +56,7 @@ def shipped(file: str) -> Path:
 
 
 def read(path: Path) -> np.ndarray:
-  """A grey picture of any depth, stretched to 0..255."""
+  """A grey image of any depth, stretched to 0..255."""
   values = np.asarray(Image.open(path)).astype(np.float64)
   white = max(np.percentile(values, BRIGHT), 1)
   return np.rint(np.minimum(values / white, 1) * 255).astype(np.uint8)
@@ -66,7 +66,7 @@ def halves(pixels: np.ndarray, labels: np.ndarray, tile: int) -> dict[str, list[
   """Tiles to train on, of the left half, and to score, of the right half."""
   if pixels.shape != labels.shape or min(pixels.shape[0], pixels.shape[1] // 2) < tile:
     raise SystemExit(
-      f"picture and labels must have one size, each half with room for a tile of {tile} x {tile}; "
+      f"image and labels must have one size, each half with room for a tile of {tile} x {tile}; "
       f"got {pixels.shape} and {labels.shape}."
     )
   middle = pixels.shape[1] // 2
@@ -78,7 +78,7 @@ def halves(pixels: np.ndarray, labels: np.ndarray, tile: int) -> dict[str, list[
 
 
 def write(out: Path, tiles: list[Tile]) -> tuple[int, int]:
-  """Pictures and annotations.json in COCO's layout; returns how many pictures and objects."""
+  """Images and annotations.json in COCO's layout; returns how many images and objects."""
   (out / "images").mkdir(parents=True, exist_ok=True)
   record: dict[str, Any] = {
     "images": [],
@@ -127,12 +127,12 @@ def _arguments() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("out", type=Path, help="folder for train/ and score/")
-  parser.add_argument("--picture", type=Path, help="a grey picture of your own")
+  parser.add_argument("--image", type=Path, help="a grey image of your own")
   parser.add_argument("--labels", type=Path, help="its labels: 0, and a number for each object")
   parser.add_argument("--tile", type=int, default=TILE, help="pixels a side of a tile")
   arguments = parser.parse_args()
-  if (arguments.picture is None) != (arguments.labels is None):
-    parser.error("--picture and --labels belong together")
+  if (arguments.image is None) != (arguments.labels is None):
+    parser.error("--image and --labels belong together")
   return arguments
 
 

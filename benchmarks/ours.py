@@ -107,7 +107,7 @@ def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
 
 
 def _source_masks(detections) -> np.ndarray:
-  """Every query's mask at the picture's size, in the queries' order, a bit a pixel."""
+  """Every query's mask at the image's size, in the queries' order, a bit a pixel."""
   [instances] = detections.instances(threshold=0.0)
   order = np.argsort(np.asarray(instances.ids))
   masks = (np.packbits(np.asarray(instances.masks[int(i)])) for i in order)

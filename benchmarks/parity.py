@@ -48,7 +48,7 @@ VISUAL = {
 }
 DTYPES = ("float32", "bfloat16")
 LEAST_IOU = 0.999
-COVERAGE = 0.01, 0.99  # of the picture by a mask: outside this an IoU says little
+COVERAGE = 0.01, 0.99  # of the image by a mask: outside this an IoU says little
 COMPARED = 20  # masks at least, or all queries of a smaller model
 SURE = 1.0  # absolute mask logit; nearer to 0 a cell may fall on either side in bfloat16
 PRESENCE_CLAMP = 10.0
@@ -199,7 +199,7 @@ def broken(parity: dict[str, dict[str, float]], limit: float):
     if not row["least_iou"] >= LEAST_IOU:
       yield f"{kind}: least mask IoU {row['least_iou']:.4f}, limit {LEAST_IOU}"
     if "compared" in row and row["compared"] < min(COMPARED, row["queries"]):
-      yield f"{kind}: only {row['compared']} masks cover 1 to 99 % of the picture"
+      yield f"{kind}: only {row['compared']} masks cover 1 to 99 % of the image"
 
 
 def markdown(report: dict) -> str:

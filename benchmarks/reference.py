@@ -160,7 +160,7 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
   for kind, question in questions.items():
     answer = model(vision_embeds=embedding, **hf_patches.concept(model, **question))
     masks = answer.pred_masks[0].float()
-    source = torch.cat(  # Meta's rule: logits to the picture's size, then > 0; in pieces
+    source = torch.cat(  # Meta's rule: logits to the image's size, then > 0; in pieces
       [
         torch.nn.functional.interpolate(
           part[:, None], size=size, mode="bilinear", align_corners=False

@@ -3,7 +3,7 @@
   python benchmarks/scaling.py --encode 17.6 --decode 4.6 --price PRICE --out benchmarks/results
   python benchmarks/scaling.py --encode 17.6 --decode 4.6 --hosts benchmarks/results/scaling.json
 
-`--encode` and `--decode` are milliseconds of a chip for a picture and for a prompt: measured on
+`--encode` and `--decode` are milliseconds of a chip for an image and for a prompt: measured on
 one, or the compiler's estimate. `--price` is what a chip costs for an hour, in $, where and when
 you rent it. Host figures are processor seconds of one thread, which a busy machine disturbs
 little; `--hosts` takes those of an earlier run. Nothing here was run on a pod.
@@ -33,7 +33,7 @@ SIDE, GRID = 1008, 288  # of the released model's input and masks
 
 
 class Host(NamedTuple):
-  """Of a picture of one size.
+  """Of an image of one size.
 
   Attributes:
     size: height and width.
@@ -54,8 +54,8 @@ class Job(NamedTuple):
   """What is asked of how many chips.
 
   Attributes:
-    encode, decode: seconds of a chip for a picture, for a prompt.
-    prompts, instances: of a picture.
+    encode, decode: seconds of a chip for an image, for a prompt.
+    prompts, instances: of an image.
     chips_a_host, cores_a_host: of a TPU VM.
   """
 
@@ -78,7 +78,7 @@ def measure(size: tuple[int, int], repeats: int) -> Host:
   )
   data = file.getvalue()
   v, u = np.mgrid[:GRID, :GRID] / GRID
-  # A shape with a wavy outline over a tenth of the picture.
+  # A shape with a wavy outline over a tenth of the image.
   radius = 0.18 + 0.02 * np.sin(9 * np.arctan2(v - 0.5, u - 0.5))
   logits = (20 * (radius - np.hypot(v - 0.5, u - 0.5))).astype(np.float32)[None]
   boxes = np.array([[0.3, 0.3, 0.7, 0.7]], np.float32) * np.float32([width, height] * 2)
@@ -104,7 +104,7 @@ def _seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def rates(host: Host, job: Job, chips: int) -> dict[str, float]:
-  """Pictures a second by devices alone and with the host's cores, and what is needed for them."""
+  """Images a second by devices alone and with the host's cores, and what is needed for them."""
   device = chips / (job.encode + job.prompts * job.decode)
   seconds = host.reading + job.instances * host.mask
   cores = chips / job.chips_a_host * job.cores_a_host
@@ -122,11 +122,11 @@ def rates(host: Host, job: Job, chips: int) -> dict[str, float]:
 def markdown(hosts: list[Host], job: Job, price: float | None) -> str:
   money = "" if price is None else f"; ${price:g} a chip and hour"
   lines = [
-    f"A chip takes {1e3 * job.encode:g} ms for a picture and {1e3 * job.decode:g} ms for a prompt; "
-    f"{job.prompts} prompts and {job.instances} instances a picture; {job.cores_a_host} cores for "
+    f"A chip takes {1e3 * job.encode:g} ms for an image and {1e3 * job.decode:g} ms for a prompt; "
+    f"{job.prompts} prompts and {job.instances} instances an image; {job.cores_a_host} cores for "
     f"{job.chips_a_host} chips{money}.",
     "",
-    "| picture | JPEG, KB | read and resize, ms | an instance, ms | its record, KB |",
+    "| image | JPEG, KB | read and resize, ms | an instance, ms | its record, KB |",
     "|---|---|---|---|---|",
   ]
   for host in hosts:
@@ -136,7 +136,7 @@ def markdown(hosts: list[Host], job: Job, price: float | None) -> str:
     )
   lines += [
     "",
-    "| picture | chips | pictures/s, devices alone | with the host | cores a chip | MB/s in "
+    "| image | chips | images/s, devices alone | with the host | cores a chip | MB/s in "
     "| MB/s out | chip hours a million |" + ("" if price is None else " $ a million |"),
     "|---|---|---|---|---|---|---|---|" + ("" if price is None else "---|"),
   ]
@@ -157,11 +157,11 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--encode", type=float, required=True, help="ms of a chip for a picture")
+  parser.add_argument("--encode", type=float, required=True, help="ms of a chip for an image")
   parser.add_argument("--decode", type=float, required=True, help="ms of a chip for a prompt")
   parser.add_argument("--price", type=float, help="$ of a chip for an hour")
-  parser.add_argument("--prompts", type=int, default=2, help="of a picture")
-  parser.add_argument("--instances", type=int, default=6, help="of a picture")
+  parser.add_argument("--prompts", type=int, default=2, help="of an image")
+  parser.add_argument("--instances", type=int, default=6, help="of an image")
   parser.add_argument("--chips-a-host", type=int, default=4)
   parser.add_argument("--cores-a-host", type=int, default=112)
   parser.add_argument("--repeats", type=int, default=5)

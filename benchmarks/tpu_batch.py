@@ -19,7 +19,7 @@ from tpu_train import PARTS, by_part
 
 
 def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = None) -> Any:
-  """The encoder of so many pictures for each device, traced; and what it returns, as shapes."""
+  """The encoder of so many images for each device, traced; and what it returns, as shapes."""
   import jax
   import numpy as np
 
@@ -124,7 +124,7 @@ def main() -> int:
     fits.append(rows[-1]["peak"] < limit)
   for prompts in arguments.prompts:
     decoder = lower_decoder(config, jnp.bfloat16, mesh, embedding, prompts, arguments.most)
-    rows.append(report(f"decode, {prompts} a chip, {images} pictures", target, decoder))
+    rows.append(report(f"decode, {prompts} a chip, {images} images", target, decoder))
   crossing = any(row["collectives"] for row in rows)
   if arguments.model > 1:
     split = lower_decoder(config, jnp.bfloat16, mesh, embedding, 1, arguments.most, split=True)
@@ -149,7 +149,7 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
   parser.add_argument("--model", type=int, default=1, help="chips that share the work on a prompt")
   parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
-  parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="pictures a chip")
+  parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images a chip")
   parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts a chip")
   parser.add_argument("--most", type=int, default=100, help="instances of a prompt")
   parser.add_argument("--out", type=Path, help="folder for batch-TARGET-CHIPS.md and .json")

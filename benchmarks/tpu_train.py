@@ -63,7 +63,7 @@ def lower(arguments: argparse.Namespace) -> Any:
 
 
 def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
-  """Shapes of a batch with so many pictures for each chip."""
+  """Shapes of a batch with so many images for each chip."""
   import jax
   import jax.numpy as jnp
 
@@ -143,7 +143,7 @@ def main() -> int:
     arguments.hlo.write_text(compiled.text)
   report = {
     "what": f"{arguments.target} {chips.TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
-    f"{arguments.images} picture(s) a chip, {arguments.prompts} phrases each, masks for "
+    f"{arguments.images} image(s) a chip, {arguments.prompts} phrases each, masks for "
     f"{arguments.masked}, up to {arguments.objects} objects; bfloat16, remat {arguments.remat}",
     "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
     "seconds": compiled.compile_seconds,
@@ -172,8 +172,8 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=16)
   parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
-  parser.add_argument("--images", type=int, default=1, help="pictures a chip")
-  parser.add_argument("--prompts", type=int, default=4, help="phrases of a picture")
+  parser.add_argument("--images", type=int, default=1, help="images a chip")
+  parser.add_argument("--prompts", type=int, default=4, help="phrases of an image")
   parser.add_argument("--masked", type=int, default=2, help="of these, at most so many present")
   parser.add_argument("--objects", type=int, default=32, help="of a phrase")
   parser.add_argument("--examples", type=int, default=4, help="boxes of a phrase")

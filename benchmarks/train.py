@@ -11,7 +11,7 @@ runs in a process of its own, which waits between its steps, and all take turns,
 whatever else the machine does disturbs all alike. The exit status is 1 if the first step's losses
 differ by more than 1e-4 of the total.
 
-`full`: random parameters, one picture at 1008 pixels, remat; prints seconds, losses and the peak of
+`full`: random parameters, one image at 1008 pixels, remat; prints seconds, losses and the peak of
 memory. Trunk and text are frozen with "detector"; "lora" trains low-rank factors of every attention
 and MLP kernel.
 """
@@ -147,7 +147,7 @@ def markdown(report: dict[str, Any]) -> str:
   lines = [
     f"Machine: {report['machine']}, load {report['load']:.1f} beforehand; "
     + ", ".join(f"{name} {version}" for name, version in versions.items())
-    + f". {report['images']} pictures of {report['prompts']} phrases a step, size "
+    + f". {report['images']} images of {report['prompts']} phrases a step, size "
     f"`{report['size']}`, float32, medians of {len(rows[0]['steps']) - 1} steps in turns.",
     "",
     "| training step | seconds (median, least) | processor seconds | images/s | ratio "
@@ -171,7 +171,7 @@ def _arguments() -> argparse.Namespace:
   part = parts.add_parser("speed", help="beside Meta's training step")
   part.add_argument("--size", choices=("tiny", "small"), default="small")
   part.add_argument("--images", type=int, default=4)
-  part.add_argument("--prompts", type=int, default=3, help="of a picture, the last absent")
+  part.add_argument("--prompts", type=int, default=3, help="of an image, the last absent")
   part.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="besides meta")
   part.add_argument("--repeats", type=int, default=5, help="timed steps")
   part.add_argument("--meta-python", default=sys.executable, help="interpreter with Meta's sam3")

@@ -34,13 +34,13 @@ SIZES: dict[str, dict[str, Any]] = {
 def make_batch(
   config: dict[str, Any], images: int, prompts: int, *, mask_side: int = 0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-  """Random pictures with filled ellipses to find, the last prompt of each picture without any.
+  """Random images with filled ellipses to find, the last prompt of each image without any.
 
   Args:
     config: all fields of the model's configuration, as a dictionary.
     images: B.
     prompts: R of each image.
-    mask_side: cells a side of the target masks; 0 for the pictures', as Meta's code has it.
+    mask_side: cells a side of the target masks; 0 for the images', as Meta's code has it.
     seed: of everything.
 
   Returns:

@@ -28,7 +28,7 @@ from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.utils.param_tree import flatten
 
-PROMPTS = 2  # of the picture; the second is absent
+PROMPTS = 2  # of the image; the second is absent
 LIMIT = 24e9  # bytes
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.checkpoint import bundle, fingerprint
-from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, PHRASE, PICTURE, Answers
+from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, Answers
 from sam3_jax.config import LiteTextConfig
 from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def differences(folder: Path, theirs: Path, answers: Answers) -> Iterator[tuple[
 
   stored = bundle.open_stored(folder)
   side = stored.config.image_size
-  pixels = resize(fingerprint.picture(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
+  pixels = resize(fingerprint.image(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
   with torch.inference_mode():
     model = _complete(*hf_patches.load_detector(theirs), theirs)
     yield from _concepts(model, torch.from_numpy(pixels), stored, answers)
@@ -98,7 +98,7 @@ def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
   config = stored.config
   ids = Tokenizer(stored.tokenizer, context=config.text.context)([PHRASE])[0].tolist()
   mask_padding = isinstance(config.text, LiteTextConfig) and config.text.mask_padding
-  corners = (np.reshape(BOX, (2, 2)) / PICTURE[::-1]).astype(np.float32)
+  corners = (np.reshape(BOX, (2, 2)) / IMAGE[::-1]).astype(np.float32)
   box = [*corners.mean(0).tolist(), *(corners[1] - corners[0]).tolist()]
   embedding, found = model.get_vision_features(pixels), answers.found
   for row, kind in enumerate(("phrase", "phrase and box")):
@@ -119,7 +119,7 @@ def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
 def _visual(model, pixels, side: int, masks: VisualMasks):
   import torch  # pyright: ignore[reportMissingImports]
 
-  scale = side / np.array(PICTURE[::-1])
+  scale = side / np.array(IMAGE[::-1])
   answer = model(
     image_embeddings=hf_patches.visual_embedding(model, pixels),
     input_points=torch.tensor([[[(np.array(CENTRE) * scale).tolist()]]], dtype=model.dtype),

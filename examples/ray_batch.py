@@ -1,7 +1,7 @@
 """Segments a folder with Ray Data: reading, retries, autoscaling and writing are Ray's.
 
   pip install ".[ray]"
-  python examples/ray_batch.py pictures out --prompts "cat, dog" --workers 2
+  python examples/ray_batch.py images out --prompts "cat, dog" --workers 2
 
 On a cluster, start it where `ray.init()` finds the cluster, and say what a worker holds:
 `--resource TPU=4` for a whole TPU host, `--resource GPU=1` for a GPU. The output is Parquet: path,
@@ -14,7 +14,7 @@ from sam3_jax.batch.segmenter import Segmenter
 
 
 def segment(images: str, out: str, *, workers: int, resources: dict[str, float], **settings) -> int:
-  """Writes what is found in a folder of pictures to a folder of Parquet files.
+  """Writes what is found in a folder of images to a folder of Parquet files.
 
   Args:
     images: the folder.
@@ -24,7 +24,7 @@ def segment(images: str, out: str, *, workers: int, resources: dict[str, float],
     settings: of `Segmenter`.
 
   Returns:
-    How many pictures failed.
+    How many images failed.
   """
   import ray
 
@@ -46,7 +46,7 @@ def segment(images: str, out: str, *, workers: int, resources: dict[str, float],
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("images", help="folder of pictures")
+  parser.add_argument("images", help="folder of images")
   parser.add_argument("out", help="folder for Parquet files")
   parser.add_argument("--prompts", required=True, help="phrases with commas between them")
   parser.add_argument("--checkpoint", default="sam3-tiny")

@@ -10,7 +10,7 @@
 One letter means one thing everywhere; Q1 is Q + 1, H2 and C2 are what a layer makes of H and C, and
 P2, P3 and A2 are P or A, or one row that serves all. `training.batch` adds letters of its own.
 Boxes are xyxy or cxcywh as each name or docstring says, x before y, and always fractions of the
-picture's width and height inside the model. All of these are `flax.struct` pytrees: they stay on
+image's width and height inside the model. All of these are `flax.struct` pytrees: they stay on
 the device, and can be mapped, sharded, sliced and saved.
 """
 
@@ -187,7 +187,7 @@ class ImageMaps(Rows):
     fine: 4 times the trunk's grid (288 x 288 for the released model).
     middle: 2 times the grid.
     coarse: the grid itself (72 x 72).
-    sizes: height and width of the source picture in pixels, after EXIF rotation.
+    sizes: height and width of the source image in pixels, after EXIF rotation.
   """
 
   fine: Float[Array, "B Hf Wf D"]
@@ -206,7 +206,7 @@ class ImageEmbedding(SavedRows):
     middle: the middle map's part in the one before.
     coarse: the coarse map; what example boxes look at.
     attended: the coarse map after the fusion encoder's first self-attention.
-    sizes: height and width of the source picture in pixels, after EXIF rotation.
+    sizes: height and width of the source image in pixels, after EXIF rotation.
     visual: for visual prompts, if they were asked for; else None.
     origin: the checkpoint that made it, which alone may decode it; unknown for what the functional
       layer makes. No array: embeddings of different checkpoints cannot be concatenated.
@@ -248,7 +248,7 @@ class Points(Rows):
   """Points inside a concept prompt (functional layer only; in the API a point is a visual prompt).
 
   Attributes:
-    xy: x, y as fractions of the picture's width and height.
+    xy: x, y as fractions of the image's width and height.
     positive: True on an example, False on a counterexample.
     valid: False on padding, wherever it stands.
   """
@@ -266,7 +266,7 @@ class Prompts(Rows):
     image: row of the embedding that the prompt is about.
     first_id: identity of the prompt's query 0; query q has identity first_id + q.
     text: of the phrase; of the word "visual" for a prompt of boxes alone.
-    boxes: cxcywh as fractions of the picture's width and height.
+    boxes: cxcywh as fractions of the image's width and height.
     positive: True on an example, False on a counterexample.
     valid: False on padding, wherever it stands.
     points: None, or points beside the boxes.
@@ -333,12 +333,12 @@ class Detections(SavedRows):
 
   Attributes:
     scores: sigmoid(query logit) * sigmoid(presence logit), in [0, 1].
-    boxes: xyxy, as fractions of the picture; not clipped, so they may leave [0, 1].
+    boxes: xyxy, as fractions of the image; not clipped, so they may leave [0, 1].
     mask_logits: before the sigmoid, on the decoder's grid (288 x 288 for the released model).
     presence: logit that the image holds the concept at all.
     semantic_logits: of "this cell belongs to the concept", whichever instance.
     image_index: row of the embedding that the prompt was about.
-    sizes: height and width of the source picture, in pixels.
+    sizes: height and width of the source image, in pixels.
     ids: unique in an image within one decode call, over all its prompts; they begin at 1 again in
       the next call.
     mask_min_score: of a prompt without masks (all 0), the `min_score` that none of its scores
@@ -380,7 +380,7 @@ class VisualPrompts(Rows):
 
   Attributes:
     image: row of the embedding that the prompt is about.
-    xy: points and corners of boxes, x and y as fractions of the picture's width and height.
+    xy: points and corners of boxes, x and y as fractions of the image's width and height.
     labels: 1 on the object, 0 off it, 2 and 3 a box's first and last corner, -1 padding, wherever
       it stands.
     mask: logits of an earlier decoding, in [-32, 32]; None if no prompt has one.
@@ -424,7 +424,7 @@ class VisualMasks(SavedRows):
     iou: of each mask with the object that was meant, as the model guesses it, in [0, 1].
     object_logit: that there is an object at all.
     image_index: row of the embedding that the prompt was about.
-    sizes: height and width of the source picture, in pixels.
+    sizes: height and width of the source image, in pixels.
   """
 
   mask_logits: Float[Array, "P K Hm Wm"]
@@ -441,7 +441,7 @@ class VisualMasks(SavedRows):
     return dataclasses.replace(self, mask_logits=logits, iou=iou)
 
   def masks(self, hole_area: int = 0) -> "list[Masks]":
-    """Each prompt's K masks over the source picture; see `outputs.instances.visual_masks`."""
+    """Each prompt's K masks over the source image; see `outputs.instances.visual_masks`."""
     from sam3_jax.outputs import instances as postprocess
 
     return postprocess.visual_masks(self, hole_area)

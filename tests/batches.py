@@ -1,4 +1,4 @@
-"""What the tests of batch inference share: pictures, jobs, and an engine without a model.
+"""What the tests of batch inference share: images, jobs, and an engine without a model.
 
 Run as a program it does a job's share by that engine, to be killed at will.
 """
@@ -49,7 +49,7 @@ MASK[10:30, 10:40] = True
 
 
 class Engine:
-  """Finds up to three things in a picture, by its pixels and the phrase alone."""
+  """Finds up to three things in an image, by its pixels and the phrase alone."""
 
   pause = 0.0  # seconds a batch
   started = 0  # batches
@@ -86,8 +86,8 @@ def _found(slot, prompt) -> Instances:
   )
 
 
-def pictures(folder: Path, count: int) -> Path:
-  """So many pictures, of all sizes."""
+def write_images(folder: Path, count: int) -> Path:
+  """So many images, of all sizes."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(count)
   for i in range(count):
@@ -97,21 +97,21 @@ def pictures(folder: Path, count: int) -> Path:
 
 
 def broken() -> dict[str, bytes]:
-  """Nine kinds of files that no picture of up to a million pixels can be read from."""
+  """Nine kinds of files that no image of up to a million pixels can be read from."""
   png, jpeg, large = (
     _saved(Image.effect_noise(size, 80), kind)
     for size, kind in (((40, 30), "png"), ((64, 64), "jpeg"), ((1001, 1000), "png"))
   )
   return {
-    "empty.png": b"", "text.jpg": b"no picture", "zeros.png": bytes(500), "cut.png": png[:90],
+    "empty.png": b"", "text.jpg": b"no image", "zeros.png": bytes(500), "cut.png": png[:90],
     "head.png": png[:8], "flipped.png": png[:60] + b"\xff" * 20 + png[80:],
     "html.jpg": b"<html>404</html>", "cut.jpg": jpeg[:600], "large.png": large,
   }  # fmt: skip
 
 
-def _saved(picture: Image.Image, kind: str) -> bytes:
+def _saved(image: Image.Image, kind: str) -> bytes:
   file = io.BytesIO()
-  picture.save(file, kind)
+  image.save(file, kind)
   return file.getvalue()
 
 

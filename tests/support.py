@@ -109,7 +109,7 @@ def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
 
 
 def random_images(rng: np.random.Generator, images: int) -> np.ndarray:
-  """Smooth normalised pictures of the tiny model's size, values in [-1, 1]."""
+  """Smooth normalised images of the tiny model's size, values in [-1, 1]."""
   side = CONFIG.image_size
   y, x = np.indices((side, side)) / side
   waves = rng.uniform(2, 20, (images, 3, 2))[..., None, None]

@@ -42,7 +42,7 @@ def entry(number: int, file_name: str = "a.png", **other) -> dict:
 
 
 def sa_co() -> dict:
-  """Three pairs of two pictures; the second is a negative, the third not exhaustive."""
+  """Three pairs of two images; the second is a negative, the third not exhaustive."""
   return {
     "images": [
       entry(7, text_input="red apple", is_instance_exhaustive=1),
@@ -58,7 +58,7 @@ def sa_co() -> dict:
 
 
 def instances() -> dict:
-  """Three pictures in COCO's layout, the last one without annotations."""
+  """Three images in COCO's layout, the last one without annotations."""
   names = ["cat", "dog", "traffic_light", "bird", "cow", "fox"]
   return {
     "images": [entry(10), entry(20, "b.png"), entry(30, "c.png")],
@@ -169,7 +169,7 @@ def test_coco_layout(write):
 
 
 def test_negatives_are_absent_categories(write):
-  """As many as are present, at least one; pictures without annotations have negatives only."""
+  """As many as are present, at least one; images without annotations have negatives only."""
   pairs = read(write(instances()))
   phrases = {name: [p for p in pairs if p.file_name == f"{name}.png"] for name in "abc"}
   assert [len(p.objects) for p in phrases["a"]] == [2, 1, 0, 0]
@@ -198,7 +198,7 @@ def test_number_of_negatives(write, negatives):
   }
 
 
-def test_negatives_do_not_depend_on_other_pictures(write):
+def test_negatives_do_not_depend_on_other_images(write):
   whole = read(write(instances()))
   content = instances()
   content["images"] = content["images"][:2]
@@ -224,7 +224,7 @@ def test_categories_of_one_name_are_one_phrase(write):
   assert [p.category_ids for p in pairs] == [(5, 6), (7,)]
 
 
-def test_no_pictures_are_no_pairs(write):
+def test_no_images_are_no_pairs(write):
   assert read(write(instances() | {"images": [], "annotations": []})) == []
 
 
@@ -254,7 +254,7 @@ def test_no_file(tmp_path):
 
 
 def test_negative_number_of_negatives(write):
-  with pytest.raises(ValueError, match="at least 0 phrases a picture; got -1"):
+  with pytest.raises(ValueError, match="at least 0 phrases an image; got -1"):
     read(write(instances()), negatives=-1)
 
 
@@ -360,10 +360,10 @@ def test_good_pairs_have_no_fault(write, folder):
   [
     ((-1, 0, 4, 5), None),  # a pixel over the border: annotators round
     ((16.5, 7.5, 4.5, 5.5), None),
-    ((-1.5, 0, 4, 5), "leaves the 20 x 12 picture"),
-    ((0, -1.5, 4, 5), "leaves the 20 x 12 picture"),
-    ((17, 3, 4.5, 5), "leaves the 20 x 12 picture"),
-    ((2, 9, 4, 5), "leaves the 20 x 12 picture"),
+    ((-1.5, 0, 4, 5), "leaves the 20 x 12 image"),
+    ((0, -1.5, 4, 5), "leaves the 20 x 12 image"),
+    ((17, 3, 4.5, 5), "leaves the 20 x 12 image"),
+    ((2, 9, 4, 5), "leaves the 20 x 12 image"),
     ((2, 3, 0, 5), "has no area"),
     ((2, 3, 4, -1), "has no area"),
   ],
@@ -382,7 +382,7 @@ def test_boxes(folder, box, fault):
     (rle(0, 0, 0, 0), "its mask is empty"),
     (
       rle(2, 3, 4, 5, (WIDTH, HEIGHT)),
-      "its mask's size is [20, 12], but the picture's [height, width] is [12, 20]",
+      "its mask's size is [20, 12], but the image's [height, width] is [12, 20]",
     ),
     ({"size": [HEIGHT, WIDTH], "counts": "0"}, "its mask's runs cover 0 pixels, not 20 x 12"),
     ({"size": [HEIGHT, WIDTH], "counts": "P"}, "its mask's run lengths are damaged"),
@@ -394,14 +394,14 @@ def test_masks(folder, mask, fault):
   assert f"a.png, 'cat', object 1: {fault}" in faults[0]
 
 
-def test_pictures(folder):
+def test_images(folder):
   """Each is named once, however many phrases it has."""
   Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "turned.png")
   (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:20])
   names = ["a.png", "none.png", "turned.png", "broken.png"]
   pairs = [pair(2 * i + j, file_name=name) for i, name in enumerate(names) for j in (0, 1)]
   assert check(pairs, folder) == [
-    f"{folder / 'none.png'}: there is no such picture",
+    f"{folder / 'none.png'}: there is no such image",
     f"{folder / 'turned.png'} is displayed as 12 x 20, but the annotation file says 20 x 12 "
     "(width x height)",
     f"{folder / 'broken.png'} is truncated or damaged (Truncated File Read): get the file again",
@@ -409,8 +409,8 @@ def test_pictures(folder):
   assert check(pairs, None) == []
 
 
-def test_every_size_of_a_picture_is_checked(folder):
-  """Also one that only an earlier pair of the same picture says, with a mask to match."""
+def test_every_size_of_a_image_is_checked(folder):
+  """Also one that only an earlier pair of the same image says, with a mask to match."""
   wide = Pair(0, "a.png", WIDTH + 5, HEIGHT, "dog", True, (thing(mask=rle(2, 3, 4, 5, (12, 25))),))
   want = (
     f"{folder / 'a.png'} is displayed as 20 x 12, but the annotation file says 25 x 12 "
@@ -420,7 +420,7 @@ def test_every_size_of_a_picture_is_checked(folder):
   assert check([pair(1), wide, dataclasses.replace(wide, id=2)], folder) == [want]
 
 
-def test_pictures_are_measured_upright(folder):
+def test_images_are_measured_upright(folder):
   exif = Image.Exif()
   exif[0x0112] = 6  # a quarter turn
   Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "exif.jpg", exif=exif)
@@ -460,8 +460,8 @@ def test_all_faults_come_in_one_report(write, folder):
   for part in (
     "image 7: this id occurs twice",
     "annotation 3: there is no image 99",
-    "none.png: there is no such picture",
-    "its box 15, 3, 14, 5 (x, y, width, height) leaves the 20 x 12 picture",
+    "none.png: there is no such image",
+    "its box 15, 3, 14, 5 (x, y, width, height) leaves the 20 x 12 image",
     "its mask's size is [9, 9]",
     "has 40 tokens",
   ):

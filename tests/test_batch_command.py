@@ -14,7 +14,7 @@ import batch_scenes
 import batches
 import pytest
 import toy
-from batches import files, pictures
+from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
 
@@ -28,21 +28,21 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """Where the command runs: seven pictures, and an engine that needs no model."""
+  """Where the command runs: seven images, and an engine that needs no model."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
   monkeypatch.setattr(Sam3, "from_checkpoint", lambda *_, **__: batches.MODEL)
-  pictures(tmp_path / "pictures", 7)
+  write_images(tmp_path / "images", 7)
   return tmp_path
 
 
-TYPED = ["batch", "--images", "pictures", "--prompts", "cat, dog", "--out", "out"]
+TYPED = ["batch", "--images", "images", "--prompts", "cat, dog", "--out", "out"]
 
 
 def test_segments_and_merges(folder, capsys):
   assert main.main(TYPED) == 0
   out, _ = capsys.readouterr()
-  assert "7 pictures done, 0 failed, 14 prompts, " in out
+  assert "7 images done, 0 failed, 14 prompts, " in out
   assert "devices busy" in out
   assert main.main(["batch", "--merge", "--out", "out"]) == 0
   out, _ = capsys.readouterr()
@@ -51,13 +51,13 @@ def test_segments_and_merges(folder, capsys):
 
 
 def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
-  (folder / "pictures" / "notes.txt").write_text("x")
+  (folder / "images" / "notes.txt").write_text("x")
   assert main.main([*TYPED, "--strict"]) == 2
   assert "error: --strict: skipped 1 file: 1 .txt. Remove" in capsys.readouterr().err
   assert not (folder / "out" / "job.json").exists()
   assert main.main(TYPED) == 0
   assert capsys.readouterr().err.splitlines()[-1] == "note: skipped 1 file: 1 .txt"
-  (folder / "pictures" / "000.jpg").write_bytes((folder / "pictures" / "000.png").read_bytes())
+  (folder / "images" / "000.jpg").write_bytes((folder / "images" / "000.png").read_bytes())
   assert main.main([*TYPED[:-1], "other", "--quiet"]) == 0
   assert main.main(["batch", "--merge", "--out", "other", "--to", "yolo"]) == 0
   err = capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypa
   assert len(lines) > 2
   for line in lines:
     assert line.startswith("process 1 of 2: ")
-    for part in (" pictures/s, ", " prompts/s, ", " failed, ", " left"):
+    for part in (" images/s, ", " prompts/s, ", " failed, ", " left"):
       assert part in line
 
 
@@ -114,7 +114,7 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   assert "stopped as asked; rerun the same command to resume" in capsys.readouterr().err
   assert "part-000000.begun.json" in {path.name for path in (folder / "out/parts").iterdir()}
   assert main.main([*TYPED, "--batch-images", "2"]) == 0
-  assert "5 pictures done" in capsys.readouterr().out
+  assert "5 images done" in capsys.readouterr().out
   assert main.main(["batch", "--merge", "--out", "out"]) == 0
   assert len(COCO("out/annotations.json").imgs) == 7
 
@@ -124,25 +124,25 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   [
     (["--prompts", "cat"], "--images is needed"),
     (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
-    (["--images", "pictures"], "has no prompts, nor have 6 others, and --prompts is not given"),
-    (["--images", "pictures", "--prompts", ""], "there is no phrase"),
-    (["--images", "pictures", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
+    (["--images", "images"], "has no prompts, nor have 6 others, and --prompts is not given"),
+    (["--images", "images", "--prompts", ""], "there is no phrase"),
+    (["--images", "images", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
     (
-      ["--images", "pictures", "--prompts", "cat", "--max-error-rate", "nan"],
+      ["--images", "images", "--prompts", "cat", "--max-error-rate", "nan"],
       "max-error-rate must",
     ),
-    (["--images", "pictures", "--prompts", "cat", "--process", "1"], "--process go together"),
+    (["--images", "images", "--prompts", "cat", "--process", "1"], "--process go together"),
     (
-      ["--images", "pictures", "--prompts", "a", "--process", "2", "--processes", "2"],
+      ["--images", "images", "--prompts", "a", "--process", "2", "--processes", "2"],
       "--process 2 is none of 2",
     ),
-    (["--images", "pictures", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
-    (["--images", "pictures", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
-    (["--images", "pictures", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
-    (["--images", "pictures", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
+    (["--images", "images", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
+    (["--images", "images", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
+    (["--images", "images", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
+    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
     (["--merge"], "there are no results in out; run batch"),
-    (["--merge", "--out", "pictures/000.png"], "there are no results in pictures/000.png"),
-    (["--images", "pictures", "--prompts", "a", "--out", "pictures/000.png"], "(Not a directory)"),
+    (["--merge", "--out", "images/000.png"], "there are no results in images/000.png"),
+    (["--images", "images", "--prompts", "a", "--out", "images/000.png"], "(Not a directory)"),
   ],
 )
 def test_faults_are_one_line(folder, capsys, typed, message):
@@ -157,10 +157,10 @@ def test_faults_are_one_line(folder, capsys, typed, message):
 
 def test_too_many_failures(folder, capsys):
   for i in range(3):
-    (folder / "pictures" / f"broken{i}.jpg").write_bytes(b"")
+    (folder / "images" / f"broken{i}.jpg").write_bytes(b"")
   assert main.main(TYPED) == 2
   out, err = capsys.readouterr()
-  assert "7 pictures done, 3 failed" in out
+  assert "7 images done, 3 failed" in out
   assert "error: 3 of 10 images failed, more than --max-error-rate 0.05 allows" in err
   assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
 
@@ -170,7 +170,7 @@ def test_a_killed_worker_costs_no_image(folder, monkeypatch):
     [*TYPED, "--part-size", "2", "--batch-images", "2", "--quiet"],
     batches.Engine.start,
   )
-  pictures(folder / "pictures", 16)
+  write_images(folder / "images", 16)
   assert main.main([*typed, "--out", "undisturbed"]) == 0
 
   killed = []
@@ -316,7 +316,7 @@ class TestTogether:
     clicked = [one for one in found["annotations"] if names[one["category_id"]] == "visual"]
     assert 0 < len(clicked) <= 6
 
-  def test_every_picture_that_cannot_be_used_is_named(self, alone):
+  def test_every_image_that_cannot_be_used_is_named(self, alone):
     failed = [json.loads(line) for line in alone["errors.jsonl"].splitlines()]
     assert {one["image"] for one in failed} == {*batches.broken(), "outside.jpg"}
     assert len(failed) == 10

@@ -54,7 +54,7 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def engine(model):
-  """Two pictures a device, so that the third device has one and the fourth none."""
+  """Two images a device, so that the third device has one and the fourth none."""
   return Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6, visual=True)
 
 
@@ -155,7 +155,7 @@ def test_neighbours_of_visual_prompts_do_not_matter(engine, pointed, images):
 
 
 def test_few_programs(engine, pointed):
-  """One for pictures, one for prompts of up to eight boxes, whatever was asked so far; for visual
+  """One for images, one for prompts of up to eight boxes, whatever was asked so far; for visual
   prompts one for the second neck, and one each for few and for more points."""
   assert engine._encode._cache_size() == engine._detect._cache_size() == 1
   assert (engine._encode_visual._cache_size(), engine._answer._cache_size()) == (1, 2)
@@ -228,7 +228,7 @@ class TestSegmenter:
     assert click["points"] == [[5, 6]]
     assert [one["id"] for one in click["instances"]] == [1]
     assert cat["text"] == "cat"
-    assert "point [5, 41] lies outside the 60 x 40 picture" in got["error"][1]
+    assert "point [5, 41] lies outside the 60 x 40 image" in got["error"][1]
     bare = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=model.mesh)
     monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: bare)
     got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})
@@ -251,8 +251,8 @@ class TestSegmenter:
     assert [bool(one) for one in by_file["error"]] == [False, True, True]
 
   def test_what_is_no_batch(self, worker, model, monkeypatch):
-    with pytest.raises(ValueError, match=r"a column image or bytes; got \['picture'\]"):
-      worker({"picture": []})
+    with pytest.raises(ValueError, match=r"a column image or bytes; got \['image'\]"):
+      worker({"image": []})
     bare = segmenter.Segmenter()
     got = bare({"image": [np.zeros((3, 3, 3), np.uint8)]})
     assert "it has no prompts" in got["error"][0]

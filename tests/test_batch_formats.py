@@ -10,7 +10,7 @@ import batches
 import numpy as np
 import pytest
 import yaml
-from batches import MASK, MODEL, QUIET, instance, job, pictures, write_job
+from batches import MASK, MODEL, QUIET, instance, job, write_images, write_job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -79,9 +79,9 @@ def test_small_masks():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-  """A job of seven pictures, one of them broken, merged: its folder and its records."""
+  """A job of seven images, one of them broken, merged: its folder and its records."""
   folder, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("out")
-  pictures(folder, 6)
+  write_images(folder, 6)
   (folder / "003-broken.png").write_bytes(b"")
   lines = [
     {"image": f"{folder}/{name}", "prompts": prompts}
@@ -260,7 +260,7 @@ def test_an_instance_without_a_pixel_is_left_out(tmp_path):
 def test_names_that_are_not_text(tmp_path, monkeypatch):
   """Bytes that are not UTF-8, and newlines: from the list through records and errors to exports."""
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
-  folder, out = pictures(tmp_path / "images", 1), tmp_path / "out"
+  folder, out = write_images(tmp_path / "images", 1), tmp_path / "out"
   good, bad = os.fsdecode(b"caf\xe9\n.png"), os.fsdecode(b"\xff.png")
   (folder / "000.png").rename(folder / good)
   (folder / bad).write_bytes(b"no image")

@@ -29,11 +29,11 @@ from sam3_jax.inputs.image_listing import ListingNotes
 def folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in ("b.jpg", "a.PNG", "sub/c.webp", "sub/deep/d.tiff", ".hidden.jpg", ".git/e.jpg"):
-    path = tmp_path / "pictures" / name
+    path = tmp_path / "images" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (3, 2), "red").save(path)
-  (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-  (tmp_path / "pictures" / "folder.jpg").mkdir()
+  (tmp_path / "images" / "notes.txt").write_text("no image")
+  (tmp_path / "images" / "folder.jpg").mkdir()
   return tmp_path
 
 
@@ -62,17 +62,17 @@ def png(color="red", size=(3, 2)):
 
 
 def test_a_folder(folder):
-  found = find("pictures", "cat")
+  found = find("images", "cat")
   assert names(found) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff"]
   assert {one.prompts for one in found} == {(Prompt("cat"),)}
 
 
 def test_a_pattern_and_a_file(folder):
-  assert names(find("pictures/*.jpg", "cat")) == ["pictures/b.jpg"]
-  assert names(find("pictures/**/*.[jt]*", "cat")) == [
-    "pictures/b.jpg", "pictures/notes.txt", "pictures/sub/deep/d.tiff",
+  assert names(find("images/*.jpg", "cat")) == ["images/b.jpg"]
+  assert names(find("images/**/*.[jt]*", "cat")) == [
+    "images/b.jpg", "images/notes.txt", "images/sub/deep/d.tiff",
   ]  # fmt: skip
-  assert names(find("pictures/b.jpg", "cat")) == ["pictures/b.jpg"]
+  assert names(find("images/b.jpg", "cat")) == ["images/b.jpg"]
 
 
 def test_phrases(folder):
@@ -90,8 +90,8 @@ def test_json_lines(folder):
   box = {"boxes": [[1, 2, 3, 4]], "box_labels": [0]}
   path = write_lines(
     folder / "list.jsonl",
-    {"image": "pictures/b.jpg", "prompts": ["cat", {"text": "dog", **box}]},
-    {"image": "pictures/a.PNG"},
+    {"image": "images/b.jpg", "prompts": ["cat", {"text": "dog", **box}]},
+    {"image": "images/a.PNG"},
     {"image": str(folder / "elsewhere.jpg"), "prompts": [box]},
   )
   found = find(path, "bus")
@@ -99,20 +99,20 @@ def test_json_lines(folder):
   assert found[0].prompts == (Prompt("cat"), dog)
   assert found[1].prompts == (Prompt("bus"),)
   assert found[2].prompts == (Prompt(boxes=[[1, 2, 3, 4]], box_labels=[0]),)
-  assert found[0].path == str(folder / "pictures/b.jpg")
+  assert found[0].path == str(folder / "images/b.jpg")
   assert Prompt(**as_json(dog)) == dog
 
 
-def test_a_picture_given_twice_is_one_with_all_its_prompts(folder):
+def test_a_image_given_twice_is_one_with_all_its_prompts(folder):
   path = write_lines(
     folder / "list.jsonl",
-    {"image": "pictures/b.jpg", "prompts": ["cat", "dog"]},
-    {"image": "pictures/a.PNG", "prompts": ["cat"]},
-    {"image": "./pictures/sub/../b.jpg", "prompts": ["dog", "bus"]},
-    {"image": "pictures/a.PNG", "prompts": ["cat"]},
+    {"image": "images/b.jpg", "prompts": ["cat", "dog"]},
+    {"image": "images/a.PNG", "prompts": ["cat"]},
+    {"image": "./images/sub/../b.jpg", "prompts": ["dog", "bus"]},
+    {"image": "images/a.PNG", "prompts": ["cat"]},
   )
   found = find(path)
-  assert names(found) == ["pictures/b.jpg", "pictures/a.PNG"]
+  assert names(found) == ["images/b.jpg", "images/a.PNG"]
   assert [[prompt.text for prompt in one.prompts] for one in found] == [
     ["cat", "dog", "bus"], ["cat"],
   ]  # fmt: skip
@@ -123,9 +123,9 @@ def test_visual_prompts(folder, tokenizer_path):
   refined = {"points": [[1, 2], [0, 1]], "point_labels": [1, 0], "box": [0, 0, 3, 2]}
   path = write_lines(
     folder / "list.jsonl",
-    {"image": "pictures/b.jpg", "prompts": ["cat", click, box, {**click, "text": None}]},
-    {"image": "pictures/a.PNG", "prompts": [refined]},
-    {"image": "pictures/b.jpg", "prompts": [{**box, "points": []}, click, refined]},
+    {"image": "images/b.jpg", "prompts": ["cat", click, box, {**click, "text": None}]},
+    {"image": "images/a.PNG", "prompts": [refined]},
+    {"image": "images/b.jpg", "prompts": [{**box, "points": []}, click, refined]},
   )
   first, second = find(path)
   assert [as_json(one) for one in first.prompts[1:]] == [
@@ -197,8 +197,8 @@ def test_a_webdataset(folder):
   assert names(found)[:3] == [f"{path}/a/1.png", f"{path}/a/2.png", f"{path}/b/2.jpg"]
   assert names(found)[3:] == [f"{folder}/1.tar/z.png"]
   assert [one.prompts[0].text for one in found] == ["cat", "bus", "bus", "bus"]
-  with reading(Source(found, 8, 10**6), workers=0, threads=2, ahead=2) as pictures:
-    red, blue, broken, green = pictures
+  with reading(Source(found, 8, 10**6), workers=0, threads=2, ahead=2) as images:
+    red, blue, broken, green = images
   assert red.pixels[3, 3].tolist() == [255, 0, 0]
   assert blue.pixels[3, 3].tolist() == [0, 0, 255]
   assert green.pixels[3, 3].tolist() == [0, 128, 0]
@@ -244,21 +244,21 @@ def test_what_is_not_there(folder):
   with pytest.raises(ValueError, match=r"no image in nothing \(skipped 1 file: 1 \.tar\); check"):
     find("nothing", "cat")
   with pytest.raises(ValueError, match=r"a.PNG has no prompts, nor have 3 others, and --prompts"):
-    find("pictures")
+    find("images")
 
 
-@pytest.mark.parametrize(("where", "code"), [("pictures", errno.EACCES), ("sub", errno.EIO)])
+@pytest.mark.parametrize(("where", "code"), [("images", errno.EACCES), ("sub", errno.EIO)])
 def test_a_directory_that_cannot_be_read_now(folder, monkeypatch, where, code):
   unreadable(monkeypatch, where, code)
   with pytest.raises(ValueError, match=rf"{where} cannot be read \({os.strerror(code)}\); check"):
-    find("pictures", "cat")
+    find("images", "cat")
 
 
 def test_a_directory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
   notes = ListingNotes()
-  assert names(find("pictures", "cat", notes)) == ["a.PNG", "b.jpg"]
-  assert "1 directory without permission to read it is left out (pictures/sub)" in notes.line()
+  assert names(find("images", "cat", notes)) == ["a.PNG", "b.jpg"]
+  assert "1 directory without permission to read it is left out (images/sub)" in notes.line()
 
 
 def unreadable(monkeypatch, name, code):
@@ -276,12 +276,12 @@ def test_lists_as_editors_write_them(folder):
   """A byte order mark, CRLF, names that are bytes, and names that no file can have."""
   odd = os.fsdecode(b"caf\xe9\n.png")
   (folder / odd).write_bytes(png())
-  lines = [json.dumps({"image": odd}), "", '{"image": "pictures/b.jpg"}']
+  lines = [json.dumps({"image": odd}), "", '{"image": "images/b.jpg"}']
   (folder / "list.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
   found = find("list.jsonl", "cat")
-  assert names(found) == [odd, "pictures/b.jpg"]
-  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
-    assert all(not one.reason for one in pictures)
+  assert names(found) == [odd, "images/b.jpg"]
+  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as images:
+    assert all(not one.reason for one in images)
   for name in ("\ud800.png", "a\0.png", ""):
     with pytest.raises(ValueError, match=r"line 1: .* cannot be the name of a file"):
       find(write_lines(folder / "list.jsonl", {"image": name}), "cat")
@@ -300,33 +300,33 @@ def test_images_that_will_fail_are_counted(folder):
 def test_what_is_no_text(folder):
   for name in ("list.jsonl", "phrases.txt"):
     (folder / name).write_bytes(b"caf\xe9")
-  for given in (("list.jsonl", None), ("pictures", "phrases.txt")):
+  for given in (("list.jsonl", None), ("images", "phrases.txt")):
     with pytest.raises(ValueError, match=r"(list.jsonl|phrases.txt) is no text in UTF-8; save"):
       find(*given)
 
 
 def test_phrases_that_are_too_long(folder, tokenizer_path):
   tokenizer = Tokenizer(tokenizer_path)
-  check_phrases(find("pictures", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
+  check_phrases(find("images", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
   with pytest.raises(
     ValueError, match=r"2 faults: phrase 'cat cat.* has 31 tokens, and at most 30"
   ) as e:
-    check_phrases(find("pictures", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
+    check_phrases(find("images", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
   assert "'dog dog" in str(e.value)
   assert "has 40 tokens" in str(e.value)
 
 
-def test_ten_kinds_of_broken_pictures(folder):
+def test_ten_kinds_of_broken_images(folder):
   """Each is a row with a reason; the good one between them is read."""
   lines = []
   for name, data in broken().items():
     (folder / name).write_bytes(data)
     lines += [{"image": name}, {"image": f"good-{name}"}]
     (folder / f"good-{name}").write_bytes(png())
-  lines += [{"image": "missing.png"}, {"image": "pictures"}]
+  lines += [{"image": "missing.png"}, {"image": "images"}]
   found = find(write_lines(folder / "list.jsonl", *lines), "cat")
-  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as pictures:
-    rows = list(pictures)
+  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as images:
+    rows = list(images)
   for one, row in zip(found, rows, strict=True):
     good = one.name.startswith("good")
     assert (row.reason == "") == good, (one.name, row.reason)
@@ -356,6 +356,6 @@ def test_workers_do_not_outlive_the_process_that_started_them():
   assert int(output) > 0
 
 
-def test_no_picture_at_all():
-  with reading(Source([], 8, 10), workers=0, threads=1, ahead=1) as pictures:
-    assert list(pictures) == []
+def test_no_image_at_all():
+  with reading(Source([], 8, 10), workers=0, threads=1, ahead=1) as images:
+    assert list(images) == []

@@ -10,7 +10,7 @@ import batch_job
 import batches
 import numpy as np
 import pytest
-from batches import MODEL, QUIET, job, pictures
+from batches import MODEL, QUIET, job, write_images
 from PIL import Image
 
 from sam3_jax.batch import journal, pipeline, reading
@@ -34,13 +34,13 @@ def file_at(path, **changed) -> File:
 def read(tasks, threads=2, ahead=3, **settings) -> list:
   source = Source(tasks, SIDE, 10**8)
   settings = {"workers": 0, "threads": threads, "ahead": ahead} | settings
-  with reading.reading(source, **settings) as pictures:
-    return list(pictures)
+  with reading.reading(source, **settings) as images:
+    return list(images)
 
 
 @pytest.fixture
 def images(tmp_path):
-  return pictures(tmp_path / "images", 6)
+  return write_images(tmp_path / "images", 6)
 
 
 class TestFetch:
@@ -83,9 +83,9 @@ class TestFetch:
       path.symlink_to("/dev/zero")
     with pytest.raises(NotAFileError, match=f"x.jpg is a {kind}, not a file with an image"):
       fetch(file_at(path))
-    picture = load(file_at(path), SIDE, 100)
-    assert picture.reason
-    assert not picture.unreadable
+    image = load(file_at(path), SIDE, 100)
+    assert image.reason
+    assert not image.unreadable
 
 
 def test_two_kinds_of_failures(images):
@@ -251,7 +251,7 @@ def test_stopping_does_not_wait_for_a_read(images, monkeypatch):
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGHUP, "1")])
 def test_told_to_end_while_a_read_hangs(tmp_path, number, workers):
   """Here twice; sixty times, and with all that comes after, in `benchmarks/batch_faults.py`."""
-  images = pictures(tmp_path / "images", 12)
+  images = write_images(tmp_path / "images", 12)
   (images / "008.png").rename(images / "hang.png")
   hang = tmp_path / "away"
   hang.touch()

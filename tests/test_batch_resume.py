@@ -9,7 +9,7 @@ import shutil
 import batch_mutations
 import batches
 import pytest
-from batches import MODEL, QUIET, files, job, pictures
+from batches import MODEL, QUIET, files, job, write_images
 from rich.console import Console
 
 from sam3_jax.batch import fetch, freeze, part_files, parts, pipeline
@@ -29,7 +29,7 @@ def stub(monkeypatch):
 
 @pytest.fixture
 def images(tmp_path):
-  return pictures(tmp_path / "images", 12)
+  return write_images(tmp_path / "images", 12)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_random_changes():
 
 
 def test_another_folder_with_the_same_names(images, out, tmp_path):
-  other = pictures(tmp_path / "other", 12)
+  other = write_images(tmp_path / "other", 12)
   (other / "003.png").write_bytes((images / "004.png").read_bytes())
   assert run(images, out)
   with pytest.raises(ValueError, match=r"another job \(1 file modified \(003.png\)"):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import batches
 import pytest
-from batches import MODEL, QUIET, broken, files, job, pictures
+from batches import MODEL, QUIET, broken, files, job, write_images
 from rich.console import Console
 
 from sam3_jax.batch import job as jobs
@@ -38,9 +38,9 @@ def stub(monkeypatch):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
   """23 good ones, and three of which nothing can be made."""
-  folder = pictures(tmp_path_factory.mktemp("images"), 23)
+  folder = write_images(tmp_path_factory.mktemp("images"), 23)
   (folder / "004-empty.png").write_bytes(b"")
-  (folder / "011-text.jpg").write_text("no picture")
+  (folder / "011-text.jpg").write_text("no image")
   (folder / "022-cut.png").write_bytes((folder / "022.png").read_bytes()[:60])
   return folder
 
@@ -143,7 +143,7 @@ def test_another_job_is_refused(images, tmp_path):
 
 def test_too_many_failures_stop_it(tmp_path, monkeypatch):
   """20 broken ones among 60, all at the front; what was done stays, and a higher rate goes on."""
-  folder = pictures(tmp_path / "images", 40)
+  folder = write_images(tmp_path / "images", 40)
   for i in range(20):
     (folder / f"+{i:02}.png").write_bytes(b"")
   monkeypatch.setattr(jobs, "SEEN", 10)
@@ -163,8 +163,8 @@ def test_too_many_failures_stop_it(tmp_path, monkeypatch):
 
 
 def test_thirty_broken_ones_among_a_thousand(tmp_path):
-  """Of ten kinds, one of them a box that misses its picture: 3 %, which the command lets pass."""
-  folder, faults = pictures(tmp_path / "images", 970), list(broken().items())
+  """Of ten kinds, one of them a box that misses its image: 3 %, which the command lets pass."""
+  folder, faults = write_images(tmp_path / "images", 970), list(broken().items())
   lines = [{"image": f"images/{i:03}.png", "prompts": ["cat"]} for i in range(970)]
   for i in range(30):
     name, data = faults[i % 10] if i % 10 < 9 else ("box.png", (folder / "000.png").read_bytes())
@@ -340,7 +340,7 @@ def test_nothing_to_merge(tmp_path):
     merge(tmp_path)
 
 
-def test_boxes_that_miss_their_picture_are_a_failure_of_it(images, tmp_path):
+def test_boxes_that_miss_their_image_are_a_failure_of_it(images, tmp_path):
   lines = [
     {"image": str(images / "000.png"), "prompts": [{"boxes": [[900, 900, 950, 950]]}]},
     {"image": str(images / "001.png"), "prompts": ["cat"]},
@@ -360,7 +360,7 @@ def test_boxes_that_miss_their_picture_are_a_failure_of_it(images, tmp_path):
 class TestVisualPrompts:
   @pytest.fixture
   def listed(self, images, tmp_path):
-    """Three pictures with phrases and visual prompts, one of which misses its picture."""
+    """Three images with phrases and visual prompts, one of which misses its image."""
     click, box = {"points": [[2, 2]]}, {"box": [1, 1, 4, 4], "visual": True}
     prompts = [["cat", click, box], [click, {"points": [[900, 2]]}], [{"boxes": [[1, 1, 4, 4]]}]]
     lines = [{"image": f"{images}/{i:03}.png", "prompts": asked} for i, asked in enumerate(prompts)]
@@ -396,6 +396,6 @@ class TestVisualPrompts:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_single_picture(images, tmp_path):
+def test_a_single_image(images, tmp_path):
   assert runs.run(job(images / "000.png", tmp_path, "cat"), MODEL, QUIET, QUIET)
   assert merge(tmp_path)["images"] == 1

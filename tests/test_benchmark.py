@@ -123,9 +123,7 @@ class TestPipe:
 class TestStart:
   def test_figures(self):
     """Of another program than the command."""
-    program = start.PROGRAM.replace(
-      "sam3_jax.cli.main import entry", "platform import machine as entry"
-    )
+    program = start.PROGRAM.replace("sam3_jax.cli.main import", "platform import machine as")
     figures = start._run([sys.executable, "-c", program], {})
     assert figures.keys() == {"first", "processor", "memory"}
     assert 0 < figures["processor"] < 10
@@ -155,7 +153,7 @@ class TestTurns:
     assert run.take_turns([opened()], "predict", 1, 1, skipped) == []
     assert skipped == [
       {
-        "what": "fake float32: picture and 1 prompt to masks",
+        "what": "fake float32: image and 1 prompt to masks",
         "why": "it has no such step of its own",
       }
     ]
@@ -190,8 +188,8 @@ class TestCases:
   def test_labels(self):
     assert cases.label("decode", 1) == "decode 1 prompt"
     assert cases.label("decode", 8) == "decode 8 prompts"
-    assert cases.label("postprocess", 50) == "50 masks to the picture's size"
-    assert cases.label("encode", 2) == "encode 2 pictures"
+    assert cases.label("postprocess", 50) == "50 masks to the image's size"
+    assert cases.label("encode", 2) == "encode 2 images"
     assert cases.label("segment, compiled before", 1) == "segment, compiled before"
 
 
@@ -238,7 +236,7 @@ class TestReport:
 
   def whole(self, **more):
     return {
-      "machine": "m", "cores": 2, "load": [0.1, 1.9], "checkpoint": "c", "picture": [1500, 2000],
+      "machine": "m", "cores": 2, "load": [0.1, 1.9], "checkpoint": "c", "image": [1500, 2000],
       "repeats": 3, "sides": [], "rows": [], "growth": [], "skipped": [],
     } | more  # fmt: skip
 
@@ -289,7 +287,7 @@ class TestInputs:
     assert phrases(2) == every[:2]
 
   @pytest.mark.parametrize("count", [0, 1, 200])
-  def test_masks_cover_a_part_of_the_picture(self, count):
+  def test_masks_cover_a_part_of_the_image(self, count):
     logits = mask_logits(count, 48)
     assert logits.shape == (count, 48, 48)
     assert logits.dtype == np.float32
@@ -312,7 +310,7 @@ def bundle(tmp_path_factory, tokenizer_path) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def image(tmp_path) -> Path:
   path = tmp_path / "photo.png"
   Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(path)
   return path
@@ -333,44 +331,44 @@ class TestPeers:
 
 
 class TestMaterial:
-  def test_of_a_checkpoint(self, bundle, picture, tmp_path):
-    material = Material(bundle, None, picture, tmp_path)
+  def test_of_a_checkpoint(self, bundle, source_image, tmp_path):
+    material = Material(bundle, None, source_image, tmp_path)
     assert (material.bundle, material.config, material.name) == (bundle, CONFIG, "toy")
     assert len(material.tokens) == 128
     assert {len(row) for row in material.tokens} == {CONFIG.text.context}
-    with Image.open(material.picture) as image:
+    with Image.open(material.image) as image:
       assert (image.size, image.mode) == ((2000, 1500), "RGB")
     material.check_peers()
 
-  def test_seeded(self, picture, tmp_path, monkeypatch):
+  def test_seeded(self, image, tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "toy", CONFIG)
-    material = Material(None, "toy", picture, tmp_path)
+    material = Material(None, "toy", image, tmp_path)
     assert checkpoint.inspect(material.bundle).config == CONFIG
     written = material.bundle.stat().st_mtime_ns
-    assert Material(None, "toy", picture, tmp_path).bundle.stat().st_mtime_ns == written
+    assert Material(None, "toy", image, tmp_path).bundle.stat().st_mtime_ns == written
 
-  def test_an_unknown_size(self, picture, tmp_path):
+  def test_an_unknown_size(self, image, tmp_path):
     with pytest.raises(ValueError, match="size must be one of tiny, small, base, large; got 'x'"):
-      Material(None, "x", picture, tmp_path)
+      Material(None, "x", image, tmp_path)
 
-  def test_a_stem_is_no_peers(self, picture, tmp_path):
-    material = Material(ROOT / "checkpoints" / "sam3-tiny", None, picture, tmp_path)
+  def test_a_stem_is_no_peers(self, image, tmp_path):
+    material = Material(ROOT / "checkpoints" / "sam3-tiny", None, image, tmp_path)
     with pytest.raises(ValueError, match="convolutional stem"):
       material.check_peers()
 
 
 class TestRun:
-  def job(self, bundle, picture, work, **more) -> run.Job:
+  def job(self, bundle, image, work, **more) -> run.Job:
     return run.Job(
-      checkpoint=bundle, size=None, dtypes=["float32", "bfloat16"], repeats=1, picture=picture,
+      checkpoint=bundle, size=None, dtypes=["float32", "bfloat16"], repeats=1, image=image,
       work=work, **more,
     )  # fmt: skip
 
-  def test_one_dtype_after_the_other(self, opened, bundle, picture, tmp_path, monkeypatch):
+  def test_one_dtype_after_the_other(self, opened, bundle, image, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_open", lambda *given: opened(f"{given[2]} {given[4]}"))
     shown = []
     measured = run.run(
-      self.job(bundle, picture, tmp_path, only=["decode"]), lambda what, _: shown.append(what)
+      self.job(bundle, image, tmp_path, only=["decode"]), lambda what, _: shown.append(what)
     )
     names = ["sam3-jax float32", "sam3-jax bfloat16"]
     assert [side["name"] for side in measured["sides"]] == names
@@ -379,13 +377,13 @@ class TestRun:
     ]
     assert shown[-1] == "decode 64 prompts, bfloat16"
 
-  def test_a_command_that_fails(self, bundle, picture, tmp_path, monkeypatch):
+  def test_a_command_that_fails(self, bundle, image, tmp_path, monkeypatch):
     def fail(*_):
       raise Unable("why")
 
     monkeypatch.setattr(start, "segment", fail)
     measured = run.run(
-      self.job(bundle, picture, tmp_path, only=["start"]), lambda what, fraction: None
+      self.job(bundle, image, tmp_path, only=["start"]), lambda what, fraction: None
     )
     assert measured["rows"] == measured["sides"] == []
     assert {"what": "start", "why": "why"} in measured["skipped"]

@@ -61,7 +61,7 @@ def ready(folder, model, monkeypatch) -> Path:
 
 
 class Full:
-  """A picture for which there is no room."""
+  """An image for which there is no room."""
 
   def save(self, file, *args, **options):
     file.write(b"half")
@@ -100,9 +100,9 @@ class TestSegment:
     assert [category["name"] for category in record["categories"]] == ["cat", "dog"]
     trained = record["info"]["checkpoint"]["trained"]
     assert ("untrained" in err) == (not trained)
-    with Image.open(folder / "out" / "photo.sam3.png") as picture:
-      assert picture.width == 800
-      assert picture.height > 480  # a legend below
+    with Image.open(folder / "out" / "photo.sam3.png") as image:
+      assert image.width == 800
+      assert image.height > 480  # a legend below
     assert out.count("photo.sam3.png") == out.count("photo.sam3.json") == 1
     assert "sam3-tiny, float32 on cpu" in out
     assert sorted(path.name for path in folder.rglob("*.sam3.*")) == [
@@ -129,7 +129,7 @@ class TestSegment:
     asked = {"text": "cat", "boxes": [[10, 20, 90, 80], [5, 5, 9, 9]], "box_labels": [1, 0]}
     assert record["info"]["prompts"] == [asked]
 
-  def test_a_box_alone_and_pictures_that_are_turned(self, ready, capsys):
+  def test_a_box_alone_and_images_that_are_turned(self, ready, capsys):
     assert main.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
     assert record["categories"] == [{"id": 1, "name": "example box"}]
@@ -153,7 +153,7 @@ class TestSegment:
     assert main.main(["segment", "more", "--text", "a", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
-  def test_several_pictures_of_one_name(self, ready, capsys):
+  def test_several_images_of_one_name(self, ready, capsys):
     (ready / "more").mkdir()
     shutil.copy("photo.png", "more/photo.png")
     shutil.copy("photo.png", "more/Photo.PNG")
@@ -166,9 +166,9 @@ class TestSegment:
       "Photo-3.sam3.json": "more/Photo.PNG",
     }
 
-  def test_a_broken_picture_among_others(self, ready, capsys):
+  def test_a_broken_image_among_others(self, ready, capsys):
     (ready / "broken.jpg").write_bytes((ready / "turned.jpg").read_bytes()[:2000])
-    (ready / "notes.txt").write_text("no picture")
+    (ready / "notes.txt").write_text("no image")
     images = ["broken.jpg", "photo.png", "notes.txt", "turned.jpg"]
     assert main.main(["segment", *images, "--text", "cat", "--quiet"]) == 2
     captured = capsys.readouterr()
@@ -205,7 +205,7 @@ class TestSegment:
     record = json.loads((ready / "out" / "photo.sam3.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["cat"]
 
-  def test_many_pictures_are_not_listed_one_by_one(self, ready, capsys):
+  def test_many_images_are_not_listed_one_by_one(self, ready, capsys):
     names = [f"{i}.png" for i in range(12)]
     for name in names:
       Image.new("RGB", (8, 8)).save(name)
@@ -213,7 +213,7 @@ class TestSegment:
     assert "... and 4 more files in out" in capsys.readouterr().out
 
   def test_a_full_disk(self, ready, monkeypatch, capsys):
-    """The second picture's drawing fails: nothing of it stays, and the first is shown."""
+    """The second image's drawing fails: nothing of it stays, and the first is shown."""
     drawn = []
 
     def overlay(*args):
@@ -285,7 +285,7 @@ class TestBadInput:
     ("content", "message"),
     [(b"", "is empty"), (b"text", "is not an image"), (None, "is truncated or damaged")],
   )
-  def test_a_single_file_that_is_no_picture(self, ready, fails, content, message):
+  def test_a_single_file_that_is_no_image(self, ready, fails, content, message):
     whole = (ready / "photo.png").read_bytes()
     (ready / "bad.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
     assert f"bad.png {message}" in fails("segment", "bad.png", "--text", "cat")
@@ -305,8 +305,8 @@ class TestBadInput:
       (["--box", "1,2,inf,4"], "must be finite"),
       (["--box", "50,2,3,40"], "has a negative extent"),
       (["--box", "1,2,30,40,7"], "must end in ,1 (an example) or ,0"),
-      (["--box", "500,2,600,40"], "lies wholly outside the 200 x 120 picture"),
-      (["--box", "-5,-5,-1,-1"], "lies wholly outside the 200 x 120 picture"),
+      (["--box", "500,2,600,40"], "lies wholly outside the 200 x 120 image"),
+      (["--box", "-5,-5,-1,-1"], "lies wholly outside the 200 x 120 image"),
       (["--text", "a", "--text", "b", "--box", "1,2,30,40"], "--box beside 2 --text is ambiguous"),
       (["--text", "a", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
       (["--text", "a", "--threshold", "-0.1"], "--threshold must be between 0 and 1; got -0.1"),
@@ -331,10 +331,10 @@ class TestBadInput:
   def test_options(self, ready, fails, typed, message):
     assert message in fails("segment", "photo.png", *typed)
 
-  def test_boxes_must_touch_every_picture(self, ready, fails):
+  def test_boxes_must_touch_every_image(self, ready, fails):
     fails("segment", "photo.png", "turned.jpg", "--box", "10,150,90,190")
 
-  def test_results_never_replace_a_picture(self, ready, fails):
+  def test_results_never_replace_a_image(self, ready, fails):
     shutil.copy("turned.jpg", "photo.sam3.png")
     line = fails("segment", "photo.png", "photo.sam3.png", "--text", "a", "--out", ".")
     assert "photo.sam3.png is an input and would be overwritten" in line

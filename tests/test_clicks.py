@@ -139,7 +139,7 @@ def test_added_to_nothing_and_nothing_added(instances):
     ([2, 10], 1, 7),  # on its mask
     ([2, 10], 0, 7),
     ([39.9, 19.9], 1, 3),
-    ([40, 20], 1, 3),  # the picture's corner
+    ([40, 20], 1, 3),  # the image's corner
     ([18, 8], 1, 5),
     ([14, 1], 1, 5),  # on no mask, in one box
     ([27, 5], 1, None),  # in no box
@@ -227,7 +227,7 @@ def model(tokenizer_path):
 
 @pytest.fixture
 def ready(tmp_path, monkeypatch, model):
-  """A folder with a picture, and the model loaded."""
+  """A folder with an image, and the model loaded."""
   monkeypatch.chdir(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
   Image.fromarray(image).save("a.png")
@@ -335,8 +335,8 @@ def test_everything_from_the_command(ready, model, monkeypatch):
     (["--point", "1,2,3"], "--point '1,2,3' must end in ,1"),
     (["--point", "a,b"], "--point 'a,b' must be two numbers"),
     (["--point", "nan,1"], "point 0 must be finite"),
-    (["--point", "50,1"], "point [50, 1] lies outside the 40 x 20 picture"),
-    (["--visual", "--box", "50,1,60,2"], "wholly outside the 40 x 20 picture"),
+    (["--point", "50,1"], "point [50, 1] lies outside the 40 x 20 image"),
+    (["--visual", "--box", "50,1,60,2"], "wholly outside the 40 x 20 image"),
     ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything"),
     (["--point", "1,1", "--threshold", "2"], "--threshold must be between 0 and 1"),
   ],

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def instances(seed: int, count: int) -> Instances:
-  """Blobs of any form; some boxes leave the picture; best first, as postprocessing gives them."""
+  """Blobs of any form; some boxes leave the image; best first, as postprocessing gives them."""
   rng = np.random.default_rng(seed)
   corners = rng.uniform(-30, 100, (count, 2, 2)).astype(np.float32)
   return Instances(
@@ -56,7 +56,7 @@ def test_pycocotools_reads_it(record, tmp_path):
       assert abs(annotation["score"] - found.scores[i]) < 1e-6
 
 
-def test_boxes_are_clipped_to_the_picture(record):
+def test_boxes_are_clipped_to_the_image(record):
   found = instances(0, 4)
   for annotation, box in zip(record["annotations"], found.boxes, strict=False):
     x, y, w, h = annotation["bbox"]
@@ -112,9 +112,9 @@ class TestWriting:
     write({tmp_path / "a" / "b" / "c.json": json_of({"é": 1})})
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == {"é": 1}
 
-  def test_picture(self, tmp_path):
-    picture = Image.new("RGB", (70, 50), (200, 30, 40))
-    write({tmp_path / "a.png": png_of(picture)})
+  def test_image(self, tmp_path):
+    image = Image.new("RGB", (70, 50), (200, 30, 40))
+    write({tmp_path / "a.png": png_of(image)})
     with Image.open(tmp_path / "a.png") as read:
       assert (read.format, read.size) == ("PNG", (70, 50))
       assert np.all(np.asarray(read) == (200, 30, 40))

@@ -17,7 +17,7 @@ from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training.data import Batches
-from sam3_jax.training.examples import DataConfig, Picture
+from sam3_jax.training.examples import DataConfig, TrainingImage
 from sam3_jax.training.sources import PairSource, SceneConfig, SceneSource
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,17 +27,17 @@ CONFIG = DataConfig(
 )
 
 
-class Pictures(list):
+class Images(list):
   """A list in memory, as a source."""
 
   def name(self, index: int) -> str:
     return f"{index}.png"
 
 
-def pictures(count: int) -> Pictures:
+def images(count: int) -> Images:
   """Each has a phrase that is there and one that is not."""
   rng = np.random.default_rng(0)
-  made = Pictures()
+  made = Images()
   for i in range(count):
     image = rng.integers(0, 256, (18, 24, 3), dtype=np.uint8)
     mask = np.zeros((18, 24), np.uint8, order="F")
@@ -45,13 +45,13 @@ def pictures(count: int) -> Pictures:
     thing = Object(coco.encode(mask), (5, 3, 3 + i % 9, 9))
     common = {"file_name": f"{i}.png", "width": 24, "height": 18}
     there = Pair(id=0, phrase=f"thing {i}", objects=(thing,), **common)
-    made.append(Picture(image, [there, Pair(id=1, phrase="nothing", **common)]))
+    made.append(TrainingImage(image, [there, Pair(id=1, phrase="nothing", **common)]))
   return made
 
 
 def batches(count: int = 10, *, process: int = 0, processes: int = 1, **options) -> Batches:
   config = DataConfig(**(vars(CONFIG) | options))
-  return Batches(pictures(count), TOKENIZER, config, process=process, processes=processes)
+  return Batches(images(count), TOKENIZER, config, process=process, processes=processes)
 
 
 def take(stream: Batches, count: int) -> list:
@@ -85,12 +85,12 @@ def test_static_shapes():
 
 def test_tokens_are_the_tokenizers():
   for batch in take(batches(box_only=0.0, text_and_box=0.0), 3):
-    for picture, rows, valid in zip(batch.ids, batch.tokens, batch.prompt_valid, strict=True):
-      np.testing.assert_array_equal(rows, TOKENIZER([f"thing {picture}", "nothing", ""]))
+    for image, rows, valid in zip(batch.ids, batch.tokens, batch.prompt_valid, strict=True):
+      np.testing.assert_array_equal(rows, TOKENIZER([f"thing {image}", "nothing", ""]))
       assert valid.tolist() == [True, True, False]
 
 
-def test_each_epoch_has_each_picture_once_in_another_order():
+def test_each_epoch_has_each_image_once_in_another_order():
   """Also where the batch does not divide the epoch: the next one begins in the same batch."""
   sequence = ids(batches(10), 10)
   epochs = [sequence[i : i + 10] for i in range(0, 40, 10)]
@@ -108,8 +108,8 @@ def test_sources_smaller_than_a_batch(count):
   assert sorted(sequence) == sorted(i % count for i in range(20))
 
 
-def test_a_picture_looks_different_in_each_epoch():
-  """Its random numbers depend on the epoch, not only on the picture."""
+def test_a_image_looks_different_in_each_epoch():
+  """Its random numbers depend on the epoch, not only on the image."""
   seen = take(batches(1, batch=1), 6)
   assert len({batch.images.tobytes() for batch in seen}) == 6
 
@@ -147,9 +147,9 @@ def test_resumed_is_uninterrupted(done):
   ("options", "key"),
   [
     ({"seed": 3}, "seed 0, but now it is 3"),
-    ({"batch": 2}, "pictures_a_batch 4, but now it is 2"),
+    ({"batch": 2}, "images_a_batch 4, but now it is 2"),
     ({"shuffle": False}, "shuffle 1, but now it is 0"),
-    ({"count": 9}, "pictures 10, but now it is 9"),
+    ({"count": 9}, "images 10, but now it is 9"),
   ],
 )
 def test_states_of_other_sequences_are_refused(options, key):
@@ -159,7 +159,7 @@ def test_states_of_other_sequences_are_refused(options, key):
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_processes_share_each_batch(processes):
-  """Together they have the pictures of one process, made the same, each once."""
+  """Together they have the images of one process, made the same, each once."""
   want = take(batches(), 5)
   shares = [take(batches(process=p, processes=processes), 5) for p in range(processes)]
   for step, whole in enumerate(want):
@@ -184,10 +184,10 @@ def test_states_fit_another_number_of_processes():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"count": 0}, "the source has no picture"),
+    ({"count": 0}, "the source has no image"),
     ({"image_size": 0}, "image_size 0 and mask_size 8: give DataConfig the model's"),
     ({"mask_size": 0}, "image_size 32 and mask_size 0: give DataConfig the model's"),
-    ({"processes": 3}, "batch of 4 pictures cannot be shared by 3 processes"),
+    ({"processes": 3}, "batch of 4 images cannot be shared by 3 processes"),
     ({"process": 2, "processes": 2}, "process 2 is none of the 2 processes"),
     ({"process": -1}, "process -1 is none of the 1 processes"),
   ],
@@ -198,11 +198,11 @@ def test_sequences_that_cannot_be(options, message):
 
 
 def test_faults_of_a_source_reach_the_caller():
-  class Broken(Pictures):
+  class Broken(Images):
     def __getitem__(self, index):
-      raise ValueError(f"picture {index} is damaged: get it again.")
+      raise ValueError(f"image {index} is damaged: get it again.")
 
-  stream = Batches(Broken(pictures(3)), TOKENIZER, CONFIG)
+  stream = Batches(Broken(images(3)), TOKENIZER, CONFIG)
   with pytest.raises(ValueError, match="is damaged"):
     next(stream)
   stream.close()
@@ -278,7 +278,7 @@ def pair(number: int, name: str, *, crowd: bool = False, exhaustive: bool = True
   return Pair(number, f"{name}.png", 24, 18, f"thing {number}", exhaustive, things)
 
 
-def test_pairs_are_grouped_by_picture(folder):
+def test_pairs_are_grouped_by_image(folder):
   """Whatever their order; what cannot be trained on is left out and counted."""
   pairs = [
     pair(0, "b"),
@@ -317,8 +317,8 @@ def test_the_fixed_scenes_make_batches():
   config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12, shuffle=False, **plain)
   stream = Batches(source, TOKENIZER, config)
   for batch in take(stream, 2):
-    for i, picture in enumerate(batch.ids):
-      phrases = {tuple(TOKENIZER([one.phrase])[0]): one for one in source[int(picture)].pairs}
+    for i, image in enumerate(batch.ids):
+      phrases = {tuple(TOKENIZER([one.phrase])[0]): one for one in source[int(image)].pairs}
       for r in np.flatnonzero(batch.prompt_valid[i]):
         one = phrases[tuple(batch.tokens[i, r])]
         valid = batch.targets.valid[i, r]

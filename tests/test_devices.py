@@ -128,7 +128,7 @@ def test_meshes_that_do_not_fit_are_refused(fsdp):
     sharding.make_mesh(jax.devices()[:4], fsdp)
 
 
-def test_microbatches_take_every_nth_picture_and_count_alike():
+def test_microbatches_take_every_nth_image_and_count_alike():
   def gradient(trained, frozen, batch, key):
     mean = jnp.mean(batch.ids.astype(jnp.float32))
     return (mean, {"objects": jnp.sum(batch.ids)}), {"w": trained["w"] * batch.ids[0]}

@@ -65,7 +65,7 @@ class TestSheet:
   def test_is_small_enough_to_commit(self):
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.suffix != ".pyc") < 3e6
 
-  def test_index_fits_the_picture(self):
+  def test_index_fits_the_image(self):
     index = json.loads((FOLDER / "sheet.json").read_text())
     assert index["concepts"] == NAMES
     assert tuple(index["sizes"]) == tuple(index["new"]["sizes"]) == drawings.STYLES
@@ -115,7 +115,7 @@ class TestSheet:
     assert all(f"`{file}`" in notice for file in files)
 
   def test_photographs_show_none_of_the_things(self):
-    """As far as names go: those of scikit-image's pictures that do."""
+    """As far as names go: those of scikit-image's images that do."""
     banned = {"chelsea", "astronaut", "camera", "rocket", "horse", "hubble_deep_field"}
     assert not banned & {Path(name).stem for name in make_sheet.PHOTOGRAPHS}
 
@@ -220,12 +220,12 @@ class TestBackground:
 
   @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
   @pytest.mark.parametrize(("height", "width"), [(64, 64), (97, 401), (500, 70)])
-  def test_fills_the_picture(self, kind, height, width):
-    pictures = [kind(seeded(seed), height, width) for seed in (0, 0, 1)]
-    assert all(one.shape == (height, width, 3) for one in pictures)
-    assert all(one.dtype == np.uint8 and one.flags.writeable for one in pictures)
-    assert np.array_equal(pictures[0], pictures[1])
-    assert not np.array_equal(pictures[0], pictures[2])
+  def test_fills_the_image(self, kind, height, width):
+    images = [kind(seeded(seed), height, width) for seed in (0, 0, 1)]
+    assert all(one.shape == (height, width, 3) for one in images)
+    assert all(one.dtype == np.uint8 and one.flags.writeable for one in images)
+    assert np.array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
 
   def test_all_kinds_come(self, monkeypatch):
     came = []

@@ -28,8 +28,8 @@ from sam3_jax.outputs.rle import runs as rle_runs
 
 GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
 SCENES = Path(__file__).parent / "scenes"
-# Of each picture its size and phrases: full batches of prompts, leftovers, and a single pair.
-PICTURES = {
+# Of each image its size and phrases: full batches of prompts, leftovers, and a single pair.
+IMAGES = {
   "a.png": ((40, 60), ["cat", "dog", "ear", "bus", "tail"]),
   "b.png": ((33, 20), ["cat"]),
   "sub/c.png": ((64, 48), ["dog", "nose"]),
@@ -56,12 +56,12 @@ def model(tokenizer_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-  """Where the command runs: pictures and their annotations, in SA-Co's layout."""
+  """Where the command runs: images and their annotations, in SA-Co's layout."""
   monkeypatch.chdir(tmp_path)
   rng = np.random.default_rng(0)
   (tmp_path / "sub").mkdir()
   entries, objects = [], []
-  for name, ((height, width), phrases) in PICTURES.items():
+  for name, ((height, width), phrases) in IMAGES.items():
     Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / name)
     for i, phrase in enumerate(phrases):
       number = 10 * len(entries)
@@ -85,10 +85,10 @@ def pairs(folder) -> list[Pair]:
 
 @pytest.fixture
 def coco_folder(folder) -> Path:
-  """The same pictures with annotations in COCO's layout, whose ids are nobody's places."""
+  """The same images with annotations in COCO's layout, whose ids are nobody's places."""
   names = {18: "dog", 3: "cat", 44: "bus", 90: "tail"}
   images, objects = [], []
-  for place, (name, ((height, width), _)) in enumerate(PICTURES.items()):
+  for place, (name, ((height, width), _)) in enumerate(IMAGES.items()):
     images.append({"id": 500 - 7 * place, "file_name": name, "width": width, "height": height})
     for category in list(names)[: place % 3]:
       box = [place, 2, 8 + category // 10, 6]
@@ -187,7 +187,7 @@ class TestPredict:
         for i, guess in enumerate(got):
           assert np.mean(coco.decode(guess.rle) != want.masks[i]) < 0.01
 
-  def test_each_picture_is_read_once_and_nothing_compiled_twice(
+  def test_each_image_is_read_once_and_nothing_compiled_twice(
     self, model, pairs, folder, monkeypatch
   ):
     list(predict.predict(model, pairs, folder))
@@ -196,8 +196,8 @@ class TestPredict:
     monkeypatch.setattr(predict, "read_image", lambda path: read.append(path) or original(path))
     steps = []
     list(predict.predict(model, pairs[::-1], folder, progress=lambda *step: steps.append(step)))
-    assert sorted(read) == sorted(folder / name for name in PICTURES)
-    assert model.compilations == compiled <= 3  # one picture's prompts, several's, few pictures'
+    assert sorted(read) == sorted(folder / name for name in IMAGES)
+    assert model.compilations == compiled <= 3  # one image's prompts, several's, few images'
     assert steps == [("e.png", 0.0), ("a.png", 0.5)]
 
   @pytest.mark.parametrize("count", [0, 1])
@@ -230,7 +230,7 @@ class TestPredict:
     found = {one.id for one, _ in predict.predict(model, pairs, folder, prompt="box")}
     assert found == {one.id for one in pairs if one.objects}
 
-  def test_a_missing_picture(self, model, pairs, folder):
+  def test_a_missing_image(self, model, pairs, folder):
     (folder / "e.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no image .*e\.png"):
       list(predict.predict(model, pairs, folder))
@@ -349,7 +349,7 @@ class TestFiles:
     write_json("none.json", [])
     assert predictions.read("none.json", pairs) == ({}, 0)
 
-  def test_coco_results_by_picture_and_category(self, coco_folder):
+  def test_coco_results_by_image_and_category(self, coco_folder):
     """Rows as any tool for COCO writes them, in any order, against the pairs of read phrases."""
     truth = annotations.read("coco.json")
     rows = coco_results()
@@ -367,7 +367,7 @@ class TestFiles:
     write_json("found.json", rows)
     assert predictions.read("found.json", truth) == (found, 0)
     theirs = COCO("coco.json")
-    results = theirs.loadRes("found.json")  # raises if a picture is not in the file
+    results = theirs.loadRes("found.json")  # raises if an image is not in the file
     for image, category in {(row["image_id"], row["category_id"]) for row in rows}:
       asked = {"imgIds": [image], "catIds": [category]}
       got = [results.anns[i]["bbox"] for i in results.getAnnIds(**asked)]
@@ -392,7 +392,7 @@ class TestFiles:
   @pytest.mark.parametrize(
     ("change", "message"),
     [
-      ({"image_id": 0}, "prediction 0 has image_id 0, which is no picture of the data; give"),
+      ({"image_id": 0}, "prediction 0 has image_id 0, which is no image of the data; give"),
       ({"image_id": "500"}, "image_id '500'"),
       ({"category_id": None}, "category_id None, which is no category"),
       ({"category_id": [18]}, "category_id [18]"),
@@ -521,7 +521,7 @@ class TestCommand:
     assert main.main(["evaluate", *options, *again]) == 0
     assert Path("again.json").read_text() == Path("metrics.json").read_text()
 
-  def test_several_truths_and_pictures_elsewhere(self, ready, pairs, capsys):
+  def test_several_truths_and_images_elsewhere(self, ready, pairs, capsys):
     (ready / "truths").mkdir()
     emptied = json.loads(Path("data.json").read_text()) | {"annotations": []}
     write_json("truths/other.json", emptied)
@@ -565,7 +565,7 @@ class TestCommand:
       ),
       (["--data", "data.json", "--predictions", "unknown.json"], "image_id 9999"),
       (["--data", "data.json", "--data", "empty.json"], "truth 2 lacks pair 0"),
-      (["--data", "data.json", "--images", "sub"], "there is no such picture"),
+      (["--data", "data.json", "--images", "sub"], "there is no such image"),
       (["--data", "data.json", "--checkpoint", "x", "--predictions", "y"], "exclude each other"),
       (["--data", "data.json", "--threshold", "2"], "--threshold must be between 0 and 1; got 2.0"),
       (["--data", "data.json", "--threshold", "nan"], "got nan"),
@@ -588,7 +588,7 @@ class TestCommand:
     assert "sam3-jax convert" in fails("--data", "data.json", "--checkpoint", "nowhere")
 
   def test_all_faults_of_the_data_in_one_report(self, ready, fails):
-    """Of the annotations before the model is loaded; of pictures and phrases once it is there."""
+    """Of the annotations before the model is loaded; of images and phrases once it is there."""
     values = json.loads(Path("data.json").read_text())
     (ready / "b.png").unlink()
     values["images"][0]["text_input"] = "word " * 40
@@ -596,7 +596,7 @@ class TestCommand:
     line = fails("--data", "bad.json")
     assert "2 faults" in line
     assert "tokens" in line
-    assert "b.png: there is no such picture" in line
+    assert "b.png: there is no such image" in line
     values["annotations"][0]["segmentation"]["counts"] = "11"
     values["annotations"][1]["segmentation"]["size"] = [4, 4]
     write_json("bad.json", values)
@@ -609,13 +609,11 @@ class TestCommand:
 class TestScenes:
   """The fixed scenes that figures are reported on."""
 
-  @pytest.mark.parametrize(
-    ("name", "pictures", "pairs"), [("known", 90, 600), ("twemoji", 60, 417)]
-  )
-  def test_whole_and_faultless(self, name, pictures, pairs):
+  @pytest.mark.parametrize(("name", "images", "pairs"), [("known", 90, 600), ("twemoji", 60, 417)])
+  def test_whole_and_faultless(self, name, images, pairs):
     scenes = annotations.read(SCENES / name / "annotations.json")
     assert len(scenes) == pairs
-    assert len({one.file_name for one in scenes}) == pictures
+    assert len({one.file_name for one in scenes}) == images
     assert annotations.check(scenes, SCENES / name) == []
 
   def test_the_truth_scores_best(self):

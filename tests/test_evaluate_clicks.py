@@ -31,7 +31,7 @@ FIRST, SECOND = rectangle(5, 5, 25, 15), rectangle(30, 20, 50, 40)
 
 @pytest.fixture
 def data(tmp_path):
-  """A picture with two objects; two phrases name the first."""
+  """An image with two objects; two phrases name the first."""
   Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "a.png")
   Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(tmp_path / "empty.png")
   images, found = [], []
@@ -93,7 +93,7 @@ class Obedient:
   def _cell(point):
     return int(point[1]), int(point[0])
 
-  def generate_masks(self, picture, options):
+  def generate_masks(self, image, options):
     self.options = options
     found = [FIRST, rectangle(0, 0, 3, 3), SECOND | rectangle(28, 18, 52, 40), FIRST]
 
@@ -144,7 +144,7 @@ def test_nothing_to_ask_for(data):
 
 def test_hearts():
   assert heart(rectangle(10, 10, 15, 15)) == (12.5, 12.5, 3)
-  x, _, depth = heart(rectangle(0, 0, 3, 40))  # the picture's edge is an edge
+  x, _, depth = heart(rectangle(0, 0, 3, 40))  # the image's edge is an edge
   assert (x, depth) == (1.5, 2)
   assert heart(np.zeros(SIZE, bool)).depth == 0
   assert heart(np.ones((1, 1), bool)) == (0.5, 0.5, 1)

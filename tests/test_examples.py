@@ -1,4 +1,4 @@
-"""From a picture and phrases to a row of a batch."""
+"""From an image and phrases to a row of a batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pycocotools import mask as coco
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.prompts import BOXES_ALONE
-from sam3_jax.training.examples import DataConfig, Picture, example, usable
+from sam3_jax.training.examples import DataConfig, TrainingImage, example, usable
 
 HEIGHT, WIDTH = 36, 48
 IMAGE = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -47,7 +47,7 @@ def pair(phrase: str, *objects: Object, exhaustive: bool = True) -> Pair:
 def row(pairs, seed: int = 0, config: DataConfig = CONFIG, **options):
   if options:
     config = DataConfig(**(vars(config) | options))
-  return example(Picture(IMAGE, pairs), 7, config, tokenize, np.random.default_rng(seed))
+  return example(TrainingImage(IMAGE, pairs), 7, config, tokenize, np.random.default_rng(seed))
 
 
 PAIRS = (
@@ -109,7 +109,7 @@ def test_promises(seed):
     check_promises(row(pairs, seed, config), config)
 
 
-def test_plain_rows_hold_the_picture_as_inference_sees_it():
+def test_plain_rows_hold_the_image_as_inference_sees_it():
   got = row(PAIRS, config=PLAIN)
   assert (got.images == resize(IMAGE, 64)).all()
   phrases = phrases_of(got)
@@ -128,14 +128,14 @@ def test_plain_rows_hold_the_picture_as_inference_sees_it():
   assert got.targets.masks[cat, 0, 4, 3] == 255
 
 
-def test_masks_and_boxes_move_with_the_picture():
-  """The object is the only bright thing, so its target is where the picture is bright."""
+def test_masks_and_boxes_move_with_the_image():
+  """The object is the only bright thing, so its target is where the image is bright."""
   image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
   image[6:30, 4:24] = 255
-  picture = Picture(image, [pair("cat", thing(4, 6, 20, 24))])
+  source_image = TrainingImage(image, [pair("cat", thing(4, 6, 20, 24))])
   for seed in range(20):
     config = DataConfig(**(vars(CONFIG) | {"mask_size": 64, "crop": 0.5}))
-    got = example(picture, 0, config, tokenize, np.random.default_rng(seed))
+    got = example(source_image, 0, config, tokenize, np.random.default_rng(seed))
     if not got.targets.valid[0, 0]:
       continue
     bright = got.images[..., 0].astype(int)
@@ -287,7 +287,7 @@ def test_boxes_for_none_and_for_all(share):
 
 
 def test_box_noise_is_bounded():
-  """A tenth of the box's extent a side, at most the limit, inside the picture."""
+  """A tenth of the box's extent a side, at most the limit, inside the image."""
   options = {"box_only": 1.0, "text_and_box": 0.0, "smallest": 1.0, "flip": 0.0}
   options |= {"counterexample": 0.0, "examples": 1, "box_noise_limit": 4 / 64}
   pairs = [pair("cat", thing(8, 6, 32, 24))]
@@ -306,7 +306,7 @@ def test_box_noise_is_bounded():
   np.testing.assert_allclose(still.boxes[0, 0], [0.5, 0.5, 2 / 3, 2 / 3], atol=1e-6)
 
 
-def test_noise_stays_in_the_picture_beside_padding():
+def test_noise_stays_in_the_image_beside_padding():
   pairs = [pair("cat", thing(0, 0, 48, 36))]
   for seed in range(40):
     got = row(pairs, seed, box_only=1.0, text_and_box=0.0, smallest=0.4, mask_size=64)
@@ -341,13 +341,13 @@ def test_no_counterexample_without_room():
   assert (got.positive == got.box_valid).all()
 
 
-def test_a_picture_of_one_pixel():
+def test_a_image_of_one_pixel():
   mask: Any = coco.encode(np.ones((1, 1), np.uint8, order="F"))
   one = Pair(0, "a.png", 1, 1, "dot", True, (Object(mask, (0, 0, 1, 1)),))
-  picture = Picture(np.full((1, 1, 3), 200, np.uint8), [one])
+  image = TrainingImage(np.full((1, 1, 3), 200, np.uint8), [one])
   for seed in range(5):
     config = DataConfig(**(vars(CONFIG) | {"crop": 1.0, "box_only": 1.0, "text_and_box": 0.0}))
-    got = example(picture, 0, config, tokenize, np.random.default_rng(seed))
+    got = example(image, 0, config, tokenize, np.random.default_rng(seed))
     check_promises(got, config)
     assert got.targets.valid.sum() == 1
 

@@ -116,7 +116,7 @@ def test_equals_the_live_programs(folder):
 
 
 def test_readme(folder):
-  """Its ten lines, on this model's smaller pictures."""
+  """Its ten lines, on this model's smaller images."""
   readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
   [code] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "export" in code]
   assert len([line for line in code.splitlines() if line]) <= 10

@@ -129,7 +129,7 @@ def test_what_is_not_finite_is_named(bundle):
   trunk = model.params["trunk"]
   trunk = trunk | {"position": trunk["position"] * float("inf")}
   model.params = model.params | {"trunk": trunk}
-  with pytest.raises(ValueError, match="encode picture: coarse is not finite"):
+  with pytest.raises(ValueError, match="encode image: coarse is not finite"):
     compute(model)
 
 
@@ -190,5 +190,5 @@ def test_convert_refuses_a_model_that_computes_nothing(tmp_path, loads, capsys):
   layouts.write_folder(tmp_path / "source", arrays)
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
   assert main.main(["convert", *map(str, typed)]) == 2
-  assert "encode picture: coarse is not finite" in capsys.readouterr().err
+  assert "encode image: coarse is not finite" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["source"]

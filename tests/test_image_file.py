@@ -80,8 +80,8 @@ def assert_all_agree(data: bytes, path: Path, form: str) -> np.ndarray:
   tar = path.with_name("tar")
   tar.write_bytes(b"before" + data + b"behind")
   inputs = [Input("a", str(path), ()), Input("b", str(tar), (), (6, len(data)))]
-  with reading(Source(inputs, 8, 10**6), workers=0, threads=1, ahead=1) as pictures:
-    for one in pictures:
+  with reading(Source(inputs, 8, 10**6), workers=0, threads=1, ahead=1) as images:
+    for one in images:
       assert (one.size, one.reason) == (pixels.shape[:2], "")
   return pixels
 

@@ -124,11 +124,11 @@ def test_images_in_one_call_equal_one_by_one(model, images, embedding):
 
 def test_every_kind_of_source_gives_the_same(model, images, tmp_path):
   image = images[0]
-  picture = Image.fromarray(image)
-  picture.save(tmp_path / "a.png")
+  source_image = Image.fromarray(image)
+  source_image.save(tmp_path / "a.png")
   file = io.BytesIO()
-  picture.save(file, "png")
-  sources = [image, picture, tmp_path / "a.png", str(tmp_path / "a.png"), file.getvalue()]
+  source_image.save(file, "png")
+  sources = [image, source_image, tmp_path / "a.png", str(tmp_path / "a.png"), file.getvalue()]
   found = [model.encode(source).coarse for source in sources]
   for other in found[1:]:
     np.testing.assert_array_equal(other, found[0])
@@ -282,7 +282,7 @@ def test_save_and_load(model, embedding, tmp_path):
     ("a", -1, {}, "image_index -1 is not in the embedding"),
     (["a", "b"], [0], {}, "one integer a prompt, 2"),
     ("a", [0.5], {}, "one integer a prompt, 1"),
-    (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 picture"),
+    (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 image"),
     (["a", "b"], [[0], [0, 1]], {}, "one integer a prompt, 2"),
     ("a", 0, {"min_score": "a"}, r"min_score must be in \[0, 1\]; got 'a'"),
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),

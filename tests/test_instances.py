@@ -1,4 +1,4 @@
-"""Instances of a picture, and what is done to their masks."""
+"""Instances of an image, and what is done to their masks."""
 
 import sys
 import types
@@ -92,7 +92,7 @@ def test_a_threshold_for_each_prompt(convert):
   assert [len(one) for one in found] == [2, 1, 0]
 
 
-def test_prompts_on_pictures_of_different_sizes():
+def test_prompts_on_images_of_different_sizes():
   detected = detections([[0.9], [0.9]], size=[(8, 10), (3, 4)])
   first, second = instances(detected)
   assert np.asarray(first.masks).shape == (1, 8, 10)
@@ -157,7 +157,7 @@ def test_thresholds_that_do_not_match(threshold):
 
 
 @pytest.mark.parametrize("size", [(0, 0), (8, 0), (-1, 8)])
-def test_a_picture_without_a_size(size):
+def test_a_image_without_a_size(size):
   with pytest.raises(ValueError, match=f"prompt 1 is {size[0]} x {size[1]}"):
     instances(detections([[0.9], [0.9]], size=[(8, 10), size]))
 

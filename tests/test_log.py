@@ -36,13 +36,13 @@ def test_plots_that_cannot_be_drawn_are_refused(tmp_path, name):
 
 
 def test_plots_may_go_to_folders_that_are_to_be_made(tmp_path):
-  picture = tmp_path / "a" / "b" / "plot.svg"
-  log.check_plot(picture)
-  assert not picture.parent.exists()
+  image = tmp_path / "a" / "b" / "plot.svg"
+  log.check_plot(image)
+  assert not image.parent.exists()
   (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
-  log.plot(tmp_path / "metrics.jsonl", picture, [])
-  assert b"<svg" in picture.read_bytes()
-  assert [path.name for path in picture.parent.iterdir()] == ["plot.svg"]
+  log.plot(tmp_path / "metrics.jsonl", image, [])
+  assert b"<svg" in image.read_bytes()
+  assert [path.name for path in image.parent.iterdir()] == ["plot.svg"]
 
 
 def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):

@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
     train(out)
   message = str(caught.value)
   assert "\n" not in message
-  assert f"pictures: {100 * bad} ({100 * bad}.png), " in message
+  assert f"images: {100 * bad} ({100 * bad}.png), " in message
   saved = sorted(int(folder.name) for folder in (out / "steps").iterdir())
   assert all(number < bad for number in saved)
   good = str(out / "steps" / str(saved[-1])) if saved else "none was saved"
@@ -344,5 +344,5 @@ def test_marks_tell_starts_apart():
 
 def test_batches_that_devices_cannot_share_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp))
-  with pytest.raises(ValueError, match="a batch of 4 pictures cannot be shared by 8 devices"):
+  with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 8 devices"):
     train(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Everything in a picture: of a made-up model, whose masks are known, and of the tiny one."""
+"""Everything in an image: of a made-up model, whose masks are known, and of the tiny one."""
 
 import re
 
@@ -38,7 +38,7 @@ class Discs:
     self.seen = []
 
   @staticmethod
-  def picture(height, width):
+  def image(height, width):
     """Pixels that say where they are, so that crops do."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
@@ -87,7 +87,7 @@ def overlap(one, other):
 
 
 def test_each_thing_is_found_once():
-  found = generate_masks(Discs(*THREE), Discs.picture(100, 160), MaskGeneration(points_per_side=16))
+  found = generate_masks(Discs(*THREE), Discs.image(100, 160), MaskGeneration(points_per_side=16))
   assert found.ids.tolist() == [1, 2, 3]
   np.testing.assert_allclose(found.scores, [0.99, 0.95, 0.9], rtol=1e-6)
   assert (found.stability > 0.95).all()
@@ -120,7 +120,7 @@ def test_each_thing_is_found_once():
 )
 def test_options(options, count):
   options = MaskGeneration(**({"points_per_side": 16} | options))
-  found = generate_masks(Discs(*THREE), Discs.picture(100, 160), options)
+  found = generate_masks(Discs(*THREE), Discs.image(100, 160), options)
   assert len(found) == count
   assert np.asarray(found.masks).shape == (count, 100, 160)
 
@@ -129,26 +129,26 @@ def test_soft_masks_are_unstable():
   soft = (120, 40, 25, 0.9, 10.0)  # 10 pixels farther out, a logit less
   for threshold, count in ((0.95, 1), (0.1, 2)):
     options = MaskGeneration(points_per_side=16, stability_score_thresh=threshold)
-    assert len(generate_masks(Discs(THREE[0], soft), Discs.picture(100, 160), options)) == count
+    assert len(generate_masks(Discs(THREE[0], soft), Discs.image(100, 160), options)) == count
 
 
 def test_a_lower_quality_finds_parts_too():
   options = MaskGeneration(points_per_side=16, pred_iou_thresh=0.5)
-  found = generate_masks(Discs(THREE[0]), Discs.picture(100, 160), options)
+  found = generate_masks(Discs(THREE[0]), Discs.image(100, 160), options)
   np.testing.assert_allclose(found.scores, [0.95, 0.57], rtol=1e-6)
   assert (found.masks[1] <= found.masks[0]).all()
 
 
 def test_small_things_are_found_in_crops():
-  """Less than three pixels across, and between the cells of the whole picture's grid."""
+  """Less than three pixels across, and between the cells of the whole image's grid."""
   size, small, large = (200, 250), (31.2, 31.2, 1.4, 0.9, 0.02), (125, 100, 60, 0.9, 0.1)
-  picture, model = Discs.picture(*size), Discs(small, large)
+  image, model = Discs.image(*size), Discs(small, large)
   clicks = np.array([small[:2], large[:2], (5, 5)])
   grids = [clicks / [250, 200], clicks / [159, 134]]  # crops share 68 of the 200 pixels
-  without = generate_masks(model, picture, MaskGeneration(point_grids=grids))
+  without = generate_masks(model, image, MaskGeneration(point_grids=grids))
   assert len(without) == 1
   assert overlap(without.masks[0], truth(large, size)) > 0.95
-  found = generate_masks(model, picture, MaskGeneration(point_grids=grids, crop_n_layers=1))
+  found = generate_masks(model, image, MaskGeneration(point_grids=grids, crop_n_layers=1))
   # In each crop the large one is cut off by an inner edge: it is found once, whole.
   crops = found.crops[np.argsort(found.boxes[:, 2])]
   assert crops.tolist() == [[0, 0, 159, 134], [0, 0, 250, 200]]
@@ -163,7 +163,7 @@ def test_small_things_are_found_in_crops():
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (200, 250), (255, 30)])
 @pytest.mark.parametrize("layers", [0, 1, 2])
 @pytest.mark.parametrize("ratio", [0.0, 512 / 1500])
-def test_crops_cover_the_picture(size, layers, ratio):
+def test_crops_cover_the_image(size, layers, ratio):
   crops = list(_crops(*size, MaskGeneration(crop_n_layers=layers, crop_overlap_ratio=ratio)))
   assert [layer for layer, _ in crops] == [n for n in range(layers + 1) for _ in range(4**n)]
   for layer in range(layers + 1):
@@ -235,9 +235,9 @@ def test_cleaning_equals_flooding(area, share):
 
 def test_small_regions_are_cleaned():
   options = MaskGeneration(points_per_side=16, min_mask_region_area=2000)
-  found = generate_masks(Discs(*THREE), Discs.picture(100, 160), options)
+  found = generate_masks(Discs(*THREE), Discs.image(100, 160), options)
   assert len(found) == 3  # the only island of each stays
-  plain = generate_masks(Discs(*THREE), Discs.picture(100, 160), MaskGeneration(points_per_side=16))
+  plain = generate_masks(Discs(*THREE), Discs.image(100, 160), MaskGeneration(points_per_side=16))
   for i in range(3):
     np.testing.assert_array_equal(found.masks[i], plain.masks[i])
 
@@ -260,9 +260,9 @@ def test_measures_equal_loops(offset):
 
 
 def test_results_are_instances():
-  """Slices, pictures and JSON take them as they take a concept's."""
-  picture = Discs.picture(100, 160)
-  found = generate_masks(Discs(*THREE), picture, MaskGeneration(points_per_side=16))
+  """Slices, images and JSON take them as they take a concept's."""
+  image = Discs.image(100, 160)
+  found = generate_masks(Discs(*THREE), image, MaskGeneration(points_per_side=16))
   assert isinstance(found[1:], Segments)
   assert found[1:].ids.tolist() == [2, 3]
   assert found[np.array([True, False, True])].stability.shape == (2,)
@@ -272,7 +272,7 @@ def test_results_are_instances():
   record = coco_record("a.png", (100, 160), [found], ["everything"], {})
   areas = [annotation["area"] for annotation in record["annotations"]]
   assert areas == [int(found.masks[i].sum()) for i in range(3)]
-  assert overlay(picture, [found], ["everything"]).size[0] >= 160
+  assert overlay(image, [found], ["everything"]).size[0] >= 160
 
 
 @pytest.mark.parametrize(
@@ -316,12 +316,12 @@ def test_faulty_options(field, value, message):
 )
 def test_faulty_grids(grid):
   with pytest.raises(ValueError, match=r"point_grids\[0\] must be \[n, 2\] of x, y in \[0, 1\]"):
-    generate_masks(Discs(), Discs.picture(9, 9), MaskGeneration(point_grids=[np.array(grid)]))
+    generate_masks(Discs(), Discs.image(9, 9), MaskGeneration(point_grids=[np.array(grid)]))
 
 
 def test_options_are_no_dictionary():
   with pytest.raises(TypeError, match=r"options must be a MaskGeneration, .*got \{'points_per"):
-    generate_masks(Discs(), Discs.picture(9, 9), {"points_per_side": 4})
+    generate_masks(Discs(), Discs.image(9, 9), {"points_per_side": 4})
 
 
 def test_with_a_model(tokenizer_path):

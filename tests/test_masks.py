@@ -1,4 +1,4 @@
-"""Masks over a picture: Meta's own numbers, a float64 loop, and pycocotools."""
+"""Masks over an image: Meta's own numbers, a float64 loop, and pycocotools."""
 
 import subprocess
 import sys
@@ -206,7 +206,7 @@ def test_run_lengths_are_masks(size):
     np.asarray(kept, copy=False)
 
 
-def test_run_lengths_over_another_picture():
+def test_run_lengths_over_another_image():
   masks, kept = stored((6, 4))
   twice = kept.at((12, 8))
   np.testing.assert_array_equal(twice[0], masks[0].repeat(2, axis=0).repeat(2, axis=1))

@@ -34,7 +34,7 @@ def written(cells, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     for name, array in zip(("cells.tif", "labels.tif"), cells, strict=True):
       Image.fromarray(array).save(folder / name)
-    files = ["--picture", str(folder / "cells.tif"), "--labels", str(folder / "labels.tif")]
+    files = ["--image", str(folder / "cells.tif"), "--labels", str(folder / "labels.tif")]
     patch.setattr(sys, "argv", ["nuclei.py", str(folder / "out"), "--tile=48", *files])
     nuclei.main()
   return folder / "out"
@@ -58,21 +58,21 @@ def test_turns_pixels_and_labels_alike(cells):
 
 
 def test_our_reader_finds_no_fault(written):
-  for name, pictures in (("train", 12), ("score", 2)):
+  for name, images in (("train", 12), ("score", 2)):
     pairs = annotations.read(written / name / "annotations.json")
     assert annotations.check(pairs, written / name) == []
-    assert len({pair.file_name for pair in pairs}) == pictures
+    assert len({pair.file_name for pair in pairs}) == images
     for pair in pairs:
       assert bool(pair.objects) == (pair.phrase == "cell nucleus")
-    assert sum(not pair.objects for pair in pairs) == pictures  # a phrase for nothing each
+    assert sum(not pair.objects for pair in pairs) == images  # a phrase for nothing each
 
 
 def test_masks_are_the_labels(written, cells):
   record = json.loads((written / "score" / "annotations.json").read_text())
   for number, top in enumerate((0, 48)):
     labels = cells[1][top : top + 48, 64:112]
-    with Image.open(written / "score" / record["images"][number]["file_name"]) as picture:
-      stored = np.asarray(picture)
+    with Image.open(written / "score" / record["images"][number]["file_name"]) as image:
+      stored = np.asarray(image)
     white = np.percentile(cells[0], 99)
     want = np.clip(labels.astype(float) * 100 / white, 0, 1) * 255
     assert np.abs(stored - want).max() <= 0.5

@@ -263,7 +263,7 @@ def test_other_sources(source):
     read_image(source)
 
 
-# Modes of pictures.
+# Modes of images.
 
 COLORS = random_image(6, 5)
 
@@ -341,7 +341,7 @@ def test_the_first_frame_of_an_animation():
   np.testing.assert_array_equal(read_image(data), np.broadcast_to([255, 0, 0], (3, 4, 3)))
 
 
-# EXIF 2.32, tag 0x0112: at which side of the displayed picture are row 0 and column 0 of the file?
+# EXIF 2.32, tag 0x0112: at which side of the displayed image are row 0 and column 0 of the file?
 SIDES = {
   1: ("top", "left"),
   2: ("top", "right"),
@@ -437,9 +437,9 @@ def noisy_file(form: str) -> bytes:
   ],
 )
 def test_broken_files(tmp_path, content, reason):
-  path = tmp_path / "some picture.img"
+  path = tmp_path / "some image.img"
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=f"some picture.img ({reason}).*: g") as error:
+  with pytest.raises(ValueError, match=f"some image.img ({reason}).*: g") as error:
     read_image(path)
   assert "\n" not in str(error.value)
   with pytest.raises(ValueError, match=f"^the bytes given as an image ({reason})"):

@@ -91,18 +91,18 @@ def test_no_prompt():
 
 
 @pytest.mark.parametrize("box", [[0, 0, 0, 0], [-5, -5, 0, 3], [100, 50, 120, 60], [0, 0, 100, 50]])
-def test_boxes_that_touch_the_picture(box):
+def test_boxes_that_touch_the_image(box):
   check_boxes(Prompt(boxes=[box]), height=50, width=100)
 
 
 @pytest.mark.parametrize("box", [[-9, 0, -1, 5], [101, 0, 120, 5], [0, -9, 5, -1], [0, 51, 5, 60]])
-def test_boxes_outside_the_picture(box):
-  with pytest.raises(ValueError, match="wholly outside the 100 x 50 picture"):
+def test_boxes_outside_the_image(box):
+  with pytest.raises(ValueError, match="wholly outside the 100 x 50 image"):
     check_boxes(Prompt(boxes=[box]), height=50, width=100)
 
 
-def test_boxes_far_larger_than_the_picture():
-  with pytest.raises(ValueError, match="more than twice as large as the 100 x 50 picture"):
+def test_boxes_far_larger_than_the_image():
+  with pytest.raises(ValueError, match="more than twice as large as the 100 x 50 image"):
     check_boxes(Prompt(boxes=[[0, 0, 201, 5]]), height=50, width=100)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import toy
-from batches import pictures
+from batches import write_images
 
 from sam3_jax.batch.segmenter import Segmenter
 
@@ -49,7 +49,7 @@ def test_two_workers_one_of_which_is_killed(example, cluster, tmp_path, monkeypa
       return found
 
   monkeypatch.setattr(example, "Segmenter", Mortal)
-  folder = pictures(tmp_path / "pictures", 20)
+  folder = write_images(tmp_path / "images", 20)
   (folder / "broken.png").write_bytes(b"broken")
   failed = example.segment(
     str(folder), str(tmp_path / "out"), workers=2, resources={}, prompts=["cat", "dog"],

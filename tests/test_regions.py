@@ -84,7 +84,7 @@ def test_roi_align_of_a_constant_map_is_the_constant():
 
 @pytest.mark.parametrize(("height", "width"), [(12, 12), (5, 9), (1, 1)])
 def test_samples_at_points(height, width):
-  """grid_sample with zeros outside, where the corners of the picture are corners of cells."""
+  """grid_sample with zeros outside, where the corners of the image are corners of cells."""
   image = np.random.default_rng(0).standard_normal((height, width, 3)).astype(np.float32)
   xy = np.random.default_rng(1).uniform(-0.3, 1.3, (40, 2)).astype(np.float32)
   xy = np.concatenate([xy, [[0, 0], [1, 1], [0.5, 0.5], [-1, 0.5], [3, 3]]]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The embedded checkpoint finds what is there, and nothing else: the README's picture, from the
+"""The embedded checkpoint finds what is there, and nothing else: the README's image, from the
 phrase to the files."""
 
 import json
@@ -26,11 +26,11 @@ FOUND = 0.7  # IoU of a mask with the object's
 
 @pytest.fixture(scope="module")
 def truth():
-  """The mask of each thing in the picture, which is composed again."""
+  """The mask of each thing in the image, which is composed again."""
   rng = np.random.default_rng([31, 116])
   scene = scenes.compose(rng, size=(480, 640), variety=1.0)
-  with Image.open(SCENE) as picture:
-    assert np.abs(np.asarray(picture, float) - scene.image).mean() < 5  # JPEG
+  with Image.open(SCENE) as image:
+    assert np.abs(np.asarray(image, float) - scene.image).mean() < 5  # JPEG
   names = [concept.name for concept in drawings.concepts()]
   return {names[item.concept]: item.mask for item in scene.objects}
 

@@ -55,11 +55,11 @@ class Recorder(scenes._Canvas):
 
 
 def composed_again(recorder: Recorder):
-  """Picture, masks and fractions seen, pixel by pixel on a frame so wide that nothing is cut."""
+  """Image, masks and fractions seen, pixel by pixel on a frame so wide that nothing is cut."""
   edge = 300
   height, width = recorder.first.shape[:2]
-  picture = np.pad(recorder.first.astype(float), ((edge, edge), (edge, edge), (0, 0)))
-  owners = np.full(picture.shape[:2], -1)
+  image = np.pad(recorder.first.astype(float), ((edge, edge), (edge, edge), (0, 0)))
+  owners = np.full(image.shape[:2], -1)
   for number, (patch, (top, left), _) in enumerate(recorder.record):
     rows, columns = patch.mask.shape
     here = (
@@ -67,14 +67,14 @@ def composed_again(recorder: Recorder):
       slice(left + edge, left + edge + columns),
     )
     alpha = patch.pixels[..., 3:] / 255
-    picture[here] = np.minimum(patch.pixels[..., :3] + picture[here] * (1 - alpha), 255)
+    image[here] = np.minimum(patch.pixels[..., :3] + image[here] * (1 - alpha), 255)
     owners[here][patch.mask] = number
   inside = (slice(edge, edge + height), slice(edge, edge + width))
   masks = [owners[inside] == number for number in range(len(recorder.record))]
   seen = [
     mask.sum() / patch.mask.sum() for mask, (patch, *_) in zip(masks, recorder.record, strict=True)
   ]
-  return picture[inside], masks, seen
+  return image[inside], masks, seen
 
 
 class TestCompose:
@@ -82,12 +82,12 @@ class TestCompose:
   def test_masks_are_exactly_what_is_seen(self, seed, monkeypatch):
     monkeypatch.setattr(scenes, "_Canvas", Recorder)
     made = scene(seed, augment=seed % 2)
-    picture, masks, seen = composed_again(Recorder.made)
+    image, masks, seen = composed_again(Recorder.made)
     assert [one.concept for one in made.objects] == [row[2] for row in Recorder.made.record]
     assert all(np.array_equal(one.mask, m) for one, m in zip(made.objects, masks, strict=True))
     assert np.allclose(made.visible, seen, rtol=1e-12)
     # Rounded once an object: half a value for each that covers a pixel.
-    assert np.abs(made.image - picture).max() <= 2  # measured 1.17
+    assert np.abs(made.image - image).max() <= 2  # measured 1.17
 
   def test_masks_share_no_pixel(self, many):
     for one in many:
@@ -265,7 +265,7 @@ def written(tmp_path_factory) -> Path:
   done = scene_files.write(out, 12, 5)
   record = json.loads((out / "annotations.json").read_text())
   assert done == {
-    "pictures": 12,
+    "images": 12,
     "pairs": len(record["images"]),
     "objects": len(record["annotations"]),
   }
@@ -310,13 +310,13 @@ class TestWrite:
     pairs = annotations.read(written / "annotations.json")
     assert len(annotations.check(pairs, written)) == 0
     assert np.mean([not pair.objects for pair in pairs]) > 0.5
-    pictures = {pair.file_name for pair in pairs}
-    assert pictures == {name for name in contents(written) if name.endswith(".jpg")}
+    images = {pair.file_name for pair in pairs}
+    assert images == {name for name in contents(written) if name.endswith(".jpg")}
 
-  def test_pictures_are_the_scenes(self, written):
+  def test_images_are_the_scenes(self, written):
     made = scenes.compose(np.random.default_rng([5, 0]))
-    with Image.open(written / "images" / f"000000_{made.style}.jpg") as picture:
-      stored = np.asarray(picture).astype(int)
+    with Image.open(written / "images" / f"000000_{made.style}.jpg") as image:
+      stored = np.asarray(image).astype(int)
     assert stored.shape == made.image.shape
     assert np.abs(stored - made.image).mean() < 6  # what JPEG loses
 
@@ -343,7 +343,7 @@ class TestWrite:
     styles = {name[14:-4] for name in contents(tmp_path / "out") if name.endswith(".jpg")}
     assert styles == {"noto", "fluent"}
 
-  def test_augment_changes_pictures(self, written, tmp_path):
+  def test_augment_changes_images(self, written, tmp_path):
     scene_files.write(tmp_path / "out", 2, 5, augment=1.0)
     assert set(contents(tmp_path / "out").values()).isdisjoint(contents(written).values())
     with pytest.raises(ValueError, match=r"augment must be between 0 and 1; got 1\.5"):
@@ -423,7 +423,7 @@ class TestCommand:
     out, err = capsys.readouterr()
     assert err == ""
     pairs = annotations.read("out/annotations.json")
-    assert out.startswith(f"out/annotations.json: 3 pictures, {len(pairs)} pairs, ")
+    assert out.startswith(f"out/annotations.json: 3 images, {len(pairs)} pairs, ")
     assert out.count("\n") == 1
     assert len(list(Path("out/images").glob("*_noto-v1.jpg"))) == 3
     scene_files.write(Path("same"), 3, 2, "noto-v1")
@@ -442,7 +442,7 @@ class TestCommand:
     typed = ["--count=4", "--style=noto", "--style=twemoji", "--new=owl", "--augment=0.5"]
     assert main.main(["scenes", "--out=out", *typed]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("out/annotations.json: 4 pictures, ")
+    assert first.startswith("out/annotations.json: 4 images, ")
     assert second.startswith("out/owl.json: ")
     scene_files.write(Path("same"), 4, 0, ["noto", "twemoji"], new="owl", augment=0.5)
     assert contents(Path("same")) == contents(Path("out"))

@@ -88,7 +88,7 @@ def four(mesh, tokenizer):
 
 
 def test_a_mesh_equals_one_device(four, images, alone):
-  """Three pictures and five prompts, which four devices do not divide."""
+  """Three images and five prompts, which four devices do not divide."""
   model, before = four, four.compilations
   embedding = model.encode(images)
   assert len(embedding) == 3
@@ -152,7 +152,7 @@ def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, program
 
 
 def test_visual_prompts(tokenizer_path, images):
-  """Of one picture, which each device then has, and of several; with cut parameters. 17 prompts,
+  """Of one image, which each device then has, and of several; with cut parameters. 17 prompts,
   which four devices do not divide."""
   params = nest(toy.parameters() | toy.visual_parameters())
   tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
@@ -173,7 +173,7 @@ def test_visual_prompts(tokenizer_path, images):
       for model, embedding in ((alone, want), (shared, got))
     )
     assert_close(four, one, rel=CLOSE)
-  assert shared.visual_compilations == 3  # 16 of one picture and of several; 4, filled up
+  assert shared.visual_compilations == 3  # 16 of one image and of several; 4, filled up
 
 
 def text_of(lowered) -> str:

@@ -114,7 +114,7 @@ def test_low_rank_factors_are_trained_alone_by_default():
     (START | {"scenes": {"styles": ["twemoji"]}}, "scenes.styles may name noto, noto-v1, fluent"),
     (START | {"scenes": {"size": [20, 640]}}, "scenes.size, height and width, must be 64 or more"),
     (START | {"train": "("}, "train: '(' is no regular expression"),
-    (START | {"accumulate": 3}, "a batch of 8 pictures cannot be cut into 3 microbatches"),
+    (START | {"accumulate": 3}, "a batch of 8 images cannot be cut into 3 microbatches"),
     (START | {"lora": {"rank": -1}}, "lora.rank must be 1 or more"),
     (START | {"lora": {"scale": math.inf}}, "lora.scale must be a finite number; got inf."),
     (START | {"data": {"seed": -1}}, "data.seed must be a whole number from 0; got -1."),
@@ -187,7 +187,7 @@ def test_differences_name_fields():
 
 @pytest.fixture
 def files(tmp_path):
-  """A checkpoint of the toy model, and two pictures with a square each."""
+  """A checkpoint of the toy model, and two images with a square each."""
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
   folder = tmp_path / "toy"
   params = nest(toy.parameters() | toy.visual_parameters())
@@ -384,7 +384,7 @@ def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
 @pytest.mark.parametrize(
   ("kind", "values", "message"),
   [
-    ("images", {"file_name": "none.png"}, "none.png: there is no such picture"),
+    ("images", {"file_name": "none.png"}, "none.png: there is no such image"),
     ("images", {"id": 1}, "image 1: this id occurs twice"),
     ("annotations", {"bbox": [35, 10, 20, 20]}, "box 35, 10, 20, 20 (x, y, width, height) leaves"),
     ("annotations", {"segmentation": {"size": [40, 51], "counts": [2040]}}, "size is [40, 51]"),

@@ -38,13 +38,13 @@ def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
   monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
   calls = []
   monkeypatch.setattr(command.log, "plot", lambda *args: calls.append(args))
-  picture = tmp_path / "plot.png"
-  assert run(tmp_path, picture, best="f1_50") == tmp_path / "final"
+  image = tmp_path / "plot.png"
+  assert run(tmp_path, image, best="f1_50") == tmp_path / "final"
   assert calls == []  # there are no metrics
   (tmp_path / "metrics.jsonl").touch()
-  run(tmp_path, picture, best="f1_50")
+  run(tmp_path, image, best="f1_50")
   figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
-  assert calls == [(tmp_path / "metrics.jsonl", picture, figures)]
+  assert calls == [(tmp_path / "metrics.jsonl", image, figures)]
 
 
 @pytest.mark.parametrize("error", [ValueError("step 3 has loss nan"), KeyboardInterrupt()])
@@ -67,7 +67,7 @@ def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatc
   assert len(calls) == 1
 
 
-def test_pictures_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
+def test_images_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
   seen = []
 
   def read(path, images, tokenizer, **_):

@@ -1,4 +1,4 @@
-"""Where a picture lies in the model's square: pixels, boxes and masks move together."""
+"""Where an image lies in the model's square: pixels, boxes and masks move together."""
 
 import numpy as np
 import pytest
@@ -22,20 +22,20 @@ def frame(request) -> Frame:
   return FRAMES[request.param]
 
 
-def picture(seed: int = 0) -> np.ndarray:
+def image(seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(1, 256, (30, 40, 3), dtype=np.uint8)
 
 
-def test_whole_picture_is_what_inference_sees():
-  assert (whole(30, 40, SIZE).picture(picture()) == resize(picture(), SIZE)).all()
+def test_whole_image_is_what_inference_sees():
+  assert (whole(30, 40, SIZE).image(image()) == resize(image(), SIZE)).all()
 
 
 def test_pixels(frame):
   """The resized crop in its place, and black beside it."""
-  square = frame.picture(picture())
+  square = frame.image(image())
   assert square.shape == (SIZE, SIZE, 3)
   assert square.flags.c_contiguous
-  crop = picture()[frame.top : frame.bottom, frame.left : frame.right]
+  crop = image()[frame.top : frame.bottom, frame.left : frame.right]
   part = resize(crop, frame.side)
   want = np.zeros((SIZE, SIZE, 3), np.uint8)
   want[frame.y :, frame.x :][: frame.side, : frame.side] = part[:, ::-1] if frame.flip else part
@@ -49,7 +49,7 @@ def test_boxes_follow_the_pixels(frame):
     x0, x1, y0, y1 = x0 + 3, x1 - 6, y0 + 5, y1 - 2
   image = np.zeros((30, 40, 3), np.uint8)
   image[y0:y1, x0:x1] = 255
-  bright = frame.picture(image)[..., 0] > 127
+  bright = frame.image(image)[..., 0] > 127
   rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
   found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
   box = frame.boxes(np.array([[x0, y0, x1, y1]], float))[0] * SIZE
@@ -71,16 +71,16 @@ def test_no_boxes(frame):
 def test_the_way_back(frame):
   values = np.linspace(-3, 45, 20)
   for axis in (0, 1):
-    back = frame.to_picture(frame.to_square(values, axis), axis)
+    back = frame.to_image(frame.to_square(values, axis), axis)
     np.testing.assert_allclose(back, values, atol=7e-14)  # measured 7.1e-15
 
 
 def oracle(frame: Frame, mask: np.ndarray, cells: int, fine: int = 30) -> np.ndarray:
-  """Coverage by asking many points of each cell which pixel of the picture they lie in."""
+  """Coverage by asking many points of each cell which pixel of the image they lie in."""
   place = (np.arange(cells * fine) + 0.5) / fine * frame.size / cells
   inside = np.zeros((cells * fine,) * 2, bool)
-  x = np.floor(frame.to_picture(place, 0)).astype(int)
-  y = np.floor(frame.to_picture(place, 1)).astype(int)
+  x = np.floor(frame.to_image(place, 0)).astype(int)
+  y = np.floor(frame.to_image(place, 1)).astype(int)
   columns = np.flatnonzero((x >= frame.left) & (x < frame.right))
   rows = np.flatnonzero((y >= frame.top) & (y < frame.bottom))
   inside[np.ix_(rows, columns)] = mask[np.ix_(y[rows], x[columns])]
@@ -89,7 +89,7 @@ def oracle(frame: Frame, mask: np.ndarray, cells: int, fine: int = 30) -> np.nda
 
 @pytest.mark.parametrize("cells", [1, 7, 12, 48, 64])
 def test_coverage(frame, cells):
-  """Of a random mask, on grids coarser and finer than the picture."""
+  """Of a random mask, on grids coarser and finer than the image."""
   mask = (np.random.default_rng(1).random((30, 40)) < 0.6).astype(np.uint8)
   part = mask[frame.top : frame.bottom, frame.left : frame.right]
   got = frame.coverage(part, (frame.left, frame.top), cells)
@@ -119,7 +119,7 @@ def test_a_part_of_a_mask_is_enough(frame):
 
 
 def test_coverage_lies_where_pillow_puts_it():
-  """Another implementation: box filter of the whole picture."""
+  """Another implementation: box filter of the whole image."""
   y, x = np.mgrid[:90, :120]
   mask = ((x - 50) ** 2 + (y - 40) ** 2 < 30**2).astype(np.uint8)
   want = np.asarray(Image.fromarray(mask * 255).resize((16, 16), Image.Resampling.BOX), int)
@@ -148,12 +148,12 @@ def test_drawn_frames_are_within_bounds():
   assert 0.4 < np.mean(cropped) < 0.6
 
 
-def test_nothing_to_draw_is_the_whole_picture():
+def test_nothing_to_draw_is_the_whole_image():
   rng = np.random.default_rng(0)
   for height, width in ((1, 1), (30, 40)):
     assert draw(rng, height, width, SIZE, smallest=SIZE) == whole(height, width, SIZE)
 
 
-def test_the_smallest_picture_can_be_cropped():
+def test_the_smallest_image_can_be_cropped():
   frame = draw(np.random.default_rng(0), 1, 1, SIZE, smallest=1, crop=1.0)
   assert (frame.left, frame.top, frame.right, frame.bottom) == (0, 0, 1, 1)

@@ -17,7 +17,7 @@ SIDE = tiny.CONFIG.image_size
 MASK = tiny.CONFIG.mask_size
 CLOSE = 1e-5  # of the same prompts in batches of other sizes; measured 1.0e-6
 GOLDEN = dict(np.load(tiny.GOLDENS / "visual.npz"))
-SCALE = SIDE / np.array([1800, 1200])  # from the goldens' picture to the model's square
+SCALE = SIDE / np.array([1800, 1200])  # from the goldens' image to the model's square
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def model(tokenizer_path):
 
 @pytest.fixture(scope="module")
 def images():
-  """The goldens' picture as the model sees it, and another."""
+  """The goldens' image as the model sees it, and another."""
   pixels = np.load(tiny.GOLDENS / "common.npz")["pixel_values"][0].transpose(1, 2, 0)
   golden = np.rint((pixels + 1) * 127.5).astype(np.uint8)
   other = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
@@ -72,7 +72,7 @@ def random_prompts(seed, count, size=(40, 60)):
   return prompts
 
 
-def test_meta_s_numbers_from_picture_and_pixels(model, embedding):
+def test_meta_s_numbers_from_image_and_pixels(model, embedding):
   """A click, and then a box, a click beside it and the first click's mask: as Meta's predictor."""
   first = model.decode_visual(embedding, golden_prompt("point"), 0)
   assert first.mask_logits.shape == (1, 3, MASK, MASK)
@@ -142,7 +142,7 @@ def test_order_of_points_and_prompts_does_not_matter(model, embedding):
   assert_close(got, want, rel=CLOSE)
 
 
-def test_masks_of_the_source_picture(model, embedding):
+def test_masks_of_the_source_image(model, embedding):
   found = model.decode_visual(embedding, random_prompts(4, 4), [0, 1, 1, 0])
   masks = found.masks()
   assert [(len(one), one.size) for one in masks] == [
@@ -201,9 +201,9 @@ POINT = VisualPrompt(points=[[3, 4]])
   ("prompts", "index", "message"),
   [
     ([], 1, "no prompt given; pass a VisualPrompt or a list"),
-    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] lies outside the 60 x 40 picture"),
+    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] lies outside the 60 x 40 image"),
     (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] lies outside"),
-    (VisualPrompt(box=[70, 0, 80, 5]), 1, "wholly outside the 60 x 40 picture"),
+    (VisualPrompt(box=[70, 0, 80, 5]), 1, "wholly outside the 60 x 40 image"),
     (
       VisualPrompt(mask=np.zeros((40, 60))),
       1,
@@ -290,7 +290,7 @@ def test_faulty_prompts(fields, message):
   assert "\n" not in str(caught.value)
 
 
-def test_edges_of_the_picture_are_in_it(model, embedding):
+def test_edges_of_the_image_are_in_it(model, embedding):
   box = [-10, -10, 70, 50]
   corners = [VisualPrompt(points=[point], box=box) for point in ([0, 0], [60, 40])]
   assert np.isfinite(model.decode_visual(embedding, corners, 1).iou).all()

@@ -1,7 +1,7 @@
 """The head for visual prompts against Meta's code (goldens/visual.npz), and its invariances.
 
 The goldens are outputs in float32 for one point, two points, a box, and a box with a point and an
-earlier mask, on the picture of goldens/common.npz, 1800 x 1200 pixels.
+earlier mask, on the image of goldens/common.npz, 1800 x 1200 pixels.
 """
 
 import functools
@@ -111,7 +111,7 @@ def test_each_kind_of_prompt(goldens, found, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_masks_over_the_picture(goldens, found, kind):
+def test_masks_over_the_image(goldens, found, kind):
   """Logits at every 12th row and 18th column, and masks wherever a logit is not nearly 0."""
   row = found[KINDS.index(kind) :][:1]
   logits, _ = chosen(row, bool(goldens[f"{kind}.multimask_output"]))

@@ -34,16 +34,16 @@ mend = jax.jit(visual.mend, compiler_options=QUICK)
 round_sums = jax.jit(visual._round_sums, static_argnums=2, compiler_options=QUICK)
 
 
-def targets(rng, pictures=3, rows=2, objects=2, scale=1):
+def targets(rng, images=3, rows=2, objects=2, scale=1):
   """Rectangles, their boxes, and the first object of each row."""
-  boxes = np.zeros((pictures, rows, objects, 4), np.float32)
-  masks = np.zeros((pictures, rows, objects, SIDE * scale, SIDE * scale), np.uint8)
-  for index in np.ndindex(pictures, rows, objects):
+  boxes = np.zeros((images, rows, objects, 4), np.float32)
+  masks = np.zeros((images, rows, objects, SIDE * scale, SIDE * scale), np.uint8)
+  for index in np.ndindex(images, rows, objects):
     x0, y0 = rng.integers(0, SIDE - 6, 2)
     w, h = rng.integers(2, 6, 2)
     boxes[index] = np.array([x0 + w / 2, y0 + h / 2, w, h]) / SIDE
     masks[index][scale * y0 : scale * (y0 + h), scale * x0 : scale * (x0 + w)] = 255
-  valid = np.zeros((pictures, rows, objects), bool)
+  valid = np.zeros((images, rows, objects), bool)
   valid[..., 0] = True
   return Targets(boxes, masks, valid)
 
@@ -65,15 +65,15 @@ def test_clicks_lie_on_objects_or_on_nothing(scale):
   assert asked.valid.all()
   assert asked.image.tolist() == np.repeat(np.arange(3), 200).tolist()
   shrunk = given.masks.reshape(3, 4, SIDE, scale, SIDE, scale).mean((3, 5)) / 255
-  drawn = np.zeros((3, 2), int)  # of each picture's two objects
-  for picture, (row, column), covered in zip(
+  drawn = np.zeros((3, 2), int)  # of each image's two objects
+  for image, (row, column), covered in zip(
     asked.image, cells(asked.xy[:, 2]), asked.covered, strict=True
   ):
-    there = shrunk[picture][[0, 2]]  # the valid ones
+    there = shrunk[image][[0, 2]]  # the valid ones
     if covered.any():
       assert covered[row, column] == 1
       (which,) = {i for i in (0, 1) if np.array_equal(there[i], covered)} or {0}
-      drawn[picture, which] += 1
+      drawn[image, which] += 1
     else:
       assert there.max(0)[row, column] == 0
   assert drawn.min() > 30  # of some 50
@@ -97,7 +97,7 @@ def test_boxes_are_near_their_objects():
 
 
 def test_boxes_without_noise_are_exact_and_objects_of_no_whole_cell_are_clicked():
-  given = targets(np.random.default_rng(2), pictures=1, rows=1)
+  given = targets(np.random.default_rng(2), images=1, rows=1)
   masks = given.masks // 4  # no cell is half covered
   asked = ask(
     jax.random.key(1), given.replace(masks=masks), SIDE, VisualConfig(boxed=1.0, box_noise=0.0)
@@ -109,7 +109,7 @@ def test_boxes_without_noise_are_exact_and_objects_of_no_whole_cell_are_clicked(
   np.testing.assert_array_equal(asked.inside[0], masks[0, 0, 0] > 0)
 
 
-def test_pictures_without_objects_and_without_room_for_a_click_on_nothing():
+def test_images_without_objects_and_without_room_for_a_click_on_nothing():
   given = targets(np.random.default_rng(3))
   none = given.replace(valid=np.zeros_like(given.valid))
   assert not ask(jax.random.key(0), none, SIDE, VisualConfig()).valid.any()

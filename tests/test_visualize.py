@@ -1,4 +1,4 @@
-"""Pictures: what is drawn where, in which colour, and within which bounds."""
+"""Images: what is drawn where, in which colour, and within which bounds."""
 
 import itertools
 import tracemalloc
@@ -14,7 +14,7 @@ from sam3_jax.outputs.visualize import FILL, LONGEST, SHORTEST, canvas, overlay
 
 
 def found(boxes, size, ids=None, scores=None, grid=64) -> Instances:
-  """Instances whose masks fill their boxes, on a picture of this height and width."""
+  """Instances whose masks fill their boxes, on an image of this height and width."""
   boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
   cells = (np.arange(grid) + 0.5) / grid
   x0, y0, x1, y1 = (boxes / [size[1], size[0], size[1], size[0]]).T[..., None]
@@ -61,11 +61,11 @@ class TestCanvas:
     ],
   )
   def test_size(self, size, expected):
-    picture = canvas(grey(*size))
-    assert (picture.height, picture.width) == expected
-    assert np.all(np.asarray(picture) == 120)
+    image = canvas(grey(*size))
+    assert (image.height, image.width) == expected
+    assert np.all(np.asarray(image) == 120)
 
-  def test_a_huge_picture_is_reduced_evenly(self):
+  def test_a_huge_image_is_reduced_evenly(self):
     image = np.full((4500, 6200, 3), 77, np.uint8)
     image[..., 0] = np.linspace(0, 255, 6200)
     image[..., 1] = np.linspace(0, 255, 4500)[:, None]
@@ -110,13 +110,13 @@ class TestOverlay:
     assert off[700:900, 700].max() == 0
     assert off[900, 750:850].max() == 0
 
-  def test_same_input_same_picture(self):
+  def test_same_input_same_image(self):
     image = np.random.default_rng(0).integers(0, 256, (300, 500, 3), np.uint8)
     results = [found([[20, 30, 200, 250], [100, 100, 480, 290]], (300, 500))]
     first, second = (overlay(image, results, ["cat"]).tobytes() for _ in range(2))
     assert first == second
 
-  def test_nothing_found_leaves_the_picture(self):
+  def test_nothing_found_leaves_the_image(self):
     image = np.random.default_rng(0).integers(0, 256, (900, 850, 3), np.uint8)
     drawn = overlay(image, [found([], (900, 850))], ["cat"])
     assert np.array_equal(np.asarray(drawn), image)
@@ -132,14 +132,14 @@ class TestOverlay:
 
   @pytest.mark.parametrize("box", [[-50, -80, 2000, 3000], [900, 900, 950, 950], [40, 40, 40, 40]])
   @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (500, 700)])
-  def test_boxes_may_leave_any_picture(self, box, size, chips):
+  def test_boxes_may_leave_any_image(self, box, size, chips):
     drawn = overlay(grey(*size), [found([box], size)], ["a phrase of some length"])
     assert drawn.size == canvas(grey(*size)).size
     for x0, y0, x1, y1 in chips:
       assert 0 <= x0 < x1 < drawn.width
       assert 0 <= y0 < y1 < drawn.height
 
-  def test_a_copy_of_a_huge_picture_will_do(self):
+  def test_a_copy_of_a_huge_image_will_do(self):
     """Masks are made in the drawing's size: one of 20,000 x 15,000 alone would take 300 MB."""
     boxes = [[1000, 1000, 9000, 9000], [5000, 4000, 19_000, 14_000]]
     results = [found(boxes, (15_000, 20_000))]
@@ -215,7 +215,7 @@ class TestLegend:
     assert 650 < drawn.height < 900
 
   @pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1)])
-  def test_on_a_picture_without_room(self, size):
+  def test_on_a_image_without_room(self, size):
     one = found([[0, 0, size[1], size[0]]], size)
     drawn = overlay(grey(*size), [one, one], ["a phrase", "another"])
     assert drawn.width == canvas(grey(*size)).width
@@ -224,13 +224,13 @@ class TestLegend:
 class TestColors:
   def test_colours_follow_identities(self):
     boxes = [[100, 100, 300, 300], [500, 500, 700, 700]]
-    picture = overlay(grey(900, 900), [found(boxes, (900, 900), ids=[207, 5])], [""])
-    assert picture.getpixel((100, 200)) == color(1)
-    assert picture.getpixel((500, 600)) == color(0)
+    image = overlay(grey(900, 900), [found(boxes, (900, 900), ids=[207, 5])], [""])
+    assert image.getpixel((100, 200)) == color(1)
+    assert image.getpixel((500, 600)) == color(0)
     swapped = [found([box], (900, 900), ids=[i]) for box, i in zip(boxes, (207, 5), strict=True)]
-    picture = overlay(grey(900, 900), swapped, ["", ""])
-    assert picture.getpixel((100, 200)) == color(1)
-    assert picture.getpixel((500, 600)) == color(0)
+    image = overlay(grey(900, 900), swapped, ["", ""])
+    assert image.getpixel((100, 200)) == color(1)
+    assert image.getpixel((500, 600)) == color(0)
 
   def test_neighbours_differ(self):
     """CIE76 over 25 between colours up to four apart; 2.3 is just noticeable."""

@@ -64,7 +64,7 @@ def save(folder: Path, visual: bool = False) -> Path:
 
 
 def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Batch:
-  """Random pictures and targets: the first prompt of each has 1 .. objects objects, others none."""
+  """Random images and targets: the first prompt of each has 1 .. objects objects, others none."""
   rng = np.random.default_rng(seed)
   rows = (images, prompts)
   counts = rng.integers(1, objects + 1, images)

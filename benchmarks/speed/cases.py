@@ -1,4 +1,4 @@
-"""What is measured: a step of the work, and how many pictures, prompts or instances it takes."""
+"""What is measured: a step of the work, and how many images, prompts or instances it takes."""
 
 import dataclasses
 from collections.abc import Collection
@@ -18,14 +18,14 @@ class Step:
 
 
 STEPS = {
-  "preprocess": Step("preprocess {} picture", (1,)),
-  "encode": Step("encode {} picture", (1,), (1, 2, 4, 8)),
-  "encode_visual": Step("encode {} picture, for points too", (1,)),
+  "preprocess": Step("preprocess {} image", (1,)),
+  "encode": Step("encode {} image", (1,), (1, 2, 4, 8)),
+  "encode_visual": Step("encode {} image, for points too", (1,)),
   "text": Step("encode {} phrase", (1,)),
   "decode": Step("decode {} prompt", (1, 8, 64), (1, 2, 4, 8, 16, 32, 64, 128)),
   "visual": Step("{} point, a prompt each", (1, 32, 1000)),
-  "predict": Step("picture and {} prompt to masks", (1,)),
-  "postprocess": Step("{} mask to the picture's size", (1, 10, 50, 200)),
+  "predict": Step("image and {} prompt to masks", (1,)),
+  "postprocess": Step("{} mask to the image's size", (1, 10, 50, 200)),
 }
 GROWTH = "growth"  # the further counts of the steps that have some
 START = "start"  # the command, from its start to its end
@@ -48,6 +48,6 @@ def label(case: str, count: int) -> str:
   """Such as "decode 8 prompts"."""
   text = STEPS[case].label if case in STEPS else case
   if count > 1:
-    for one in ("picture", "phrase", "prompt", "point", "mask"):
+    for one in ("image", "phrase", "prompt", "point", "mask"):
       text = text.replace(f"{{}} {one}", f"{{}} {one}s")
   return text.format(count)

@@ -1,4 +1,4 @@
-"""What the sides read: one checkpoint in the layout of each, one picture, the phrases' tokens."""
+"""What the sides read: one checkpoint in the layout of each, one image, the phrases' tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ from speed.inputs import phrases
 CLONE = Path(__file__).parents[2]
 # The tests' copy of CLIP's vocabulary, as any SAM 3's, so that nothing need be downloaded.
 VOCABULARY = CLONE / "tests" / "goldens" / "tokenizer.model"
-PICTURE_SIZE = 1500, 2000  # height, width
+IMAGE_SIZE = 1500, 2000  # height, width
 
 
 class Material:
@@ -24,17 +24,17 @@ class Material:
   bundle: folder of the checkpoint in our layout.
   name: what it is called in the report.
   config: its sizes.
-  picture: a PNG file.
+  image: a PNG file.
   tokens: ids of as many phrases as any case asks for.
   """
 
-  def __init__(self, bundle: Path | None, size: str | None, picture: Path, work: Path):
+  def __init__(self, bundle: Path | None, size: str | None, source_image: Path, work: Path):
     """Writes what is not there yet.
 
     Args:
       bundle: a checkpoint, or None for one of seeded weights.
       size: of the seeded one, a key of `config.SIZES`.
-      picture: to be brought to `PICTURE_SIZE`.
+      image: to be brought to `IMAGE_SIZE`.
       work: folder to write to.
     """
     self.work = work
@@ -54,9 +54,9 @@ class Material:
     tokenizer = Tokenizer(self.bundle / "tokenizer.model", context=self.config.text.context)
     most = max(max(step.counts + step.growth) for step in STEPS.values())
     self.tokens = tokenizer(phrases(most)).tolist()
-    self.picture = work / "picture.png"
-    with Image.open(picture) as image:
-      image.convert("RGB").resize(PICTURE_SIZE[::-1]).save(self.picture, compress_level=1)
+    self.image = work / "image.png"
+    with Image.open(source_image) as image:
+      image.convert("RGB").resize(IMAGE_SIZE[::-1]).save(self.image, compress_level=1)
 
   def check_peers(self) -> None:
     """Raises ValueError if no peer can compute this model."""

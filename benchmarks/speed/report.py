@@ -9,10 +9,10 @@ from speed.cases import label
 def markdown(report: dict[str, Any]) -> str:
   """All tables, and what was left out."""
   before, after = report["load"]
-  height, width = report["picture"]
+  height, width = report["image"]
   lines = [
     f"{report['machine']} (cores used: {report['cores']}), load {before:.1f} before and "
-    f"{after:.1f} after. {report['checkpoint']}, a picture of {height} x {width}. Medians of "
+    f"{after:.1f} after. {report['checkpoint']}, an image of {height} x {width}. Medians of "
     f"{report['repeats']} calls after the first, the sides in turns (least to most).",
   ]
   if report["sides"]:

@@ -20,7 +20,7 @@ from speed import start
 from speed.cases import CHOICES, START, chosen, label
 from speed.client import Side
 from speed.growth import fits
-from speed.material import PICTURE_SIZE, Material
+from speed.material import IMAGE_SIZE, Material
 from speed.server import Unable
 
 OURS = "sam3-jax"
@@ -45,12 +45,12 @@ class Job:
     size: one of `config.SIZES`.
     dtypes: of each side, one after the other: those of several would not fit the memory.
     only: of `cases.CHOICES`.
-    most: no more pictures, prompts or masks in a call; None for no limit.
+    most: no more images, prompts or masks in a call; None for no limit.
     peers: name of each, and its Python.
     repeats: timed calls after the first.
     threads: cores of each side; None for all.
     device: cpu, gpu, tpu; None for JAX's own choice.
-    picture: a file; it is brought to 1500 x 2000.
+    image: a file; it is brought to 1500 x 2000.
     work: folder for what the sides read.
   """
 
@@ -63,7 +63,7 @@ class Job:
   repeats: int = 5
   threads: int | None = None
   device: str | None = None
-  picture: Path
+  image: Path
   work: Path
 
 
@@ -75,8 +75,8 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     if name not in job.only
   ]
   before = os.getloadavg()[0]
-  progress("weights and picture", 0)
-  material = Material(job.checkpoint, job.size, job.picture, job.work)
+  progress("weights and image", 0)
+  material = Material(job.checkpoint, job.size, job.image, job.work)
   sides, rows = [], []
   for dtype in job.dtypes if chosen(job.only, job.most) else ():
     facts, measured = _measure(job, material, dtype, progress, skipped)
@@ -85,7 +85,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
   if START in job.only:
     progress("the command, with nothing compiled and again", 1)
     try:
-      runs = start.segment(material.bundle, job.picture, job.device, job.repeats)
+      runs = start.segment(material.bundle, job.image, job.device, job.repeats)
     except Unable as error:
       skipped.append({"what": START, "why": str(error)})
     else:
@@ -95,7 +95,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     "cores": job.threads or "all",
     "load": [before, os.getloadavg()[0]],
     "checkpoint": material.name,
-    "picture": list(PICTURE_SIZE),
+    "image": list(IMAGE_SIZE),
     "repeats": job.repeats,
     "sides": sides,
     "rows": rows,
@@ -161,7 +161,7 @@ def _open(job: Job, material: Material, name: str, python: str, dtype: str) -> S
     "checkpoint": str(material.bundle if layout is None else material.in_layout(layout)),
     "config": material.config.to_dict(),
     "tokens": material.tokens,
-    "image": str(material.picture),
+    "image": str(material.image),
     "dtype": dtype,
     "threads": job.threads,
     "device": job.device,

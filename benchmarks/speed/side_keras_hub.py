@@ -1,7 +1,7 @@
 """KerasHub on JAX as a side of the benchmark: the whole prediction, all that its API offers.
 
 Its layout has no converter from ours, so its parameters are random: the answers mean nothing, the
-time is that of any. The picture is resized beforehand, and not counted: its preprocessor would need
+time is that of any. The image is resized beforehand, and not counted: its preprocessor would need
 TensorFlow.
 """
 

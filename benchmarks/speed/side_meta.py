@@ -87,7 +87,7 @@ class Meta:
 
   def predict(self, count: int) -> Callable[[], Any]:
     if count > 1:
-      raise Unable("its processor takes one picture and one phrase")
+      raise Unable("its processor takes one image and one phrase")
 
     def run():
       with self._precision():

@@ -23,12 +23,12 @@ Figures = dict[str, float]
 
 
 def segment(
-  bundle: Path, picture: Path, device: str | None, repeats: int
+  bundle: Path, image: Path, device: str | None, repeats: int
 ) -> dict[str, list[Figures]]:
   """Seconds (`first`), processor seconds and peak memory of `sam3-jax segment`: of one run that
   compiles, and of `repeats` that need not. Raises Unable if it fails."""
   with tempfile.TemporaryDirectory(prefix="sam3-jax-cache-") as folder:
-    typed = ["segment", str(picture), "--text", "red cat", "--checkpoint", str(bundle)]
+    typed = ["segment", str(image), "--text", "red cat", "--checkpoint", str(bundle)]
     typed += ["--out", f"{folder}/out", *(["--device", device] if device else [])]
     cache = {"JAX_COMPILATION_CACHE_DIR": f"{folder}/cache", "JAX_ENABLE_COMPILATION_CACHE": "1"}
     command = [sys.executable, "-c", PROGRAM, *typed]

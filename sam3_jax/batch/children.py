@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.batch.fetch import File
-from sam3_jax.batch.loading import Picture, load
+from sam3_jax.batch.loading import Image, load
 from sam3_jax.utils.grain_workers import leave_with_parent
 from sam3_jax.utils.identity import FileIdentity
 
@@ -75,7 +75,7 @@ class Child:
     file: File,
     fetched: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
-  ) -> Picture:
+  ) -> Image:
     """Reads an image.
 
     Args:
@@ -156,10 +156,10 @@ def _serve(pipe: Any, side: int, max_pixels: int, memory: int | None) -> None:
       file = pipe.recv()
     except (EOFError, OSError):
       return
-    picture = load(file, side, max_pixels, lambda identity: pipe.send(("fetched", identity)))
-    pipe.send(("picture", picture._replace(pixels=np.zeros((0, 0, 3), np.uint8))))
-    if picture.size != (0, 0) and not picture.reason:
-      pipe.send_bytes(picture.pixels.data.cast("B"))
+    image = load(file, side, max_pixels, lambda identity: pipe.send(("fetched", identity)))
+    pipe.send(("image", image._replace(pixels=np.zeros((0, 0, 3), np.uint8))))
+    if image.size != (0, 0) and not image.reason:
+      pipe.send_bytes(image.pixels.data.cast("B"))
 
 
 def _limit_memory(more: int) -> None:

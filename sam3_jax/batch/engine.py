@@ -1,14 +1,14 @@
-"""Pictures and prompts in, instances out: the sharded programs, fed in batches of one shape.
+"""Images and prompts in, instances out: the sharded programs, fed in batches of one shape.
 
-A batch has the same number of slots for pictures on each device. Prompts are decoded in rounds,
-each device answering about its own pictures; a slot without a picture, and a place in a round
+A batch has the same number of slots for images on each device. Prompts are decoded in rounds,
+each device answering about its own images; a slot without an image, and a place in a round
 without a prompt, are computed and thrown away. So three programs are compiled whatever comes in
-(a fourth for prompts of more than eight boxes), and a picture's results do not depend on whether
+(a fourth for prompts of more than eight boxes), and an image's results do not depend on whether
 its neighbours could be read.
 
 No buffer is donated, as none could be used again: XLA lets a result take the place of an argument
 of its size, and at the released model's shapes no argument of encoding (pixels, the trunk's map) or
-decoding (embedding, packed prompts) has the size of a result, but for 32 bytes of picture sizes.
+decoding (embedding, packed prompts) has the size of a result, but for 32 bytes of image sizes.
 
 Visual prompts have rounds of their own, those of each of the three `POINT_SIZES` apart: one program
 for each that there is, and one for the second neck, which batches without them do not run.
@@ -43,7 +43,7 @@ _Place = tuple[int, int] | None  # of a round: slot and number of the prompt, if
 
 
 class Slot(NamedTuple):
-  """A picture as the model takes it, its source's height and width, and what is asked about it."""
+  """An image as the model takes it, its source's height and width, and what is asked about it."""
 
   pixels: UInt8[np.ndarray, "Hi Wi 3"]
   size: tuple[int, int]
@@ -73,7 +73,7 @@ class Engine:
   """A model that works on batches of one shape.
 
   Attributes:
-    rows: pictures a batch.
+    rows: images a batch.
   """
 
   def __init__(
@@ -91,11 +91,11 @@ class Engine:
     Args:
       model: on a mesh (`parallel.make_mesh`) with whole parameters.
       threshold: instances score above it.
-      images: slots for pictures on each device.
+      images: slots for images on each device.
       prompts: of a round, on each device; None for as many as are best there.
       most: instances of a prompt, the best.
       visual: whether there are visual prompts, too. The numbers of all others stay as they are;
-        the trunk's map (21 MB a picture at the released size) outlives its program.
+        the trunk's map (21 MB an image at the released size) outlives its program.
     """
     if model.mesh is None:
       raise ValueError("the model needs a mesh: Sam3.from_checkpoint(path, mesh=make_mesh()).")
@@ -131,7 +131,7 @@ class Engine:
     """Sets the devices to work on a batch and returns at once.
 
     Args:
-      slots: at most `rows`; None for a picture that is not there.
+      slots: at most `rows`; None for an image that is not there.
     """
     side = self._model.config.image_size
     pixels = np.zeros((self.rows, side, side, 3), np.uint8)
@@ -162,7 +162,7 @@ class Engine:
 
   def _places(self, asked: Sequence[Sequence[AnyPrompt]], kind: int) -> list[list[_Place]]:
     """For each round of prompts of a kind, each place's slot and number of the prompt: of the
-    pictures of its device."""
+    images of its device."""
     devices = [
       [(slot, number) for slot in range(first, min(first + self._images, len(asked)))
        for number, prompt in enumerate(asked[slot]) if _kind(prompt) == kind]

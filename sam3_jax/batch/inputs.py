@@ -31,12 +31,12 @@ FORM = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
   '{"points": [[x, y]]}]}'
 )
-BESIDE = 'it must be {"prompts": [...]}'  # the file beside a picture
+BESIDE = 'it must be {"prompts": [...]}'  # the file beside an image
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Input:
-  """A picture and what is asked about it.
+  """An image and what is asked about it.
 
   Attributes:
     name: what it is called in the results: as listed, or relative to the folder.
@@ -151,7 +151,7 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
 
 
 class _Listed(NamedTuple):
-  """A picture as it was listed; `prompts` is None for those of all. Or what is wrong with it."""
+  """An image as it was listed; `prompts` is None for those of all. Or what is wrong with it."""
 
   name: str
   path: str

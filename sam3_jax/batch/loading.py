@@ -19,7 +19,7 @@ from sam3_jax.utils.identity import FileIdentity
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
 
-class Picture(NamedTuple):
+class Image(NamedTuple):
   """An image as the model takes it, or why there is none.
 
   Attributes:
@@ -46,7 +46,7 @@ def load(
   side: int,
   max_pixels: int,
   fetched: Callable[[FileIdentity], object] = lambda _: None,
-) -> Picture:
+) -> Image:
   """Reads, decodes and resizes an image.
 
   Args:
@@ -76,7 +76,7 @@ def load(
       reason = reason_of(error).replace("the bytes given as an image", file.name)
       suspect = isinstance(error, MemoryError)
   seconds = time.perf_counter() - start
-  return Picture(pixels, size, reason, seconds, identity, unreadable, suspect)
+  return Image(pixels, size, reason, seconds, identity, unreadable, suspect)
 
 
 def reason_of(error: Exception) -> str:

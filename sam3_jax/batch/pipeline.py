@@ -1,4 +1,4 @@
-"""Three stages that overlap: pictures are read, the devices work, results are written.
+"""Three stages that overlap: images are read, the devices work, results are written.
 
 Threads or processes read ahead; the main thread sets the devices to work, batch after batch; a
 thread waits for them, has others turn masks into run lengths, and writes. At most `AHEAD` batches
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sam3_jax.batch.engine import Engine, Slot, Work
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
-from sam3_jax.batch.loading import NO_PIXELS, Picture
+from sam3_jax.batch.loading import NO_PIXELS, Image
 from sam3_jax.batch.part_files import Failure
 from sam3_jax.batch.prompt_schema import check_places, concepts
 from sam3_jax.batch.reading import Source, StoppedError, Task, reading, task_of
@@ -26,7 +26,7 @@ from sam3_jax.batch.run_stats import Reporter, Tally
 from sam3_jax.batch.share import Share
 from sam3_jax.inference.predictor import Sam3
 
-AHEAD = 2  # batches that the devices have before them, and batches of pictures read ahead
+AHEAD = 2  # batches that the devices have before them, and batches of images read ahead
 BACKOFF = (1.0, 2.0, 4.0)  # seconds, about, before what could not be read is tried again
 
 
@@ -49,7 +49,7 @@ class _Batch(NamedTuple):
 
 class _Started(NamedTuple):
   batch: _Batch
-  pictures: list[Picture]
+  images: list[Image]
   faults: list[str]
   work: Work
 
@@ -94,14 +94,14 @@ class Pipeline:
     with reading(
       source, workers=self._job.workers, threads=self._threads, ahead=AHEAD * rows,
       stopping=stopping,
-    ) as pictures:  # fmt: skip
+    ) as images:  # fmt: skip
       while not stopping():
         start = time.perf_counter()
         try:
-          taken = list(itertools.islice(pictures, 1))
+          taken = list(itertools.islice(images, 1))
           if not taken:
             break
-          taken += itertools.islice(pictures, len(batches[0].inputs) - 1)
+          taken += itertools.islice(images, len(batches[0].inputs) - 1)
         except StoppedError:
           break
         self._tally.waiting += time.perf_counter() - start
@@ -138,16 +138,14 @@ class Pipeline:
         for index in batch.inputs:
           yield task_of(self._job.inputs[index], index, journal)
 
-  def _start(self, batch: _Batch, pictures: list[Picture]) -> _Started:
+  def _start(self, batch: _Batch, images: list[Image]) -> _Started:
     inputs = [self._job.inputs[i] for i in batch.inputs]
-    faults = [
-      picture.reason or _fault(one, picture) for one, picture in zip(inputs, pictures, strict=True)
-    ]
+    faults = [image.reason or _fault(one, image) for one, image in zip(inputs, images, strict=True)]
     slots: list[Slot | None] = [None] * (batch.inputs[-1] - batch.first + 1)
-    for i, one, picture, fault in zip(batch.inputs, inputs, pictures, faults, strict=True):
+    for i, one, image, fault in zip(batch.inputs, inputs, images, faults, strict=True):
       if not fault:
-        slots[i - batch.first] = Slot(picture.pixels, picture.size, one.prompts)
-    kept = [picture._replace(pixels=NO_PIXELS) for picture in pictures]
+        slots[i - batch.first] = Slot(image.pixels, image.size, one.prompts)
+    kept = [image._replace(pixels=NO_PIXELS) for image in images]
     return _Started(batch, kept, faults, self._engine.start(slots))
 
   def _finish(self, started: _Started) -> None:
@@ -159,7 +157,7 @@ class Pipeline:
     self._broken = False
 
   def _write(self, started: _Started) -> None:
-    batch, pictures, work = started.batch, started.pictures, started.work
+    batch, images, work = started.batch, started.images, started.work
     found = work.instances()
     self._tally.device += work.ready - max(work.started, self._ready)
     self._ready = work.ready
@@ -167,13 +165,13 @@ class Pipeline:
 
     def make(place: int) -> tuple[bytes, float]:
       start, index = time.perf_counter(), batch.inputs[place]
-      one, picture = self._job.inputs[index], pictures[place]
+      one, image = self._job.inputs[index], images[place]
       results = found[index - batch.first]
-      line = record(index, one.name, picture.size, one.prompts, results, picture.identity)
+      line = record(index, one.name, image.size, one.prompts, results, image.identity)
       return line, time.perf_counter() - start
 
     made = list(self._pool.map(make, good))
-    identities = {batch.inputs[place]: pictures[place].identity for place in good}
+    identities = {batch.inputs[place]: images[place].identity for place in good}
     failures = self._failures(started)
     resolved = [*identities, *(failure.input for failure in failures)]
     start = time.perf_counter()
@@ -183,7 +181,7 @@ class Pipeline:
     tally = self._tally
     tally.writing += time.perf_counter() - start
     tally.processing += sum(seconds for _, seconds in made)
-    tally.reading += sum(picture.seconds for picture in pictures)
+    tally.reading += sum(image.seconds for image in images)
     tally.done += len(good)
     tally.failed += len(failures)
     results = [found[index - batch.first] for index in identities]
@@ -194,16 +192,16 @@ class Pipeline:
   def _failures(self, started: _Started) -> list[Failure]:
     """Of a batch, the inputs that failed; those that could not be read stay pending."""
     failures = []
-    rows = zip(started.batch.inputs, started.pictures, started.faults, strict=True)
-    for index, picture, fault in rows:
+    rows = zip(started.batch.inputs, started.images, started.faults, strict=True)
+    for index, image, fault in rows:
       name = self._job.inputs[index].name
       self._tally.unreadable.pop((index, name), None)
       if not fault:
         continue
-      if picture.unreadable and not (self._job.skip_unreadable and self._last_pass):
+      if image.unreadable and not (self._job.skip_unreadable and self._last_pass):
         self._tally.unreadable[index, name] = fault
       else:
-        failures.append(Failure(index, name, fault, picture.identity))
+        failures.append(Failure(index, name, fault, image.identity))
     return failures
 
 
@@ -227,10 +225,10 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> bool:
   return not stopping()
 
 
-def _fault(one: Input, picture: Picture) -> str:
+def _fault(one: Input, image: Image) -> str:
   """What is wrong with the prompts of an image of this size."""
   try:
-    check_places(one.prompts, *picture.size)
+    check_places(one.prompts, *image.size)
   except ValueError as error:
     return str(error)
   return ""

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-# Directions of an edge: right, down, left, up, each with the picture's y downwards.
+# Directions of an edge: right, down, left, up, each with the image's y downwards.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 

@@ -1,4 +1,4 @@
-"""What a list asks about a picture: all things of a kind, or the one thing that is pointed at."""
+"""What a list asks about an image: all things of a kind, or the one thing that is pointed at."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -84,7 +84,7 @@ def distinct(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:
 
 
 def check_places(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
-  """Raises ValueError unless boxes and points fit a picture of this size."""
+  """Raises ValueError unless boxes and points fit an image of this size."""
   for prompt in prompts:
     if isinstance(prompt, VisualPrompt):
       check_visual(prompt, height, width)

@@ -21,10 +21,10 @@ from sam3_jax.batch.fetch import File
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
-from sam3_jax.batch.loading import NO_PIXELS, Picture, load, reason_of
+from sam3_jax.batch.loading import NO_PIXELS, Image, load, reason_of
 from sam3_jax.utils.identity import FileIdentity
 
-__all__ = ["Picture", "Source", "reading", "reason_of"]
+__all__ = ["Image", "Source", "reading", "reason_of"]
 
 DECODING = 60.0  # seconds in which an image's bytes must be decoded
 FETCHING = 300.0  # seconds in which an image's bytes must be there
@@ -79,7 +79,7 @@ def reading(
   threads: int,
   ahead: int,
   stopping: Callable[[], bool] = lambda: False,
-) -> Iterator[Iterator[Picture]]:
+) -> Iterator[Iterator[Image]]:
   """An iterator over all images of a source, in order.
 
   Args:
@@ -95,7 +95,7 @@ def reading(
   """
   reader = _Reader(source, workers, threads, stopping)
   try:
-    yield reader.pictures(max(ahead, workers or threads))
+    yield reader.images(max(ahead, workers or threads))
   finally:
     reader.close()
 
@@ -104,7 +104,7 @@ class _Turn:
   """A task on its way through a thread.
 
   Attributes:
-    picture: what came of it; None until then.
+    image: what came of it; None until then.
     began, fetched: when, by `time.monotonic`; None before.
     child: that reads it.
     lost: nobody waits for it any more.
@@ -112,7 +112,7 @@ class _Turn:
 
   def __init__(self, task: Task):
     self.task = task
-    self.picture: Picture | None = None
+    self.image: Image | None = None
     self.began: float | None = None
     self.fetched: float | None = None
     self.child: Child | None = None
@@ -138,7 +138,7 @@ class _Reader:
     self._workers, self._threads = workers, workers or threads
     self._started = False
 
-  def pictures(self, ahead: int) -> Iterator[Picture]:
+  def images(self, ahead: int) -> Iterator[Image]:
     turns: collections.deque[_Turn] = collections.deque()
     tasks = iter(self._source)
     while True:
@@ -176,19 +176,19 @@ class _Reader:
       try:
         if self._workers:
           child = child or self._start_child()
-          picture = self._read_in(child, turn)
-          child = None if picture.suspect else child
+          image = self._read_in(child, turn)
+          child = None if image.suspect else child
         else:
           source = self._source
-          picture = load(task.file, source.side, source.max_pixels, turn.note_fetched)
+          image = load(task.file, source.side, source.max_pixels, turn.note_fetched)
       except Exception as error:  # what no one foresaw; the thread must go on
-        picture = _failed(reason_of(error), unreadable=True)
+        image = _failed(reason_of(error), unreadable=True)
       if turn.lost:
         return  # another thread took its place
-      if task.journal is not None and not picture.suspect:
+      if task.journal is not None and not image.suspect:
         task.journal.end(task.index)
       with self._came:
-        turn.picture = picture
+        turn.image = image
         self._came.notify_all()
 
   def _start_child(self) -> Child:
@@ -198,7 +198,7 @@ class _Reader:
       child.kill()
     return child
 
-  def _read_in(self, child: Child, turn: _Turn) -> Picture:
+  def _read_in(self, child: Child, turn: _Turn) -> Image:
     turn.child = child
     try:
       return child.read(turn.task.file, turn.note_fetched)
@@ -207,25 +207,25 @@ class _Reader:
       self._children.discard(child)
       return _failed(str(died), suspect=True)
 
-  def _wait(self, turn: _Turn) -> Picture:
-    while not turn.task.alone and turn.picture is None and not turn.lost:
+  def _wait(self, turn: _Turn) -> Image:
+    while not turn.task.alone and turn.image is None and not turn.lost:
       if self._stopping():
         raise StoppedError
       with self._came:
-        self._came.wait_for(lambda: turn.picture is not None, _POLL)
-      if turn.picture is None and (picture := self._late(turn)) is not None:
-        return picture
-    if turn.picture is not None and not turn.picture.suspect:
-      return turn.picture
+        self._came.wait_for(lambda: turn.image is not None, _POLL)
+      if turn.image is None and (image := self._late(turn)) is not None:
+        return image
+    if turn.image is not None and not turn.image.suspect:
+      return turn.image
     journal = turn.task.journal
     if journal is not None:
       journal.suspects.add(turn.task.index)
-    picture = self._read_alone(turn.task)
+    image = self._read_alone(turn.task)
     if journal is not None:
       journal.end(turn.task.index)
-    return picture
+    return image
 
-  def _late(self, turn: _Turn) -> Picture | None:
+  def _late(self, turn: _Turn) -> Image | None:
     """Gives up a reader that takes too long: the bytes do not come, so another try may read them;
     or decoding does not end, so the image is a suspect (and None is returned)."""
     now = time.monotonic()
@@ -269,7 +269,7 @@ class _Reader:
     if self._stopping():
       raise StoppedError
 
-  def _read_alone(self, task: Task) -> Picture:
+  def _read_alone(self, task: Task) -> Image:
     """Reads a suspect in a process with limits."""
     start = time.monotonic()
     child, since, late = self._limited_child(), [0.0, 0.0], [False]  # began, fetched
@@ -314,8 +314,8 @@ def _failed(
   unreadable: bool = False,
   suspect: bool = False,
   seconds: float = 0.0,
-) -> Picture:
-  return Picture(NO_PIXELS, (0, 0), reason, seconds, identity, unreadable, suspect)
+) -> Image:
+  return Image(NO_PIXELS, (0, 0), reason, seconds, identity, unreadable, suspect)
 
 
 def _examine(file: File) -> FileIdentity | None:

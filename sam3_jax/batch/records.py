@@ -1,4 +1,4 @@
-"""A picture's results as a line of a part: plain values, masks as COCO's run lengths."""
+"""An image's results as a line of a part: plain values, masks as COCO's run lengths."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def record(
 
   Args:
     number: the input's place in the list; None for an input of no list.
-    name: of the picture.
+    name: of the image.
     size: its height and width in pixels.
     prompts: what was asked.
     found: what was found for each.

@@ -14,11 +14,11 @@ class Tally:
   """What a process has done so far.
 
   Attributes:
-    total: pictures of its share that were not done when it began.
+    total: images of its share that were not done when it began.
     done, failed: of these.
     unreadable: why images of these could not be read at the last try, by index and name.
-    done_before, failed_before: pictures of its share that it found so.
-    prompts, instances: of the pictures that were done.
+    done_before, failed_before: images of its share that it found so.
+    prompts, instances: of the images that were done.
     device: seconds in which the devices had work.
     reading: seconds of reading and decoding, summed over threads or workers.
     processing: seconds of masks and records, summed over threads.
@@ -52,7 +52,7 @@ class Tally:
 
   @property
   def seen(self) -> int:
-    """Pictures of its share that are done or failed, in this run or before."""
+    """Images of its share that are done or failed, in this run or before."""
     return self.done_before + self.done + self.all_failed
 
   def some_unreadable(self) -> str:
@@ -69,7 +69,7 @@ class Tally:
     seen, seconds = self.done + self.failed, max(self.seconds, 1e-9)
     left = (self.total - seen) * seconds / seen if seen else None
     return (
-      f"{seen:,} of {self.total:,} pictures, {seen / seconds:.1f} pictures/s, "
+      f"{seen:,} of {self.total:,} images, {seen / seconds:.1f} images/s, "
       f"{self.prompts / seconds:.1f} prompts/s, {self.failed:,} failed, "
       f"{'?' if left is None else _duration(left)} left"
     )
@@ -78,10 +78,10 @@ class Tally:
     """Lines for the end."""
     seconds = max(self.seconds, 1e-9)
     return [
-      f"{self.done:,} pictures done, {self.failed:,} failed, {self.prompts:,} prompts, "
-      f"{self.instances:,} instances in {_duration(seconds)}: {self.done / seconds:.1f} pictures/s",
+      f"{self.done:,} images done, {self.failed:,} failed, {self.prompts:,} prompts, "
+      f"{self.instances:,} instances in {_duration(seconds)}: {self.done / seconds:.1f} images/s",
       f"devices busy {self.device:.1f} s of {seconds:.1f} s ({self.device / seconds:.0%}); waited "
-      f"{self.waiting:.1f} s for pictures; host: reading {self.reading:.1f} s, masks "
+      f"{self.waiting:.1f} s for images; host: reading {self.reading:.1f} s, masks "
       f"{self.processing:.1f} s, writing {self.writing:.1f} s",
     ]
 

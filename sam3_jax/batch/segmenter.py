@@ -1,6 +1,6 @@
 """The model as a stateful worker of a data engine: Ray Data, or any other that maps batches.
 
-  dataset = ray.data.read_images("pictures", include_paths=True)
+  dataset = ray.data.read_images("images", include_paths=True)
   found = dataset.map_batches(Segmenter, fn_constructor_kwargs={"prompts": ["cat"]}, concurrency=2)
 
 The engine brings what `run` does for one job: reading, retries, autoscaling, writing. Nothing here
@@ -25,14 +25,14 @@ from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS, read_image, resize
 from sam3_jax.inputs.prompts import Prompt, as_prompts
 
-PICTURES = ("image", "bytes")  # columns that a picture may come in; they do not come out again
+IMAGES = ("image", "bytes")  # columns that an image may come in; they do not come out again
 
 
 class Segmenter:
   """A checkpoint on this process's devices, called with batches of any length.
 
-  A picture that cannot be used makes no error but a row that says why, so that a worker's other
-  pictures are not done again and again.
+  An image that cannot be used makes no error but a row that says why, so that a worker's other
+  images are not done again and again.
   """
 
   def __init__(
@@ -50,14 +50,14 @@ class Segmenter:
     """Loads the checkpoint.
 
     Args:
-      prompts: asked about every picture that comes without its own.
+      prompts: asked about every image that comes without its own.
       checkpoint: folder or name.
       threshold: instances score above it.
       max_detections: of each prompt, the best.
-      max_pixels: larger pictures are refused.
-      images: pictures that each device works on at a time.
+      max_pixels: larger images are refused.
+      images: images that each device works on at a time.
       dtype: as in `Sam3.from_checkpoint`.
-      threads: that read pictures and make run lengths.
+      threads: that read images and make run lengths.
 
     Raises:
       FileNotFoundError, ValueError: as `find_checkpoint` and `Sam3.from_checkpoint`; a phrase that
@@ -84,13 +84,13 @@ class Segmenter:
         them. Others are passed through.
 
     Returns:
-      The columns but for the picture's, and `record`, JSON as a line of a part's file (see
+      The columns but for the image's, and `record`, JSON as a line of a part's file (see
       `sam3_jax.batch`; empty if it failed), and `error`, the reason or empty.
 
     Raises:
-      ValueError: no column of pictures.
+      ValueError: no column of images.
     """
-    column = next((name for name in PICTURES if name in batch), None)
+    column = next((name for name in IMAGES if name in batch), None)
     if column is None:
       raise ValueError(f"a batch needs a column image or bytes; got {sorted(batch)}.")
     rows = len(batch[column])
@@ -104,12 +104,12 @@ class Segmenter:
         work = self._engine.start([one if isinstance(one, Slot) else None for one in part])
         jobs = zip(part, names[first:], work.instances(), strict=False)
         records += pool.map(lambda job: _record(*job), jobs)
-    passed = {name: values for name, values in batch.items() if name not in PICTURES}
+    passed = {name: values for name, values in batch.items() if name not in IMAGES}
     errors = [one if isinstance(one, str) else "" for one in slots]
     return passed | {"record": np.array(records, object), "error": np.array(errors, object)}
 
-  def _slot(self, picture: Any, own: Any) -> Slot | str:
-    """A picture and its prompts, or what is wrong with them."""
+  def _slot(self, source_image: Any, own: Any) -> Slot | str:
+    """An image and its prompts, or what is wrong with them."""
     try:
       prompts = self._prompts
       if own is not None:
@@ -120,7 +120,7 @@ class Segmenter:
         self._model.tokenizer.check(prompt.phrase for prompt in concepts(prompts))
       if pointing(prompts):
         self._model.visual_params()  # raises where there is no head
-      image = read_image(picture, max_pixels=self._max_pixels)
+      image = read_image(source_image, max_pixels=self._max_pixels)
       size = image.shape[0], image.shape[1]
       check_places(prompts, *size)
       return Slot(resize(image, self._model.config.image_size), size, prompts)

@@ -1,4 +1,4 @@
-"""A few numbers that a checkpoint's programs give for a picture and prompts that never change.
+"""A few numbers that a checkpoint's programs give for an image and prompts that never change.
 
 `sam3-jax convert --verify` keeps them in the bundle, `sam3-jax inspect --verify` computes them
 again: whether this machine and this version of the code compute what was computed then. Whether the
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
   from sam3_jax.inference.predictor import Sam3
 
 FILE = "fingerprint.json"
-RECIPE = 1  # the number of this picture, these prompts and statistics
+RECIPE = 1  # the number of this image, these prompts and statistics
 TINY = float(np.finfo(np.float32).tiny)
 STATISTICS = ("mean", "root mean square", "mean times place")
 # Of the root mean square, by the dtype that was computed in. Measured at the released size with
 # seeded weights: 8e-6 between code for SSE4.2 and for AVX-512, 1e-7 between one core and two, 5e-2
 # between float32 and bfloat16.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.2}
-PICTURE = (200, 300)  # height and width
+IMAGE = (200, 300)  # height and width
 PHRASE = "red circle"
-BOX, CENTRE = (60, 40, 160, 140), (110, 90)  # of the disc in the picture
+BOX, CENTRE = (60, 40, 160, 140), (110, 90)  # of the disc in the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Fingerprint:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-  """What a model gives for the picture and the prompts.
+  """What a model gives for the image and the prompts.
 
   Attributes:
-    embedding: of the picture.
+    embedding: of the image.
     text: of the phrase.
     found: of the phrase, and of it with the box.
     masks: of the point and the box, three readings; None without a head for visual prompts.
@@ -71,7 +71,7 @@ class Answers:
 def ask(model: "Sam3") -> Answers:
   """Runs every program that the model's checkpoint carries."""
   visual = "visual" in model.params
-  embedding = model.encode(picture(), visual=visual)
+  embedding = model.encode(image(), visual=visual)
   text = model.encode_text(PHRASE)
   found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
   asked = VisualPrompt([CENTRE], [1], box=BOX)
@@ -91,9 +91,9 @@ def summarise(answers: Answers, dtype: str) -> Fingerprint:
   """
   embedding, text, masks = answers.embedding, answers.text, answers.masks
   results: dict[str, Any] = {
-    "encode picture: coarse": embedding.coarse,
-    "encode picture: middle": embedding.middle,
-    "encode picture: fine": embedding.fine,
+    "encode image: coarse": embedding.coarse,
+    "encode image: middle": embedding.middle,
+    "encode image: fine": embedding.fine,
     "encode phrase": np.asarray(text.features, np.float32)[np.asarray(text.valid)],
   }
   for row, kind in enumerate(("phrase", "phrase and box")):
@@ -161,14 +161,14 @@ def read(folder: Path) -> Fingerprint | None:
   return found
 
 
-def picture() -> np.ndarray:
+def image() -> np.ndarray:
   """A red disc on slopes and stripes."""
-  height, width = PICTURE
-  y, x = np.indices(PICTURE)
+  height, width = IMAGE
+  y, x = np.indices(IMAGE)
   stripes = (7 * x + 13 * y) % 64 + 96
-  picture = np.stack([x * 255 // width, y * 255 // height, stripes], axis=-1)
-  picture[(x - CENTRE[0]) ** 2 + (y - CENTRE[1]) ** 2 < 50**2] = 220, 40, 30
-  return picture.astype(np.uint8)
+  image = np.stack([x * 255 // width, y * 255 // height, stripes], axis=-1)
+  image[(x - CENTRE[0]) ** 2 + (y - CENTRE[1]) ** 2 < 50**2] = 220, 40, 30
+  return image.astype(np.uint8)
 
 
 def _statistics(array: np.ndarray) -> list[float]:

@@ -37,7 +37,7 @@ def find(checkpoint: str, quiet: bool) -> Path:
 
 
 class Asked(NamedTuple):
-  """What to look for in each picture."""
+  """What to look for in each image."""
 
   prompts: "list[Prompt]"
   visual: "list[VisualPrompt]"

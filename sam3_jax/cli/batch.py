@@ -34,7 +34,7 @@ def batch(
     str | None,
     typer.Option(
       metavar="DIR|GLOB|FILE",
-      help="Pictures: a folder, a pattern in quotes, a webdataset's .tar, or a .jsonl of "
+      help="Images: a folder, a pattern in quotes, a webdataset's .tar, or a .jsonl of "
       '{"image": PATH, "prompts": [...]} lines.',
     ),
   ] = None,
@@ -42,7 +42,7 @@ def batch(
     str | None,
     typer.Option(
       metavar='FILE|"A, B"',
-      help="What to find where a picture has no prompts of its own: a file with a phrase a line, "
+      help="What to find where an image has no prompts of its own: a file with a phrase a line, "
       "or phrases with commas between them.",
     ),
   ] = None,
@@ -79,17 +79,15 @@ def batch(
     int, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
   ] = 100,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+    int, typer.Option(min=1, metavar="N", help="Refuse images of more pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
   max_error_rate: Annotated[
     float,
-    typer.Option(metavar="0..1", help="Stop when more than this share of the pictures fails."),
+    typer.Option(metavar="0..1", help="Stop when more than this share of the images fails."),
   ] = 0.05,
-  part_size: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Pictures of a part file.")
-  ] = 256,
+  part_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images of a part file.")] = 256,
   batch_images: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Pictures of a batch, for each device.")
+    int, typer.Option(min=1, metavar="N", help="Images of a batch, for each device.")
   ] = 4,
   batch_prompts: Annotated[
     int | None,
@@ -99,7 +97,7 @@ def batch(
   ] = None,
   workers: Annotated[
     int,
-    typer.Option(min=0, metavar="N", help="Processes that read pictures; 0 for threads of this."),
+    typer.Option(min=0, metavar="N", help="Processes that read images; 0 for threads of this."),
   ] = 0,
   processes: Annotated[
     int | None, typer.Option(min=1, metavar="N", help="How many processes share the job.")
@@ -142,9 +140,7 @@ def batch(
     _merge(out, to, Console(quiet=quiet))
     return
   if to is not Layout.coco:
-    raise ValueError(
-      f"--to {to.value} goes with --merge, once the pictures are done; leave it out."
-    )
+    raise ValueError(f"--to {to.value} goes with --merge, once the images are done; leave it out.")
   if images is None:
     raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
   arguments.check_share("--threshold", threshold)

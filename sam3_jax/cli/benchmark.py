@@ -62,12 +62,12 @@ def benchmark(
     list[Part] | None,
     typer.Option(
       help="What to measure; repeat for several. All but growth (1 to 128 prompts, 1 to 8 "
-      "pictures) and start (the command as a whole), if left out."
+      "images) and start (the command as a whole), if left out."
     ),
   ] = None,
   most: Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="No more pictures, prompts or masks in a call."),
+    typer.Option(min=1, metavar="N", help="No more images, prompts or masks in a call."),
   ] = None,
   dtype: Annotated[
     list[Precision] | None,
@@ -83,7 +83,7 @@ def benchmark(
     ),
   ] = None,
   image: Annotated[
-    Path | None, typer.Option(metavar="FILE", help="A picture; that of the README, if left out.")
+    Path | None, typer.Option(metavar="FILE", help="An image; that of the README, if left out.")
   ] = None,
   repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Calls after the first.")] = 5,
   threads: Annotated[
@@ -105,7 +105,7 @@ def benchmark(
 ) -> None:
   """Measure time and memory of every step, beside other packages if asked to; from a clone.
 
-  Each side is a process of its own, gets the same picture, prompts, weights and cores, and takes
+  Each side is a process of its own, gets the same image, prompts, weights and cores, and takes
   turns with the others. What could not be measured is listed with the reason.
   """
   if checkpoint is not None and size is not None:
@@ -119,9 +119,9 @@ def benchmark(
   for folder in (out, work, plot and plot.parent):
     if folder is not None:
       arguments.check_writable(folder)
-  picture = image or CLONE / "docs" / "scene.jpg"
-  if not picture.is_file():
-    raise FileNotFoundError(f"there is no file {picture}; check --image.")
+  source_image = image or CLONE / "docs" / "scene.jpg"
+  if not source_image.is_file():
+    raise FileNotFoundError(f"there is no file {image}; check --image.")
   if plot is not None:
     if Part.growth not in (only or ()):
       raise ValueError("--plot draws the growth: add --only growth, or leave it out.")
@@ -150,7 +150,7 @@ def benchmark(
       repeats=repeats,
       threads=threads,
       device=device and device.value,
-      picture=picture.absolute(),
+      image=source_image.absolute(),
       work=work.absolute(),
     )
     step = stack.enter_context(progress(Console(stderr=True), bar=True, quiet=quiet))

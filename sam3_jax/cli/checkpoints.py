@@ -282,7 +282,7 @@ def _describe(summary: "Summary") -> Table:
     "trained": {"True": "yes", "False": "no: its parameters are random"}.get(trained, "?"),
     "parameters": f"{summary.parameters:,} in {summary.dtype}",
     **{f"  {part}": f"{count:,}" for part, count in summary.parts.items()},
-    "picture": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
+    "image": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
     "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
     "text encoder": _describe_text(config.text),
     "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",

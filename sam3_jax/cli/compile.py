@@ -32,7 +32,7 @@ def compile(
     str, typer.Option(metavar="NAME", help="Which TPU, of which one chip is used.")
   ] = "v5e:1x1",
   images: Annotated[int, typer.Option(min=0, metavar="N", help="Encoded in one call.")] = 1,
-  prompts: Annotated[int, typer.Option(min=0, metavar="N", help="Of one picture in a call.")] = 1,
+  prompts: Annotated[int, typer.Option(min=0, metavar="N", help="Of one image in a call.")] = 1,
   boxes: Annotated[int, typer.Option(min=0, max=128, metavar="N", help="Of one prompt.")] = 0,
   max_detections: Annotated[
     int | None, typer.Option(min=1, metavar="N", help="As it will be given to segment.")

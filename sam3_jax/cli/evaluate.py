@@ -30,9 +30,7 @@ def evaluate(
   ],
   images: Annotated[
     Path | None,
-    typer.Option(
-      metavar="DIR", help="Folder of the pictures; that of the annotations, if left out."
-    ),
+    typer.Option(metavar="DIR", help="Folder of the images; that of the annotations, if left out."),
   ] = None,
   checkpoint: Annotated[
     str | None,

@@ -39,7 +39,7 @@ from sam3_jax.utils.console import (
 )
 
 app = typer.Typer(
-  help="SAM 3 in JAX: find, box and mask every instance of a concept in a picture.",
+  help="SAM 3 in JAX: find, box and mask every instance of a concept in an image.",
   add_completion=False,
   rich_markup_mode="markdown",
   pretty_exceptions_enable=False,

@@ -23,7 +23,7 @@ def segment(
     list[str] | None,
     typer.Option(
       metavar="X0,Y0,X1,Y1[,0|1]",
-      help="An example in pixels of the picture as displayed (1, the default) or a counterexample "
+      help="An example in pixels of the image as displayed (1, the default) or a counterexample "
       "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it; with "
       "--visual it finds the one thing in it.",
     ),
@@ -58,7 +58,7 @@ def segment(
   ] = None,
   out: Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of a picture go."),
+    typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of an image go."),
   ] = Path("out"),
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
@@ -66,20 +66,20 @@ def segment(
     int | None, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
   ] = None,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Refuse pictures of more pixels.")
+    int, typer.Option(min=1, metavar="N", help="Refuse images of more pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
   strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Find, box and mask all instances of phrases or example boxes in pictures, or what is clicked.
+  """Find, box and mask all instances of phrases or example boxes in images, or what is clicked.
 
   A --box is an example: everything that looks like it is found. A --point is a click: the one thing
   under it is found, and with --visual a --box likewise means the one thing in it.
 
   Everything given is checked before any work, and a fault stops the run. A file that turns out to
-  be no picture, or a damaged one, is reported and left out; the others are done, and the exit
-  status is 2. Of pictures with the same name the second's results are called NAME-2, and so on.
+  be no image, or a damaged one, is reported and left out; the others are done, and the exit
+  status is 2. Of images with the same name the second's results are called NAME-2, and so on.
   """
   arguments.check_share("--threshold", threshold)
   arguments.check_writable(out)

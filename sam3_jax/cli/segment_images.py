@@ -1,4 +1,4 @@
-"""The work of `sam3-jax segment`: pictures in, overlays, JSON and a table out."""
+"""The work of `sam3-jax segment`: images in, overlays, JSON and a table out."""
 
 import dataclasses
 import time
@@ -20,7 +20,7 @@ from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.outputs.coco_json import (
   ANNOTATIONS,
-  PICTURE,
+  IMAGE,
   coco,
   json_of,
   output_stems,
@@ -33,7 +33,7 @@ from sam3_jax.utils.console import Console, complain, loading, printable, progre
 from sam3_jax.utils.os_errors import reason
 
 USUAL = 0.5  # threshold
-LISTED = 10  # pictures whose files are named one by one
+LISTED = 10  # images whose files are named one by one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class Job:
 
   Attributes:
     images: files that exist, each once.
-    prompts: of every picture.
+    prompts: of every image.
     visual: likewise; beside a single prompt, they mend what it found.
     everything: in place of prompts, whatever there is, and how to look for it.
     out: folder; made when there is something to write.
     threshold: of prompts; instances score above it; None for the usual one of what is asked.
     max_detections: of each prompt, the best; None for all.
-    max_pixels: larger pictures are refused.
+    max_pixels: larger images are refused.
   """
 
   images: Sequence[Path]
@@ -93,12 +93,12 @@ class Job:
 
   @property
   def outputs(self) -> list[tuple[Path, Path]]:
-    """Overlay and JSON of each picture."""
+    """Overlay and JSON of each image."""
     stems = output_stems(self.images)
-    return [(self.out / (stem + PICTURE), self.out / (stem + ANNOTATIONS)) for stem in stems]
+    return [(self.out / (stem + IMAGE), self.out / (stem + ANNOTATIONS)) for stem in stems]
 
   def check(self) -> None:
-    """Raises ValueError where a box misses a picture, or an output would replace an input."""
+    """Raises ValueError where a box misses an image, or an output would replace an input."""
     inputs = {path.resolve() for path in self.images}
     for path in (path for pair in self.outputs for path in pair):
       if path.resolve() in inputs:
@@ -120,10 +120,10 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
     checkpoint: folder of the model.
     dtype: as in `Sam3.from_checkpoint`.
     console: for the table and the paths; if it is quiet, there are no progress and notes either.
-    errors: for progress, notes and faulty pictures.
+    errors: for progress, notes and faulty images.
 
   Returns:
-    How many pictures could not be read, each reported on `errors`.
+    How many images could not be read, each reported on `errors`.
 
   Raises:
     ValueError, OSError: whatever else goes wrong. What was written before is complete.
@@ -142,7 +142,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         step(f"{path.name}{wait}", i / len(job.images))
         try:
           rows = _segment(model, job, path, outputs)
-        except _BadPictureError as error:
+        except _BadImageError as error:
           complain(str(error), errors)
           failures += 1
         else:
@@ -159,19 +159,19 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
   return failures
 
 
-class _BadPictureError(Exception):
-  """A file that holds no picture that can be used; the others may."""
+class _BadImageError(Exception):
+  """A file that holds no image that can be used; the others may."""
 
 
 def _segment(
   model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
 ) -> list[tuple[str | Text, ...]]:
-  """Segments one picture and writes its files; returns its rows of the table."""
+  """Segments one image and writes its files; returns its rows of the table."""
   start = time.perf_counter()
   try:
     image = read_image(path, max_pixels=job.max_pixels)
   except (ValueError, TypeError, OSError) as error:
-    raise _BadPictureError(str(error)) from error
+    raise _BadImageError(str(error)) from error
   instances = _instances(model, job, image)
   info = {
     "description": f"sam3-jax {version('sam3-jax')}",
@@ -181,12 +181,12 @@ def _segment(
     "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
     "prompts": [prompt_as_json(prompt) for prompt in job.prompts],
   }
-  picture, annotations = outputs
+  source_image, annotations = outputs
   size = (image.shape[0], image.shape[1])
   record = coco(str(path), size, instances, job.phrases, info)
   drawn = overlay(image, instances, job.phrases)
   try:
-    write({annotations: json_of(record), picture: png_of(drawn)})
+    write({annotations: json_of(record), source_image: png_of(drawn)})
   except OSError as error:
     raise OSError(
       f"cannot write {error.filename}: {reason(error)} or choose another --out."
@@ -205,7 +205,7 @@ def _segment(
 
 
 def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
-  """What is found in one picture, for each of the job's phrases."""
+  """What is found in one image, for each of the job's phrases."""
   if job.everything:
     found = model.generate_masks(image, job.everything, max_pixels=job.max_pixels)
     return [found[: job.max_detections]]
@@ -232,15 +232,15 @@ def _shown(prompt: VisualPrompt, number: int) -> str:
 
 
 def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
-  for picture, annotations in done[:LISTED]:
-    say(console, str(picture))
+  for image, annotations in done[:LISTED]:
+    say(console, str(image))
     say(console, str(annotations))
   if len(done) > LISTED:
     say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
 
 
 def _table() -> Table:
-  table = Table(caption="The first picture's seconds include compiling.")
+  table = Table(caption="The first image's seconds include compiling.")
   table.add_column("Image", overflow="fold")
   table.add_column("Phrase", overflow="fold")
   for heading in ("Instances", "Best score", "Seconds"):
@@ -253,7 +253,7 @@ def _platform(model: Sam3) -> str:
 
 
 def _size(path: Path, max_pixels: int) -> tuple[int, int] | None:
-  """Height and width of a picture; None where `read_image` will say what is wrong."""
+  """Height and width of an image; None where `read_image` will say what is wrong."""
   try:
     return displayed_size(path, max_pixels=max_pixels)
   except (OSError, ValueError):

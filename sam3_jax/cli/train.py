@@ -29,7 +29,7 @@ def scenes(
   out: Annotated[
     Path, typer.Option(metavar="DIR", help="Folder to make; it must not exist, or be empty.")
   ],
-  count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures.")] = 100,
+  count: Annotated[int, typer.Option(min=1, metavar="N", help="Images.")] = 100,
   seed: Annotated[int, typer.Option(min=0, metavar="S", help="Decides all of them.")] = 0,
   style: Annotated[
     list[Style] | None,
@@ -41,7 +41,7 @@ def scenes(
   new: Annotated[
     New | None,
     typer.Option(
-      help="Show this thing, of which other scenes know nothing, in half of the pictures, and ask "
+      help="Show this thing, of which other scenes know nothing, in half of the images, and ask "
       "for it in all; its pairs go to NAME.json too."
     ),
   ] = None,
@@ -55,7 +55,7 @@ def scenes(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Compose pictures of drawings, with phrases and the masks that match, to train or to measure on.
+  """Compose images of drawings, with phrases and the masks that match, to train or to measure on.
 
   What an interrupted run left in the folder is done again.
   """
@@ -95,9 +95,7 @@ def train(
   ] = None,
   images: Annotated[
     Path | None,
-    typer.Option(
-      metavar="DIR", help="Folder of the pictures; that of the annotations, if left out."
-    ),
+    typer.Option(metavar="DIR", help="Folder of the images; that of the annotations, if left out."),
   ] = None,
   checkpoint: Annotated[
     str | None, typer.Option(metavar="DIR", help="Folder or name of the checkpoint to start from.")
@@ -107,13 +105,13 @@ def train(
   ] = None,
   evaluation_images: Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of their pictures; theirs, if left out."),
+    typer.Option(metavar="DIR", help="Folder of their images; theirs, if left out."),
   ] = None,
   evaluate_every: Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Steps between evaluations.")
   ] = None,
   steps: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the whole run.")] = None,
-  batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Pictures a step.")] = None,
+  batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images a step.")] = None,
   learning_rate: Annotated[
     float | None, typer.Option(metavar="RATE", help="Of all but trunk, neck and text.")
   ] = None,

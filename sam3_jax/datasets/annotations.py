@@ -1,15 +1,15 @@
-"""Annotation files: pairs of a picture and a phrase, with the objects that match, and their faults.
+"""Annotation files: pairs of an image and a phrase, with the objects that match, and their faults.
 
 Two layouts are read, told apart by `text_input`:
 
-- SA-Co's (Meta, `sam3/eval/cgf1_eval.py`): an entry of `images` is a pair of a picture and a
+- SA-Co's (Meta, `sam3/eval/cgf1_eval.py`): an entry of `images` is a pair of an image and a
   phrase; a pair without annotations is a negative.
 - COCO's instances (https://cocodataset.org/#format-data): the phrases are the names of the
-  categories; some that a picture lacks become its negatives, drawn at random but always the same.
+  categories; some that an image lacks become its negatives, drawn at random but always the same.
 
 Fields that contradict each other are faults, as those that are wrong by themselves; all come in one
 report. What is left out or surprising is counted in `Notes`. `annotation_file.py` has the fields,
-`agreement.py` boxes against masks, and `check` what only pictures and tokenizer tell.
+`agreement.py` boxes against masks, and `check` what only images and tokenizer tell.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ from sam3_jax.utils.param_tree import raise_faults
 if TYPE_CHECKING:
   from sam3_jax.inputs.tokenizer import Tokenizer
 
-SLACK = 1.0  # pixels by which a box may reach beyond the picture: annotators round
+SLACK = 1.0  # pixels by which a box may reach beyond the image: annotators round
 REMEDY = "Correct the annotation file, or name the right one."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Object:
-  """One thing in a picture.
+  """One thing in an image.
 
   Attributes:
     rle: its mask, in COCO's compressed run lengths.
-    box: x, y, width, height in pixels of the picture.
+    box: x, y, width, height in pixels of the image.
     crowd: the mask covers several things that were not told apart.
   """
 
@@ -57,14 +57,14 @@ class Object:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-  """A picture, a phrase, and all objects in the picture that match it (none: a negative).
+  """An image, a phrase, and all objects in the image that match it (none: a negative).
 
   Attributes:
     id: of SA-Co's entry in `images`; with COCO's layout, its place in the list.
-    file_name: of the picture, below the folder of pictures.
-    width, height: of the picture, in pixels.
+    file_name: of the image, below the folder of images.
+    width, height: of the image, in pixels.
     exhaustive: every object that matches is annotated.
-    image_id, category_ids: with COCO's layout, the picture's id in the file and those of the
+    image_id, category_ids: with COCO's layout, the image's id in the file and those of the
       categories whose name the phrase is, mostly one: what results in that layout name the pair by.
   """
 
@@ -86,13 +86,13 @@ def read(
 
   Args:
     path: a JSON file in either layout.
-    negatives: with COCO's layout, phrases a picture that are absent from it; None for as many as
+    negatives: with COCO's layout, phrases an image that are absent from it; None for as many as
       are present, and at least one. SA-Co's layout has its own.
-    seed: of their choice, which depends on nothing but this and the picture's place in the file.
+    seed: of their choice, which depends on nothing but this and the image's place in the file.
     notes: counts what is left out or surprising; None to issue it as warnings.
 
   Returns:
-    With COCO's layout, a picture's pairs follow each other, present phrases first. Instances
+    With COCO's layout, an image's pairs follow each other, present phrases first. Instances
     without a pixel are left out; their pairs are not exhaustive.
 
   Raises:
@@ -132,12 +132,12 @@ def check(
 ) -> list[str]:
   """All faults of all pairs, a line each; an empty list if there are none.
 
-  Found are: ids that occur twice; pictures that are missing, unreadable, or of another size than
-  the file says; boxes without area or more than a pixel outside the picture; masks that are empty,
-  damaged, or not of the picture's size; phrases that are empty or of too many tokens.
+  Found are: ids that occur twice; images that are missing, unreadable, or of another size than
+  the file says; boxes without area or more than a pixel outside the image; masks that are empty,
+  damaged, or not of the image's size; phrases that are empty or of too many tokens.
 
   Args:
-    images: the folder of pictures; None leaves them unopened.
+    images: the folder of images; None leaves them unopened.
     tokenizer: counts the tokens; None leaves that out.
   """
   faults = []
@@ -150,7 +150,7 @@ def check(
     sizes: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
     for pair in pairs:
       sizes[pair.file_name][pair.width, pair.height] = None
-    faults += _picture_faults(Path(images), sizes)
+    faults += _image_faults(Path(images), sizes)
   objects = ((pair, i, one) for pair in pairs for i, one in enumerate(pair.objects, start=1))
   while chunk := list(itertools.islice(objects, CHUNK)):
     faults += _object_faults(chunk)
@@ -171,7 +171,7 @@ def _read(
   path: Path, negatives: int | None, seed: int, notes: Notes
 ) -> tuple[list[Pair], list[str]]:
   if negatives is not None and negatives < 0:
-    raise ValueError(f"negatives must be None or at least 0 phrases a picture; got {negatives}.")
+    raise ValueError(f"negatives must be None or at least 0 phrases an image; got {negatives}.")
   file = AnnotationFile(path, notes)
   objects = _Objects(file)
   for chunk in file.chunks():
@@ -308,7 +308,7 @@ class _Objects:
     if w <= 0 or h <= 0:
       return f"{shown} has no area{looks}; the bounds of its mask are {wanted}"
     if min(x, y) < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
-      return f"{shown} leaves the {width} x {height} picture{looks}; that of its mask is {wanted}"
+      return f"{shown} leaves the {width} x {height} image{looks}; that of its mask is {wanted}"
     return f"{shown} is not that of its mask, {wanted}{looks}"
 
   def _other(self, one: Instance, box: np.ndarray) -> str:
@@ -388,13 +388,13 @@ def _pair(
   )
 
 
-def _picture_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
-  """Of pictures and the sizes that the pairs say they have; each picture is opened once."""
+def _image_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
+  """Of images and the sizes that the pairs say they have; each image is opened once."""
   for name, said in sizes.items():
     try:
       height, width = displayed_size(folder / name)
     except FileNotFoundError:
-      yield f"{folder / name}: there is no such picture"
+      yield f"{folder / name}: there is no such image"
     except (OSError, ValueError) as error:
       yield str(error).rstrip(".")
     else:
@@ -416,7 +416,7 @@ def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:
     if w <= 0 or h <= 0:
       found.append("has no area")
     elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
-      found.append(f"leaves the {pair.width} x {pair.height} picture")
+      found.append(f"leaves the {pair.width} x {pair.height} image")
     if found:
       shown = ", ".join(f"{value:g}" for value in one.box)
       found = [f"its box {shown} (x, y, width, height) {found[0]}"]

@@ -1,8 +1,8 @@
-"""How well clicks, boxes, and a picture alone find the objects of annotated pictures.
+"""How well clicks, boxes, and an image alone find the objects of annotated images.
 
 A click is at the heart of an object, the point farthest from its edges; the clicks that follow are
 at the heart of what is wrong (SAM 2's, Ravi et al. 2024, arXiv:2408.00714, section 6.1). Masks are
-compared over the picture.
+compared over the image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +30,13 @@ MENDING = 2  # clicks after the first
 def evaluate(
   model: Sam3, pairs: Sequence[Pair], images: str | Path, *, progress: Progress | None = None
 ) -> dict[str, float]:
-  """Asks for each object of each picture, once, whatever phrases name it.
+  """Asks for each object of each image, once, whatever phrases name it.
 
   Args:
     model: with a head for visual prompts.
     pairs: of `annotations.read`; crowds are no objects.
     images: the folder that their file names are below.
-    progress: is called with a picture's name and the fraction done.
+    progress: is called with an image's name and the fraction done.
 
   Returns:
     Means over objects of the IoU in per cent: after one `click`, of the mask that the model thinks
@@ -45,11 +45,11 @@ def evaluate(
 
   Raises:
     ValueError: no objects, or a checkpoint without the head.
-    FileNotFoundError: a picture is missing.
+    FileNotFoundError: an image is missing.
   """
   overlaps: dict[str, list[float]] = {}
-  for picture, objects in _pictures(pairs, images, progress):
-    embedding = model.encode(picture, visual=True)
+  for image, objects in _images(pairs, images, progress):
+    embedding = model.encode(image, visual=True)
     for name, values in _ask(model, embedding, objects).items():
       overlaps.setdefault(name, []).extend(values)
   figures = {name: 100 * float(np.mean(values)) for name, values in overlaps.items()}
@@ -64,7 +64,7 @@ def evaluate_everything(
   *,
   progress: Progress | None = None,
 ) -> dict[str, float]:
-  """Asks for everything in each picture; arguments and errors as of `evaluate`.
+  """Asks for everything in each image; arguments and errors as of `evaluate`.
 
   Args:
     options: of `Sam3.generate_masks`.
@@ -75,8 +75,8 @@ def evaluate_everything(
     numbers of `objects` and `masks`.
   """
   objects_found = objects_there = masks = 0
-  for picture, objects in _pictures(pairs, images, progress):
-    segments = model.generate_masks(picture, options)
+  for image, objects in _images(pairs, images, progress):
+    segments = model.generate_masks(image, options)
     truths = [_mask(one) for one in objects]
     overlaps = np.array(
       [[iou(mask, truth) for truth in truths] for mask in np.asarray(segments.masks)]
@@ -103,7 +103,7 @@ def matched(overlaps: np.ndarray) -> list[tuple[int, int]]:
 
 
 class Heart(NamedTuple):
-  """The point of a mask that is farthest from its edges, in pixels of the picture, and how far."""
+  """The point of a mask that is farthest from its edges, in pixels of the image, and how far."""
 
   x: float
   y: float
@@ -176,10 +176,10 @@ def _single(found: Any, truths: Sequence[Mask]) -> list[float]:
   return [iou(masks[0], truth) for masks, truth in zip(found.masks(), truths, strict=True)]
 
 
-def _pictures(
+def _images(
   pairs: Sequence[Pair], images: str | Path, progress: Progress | None
 ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], list[Object]]]:
-  """Pictures that have objects, each with all of its objects, once."""
+  """Images that have objects, each with all of its objects, once."""
   objects: dict[str, dict[Any, Object]] = {}
   for pair in pairs:
     own = objects.setdefault(pair.file_name, {})

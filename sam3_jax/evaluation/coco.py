@@ -1,6 +1,6 @@
 """COCO's average precision of masks and boxes, as pycocotools computes it.
 
-Each pair of picture and phrase is an image of its own and there are no categories: precision over
+Each pair of image and phrase is an image of its own and there are no categories: precision over
 all pairs at each recall, averaged over overlaps of 0.50, 0.55 .. 0.95. It knows no threshold, so
 predictions of low scores count; and the false alarms on pairs without objects lower it only through
 their rank.

@@ -1,7 +1,7 @@
 """cgF1: are all instances of a phrase found, and nothing where there is none?
 
 Classification-gated F1 of SA-Co (Carion et al. 2025, "SAM 3: Segment Anything with Concepts", and
-Meta's `sam3/eval/cgf1_eval.py`). A pair is a picture and a phrase. Localisation is the micro F1
+Meta's `sam3/eval/cgf1_eval.py`). A pair is an image and a phrase. Localisation is the micro F1
 over the pairs that hold something (pmF1), recognition the Matthews correlation of "there is one"
 with "one was found" over all pairs (IL_MCC), and cgF1 their product. Nothing here knows a model:
 truths and predictions go in, run lengths and boxes, one pair at a time.

@@ -59,7 +59,7 @@ def page(
   pairs: int,
   score: float,
 ) -> dict[Path, Write]:
-  """The page's files, for `results.write`: index.html, and two pictures a pair, drawn as written.
+  """The page's files, for `results.write`: index.html, and two images a pair, drawn as written.
 
   Args:
     rows: the worst pairs, worst first, with what they gave.
@@ -96,16 +96,16 @@ def page(
 
 def _drawing(pair: Pair, objects: Sequence[Object | Prediction], images: Path) -> Write:
   def write(file) -> None:
-    picture = overlay(read_image(images / pair.file_name), [_instances(pair, objects)], [""])
+    image = overlay(read_image(images / pair.file_name), [_instances(pair, objects)], [""])
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=85)
+    image.save(buffer, "JPEG", quality=85)
     file.write(buffer.getvalue())
 
   return write
 
 
 def _instances(pair: Pair, objects: Sequence[Object | Prediction]) -> Instances:
-  """As the model's results: masks are logits of the picture's own size."""
+  """As the model's results: masks are logits of the image's own size."""
   masks = np.zeros((len(objects), pair.height, pair.width), np.float32)
   for i, one in enumerate(objects):
     masks[i] = decode(one.rle)

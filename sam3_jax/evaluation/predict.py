@@ -1,6 +1,6 @@
-"""Predictions of a model for pairs: each picture is encoded once, whatever is asked about it.
+"""Predictions of a model for pairs: each image is encoded once, whatever is asked about it.
 
-Pictures are read ahead by a thread, and encoded and prompted in batches of one size each, so that
+Images are read ahead by a thread, and encoded and prompted in batches of one size each, so that
 four programs are compiled whatever the data. Masks leave the device as run lengths, batch by batch.
 """
 
@@ -28,7 +28,7 @@ Ask = Literal["text", "box", "text+box"]
 LEAST = 0.05  # lower scores are of no account for average precision either
 MOST = 100  # predictions of a pair: as many as COCO's average precision takes
 
-Progress = Callable[[str, float], None]  # a picture's name, and the fraction done before it
+Progress = Callable[[str, float], None]  # an image's name, and the fraction done before it
 
 
 def predict(
@@ -52,19 +52,19 @@ def predict(
     least: lower scores are left out; of a pair, the best 100 are kept.
 
   Yields:
-    Each pair with its predictions, best first, picture by picture. Boxes are clipped to the picture
+    Each pair with its predictions, best first, image by image. Boxes are clipped to the image
     and rounded to hundredths of a pixel, as they go on disk.
 
   Raises:
-    FileNotFoundError, ValueError: of pictures that cannot be read, and faulty phrases and boxes.
+    FileNotFoundError, ValueError: of images that cannot be read, and faulty phrases and boxes.
   """
-  by_picture = collections.defaultdict(list)
+  by_image = collections.defaultdict(list)
   for pair in pairs:
     if (asked := as_prompt(pair, prompt)) is not None:
-      by_picture[pair.file_name].append((pair, asked))
-  pictures, texts = list(by_picture.items()), Phrases(model)
-  size = min(len(pictures), IMAGE_BATCHES[0])
-  batches = [pictures[i : i + size] for i in range(0, len(pictures), size or 1)]
+      by_image[pair.file_name].append((pair, asked))
+  source_images, texts = list(by_image.items()), Phrases(model)
+  size = min(len(source_images), IMAGE_BATCHES[0])
+  batches = [source_images[i : i + size] for i in range(0, len(source_images), size or 1)]
   waiting = None
   with ThreadPoolExecutor(1) as pool:
     loads = _ahead(pool, batches, Path(images))
@@ -101,20 +101,20 @@ _Asked = tuple[int, Pair, Prompt]  # row of the embedding, what it is about, and
 def _ahead(
   pool: ThreadPoolExecutor, batches: Sequence[Sequence[tuple[str, list]]], images: Path
 ) -> Iterator[list[UInt8[np.ndarray, "h w 3"]]]:
-  """The pictures of each batch, read while the one before is in work."""
+  """The images of each batch, read while the one before is in work."""
 
   def read(batch):
     return [read_image(images / name) for name, _ in batch]
 
   following = pool.submit(read, batches[0]) if batches else None
   for i in range(len(batches)):
-    pictures = following.result()  # pyright: ignore[reportOptionalMemberAccess]
+    source_images = following.result()  # pyright: ignore[reportOptionalMemberAccess]
     following = pool.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
-    yield pictures
+    yield source_images
 
 
 def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-  """Groups of at most one batch, of one picture where it fills them, else of several."""
+  """Groups of at most one batch, of one image where it fills them, else of several."""
   size, rest = predictor.prompts_at_once()[0], []
   for row in sorted({row for row, *_ in asked}):
     own = [one for one in asked if one[0] == row]

@@ -2,9 +2,9 @@
 
 Two layouts are read. COCO's results (https://cocodataset.org/#format-results) are one list of
 {"image_id", "category_id", "score", "bbox", "segmentation"}. If the data are in COCO's layout,
-`image_id` and `category_id` are those of its picture and its category; if in SA-Co's, `image_id` is
-a pair of picture and phrase. And a data set with scores, as `sam3-jax batch --merge` writes it: its
-ids are its own, so pictures go by their file names and categories by their names.
+`image_id` and `category_id` are those of its image and its category; if in SA-Co's, `image_id` is
+a pair of image and phrase. And a data set with scores, as `sam3-jax batch --merge` writes it: its
+ids are its own, so images go by their file names and categories by their names.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ class Prediction:
 
   Attributes:
     score: in [0, 1].
-    box: x, y, width, height in pixels of the picture.
-    rle: its mask over the picture, COCO's compressed run lengths.
+    box: x, y, width, height in pixels of the image.
+    rle: its mask over the image, COCO's compressed run lengths.
   """
 
   score: float
@@ -75,7 +75,7 @@ def read(
   decided by whether any value exceeds 1.
 
   Left out are predictions that no pair asks for: of categories, as not all absent categories of a
-  picture become pairs; and of pictures, in a data set with scores.
+  image become pairs; and of images, in a data set with scores.
 
   Args:
     path: the file.
@@ -87,8 +87,8 @@ def read(
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: another layout, a picture or pair that is unknown, a mask of another size than its
-      picture, or nothing but predictions to be left out.
+    ValueError: another layout, an image or pair that is unknown, a mask of another size than its
+      image, or nothing but predictions to be left out.
   """
   path = Path(path)
   content = _load(path)
@@ -97,7 +97,7 @@ def read(
     fractions = not finder.coco and are_fractions(rows)
   else:
     rows, finder = content, _ById(pairs)
-    fractions = not finder.pictures and are_fractions(rows)
+    fractions = not finder.images and are_fractions(rows)
   found: dict[int, list[Prediction]] = {}
   left_out, boxes = 0, _Boxes()
   for start in range(0, len(rows), CHUNK):
@@ -117,7 +117,7 @@ def read(
   if left_out and not found:
     raise ValueError(
       f"{path}: none of its {left_out} predictions is of a category that the data ask of its "
-      f"picture; {DATA}"
+      f"image; {DATA}"
     )
   if notes is not None and isinstance(finder, _ByName):
     for pair in pairs:
@@ -141,25 +141,23 @@ class _ById:
   """Finds the pairs of COCO's results.
 
   Attributes:
-    pictures: ids of COCO's pictures; none with SA-Co's pairs.
+    images: ids of COCO's images; none with SA-Co's pairs.
   """
 
   def __init__(self, pairs: Sequence[Pair]):
     self._known: Mapping[_Name, Pair] = {name: pair for pair in pairs for name in _names(pair)}
     ids = {pair.image_id for pair in pairs if pair.image_id is not None}
-    self.pictures: Collection[int] = ids
+    self.images: Collection[int] = ids
 
   def pair_of(self, row: dict[str, Any]) -> Pair | None:
     """The pair that a row is about; None if nobody asks for its category."""
-    image = _id(
-      row, "image_id", f"which is no {'picture' if self.pictures else 'pair'} of the data"
-    )
-    if not self.pictures:
+    image = _id(row, "image_id", f"which is no {'image' if self.images else 'pair'} of the data")
+    if not self.images:
       if (image, None) not in self._known:
         raise ValueError(f"image_id {image}, which is no pair of the data; {DATA}")
       return self._known[image, None]
-    if image not in self.pictures:
-      raise ValueError(f"image_id {image}, which is no picture of the data; {DATA}")
+    if image not in self.images:
+      raise ValueError(f"image_id {image}, which is no image of the data; {DATA}")
     return self._known.get((image, _id(row, "category_id", "which is no category of the data")))
 
 
@@ -271,7 +269,7 @@ class _Boxes:
 
   @np.errstate(over="ignore", invalid="ignore")  # of boxes of any size
   def add(self, boxes: np.ndarray, bounds: np.ndarray, sizes: np.ndarray) -> None:
-    """Counts boxes [n, 4]; sizes are width, height, width, height of their pictures."""
+    """Counts boxes [n, 4]; sizes are width, height, width, height of their images."""
     corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
     same = agree(boxes, bounds)
     forms = [same, agree(corners, bounds) & ~same, agree(boxes * sizes, bounds) & ~same]

@@ -34,7 +34,7 @@ class Job:
 
   Attributes:
     data: annotation files, one for each annotator.
-    images: the folder of their pictures; None for that of the first annotation file.
+    images: the folder of their images; None for that of the first annotation file.
     checkpoint: folder of the model that predicts; None to score `predictions`.
     predictions: a file in COCO's results layout; None to ask the model.
     prompt: what the model is told, or was told.
@@ -58,7 +58,7 @@ class Job:
 
   @property
   def folder(self) -> Path:
-    """Of the pictures."""
+    """Of the images."""
     return self.data[0].parent if self.images is None else self.images
 
   def check(self) -> None:
@@ -112,7 +112,7 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
     say(
       errors,
       f"note: {left_out:,} predictions are left out: no pair asks for their category in their "
-      "picture.",
+      "image.",
     )
   if model is not None and model.info.get("trained") is False and not console.quiet:
     name = job.checkpoint.name if job.checkpoint else ""
@@ -152,7 +152,7 @@ def _say(notes: Notes, console: Console, errors: Console) -> None:
 
 
 def _check(job: Job, pairs: Sequence[Pair], model: Sam3 | None) -> None:
-  """All faults of pictures and phrases that would stop the work later, in one report."""
+  """All faults of images and phrases that would stop the work later, in one report."""
   bare = [dataclasses.replace(pair, objects=()) for pair in pairs]
   opened = job.folder if model is not None or job.worst else None
   faults = annotations.check(bare, opened, model.tokenizer if model else None)

@@ -99,7 +99,7 @@ def evaluate(
     prompt: "text", "box" or "text+box"; see `predict`.
     score: the least at which a prediction counts.
     precision: compute `average_precision` too; it takes the predictions of low scores, and memory.
-    progress: called with a picture's name and the fraction done.
+    progress: called with an image's name and the fraction done.
 
   Returns:
     See `Scorer.metrics`.

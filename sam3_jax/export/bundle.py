@@ -36,27 +36,27 @@ FORMAT_VERSION = 1
 
 # What the arrays are, for the manifest; shapes and dtypes stand beside.
 MEANINGS = {
-  "pixels": "RGB, 0 to 255; the whole picture resized to this square, whatever its aspect ratio",
+  "pixels": "RGB, 0 to 255; the whole image resized to this square, whatever its aspect ratio",
   "image": "what encode_image returns",
   "text": "what encode_text returns",
   "visual": "what encode_visual returns",
   "tokens": "ids: start, phrase, end, then 0",
-  "image_index": "row of the encoded pictures that each prompt is about",
-  "boxes": "examples: centre x, centre y, width, height as fractions of the picture's sides",
+  "image_index": "row of the encoded images that each prompt is about",
+  "boxes": "examples: centre x, centre y, width, height as fractions of the image's sides",
   "positive": "true on an example, false on a counterexample",
   "valid": "false on padding",
-  "xy": "points and corners of boxes: x, y as fractions of the picture's sides",
+  "xy": "points and corners of boxes: x, y as fractions of the image's sides",
   "labels": "1 on the object, 0 off it, 2 and 3 a box's first and last corner, -1 padding",
   "mask": "logits of an earlier decode_visual, in [-32, 32]",
   "has_mask": "false where mask is padding",
   "scores": "of each query, in [0, 1]",
-  "presence": "logit that the picture holds the concept at all",
-  "mask_logits": "of the whole picture, on a square grid; above 0 is inside",
+  "presence": "logit that the image holds the concept at all",
+  "mask_logits": "of the whole image, on a square grid; above 0 is inside",
   "semantic_logits": "that a cell belongs to the concept, whichever instance",
   "iou": "of each mask with the object that was meant, as the model guesses it, in [0, 1]",
   "object_logit": "that there is an object at all",
 }
-FOUND = {"boxes": "x0, y0, x1, y1 as fractions of the picture's sides; they may leave [0, 1]"}
+FOUND = {"boxes": "x0, y0, x1, y1 as fractions of the image's sides; they may leave [0, 1]"}
 
 Made = Mapping[str, tuple[Function, Any]]
 Shapes = Mapping[str, jax.ShapeDtypeStruct]

@@ -150,7 +150,7 @@ def _plain(fields: Any) -> dict[str, Any]:
 
 
 def _no_sizes(rows: Any) -> jax.Array:
-  """Of the source pictures, which no number depends on."""
+  """Of the source images, which no number depends on."""
   return jnp.ones((len(rows), 2), jnp.int32)
 
 

@@ -91,7 +91,7 @@ def lowered(
       lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), batch
     )
 
-  def pictures(count: int) -> tuple[Any, Any]:
+  def image_shapes(count: int) -> tuple[Any, Any]:
     side = config.image_size
     return array((count, side, side, 3), np.uint8), array((count, 2), np.int32)
 
@@ -99,7 +99,7 @@ def lowered(
     return array((count, config.text.context), np.int32)
 
   def question(count: int) -> tuple[Any, Any, int | None]:
-    seen, _ = result(model._encode_image, *pictures(model.mesh.size if model.mesh else 1))
+    seen, _ = result(model._encode_image, *image_shapes(model.mesh.size if model.mesh else 1))
     rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
     asked = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
     text = result(model._encode_text, tokens(count))
@@ -107,7 +107,7 @@ def lowered(
     return *put(count, (seen, packed)), max_detections
 
   wanted = {
-    _named("encode", n, "image"): (model._encode_image, put(n, pictures(n))) for n in images
+    _named("encode", n, "image"): (model._encode_image, put(n, image_shapes(n))) for n in images
   }
   wanted |= {_named("encode", n, "phrase"): (model._encode_text, (tokens(n),)) for n in phrases}
   wanted |= {_named("decode", n, "prompt"): (model._programs(n)[0], question(n)) for n in prompts}

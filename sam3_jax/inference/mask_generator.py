@@ -1,8 +1,8 @@
-"""Everything in a picture: a grid of clicks, the good masks kept, duplicates taken out.
+"""Everything in an image: a grid of clicks, the good masks kept, duplicates taken out.
 
 The task, and the names of the options, are those of Segment Anything's automatic mask generator
 (Kirillov et al. 2023, arXiv:2304.02643, appendix B). Two things differ: a mask's stability is taken
-on the decoder's grid rather than in the picture, where the masks that fail it never come to be, and
+on the decoder's grid rather than in the image, where the masks that fail it never come to be, and
 duplicates are told by their boxes on that grid.
 """
 
@@ -47,10 +47,10 @@ class MaskGeneration:
       by `stability_score_offset`, over that at one that is lower by it.
     stability_score_offset: of logits.
     box_nms_thresh: of two masks whose boxes overlap by a higher IoU, the worse is left out.
-    crop_n_layers: times that the picture is looked at again in smaller pieces: 2 x 2 crops in the
+    crop_n_layers: times that the image is looked at again in smaller pieces: 2 x 2 crops in the
       first layer, 4 x 4 in the second.
     crop_nms_thresh: as `box_nms_thresh`, between crops; there the smaller crop's mask is kept.
-    crop_overlap_ratio: how much of the picture's shorter side the first layer's crops share.
+    crop_overlap_ratio: how much of the image's shorter side the first layer's crops share.
     crop_n_points_downscale_factor: the n-th layer's grid is smaller by its n-th power.
     min_mask_region_area: pixels; smaller holes are filled and smaller islands removed.
 
@@ -109,16 +109,16 @@ def _check_grids(grids: Any, layers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Segments(Instances):
-  """Everything in a picture, best first.
+  """Everything in an image, best first.
 
   Attributes:
     ids: 1, 2, ..
     scores: quality (IoU with the thing that is meant), as the model guesses it.
-    boxes: of the masks: xyxy in pixels of the picture.
-    masks: over the picture.
+    boxes: of the masks: xyxy in pixels of the image.
+    masks: over the image.
     stability: of the masks, in [0, 1].
-    points: the click that each came from: x, y in pixels of the picture.
-    crops: the part of the picture that was looked at: xyxy in pixels.
+    points: the click that each came from: x, y in pixels of the image.
+    crops: the part of the image that was looked at: xyxy in pixels.
   """
 
   stability: Float[np.ndarray, " n"]
@@ -128,7 +128,7 @@ class Segments(Instances):
 
 @dataclasses.dataclass
 class _Candidates:
-  """Masks that were good enough, on the decoder's grid; the rest in pixels of the picture."""
+  """Masks that were good enough, on the decoder's grid; the rest in pixels of the image."""
 
   logits: Float[np.ndarray, "n Hm Wm"]
   scores: Float[np.ndarray, " n"]
@@ -148,17 +148,17 @@ def generate_masks(
   *,
   max_pixels: int = MAX_PIXELS,
 ) -> Segments:
-  """Everything in one picture; see `Sam3.generate_masks`."""
+  """Everything in one image; see `Sam3.generate_masks`."""
   options = MaskGeneration() if options is None else options
   if not isinstance(options, MaskGeneration):
     raise TypeError(
       f"options must be a MaskGeneration, MaskGeneration(points_per_side=16); got {options!r:.60}."
     )
-  picture = read_image(image, max_pixels=max_pixels)
-  height, width = picture.shape[:2]
+  source_image = read_image(image, max_pixels=max_pixels)
+  height, width = source_image.shape[:2]
   found = _join(
     [
-      _crop_candidates(model, picture, crop, options.grid(layer), options)
+      _crop_candidates(model, source_image, crop, options.grid(layer), options)
       for layer, crop in _crops(height, width, options)
     ]
   )
@@ -210,7 +210,7 @@ def clean(mask: Bool[np.ndarray, "h w"], area: float) -> Bool[np.ndarray, "h w"]
 def _crops(
   height: int, width: int, options: MaskGeneration
 ) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-  """Each layer's crops, xyxy: the whole picture, then 2 x 2 pieces that overlap, then 4 x 4."""
+  """Each layer's crops, xyxy: the whole image, then 2 x 2 pieces that overlap, then 4 x 4."""
   yield 0, (0, 0, width, height)
   for layer in range(1, options.crop_n_layers + 1):
     pieces = 2**layer
@@ -227,7 +227,7 @@ def _crops(
 
 def _crop_candidates(
   model: "Sam3",
-  picture: np.ndarray,
+  image: np.ndarray,
   crop: tuple[int, int, int, int],
   grid: Float[np.ndarray, "n 2"],
   options: MaskGeneration,
@@ -235,7 +235,7 @@ def _crop_candidates(
   """What is found in one crop, its duplicates taken out."""
   x0, y0, x1, y1 = crop
   corner, extent = np.array([x0, y0]), np.array([x1 - x0, y1 - y0])
-  embedding = model.encode(picture[y0:y1, x0:x1], visual=True, max_pixels=picture.size)
+  embedding = model.encode(image[y0:y1, x0:x1], visual=True, max_pixels=image.size)
   points, parts = grid * extent, []
   for start in range(0, len(points), options.points_per_batch):
     batch = points[start : start + options.points_per_batch]
@@ -259,7 +259,7 @@ def _crop_candidates(
       )
     )
   found = _join(parts)
-  found = found.take(~_cut(found.boxes, crop, picture.shape))
+  found = found.take(~_cut(found.boxes, crop, image.shape))
   return found.take(suppress(found.boxes, found.scores, options.box_nms_thresh))
 
 
@@ -282,7 +282,7 @@ def _measure(
 def _cut(
   boxes: Float[np.ndarray, "n 4"], crop: tuple[int, int, int, int], shape: tuple[int, ...]
 ) -> Bool[np.ndarray, " n"]:
-  """Which boxes lie at an edge of the crop that is none of the picture's."""
+  """Which boxes lie at an edge of the crop that is none of the image's."""
   limits = np.array([0, 0, shape[1], shape[0]])
   near = np.abs(boxes - np.array(crop)) <= EDGE
   return np.any(near & (np.abs(boxes - limits) > EDGE), axis=1)

@@ -452,7 +452,7 @@ class Sam3:
 
     Returns:
       One row a prompt, in the prompts' order, on the device but for masks over the budget.
-      `.masks()` has them over the source picture; any of them can be the `mask` of the next prompt.
+      `.masks()` has them over the source image; any of them can be the `mask` of the next prompt.
       A mask takes 332 kB in float32 at the released size.
 
     Raises:
@@ -513,7 +513,7 @@ class Sam3:
     *,
     max_pixels: int = MAX_PIXELS,
   ) -> "Segments":
-    """Segments everything in one picture, by a grid of clicks.
+    """Segments everything in one image, by a grid of clicks.
 
     Args:
       image: path, bytes, PIL image, or uint8 array [h, w, 3]; see `preprocess.read_image`.

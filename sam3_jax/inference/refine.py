@@ -121,7 +121,7 @@ def mend_by_clicks(
 
   Args:
     model, embedding, instances, image_index: as for `mend_instance`.
-    points: x, y in pixels of the picture.
+    points: x, y in pixels of the image.
     labels: 1 for a click on the thing, 0 for one off it, one a point.
 
   Raises:

@@ -1,7 +1,7 @@
 """Where inference runs: a mesh with the axes `data` and `model`, and the model's programs on it.
 
-Rows (pictures, prompts) are shared out over all devices of a mesh, and each device answers prompts
-about the pictures it holds: with whole parameters nothing crosses between devices at all. That
+Rows (images, prompts) are shared out over all devices of a mesh, and each device answers prompts
+about the images it holds: with whole parameters nothing crosses between devices at all. That
 takes `jax.shard_map`: under jit alone, the walk over heads in `ops.attention` would gather what is
 cut (108 all-gathers in one window attention, as XLA compiles it for four chips of v6e).
 
@@ -156,7 +156,7 @@ def image_encoder(
   rules: Rules = WHOLE,
   keep: Callable[[ImageEmbedding, Array], Any] = lambda embedding, features: embedding,
 ) -> Encode:
-  """The jitted program that encodes pictures; on a mesh, as many rows as its devices divide.
+  """The jitted program that encodes images; on a mesh, as many rows as its devices divide.
 
   Args:
     detector, mesh, rules: the model and where it runs.
@@ -179,7 +179,7 @@ def prompt_decoder(
   keep: Callable[[Detections], Any] = lambda found: found,
   split: bool = False,
 ) -> Detect:
-  """The jitted program that decodes prompts, each on the device that holds its picture.
+  """The jitted program that decodes prompts, each on the device that holds its image.
 
   Args:
     detector, mesh, rules: the model and where it runs.
@@ -228,7 +228,7 @@ def visual_encoder(
 def visual_decoder(
   head: VisualHead, mesh: Mesh | None = None, rules: Rules = WHOLE
 ) -> DecodeVisual:
-  """The jitted program that decodes visual prompts, each on the device that holds its picture."""
+  """The jitted program that decodes visual prompts, each on the device that holds its image."""
 
   def decode_visual(params, embedding, prompts, multimask):
     def apply(params, *rows):

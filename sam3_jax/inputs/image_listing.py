@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.outputs.coco_json import ANNOTATIONS, PICTURE
+from sam3_jax.outputs.coco_json import ANNOTATIONS, IMAGE
 
 SHOWN_KINDS = 8  # of skipped files, in the note; the others are summed up
 
@@ -107,7 +107,7 @@ def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
   elif os.path.isfile(given):
     # Named by itself, a file is taken as it is, unless it surely is a result, as of `*.png`, which
     # the shell puts the names in place of.
-    pairs = ((PICTURE, ANNOTATIONS), (ANNOTATIONS, PICTURE))
+    pairs = ((IMAGE, ANNOTATIONS), (ANNOTATIONS, IMAGE))
     beside = [given[: -len(own)] + other for own, other in pairs if given.lower().endswith(own)]
     if not (any(map(os.path.exists, beside)) and is_result(given, notes)):
       yield Found(given, given)
@@ -134,7 +134,7 @@ def is_hidden(name: str, notes: ListingNotes) -> bool:
 
 def is_result(name: str, notes: ListingNotes) -> bool:
   """Whether a file is what `sam3-jax segment` wrote, by its name; counted if so."""
-  if name.lower().endswith((PICTURE, ANNOTATIONS)):
+  if name.lower().endswith((IMAGE, ANNOTATIONS)):
     notes.skip("result of segment", "results of segment")
     return True
   return False

@@ -1,6 +1,6 @@
 """Pixels: from a file or an array to what the model reads.
 
-`read_image` gives every kind of picture the same form, `resize` is torchvision's uint8 resize bit
+`read_image` gives every kind of image the same form, `resize` is torchvision's uint8 resize bit
 for bit, and `normalize` maps 0..255 to -1..1. Meta's model sees exactly these three steps
 (`Sam3Processor`: `v2.Resize((1008, 1008))` on a uint8 tensor, `to_dtype(scale=True)`, `Normalize`).
 """
@@ -48,10 +48,10 @@ _SINGLE_THREADED = 2**18
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
-  """The picture as a viewer shows it: RGB, upright, opaque.
+  """The image as a viewer shows it: RGB, upright, opaque.
 
-  EXIF orientation is applied, so boxes and masks are in the frame of the displayed picture. Grey,
-  palette, CMYK and 1-bit pictures become RGB; 16-bit values are scaled to 8 (65535 becomes 255);
+  EXIF orientation is applied, so boxes and masks are in the frame of the displayed image. Grey,
+  palette, CMYK and 1-bit images become RGB; 16-bit values are scaled to 8 (65535 becomes 255);
   of an animation, the first frame is read. Transparent pixels are laid over white; Meta's processor
   drops the alpha channel instead, which uncovers whatever colour lies below.
 
@@ -60,7 +60,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np
   Args:
     source: a path, a file's bytes, a PIL image, or an array, uint8 (0..255) or uint16, of shape
       [h, w], [h, w, 1], [h, w, 3] (RGB) or [h, w, 4] (RGBA).
-    max_pixels: larger pictures are refused before they are decoded.
+    max_pixels: larger images are refused before they are decoded.
 
   Returns:
     The pixels; an RGB array is returned as it is, not copied.
@@ -109,7 +109,7 @@ def resize(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "s
       f"resize takes uint8 [h, w, 3], not {image.dtype} {list(image.shape)}: see read_image."
     )
   if size < 1:
-    raise ValueError(f"size is {size}, but a picture has at least 1 pixel a side.")
+    raise ValueError(f"size is {size}, but an image has at least 1 pixel a side.")
   height, width, _ = image.shape
   across, down = _filter(width, size), _filter(height, size)
   dtype = np.float64 if max(across.total, down.total) >= 2**24 else np.float32
@@ -280,7 +280,7 @@ def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
     )
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   opaque = not image.has_transparency_data
-  try:  # in strips: Pillow's own copies of a large picture take four times its memory
+  try:  # in strips: Pillow's own copies of a large image take four times its memory
     for top in range(0, image.height, _STRIP):
       strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
       strip = np.asarray(strip.convert("RGB")) if opaque else _opaque(strip)

@@ -21,8 +21,8 @@ class Prompt:
 
   Attributes:
     text: a short noun phrase, "yellow school bus"; None for boxes alone.
-    boxes: x0, y0, x1, y1 of each example, in pixels of the source picture as displayed (EXIF
-      orientation applied); at most 128. They may reach beyond the picture, be up to twice its size,
+    boxes: x0, y0, x1, y1 of each example, in pixels of the source image as displayed (EXIF
+      orientation applied); at most 128. They may reach beyond the image, be up to twice its size,
       and have no area.
     box_labels: 1 for an example, 0 for a counterexample, one a box; None for all 1.
 
@@ -100,12 +100,12 @@ def check_box(box: tuple[float, ...], height: int, width: int, *, fractions: boo
     )
   if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
     raise ValueError(
-      f"box {list(box)} lies wholly outside the {width} x {height} picture; "
+      f"box {list(box)} lies wholly outside the {width} x {height} image; "
       "boxes are x0, y0, x1, y1 in its pixels."
     )
   if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
     raise ValueError(
-      f"box {list(box)} is more than twice as large as the {width} x {height} picture; "
+      f"box {list(box)} is more than twice as large as the {width} x {height} image; "
       "boxes are x0, y0, x1, y1 in its pixels."
     )
 
@@ -127,8 +127,8 @@ def pack(
   """Prompts as NumPy arrays, their boxes as cxcywh fractions, padded to one of `BOX_SIZES`.
 
   Args:
-    prompts: checked against their pictures.
-    sizes: height and width of each prompt's picture, [P, 2].
+    prompts: checked against their images.
+    sizes: height and width of each prompt's image, [P, 2].
     image, first_id, text: as in `Prompts`, a row a prompt.
   """
   most = max(len(prompt.boxes) for prompt in prompts)
@@ -150,10 +150,10 @@ def pack(
 def image_rows(
   index: int | Sequence[int] | None, prompts: int, images: int
 ) -> Int[np.ndarray, " P"]:
-  """For each of so many prompts, the row of its picture among so many, as `Sam3.decode` takes it.
+  """For each of so many prompts, the row of its image among so many, as `Sam3.decode` takes it.
 
   Raises:
-    ValueError: no picture, one that is not there, several without an index, or not one a prompt.
+    ValueError: no image, one that is not there, several without an index, or not one a prompt.
   """
   if not images:
     raise ValueError("the embedding has no image, so nothing can be asked about it; encode some.")

@@ -23,10 +23,10 @@ class VisualPrompt:
   """Points, a box, an earlier mask, or several of them: "this one object".
 
   Attributes:
-    points: x, y of each point, in pixels of the source picture as displayed (EXIF orientation
+    points: x, y of each point, in pixels of the source image as displayed (EXIF orientation
       applied); at most 62.
     point_labels: 1 for a point on the object, 0 for one off it, one a point; None for all 1.
-    box: x0, y0, x1, y1 in the same pixels, with an area; it may reach beyond the picture.
+    box: x0, y0, x1, y1 in the same pixels, with an area; it may reach beyond the image.
     mask: [Hm, Wm] logits of an earlier `decode_visual`, `found.mask_logits[prompt, k]`.
 
   Raises:
@@ -97,7 +97,7 @@ def as_visual_prompts(prompts: Any) -> list[VisualPrompt]:
 def check_visual(
   prompt: VisualPrompt, height: int, width: int, mask_size: int | None = None
 ) -> None:
-  """Raises ValueError unless each point lies in the picture of this size (its edges included), the
+  """Raises ValueError unless each point lies in the image of this size (its edges included), the
   box touches it, and the mask is of the decoder's grid."""
   computed = isinstance(prompt, ComputedPrompt)
   places = [value for point in prompt.points for value in point]
@@ -110,7 +110,7 @@ def check_visual(
   for x, y in prompt.points:
     if not (0 <= x <= width and 0 <= y <= height):
       raise ValueError(
-        f"point [{x:g}, {y:g}] lies outside the {width} x {height} picture; points are x, y in "
+        f"point [{x:g}, {y:g}] lies outside the {width} x {height} image; points are x, y in "
         "its pixels."
       )
   if prompt.box is not None:
@@ -126,8 +126,8 @@ def pack_visual(prompts: Sequence[VisualPrompt], sizes: np.ndarray, image: Any) 
   """Visual prompts as NumPy arrays, their points as fractions, padded to one of `POINT_SIZES`.
 
   Args:
-    prompts: checked against their pictures.
-    sizes: height and width of each prompt's picture, [P, 2].
+    prompts: checked against their images.
+    sizes: height and width of each prompt's image, [P, 2].
     image: row of the embedding, a prompt.
   """
   slots = padded_slots(max(prompt.slots for prompt in prompts))

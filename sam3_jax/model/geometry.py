@@ -96,7 +96,7 @@ def _no_points(prompts: int) -> Points:
 
 
 def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Array, "M D"]:
-  """Bilinear samples at fractions of the picture, zero outside it (PyTorch's `grid_sample` with
+  """Bilinear samples at fractions of the image, zero outside it (PyTorch's `grid_sample` with
   align_corners=False)."""
 
   def weights(fraction, cells):

@@ -1,4 +1,4 @@
-"""Results on disk: COCO-style JSON with run-length masks, beside the picture of `visualize`.
+"""Results on disk: COCO-style JSON with run-length masks, beside the image of `visualize`.
 
 The format is that of COCO's instance annotations (https://cocodataset.org/#format-data), with a
 `score` as in its results, and an `info` that says which checkpoint was asked what.
@@ -16,7 +16,7 @@ from sam3_jax.utils.atomic_files import Draft
 if TYPE_CHECKING:
   from sam3_jax.outputs.instances import Instances
 
-PICTURE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
+IMAGE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
 
 Write = Callable[[IO[bytes]], Any]  # writes into a file
 
@@ -28,10 +28,10 @@ def coco(
   phrases: Sequence[str],
   info: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """One picture's instances as a COCO data set.
+  """One image's instances as a COCO data set.
 
   Args:
-    file_name: what the picture is called.
+    file_name: what the image is called.
     size: its height and width in pixels.
     instances: what was found, one entry a phrase.
     phrases: distinct; they become the categories, found or not.
@@ -39,7 +39,7 @@ def coco(
 
   Returns:
     Plain values, ready for JSON. Annotations are sorted by phrase, then by descending score; their
-    ids are the identities. `bbox` is x, y, width, height in pixels, clipped to the picture;
+    ids are the identities. `bbox` is x, y, width, height in pixels, clipped to the image;
     `segmentation` is compressed RLE, which pycocotools reads; `area` counts its pixels.
   """
   height, width = size
@@ -59,7 +59,7 @@ def coco(
 def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
   """Instances as plain values, in their order.
 
-  `bbox` is x, y, width, height in pixels, clipped to the picture of this height and width; `area`
+  `bbox` is x, y, width, height in pixels, clipped to the image of this height and width; `area`
   counts the mask's pixels.
   """
   from pycocotools import mask  # not at the top: it is slow to import
@@ -82,9 +82,9 @@ def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def output_stems(paths: Sequence[Path]) -> list[str]:
-  """What each picture's results are called, before the ending: its name without the suffix.
+  """What each image's results are called, before the ending: its name without the suffix.
 
-  Of pictures with the same name (whatever the case, as some file systems do not tell `A` from `a`),
+  Of images with the same name (whatever the case, as some file systems do not tell `A` from `a`),
   the second becomes `name-2`, and so on, in the order given.
   """
   taken = {path.stem.casefold() for path in paths}
@@ -129,7 +129,7 @@ def json_of(values: Any) -> Write:
   return lambda file: file.write(text.encode())
 
 
-def png_of(picture: Any) -> Write:
-  """Writes a PIL picture."""
+def png_of(image: Any) -> Write:
+  """Writes a PIL image."""
   # Level 4 takes a third of level 6's time, and 3 % more bytes.
-  return lambda file: picture.save(file, "PNG", compress_level=4)
+  return lambda file: image.save(file, "PNG", compress_level=4)

@@ -1,8 +1,8 @@
-"""From every query's prediction to instances of the source picture.
+"""From every query's prediction to instances of the source image.
 
-Follows Meta's `Sam3Processor`: a strict threshold on the score, boxes scaled to the picture and not
+Follows Meta's `Sam3Processor`: a strict threshold on the score, boxes scaled to the image and not
 clipped, no suppression of overlaps, mask *logits* resized (not probabilities, as in transformers)
-and cut at zero. Masks stay on the decoder's grid until asked for, one by one: a picture of
+and cut at zero. Masks stay on the decoder's grid until asked for, one by one: an image of
 20,000 x 15,000 with 200 instances would otherwise need 60 GB.
 """
 
@@ -51,7 +51,7 @@ def instances(
   for prompt, (height, width) in enumerate(sizes):
     if min(height, width) < 1:
       raise ValueError(
-        f"the source picture of prompt {prompt} is {height} x {width} (height x width): "
+        f"the source image of prompt {prompt} is {height} x {width} (height x width): "
         "boxes and masks need its size in pixels."
       )
   kept = []
@@ -72,7 +72,7 @@ def instances(
 
 
 def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
-  """What visual prompts point at, over the source picture: K masks a prompt, as `found` has them.
+  """What visual prompts point at, over the source image: K masks a prompt, as `found` has them.
 
   Copies the masks of all prompts from the device.
 
@@ -82,7 +82,7 @@ def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
       Meta's predictor fills up to 256 where its kernel for that runs, on a GPU; 0 fills none.
 
   Raises:
-    ValueError: `hole_area` is no number from 0, or a source picture has no size.
+    ValueError: `hole_area` is no number from 0, or a source image has no size.
   """
   check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
   logits, sizes = jax.device_get((found.mask_logits, found.sizes))
@@ -119,7 +119,7 @@ def visual_instances(
 
 
 def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.ndarray, "n 4"]:
-  """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the picture of
+  """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the image of
   this height and width, in hundredths of a pixel."""
   height, width = size
   corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2).round(2)
@@ -153,8 +153,8 @@ class Instances:
   Attributes:
     ids: unique in an image within one decode call, over all its prompts.
     scores: in (threshold, 1].
-    boxes: xyxy in pixels of the source picture, x before y; not clipped to it.
-    masks: over the source picture, resized when asked for.
+    boxes: xyxy in pixels of the source image, x before y; not clipped to it.
+    masks: over the source image, resized when asked for.
   """
 
   ids: Int[np.ndarray, " n"]
@@ -172,7 +172,7 @@ class Instances:
     return type(self)(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
   def to_supervision(self, class_id: int = 0) -> Any:
-    """As `supervision.Detections`, with all masks over the source picture at once.
+    """As `supervision.Detections`, with all masks over the source image at once.
 
     Args:
       class_id: of all of them: the prompt's number, say.

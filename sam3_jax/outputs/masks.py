@@ -1,4 +1,4 @@
-"""Masks over a picture, each made when it is asked for: one at a time, as all of a large picture's
+"""Masks over an image, each made when it is asked for: one at a time, as all of a large image's
 would not fit in memory."""
 
 import abc
@@ -14,14 +14,14 @@ _STRIP = 2**16  # values of a resized mask in work at a time: two such arrays fi
 
 
 class LazyMasks(abc.ABC):
-  """Masks over a picture, none of which is kept.
+  """Masks over an image, none of which is kept.
 
   `len(masks)`; `masks[i]` is bool [h, w]; `masks[a:b]` is again of this class; `masks.rle(i)` is
-  COCO's run-length encoding; `masks.at(size)` is the same over a picture of another size;
+  COCO's run-length encoding; `masks.at(size)` is the same over an image of another size;
   `np.asarray(masks)` is bool [n, h, w], all of them at once.
 
   Attributes:
-    size: height and width of the picture, in pixels.
+    size: height and width of the image, in pixels.
   """
 
   size: tuple[int, int]
@@ -38,7 +38,7 @@ class LazyMasks(abc.ABC):
 
   @abc.abstractmethod
   def at(self, size: tuple[int, int]) -> Self:
-    """The same masks over a picture of another size."""
+    """The same masks over an image of another size."""
 
   @abc.abstractmethod
   def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
@@ -75,14 +75,14 @@ class LazyMasks(abc.ABC):
 
 
 class Masks(LazyMasks):
-  """Masks as the model makes them, resized to the picture.
+  """Masks as the model makes them, resized to the image.
 
   Beside its result, a mask takes some 70 MB at 20,000 x 15,000. `rle` never has the whole mask in
   memory and takes the same, and what its runs take.
 
   Args:
     logits: before the sigmoid, on the decoder's grid.
-    size: height and width of the source picture, in pixels.
+    size: height and width of the source image, in pixels.
   """
 
   def __init__(self, logits: Float[np.ndarray, "n Hm Wm"], size: tuple[int, int]):
@@ -138,7 +138,7 @@ class RleMasks(LazyMasks):
 
   Args:
     rles: COCO's compressed run lengths, all of one size.
-    size: height and width of the picture; the masks are stretched to it, nearest pixel by nearest.
+    size: height and width of the image; the masks are stretched to it, nearest pixel by nearest.
   """
 
   def __init__(self, rles: Sequence[dict], size: tuple[int, int]):

@@ -398,4 +398,4 @@ def _size(segmentation: dict[str, Any]) -> tuple[int, int]:
 
 
 def _other_size(own: Iterable[int], size: Iterable[int]) -> str:
-  return f"its mask's size is {[*own]}, but the picture's [height, width] is {[*size]}"
+  return f"its mask's size is {[*own]}, but the image's [height, width] is {[*size]}"

@@ -1,7 +1,7 @@
-"""Pictures of results: each instance filled, outlined, boxed and labelled in a colour of its own.
+"""Images of results: each instance filled, outlined, boxed and labelled in a colour of its own.
 
 Drawn with Pillow and its built-in font, one mask at a time: the same results always give the same
-picture, and memory does not grow with the picture or the number of instances.
+image, and memory does not grow with the image or the number of instances.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import LazyMasks
 
 LONGEST = 2048  # pixels of the drawing's longer side, at most: memory and time stay bounded
-SHORTEST = 800  # and at least: labels stay readable on a small picture
+SHORTEST = 800  # and at least: labels stay readable on a small image
 
 FILL = 0.45  # opacity of an instance's inside
 HALO = 0.55  # opacity of the dark rim around outlines, which parts them from any background
@@ -45,21 +45,21 @@ class _Item:
 def overlay(
   image: UInt8[np.ndarray, "h w 3"], instances: Sequence[Instances], phrases: Sequence[str]
 ) -> Image.Image:
-  """Draws instances over their picture.
+  """Draws instances over their image.
 
-  A picture whose longer side is over 2,048 pixels is drawn on a copy of that size, one under 800 on
+  An image whose longer side is over 2,048 pixels is drawn on a copy of that size, one under 800 on
   an enlarged copy; masks are made in the copy's size. Several phrases get a legend below the
-  picture. The built-in font holds ASCII: accents are dropped, other characters become question
+  image. The built-in font holds ASCII: accents are dropped, other characters become question
   marks, and a phrase of nothing else is called by its place, "#1".
 
   Args:
-    image: the picture, or a smaller copy of it, such as `canvas` makes.
-    instances: what was found, one entry a phrase. Boxes may leave the picture; they are clipped for
+    image: the image, or a smaller copy of it, such as `canvas` makes.
+    instances: what was found, one entry a phrase. Boxes may leave the image; they are clipped for
       the drawing.
     phrases: what each entry is called.
 
   Returns:
-    An RGB picture. Colours follow identities: first identity, first colour.
+    An RGB image. Colours follow identities: first identity, first colour.
 
   Raises:
     ValueError: unequal numbers of instances and phrases, or `image` is no uint8 [h, w, 3].
@@ -69,37 +69,37 @@ def overlay(
       f"there must be a phrase for each of the {len(instances)} entries of instances; "
       f"got {len(phrases)} phrases."
     )
-  picture = canvas(image)
+  source_image = canvas(image)
   labels = [_drawable(phrase, place) for place, phrase in enumerate(phrases, start=1)]
-  groups = list(_items(instances, labels, picture.size))
+  groups = list(_items(instances, labels, source_image.size))
   items = [item for group in groups for item in group]
 
-  line = max(1.0, math.sqrt(picture.width * picture.height) / 700)
+  line = max(1.0, math.sqrt(source_image.width * source_image.height) / 700)
   for item in sorted(items, key=lambda item: -_area(item.box)):  # small ones on top
-    _draw_mask(picture, item.masks[item.index], item.color, line)
+    _draw_mask(source_image, item.masks[item.index], item.color, line)
   for item in sorted(items, key=lambda item: item.score):
-    _draw_box(picture, item.box, item.color, line)
+    _draw_box(source_image, item.box, item.color, line)
   font = ImageFont.load_default(size=max(13, round(11.5 * line)))
-  _draw_labels(picture, sorted(items, key=lambda item: -item.score), font)
-  return picture if len(phrases) < 2 else _with_legend(picture, labels, groups, font)
+  _draw_labels(source_image, sorted(items, key=lambda item: -item.score), font)
+  return source_image if len(phrases) < 2 else _with_legend(source_image, labels, groups, font)
 
 
 def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-  """A copy of the picture in the size that `overlay` draws on: 800 to 2,048 pixels long."""
+  """A copy of the image in the size that `overlay` draws on: 800 to 2,048 pixels long."""
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
     raise ValueError(f"image must be uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}.")
   longest = max(image.shape[:2])
   scale = min(LONGEST, max(SHORTEST, longest)) / longest
-  if factor := longest // (2 * LONGEST):  # in strips, as Pillow's pictures take 4 bytes a pixel
+  if factor := longest // (2 * LONGEST):  # in strips, as Pillow's images take 4 bytes a pixel
     strips = [image[y : y + 64 * factor] for y in range(0, len(image), 64 * factor)]
     small = [Image.fromarray(strip).reduce(factor) for strip in strips]
-    picture = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
+    source_image = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
   else:
-    picture = Image.fromarray(image)
+    source_image = Image.fromarray(image)
   height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-  if picture.size == (width, height):
-    return picture
-  return picture.resize((width, height), Image.Resampling.LANCZOS)
+  if source_image.size == (width, height):
+    return source_image
+  return source_image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _items(
@@ -121,7 +121,7 @@ def _items(
     ]
 
 
-def _draw_mask(picture: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, line: float):
+def _draw_mask(image: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, line: float):
   """Fills and outlines a mask: opacities are functions of the distance from its edge.
 
   A Gaussian blur turns a straight edge into the distance's normal distribution function, so the
@@ -133,12 +133,12 @@ def _draw_mask(picture: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color
     return
   margin = math.ceil(6 * line)
   x0, y0 = max(0, bounds[0] - margin), max(0, bounds[1] - margin)
-  x1, y1 = min(picture.width, bounds[2] + margin), min(picture.height, bounds[3] + margin)
+  x1, y1 = min(image.width, bounds[2] + margin), min(image.height, bounds[3] + margin)
   smooth = grey.crop((x0, y0, x1, y1)).filter(ImageFilter.GaussianBlur(1.2 * line))
   halo, fill, outline = _opacities(line)
-  picture.paste((0, 0, 0), (x0, y0), smooth.point(halo))
-  picture.paste(color, (x0, y0), smooth.point(fill))
-  picture.paste(color, (x0, y0), smooth.point(outline))
+  image.paste((0, 0, 0), (x0, y0), smooth.point(halo))
+  image.paste(color, (x0, y0), smooth.point(fill))
+  image.paste(color, (x0, y0), smooth.point(outline))
 
 
 @functools.lru_cache(maxsize=8)
@@ -154,29 +154,29 @@ def _opacities(line: float) -> tuple[list[int], list[int], list[int]]:
   return halo, fill, outline
 
 
-def _draw_box(picture: Image.Image, box: Rect, color: Color, line: float):
+def _draw_box(image: Image.Image, box: Rect, color: Color, line: float):
   x0, y0, x1, y1 = (round(v) for v in box)
   width = max(2, round(0.75 * line))
-  draw = ImageDraw.Draw(picture, "RGBA")
+  draw = ImageDraw.Draw(image, "RGBA")
   halo = (0, 0, 0, round(127 * HALO))
   draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline=halo, width=width + 2)
   draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
 
 
-def _draw_labels(picture: Image.Image, items: Sequence[_Item], font: Any):
+def _draw_labels(image: Image.Image, items: Sequence[_Item], font: Any):
   """Writes phrase and score on a chip at each box, where it stays clear of the chips before it;
   where there is no room, the score alone."""
-  draw = ImageDraw.Draw(picture)
+  draw = ImageDraw.Draw(image)
   placed = np.zeros((0, 4))
   for item in items:
     score = f"{item.score:.2f}"
-    name = _shorten(item.label, 0.4 * picture.width, font)
+    name = _shorten(item.label, 0.4 * image.width, font)
     choices = [
       (text, rect, _overlap(rect, placed))
       for text in (f"{name} {score}".strip(), score)
-      for rect in _places(item.box, _chip(text, font), picture.size)
+      for rect in _places(item.box, _chip(text, font), image.size)
     ]
-    if not choices:  # a picture of a few pixels' width
+    if not choices:  # an image of a few pixels' width
       continue
     free = [choice for choice in choices if choice[2] == 0]
     text, rect, _ = free[0] if free else min(choices, key=lambda choice: choice[2])
@@ -192,7 +192,7 @@ def _chip(text: str, font: Any) -> tuple[int, int]:
 
 
 def _places(box: Rect, chip: tuple[int, int], size: tuple[int, int]) -> Iterator[Rect]:
-  """Where a chip may go: over the box's corners, then inside and under them; in the picture."""
+  """Where a chip may go: over the box's corners, then inside and under them; in the image."""
   width, height = chip
   if width >= size[0] or height >= size[1]:
     return
@@ -213,25 +213,25 @@ def _overlap(rect: Rect, others: np.ndarray) -> float:
 
 
 def _with_legend(
-  picture: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
+  image: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
 ) -> Image.Image:
-  """The picture with a strip below it: each phrase, its colours, and how many there are."""
+  """The image with a strip below it: each phrase, its colours, and how many there are."""
   pad, row = round(0.6 * font.size), round(1.5 * font.size)
   dot = round(0.75 * font.size)
   entries = []
   for label, group in zip(labels, groups, strict=True):
     dots = [item.color for item in group[:5]]
     swatches = len(dots) * (dot + 2)
-    room = picture.width - 2 * pad - swatches - font.getlength("  (0000)")
+    room = image.width - 2 * pad - swatches - font.getlength("  (0000)")
     text = f"{_shorten(label, room, font)} ({len(group)})"
     entries.append((dots, swatches, text, swatches + pad // 2 + font.getlength(text) + 2 * pad))
   places, x, y = [], pad, pad
   for *_, length in entries:
-    if x > pad and x + length > picture.width:
+    if x > pad and x + length > image.width:
       x, y = pad, y + row
     places.append((x, y))
     x += length
-  strip = Image.new("RGB", (picture.width, y + row + pad // 2), PAPER)
+  strip = Image.new("RGB", (image.width, y + row + pad // 2), PAPER)
   draw = ImageDraw.Draw(strip)
   for (x, y), (dots, swatches, text, _) in zip(places, entries, strict=True):
     middle = y + row // 2 - pad // 4
@@ -239,9 +239,9 @@ def _with_legend(
       left = x + i * (dot + 2)
       draw.rounded_rectangle((left, middle - dot // 2, left + dot - 1, middle + dot // 2), 2, shade)
     draw.text((x + swatches + pad // 2, middle), text, INK if dots else FAINT, font, anchor="lm")
-  whole = Image.new("RGB", (picture.width, picture.height + strip.height))
-  whole.paste(picture)
-  whole.paste(strip, (0, picture.height))
+  whole = Image.new("RGB", (image.width, image.height + strip.height))
+  whole.paste(image)
+  whole.paste(strip, (0, image.height))
   return whole
 
 

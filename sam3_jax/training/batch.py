@@ -38,7 +38,7 @@ class Targets:
   In a `Batch` all arrays have the leading axes [B, R] in place of [P].
 
   Attributes:
-    boxes: cxcywh as fractions of the model's square, which a resized or cropped picture need not
+    boxes: cxcywh as fractions of the model's square, which a resized or cropped image need not
       fill.
     masks: coverage of each cell by the object, 0..255 as uint8 or 0..1 as floats; edges may be
       soft. The grid spans the square.
@@ -59,8 +59,8 @@ class Batch:
 
   Attributes:
     images: resized, cropped or padded to the model's square; see `preprocess.normalize`.
-    sizes: height and width of the source picture in pixels.
-    ids: of the pictures, for messages.
+    sizes: height and width of the source image in pixels.
+    ids: of the images, for messages.
     tokens: of the phrases (start, phrase, end, then 0).
     boxes: example boxes, cxcywh as fractions of the model's square.
     positive: True on an example box, False on a counterexample.

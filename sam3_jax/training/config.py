@@ -44,7 +44,7 @@ class TrainConfig:
     checkpoint: folder or name of the checkpoint to start from; empty for random parameters of
       `model`.
     model: sizes of a random start; None with a checkpoint.
-    image_size, window: of a checkpoint's model, in pixels and patches a side: it sees its pictures
+    image_size, window: of a checkpoint's model, in pixels and patches a side: it sees its images
       at this resolution from now on, its parameters fit all; 0 for as it was.
     tokenizer: of a random start: a SentencePiece file, or the checkpoint that has the vocabulary; a
       model of fewer words takes the first merges.
@@ -69,7 +69,7 @@ class TrainConfig:
     average: decay of the parameters' exponential moving average (EMA), which is what is evaluated
       and written; 0 for none.
     duplicate: train one-to-many queries (DAC) beside the model's own.
-    masked: masks are trained for the first so many prompts of a picture; 0 for all with objects.
+    masked: masks are trained for the first so many prompts of an image; 0 for all with objects.
       Of detection only, as are the `losses`; `dense` and `visual` have the weights of the others.
     dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
     remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
@@ -151,7 +151,7 @@ class TrainConfig:
         )
     if self.data.batch % self.accumulate:
       raise ValueError(
-        f"a batch of {self.data.batch} pictures cannot be cut into {self.accumulate} microbatches; "
+        f"a batch of {self.data.batch} images cannot be cut into {self.accumulate} microbatches; "
         "change data.batch or accumulate."
       )
     if self.objective != "detection" and (self.masked or self.losses != LOSSES):

@@ -1,7 +1,7 @@
 """Batches without end, the same in every run: shuffled, shared out to processes, resumable.
 
-What a batch holds depends on the seed and the batch's number alone: a picture's place in the
-sequence gives the epoch, and the random numbers of its example come from (seed, epoch, picture).
+What a batch holds depends on the seed and the batch's number alone: an image's place in the
+sequence gives the epoch, and the random numbers of its example come from (seed, epoch, image).
 So the position to resume from is one number, and neither threads nor worker processes nor how
 many processes share the work change what is in a batch.
 """
@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
-from sam3_jax.training.examples import DataConfig, Picture, Source, example
+from sam3_jax.training.examples import DataConfig, Source, TrainingImage, example
 from sam3_jax.utils.grain_workers import end, leave_with_parent, lost_ones_named, parse_flags
 
 _PLACES = 2**48  # of a sequence without end, which Grain's own length does not hold
@@ -28,8 +28,8 @@ class Batches(Iterator[Batch]):
   Its state is a plain dictionary that JSON holds; after `set_state` the same batches come as came
   after `get_state`, also with another number of workers or processes.
 
-  Epochs follow each other without a gap: a batch may hold the last pictures of one and the first of
-  the next, so each picture is seen once an epoch however large the batch.
+  Epochs follow each other without a gap: a batch may hold the last images of one and the first of
+  the next, so each image is seen once an epoch however large the batch.
   """
 
   def __init__(
@@ -44,7 +44,7 @@ class Batches(Iterator[Batch]):
     """Prepares the sequence; nothing is read yet.
 
     Args:
-      source: any random-access list of `Picture`; with workers, one that can be pickled.
+      source: any random-access list of `TrainingImage`; with workers, one that can be pickled.
       tokenizer: the checkpoint's.
       config: its `batch` is of all processes; each gets its share.
       process, processes: which of how many this is; `jax.process_index()`, `jax.process_count()`.
@@ -54,16 +54,16 @@ class Batches(Iterator[Batch]):
     """
     if not (config.image_size and config.mask_size):
       raise ValueError(
-        f"batches need the sizes of pictures and masks; got image_size {config.image_size} and "
+        f"batches need the sizes of images and masks; got image_size {config.image_size} and "
         f"mask_size {config.mask_size}: give DataConfig the model's."
       )
     if len(source) < 1:
-      raise ValueError("the source has no picture; there is nothing to train on.")
+      raise ValueError("the source has no image; there is nothing to train on.")
     if not 0 <= process < processes:
       raise ValueError(f"process {process} is none of the {processes} processes (from 0).")
     if config.batch % processes:
       raise ValueError(
-        f"the batch of {config.batch} pictures cannot be shared by {processes} processes; "
+        f"the batch of {config.batch} images cannot be shared by {processes} processes; "
         "make it a multiple."
       )
     self.source = source
@@ -103,7 +103,7 @@ class Batches(Iterator[Batch]):
     self._next = int(state["batch"])
 
   def name(self, index: int) -> str:
-    """What a picture is called, for messages."""
+    """What an image is called, for messages."""
     return self.source.name(index)
 
   def close(self) -> None:
@@ -114,8 +114,8 @@ class Batches(Iterator[Batch]):
     config = self.config
     return {
       "seed": config.seed,
-      "pictures": len(self.source),
-      "pictures_a_batch": config.batch,
+      "images": len(self.source),
+      "images_a_batch": config.batch,
       "shuffle": int(config.shuffle),
     }
 
@@ -149,7 +149,7 @@ class Batches(Iterator[Batch]):
 
 
 class _Examples:
-  """Place in the sequence and picture to an example; can be pickled, for workers."""
+  """Place in the sequence and image to an example; can be pickled, for workers."""
 
   def __init__(self, source: Source, tokenizer: Tokenizer, config: DataConfig):
     self.source = source
@@ -164,8 +164,8 @@ class _Examples:
   def __call__(self, place: int, index: int) -> Batch:
     epoch = place // len(self.source)
     generator = np.random.default_rng((self.config.seed, epoch, index))
-    picture = self.source[index]
-    return example(Picture(*picture), index, self.config, self._tokenize, generator)
+    image = self.source[index]
+    return example(TrainingImage(*image), index, self.config, self._tokenize, generator)
 
   def _tokenize(self, phrases: Sequence[str]) -> Int[np.ndarray, "P T"]:
     """The tokenizer, with a memory: phrases come again and again."""

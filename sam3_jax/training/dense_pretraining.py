@@ -1,9 +1,9 @@
-"""Dense pretraining: every cell of the image is a query of all its picture's phrases at once.
+"""Dense pretraining: every cell of the image is a query of all its image's phrases at once.
 
 A small model trained from scratch learns so, many times faster than through its queries, what
 things look like, what they are called, and where they end: a cell says which of the phrases it
 shows, and where there is an object, its box and its mask, by the same heads that later serve the
-queries. Trunk, neck, fusion encoder and mask head run once a picture, the text encoder once a
+queries. Trunk, neck, fusion encoder and mask head run once an image, the text encoder once a
 phrase; the geometry encoder and the decoder's layers are left for what follows.
 """
 
@@ -33,7 +33,7 @@ TERMS = ("coarse", "middle", "fine", "class", "box", "giou", "mask", "dice", "se
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseConfig:
-  """Weights of the terms of `dense_loss`, and what is asked of a picture."""
+  """Weights of the terms of `dense_loss`, and what is asked of an image."""
 
   coarse_weight: float = 1.0  # of what the cells of the neck's maps are called
   middle_weight: float = 0.5
@@ -44,7 +44,7 @@ class DenseConfig:
   mask_weight: float = 5.0
   dice_weight: float = 2.0
   semantic_dice_weight: float = 0.5
-  objects: int = 8  # of a picture, drawn at random, whose masks are asked of one of their cells
+  objects: int = 8  # of an image, drawn at random, whose masks are asked of one of their cells
   inside: float = 0.4  # of a cell: so much of it an object must cover to be asked for its box
 
   def __post_init__(self):
@@ -84,7 +84,7 @@ def dense_loss(
     batch: masks of the size of `maps.fine`, or larger by a whole number.
     key: draws objects, cells and dropout.
     config: weights.
-    masked: only the first so many phrases of a picture have objects; None for all.
+    masked: only the first so many phrases of an image have objects; None for all.
 
   Returns:
     Total and terms. `coarse`, `middle`, `fine`: cross-entropy of the neck's cells over the phrases

@@ -1,4 +1,4 @@
-"""From a picture and its phrases to one row of a `Batch`: prompts chosen, boxes drawn, padded.
+"""From an image and its phrases to one row of a `Batch`: prompts chosen, boxes drawn, padded.
 
 The order of a row's prompts is a promise: phrases with objects come first, then absent ones, then
 padding, so that masks need to be made for the first `present` prompts only.
@@ -32,7 +32,7 @@ class DataConfig:
   """What a batch holds, and how it is drawn.
 
   Attributes:
-    batch: pictures a step, of all processes together.
+    batch: images a step, of all processes together.
     seed: of everything random here.
     shuffle: another order in each epoch; otherwise the source's.
     workers: processes that make batches; 0 makes them in a thread of this one. The batches are the
@@ -41,8 +41,8 @@ class DataConfig:
     image_size: pixels a side of the model's square; 0 where it is still open. `sam3-jax train`
       fills in the model's.
     mask_size: cells a side of the target masks; 0 where it is still open. Meta compares at the
-      picture's resolution. `sam3-jax train` fills in `TrainConfig.mask_size`, or the model's.
-    prompts: rows of a picture, R.
+      image's resolution. `sam3-jax train` fills in `TrainConfig.mask_size`, or the model's.
+    prompts: rows of an image, R.
     present: of those, at most this many with objects; they come first.
     objects: of a prompt, O; of more, the largest (by mask) are kept. Meta's limit is 200.
     examples: boxes of a prompt, N.
@@ -101,20 +101,20 @@ class DataConfig:
       )
 
 
-class Picture(NamedTuple):
-  """A picture and what is asked about it; pairs with crowds or not exhaustive are not used."""
+class TrainingImage(NamedTuple):
+  """An image and what is asked about it; pairs with crowds or not exhaustive are not used."""
 
   image: UInt8[np.ndarray, "h w 3"]
   pairs: Sequence[Pair]
 
 
 class Source(Protocol):
-  """Any random-access list of pictures that have names: files, or scenes made on the spot."""
+  """Any random-access list of images that have names: files, or scenes made on the spot."""
 
   def __len__(self) -> int: ...
-  def __getitem__(self, index: int, /) -> Picture: ...
+  def __getitem__(self, index: int, /) -> TrainingImage: ...
   def name(self, index: int, /) -> str:
-    """What a picture is called, for messages."""
+    """What an image is called, for messages."""
     ...
 
 
@@ -140,7 +140,7 @@ def usable(pair: Pair) -> bool:
 
 
 def example(
-  picture: Picture,
+  image: TrainingImage,
   index: int,
   config: DataConfig,
   tokenize: Tokenize,
@@ -149,12 +149,12 @@ def example(
   """One row of a batch: a `Batch` of NumPy arrays without the leading axis B.
 
   Args:
-    index: the picture's, for `ids`.
+    index: the image's, for `ids`.
     tokenize: phrases to rows of token ids.
     generator: all that is random comes from it, so the same generator makes the same example.
   """
-  height, width = picture.image.shape[:2]
-  present, absent = _choose(picture.pairs, config, generator)
+  height, width = image.image.shape[:2]
+  present, absent = _choose(image.pairs, config, generator)
   sided = any(_SIDES.search(pair.phrase) for pair in present + absent)
   frame = frames.draw(
     generator,
@@ -170,7 +170,7 @@ def example(
   asked.sort(key=lambda one: not one.found)  # stable; what a crop has lost is absent now
   asked = (asked + [_Asked(pair.phrase, []) for pair in absent])[: config.prompts]
   fields: dict[str, Any] = {
-    "images": frame.picture(picture.image),
+    "images": frame.image(image.image),
     "sizes": np.array([height, width], np.int32),
     "ids": np.array(index, np.int32),
     "targets": _targets(asked, config),
@@ -284,7 +284,7 @@ def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _shake(
   boxes: np.ndarray, frame: frames.Frame, config: DataConfig, generator: np.random.Generator
 ) -> np.ndarray:
-  """Corners moved at random, and kept in the picture."""
+  """Corners moved at random, and kept in the image."""
   extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
   noise = generator.normal(size=boxes.shape) * config.box_noise * extent
   moved = boxes + np.clip(noise, -config.box_noise_limit, config.box_noise_limit)

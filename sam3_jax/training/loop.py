@@ -124,7 +124,7 @@ def train(
   Args:
     config: the run.
     start: what it starts from.
-    batches: of `config.data.batch` pictures in all processes together.
+    batches: of `config.data.batch` images in all processes together.
     out: a folder: of the same run, or empty, or to be made.
     evaluate: figures of a model; `config.best` among them, if best checkpoints are wanted.
     console: where the progress bar goes; None for no bar.
@@ -136,7 +136,7 @@ def train(
   Raises:
     ValueError: `out` holds another run, one with other data, or something else; nothing matches
       what is to be trained; the devices cannot share a batch; the processes have different runs; a
-      loss or gradient is not finite: then with the step, its pictures and the last good checkpoint.
+      loss or gradient is not finite: then with the step, its images and the last good checkpoint.
       That step is not saved.
   """
   values = {"config": config.to_dict(), "start": start.mark()}
@@ -266,7 +266,7 @@ class _Run:
     parts = self._mesh.size * config.accumulate
     if config.data.batch % parts:
       raise ValueError(
-        f"a batch of {config.data.batch} pictures cannot be shared by {self._mesh.size} devices in "
+        f"a batch of {config.data.batch} images cannot be shared by {self._mesh.size} devices in "
         f"{config.accumulate} microbatches; make data.batch a multiple of {parts}."
       )
     initial, _ = jax.random.split(jax.random.key(config.seed))

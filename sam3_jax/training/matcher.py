@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sam3_jax.ops.boxes import cxcywh_to_xyxy
 
-FORBIDDEN = 1e3  # above any cost of logits within +-12 and boxes in the picture
+FORBIDDEN = 1e3  # above any cost of logits within +-12 and boxes in the image
 
 
 @struct.dataclass

@@ -16,7 +16,7 @@ from sam3_jax.training.train_checkpoint import Storage
 
 # Of an evaluation, that a bundle tells.
 FIGURES = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")
-SHOWN = 20  # pictures named in an error
+SHOWN = 20  # images named in an error
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Reporter:
 
     Args:
       config: the run.
-      name: of a picture by its id, for messages.
+      name: of an image by its id, for messages.
       storage: has the last good checkpoint.
       log, show: take the numbers.
     """
@@ -104,6 +104,6 @@ class Reporter:
     kept = "none was saved" if latest is None else str(self._storage.folder / str(latest))
     return (
       f"step {done} has loss {values['loss']:g} and gradient norm {values['grad_norm']:g}; its "
-      f"pictures: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
-      "look at these pictures, or lower the learning rate."
+      f"images: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
+      "look at these images, or lower the learning rate."
     )

@@ -150,7 +150,7 @@ def _resized(model: Config, config: TrainConfig) -> Config:
 
 
 def settled(config: TrainConfig, model: Config) -> TrainConfig:
-  """The run with what the model decides: pixels of a picture, and cells of a mask if left open.
+  """The run with what the model decides: pixels of an image, and cells of a mask if left open.
 
   Raises:
     ValueError: target masks whose cells the losses cannot add up to the model's, or sizes in the
@@ -222,7 +222,7 @@ def _evaluate(
 
 
 def _folder(images: str, file: str) -> str:
-  """Of the pictures: that of their annotations, if none is given."""
+  """Of the images: that of their annotations, if none is given."""
   return images or str(Path(file).parent)
 
 

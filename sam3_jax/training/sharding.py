@@ -1,6 +1,6 @@
 """Where training keeps what: a mesh with the axes `data` and `fsdp`, and the rules for arrays.
 
-Pictures are shared out over both axes. Parameters and the optimizer's state are cut along `fsdp`
+Images are shared out over both axes. Parameters and the optimizer's state are cut along `fsdp`
 (fully sharded data parallel, Zhao et al. 2023, arXiv:2304.11277) and whole along `data`.
 """
 

@@ -1,4 +1,4 @@
-"""Sources of pictures for training: annotated files, and scenes composed when asked for."""
+"""Sources of images for training: annotated files, and scenes composed when asked for."""
 
 import dataclasses
 import functools
@@ -11,21 +11,21 @@ from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.datasets.synthetic import drawings, scenes
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.outputs.rle import bounds, encode
-from sam3_jax.training.examples import Picture, usable
+from sam3_jax.training.examples import TrainingImage, usable
 from sam3_jax.utils.validation import check_numbers
 
 
 class PairSource:
-  """The pictures of annotation files, read when asked for.
+  """The images of annotation files, read when asked for.
 
-  Only pairs that may be trained on are kept (see `usable`), and only pictures that have one.
+  Only pairs that may be trained on are kept (see `usable`), and only images that have one.
 
   Attributes:
     left_out: the number of pairs that may not (crowds, or not exhaustive), for the caller to tell.
   """
 
   def __init__(self, pairs: Sequence[Pair], images: str | Path):
-    """Groups pairs by picture, in the order of each picture's first pair.
+    """Groups pairs by image, in the order of each image's first pair.
 
     Args:
       pairs: as `annotations.read_checked` gives them.
@@ -44,22 +44,22 @@ class PairSource:
         f"none of the {len(pairs)} pairs can be trained on: each must be exhaustive "
         "(is_instance_exhaustive 1) and without crowds (iscrowd 0)."
       )
-    self._pictures = list(grouped.items())
+    self._images = list(grouped.items())
 
   def __len__(self) -> int:
-    return len(self._pictures)
+    return len(self._images)
 
-  def __getitem__(self, index: int) -> Picture:
-    name, pairs = self._pictures[index]
-    return Picture(read_image(self.images / name), pairs)
+  def __getitem__(self, index: int) -> TrainingImage:
+    name, pairs = self._images[index]
+    return TrainingImage(read_image(self.images / name), pairs)
 
   def names(self) -> list[str]:
-    """The files of all pictures."""
-    return [name for name, _ in self._pictures]
+    """The files of all images."""
+    return [name for name, _ in self._images]
 
   def name(self, index: int) -> str:
-    """The file of a picture, for messages."""
-    return self._pictures[index][0]
+    """The file of an image, for messages."""
+    return self._images[index][0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class SceneSource:
   def __len__(self) -> int:
     return self.config.count
 
-  def __getitem__(self, index: int) -> Picture:
+  def __getitem__(self, index: int) -> TrainingImage:
     config = self.config
     generator = np.random.default_rng((config.seed, index))
     scene = scenes.compose(
@@ -141,7 +141,7 @@ class SceneSource:
       )
       for place, one in enumerate(asked)
     ]
-    return Picture(scene.image, pairs)
+    return TrainingImage(scene.image, pairs)
 
   def name(self, index: int) -> str:
     """What to compose again, for messages."""

@@ -1,7 +1,7 @@
 """One step of training, a pure function for jit: predictions, losses, gradients, new state.
 
 The model is mapped over the devices' shares of a batch (`vmap`), so that no index, sort or loop in
-it reaches over pictures of other devices and the partitioner has no reason to gather activations.
+it reaches over images of other devices and the partitioner has no reason to gather activations.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class StepSettings:
       visual prompts.
     dtype: of the computation; parameters, their sums and their moments are float32.
     duplicate: train one-to-many queries beside the model's own.
-    masked: masks are made for the first so many prompts of a picture; None for all.
+    masked: masks are made for the first so many prompts of an image; None for all.
     accumulate: microbatches a step. The losses of each have their own normalisers (objects,
       prompts), and the microbatches count alike.
     average: decay of the parameters' exponential average; 0 for none.
@@ -144,11 +144,11 @@ def make_step(
 def predict(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
 ) -> Predictions:
-  """Predictions for all prompts of a batch, picture by picture.
+  """Predictions for all prompts of a batch, image by image.
 
   Args:
     parameters: the model's tree.
-    batch: of a multiple of `shards` pictures.
+    batch: of a multiple of `shards` images.
     key: of dropout; with more shards the numbers drawn are others.
     settings: see there.
     shards: shares of the batch that know nothing of each other.
@@ -176,7 +176,7 @@ def predict(
 def encode(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
 ) -> tuple[ImageMaps, TextEmbedding]:
-  """Maps of a batch's pictures, and all its phrases encoded; arguments as of `predict`."""
+  """Maps of a batch's images, and all its phrases encoded; arguments as of `predict`."""
 
   def share(batch: Batch, key: Array) -> tuple[ImageMaps, TextEmbedding]:
     return _encode(parameters, batch, key, settings)
@@ -188,7 +188,7 @@ def encode(
 def ask_visually(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
 ) -> Metrics:
-  """Sums of `visual_sums` over a batch; arguments as of `predict`. The trunk runs once a picture,
+  """Sums of `visual_sums` over a batch; arguments as of `predict`. The trunk runs once an image,
   without noise."""
   detector = Detector(settings.model, settings.dtype)
   head = VisualHead(settings.model, settings.dtype)
@@ -220,7 +220,7 @@ def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -
 
 
 def _by_share(share: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
-  """What `share` makes of each device's pictures, along a new first axis if there are several."""
+  """What `share` makes of each device's images, along a new first axis if there are several."""
   if shards == 1:
     return share(batch, key)
   shares = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
@@ -241,7 +241,7 @@ def _accumulated(
   key: Key[Array, ""],
   settings: StepSettings,
 ) -> tuple[Float[Array, ""], Metrics, Flat]:
-  """Means over microbatches, one after another. A microbatch takes every n-th picture, so that each
+  """Means over microbatches, one after another. A microbatch takes every n-th image, so that each
   device finds its share among its own."""
   count = settings.accumulate
 

@@ -1,4 +1,4 @@
-"""Where a picture lies in the model's square in training: crop, flip, resize and padding.
+"""Where an image lies in the model's square in training: crop, flip, resize and padding.
 
 The published augmentation (Meta, `sam3/train`, the roboflow configs) resizes to a square of random
 size and pads it to the model's; a crop is ours, and off unless asked for.
@@ -14,10 +14,10 @@ from sam3_jax.inputs.preprocess import resize
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A crop of a picture, resized to `side` x `side` and laid into a square of `size` x `size`.
+  """A crop of an image, resized to `side` x `side` and laid into a square of `size` x `size`.
 
   Attributes:
-    left, top, right, bottom: the crop, in whole pixels of the picture.
+    left, top, right, bottom: the crop, in whole pixels of the image.
     size: pixels a side of the model's square.
     side: pixels a side of the resized crop, at most `size`; beside it the square is black.
     x, y: its upper left corner in the square, in pixels.
@@ -34,7 +34,7 @@ class Frame:
   y: int = 0
   flip: bool = False
 
-  def picture(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
+  def image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
     """The square that the model sees."""
     part = resize(image[self.top : self.bottom, self.left : self.right], self.side)
     part = part[:, ::-1] if self.flip else part
@@ -45,7 +45,7 @@ class Frame:
     return square
 
   def boxes(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Boxes, xyxy in pixels of the picture, as xyxy fractions of the square, cut to the crop."""
+    """Boxes, xyxy in pixels of the image, as xyxy fractions of the square, cut to the crop."""
     result = np.empty(boxes.shape, np.float64)
     for axis in (0, 1):
       ends = np.sort(self.to_square(boxes[:, axis::2], axis), axis=1)
@@ -60,7 +60,7 @@ class Frame:
 
     Args:
       mask: 0 and 1; a part of the crop, outside of which the mask is 0.
-      corner: x and y in the picture of its upper left pixel.
+      corner: x and y in the image of its upper left pixel.
       cells: a side.
     """
     grid = np.zeros((cells, cells), np.uint8)
@@ -72,14 +72,14 @@ class Frame:
     return grid
 
   def to_square(self, values: np.ndarray, axis: int) -> np.ndarray:
-    """Picture x (axis 0) or y (axis 1) to pixels of the square."""
+    """Image x (axis 0) or y (axis 1) to pixels of the square."""
     low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
     share = (np.asarray(values, np.float64) - low) / (high - low)
     if axis == 0 and self.flip:
       share = 1 - share
     return (self.x, self.y)[axis] + self.side * share
 
-  def to_picture(self, values: np.ndarray, axis: int) -> np.ndarray:
+  def to_image(self, values: np.ndarray, axis: int) -> np.ndarray:
     """Inverse of `to_square`."""
     low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
     share = (np.asarray(values, np.float64) - (self.x, self.y)[axis]) / self.side
@@ -92,7 +92,7 @@ class Frame:
     ends = self.to_square(np.array([first, first + length]), axis) * cells / self.size
     start = max(0, int(np.floor(ends.min() + 1e-9)))
     stop = min(cells, max(start + 1, int(np.ceil(ends.max() - 1e-9))))
-    edges = self.to_picture(np.arange(start, stop + 1) * self.size / cells, axis)
+    edges = self.to_image(np.arange(start, stop + 1) * self.size / cells, axis)
     low, high = np.minimum(edges[:-1], edges[1:]), np.maximum(edges[:-1], edges[1:])
     pixels = np.arange(first, first + length)
     overlap = np.minimum(high[:, None], pixels + 1) - np.maximum(low[:, None], pixels)
@@ -100,7 +100,7 @@ class Frame:
 
 
 def whole(height: int, width: int, size: int) -> Frame:
-  """The whole picture over the whole square, as in inference."""
+  """The whole image over the whole square, as in inference."""
   return Frame(left=0, top=0, right=width, bottom=height, size=size, side=size)
 
 
@@ -118,9 +118,9 @@ def draw(
   """A frame at random.
 
   Args:
-    height, width: of the picture, in pixels.
+    height, width: of the image, in pixels.
     size: pixels a side of the model's square.
-    smallest: pixels a side of the smallest resized picture; each size up to `size` is as likely,
+    smallest: pixels a side of the smallest resized image; each size up to `size` is as likely,
       and so is each place in the square.
     flip, crop: probabilities.
     crop_side: the least share of width and of height that a crop keeps.

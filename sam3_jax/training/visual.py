@@ -36,16 +36,16 @@ COVERED = 0.5  # of a cell, for it to belong to an object; less, where no cell i
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisualConfig:
-  """What is asked of a picture, and the weights of the terms.
+  """What is asked of an image, and the weights of the terms.
 
   Attributes:
-    prompts: of a picture; each is about one of its objects, drawn at random.
+    prompts: of an image; each is about one of its objects, drawn at random.
     rounds: answers to each: the first, and those after a click where the mask was wrong.
     boxed: share of the prompts that begin with a box, the others with a click.
-    nothing: share of the clicks that lie on none of the objects. Only for pictures all of whose
+    nothing: share of the clicks that lie on none of the objects. Only for images all of whose
       things are asked for, as scenes are.
     box_noise: standard deviation of each side of a box, as a share of the box's extent.
-    box_noise_limit: its bound, as a share of the picture's side.
+    box_noise_limit: its bound, as a share of the image's side.
   """
 
   prompts: int = 8
@@ -71,10 +71,10 @@ class Asked:
   """Prompts, and what each means.
 
   Attributes:
-    image: row of the picture.
+    image: row of the image.
     covered: coverage of each cell by the object; zeros for a click on nothing.
     inside: which cells belong to it.
-    valid: False for a prompt about a picture without objects: no loss comes from it.
+    valid: False for a prompt about an image without objects: no loss comes from it.
     xy, labels: of the first round, with room for the clicks of the others; see `VisualPrompts`.
   """
 
@@ -96,13 +96,13 @@ def visual_sums(
   config: VisualConfig,
   again: bool = False,
 ) -> Sums:
-  """Asks for objects of each picture, and adds up what `visual_loss` takes the means of.
+  """Asks for objects of each image, and adds up what `visual_loss` takes the means of.
 
   Args:
     parameters: of the head.
     head: the module.
     features: the trunk's map.
-    targets: with the leading axes [B, R]; all of a picture's prompts together have its objects.
+    targets: with the leading axes [B, R]; all of an image's prompts together have its objects.
     key: of what is asked.
     config: see there.
     again: a round's activations are computed again in the backward pass.
@@ -161,7 +161,7 @@ def ask(key: Key[Array, ""], targets: Targets, side: int, config: VisualConfig) 
     config: see there.
   """
 
-  def of_picture(key: Array, boxes: Array, masks: Array, valid: Array) -> tuple[Array, ...]:
+  def of_image(key: Array, boxes: Array, masks: Array, valid: Array) -> tuple[Array, ...]:
     keys, count = jax.random.split(key, 5), config.prompts
     chosen = jax.random.categorical(keys[0], _logits(valid), shape=(count,))
     on_nothing = jax.random.uniform(keys[1], (count,), jnp.float32) < config.nothing
@@ -184,7 +184,7 @@ def ask(key: Key[Array, ""], targets: Targets, side: int, config: VisualConfig) 
 
   flat = jax.tree.map(lambda x: x.reshape(len(x), -1, *x.shape[3:]), targets)
   keys = jax.random.split(key, len(flat.valid))
-  found = jax.vmap(of_picture)(keys, flat.boxes, flat.masks, flat.valid)
+  found = jax.vmap(of_image)(keys, flat.boxes, flat.masks, flat.valid)
   covered, inside, valid, xy, labels = (x.reshape(-1, *x.shape[2:]) for x in found)
   room = (0, 0), (0, config.rounds - 1)
   return Asked(
@@ -213,18 +213,18 @@ def mend(
 def _predict(
   head: VisualHead, variables: Any, embedding: VisualEmbedding, prompts: VisualPrompts
 ) -> VisualPredictions:
-  """Predictions for prompts that are equally many of each picture, picture by picture: so no
-  picture's maps are gathered, whose gradients would have to be scattered."""
+  """Predictions for prompts that are equally many of each image, image by image: so no
+  image's maps are gathered, whose gradients would have to be scattered."""
 
-  def of_picture(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
+  def of_image(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
     one = jax.tree.map(lambda x: x[None], embedding)
     prompts = dataclasses.replace(prompts, image=jnp.zeros_like(prompts.image))
     found: Any = head.apply(variables, one, prompts, method=VisualHead.predict)
     return found
 
-  pictures = len(embedding.coarse)
-  by_picture = jax.tree.map(lambda x: x.reshape(pictures, -1, *x.shape[1:]), prompts)
-  found = jax.vmap(of_picture)(embedding, by_picture)
+  images = len(embedding.coarse)
+  by_image = jax.tree.map(lambda x: x.reshape(images, -1, *x.shape[1:]), prompts)
+  found = jax.vmap(of_image)(embedding, by_image)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 

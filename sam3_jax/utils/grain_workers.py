@@ -39,7 +39,7 @@ def lost_ones_named() -> Iterator[None]:
     if not what.startswith("Worker process was terminated"):
       raise
     raise OSError(
-      f"a process that reads pictures is gone ({what}), killed or out of memory; what is done "
+      f"a process that reads images is gone ({what}), killed or out of memory; what is done "
       "stays: give the same command again, perhaps with fewer workers."
     ) from error
 

@@ -118,13 +118,13 @@ def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, ki
 
 
 def _ask_meta(model, side):
-  """The phrase about the picture."""
+  """The phrase about the image."""
   import torch
   from sam3.model.data_misc import FindStage
 
   from sam3_jax.inputs.preprocess import resize
 
-  pixels = resize(fingerprint.picture(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
+  pixels = resize(fingerprint.image(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
   row = torch.zeros(1, dtype=torch.long)
   stage = FindStage(
     img_ids=row, text_ids=row, input_boxes=None, input_boxes_mask=None,

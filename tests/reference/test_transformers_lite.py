@@ -91,16 +91,16 @@ def test_the_whole_model(both, mask_padding, box):
   _, bundle, model = both
   side, phrase = bundle.config.image_size, "yellow school bus"
   tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
-  picture = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+  image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
   sam3 = quick(Sam3(padded(bundle, mask_padding), bundle.params, tokenizer, dtype="float32"))
-  got = sam3.decode(sam3.encode(picture), Prompt(phrase, [box] if box else None))
+  got = sam3.decode(sam3.encode(image), Prompt(phrase, [box] if box else None))
 
   tokens = tokenizer([phrase])
   corners = np.array(box or [0, 0, side, side], np.float32).reshape(2, 2) / side
   boxes = np.concatenate([corners.mean(0), corners[1] - corners[0]])[None, None]
   with torch.no_grad():
     want = model(
-      pixel_values=torch.tensor(picture.transpose(2, 0, 1)[None] / np.float32(127.5) - 1),
+      pixel_values=torch.tensor(image.transpose(2, 0, 1)[None] / np.float32(127.5) - 1),
       text_embeds=theirs(model, tokens, mask_padding),
       attention_mask=torch.tensor((tokens != 0).astype(np.int64)),
       input_boxes=torch.tensor(boxes),

@@ -17,7 +17,7 @@ _EDGE = 3  # pixels around a patch, for soft edges and outlines
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-  """What is put into a picture.
+  """What is put into an image.
 
   Attributes:
     pixels: RGB times alpha, and alpha.

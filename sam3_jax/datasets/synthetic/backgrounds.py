@@ -8,26 +8,26 @@ from PIL import Image, ImageDraw
 
 from sam3_jax.datasets.synthetic.drawings import photographs
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def background(rng: np.random.Generator, height: int, width: int) -> Picture:
-  """A picture of any kind, drawn from `rng` alone."""
+def background(rng: np.random.Generator, height: int, width: int) -> Pixels:
+  """An image of any kind, drawn from `rng` alone."""
   kinds, weights = zip(*_KINDS, strict=True)
   kind = kinds[rng.choice(len(kinds), p=np.array(weights) / sum(weights))]
   return kind(rng, height, width)
 
 
-def _plain(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _plain(rng: np.random.Generator, height: int, width: int) -> Pixels:
   return np.full((height, width, 3), _colors(rng, 1)[0], np.uint8)
 
 
-def _gradient(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _gradient(rng: np.random.Generator, height: int, width: int) -> Pixels:
   corners = _colors(rng, 4).reshape(2, 2, 3)
   return _enlarged(corners, height, width)
 
 
-def _noise(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
   """A gradient under smooth spots of some size."""
   corners = _colors(rng, 4).reshape(2, 2, 3)
   rows, columns = _grid(rng, height, width, 6, 40)
@@ -36,7 +36,7 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> Picture:
   return _enlarged(np.clip(base + spots, 0, 255).astype(np.uint8), height, width)
 
 
-def _blobs(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _blobs(rng: np.random.Generator, height: int, width: int) -> Pixels:
   """Islands of a few colours."""
   rows, columns = _grid(rng, height, width, 20, 80)
   heights = _enlarged(rng.integers(0, 256, (rows, columns), np.uint8), height, width)
@@ -44,13 +44,13 @@ def _blobs(rng: np.random.Generator, height: int, width: int) -> Picture:
   return palette[heights]
 
 
-def _stripes(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _stripes(rng: np.random.Generator, height: int, width: int) -> Pixels:
   angle, period = rng.uniform(0, np.pi), rng.uniform(8, 80)
   wave = np.sin(_slope(height, width, angle) * (2 * np.pi / period)) * rng.choice([0.7, 6])
   return _mixed(rng, np.clip(wave, -1, 1) / 2 + 0.5)
 
 
-def _checks(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _checks(rng: np.random.Generator, height: int, width: int) -> Pixels:
   angle, size = rng.uniform(0, np.pi / 2), rng.uniform(10, 60)
   steps = [
     np.floor(_slope(height, width, turned) / size).astype(np.int32)
@@ -59,7 +59,7 @@ def _checks(rng: np.random.Generator, height: int, width: int) -> Picture:
   return _mixed(rng, ((steps[0] + steps[1]) % 2).astype(np.float32))
 
 
-def _clutter(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _clutter(rng: np.random.Generator, height: int, width: int) -> Pixels:
   """Shapes that are no thing: ellipses, triangles, quadrangles, lines."""
   canvas = Image.fromarray(_gradient(rng, height, width))
   draw = ImageDraw.Draw(canvas)
@@ -79,24 +79,24 @@ def _clutter(rng: np.random.Generator, height: int, width: int) -> Picture:
   return np.array(canvas)
 
 
-def _photograph(rng: np.random.Generator, height: int, width: int) -> Picture:
+def _photograph(rng: np.random.Generator, height: int, width: int) -> Pixels:
   """A turned, mirrored, tinted cut of a photograph."""
-  picture = photographs()[rng.integers(len(photographs()))]
+  image = photographs()[rng.integers(len(photographs()))]
   turns = [None, *Image.Transpose]
   turned = turns[rng.integers(len(turns))]
-  picture = picture if turned is None else picture.transpose(turned)
-  most = min(picture.width / width, picture.height / height)
+  image = image if turned is None else image.transpose(turned)
+  most = min(image.width / width, image.height / height)
   scale = most * rng.uniform(0.5, 1)
-  left = rng.uniform(0, picture.width - scale * width)
-  top = rng.uniform(0, picture.height - scale * height)
+  left = rng.uniform(0, image.width - scale * width)
+  top = rng.uniform(0, image.height - scale * height)
   box = (left, top, left + scale * width, top + scale * height)
-  cut = picture.resize((width, height), Image.Resampling.BILINEAR, box)
+  cut = image.resize((width, height), Image.Resampling.BILINEAR, box)
   gains, offset = rng.uniform(0.6, 1.3, 3), rng.uniform(-30, 40)
   matrix = np.column_stack([np.diag(gains), np.full(3, offset)])
   return np.array(cut.convert("RGB", tuple(matrix.ravel())))
 
 
-_KINDS: tuple[tuple[Callable[[np.random.Generator, int, int], Picture], float], ...] = (
+_KINDS: tuple[tuple[Callable[[np.random.Generator, int, int], Pixels], float], ...] = (
   (_noise, 0.35),
   (_photograph, 0.2),
   (_clutter, 0.12),
@@ -133,7 +133,7 @@ def _slope(height: int, width: int, angle: float) -> Float[np.ndarray, "h w"]:
   return y + np.arange(width, dtype=np.float32) * np.float32(np.cos(angle))
 
 
-def _mixed(rng: np.random.Generator, share: Float[np.ndarray, "h w"]) -> Picture:
+def _mixed(rng: np.random.Generator, share: Float[np.ndarray, "h w"]) -> Pixels:
   """Two colours, by the share of the second."""
   first, second = _colors(rng, 2).astype(np.float32)
   ramp = first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)

@@ -1,4 +1,4 @@
-"""Scenes as files, in the layout of SA-Co's annotations: a picture and a phrase make a pair.
+"""Scenes as files, in the layout of SA-Co's annotations: an image and a phrase make a pair.
 
     OUT/annotations.json
     OUT/crown.json               the pairs of a new concept, if one is wanted
@@ -54,7 +54,7 @@ def write(
     progress: is called with what is being done and the fraction that was done before.
 
   Returns:
-    Numbers of pictures, pairs and objects (an object for each pair it matches).
+    Numbers of images, pairs and objects (an object for each pair it matches).
 
   Raises:
     ValueError: any of it is not as said, or nothing can be written to `out`.
@@ -85,7 +85,7 @@ def write(
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
   return {
-    "pictures": count,
+    "images": count,
     "pairs": len(record["images"]),
     "objects": len(record["annotations"]),
   }

@@ -1,4 +1,4 @@
-"""Scenes: pictures composed of drawings, with the exact visible mask of each object.
+"""Scenes: images composed of drawings, with the exact visible mask of each object.
 
 As hard as the fixed scenes that the published figures are of, or harder: objects of 8 to 60 % of
 the shorter side, 1 to 12 of them, each at least half visible, on patterns and photographs.
@@ -17,17 +17,17 @@ from sam3_jax.datasets.synthetic.backgrounds import background
 from sam3_jax.datasets.synthetic.phrase_sampling import Phrase, ask, lookalikes
 
 SIZES = ((240, 320), (320, 240), (256, 256), (224, 400), (288, 288), (400, 224))  # height, width
-LEAST, MOST = 0.08, 0.6  # an object's longer side, as a fraction of the picture's shorter one
+LEAST, MOST = 0.08, 0.6  # an object's longer side, as a fraction of the image's shorter one
 CROWD = 12  # objects
 VISIBLE = 0.5  # of each object, at least
 VARIETY = 0.08  # of the scenes show many things, each of them once
 NEW, NEW_LOOKALIKE = 0.5, 0.2  # of the scenes that know a new concept: show it, or what is like it
 _ATTEMPTS = 8  # to find a place for an object
-SMALLEST = 64  # pixels of a picture's side
+SMALLEST = 64  # pixels of an image's side
 
 
 class Item(NamedTuple):
-  """An object: the number of its concept, and which pixels of the picture show it."""
+  """An object: the number of its concept, and which pixels of the image show it."""
 
   concept: int
   mask: Bool[np.ndarray, "h w"]
@@ -35,12 +35,12 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A picture and all that is in it.
+  """An image and all that is in it.
 
   Attributes:
     image: RGB.
     objects: from the back to the front; their masks share no pixel.
-    visible: the fraction of each object that is seen, the rest being hidden or off the picture.
+    visible: the fraction of each object that is seen, the rest being hidden or off the image.
     style: whose drawings they are, or "mixed".
   """
 
@@ -181,7 +181,7 @@ def _corner(
   near: tuple[float, float] | None,
   attempt: int,
 ) -> tuple[int, int]:
-  """Top and left of a patch, inside the picture or a little over its border."""
+  """Top and left of a patch, inside the image or a little over its border."""
   room = np.subtract(canvas.image.shape[:2], patch.mask.shape)
   if near is None:
     over = 0.25 * np.array(patch.mask.shape) * (attempt == 0 and rng.random() < 0.15)
@@ -194,14 +194,14 @@ def _corner(
 
 
 class _Canvas:
-  """A picture in the making.
+  """An image in the making.
 
   Attributes:
     image: so far.
     owners: number of the object that each pixel shows, -1 for none.
     items: concepts of the objects.
     full: opaque pixels of each object.
-    seen: those of them that the picture shows.
+    seen: those of them that the image shows.
     last: y and x of the middle of the object put last.
   """
 

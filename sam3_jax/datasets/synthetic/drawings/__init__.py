@@ -94,11 +94,11 @@ def drawings(style: str) -> tuple[Drawing, ...]:
 
 @functools.cache
 def photographs() -> tuple[Image.Image, ...]:
-  """Pictures that show none of the concepts; RGB."""
-  pictures = []
+  """Images that show none of the concepts; RGB."""
+  images = []
   for file in sorted((HERE / "photographs").glob("*.jpg")):
-    pictures.append(Image.fromarray(read_image(file)))
-  return tuple(pictures)
+    images.append(Image.fromarray(read_image(file)))
+  return tuple(images)
 
 
 def _read(file: Path) -> tuple[Concept, ...]:

@@ -28,7 +28,7 @@ PACKAGES = {
   "fluent": "iconify-json-fluent-emoji-flat",
   "twemoji": "iconify-json-twemoji",
 }
-# What is cut from scikit-image's pictures: left, top, right, bottom. None shows a concept; those
+# What is cut from scikit-image's images: left, top, right, bottom. None shows a concept; those
 # left out do or might (chelsea is a cat, astronaut has a rocket, camera a camera, hubble stars), or
 # do not name their licence.
 PHOTOGRAPHS = {
@@ -102,10 +102,10 @@ def photographs() -> None:
 
   (HERE / "photographs").mkdir(exist_ok=True)
   for name, cut in PHOTOGRAPHS.items():
-    with Image.open(Path(skimage.data.__file__).parent / name) as picture:
-      picture = picture.convert("L" if picture.mode == "L" else "RGB").crop(cut)
-    picture.thumbnail((PHOTOGRAPH, PHOTOGRAPH), Image.Resampling.LANCZOS)
-    picture.save(HERE / "photographs" / f"{Path(name).stem}.jpg", quality=80, optimize=True)
+    with Image.open(Path(skimage.data.__file__).parent / name) as image:
+      image = image.convert("L" if image.mode == "L" else "RGB").crop(cut)
+    image.thumbnail((PHOTOGRAPH, PHOTOGRAPH), Image.Resampling.LANCZOS)
+    image.save(HERE / "photographs" / f"{Path(name).stem}.jpg", quality=80, optimize=True)
 
 
 if __name__ == "__main__":
