@@ -37,10 +37,10 @@ COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
 # Of a tiny sam3.pt no shape tells how many heads there are: the configuration of a bundle does.
 WITH_CONFIG = """
 import dataclasses, sys
-from sam3_jax import checkpoint
+from sam3_jax.checkpoint import bundle as checkpoints
 from sam3_jax.converters import convert
 source, out, tokenizer, bundle = sys.argv[1:]
-config = dataclasses.replace(checkpoint.inspect(bundle).config, concept_points=True)
+config = dataclasses.replace(checkpoints.inspect(bundle).config, concept_points=True)
 convert(source, out, tokenizer=tokenizer, config=config)
 """
 

@@ -440,7 +440,7 @@ def test_a_tensor_that_is_not_finite_among_the_unread(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[4:]
-from sam3_jax import writer
+from sam3_jax.checkpoint import writer
 from sam3_jax.converters import convert
 writer.OWN_ITEM = 500_000
 stop = sys.argv[3]

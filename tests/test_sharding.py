@@ -218,9 +218,9 @@ def test_no_collective_on_a_tpu():
     import jax.numpy as jnp
     import tiny
     from tpu_batch import lower_decoder, lower_encoder
-    from sam3_jax import parallel
+    from sam3_jax.inference.sharding import make_mesh
 
-    mesh = parallel.make_mesh(chips.devices("v6e", 4))
+    mesh = make_mesh(chips.devices("v6e", 4))
     encode, embedding = lower_encoder(tiny.CONFIG, jnp.bfloat16, mesh, images=1)
     decode = lower_decoder(tiny.CONFIG, jnp.bfloat16, mesh, embedding, prompts=1, most=4)
     for lowered in (encode, decode):
