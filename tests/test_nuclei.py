@@ -120,7 +120,7 @@ def test_recipes_of_the_walk_through(name, trained):
   config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
   assert config.trained == trained
   assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
-  guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
+  guide = (Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 
 
@@ -135,5 +135,5 @@ def test_recipes_of_sam3_tiny(name):
   config = TrainConfig.from_dict(overlaid(values, start))
   assert config.scenes is not None
   assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
-  guide = "docs/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  guide = "docs/guides/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
   assert f"docs/sam3-tiny/{name}.toml" in (root / guide).read_text()
