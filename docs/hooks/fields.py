@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import re
+import sys
 import textwrap
 import types
 import typing
@@ -170,3 +171,7 @@ def _shown(value: Any) -> str:
 
 def _cell(text: str) -> str:
   return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+  sys.stdout.write(pages())

@@ -6,7 +6,19 @@ import outside
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-GENERATED = {"<!-- fields -->": fields.pages, "<!-- commands -->": commands.pages}
+
+
+def changelog() -> str:
+  """CHANGELOG.md, with its links as on a page of docs/."""
+  text = (outside.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+  return text.replace("](docs/", "](")
+
+
+GENERATED = {
+  "<!-- fields -->": fields.pages,
+  "<!-- commands -->": commands.pages,
+  "<!-- changelog -->": changelog,
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
