@@ -130,6 +130,9 @@ class Example:
   Attributes:
     told: In the
       docstring.
+
+  Raises:
+    ValueError: not part of it.
   """
 
   side: int = 3  # pixels a side

@@ -103,6 +103,7 @@ def _dataclass(hint: Any) -> type | None:
 def _attributes(cls: type) -> dict[str, str]:
   """Field descriptions in the section `Attributes:` of a docstring."""
   _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
+  section = re.split(r"\n(?=\S)", section)[0]  # up to the next section
   found: dict[str, str] = {}
   for entry in re.split(r"\n(?=\S)", textwrap.dedent(section)):
     names, _, text = entry.partition(":")
