@@ -7,7 +7,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 
-
 def changelog() -> str:
   """CHANGELOG.md, with its links as on a page of docs/."""
   text = (outside.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
