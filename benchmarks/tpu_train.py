@@ -93,7 +93,7 @@ def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """Memory, and the table of collectives, as docs/training-tpu.md shows them."""
+  """Memory, and the table of collectives, as docs/guides/tpu-pods.md shows them."""
   memory, gb = report["memory"], 1e-9
   lines = [
     f"{report['what']}; {report['versions']}, compiled in {report['seconds']:.0f} s.",
