@@ -5,7 +5,7 @@ embedding = model.encode("photo.jpg")
 instances = model.decode(embedding, "yellow school bus").instances()
 """
 
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter, find_checkpoint
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.config import RELEASED, SIZES, Config
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
@@ -16,6 +16,7 @@ from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 
 __all__ = [

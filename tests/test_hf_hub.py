@@ -227,7 +227,7 @@ def test_an_error_of_another_kind_is_no_connection(monkeypatch):
 LOAD = """
 import sys
 from sam3_jax import Sam3
-from sam3_jax.checkpoint.registry import find_checkpoint
+from sam3_jax.registry import find_checkpoint
 model = Sam3.from_checkpoint(find_checkpoint(sys.argv[1]), dtype="float32")
 print(model.params["trunk"]["norm_pre"]["scale"].sum())
 """

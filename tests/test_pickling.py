@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from sam3_jax import Sam3
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference import sharding
 
 PHRASES = ["ear", "a red cat"]

@@ -15,7 +15,7 @@ from support import quick
 
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference.provenance import own_embedding
 from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
 from sam3_jax.outputs.instances import Instances, instances

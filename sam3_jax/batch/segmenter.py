@@ -19,11 +19,11 @@ from sam3_jax.batch.loading import reason_of
 from sam3_jax.batch.prompt_schema import check_places, concepts, from_json, own_prompts, pointing
 from sam3_jax.batch.records import record
 from sam3_jax.checkpoint import bundle as checkpoints
-from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.inference import sharding
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS, read_image, resize
 from sam3_jax.inputs.prompts import Prompt, as_prompts
+from sam3_jax.registry import find_checkpoint
 
 IMAGES = ("image", "bytes")  # columns that an image may come in; they do not come out again
 

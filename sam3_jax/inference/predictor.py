@@ -44,6 +44,7 @@ from sam3_jax.inputs.visual_prompts import (
 )
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.model.visual.head import READINGS, VisualHead
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding, VisualMasks
 from sam3_jax.utils import devices
 from sam3_jax.utils.identity import Origin, checkpoint_identity
@@ -163,6 +164,7 @@ class Sam3:
       ValueError: not a bundle, or a damaged one, and the message names the first fault; or a device
         or a mesh that cannot be used.
     """
+    path = find_checkpoint(path, progress=progress)
     chosen = _check_place(device, mesh) or devices.default_device()
     dtype = default_dtype(None if mesh else chosen) if dtype is None else dtype
     sharding = jax.sharding.SingleDeviceSharding(chosen)
