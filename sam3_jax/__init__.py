@@ -14,10 +14,11 @@ from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt
+from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.registry import find_checkpoint
-from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
+from sam3_jax.types import ImageEmbedding, TextEmbedding
 
 __all__ = [
   "RELEASED",

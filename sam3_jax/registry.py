@@ -17,7 +17,7 @@ from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import Lease
 from sam3_jax.utils.paths import file_sizes, user_cache
 
-# Part of the name of a cache entry. Raise it when `convert` makes another bundle of the same source.
+# Names a cache entry; raise it when `convert` makes another bundle of the same source.
 CONVERSION = 1
 POLL_SECONDS = 0.5  # between two checks whether another process has converted an entry
 Note = Callable[[str], None]  # called with a line that the user should see
@@ -67,9 +67,7 @@ def _find_on_hub(name: str, progress: Callable[[str, float], None] | None, note:
   try:
     cache = user_cache()
   except RuntimeError as error:
-    raise ValueError(
-      f"there is no home directory to cache {name} in; set XDG_CACHE_HOME."
-    ) from error
+    raise ValueError(f"no home directory to cache {name} in; set XDG_CACHE_HOME.") from error
   folder = cache / "hub" / repository.replace("/", "--")
   ref = folder / f"{quote(revision or 'main', safe='')}.json"
   commit, reason = hf_hub.resolve(repository, revision)
@@ -98,7 +96,7 @@ def _convert(
   name: str,
   progress: Callable[[str, float], None] | None,
 ) -> tuple[Path, str]:
-  """Downloads and converts a commit, or the one in the client's cache; returns its entry and hash."""
+  """Downloads and converts a commit, or the one in the client's cache; its entry and hash."""
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
+from support import quick
 from toy import CONFIG, parameters
 
 from sam3_jax import Prompt
@@ -43,12 +43,7 @@ def compiled(monkeypatch):
 
 def make_model(tokenizer_path: Path, params) -> Sam3:
   model = Sam3(CONFIG, params, Tokenizer(tokenizer_path, context=CONFIG.text.context))
-  for name in ("_encode_image", "_encode_text"):
-    function = getattr(model, name).__wrapped__
-    setattr(model, name, jax.jit(function, compiler_options=QUICK))
-  detect = model._detect.__wrapped__
-  model._detect = jax.jit(detect, static_argnames="max_detections", compiler_options=QUICK)
-  return model
+  return quick(model)
 
 
 class TestCompile:

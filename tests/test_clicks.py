@@ -23,9 +23,9 @@ from sam3_jax import (
 )
 from sam3_jax.cli import arguments, main, segment_images
 from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.instances import visual_instances
 from sam3_jax.outputs.masks import RleMasks
-from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

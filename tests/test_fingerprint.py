@@ -16,9 +16,10 @@ from support import quick
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import checksums, fingerprint
-from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare, compute
+from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare
 from sam3_jax.cli import main
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.verify import compute_fingerprint
 
 RESULTS = 12  # without a head for visual prompts, which has 3 more
 
@@ -46,7 +47,7 @@ def loads():
 def bundle(tmp_path_factory, loads):
   """The toy model with a head for visual prompts, and its fingerprint."""
   folder = toy.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
-  fingerprint.write(compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
+  fingerprint.write(compute_fingerprint(Sam3.from_checkpoint(folder, dtype="float32")), folder)
   return folder
 
 
@@ -71,7 +72,7 @@ def inspect(capsys, folder, *options):
 def test_every_program_is_run(bundle, tmp_path):
   found = kept(bundle)
   assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
-  without = compute(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
+  without = compute_fingerprint(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
   assert len(without.numbers) == RESULTS
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
@@ -93,7 +94,7 @@ def test_unusual_modes_of_jax_compute_the_same(bundle):
 
 
 def test_bfloat16_is_within_its_tolerance(bundle):
-  found = compute(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
+  found = compute_fingerprint(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
   assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
 
 
@@ -130,7 +131,7 @@ def test_what_is_not_finite_is_named(bundle):
   trunk = trunk | {"position": trunk["position"] * float("inf")}
   model.params = model.params | {"trunk": trunk}
   with pytest.raises(ValueError, match="encode image: coarse is not finite"):
-    compute(model)
+    compute_fingerprint(model)
 
 
 @pytest.mark.parametrize(

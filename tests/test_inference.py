@@ -18,7 +18,8 @@ from support import QUICK, assert_close, quick
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
 from sam3_jax.inference import output_buffer, predictor
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.types import Detections, Prompts, TextEmbedding
+from sam3_jax.outputs.detections import Detections
+from sam3_jax.types import Prompts, TextEmbedding
 
 QUERIES = tiny.CONFIG.queries
 # Sizes of batches change the order of sums: scores and boxes differ by 3e-7, masks by 2e-6 of their
@@ -245,7 +246,8 @@ def test_few_compilations(model, images, monkeypatch):
     ids = jnp.zeros(found.shape, jnp.int32)
     return Detections(found, boxes, masks, jnp.zeros(rows), masks[:, 0], seen, sizes, ids)
 
-  monkeypatch.setattr(model, "_detect", jax.jit(nothing, static_argnames="max_detections"))
+  detect = jax.jit(nothing, static_argnames="max_detections")
+  monkeypatch.setattr(model.programs.prompts, "detect", detect)
   before = model.compilations
   rng = np.random.default_rng(1)
   for count in (1, 2, 3, 4, 5, 7, 11):

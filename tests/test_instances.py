@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sam3_jax.outputs import instances as postprocess
+from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances, fill_holes, instances, visual_masks
 from sam3_jax.outputs.masks import Masks, interpolate
-from sam3_jax.types import Detections, VisualMasks
 
 GOLDEN = dict(np.load(Path(__file__).parent / "goldens" / "text.npz"))
 GOLDEN_SIZE = (1200, 1800)

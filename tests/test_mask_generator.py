@@ -18,8 +18,8 @@ from sam3_jax.inference.mask_generator import (
   suppress,
 )
 from sam3_jax.outputs.coco_json import coco as coco_record
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.visualize import overlay
-from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -18,8 +18,9 @@ from sam3_jax.checkpoint import bundle
 from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference.provenance import own_embedding
 from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.outputs.detections import Detections
 from sam3_jax.outputs.instances import Instances, instances
-from sam3_jax.types import Detections, TextEmbedding
+from sam3_jax.types import TextEmbedding
 from sam3_jax.utils.identity import Origin
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)

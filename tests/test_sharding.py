@@ -19,8 +19,8 @@ from tpu_batch import lower_decoder, lower_encoder
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.inference import sharding
+from sam3_jax.inference.programs import Programs
 from sam3_jax.inputs.prompts import pack
-from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import TextEmbedding
 from sam3_jax.utils.param_tree import flatten, nest
 
@@ -61,14 +61,13 @@ def alone(tokenizer, images):
 
 def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
   """As `Sam3` and `batch` keep it, for visual prompts that may come."""
-  detector = Detector(tiny.CONFIG, "float32")
   rows = (
     np.zeros((1, tiny.CONFIG.image_size, tiny.CONFIG.image_size, 3), np.uint8),
     np.ones((1, 2), int),
   )
   costs = []
   for keep in (lambda embedding, features: embedding, lambda *both: both):
-    program: Any = sharding.image_encoder(detector, keep=keep)
+    program: Any = Programs(tiny.CONFIG, "float32", select_image=keep).encode
     compiled = program.lower(tiny.parameters(), *rows).compile(compiler_options=QUICK)
     costs.append([compiled.cost_analysis()[name] for name in ("flops", "bytes accessed")])
   (flops, read), (kept_flops, kept_read) = costs
@@ -76,7 +75,7 @@ def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
   assert 0 <= kept_read - read <= 8  # one more pointer in the result
 
 
-def model_on(mesh, tokenizer, rules=sharding.WHOLE):
+def model_on(mesh, tokenizer, rules=sharding.REPLICATED):
   parameters = tiny.parameters()
   return quick(Sam3(tiny.CONFIG, parameters, tokenizer, dtype="float32", mesh=mesh, rules=rules))
 
@@ -157,7 +156,7 @@ def test_visual_prompts(tokenizer_path, images):
   params = nest(toy.parameters() | toy.visual_parameters())
   tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
   mesh = sharding.make_mesh(jax.devices()[:4], model=2)
-  rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *sharding.WHOLE)
+  rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *sharding.REPLICATED)
   alone, shared = (
     quick(Sam3(toy.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
     for mesh in (None, mesh)
@@ -232,17 +231,18 @@ def test_no_collective_on_a_tpu():
   assert (run.returncode, run.stdout) == (0, "True []\n" * 2), run.stderr
 
 
-def test_keep_says_what_comes_back(mesh):
-  detector = Detector(tiny.CONFIG)
-  detect = sharding.prompt_decoder(detector, keep=lambda found: (found.scores, found.ids))
+def test_selected_results():
+  programs = Programs(tiny.CONFIG, "float32").selecting(
+    image=lambda embedding, features: embedding,
+    detections=lambda detections: (detections.scores, detections.ids),
+  )
   text = TextEmbedding(np.zeros((1, 4, tiny.CONFIG.width), np.float32), np.ones((1, 4), bool))
   row = np.zeros(1, np.int32)
   prompts = pack([Prompt("a")], np.ones((1, 2)), image=row, first_id=row, text=text)
-  encode = sharding.image_encoder(detector)
   pixels = np.zeros((1, *[tiny.CONFIG.image_size] * 2, 3), np.uint8)
-  embedding = jax.eval_shape(encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
+  embedding = jax.eval_shape(programs.encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
   scores, ids = jax.eval_shape(
-    lambda *given: detect(*given, 3), tiny.parameters(), embedding, prompts
+    lambda *given: programs.prompts.detect(*given, 3), tiny.parameters(), embedding, prompts
   )
   assert scores.shape == ids.shape == (1, 3)
 
@@ -252,10 +252,10 @@ def test_meshes_and_rules_that_cannot_be():
     sharding.make_mesh(model=3)
   mesh = sharding.make_mesh(model=8)
   assert dict(mesh.shape) == {"data": 1, "model": 8}
-  with pytest.raises(ValueError, match="no rule says where the parameter b goes"):
+  with pytest.raises(ValueError, match="no rule matches the parameter b"):
     sharding.parameter_sharding(mesh, [("a", P())])("b", (8,))
   for shape in ((4, 12), (8,)):
-    with pytest.raises(ValueError, match=r"the parameter a/b, .* cannot be cut .* 8 pieces"):
+    with pytest.raises(ValueError, match=r"cannot shard the parameter a/b, .* over 8 devices"):
       sharding.parameter_sharding(mesh, [("a/.*", P(None, "model"))])("a/b", shape)
   assert sharding.parameter_sharding(mesh, [("a", P("model")), ("a", P())])("a", (8,)).spec == P(
     "model"

@@ -10,7 +10,7 @@ import tiny
 from support import assert_close, difference, visual_model
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
-from sam3_jax.inference.predictor import VISUAL_BATCHES
+from sam3_jax.inference.visual import VISUAL_BATCHES
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, as_visual_prompts, pack_visual
 
 SIDE = tiny.CONFIG.image_size
@@ -163,7 +163,8 @@ def test_few_compilations(model, embedding, monkeypatch):
     scores = jnp.zeros((rows, kept))
     return jnp.zeros((*scores.shape, MASK, MASK)), scores, jnp.zeros(rows)
 
-  monkeypatch.setattr(model, "_decode_visual", jax.jit(nothing, static_argnames="multimask"))
+  decode = jax.jit(nothing, static_argnames="multimask")
+  monkeypatch.setattr(model.programs, "decode_visual", decode)
   rng = np.random.default_rng(5)
   for count in (1, 2, 5, 17):
     prompts = [VisualPrompt(points=rng.random((n % 3 + 1, 2)) * 40) for n in range(count)]

@@ -27,11 +27,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from sam3_jax.batch.prompt_schema import AnyPrompt, concepts, pointing
 from sam3_jax.inference import sharding
 from sam3_jax.inference.predictor import Sam3, prompts_at_once
-from sam3_jax.inference.text_cache import REMEMBERED, Phrases
+from sam3_jax.inference.text_cache import CAPACITY, TextCache
 from sam3_jax.inputs.prompts import Prompt, pack
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, VisualPrompt, pack_visual, padded_slots
-from sam3_jax.model.sam3 import Detector
-from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.outputs.instances import Instances, instances, visual_instances
 from sam3_jax.types import Detections, VisualEmbedding, VisualMasks
 
@@ -89,7 +87,7 @@ class Engine:
     """Compiles nothing yet.
 
     Args:
-      model: on a mesh (`parallel.make_mesh`) with whole parameters.
+      model: on a mesh (`sharding.make_mesh`) with whole parameters.
       threshold: instances score above it.
       images: slots for images on each device.
       prompts: of a round, on each device; None for as many as are best there.
@@ -104,18 +102,14 @@ class Engine:
     self._images, self._prompts = images, prompts or prompts_at_once()[0]
     self._most = min(most, model.config.queries)
     self._cut = sharding.by_rows(model.mesh)
-    self._phrases, self._compiling = Phrases(model), True
-    detector = Detector(model.config, model.dtype)
-    self._encode = sharding.image_encoder(
-      detector,
-      model.mesh,
-      keep=lambda embedding, features: (embedding, features if visual else None),
+    self._phrases, self._compiling = TextCache(model), True
+    programs = model.programs.selecting(
+      image=lambda embedding, features: (embedding, features if visual else None),
+      detections=_wanted,
     )
-    self._detect = sharding.prompt_decoder(detector, model.mesh, keep=_wanted)
-    head = VisualHead(model.config, model.dtype)
+    self._encode, self._detect = programs.encode, programs.prompts.detect
     self._head = model.visual_params() if visual else None
-    self._encode_visual = sharding.visual_encoder(head, model.mesh)
-    self._answer = sharding.visual_answerer(head, model.mesh)
+    self._encode_visual, self._answer = programs.encode_visual, programs.decode_best
 
   def learn(self, prompts: Iterable[Prompt]) -> None:
     """Encodes phrases before they are asked for, as many as are remembered: while batches are in
@@ -123,9 +117,9 @@ class Engine:
     first: dict[str, Prompt] = {}
     for prompt in prompts:
       first.setdefault(prompt.phrase, prompt)
-      if len(first) == REMEMBERED:
+      if len(first) == CAPACITY:
         break
-    self._phrases.learn(list(first.values()))
+    self._phrases.add(list(first.values()))
 
   def start(self, slots: Sequence[Slot | None]) -> "Work":
     """Sets the devices to work on a batch and returns at once.
@@ -140,7 +134,7 @@ class Engine:
       if slot is not None:
         pixels[i], sizes[i] = slot.pixels, slot.size
     asked = [[] if slot is None else list(slot.prompts) for slot in slots]
-    self._phrases.learn([prompt for prompts in asked for prompt in concepts(prompts)])
+    self._phrases.add([prompt for prompts in asked for prompt in concepts(prompts)])
     start = time.perf_counter()
     if not any(asked):
       return Work([], [0] * len(slots), sizes, self._threshold, start)

@@ -8,19 +8,14 @@ parameters are the same is for the checksums to say, which a flipped bit does no
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from sam3_jax.inputs.prompts import Prompt
-from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.json_text import parse
-
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
 
 FILE = "fingerprint.json"
 RECIPE = 1  # the number of this image, these prompts and statistics
@@ -66,21 +61,6 @@ class Answers:
   text: TextEmbedding
   found: Detections
   masks: VisualMasks | None
-
-
-def ask(model: "Sam3") -> Answers:
-  """Runs every program that the model's checkpoint carries."""
-  visual = "visual" in model.params
-  embedding = model.encode(image(), visual=visual)
-  text = model.encode_text(PHRASE)
-  found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
-  asked = VisualPrompt([CENTRE], [1], box=BOX)
-  return Answers(embedding, text, found, model.decode_visual(embedding, asked) if visual else None)
-
-
-def compute(model: "Sam3") -> Fingerprint:
-  """Of what the model answers; raises as `summarise` does."""
-  return summarise(ask(model), str(model.dtype))
 
 
 def summarise(answers: Answers, dtype: str) -> Fingerprint:

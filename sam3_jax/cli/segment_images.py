@@ -15,12 +15,11 @@ from rich.text import Text
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.refine import add_instance, mend_by_clicks
+from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.outputs.coco_json import (
-  ANNOTATIONS,
-  IMAGE,
   coco,
   json_of,
   output_stems,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
-from sam3_jax.inputs.visual_prompts import ComputedPrompt
+from sam3_jax.inputs.visual_prompts import ComputedPrompt, VisualPrompt
 from sam3_jax.outputs.instances import Instances, box_of, kept_masks
 from sam3_jax.outputs.masks import Masks, RleMasks
 from sam3_jax.outputs.rle import encode
+from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.utils.validation import as_array, check_flag, check_numbers
-
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
 
 MOST_A_SIDE = 1024  # clicks: more than the released model sees pixels (1008)
 MOST_LAYERS = 8  # of crops, 87,381 together
@@ -141,8 +139,20 @@ class _Candidates:
     return _Candidates(*(array[index] for array in vars(self).values()))
 
 
+class VisualModel(Protocol):
+  """The methods of `Sam3` that `generate_masks` uses."""
+
+  def encode(
+    self, images: ImageSource, *, visual: bool = False, max_pixels: int = MAX_PIXELS
+  ) -> ImageEmbedding: ...
+
+  def decode_visual(
+    self, embedding: ImageEmbedding, prompts: Sequence[VisualPrompt], *, multimask: bool = True
+  ) -> VisualMasks: ...
+
+
 def generate_masks(
-  model: "Sam3",
+  model: VisualModel,
   image: ImageSource,
   options: MaskGeneration | None = None,
   *,
@@ -226,7 +236,7 @@ def _crops(
 
 
 def _crop_candidates(
-  model: "Sam3",
+  model: VisualModel,
   image: np.ndarray,
   crop: tuple[int, int, int, int],
   grid: Float[np.ndarray, "n 2"],

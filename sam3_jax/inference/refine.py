@@ -6,23 +6,20 @@ visual prompts starts from, so a click changes it rather than finding something 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 
+from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_point_labels, as_points
 from sam3_jax.outputs.instances import Instances, box_of, visual_instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.utils.validation import is_whole
 
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
-
 
 def mend_instance(
-  model: "Sam3",
+  model: Sam3,
   embedding: ImageEmbedding,
   instances: Instances,
   identity: int,
@@ -63,7 +60,7 @@ def mend_instance(
 
 
 def add_instance(
-  model: "Sam3",
+  model: Sam3,
   embedding: ImageEmbedding,
   instances: Instances,
   prompt: VisualPrompt,
@@ -107,7 +104,7 @@ def add_instance(
 
 
 def mend_by_clicks(
-  model: "Sam3",
+  model: Sam3,
   embedding: ImageEmbedding,
   instances: Instances,
   points: Sequence[tuple[float, float]],

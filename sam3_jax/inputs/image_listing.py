@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.outputs.coco_json import ANNOTATIONS, IMAGE
 
+IMAGE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings of our own results, which are skipped
 SHOWN_KINDS = 8  # of skipped files, in the note; the others are summed up
 
 _Key = tuple[int, int] | str

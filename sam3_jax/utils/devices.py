@@ -56,7 +56,7 @@ def check_mesh(mesh: Mesh) -> None:
     raise ValueError(
       f"the mesh has devices of other processes ({', '.join(map(str, others))}), and each process "
       f"has a model of its own (this is process {jax.process_index()}): make the mesh of "
-      "jax.local_devices(), as parallel.make_mesh() does."
+      "jax.local_devices(), as sharding.make_mesh() does."
     )
 
 
