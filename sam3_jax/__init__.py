@@ -9,7 +9,7 @@ from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.config import RELEASED, SIZES, Config
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -39,8 +39,8 @@ __all__ = [
   "VisualPrompt",
   "add_instance",
   "find_checkpoint",
-  "mend_by_clicks",
-  "mend_instance",
   "read_image",
+  "refine_by_clicks",
+  "refine_instance",
 ]
 __version__ = "0.1.0"

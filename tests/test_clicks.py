@@ -18,8 +18,8 @@ from sam3_jax import (
   Sam3,
   VisualPrompt,
   add_instance,
-  mend_by_clicks,
-  mend_instance,
+  refine_by_clicks,
+  refine_instance,
 )
 from sam3_jax.cli import arguments, main, segment_images
 from sam3_jax.inference.mask_generator import MaskGeneration
@@ -67,9 +67,9 @@ def instances():
   return Instances(np.array([7, 3, 5]), np.float32([0.9, 0.8, 0.7]), boxes, Masks(logits, SIZE))
 
 
-def test_one_is_mended_and_the_rest_stays(instances):
+def test_refine_changes_one_instance(instances):
   model = Head(patch(6, 1, 10, 9))
-  got = mend_instance(model, None, instances, 3, VisualPrompt(points=[[26, 9]]), 2)
+  got = refine_instance(model, None, instances, 3, VisualPrompt(points=[[26, 9]]), 2)
   [(prompt, image, multimask)] = model.asked
   assert (prompt.points, prompt.point_labels) == (((26.0, 9.0),), (1,))
   np.testing.assert_array_equal(prompt.mask, instances.masks.logits[1])
@@ -87,7 +87,7 @@ def test_one_is_mended_and_the_rest_stays(instances):
 def test_a_mask_of_ones_own_and_one_that_becomes_empty(instances):
   own = np.zeros((SIDE, SIDE), np.float32)
   model = Head(np.full((SIDE, SIDE), -1.0))
-  got = mend_instance(model, None, instances, 7, VisualPrompt(box=[0, 0, 9, 9], mask=own))
+  got = refine_instance(model, None, instances, 7, VisualPrompt(box=[0, 0, 9, 9], mask=own))
   np.testing.assert_array_equal(model.asked[0][0].mask, own)
   assert got.boxes[0].tolist() == [0, 0, 0, 0]
   assert not got.masks[0].any()
@@ -147,7 +147,7 @@ def test_added_to_nothing_and_nothing_added(instances):
 )
 def test_a_click_goes_to_what_it_lies_on(instances, point, label, owner):
   model = Head(patch(1, 1, 4, 4))
-  got = mend_by_clicks(model, None, instances, [point], [label])
+  got = refine_by_clicks(model, None, instances, [point], [label])
   changed = [
     int(identity)
     for i, identity in enumerate(got.ids)
@@ -162,7 +162,7 @@ def test_clicks_of_several_instances(instances):
   """Each is asked once, with all its clicks; one off everything goes with the one before it."""
   model = Head(patch(1, 1, 4, 4), patch(6, 6, 9, 9), patch(5, 5, 6, 6))
   points = [[2, 10], [38, 5], [27, 1], [3, 3], [27, 5], [27, 9]]
-  got = mend_by_clicks(model, None, instances, points, [1, 1, 0, 0, 1, 0])
+  got = refine_by_clicks(model, None, instances, points, [1, 1, 0, 0, 1, 0])
   asked = [(prompt.points, prompt.point_labels) for prompt, *_ in model.asked]
   assert asked == [
     (((2, 10), (3, 3)), (1, 0)),
@@ -175,25 +175,25 @@ def test_clicks_of_several_instances(instances):
 def test_faults(instances):
   model, click = Head(patch(1, 1, 4, 4)), VisualPrompt(points=[[1, 1]])
   with pytest.raises(ValueError, match=r"there is no instance 4; there are \[7, 3, 5\]"):
-    mend_instance(model, None, instances, 4, click)
+    refine_instance(model, None, instances, 4, click)
   with pytest.raises(ValueError, match=r"identity 5 is taken; there are \[7, 3, 5\]"):
     add_instance(model, None, instances, click, identity=5)
-  with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 lies on no instance and follows"):
-    mend_by_clicks(model, None, instances, [[27, 5]], [0])
+  with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 is on no instance and follows"):
+    refine_by_clicks(model, None, instances, [[27, 5]], [0])
   for points, labels, said in (
     ([[1, 1]], [1, 0], r"one a point: 1; got \[1, 0\]"),
     ([[np.nan, 1]], [1], r"point 0 must be finite; got \[nan, 1.0\]"),
     ([1, 1], [1, 1], "point 0 must be two numbers"),
   ):
     with pytest.raises(ValueError, match=said):
-      mend_by_clicks(model, None, instances, points, labels)
+      refine_by_clicks(model, None, instances, points, labels)
   with pytest.raises(TypeError, match=r"instances must be those of one prompt.*got <class 'list'"):
-    mend_instance(model, None, [instances], 7, click)
+    refine_instance(model, None, [instances], 7, click)
   with pytest.raises(TypeError, match=r"pass one VisualPrompt, .*; got 'a'"):
-    mend_instance(model, None, instances, 7, "a")
+    refine_instance(model, None, instances, 7, "a")
   whole = Instances(*list(vars(instances).values())[:3], RleMasks([], SIZE))
-  with pytest.raises(TypeError, match=r"masks of whole pixels have no logits"):
-    mend_instance(model, None, whole, 7, click)
+  with pytest.raises(TypeError, match=r"these masks have no logits"):
+    refine_instance(model, None, whole, 7, click)
 
 
 @pytest.mark.parametrize("prompts", [0, 1, 2])
@@ -270,8 +270,8 @@ def test_a_phrase_and_clicks(ready, model):
   assert len(plain["annotations"]) > 1
   x, y, width, height = plain["annotations"][0]["bbox"]
   click = f"{x + width / 2},{y + height / 2}"
-  mended = record("--text", "ear", "--threshold", "0", "--point", click)
-  before, after = ({a["id"]: a for a in one["annotations"]} for one in (plain, mended))
+  refined = record("--text", "ear", "--threshold", "0", "--point", click)
+  before, after = ({a["id"]: a for a in one["annotations"]} for one in (plain, refined))
   new = after.keys() - before.keys()
   changed = {i for i in before if before[i]["segmentation"] != after[i]["segmentation"]}
   assert before.keys() <= after.keys()

@@ -17,7 +17,7 @@ from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.checkpoint import bundle
 from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference.provenance import own_embedding
-from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.outputs.detections import Detections
 from sam3_jax.outputs.instances import Instances, instances
 from sam3_jax.types import TextEmbedding
@@ -279,9 +279,9 @@ def test_instances_of_another_image_are_not_refined(model, embedding):
   found = model.decode(embedding, "ear", 0).instances(0)[0]
   prompt = VisualPrompt(points=[[3, 3]])
   for refine in (
-    lambda **row: mend_instance(model, embedding, found, found.ids[0], prompt, **row),
+    lambda **row: refine_instance(model, embedding, found, found.ids[0], prompt, **row),
     lambda **row: add_instance(model, embedding, found, prompt, **row),
-    lambda **row: mend_by_clicks(model, embedding, found, [[3, 3]], [1], **row),
+    lambda **row: refine_by_clicks(model, embedding, found, [[3, 3]], [1], **row),
   ):
     with refused("the embedding has 2 images: say which one"):
       refine()
