@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
 
-from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint import checksums, writer
+from sam3_jax.checkpoint import bundle, checksums, validate, writer
 from sam3_jax.checkpoint.orbax_items import read_item, restore_item, save_item, stored_arrays
 from sam3_jax.utils.param_tree import compare, flatten, nest, not_finite, raise_faults
 
@@ -41,7 +40,7 @@ CHECKED = "parameters that are not finite"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   path = tmp_path_factory.mktemp("saved") / "tiny"
-  checkpoint.save(path, parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
+  bundle.save(path, parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   return path
 
 
@@ -61,10 +60,10 @@ def assert_params(got, want, dtype=None):
 
 
 def test_what_is_saved_is_loaded(saved):
-  bundle = checkpoint.load(saved, verify=True)
-  assert (bundle.config, bundle.tokenizer, bundle.info) == (CONFIG, TOKENIZER, INFO)
-  assert_params(bundle.params, parameters())
-  unread = checkpoint.load_unread(saved)
+  loaded = bundle.load(saved, verify=True)
+  assert (loaded.config, loaded.tokenizer, loaded.info) == (CONFIG, TOKENIZER, INFO)
+  assert_params(loaded.params, parameters())
+  unread = bundle.load_unread(saved)
   assert unread.keys() == UNREAD.keys()
   for name, array in UNREAD.items():
     assert unread[name].dtype == array.dtype
@@ -75,20 +74,20 @@ def test_what_is_saved_is_loaded(saved):
 @pytest.mark.parametrize("wanted", [None, "float32", "bfloat16", jnp.bfloat16])
 def test_any_dtype_out_of_any(tmp_path, stored, wanted):
   params = jax.tree.map(lambda x: x.astype(stored), parameters())
-  checkpoint.save(tmp_path / "x", params, CONFIG, TOKENIZER)
-  loaded = checkpoint.load(tmp_path / "x", dtype=wanted)
+  bundle.save(tmp_path / "x", params, CONFIG, TOKENIZER)
+  loaded = bundle.load(tmp_path / "x", dtype=wanted)
   assert_params(loaded.params, params, jnp.dtype(wanted or stored))
   assert loaded.info == {}
-  assert checkpoint.load_unread(tmp_path / "x") == {}
-  assert checkpoint.inspect(tmp_path / "x").dtype == stored
+  assert bundle.load_unread(tmp_path / "x") == {}
+  assert bundle.inspect(tmp_path / "x").dtype == stored
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bogus", jnp.float16, 3])
 def test_another_dtype(saved, dtype):
   refused(saved, "dtype must be float32 or bfloat16; got ", dtype=dtype)
   with pytest.raises(ValueError, match="dtype must be"):
-    checkpoint.check_dtype(dtype)
-  assert checkpoint.check_dtype(jnp.bfloat16) == checkpoint.check_dtype("bfloat16") == jnp.bfloat16
+    bundle.check_dtype(dtype)
+  assert bundle.check_dtype(jnp.bfloat16) == bundle.check_dtype("bfloat16") == jnp.bfloat16
 
 
 def test_restored_straight_to_a_sharding(saved):
@@ -101,14 +100,14 @@ def test_restored_straight_to_a_sharding(saved):
       spec[axis] = "devices"
     return NamedSharding(mesh, PartitionSpec(*spec))
 
-  params = checkpoint.load(saved, sharding=sharding).params
+  params = bundle.load(saved, sharding=sharding).params
   assert_params(params, parameters())
   for name, array in flatten(params).items():
     assert array.sharding == sharding(name, array.shape)
   position = params["trunk"]["groups"]["windowed"]["mlp"]["fc1"]["kernel"]
   assert position.addressable_shards[0].data.size * 8 == position.size
   replicated = NamedSharding(mesh, PartitionSpec())
-  assert checkpoint.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
+  assert bundle.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
 
 
 def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
@@ -117,11 +116,11 @@ def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
   assert [path.name for path in (saved / "params").iterdir()] == ["rest"]
   assert sum(path.is_file() for path in saved.rglob("*")) < 40  # measured 22 to 25
   monkeypatch.setattr(writer, "OWN_ITEM", 500_000)
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+  bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
   told = []
-  loaded = checkpoint.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
+  loaded = bundle.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
   assert_params(loaded.params, parameters())
   assert {name for name, _ in told} == {"checksums", *items - {"rest"}, "parameters", CHECKED}
   assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
@@ -157,7 +156,7 @@ def test_plain_orbax_reads_it(saved):
 
 
 def test_writing_again_gives_the_same_manifest(saved, tmp_path):
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
+  bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   first, second = (
     json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
   )
@@ -178,7 +177,7 @@ def test_writing_again_gives_the_same_manifest(saved, tmp_path):
 
 
 def test_inspect_counts(saved):
-  summary = checkpoint.inspect(saved)
+  summary = bundle.inspect(saved)
   assert summary.parts == {
     part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in parameters().items()
   }
@@ -197,7 +196,7 @@ def test_inspect_counts(saved):
   assert summary.fingerprint is None
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
   tensors = len(flatten(parameters())) + len(UNREAD)
-  checks = checkpoint.inspect(saved, verify=True).checks
+  checks = bundle.inspect(saved, verify=True).checks
   assert checks["checksums"] == (
     f"those of all {files} files are right; those of {tensors} tensors are right"
   )
@@ -207,7 +206,7 @@ def test_inspect_counts(saved):
 
 
 def refused(path, match, error=ValueError, **options):
-  for use in (checkpoint.load, checkpoint.inspect) if not options else (checkpoint.load,):
+  for use in (bundle.load, bundle.inspect) if not options else (bundle.load,):
     with pytest.raises(error, match=match) as caught:
       use(path, **options)
     assert "\n" not in str(caught.value)
@@ -235,12 +234,12 @@ def test_half_written(copy, name):
   [
     ("{", "is not readable JSON"),
     ("[]", "must hold an object"),
-    ('{"format_version": 99}', "is of format version 99, this is sam3-jax for version 1"),
+    ('{"format_version": 99}', "is of format version 99, and this sam3-jax reads version 1"),
     ("{}", "is of format version None"),
     ("[" * 100_000, "is not readable JSON .*nested too deeply"),
     ('{"a": ' * 100_000, "is not readable JSON .*nested too deeply"),
     ('{"items": [], "items": []}', "is not readable JSON .*key 'items' is given twice"),
-    ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, this is"),
+    ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, and this"),
     ('{"format_version": 1}', "is damaged"),
     ('{"format_version": 1, "info": 3, "model": {}, "parameters": [], "items": []}', "damaged"),
   ],
@@ -379,10 +378,10 @@ def test_a_tensor_that_is_not_finite(copy, value):
 
 def test_another_value_or_a_flipped_bit_is_found_by_the_checksum(copy):
   tamper(copy, lambda flat: flat[SCALE].put(5, 0.25))
-  checkpoint.load(copy)
+  bundle.load(copy)
   refused(copy, f"is damaged, 1 fault: {SCALE} differs from its checksum", verify=True)
   with pytest.raises(ValueError, match=SCALE):
-    checkpoint.verify(copy)
+    bundle.verify(copy)
 
 
 def data_files(path):
@@ -399,9 +398,9 @@ def test_every_flipped_bit_is_found(copy):
     changed[position] ^= 1 << int(rng.integers(8))
     file.write_bytes(changed)
     with pytest.raises(ValueError, match=r"differs from its checksum|cannot be read"):
-      checkpoint.verify(copy)
+      bundle.verify(copy)
   file.write_bytes(content)
-  checkpoint.verify(copy)
+  bundle.verify(copy)
 
 
 def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
@@ -419,7 +418,7 @@ def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
     file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
     refused(copy, f"^{copy} is damaged, 1 fault: {file} differs from its checksum")
     with pytest.raises(ValueError, match=f"{file} differs from its checksum"):
-      checkpoint.verify(copy)
+      bundle.verify(copy)
     file.write_bytes(content)
 
 
@@ -430,7 +429,7 @@ def test_a_file_that_the_disk_does_not_give(copy, monkeypatch):
   monkeypatch.setattr(checksums, "_digest", fail)
   refused(copy, "tiny is damaged, .*rest/_METADATA cannot be read: Input/output error")
   with pytest.raises(ValueError, match="_METADATA cannot be read: Input/output error"):
-    checkpoint.verify(copy)
+    bundle.verify(copy)
 
 
 def test_truncated_or_missing_files_of_orbax(copy):
@@ -441,7 +440,7 @@ def test_truncated_or_missing_files_of_orbax(copy):
   file.unlink()
   refused(copy, f"1 fault: .*{file.name} is missing")
   file.write_bytes(content)
-  checkpoint.load(copy, verify=True)
+  bundle.load(copy, verify=True)
   shutil.rmtree(copy / "params" / "rest" / "ocdbt.process_0")
   refused(copy, "is missing; .* is missing")
   shutil.rmtree(copy / "params" / "rest")
@@ -468,14 +467,14 @@ def test_parameters_that_do_not_fit_are_not_saved(tmp_path, change, match):
   flat = flatten(parameters())
   change(flat)
   with pytest.raises(ValueError, match=match):
-    checkpoint.save(tmp_path / "x", nest(flat), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", nest(flat), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("model", [b"", b"junk", bytes(1000)])
 def test_a_tokenizer_that_is_none_is_not_saved(tmp_path, model):
   with pytest.raises(ValueError, match="the given bytes is no SentencePiece model") as caught:
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, model)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, model)
   assert "\n" not in str(caught.value)
   assert not any(tmp_path.iterdir())
 
@@ -483,16 +482,16 @@ def test_a_tokenizer_that_is_none_is_not_saved(tmp_path, model):
 def test_a_place_that_is_taken_or_cannot_be_written(saved, tmp_path):
   before = sorted(saved.rglob("*"))
   with pytest.raises(ValueError, match="exists already; give another path"):
-    checkpoint.save(saved, parameters(), CONFIG, TOKENIZER)
+    bundle.save(saved, parameters(), CONFIG, TOKENIZER)
   assert sorted(saved.rglob("*")) == before
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "x"):
     with pytest.raises(ValueError, match=r"exists already|cannot write to"):
-      checkpoint.save(path, parameters(), CONFIG, TOKENIZER)
+      bundle.save(path, parameters(), CONFIG, TOKENIZER)
   (tmp_path / "empty").mkdir()
-  checkpoint.save(tmp_path / "empty", parameters(), CONFIG, TOKENIZER)
-  checkpoint.save(tmp_path / "deep" / "er", parameters(), CONFIG, TOKENIZER)
-  assert checkpoint.load(tmp_path / "deep" / "er").config == CONFIG
+  bundle.save(tmp_path / "empty", parameters(), CONFIG, TOKENIZER)
+  bundle.save(tmp_path / "deep" / "er", parameters(), CONFIG, TOKENIZER)
+  assert bundle.load(tmp_path / "deep" / "er").config == CONFIG
 
 
 def test_an_unfinished_writer_leaves_nothing(tmp_path):
@@ -508,7 +507,7 @@ def test_too_little_room(tmp_path, monkeypatch):
   monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
   needed = sum(x.nbytes for x in jax.tree.leaves(parameters())) // 1_000_000 + 1
   with pytest.raises(ValueError, match=f"^cannot write to {tmp_path}: {needed} MB needed, 10 MB f"):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
@@ -526,7 +525,7 @@ def test_a_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkey
 
   monkeypatch.setattr(writer, "save_item", save_item)
   with pytest.raises(ValueError, match=f"^{tmp_path}/x/params/rest cannot be written$"):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
   time.sleep(0.5)
   assert not any(tmp_path.iterdir())
@@ -540,7 +539,7 @@ def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match=f"^cannot write {tmp_path}/x: No space left on device; free some space.$"
   ):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
@@ -658,8 +657,8 @@ def test_raise_faults():
 
 def test_expected_shapes_are_the_models():
   shapes = {name: array.shape for name, array in flatten(parameters()).items()}
-  assert checkpoint.expected_shapes(CONFIG) == shapes
-  other = checkpoint.expected_shapes(dataclasses.replace(CONFIG, concept_points=False))
+  assert bundle.expected_shapes(CONFIG) == shapes
+  other = bundle.expected_shapes(dataclasses.replace(CONFIG, concept_points=False))
   assert {name for name in shapes if name not in other} == {
     name for name in shapes if name.startswith("geometry/point_")
   }
@@ -667,16 +666,16 @@ def test_expected_shapes_are_the_models():
 
 def test_the_head_for_visual_prompts_may_be_there(tmp_path):
   whole = parameters() | {"visual": visual_parameters()}
-  checkpoint.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
-  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, whole)
+  bundle.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
+  assert_params(bundle.load(tmp_path / "x", verify=True).params, whole)
   count = sum(x.size for x in jax.tree.leaves(visual_parameters()))
-  assert checkpoint.inspect(tmp_path / "x").parts["visual"] == count
+  assert bundle.inspect(tmp_path / "x").parts["visual"] == count
 
 
 def test_half_of_that_head_is_a_fault(tmp_path):
   half = {name: x for name, x in visual_parameters().items() if name != "no_memory"}
   with pytest.raises(ValueError, match=r"1 fault: visual/no_memory is missing\."):
-    checkpoint.save(tmp_path / "x", parameters() | {"visual": half}, CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters() | {"visual": half}, CONFIG, TOKENIZER)
   assert not list(tmp_path.iterdir())
 
 
@@ -684,25 +683,25 @@ def test_a_sealed_fit_is_not_traced_again(copy, monkeypatch):
   def trace(config, *, visual):
     raise AssertionError("traced")
 
-  monkeypatch.setattr(checkpoint, "expected_shapes", trace)
-  checkpoint.inspect(copy)
+  monkeypatch.setattr(validate, "expected_shapes", trace)
+  bundle.inspect(copy)
   for name, change in (
     ("config.json", lambda v: v["model"].update(concept_points=False)),
     ("manifest.json", lambda v: v.pop("fits")),
   ):
     edit(copy, name, change)
     with pytest.raises(AssertionError, match="traced"):
-      checkpoint.inspect(copy)
+      bundle.inspect(copy)
 
 
 def test_saving_and_loading_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
-    "from sam3_jax import checkpoint; from tiny import CONFIG, parameters\n"
+    "from sam3_jax.checkpoint import bundle; from tiny import CONFIG, parameters\n"
     "from layouts import TOKENIZER\n"
-    "checkpoint.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
-    "checkpoint.load(sys.argv[1], verify=True)\n"
-    "checkpoint.inspect(sys.argv[1])\n"
+    "bundle.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
+    "bundle.load(sys.argv[1], verify=True)\n"
+    "bundle.inspect(sys.argv[1])\n"
   )
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", code, tmp_path / "x", *sys.path],

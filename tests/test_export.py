@@ -28,8 +28,8 @@ from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3
-from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import checksums
+from sam3_jax.checkpoint.bundle import load, load_unread, save
 from sam3_jax.config import RELEASED, StemConfig
 
 POINTS = "detector.geometry_encoder.points_"
@@ -135,7 +135,7 @@ def test_there_and_back_without_the_source(bundles, tmp_path, kind):
   export(bundles / "meta", tmp_path / "out", kind)
   config = CONFIG if kind == "meta" else None
   convert(tmp_path / "out", tmp_path / "again", config=config)
-  first, second = (checkpoint.load(p, verify=True) for p in (bundles / "meta", tmp_path / "again"))
+  first, second = (load(p, verify=True) for p in (bundles / "meta", tmp_path / "again"))
   assert second.tokenizer == first.tokenizer
   assert second.config == dataclasses.replace(CONFIG, concept_points=kind == "meta")
   for path, array in jax.tree.leaves_with_path(second.params):
@@ -144,15 +144,13 @@ def test_there_and_back_without_the_source(bundles, tmp_path, kind):
       want = want[key.key]
     np.testing.assert_array_equal(array, want)
   if kind == "meta":
-    assert_arrays(
-      checkpoint.load_unread(tmp_path / "again"), checkpoint.load_unread(bundles / "meta")
-    )
+    assert_arrays(load_unread(tmp_path / "again"), load_unread(bundles / "meta"))
 
 
 def test_a_fine_tuned_model(tmp_path):
   """Saved without `unread`, as nothing read it: all of the detector is there, some of it zero."""
   params = jax.tree.map(lambda x: (x * 1.5).astype(jnp.bfloat16), parameters())
-  checkpoint.save(tmp_path / "tuned", params, CONFIG, TOKENIZER.read_bytes())
+  save(tmp_path / "tuned", params, CONFIG, TOKENIZER.read_bytes())
   done = export(tmp_path / "tuned", tmp_path / "out", "meta", verify=True)
   got = read(tmp_path / "out", "meta")
   want = meta_weights()
@@ -169,13 +167,13 @@ def test_a_fine_tuned_model(tmp_path):
 
 
 def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
-  bundle = checkpoint.load(bundles / "meta")
-  checkpoint.save(
+  bundle = load(bundles / "meta")
+  save(
     tmp_path / "tuned",
     jax.tree.map(lambda x: x * 2, bundle.params),
     bundle.config,
     bundle.tokenizer,
-    unread=checkpoint.load_unread(bundles / "meta"),
+    unread=load_unread(bundles / "meta"),
   )
   export(tmp_path / "tuned", tmp_path / "out", "meta")
   got = read(tmp_path / "out", "meta")
@@ -195,7 +193,7 @@ def test_training_keeps_what_nothing_reads(bundles):
   from sam3_jax.training.run import load_start
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
-  assert_arrays(start.unread, checkpoint.load_unread(bundles / "hub"))
+  assert_arrays(start.unread, load_unread(bundles / "hub"))
 
 
 # --- refusals
@@ -222,7 +220,7 @@ def test_a_stem_has_no_place(tmp_path):
   config = dataclasses.replace(CONFIG, trunk=dataclasses.replace(CONFIG.trunk, stem=stem))
   from sam3_jax.model.sam3 import init
 
-  checkpoint.save(tmp_path / "b", init(config, jax.random.key(0)), config, TOKENIZER.read_bytes())
+  save(tmp_path / "b", init(config, jax.random.key(0)), config, TOKENIZER.read_bytes())
   refused(tmp_path, tmp_path / "b", "has a trunk with a convolutional stem")
 
 

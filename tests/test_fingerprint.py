@@ -14,8 +14,8 @@ import pytest
 import toy
 from support import quick
 
-from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import checksums, fingerprint
+from sam3_jax.checkpoint.bundle import load
 from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare
 from sam3_jax.cli import main
 from sam3_jax.inference.predictor import Sam3
@@ -152,7 +152,7 @@ def test_a_fingerprint_of_another_kind(copied, bundle, change, message):
   with pytest.raises(ValueError, match=message) as caught:
     compare(kept(bundle), kept(copied))
   assert "\n" not in str(caught.value)
-  checkpoint.load(copied, verify=True)
+  load(copied, verify=True)
 
 
 def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
