@@ -1,6 +1,6 @@
 """SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs.
 
-model = sam3_jax.Sam3.from_checkpoint("checkpoints/sam3-tiny")
+model = sam3_jax.Sam3.from_checkpoint("sam3-tiny")
 embedding = model.encode("photo.jpg")
 instances = model.decode(embedding, "yellow school bus").instances()
 """
@@ -44,3 +44,7 @@ __all__ = [
   "refine_instance",
 ]
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+  return [*__all__, "__version__"]

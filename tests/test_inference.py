@@ -17,6 +17,7 @@ from support import QUICK, assert_close, quick
 
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
 from sam3_jax.inference import output_buffer, predictor
+from sam3_jax.inference.concepts import ConceptDecoder
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.outputs.detections import Detections
 from sam3_jax.types import Prompts, TextEmbedding
@@ -195,14 +196,14 @@ def test_masks_over_the_budget_are_collected_on_the_host(model, embedding, min_s
 
 
 @pytest.mark.parametrize(("min_score", "decodings"), [(0.0, 0), (1e-9, 1)])
-def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch, min_score, decodings):
-  """At once, or, where it depends on the scores, as soon as it is known."""
-  asked, parts = [], model._parts
-  monkeypatch.setattr(model, "_parts", lambda *args: asked.append(args) or parts(*args))
+def test_too_little_memory_for_masks(model, embedding, monkeypatch, min_score, decodings):
+  """Raises before any computation, or after the scores if the masks depend on them."""
+  runs, run = [], ConceptDecoder._run
+  monkeypatch.setattr(ConceptDecoder, "_run", lambda *args: runs.append(args) or run(*args))
   monkeypatch.setattr(output_buffer, "free_memory", lambda: 0)
   with pytest.raises(ValueError, match=r"the masks of .* take 0.0 GB, .*max_detections"):
     model.decode(embedding, PROMPTS[:2], 0, min_score=min_score, memory_budget=0)
-  assert len(asked) == decodings
+  assert len(runs) == decodings
   assert model.decode(embedding, PROMPTS[:2], 0).scores.shape == (2, QUERIES)
 
 
