@@ -43,8 +43,15 @@ from sam3_jax.inputs.visual_prompts import (
   pack_visual,
 )
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.model.visual.head import READINGS, VisualHead
-from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbedding, VisualMasks
+from sam3_jax.model.visual.head import MULTIMASK_OUTPUTS, VisualHead
+from sam3_jax.types import (
+  Detections,
+  ImageEmbedding,
+  Prompts,
+  ScoredQueries,
+  TextEmbedding,
+  VisualMasks,
+)
 from sam3_jax.utils import devices
 from sam3_jax.utils.identity import Origin, checkpoint_identity
 from sam3_jax.utils.param_tree import describe, flatten
@@ -367,7 +374,7 @@ class Sam3:
     prompts: Prompts,
     max_detections: int | None,
     min_score: float,
-  ) -> Iterator[tuple[Detections | Scored, np.ndarray]]:
+  ) -> Iterator[tuple[Detections | ScoredQueries, np.ndarray]]:
     """What is found for a batch, and for which of its rows."""
     every, places = np.arange(len(prompts)), self._placement.places(len(prompts))
     detect, score, mask = self._programs(len(prompts))
@@ -486,7 +493,7 @@ class Sam3:
         )
 
     names, side = [field.name for field in dataclasses.fields(VisualMasks)], self.config.mask_size
-    shape = len(prompts), READINGS if multimask else 1, side, side
+    shape = len(prompts), MULTIMASK_OUTPUTS if multimask else 1, side, side
     masks = {"mask_logits": jax.ShapeDtypeStruct(shape, self.dtype)}
     room = Room(names, masks, memory_budget, self.device)
     room.reserve(len(prompts))

@@ -33,12 +33,12 @@ from jaxtyping import Array
 
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.model.visual.head import VisualHead, answer, choose
+from sam3_jax.model.visual.head import VisualHead, select_masks, single_mask
 from sam3_jax.types import (
   Detections,
   ImageEmbedding,
   Prompts,
-  Scored,
+  ScoredQueries,
   VisualEmbedding,
   VisualPrompts,
 )
@@ -140,7 +140,7 @@ Encode = Callable[[Any, Any, Any], Any]
 # the rows of the embedding on the prompt's own device.
 Detect = Callable[[Any, ImageEmbedding, Prompts, int | None], Any]
 # Of parameters, embedding and any rows of what was scored, whose `image_index` counts likewise.
-Mask = Callable[[Any, ImageEmbedding, Scored], Detections]
+Mask = Callable[[Any, ImageEmbedding, ScoredQueries], Detections]
 # Of parameters that have a part `visual`, and the trunk's map.
 EncodeVisual = Callable[[Any, Array], VisualEmbedding]
 # Of the same, embedding, prompts, and static `multimask`: mask logits, their IoU, object logit. The
@@ -232,8 +232,8 @@ def visual_decoder(
 
   def decode_visual(params, embedding, prompts, multimask):
     def apply(params, *rows):
-      found: Any = head.apply({"params": params["visual"]}, *rows, method=VisualHead.predict)
-      return *choose(found, multimask), found.object_logit
+      found: Any = head.apply({"params": params["visual"]}, *rows, method=VisualHead.detect)
+      return *select_masks(found, multimask), found.object_logit
 
     return _over_rows(apply, mesh, rules)(params, embedding, prompts)
 
@@ -247,9 +247,9 @@ def visual_answerer(
 
   def answer_visual(params, embedding, prompts, doubt):
     found: Any = head.apply(
-      {"params": params["visual"]}, embedding, prompts, method=VisualHead.predict
+      {"params": params["visual"]}, embedding, prompts, method=VisualHead.detect
     )
-    return *answer(found, doubt), found.object_logit
+    return *single_mask(found, doubt), found.object_logit
 
   return jax.jit(_over_rows(answer_visual, mesh, rules))
 
