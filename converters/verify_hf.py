@@ -104,7 +104,7 @@ def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
   for row, kind in enumerate(("phrase", "phrase and box")):
     given = hf_patches.concept(model, ids, [box] * row, [1] * row, mask_padding)
     answer = model(vision_embeds=embedding, **given)
-    presence, clamp = np.asarray(found.presence[row], np.float32), hf_patches.PRESENCE_CLAMP
+    presence, clamp = np.asarray(found.presence_logit[row], np.float32), hf_patches.PRESENCE_CLAMP
     odds = torch.sigmoid(answer.pred_logits[0]) * torch.sigmoid(torch.tensor(presence))
     for name, ours, wanted in (
       ("presence", np.clip(presence, -clamp, clamp), answer.presence_logits[0, 0]),

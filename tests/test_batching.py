@@ -5,11 +5,11 @@ import pytest
 from flax import struct
 
 from sam3_jax.inference import batching
-from sam3_jax.types import Rows
+from sam3_jax.utils.pytrees import Sliceable
 
 
 @struct.dataclass
-class Pair(Rows):
+class Pair(Sliceable):
   a: np.ndarray
   b: np.ndarray
 

@@ -69,7 +69,7 @@ INDEX = [0, 0, 3, 3, 0, 4]
 def assert_same(got: Detections, want: Detections):
   for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
     assert_close(getattr(got, name), getattr(want, name), rel=CLOSE)
-  np.testing.assert_allclose(got.presence, want.presence, atol=CLOSE)  # a logit; measured 3.9e-6
+  np.testing.assert_allclose(got.presence_logit, want.presence_logit, atol=CLOSE)  # measured 3.9e-6
   for name in ("image_index", "sizes", "ids"):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
@@ -263,7 +263,7 @@ def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
   half = made(tokenizer_path, "bfloat16")
   got = half.decode(half.encode(images[3]), "ear")
   want = model.decode(embedding, "ear", 3)
-  assert got.scores.dtype == got.boxes.dtype == got.presence.dtype == jnp.float32
+  assert got.scores.dtype == got.boxes.dtype == got.presence_logit.dtype == jnp.float32
   assert got.mask_logits.dtype == jnp.bfloat16
   assert_close(got.boxes, want.boxes, rel=0.02)  # measured 3.8e-3
   assert_close(got.scores, want.scores, rel=0.1)  # measured 3.8e-2

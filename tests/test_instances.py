@@ -32,7 +32,7 @@ def detections(scores, size=(8, 10), grid=(4, 5), convert=jnp.asarray) -> Detect
       prompts, queries, 4
     ),
     mask_logits=convert(random_grid((prompts, queries, *grid))),
-    presence=convert(np.zeros(prompts, np.float32)),
+    presence_logit=convert(np.zeros(prompts, np.float32)),
     semantic_logits=convert(np.zeros((prompts, *grid), np.float32)),
     image_index=convert(np.zeros(prompts, np.int32)),
     sizes=convert(sizes),

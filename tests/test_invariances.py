@@ -26,13 +26,13 @@ def base():
   tokens = random_tokens(rng, [3, 4, 10, 32])
   embedding = run("encode_image", images, sizes)
   prompts = random_prompts(rng, run("encode_text", tokens), IMAGE, BOXES, SLOTS)
-  predictions = run("predict", embedding, prompts)
+  predictions = run("detect_all_layers", embedding, prompts)
   return types.SimpleNamespace(**locals())
 
 
 def rows(predictions, index):
   """These prompts' predictions."""
-  layered = {"logits", "boxes", "presence"}
+  layered = {"logits", "boxes", "presence_logit"}
   return {
     name: value[:, index] if name in layered else value[index]
     for name, value in vars(predictions).items()
@@ -45,9 +45,12 @@ def everything(predictions):
 
 def test_results_depend_on_what_they_should(base):
   """Or the tests below would be empty."""
-  assert np.unique(np.round(base.predictions.presence, 4)).size == base.predictions.presence.size
+  assert (
+    np.unique(np.round(base.predictions.presence_logit, 4)).size
+    == base.predictions.presence_logit.size
+  )
   swapped = base.prompts.replace(positive=~base.prompts.positive)
-  other = run("predict", base.embedding, swapped)
+  other = run("detect_all_layers", base.embedding, swapped)
   moved = np.abs(other.logits - base.predictions.logits).max(axis=(0, 2))
   assert moved[0] == 0  # it has no boxes
   assert moved[1:].min() > 1e-3
@@ -70,19 +73,19 @@ def test_a_prompt_alone_without_padding(base, row):
     positive=prompt.positive[:, :boxes],
     valid=prompt.valid[:, :boxes],
   )
-  alone = run("predict", base.embedding[image : image + 1], prompt)
+  alone = run("detect_all_layers", base.embedding[image : image + 1], prompt)
   assert_close(everything(alone), rows(base.predictions, slice(row, row + 1)), rel=ROUNDING)
 
 
 def test_permuting_prompts_permutes_results(base):
   order = np.array([2, 0, 3, 1])
-  permuted = run("predict", base.embedding, base.prompts[order])
+  permuted = run("detect_all_layers", base.embedding, base.prompts[order])
   assert_close(everything(permuted), rows(base.predictions, order), rel=ROUNDING)
 
 
 def test_permuting_images_changes_nothing(base):
   flipped = base.prompts.replace(image=1 - base.prompts.image)
-  got = run("predict", base.embedding[::-1], flipped)
+  got = run("detect_all_layers", base.embedding[::-1], flipped)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 
@@ -101,7 +104,7 @@ def test_order_and_padding_of_boxes_change_nothing(base):
     positive=np.where(valid, labels, ~labels),
     valid=valid,
   )
-  got = run("predict", base.embedding, moved)
+  got = run("detect_all_layers", base.embedding, moved)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 
@@ -111,7 +114,7 @@ def test_padding_of_texts_changes_nothing(base):
   features = np.where(text.valid[..., None], text.features, noise)
   assert (features != text.features).any()
   prompts = base.prompts.replace(text=text.replace(features=features))
-  got = run("predict", base.embedding, prompts)
+  got = run("detect_all_layers", base.embedding, prompts)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 

@@ -118,8 +118,8 @@ def test_old_files_are_loaded_with_a_warning(model, embedding, tmp_path):
 
 
 def test_files_of_a_later_version_are_refused(tmp_path):
-  save_file({"features": np.zeros(1)}, tmp_path / "text", {"format_version": "3"})
-  with refused("text is of format version '3', and this sam3-jax reads versions up to 2"):
+  save_file({"features": np.zeros(1)}, tmp_path / "text", {"format_version": "4"})
+  with refused("text has format version '4', and this sam3-jax reads versions up to 3"):
     TextEmbedding.load(tmp_path / "text")
 
 

@@ -295,5 +295,5 @@ def _pointed(
 
 def _instances(found: _Found, sizes: np.ndarray, threshold: float) -> list[Instances]:
   rows: dict[str, Any] = {**vars(found), "sizes": sizes}
-  others: dict[str, Any] = dict.fromkeys(("presence", "semantic_logits", "image_index"))
+  others: dict[str, Any] = dict.fromkeys(("presence_logit", "semantic_logits", "image_index"))
   return instances(Detections(**rows, **others), threshold)

@@ -50,7 +50,7 @@ MEANINGS = {
   "mask": "logits of an earlier decode_visual, in [-32, 32]",
   "has_mask": "false where mask is padding",
   "scores": "of each query, in [0, 1]",
-  "presence": "logit that the image holds the concept at all",
+  "presence_logit": "logit that the image holds the concept at all",
   "mask_logits": "of the whole image, on a square grid; above 0 is inside",
   "semantic_logits": "that a cell belongs to the concept, whichever instance",
   "iou": "of each mask with the object that was meant, as the model guesses it, in [0, 1]",

@@ -18,7 +18,7 @@ from sam3_jax.config import Config
 from sam3_jax.inference.sharding import AXES, REPLICATED, PartitionRules, shard_rows
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.model.visual.head import VisualHead, answer, choose
+from sam3_jax.model.visual.head import VisualHead, select_masks, single_mask
 from sam3_jax.outputs.detections import Detections
 
 # The image embedding and the trunk's map, which the visual encoder takes.
@@ -140,18 +140,18 @@ class Programs:
 
     def decode(params, embedding, prompts):
       variables = {"params": params["visual"]}
-      return head.apply(variables, embedding, prompts, method=VisualHead.predict)
+      return head.apply(variables, embedding, prompts, method=VisualHead.detect)
 
     def decode_visual(params, embedding, prompts, multimask):
       def apply(*rows):
         found: Any = decode(*rows)
-        return *choose(found, multimask), found.object_logit
+        return *select_masks(found, multimask), found.object_logit
 
       return shard(apply)(params, embedding, prompts)
 
     def answer_visual(params, embedding, prompts, ambiguous):
       found: Any = decode(params, embedding, prompts)
-      return *answer(found, ambiguous), found.object_logit
+      return *single_mask(found, ambiguous), found.object_logit
 
     self.encode: Any = jax.jit(shard(encode_image))
     self.encode_text: Any = jax.jit(encode_text)

@@ -13,7 +13,7 @@ from sam3_jax.inference.batching import batches_by_image, drop_repeats, take
 from sam3_jax.inference.output_buffer import OutputBuffer
 from sam3_jax.inference.programs import Programs
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, pack_visual
-from sam3_jax.model.visual.head import READINGS
+from sam3_jax.model.visual.head import MULTIMASK_OUTPUTS
 from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.types import VisualEmbedding
 
@@ -56,7 +56,7 @@ class VisualRequest:
       ValueError: the host has too little memory for them.
     """
     names, side = [field.name for field in dataclasses.fields(VisualMasks)], self.mask_size
-    shape = len(self.prompts), READINGS if self.multimask else 1, side, side
+    shape = len(self.prompts), MULTIMASK_OUTPUTS if self.multimask else 1, side, side
     masks = {"mask_logits": jax.ShapeDtypeStruct(shape, dtype)}
     buffer = OutputBuffer(names, masks, memory_budget, device)
     buffer.reserve(len(self.prompts))
