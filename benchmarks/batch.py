@@ -28,15 +28,14 @@ from rich.console import Console
 from timing import machine
 
 from sam3_jax import Sam3, find_checkpoint
-from sam3_jax.batch import parts, pipeline
+from sam3_jax.batch import job_files, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.batch.inputs import find
+from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.job import Job
-from sam3_jax.batch.parts import PartWriter
-from sam3_jax.batch.prompt_schema import concepts
-from sam3_jax.batch.reading import Source, reading
-from sam3_jax.batch.records import record
+from sam3_jax.batch.part_writer import PartWriter
+from sam3_jax.batch.prompt_schema import concept_prompts
+from sam3_jax.batch.records import make_record
 from sam3_jax.inference import sharding
 
 PHRASES = 2  # of an image
@@ -87,7 +86,7 @@ def with_masks(
   def finish(work: Any, batch: list[Slot]) -> None:
     found = work.instances()
     jobs = [(i, "a.jpg", one.size, one.prompts, found[i]) for i, one in enumerate(batch)]
-    lines = list(makers.map(lambda job: record(*job), jobs))
+    lines = list(makers.map(lambda job: make_record(*job), jobs))
     if written is not None:
       written.add(lines)
 
@@ -115,7 +114,7 @@ def watching(job: Job, memory: dict[int, list[int]]) -> Iterator[None]:
 
   def watch() -> None:
     while not over.wait(0.25):
-      memory.setdefault(len(parts.done(job.out)), []).append(resident())
+      memory.setdefault(len(job_files.finished_parts(job.out)), []).append(resident())
 
   thread = threading.Thread(target=watch)
   thread.start()
@@ -141,7 +140,7 @@ def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=sharding.make_mesh())
   engine = Engine(model, threshold=arguments.threshold, images=arguments.images)
-  rows, side = engine.rows, model.config.image_size
+  rows, side = engine.batch_size, model.config.image_size
   batches = max(1, arguments.images // rows)
   seconds: dict[str, float] = {}
 
@@ -152,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
   with tempfile.TemporaryDirectory() as temporary:
     folder, quiet = Path(temporary) / "images", Console(quiet=True)
-    inputs = find(str(batch_scenes.write(folder, batches * rows, scale=2, phrases=PHRASES)))
+    inputs = list_inputs(str(batch_scenes.write(folder, batches * rows, scale=2, phrases=PHRASES)))
 
     def job(name: str, count: int) -> Job:
       return Job(
@@ -168,7 +167,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(count):
           yield list(itertools.islice(slots, rows))
 
-    engine.learn(prompt for one in inputs for prompt in concepts(one.prompts))
+    engine.encode_phrases(prompt for one in inputs for prompt in concept_prompts(one.prompts))
     ready = list(read(1 if arguments.memory else min(batches, READY)))
     engine.start(ready[0]).instances()
 
@@ -187,7 +186,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   return {
     "machine": machine(),
     "what": f"{arguments.checkpoint}, {len(inputs)} images, {PHRASES} phrases each, "
-    f"{engine.rows} images a batch, {arguments.workers} workers, threshold {arguments.threshold}",
+    f"{engine.batch_size} images a batch, {arguments.workers} workers, threshold {arguments.threshold}",
     "images_a_second": {name: len(inputs) / value for name, value in seconds.items()},
     "resident_bytes": means(memory, whole),
   }

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import batches  # noqa: E402
 
-from sam3_jax.batch import fetch  # noqa: E402
+from sam3_jax.batch import image_bytes  # noqa: E402
 
 HANG = "BATCH_JOB_HANG"  # name of a file that exists while reads of images called hang* block
 PAUSE = "BATCH_JOB_PAUSE"  # seconds a batch
@@ -44,7 +44,7 @@ class _Hanging:
 
 
 if HANG in os.environ:  # also where a process for reading imports this module
-  fetch.os = _Hanging()  # pyright: ignore[reportAttributeAccessIssue]
+  image_bytes.os = _Hanging()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def entry() -> None:

@@ -26,7 +26,7 @@ from PIL import Image
 
 from sam3_jax.batch import pipeline
 from sam3_jax.batch import run as runs
-from sam3_jax.batch.inputs import find
+from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.job import Job
 from sam3_jax.batch.merge import merge
 
@@ -139,7 +139,7 @@ class World:
     for process in range(processes):
       before = batches.Engine.started
       job = Job(
-        inputs=find(str(images), self.prompts), out=out, part_size=3, images=2, max_error_rate=1.0,
+        inputs=list_inputs(str(images), self.prompts), out=out, part_size=3, images=2, max_error_rate=1.0,
         process=process, processes=processes, **settings,
       )  # fmt: skip
       whole.append(
