@@ -266,13 +266,13 @@ def test_stopped_by_a_signal_while_a_read_hangs(tmp_path, number, workers):
   while len(list((tmp_path / "out").glob("parts/part-*.json"))) < 1 and time.monotonic() < end:
     time.sleep(0.02)
   time.sleep(0.2)
-  children = batch_job.descendants(process.pid)
+  readers = batch_job.children(process.pid)
   process.send_signal(number)
   status, message, seconds = batch_job.finish(process, 60)
   assert status == 75, message
   assert "stopped; rerun the same command to resume" in message
   assert seconds < 10
-  assert batch_job.alive(children) == []
+  assert batch_job.alive(readers) == []
   assert list((tmp_path / "out" / "leases").iterdir()) == []
 
 
