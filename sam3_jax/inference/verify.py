@@ -7,8 +7,8 @@ from sam3_jax.checkpoint.fingerprint import (
   BOX,
   CENTRE,
   PHRASE,
-  Answers,
   Fingerprint,
+  ModelOutputs,
   image,
   summarise,
   write,
@@ -18,7 +18,7 @@ from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 
 
-def run(model: Sam3) -> Answers:
+def run(model: Sam3) -> ModelOutputs:
   """Runs every program of the model's checkpoint."""
   visual = "visual" in model.params
   embedding = model.encode(image(), visual=visual)
@@ -26,7 +26,7 @@ def run(model: Sam3) -> Answers:
   found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
   prompt = VisualPrompt([CENTRE], [1], box=BOX)
   masks = model.decode_visual(embedding, prompt) if visual else None
-  return Answers(embedding, text, found, masks)
+  return ModelOutputs(embedding, text, found, masks)
 
 
 def compute_fingerprint(model: Sam3) -> Fingerprint:
@@ -59,7 +59,7 @@ def verify_conversion(
   from sam3_jax.converters import verify_hf  # pyright: ignore[reportMissingImports]
 
   progress("running the model", 1.0)
-  answers = run(Sam3.from_checkpoint(folder, dtype="float32"))
-  write(summarise(answers, "float32"), folder)
+  outputs = run(Sam3.from_checkpoint(folder, dtype="float32"))
+  write(summarise(outputs, "float32"), folder)
   progress("comparing with transformers", 1.0)
-  return verify_hf.compare(folder, source, answers, direct=direct)
+  return verify_hf.compare(folder, source, outputs, direct=direct)
