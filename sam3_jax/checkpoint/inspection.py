@@ -13,7 +13,7 @@ from sam3_jax.checkpoint.fingerprint import Fingerprint
 from sam3_jax.checkpoint.manifest import count_by_reason
 from sam3_jax.checkpoint.parameters import DTYPES, VISUAL
 from sam3_jax.checkpoint.validate import open_checkpoint
-from sam3_jax.checkpoint.writer import fit
+from sam3_jax.checkpoint.writer import seal
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.paths import file_sizes, require_local
@@ -146,7 +146,7 @@ def add_checksums(path: str | Path) -> list[str]:
   manifest["unread_files"] = file_sizes(path / "unread")
   manifest["checksums_file"] = checksums.FILE
   shapes = {name: entry["shape"] for name, entry in manifest["parameters"].items()}
-  manifest["fits"] = fit(opened.config, shapes)  # which were compared with the model
+  manifest["fits"] = seal(opened.config, shapes)  # `open_checkpoint` compared them
   if manifest != opened.manifest:
     write_json(path / "manifest.json", manifest, indent=1)
   sums = checksums.write(path)

@@ -10,7 +10,7 @@ from sam3_jax.checkpoint import integrity
 from sam3_jax.checkpoint.manifest import check_manifest
 from sam3_jax.checkpoint.orbax_items import stored_arrays
 from sam3_jax.checkpoint.parameters import VISUAL, expected_shapes
-from sam3_jax.checkpoint.writer import FORMAT_VERSION, fit
+from sam3_jax.checkpoint.writer import FORMAT_VERSION, seal
 from sam3_jax.config import Config
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.utils.identity import checkpoint_identity
@@ -155,7 +155,7 @@ def _check_arrays(
 ) -> None:
   """Raises ValueError unless model, manifest and stored arrays agree in shapes and dtypes."""
   visual = any(name.startswith(f"{VISUAL}/") for name in parameters)
-  sealed = manifest.get("fits") == fit(config, parameters)
+  sealed = manifest.get("fits") == seal(config, parameters)
   faults = [] if sealed else compare(parameters, expected_shapes(config, visual=visual))
   stored: dict[str, Any] = {}
   for item in manifest["items"]:

@@ -116,7 +116,7 @@ def export(
   }
   with NewFolder(out) as folder, folder.under_its_name():
     place = folder.temporary
-    folder.check_room(sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values()))
+    folder.check_space(sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values()))
     if onnx:
       _write_onnx(place, made, params, stored, tell)
     else:
