@@ -81,7 +81,7 @@ def test_unusual_modes_of_jax_compute_the_same(bundle):
   """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
   set them."""
   modes = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": "cpu"}
-  flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  flags = "--xla_backend_optimization_level=0"
   run = "import sys; from sam3_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
   done = subprocess.run(
     [sys.executable, "-c", run, "inspect", str(bundle), "--verify", "--json"],
