@@ -123,7 +123,7 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
   ("typed", "message"),
   [
     (["--prompts", "cat"], "--images is needed"),
-    (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
+    (["--images", "none", "--prompts", "cat"], "there is no directory, file or pattern none"),
     (["--images", "images"], "has no prompts, nor have 6 others, and --prompts is not given"),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
     (["--images", "images", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),

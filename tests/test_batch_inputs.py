@@ -22,7 +22,7 @@ from sam3_jax import Prompt, Tokenizer
 from sam3_jax.batch.inputs import check_phrases, find, phrases
 from sam3_jax.batch.prompt_schema import as_json, own_prompts
 from sam3_jax.batch.reading import Source, reading
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.utils.notes import ListingNotes
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_visual_prompts(folder, tokenizer_path):
 def test_faulty_visual_prompts_are_named(folder):
   faults = {
     '{"points": [[1, 2]], "point_labels": [2]}': "point labels are 1 (on the object) or 0",
-    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels must be one a point: 1",
+    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels needs one label for each point",
     '{"points": [[NaN, 2]]}': "NaN is not a JSON number",
     '{"text": "\\ud800"}': "holds half of a surrogate pair",
     '"\\udfff"': "holds half of a surrogate pair",
@@ -234,7 +234,7 @@ def test_tar_files_that_are_none(folder):
 
 
 def test_what_is_not_there(folder):
-  with pytest.raises(FileNotFoundError, match="there is no folder, file or pattern none"):
+  with pytest.raises(FileNotFoundError, match="there is no directory, file or pattern none"):
     find("none", "cat")
   (folder / "nothing").mkdir()
   for images in ("nothing", "nothing/*.jpg"):
@@ -258,7 +258,7 @@ def test_a_directory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
   notes = ListingNotes()
   assert names(find("images", "cat", notes)) == ["a.PNG", "b.jpg"]
-  assert "1 directory without permission to read it is left out (images/sub)" in notes.line()
+  assert "1 directory is skipped, as permission to read it is denied (images/sub)" in notes.line()
 
 
 def unreadable(monkeypatch, name, code):

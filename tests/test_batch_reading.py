@@ -272,7 +272,7 @@ def test_told_to_end_while_a_read_hangs(tmp_path, number, workers):
 
 
 def test_nohup_stays_nohup(monkeypatch):
-  from sam3_jax.utils.console import terminable
+  from sam3_jax.utils.signals import terminable
 
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:
@@ -294,7 +294,7 @@ def test_a_deadline_ends_a_process_that_is_blocked(tmp_path, signals):
   program = tmp_path / "program.py"
   program.write_text(
     "import ctypes, pathlib, sys\n"
-    "from sam3_jax.utils.console import terminable\n"
+    "from sam3_jax.utils.signals import terminable\n"
     f"with terminable({0.5 if signals == 1 else 60}) as stopping:\n"
     "  stopping.at_deadline(lambda: pathlib.Path('kept').touch())\n"
     "  print('go', flush=True)\n"

@@ -333,7 +333,7 @@ def test_a_broken_tokenizer_is_found_before_parameters_are_read(copy, model):
   (copy / "tokenizer.model").write_bytes(model)
   checksums.write(copy)
   shutil.rmtree(copy / "params" / "rest")
-  refused(copy, f"^{copy}/tokenizer.model is no SentencePiece model")
+  refused(copy, f"^{copy}/tokenizer.model is not a SentencePiece model")
 
 
 def test_a_configuration_that_cannot_be(copy):
@@ -474,7 +474,7 @@ def test_parameters_that_do_not_fit_are_not_saved(tmp_path, change, match):
 
 @pytest.mark.parametrize("model", [b"", b"junk", bytes(1000)])
 def test_a_tokenizer_that_is_none_is_not_saved(tmp_path, model):
-  with pytest.raises(ValueError, match="the given bytes is no SentencePiece model") as caught:
+  with pytest.raises(ValueError, match="the given bytes is not a SentencePiece model") as caught:
     checkpoint.save(tmp_path / "x", parameters(), CONFIG, model)
   assert "\n" not in str(caught.value)
   assert not any(tmp_path.iterdir())

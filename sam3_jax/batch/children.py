@@ -15,7 +15,7 @@ import numpy as np
 
 from sam3_jax.batch.fetch import File
 from sam3_jax.batch.loading import Image, load
-from sam3_jax.utils.grain_workers import leave_with_parent
+from sam3_jax.utils.grain_workers import exit_with_parent
 from sam3_jax.utils.identity import FileIdentity
 
 START = 300.0  # seconds in which a process must have started
@@ -147,7 +147,7 @@ class Child:
 def _serve(pipe: Any, side: int, max_pixels: int, memory: int | None) -> None:
   """The process."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the process that started it
-  leave_with_parent()
+  exit_with_parent()
   if memory is not None:
     _limit_memory(memory)
   pipe.send(("ready", None))

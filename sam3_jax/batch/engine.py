@@ -214,7 +214,7 @@ class Engine:
     prompts: list[VisualPrompt] = [asked[slot][number] for slot, number in rows]
     slots, numbers = np.array(rows, np.int32).T
     packed = pack_visual(prompts, sizes[slots], slots % self._images)
-    doubt = np.array([prompt.leaves_doubt for prompt in prompts])
+    doubt = np.array([prompt.is_ambiguous for prompt in prompts])
     packed, doubt = jax.device_put((packed, doubt), self._cut)
     found = self._answer(self._head, seen, packed, doubt)
     about: dict[str, Any] = {"image_index": slots, "sizes": sizes[slots]}

@@ -13,8 +13,8 @@ from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import Records, name_of
 from sam3_jax.batch.polygons import joined, outlines
-from sam3_jax.inputs.image_listing import ListingNotes
 from sam3_jax.outputs.rle import decode
+from sam3_jax.utils.notes import ListingNotes
 
 ROWS = 2**14  # of a group in a Parquet file
 # Endings of images that Ultralytics reads: IMG_FORMATS of ultralytics/data/utils.py, version 8.4.

@@ -10,7 +10,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from sam3_jax.utils.console import FAILED, complain
+from sam3_jax.utils.console import FAILED, print_error
 
 # How many processes an environment speaks of, and which this is: Slurm's srun, Open MPI's mpirun.
 _NUMBERS = (
@@ -100,5 +100,5 @@ def _introduce(
 
 
 def _give_up(timeout: int) -> None:
-  complain(f"{MISSED} within {timeout} seconds; start all of them, or give a longer timeout.")
+  print_error(f"{MISSED} within {timeout} seconds; start all of them, or give a longer timeout.")
   os._exit(FAILED)

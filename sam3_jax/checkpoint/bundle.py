@@ -40,7 +40,7 @@ from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.devices import default_device
 from sam3_jax.utils.identity import checkpoint_identity
 from sam3_jax.utils.param_tree import compare, flatten, nest, not_finite, raise_faults
-from sam3_jax.utils.paths import exists, file_sizes, place, require_local
+from sam3_jax.utils.paths import exists, file_sizes, require_local, resolve_path
 
 DTYPES = ("float32", "bfloat16")
 VERIFYING = 0.5  # fraction of loading that comparing all checksums takes, as progress has it
@@ -420,7 +420,7 @@ def _open(
     verify, tensors, progress: as `integrity.compare` takes them.
     trust: ignore SHA256SUMS, and compare all tensors with the manifest instead.
   """
-  path = place(path)
+  path = resolve_path(path)
   _check_parts(path)
   own = integrity.read_own(path, trust=trust)
   settings, manifest = own.json(path, "config.json"), own.json(path, "manifest.json")

@@ -24,7 +24,8 @@ from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.identity import digest, identify
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import Lease
-from sam3_jax.utils.paths import exists, file_sizes, place, scheme_of, user_cache
+from sam3_jax.utils.os_errors import error_text
+from sam3_jax.utils.paths import exists, file_sizes, resolve_path, scheme_of, user_cache
 from sam3_jax.utils.validation import as_array
 
 CONVERSION = 1  # raised when `convert` makes another bundle of the same source: it is made again
@@ -58,7 +59,7 @@ def find_checkpoint(
   if str(name).startswith(hf_hub.SCHEME):
     return _from_hub(str(name), progress, note)
   if scheme_of(name):
-    return _in_bucket(place(name))
+    return _in_bucket(resolve_path(name))
   if not str(name):
     raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3_tiny.")
   shelves = [Path("checkpoints"), *_packaged()]
@@ -264,8 +265,8 @@ def _turn(
       time.sleep(WAIT)
   except OSError as error:
     raise ValueError(
-      f"cannot write to {path.parent}: {error.strerror}; set XDG_CACHE_HOME to a folder that can "
-      "be written."
+      f"cannot write to {path.parent}: {error_text(error)}; set XDG_CACHE_HOME to a folder that "
+      "can be written."
     ) from error
   with lease:
     yield

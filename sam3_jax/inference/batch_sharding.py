@@ -68,4 +68,4 @@ class Placement:
 
   def keep(self, pytree: Any) -> Any:
     """What is wanted more than once on the device; with a mesh, each batch of it is put there."""
-    return pytree if self.device is None else devices.put(pytree, self.device)
+    return pytree if self.device is None else devices.device_put(pytree, self.device)

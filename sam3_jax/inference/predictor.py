@@ -34,7 +34,7 @@ from sam3_jax.inference.batching import (
 from sam3_jax.inference.output_buffer import Room
 from sam3_jax.inference.provenance import own_embedding, own_text
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image, resize
-from sam3_jax.inputs.prompts import Prompt, as_prompts, check_boxes, image_rows, pack
+from sam3_jax.inputs.prompts import Prompt, as_prompts, check_boxes, image_indices, pack
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import (
   VisualPrompt,
@@ -48,7 +48,7 @@ from sam3_jax.types import Detections, ImageEmbedding, Prompts, Scored, TextEmbe
 from sam3_jax.utils import devices
 from sam3_jax.utils.identity import Origin, checkpoint_identity
 from sam3_jax.utils.param_tree import describe, flatten
-from sam3_jax.utils.paths import place
+from sam3_jax.utils.paths import resolve_path
 from sam3_jax.utils.validation import check_flag, is_number, is_whole
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class Sam3:
     model._identity = bundle.identity
     if compiled is not None:
       compiled.result()
-    model._load_unread = functools.partial(checkpoint.load_unread, place(path))
+    model._load_unread = functools.partial(checkpoint.load_unread, resolve_path(path))
     return model
 
   @property
@@ -200,7 +200,7 @@ class Sam3:
     if self._device is None and (committed := devices.committed_device(params)):
       self.device = committed
       self._placement = Placement(None, committed)
-    self._params = devices.put(params, self.device)
+    self._params = devices.device_put(params, self.device)
 
   @property
   def identity(self) -> str:
@@ -314,7 +314,7 @@ class Sam3:
     embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
     embedding = self._placement.keep(embedding)
     prompts = as_prompts(prompts)
-    images = image_rows(image_index, len(prompts), len(embedding))
+    images = image_indices(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_boxes(prompt, *size.tolist())
@@ -475,7 +475,7 @@ class Sam3:
     visual = self._placement.keep(embedding.visual)
     multimask = check_flag("multimask", multimask)
     prompts = as_visual_prompts(prompts)
-    images = image_rows(image_index, len(prompts), len(embedding))
+    images = image_indices(image_index, len(prompts), len(embedding))
     sizes = np.asarray(embedding.sizes)[images]
     for prompt, size in zip(prompts, sizes, strict=True):
       check_visual(prompt, *size.tolist(), mask_size=self.config.mask_size)

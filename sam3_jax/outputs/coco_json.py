@@ -16,8 +16,6 @@ from sam3_jax.utils.atomic_files import Draft
 if TYPE_CHECKING:
   from sam3_jax.outputs.instances import Instances
 
-IMAGE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
-
 Write = Callable[[IO[bytes]], Any]  # writes into a file
 
 
