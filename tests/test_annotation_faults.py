@@ -17,7 +17,8 @@ from pycocotools import mask
 from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
 from sam3_jax.outputs import rle
-from sam3_jax.outputs.rle import areas, compress, compress_all, decode, encode, runs
+from sam3_jax.outputs.rle import areas, decode, encode, runs
+from sam3_jax.outputs.segmentations import compress, compress_all
 from sam3_jax.utils.notes import Notes
 
 # pycocotools' own, with NumPy 2.
@@ -358,7 +359,7 @@ def test_instances_without_a_pixel_are_left_out_and_their_pairs_not_exhaustive(r
     ("dog", 0, False),
   ]
   assert "note: instances without a pixel, left out: 1 (annotation 3)" in notes.lines()
-  with pytest.raises(ValueError, match="1 of 1 masks have no pixel"):
+  with pytest.raises(ValueError, match="1 of 1 masks are empty"):
     read(content(one(1, **empty)))
   assert [p.exhaustive for p in read(content(one(1, score=0.9, **empty)))] == [False, True]
 

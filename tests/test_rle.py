@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam3_jax.outputs.rle import bounds, compress, decode, encode, runs
+from sam3_jax.outputs.rle import bounds, decode, encode, runs
+from sam3_jax.outputs.segmentations import compress
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

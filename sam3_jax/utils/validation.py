@@ -21,6 +21,14 @@ def is_whole(value: Any) -> bool:
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def are_finite(values: Iterable[Any]) -> bool:
+  """Whether all values are finite numbers as parsed from JSON: no bool, no NaN, no infinity."""
+  try:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+  except OverflowError:  # an integer over 1e308
+    return False
+
+
 def check_number(
   name: str,
   value: Any,
