@@ -138,7 +138,7 @@ class TestRender:
     for seed in range(30):
       concept = seed * 2 % 78
       drawing = drawings.drawings(drawings.STYLES[seed % 4])[concept]
-      mask = render(seeded(seed), drawing, concept, side, augment).mask
+      mask = render(seeded(seed), drawing, concept, side, strength).mask
       box = [np.ptp(np.flatnonzero(mask.any(axis))) + 1 for axis in (0, 1)]
       # Smaller if parts are too thin to be opaque, or blurred.
       assert 0.7 * side - 2 <= max(box) <= side + 2, (NAMES[concept], seed)

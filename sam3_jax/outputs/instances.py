@@ -19,7 +19,7 @@ from sam3_jax.types import Detections, VisualMasks
 from sam3_jax.utils.validation import as_array, check_number
 
 _FILLED = 10.0  # the logit of a filled hole, as in SAM 2
-_HOLE_REMEDY = "It is in cells of the grid; 0 fills no holes."
+_HOLE_REMEDY = "It is in cells of the grid; 0 fills none."
 
 
 def instances(
