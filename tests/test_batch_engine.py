@@ -127,7 +127,7 @@ def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
   for i, (prompts, got) in enumerate(zip(VISUAL_PROMPTS, pointed, strict=True)):
     for number, (prompt, ours) in enumerate(zip(prompts, got, strict=True)):
       if isinstance(prompt, VisualPrompt):
-        masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.leaves_doubt)
+        masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.is_ambiguous)
         [theirs] = masks.instances()
         count += len(theirs)
         assert ours.ids.tolist() == [1 + tiny.CONFIG.queries * number] * len(theirs)
@@ -223,7 +223,7 @@ class TestSegmenter:
     assert click["points"] == [[5, 6]]
     assert [one["id"] for one in click["instances"]] == [1]
     assert cat["text"] == "cat"
-    assert "point [5, 41] lies outside the 60 x 40 image" in got["error"][1]
+    assert "point [5, 41] is outside the 60 x 40 image" in got["error"][1]
     bare = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=model.mesh)
     monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: bare)
     got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})

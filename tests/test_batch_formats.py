@@ -24,10 +24,9 @@ from sam3_jax.batch.formats import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
 from sam3_jax.batch.polygons import join_polygons, mask_to_polygons
 from sam3_jax.datasets import annotations
-from sam3_jax.inputs.image_listing import ListingNotes
 from sam3_jax.inputs.tokenizer import clean
 from sam3_jax.outputs.rle import decode
-from sam3_jax.utils.notes import Notes
+from sam3_jax.utils.notes import ListingNotes, Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

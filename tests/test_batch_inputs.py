@@ -143,7 +143,7 @@ def test_visual_prompts_from_json_and_back(folder, tokenizer_path):
 def test_faulty_visual_prompts_are_named(folder):
   faults = {
     '{"points": [[1, 2]], "point_labels": [2]}': "point labels are 1 (on the object) or 0",
-    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels must be one a point: 1",
+    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels needs one label for each point",
     '{"points": [[NaN, 2]]}': "NaN is not a JSON number",
     '{"text": "\\ud800"}': "has an unpaired surrogate",
     '"\\udfff"': "has an unpaired surrogate",

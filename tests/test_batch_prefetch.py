@@ -299,7 +299,7 @@ def test_deadline_ends_a_blocked_process(tmp_path, signals):
   program = tmp_path / "program.py"
   program.write_text(
     "import ctypes, pathlib, sys\n"
-    "from sam3_jax.utils.console import terminable\n"
+    "from sam3_jax.utils.signals import terminable\n"
     f"with terminable({0.5 if signals == 1 else 60}) as stopping:\n"
     "  stopping.at_deadline(lambda: pathlib.Path('kept').touch())\n"
     "  print('go', flush=True)\n"

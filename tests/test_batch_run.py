@@ -383,7 +383,7 @@ class TestVisualPrompts:
     assert (counts["images"], counts["failed"], counts["categories"]) == (2, 1, 2)
     [failed] = [json.loads(line) for line in results[0]["errors.jsonl"].splitlines()]
     assert failed["input"] == 1
-    assert failed["reason"].startswith("point [900, 2] lies outside the ")
+    assert failed["reason"].startswith("point [900, 2] is outside the ")
     record = json.loads(results[0]["parts/part-000000.jsonl"])
     assert [one.get("points") for one in record["prompts"]] == [None, [[2, 2]], []]
     merged = json.loads(results[0][ANNOTATIONS])

@@ -330,7 +330,7 @@ def test_damaged_tokenizer_is_found_before_reading_parameters(copy, model):
   (copy / "tokenizer.model").write_bytes(model)
   checksums.write(copy)
   shutil.rmtree(copy / "params" / "rest")
-  refused(copy, f"^{copy}/tokenizer.model is no SentencePiece model")
+  refused(copy, f"^{copy}/tokenizer.model is not a SentencePiece model")
 
 
 def test_invalid_configuration(copy):

@@ -335,7 +335,7 @@ def test_everything_from_the_command(ready, model, monkeypatch):
     (["--point", "1,2,3"], "--point '1,2,3' must end in ,1"),
     (["--point", "a,b"], "--point 'a,b' must be two numbers"),
     (["--point", "nan,1"], "point 0 must be finite"),
-    (["--point", "50,1"], "point [50, 1] lies outside the 40 x 20 image"),
+    (["--point", "50,1"], "point [50, 1] is outside the 40 x 20 image"),
     (["--visual", "--box", "50,1,60,2"], "wholly outside the 40 x 20 image"),
     ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything"),
     (["--point", "1,1", "--threshold", "2"], "--threshold must be between 0 and 1"),

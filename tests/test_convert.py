@@ -153,7 +153,7 @@ def test_the_vocabulary_beside_the_weights(hub, tmp_path):
 
 def test_a_tokenizer_model_that_is_none(hub, tmp_path):
   (tmp_path / "junk.model").write_bytes(b"junk")
-  with pytest.raises(ValueError, match=r"junk\.model is no SentencePiece model") as caught:
+  with pytest.raises(ValueError, match=r"junk\.model is not a SentencePiece model") as caught:
     convert(hub, tmp_path / "out", tokenizer=tmp_path / "junk.model")
   assert "\n" not in str(caught.value)
   assert [path.name for path in tmp_path.iterdir()] == ["junk.model"]

@@ -23,8 +23,8 @@ from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.training import log, loop, sharding, state
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.state import TrainState
-from sam3_jax.utils import console
 from sam3_jax.utils.param_tree import flatten
+from sam3_jax.utils.signals import interruptible
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
 
@@ -251,7 +251,7 @@ def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
       return super().__next__()
 
   out = tmp_path / "run"
-  with console.interruptible(), pytest.raises(KeyboardInterrupt):
+  with interruptible(), pytest.raises(KeyboardInterrupt):
     train(out, source=Swallowing())
   assert len(log.read_metrics(out / "metrics.jsonl")) == 3
   train(out)  # goes on: it was of that command only

@@ -118,7 +118,7 @@ def test_rank_zero_is_none():
     ({"rank": -1}, "lora.rank must be 1 or more, or 0 for none; got -1."),
     ({"scale": float("nan")}, "lora.scale must be a finite number; got nan."),
     ({"scale": float("-inf")}, "lora.scale must be a finite number; got -inf."),
-    ({"kernels": "["}, "lora.kernels: '[' is no regular expression"),
+    ({"kernels": "["}, "lora.kernels: '[' is not a regular expression"),
   ],
 )
 def test_bad_values_are_refused(values, message):

@@ -279,7 +279,7 @@ def test_clipping_can_be_left_out():
     ({"multipliers": (("a", -1.0),)}, "optimizer.multipliers: the factor of 'a' must be finite"),
     ({"multipliers": (("a", math.nan),)}, "optimizer.multipliers: the factor of 'a' must be fi"),
     ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
-    ({"multipliers": (("(", 1.0),)}, "optimizer.multipliers: '(' is no regular expression"),
+    ({"multipliers": (("(", 1.0),)}, "optimizer.multipliers: '(' is not a regular expression"),
   ],
 )
 def test_bad_values_are_refused(values, message):

@@ -170,7 +170,7 @@ def test_a_threshold_below_min_score_is_refused(model, embedding, tmp_path):
   found.save(tmp_path / "found")
   for one in (found, Detections.load(tmp_path / "found"), found[1:], found[np.array([1, 0])]):
     with refused(
-      r"above the threshold 0, but no masks, as decode made none for scores up to min_sc"
+      r"above the threshold 0, but no masks: decode computed none for scores up to min_sc"
     ):
       one.instances(0)
     assert [len(x) for x in one.instances(best)] == [0] * len(one)
@@ -207,7 +207,7 @@ def test_no_instance_ever_lacks_its_mask(scores, min_score, data):
   threshold = data.draw(st.one_of(share, st.lists(share, min_size=len(rows), max_size=len(rows))))
   asked = rows > np.float32(threshold).reshape(-1, 1)
   if (asked.any(axis=1) & (limits > 0)).any():
-    with refused(r"above the threshold .* but no masks, as decode made none"):
+    with refused(r"above the threshold .* but no masks: decode computed none"):
       instances(detections(rows, limits), threshold)
     return
   found = instances(detections(rows, limits), threshold)

@@ -202,8 +202,8 @@ POINT = VisualPrompt(points=[[3, 4]])
   ("prompts", "index", "message"),
   [
     ([], 1, "no prompt given; pass a VisualPrompt or a list"),
-    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] lies outside the 60 x 40 image"),
-    (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] lies outside"),
+    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] is outside the 60 x 40 image"),
+    (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] is outside"),
     (VisualPrompt(box=[70, 0, 80, 5]), 1, "wholly outside the 60 x 40 image"),
     (
       VisualPrompt(mask=np.zeros((40, 60))),

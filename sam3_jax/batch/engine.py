@@ -203,7 +203,7 @@ class Engine:
     chosen: list[VisualPrompt] = [prompts[slot][index] for slot, index in filled]
     slots, indices = np.array(filled, np.int32).T
     packed = pack_visual(chosen, sizes[slots], slots % self._images)
-    doubt = np.array([prompt.leaves_doubt for prompt in chosen])
+    doubt = np.array([prompt.is_ambiguous for prompt in chosen])
     packed, doubt = jax.device_put((packed, doubt), self._cut)
     found = self._answer(self._head, embedding, packed, doubt)
     about: dict[str, Any] = {"image_index": slots, "sizes": sizes[slots]}

@@ -8,6 +8,7 @@ from typing import Any
 from sam3_jax.utils import atomic_files
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import PARTIAL, create_exclusively, is_abandoned
+from sam3_jax.utils.os_errors import error_text
 
 
 class Draft(atomic_files.Draft):
@@ -22,9 +23,8 @@ def _naming(path: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    reason = error.strerror or str(error)
     raise OSError(
-      f"cannot write {path}: {reason}; finished results are kept. Fix this and rerun the same "
+      f"cannot write {path}: {error_text(error)}; finished results are kept. Fix this and rerun the same "
       "command."
     ) from error
 
@@ -56,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
   except OSError as error:
     raise ValueError(
-      f"{path} cannot be read ({error.strerror}); check its permissions and run batch again."
+      f"{path} cannot be read ({error_text(error)}); check its permissions and run batch again."
     ) from error
   except ValueError as error:
     raise ValueError(f"{error}; remove it and run batch again.") from error

@@ -13,8 +13,8 @@ from sam3_jax.batch.files import Draft
 from sam3_jax.batch.job_files import read_job
 from sam3_jax.batch.merge import Records, category_name
 from sam3_jax.batch.polygons import join_polygons, mask_to_polygons
-from sam3_jax.inputs.image_listing import ListingNotes
 from sam3_jax.outputs.rle import decode
+from sam3_jax.utils.notes import ListingNotes
 
 ROW_GROUP = 2**14  # rows of a row group in a Parquet file
 # Image suffixes that Ultralytics reads: IMG_FORMATS of ultralytics/data/utils.py, version 8.4.

@@ -20,11 +20,12 @@ from sam3_jax.batch.prompt_schema import (
   unique_prompts,
 )
 from sam3_jax.batch.webdataset import list_samples
-from sam3_jax.inputs.image_listing import ListingNotes, find_files
+from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
 from sam3_jax.utils.identity import FileIdentity, identify
 from sam3_jax.utils.json_text import shown
+from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.param_tree import raise_faults
 
 LINE_FORMAT = (
@@ -247,7 +248,7 @@ def _readable(path: Path, option: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    what, why = error.filename or path, error.strerror or error
+    what, why = error.filename or path, error_text(error)
     raise ValueError(
       f"{what} cannot be read ({why}); check its permissions and {option}."
     ) from error

@@ -10,7 +10,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from sam3_jax.utils.console import FAILED, complain
+from sam3_jax.utils.console import FAILED
 
 # Environment variables with the number and the index: Slurm's srun, Open MPI's mpirun.
 _VARIABLES = (
@@ -103,5 +103,5 @@ def _from_jax(
 
 
 def _give_up(timeout: int) -> None:
-  complain(f"{MISSED} within {timeout} seconds; start all of them, or set a longer timeout.")
+  print_error(f"{MISSED} within {timeout} seconds; start all of them, or set a longer timeout.")
   os._exit(FAILED)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sam3_jax.batch.image_bytes import ImageFile
 from sam3_jax.batch.load_image import LoadedImage, load_image
-from sam3_jax.utils.grain_workers import leave_with_parent
+from sam3_jax.utils.grain_workers import exit_with_parent
 from sam3_jax.utils.identity import FileIdentity
 
 START_TIMEOUT = 300.0  # seconds until a process must have started
@@ -147,7 +147,7 @@ class ReaderProcess:
 def _serve(pipe: Any, side: int, max_pixels: int, memory: int | None) -> None:
   """Runs in the process: reads the images whose files arrive through the pipe."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
-  leave_with_parent()
+  exit_with_parent()
   if memory is not None:
     _limit_memory(memory)
   pipe.send(("ready", None))

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.inputs.image_listing import ListingNotes, is_hidden, is_result
+from sam3_jax.inputs.image_listing import is_hidden, is_result
+from sam3_jax.utils.notes import ListingNotes
 
 MAX_SIDECAR = 2**24  # bytes of a .json file beside an image
 _BLOCK = tarfile.BLOCKSIZE

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 
 from sam3_jax.utils.atomic_files import write_bytes
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.paths import file_sizes, is_remote
 
 FILE = "SHA256SUMS"
@@ -41,7 +42,7 @@ def read(folder: Path) -> dict[str, str] | None:
       data = file.read(MAX_BYTES + 1)
     text = data.decode()
   except OSError as error:
-    raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    raise ValueError(f"{path} cannot be read: {error_text(error)}.") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is damaged: byte {error.start:,} is not UTF-8.") from error
   if len(data) > MAX_BYTES:
@@ -80,7 +81,7 @@ def write(
   computed = compute(folder, [name for name in names if name not in sums], progress)
   for name, digest in computed.items():
     if isinstance(digest, OSError):
-      raise ValueError(f"{folder / name} cannot be read: {digest.strerror or digest}.") from digest
+      raise ValueError(f"{folder / name} cannot be read: {error_text(digest)}.") from digest
     sums[name] = digest
   data = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
   if is_remote(folder):  # an object appears when it is complete
@@ -99,7 +100,7 @@ def compare(folder: Path, wanted: Mapping[str, str], progress: Progress | None =
     progress: called with the fraction of all bytes that were read.
   """
   return [
-    f"{folder / name} cannot be read: {found.strerror or found}"
+    f"{folder / name} cannot be read: {error_text(found)}"
     if isinstance(found, OSError)
     else f"{folder / name} differs from its checksum"
     for name, found in compute(folder, wanted, progress).items()

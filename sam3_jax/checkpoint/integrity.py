@@ -22,6 +22,7 @@ import numpy as np
 from sam3_jax.checkpoint import checksums
 from sam3_jax.checkpoint.orbax_items import REST, read_array, read_item
 from sam3_jax.utils.json_text import parse
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.param_tree import describe, flatten, raise_faults
 from sam3_jax.utils.paths import file_sizes
 
@@ -91,7 +92,7 @@ def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
     try:
       data[name] = (path / name).read_bytes()
     except OSError as error:
-      faults.append(f"{path / name} cannot be read: {error.strerror or error}")
+      faults.append(f"{path / name} cannot be read: {error_text(error)}")
   raise_faults(faults, f"{path} cannot be read")
   if trust:
     return OwnFiles(data, None)

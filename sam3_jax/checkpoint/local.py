@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from sam3_jax.utils.paths import exists, place, scheme_of
+from sam3_jax.utils.paths import exists, resolve_path, scheme_of
 
 
 def find_local(name: str | Path) -> Path:
@@ -14,7 +14,7 @@ def find_local(name: str | Path) -> Path:
     ValueError: the name is empty, or names a file.
   """
   if scheme_of(name):
-    return _in_bucket(place(name))
+    return _in_bucket(resolve_path(name))
   if not str(name):
     raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3-tiny.")
   roots = [Path("checkpoints"), *_packaged_roots()]

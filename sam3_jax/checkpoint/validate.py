@@ -15,7 +15,7 @@ from sam3_jax.config import Config
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.utils.identity import checkpoint_identity
 from sam3_jax.utils.param_tree import compare, raise_faults
-from sam3_jax.utils.paths import exists, place
+from sam3_jax.utils.paths import exists, resolve_path
 
 PARTS = ("config.json", "manifest.json", "params", "tokenizer.model")
 WEIGHTS = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin", ".h5", ".ckpt")
@@ -65,7 +65,7 @@ def open_checkpoint(
   Raises:
     FileNotFoundError, ValueError: as `bundle.load`.
   """
-  path = place(path)
+  path = resolve_path(path)
   _check_parts(path)
   own = integrity.read_own(path, trust=trust)
   settings, manifest = own.json(path, "config.json"), own.json(path, "manifest.json")

@@ -24,7 +24,7 @@ from sam3_jax.utils.atomic_files import json_bytes, sync
 from sam3_jax.utils.lease import PARTIAL, STALE, Lease, draft_path, sync_directory
 from sam3_jax.utils.os_errors import reason
 from sam3_jax.utils.param_tree import describe, flatten
-from sam3_jax.utils.paths import exists, file_sizes, is_remote, place, require_local
+from sam3_jax.utils.paths import exists, file_sizes, is_remote, require_local, resolve_path
 
 FORMAT_VERSION = 1
 OWN_ITEM = 256 * 2**20  # bytes: a part of this size or more is an item; the others share one
@@ -52,7 +52,7 @@ class NewFolder:
   def __init__(self, path: str | Path, *, in_bucket: bool = False):
     if not in_bucket:
       require_local(path, "what is written")
-    self._path, self._appeared = place(path), False
+    self._path, self._appeared = resolve_path(path), False
     if exists(self._path) and not (self._path.is_dir() and not any(self._path.iterdir())):
       raise ValueError(f"{self._path} exists already; give another path, or remove it first.")
     if is_remote(self._path):

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sam3_jax.checkpoint.hf_hub import SCHEME
 from sam3_jax.utils.console import Console, progress, say
-from sam3_jax.utils.os_errors import remedy
+from sam3_jax.utils.os_errors import error_text, remedy
 from sam3_jax.utils.paths import require_local
 
 if TYPE_CHECKING:
   from sam3_jax.inference.mask_generator import MaskGeneration
-  from sam3_jax.inputs.image_listing import ListingNotes
   from sam3_jax.inputs.prompts import Prompt
   from sam3_jax.inputs.visual_prompts import VisualPrompt
+  from sam3_jax.utils.notes import ListingNotes
 
 
 def find(checkpoint: str, quiet: bool) -> Path:
@@ -239,7 +239,7 @@ def check_writable(out: Path, option: str = "--out") -> None:
     tempfile.TemporaryFile(dir=folder).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out} ({error.strerror}); {remedy(error)} or choose another folder with "
+      f"cannot write to {out} ({error_text(error)}); {remedy(error)} or choose another folder with "
       f"{option}."
     ) from error
 

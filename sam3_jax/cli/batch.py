@@ -8,12 +8,13 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.utils.console import RESUME, Console, complain, loading, say, terminable
+from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.utils.signals import RESUME, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
 DEADLINE = 5.0  # seconds after SIGTERM in which to finish the batches in work
 
@@ -157,7 +158,7 @@ def batch(
     "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   notes = ListingNotes()
   with terminable(DEADLINE) as stopping:
@@ -174,7 +175,7 @@ def batch(
         job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
       )
     except StorageError as error:
-      complain(str(error))
+      print_error(str(error))
       whole = False
     finally:
       if job.process == 0:
@@ -229,7 +230,7 @@ def _prepare(
 def _merge(out: Path, to: Layout, console: Console) -> None:
   from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())

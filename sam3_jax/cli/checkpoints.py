@@ -16,7 +16,7 @@ from sam3_jax.checkpoint import checksums
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Debug, Quiet
 from sam3_jax.utils.console import Console, progress, say
-from sam3_jax.utils.paths import place, require_local, scheme_of
+from sam3_jax.utils.paths import require_local, resolve_path, scheme_of
 
 if TYPE_CHECKING:
   from sam3_jax.checkpoint.bundle import Summary
@@ -121,7 +121,7 @@ def convert(
     return
 
   if scheme_of(out):
-    out = place(out)
+    out = resolve_path(out)
 
   console, notes = Console(quiet=quiet), []
   options = {"dtype": dtype.value, "tokenizer": tokenizer, "key": key, "lora_alpha": lora_alpha}

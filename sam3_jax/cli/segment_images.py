@@ -28,7 +28,7 @@ from sam3_jax.outputs.coco_json import (
 )
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.visualize import overlay
-from sam3_jax.utils.console import Console, complain, loading, printable, progress, say
+from sam3_jax.utils.console import Console, loading, print_error, printable, progress, say
 from sam3_jax.utils.os_errors import reason
 
 USUAL = 0.5  # threshold
@@ -142,7 +142,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         try:
           rows = _segment(model, job, path, outputs)
         except _BadImageError as error:
-          complain(str(error), errors)
+          print_error(str(error), errors)
           failures += 1
         else:
           done.append(outputs)
@@ -211,7 +211,7 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
     found = model.decode_visual(
-      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+      embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
   found = model.decode(embedding, job.prompts, max_detections=job.max_detections)

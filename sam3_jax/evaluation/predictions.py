@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.datasets.agreement import agree
-from sam3_jax.datasets.annotation_file import CHUNK, are_fractions, packed, whole
+from sam3_jax.datasets.annotation_fields import are_fractions, integer_field, pack_polygons
+from sam3_jax.datasets.annotation_file import CHUNK
 from sam3_jax.datasets.annotations import Pair
 from sam3_jax.inputs.prompts import BOXES_ALONE
 from sam3_jax.inputs.tokenizer import clean
-from sam3_jax.outputs.rle import Box, Rle, compress_all, finite
+from sam3_jax.outputs.rle import Box, Rle
+from sam3_jax.outputs.segmentations import compress_all
 from sam3_jax.utils.json_text import parse, shown
 from sam3_jax.utils.notes import Notes
+from sam3_jax.utils.validation import are_finite
 
 AGAIN = (
   'give COCO\'s results: a list of {"image_id", "category_id", "score", "segmentation", "bbox"}, '
@@ -174,7 +177,7 @@ class _ByName:
     self._files: dict[int, str] = {}
     self._phrases: dict[int, str] = {}  # by category, or by image
     for entry in images:
-      number, name = whole(entry, "id", f"{path}: an image"), entry.get("file_name")
+      number, name = integer_field(entry, "id", f"{path}: an image"), entry.get("file_name")
       if not isinstance(name, str):
         raise ValueError(f"{path}: image {number}: file_name must be a string")
       self._files[number] = name
@@ -184,7 +187,7 @@ class _ByName:
       name = entry.get("name") if isinstance(entry, dict) else None
       if not isinstance(name, str):
         raise ValueError(f"{path}: category {shown(entry, 60)}: it must have an id and a name")
-      number = whole(entry, "id", f"{path}: category {name!r:.40}")
+      number = integer_field(entry, "id", f"{path}: category {name!r:.40}")
       self._phrases[number] = clean(name.replace("_", " "))
     self._known = {(pair.file_name, clean(pair.phrase)): pair for pair in pairs}
     self._files = _data_names(self._files, {pair.file_name for pair in pairs}, path)
@@ -231,7 +234,7 @@ def _data_names(files: dict[int, str], names: Collection[str], path: str) -> dic
 
 def _id(row: dict[str, Any], key: str, what: str) -> int:
   try:
-    return whole(row, key, "")
+    return integer_field(row, key, "")
   except ValueError:
     raise ValueError(f"{key} {shown(row.get(key), 40)}, {what}; {DATA}") from None
 
@@ -240,7 +243,7 @@ def _load(path: Path) -> Any:
   if not path.is_file():
     raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
   try:
-    content = parse(path.read_bytes(), str(path), convert=packed, check_numbers=False)
+    content = parse(path.read_bytes(), str(path), convert=pack_polygons, check_numbers=False)
   except ValueError as error:
     raise ValueError(f"{error}; {AGAIN}") from error
   lists = [content]
@@ -306,7 +309,7 @@ def _predictions(
       fault = f"its score is {shown(score, 40)}, but scores are in [0, 1]"
     elif not isinstance(row.get("segmentation"), dict):
       fault = "it has no run lengths for a mask"
-    elif box is not None and (not isinstance(box, list) or len(box) != 4 or not finite(box)):
+    elif box is not None and (not isinstance(box, list) or len(box) != 4 or not are_finite(box)):
       fault = f"its bbox must be [x, y, width, height]; got {shown(box, 60)}"
     rle = masks.rles[k]
     if fault or rle is None:

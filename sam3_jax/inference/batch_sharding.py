@@ -74,4 +74,4 @@ class BatchSharding:
 
   def commit(self, pytree: Any) -> Any:
     """Commits arrays that several batches use to the device; `put` shards them on a mesh."""
-    return pytree if self.device is None else devices.put(pytree, self.device)
+    return pytree if self.device is None else devices.device_put(pytree, self.device)

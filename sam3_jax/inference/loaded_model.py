@@ -93,7 +93,7 @@ class LoadedModel:
     if self._device is None and (committed := devices.committed_device(params)):
       self.device = committed
       self._sharding = BatchSharding(None, committed)
-    self._params = devices.put(params, self.device)
+    self._params = devices.device_put(params, self.device)
 
   @property
   def identity(self) -> str:

@@ -27,7 +27,7 @@ from sam3_jax.inference.provenance import own_embedding, own_text
 from sam3_jax.inference.sharding import REPLICATED, PartitionRules, parameter_sharding
 from sam3_jax.inference.visual import VisualRequest, decode_visual
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image, resize
-from sam3_jax.inputs.prompts import Prompt, as_prompts, image_rows
+from sam3_jax.inputs.prompts import Prompt, as_prompts, image_indices
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_visual_prompts
 from sam3_jax.outputs.detections import Detections, VisualMasks
@@ -35,7 +35,7 @@ from sam3_jax.registry import find_checkpoint
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 from sam3_jax.utils import devices
 from sam3_jax.utils.identity import Origin
-from sam3_jax.utils.paths import place
+from sam3_jax.utils.paths import resolve_path
 from sam3_jax.utils.validation import check_flag, is_whole
 
 IMAGE_BATCHES = (4, 1)
@@ -102,7 +102,7 @@ class Sam3(LoadedModel):
     model._identity = loaded.identity
     if compiled is not None:
       compiled.result()
-    model._load_unread = functools.partial(bundle.load_unread, place(path))
+    model._load_unread = functools.partial(bundle.load_unread, resolve_path(path))
     return model
 
   def encode(
@@ -194,7 +194,7 @@ class Sam3(LoadedModel):
     embedding = dataclasses.replace(embedding, visual=None)
     embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
     prompts = as_prompts(prompts)
-    images = image_rows(image_index, len(prompts), len(embedding))
+    images = image_indices(image_index, len(prompts), len(embedding))
     request = ConceptRequest(
       embedding=self._sharding.commit(embedding),
       prompts=prompts,
@@ -301,7 +301,7 @@ class Sam3(LoadedModel):
     embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
     multimask = check_flag("multimask", multimask)
     prompts = as_visual_prompts(prompts)
-    images = image_rows(image_index, len(prompts), len(embedding))
+    images = image_indices(image_index, len(prompts), len(embedding))
     visual: Any = embedding.visual
     request = VisualRequest(
       embedding=self._sharding.commit(visual),

@@ -91,7 +91,7 @@ def add_instance(
     raise ValueError(f"identity must be an integer; got {identity!r:.60}. None takes a new one.")
   elif identity in instances.ids:
     raise ValueError(f"identity {identity} is taken; there are {instances.ids.tolist()}.")
-  found = model.decode_visual(embedding, prompt, image_index, multimask=prompt.leaves_doubt)
+  found = model.decode_visual(embedding, prompt, image_index, multimask=prompt.is_ambiguous)
   _check_image(found, instances)
   (new,) = visual_instances(found, first_id=identity)
   grid = np.shape(found.mask_logits)[2:]
