@@ -13,7 +13,7 @@ from pathlib import Path
 import batch_scenes
 import batches
 import pytest
-import toy
+import training_model
 from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
@@ -221,7 +221,7 @@ def shared(tmp_path_factory):
   """Twelve scenes with their phrases and clicks on half of them, ten that cannot be used between
   them, the toy model's checkpoint, and a cache so that programs are compiled once."""
   folder = tmp_path_factory.mktemp("together")
-  toy.save(folder / "toy", visual=True)
+  training_model.save(folder / "toy", visual=True)
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
   for i in range(1, 12, 2):

@@ -23,7 +23,14 @@ from sam3_jax.training.sources import PairSource, SceneConfig, SceneSource
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = Tokenizer(ROOT / "tests" / "goldens" / "tokenizer.model")
 CONFIG = DataConfig(
-  batch=4, image_size=32, mask_size=8, prompts=3, present=2, objects=2, examples=2, box_only=0.3
+  batch_size=4,
+  image_size=32,
+  mask_size=8,
+  prompts_per_image=3,
+  present_prompts=2,
+  max_objects=2,
+  max_exemplars=2,
+  box_only_probability=0.3,
 )
 
 
@@ -84,7 +91,7 @@ def test_static_shapes():
 
 
 def test_tokens_are_the_tokenizers():
-  for batch in take(batches(box_only=0.0, text_and_box=0.0), 3):
+  for batch in take(batches(box_only_probability=0.0, text_and_box_probability=0.0), 3):
     for image, rows, valid in zip(batch.ids, batch.tokens, batch.prompt_valid, strict=True):
       np.testing.assert_array_equal(rows, TOKENIZER([f"thing {image}", "nothing", ""]))
       assert valid.tolist() == [True, True, False]
@@ -110,21 +117,21 @@ def test_sources_smaller_than_a_batch(count):
 
 def test_a_image_looks_different_in_each_epoch():
   """Its random numbers depend on the epoch, not only on the image."""
-  seen = take(batches(1, batch=1), 6)
+  seen = take(batches(1, batch_size=1), 6)
   assert len({batch.images.tobytes() for batch in seen}) == 6
 
 
 def test_two_runs_are_the_same_and_another_seed_is_not():
   assert_same(take(batches(), 6), take(batches(), 6))
   assert ids(batches(), 6) != ids(batches(seed=1), 6)
-  first, other = take(batches(1, batch=1), 1), take(batches(1, batch=1, seed=1), 1)
+  first, other = take(batches(1, batch_size=1), 1), take(batches(1, batch_size=1, seed=1), 1)
   assert (first[0].images != other[0].images).any()
 
 
 def test_making_batches_ahead_changes_nothing():
-  want = take(batches(ahead=0), 5)
+  want = take(batches(prefetch=0), 5)
   for ahead in (1, 3):
-    assert_same(take(batches(ahead=ahead), 5), want)
+    assert_same(take(batches(prefetch=ahead), 5), want)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
@@ -146,10 +153,10 @@ def test_resumed_is_uninterrupted(done):
 @pytest.mark.parametrize(
   ("options", "key"),
   [
-    ({"seed": 3}, "seed 0, but now it is 3"),
-    ({"batch": 2}, "images_a_batch 4, but now it is 2"),
-    ({"shuffle": False}, "shuffle 1, but now it is 0"),
-    ({"count": 9}, "images 10, but now it is 9"),
+    ({"seed": 3}, "seed 0, but seed is now 3"),
+    ({"batch_size": 2}, "batch_size 4, but batch_size is now 2"),
+    ({"shuffle": False}, "shuffle 1, but shuffle is now 0"),
+    ({"count": 9}, "images 10, but images is now 9"),
   ],
 )
 def test_states_of_other_sequences_are_refused(options, key):
@@ -184,12 +191,12 @@ def test_states_fit_another_number_of_processes():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"count": 0}, "the source has no image"),
+    ({"count": 0}, "the source has no images"),
     ({"image_size": 0}, "image_size 0 and mask_size 8: give DataConfig the model's"),
     ({"mask_size": 0}, "image_size 32 and mask_size 0: give DataConfig the model's"),
-    ({"processes": 3}, "batch of 4 images cannot be shared by 3 processes"),
-    ({"process": 2, "processes": 2}, "process 2 is none of the 2 processes"),
-    ({"process": -1}, "process -1 is none of the 1 processes"),
+    ({"processes": 3}, "data.batch_size 4 must be a multiple of the 3 processes"),
+    ({"process": 2, "processes": 2}, "process must be in 0 .. 1; got 2"),
+    ({"process": -1}, "process must be in 0 .. 0; got -1"),
   ],
 )
 def test_sequences_that_cannot_be(options, message):
@@ -297,7 +304,7 @@ def test_pairs_are_grouped_by_image(folder):
 
 def test_nothing_to_train_on(folder):
   pairs = [pair(0, "a", crowd=True), pair(1, "b", exhaustive=False)]
-  with pytest.raises(ValueError, match="none of the 2 pairs can be trained on"):
+  with pytest.raises(ValueError, match="none of the 2 pairs can be used for training"):
     PairSource(pairs, folder)
 
 
@@ -313,8 +320,15 @@ def test_the_fixed_scenes_make_batches():
   pairs = annotations.read_checked(folder / "annotations.json", folder, TOKENIZER)
   source = PairSource(pairs, folder)
   assert (len(pairs), len(source), source.left_out) == (600, 90, 0)
-  plain: dict[str, Any] = {"smallest": 1.0, "flip": 0.0, "box_only": 0.0, "text_and_box": 0.0}
-  config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12, shuffle=False, **plain)
+  plain: dict[str, Any] = {
+    "min_scale": 1.0,
+    "flip_probability": 0.0,
+    "box_only_probability": 0.0,
+    "text_and_box_probability": 0.0,
+  }
+  config = DataConfig(
+    batch_size=6, image_size=64, mask_size=64, max_objects=12, shuffle=False, **plain
+  )
   stream = Batches(source, TOKENIZER, config)
   for batch in take(stream, 2):
     for i, image in enumerate(batch.ids):

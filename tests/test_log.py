@@ -57,7 +57,7 @@ def test_plot_draws_what_matters_of_an_evaluation(monkeypatch, tmp_path):
   lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
   lines.append({"step": 4} | {f"evaluation/{name}": x for name, x in figures.items()})
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  wanted = [*report.FIGURES, "f1_50", "cgf1", "unknown"]
+  wanted = [*report.BUNDLE_METRICS, "f1_50", "cgf1", "unknown"]
   log.plot(tmp_path / "metrics.jsonl", tmp_path / "plot.png", wanted)
   assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
   names = ["loss", "grad_norm", "learning_rate", "cgf1", "il_mcc", "pmf1", "f1_50"]

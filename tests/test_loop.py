@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,13 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.training import log, loop, sharding, state
+from sam3_jax.training import log, loop, sharding, state, trainer
 from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.run_data import RUN_DATA_FILE
+from sam3_jax.training.start import Start
 from sam3_jax.training.state import TrainState
 from sam3_jax.utils import console
+from sam3_jax.utils.lease import draft_path
 from sam3_jax.utils.param_tree import flatten
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
@@ -41,37 +45,45 @@ def stand_in(settings, optimizer, schedule, mesh, state, frozen):
     gradients = {path: jnp.sin(x) + push for path, x in state.trained.items()}
     updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
     trained = {path: x + updates[path] for path, x in state.trained.items()}
-    from sam3_jax.training.state import move_average
+    from sam3_jax.training.state import update_ema
 
-    average = move_average(state.average, trained, state.step, settings.average)
+    ema = update_ema(state.ema, trained, state.step, settings.ema_decay)
     metrics = {"loss": push + 2, "grad_norm": push * push, "learning_rate": schedule(state.step)}
-    return TrainState(state.step + 1, trained, moments, average, state.key), metrics
+    return TrainState(state.step + 1, trained, moments, ema, state.key), metrics
 
   return run
 
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(loop, "make_step", stand_in)
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
+  monkeypatch.setattr(trainer, "make_step", stand_in)
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+  )
 
 
 def config(**values):
   fields = {
-    "model": toy.CONFIG.to_dict(), "train": PATTERN, "steps": 7, "save_every": 2, "average": 0.5,
-    "data": {"batch": 4, "present": 1, "prompts": 2},
-    "optimizer": {"warmup": 2, "cooldown": 2, "learning_rate": 1e-2},
+    "model": training_model.CONFIG.to_dict(), "trainable": PATTERN,
+    "steps": 7, "save_every": 2, "ema_decay": 0.5,
+    "data": {"batch_size": 4, "present_prompts": 1, "prompts_per_image": 2},
+    "optimizer": {"warmup_steps": 2, "cooldown_steps": 2, "learning_rate": 1e-2},
   }  # fmt: skip
   return TrainConfig.from_dict(fields | values)
 
 
 def start():
-  return loop.Start(toy.CONFIG, toy.parameters(), TOKENIZER.read_bytes(), {"licence": "CC0-1.0"})
+  return Start(
+    training_model.CONFIG,
+    training_model.parameters(),
+    TOKENIZER.read_bytes(),
+    {"licence": "CC0-1.0"},
+  )
 
 
 def train(out, settings=None, source=None, **options):
   settings = settings or config()
-  return loop.train(settings, start(), source or toy.Source(), out, **options)
+  return loop.train(settings, start(), source or training_model.Source(), out, **options)
 
 
 def parameters(bundle):
@@ -99,8 +111,10 @@ def test_a_run_leaves_metrics_checkpoints_and_a_bundle(tmp_path, quick):
   assert bundle.info["licence"] == "CC0-1.0"
   assert bundle.info["source"] == "7 steps of sam3-jax train from random parameters"
   after = parameters(final)
-  moved = {path for path, x in toy.parameters().items() if not np.array_equal(after[path], x)}
-  assert moved == state.split(toy.parameters(), PATTERN)[0].keys()
+  moved = {
+    path for path, x in training_model.parameters().items() if not np.array_equal(after[path], x)
+  }
+  assert moved == state.split(training_model.parameters(), PATTERN)[0].keys()
   assert train(out) == final  # and does nothing again
 
 
@@ -108,7 +122,7 @@ class Stop(Exception):
   pass
 
 
-class Stopping(toy.Source):
+class Stopping(training_model.Source):
   """Breaks off before a step."""
 
   def __init__(self, after):
@@ -138,11 +152,11 @@ KILLED = """
 import sys, pathlib
 sys.path[:0] = {paths!r}
 import test_loop as t
-from sam3_jax.training import loop, sharding
+from sam3_jax.training import sharding, trainer
 import jax, time
-loop.make_step = t.stand_in
-loop.make_mesh = lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
-class Slow(t.toy.Source):
+trainer.make_step = t.stand_in
+trainer.make_mesh = lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+class Slow(t.training_model.Source):
   def __next__(self):
     time.sleep(0.02)
     return super().__next__()
@@ -187,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
 
     return step
 
-  monkeypatch.setattr(loop, "make_step", broken)
+  monkeypatch.setattr(trainer, "make_step", broken)
   out = tmp_path / "run"
   with pytest.raises(ValueError, match=f"step {bad} has loss") as caught:
     train(out)
@@ -243,7 +257,7 @@ def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
-  class Swallowing(toy.Source):
+  class Swallowing(training_model.Source):
     def __next__(self):
       if self.number == 3:
         with contextlib.suppress(KeyboardInterrupt):
@@ -267,16 +281,20 @@ def test_a_run_killed_before_its_end_keeps_the_last_figures(tmp_path, quick, las
 
 
 def test_low_rank_factors_end_in_the_kernels(tmp_path, quick):
-  settings = config(train="", lora={"rank": 2, "scale": 0.5, "kernels": r"fusion/.*/query/kernel"})
+  settings = config(
+    trainable="", lora={"rank": 2, "scale": 0.5, "kernels": r"fusion/.*/query/kernel"}
+  )
   out = tmp_path / "run"
   final = train(out, settings)
   after = parameters(final)
-  assert after.keys() == toy.parameters().keys()
-  moved = {path for path, x in toy.parameters().items() if not np.array_equal(after[path], x)}
+  assert after.keys() == training_model.parameters().keys()
+  moved = {
+    path for path, x in training_model.parameters().items() if not np.array_equal(after[path], x)
+  }
   assert moved == {f"fusion/layers/{a}_attn/query/kernel" for a in ("self", "cross")}
   change = (
     after["fusion/layers/self_attn/query/kernel"]
-    - toy.parameters()["fusion/layers/self_attn/query/kernel"]
+    - training_model.parameters()["fusion/layers/self_attn/query/kernel"]
   )
   ranks = np.linalg.matrix_rank(change, rtol=1e-3)
   assert ((ranks >= 1) & (ranks <= 2)).all()
@@ -287,11 +305,13 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path, quick):
   with pytest.raises(Stop):
     train(out, source=Stopping(1))
   before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-  with pytest.raises(ValueError, match=r"holds a run that differs in data\.batch, steps; "):
-    train(out, config(steps=8, data={"batch": 8, "present": 1, "prompts": 2}))
+  with pytest.raises(ValueError, match=r"has a run that differs in data\.batch_size, steps; "):
+    train(
+      out, config(steps=8, data={"batch_size": 8, "present_prompts": 1, "prompts_per_image": 2})
+    )
   other = dataclasses.replace(start(), tokenizer=b"other")
-  with pytest.raises(ValueError, match="holds a run that differs in the starting checkpoint; "):
-    loop.train(config(), other, toy.Source(), out)
+  with pytest.raises(ValueError, match="has a run that differs in the starting checkpoint; "):
+    loop.train(config(), other, training_model.Source(), out)
   assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
   (out / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is damaged"):
@@ -311,19 +331,61 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, quick):
       train(out)
   del values["config"]["dense"]
   file.write_text(json.dumps(values))
-  with pytest.raises(ValueError, match=r"holds a run that differs in steps; "):
+  with pytest.raises(ValueError, match=r"has a run that differs in steps; "):
     train(out, config(steps=8))
   train(out)
   assert len(log.read_metrics(out / "metrics.jsonl")) == 7
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-  (tmp_path / "file").touch()
-  with pytest.raises(ValueError, match="is not empty and holds no training run"):
+def test_a_run_of_format_version_1_is_refused_with_the_new_names(tmp_path, quick):
+  out = tmp_path / "run"
+  with pytest.raises(Stop):
+    train(out, source=Stopping(1))
+  file = out / "config.json"
+  values = json.loads(file.read_text())
+  assert values.pop("format_version") == 2
+  values["config"]["average"] = values["config"].pop("ema_decay")
+  values["config"]["data"]["batch"] = values["config"]["data"].pop("batch_size")
+  file.write_text(json.dumps(values))
+  names = r"average to ema_decay, data\.batch to data\.batch_size\."
+  with pytest.raises(ValueError, match=f"format version 1, .* resumes version 2; .* {names}"):
+    train(out)
+  file.write_text(json.dumps(values | {"format_version": 3}))
+  with pytest.raises(ValueError, match="has a run of format version 3, "):
+    train(out)
+
+
+def test_a_run_killed_before_its_configuration_was_there_begins_again(tmp_path, quick):
+  """Left are the data's identities, or drafts of killed processes, which are removed."""
+  out = tmp_path / "run"
+  out.mkdir()
+  (out / RUN_DATA_FILE).write_text("{}")
+  # The name of a draft: this machine, a process that has ended, its start time, a random number.
+  tag = re.sub(r"-\d+-\d+-", "-99999999-1-", draft_path(out / "x").name.removeprefix(".x."))
+  drafts = [out / f".{name}.{tag}" for name in ("config.json", RUN_DATA_FILE)]
+  for draft in drafts:
+    draft.touch()
+  living = draft_path(out / "config.json")
+  living.touch()
+  train(out)
+  names = {path.name for path in out.iterdir()}
+  assert names == {"config.json", "metrics.jsonl", "steps", "final", living.name}
+
+
+@pytest.mark.parametrize("name", [".other.json.a.partial", "config.json.partial", "steps"])
+def test_other_files_are_not_of_a_run(tmp_path, name):
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match="is not empty and contains no training run"):
     train(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{"train": "norm"}, {"fsdp": 3}])
+def test_a_folder_of_something_else_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="is not empty and contains no training run"):
+    train(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"trainable": "norm"}, {"fsdp": 3}])
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, quick, values):
   with pytest.raises(ValueError):
     train(tmp_path / "run", config(**values))
@@ -331,18 +393,20 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, quick, values):
 
 
 def test_marks_tell_starts_apart():
-  changed = dict(toy.parameters())
+  changed = dict(training_model.parameters())
   changed["decoder/norm/scale"] = changed["decoder/norm/scale"] + 1
   marks = {
-    start().mark(),
-    dataclasses.replace(start(), parameters=changed).mark(),
-    dataclasses.replace(start(), tokenizer=b"other").mark(),
+    start().checksum(),
+    dataclasses.replace(start(), parameters=changed).checksum(),
+    dataclasses.replace(start(), tokenizer=b"other").checksum(),
   }
   assert len(marks) == 3
-  assert start().mark() in marks
+  assert start().checksum() in marks
 
 
 def test_batches_that_devices_cannot_share_are_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp))
-  with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 8 devices"):
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp)
+  )
+  with pytest.raises(ValueError, match=r"data\.batch_size 4 must be a multiple of 8"):
     train(tmp_path / "run")

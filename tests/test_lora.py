@@ -10,7 +10,7 @@ import pytest
 from support import QUICK, assert_close, difference, normal, run
 from tiny import parameters
 
-from sam3_jax.training.lora import LoraConfig, adapt, chosen, merge
+from sam3_jax.training.lora import LoraConfig, adapt, adapted_kernels, merge
 from sam3_jax.training.optimizer import stacked_axes
 from sam3_jax.utils.param_tree import flatten, nest
 
@@ -27,7 +27,7 @@ def factors_of(config):
 
 
 def test_every_attention_and_mlp_kernel_is_chosen():
-  found = chosen(model(), LoraConfig(rank=2))
+  found = adapted_kernels(model(), LoraConfig(rank=2))
   # Per block: 4 of attention, 2 of MLP; geometry and fusion have two attentions, the decoder three.
   blocks = {"trunk/groups/windowed/": 6, "trunk/groups/global/": 6, "text/blocks/": 6}
   blocks |= {"geometry/layers/": 10, "fusion/layers/": 10, "decoder/layers/": 14}
@@ -39,8 +39,8 @@ def test_every_attention_and_mlp_kernel_is_chosen():
 def test_factors_have_the_kernels_leading_axes():
   config = LoraConfig(rank=3)
   factors = jax.device_get(factors_of(config))
-  assert len(factors) == 2 * len(chosen(model(), config))
-  for path in chosen(model(), config):
+  assert len(factors) == 2 * len(adapted_kernels(model(), config))
+  for path in adapted_kernels(model(), config):
     *stack, inputs, outputs = model()[path].shape
     assert len(stack) == stacked_axes(path)
     name = path.removesuffix("kernel")
@@ -115,7 +115,7 @@ def test_rank_zero_is_none():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"rank": -1}, "lora.rank must be 1 or more, or 0 for none; got -1."),
+    ({"rank": -1}, "lora.rank must be 0 (no adaptation) or more; got -1."),
     ({"scale": float("nan")}, "lora.scale must be a finite number; got nan."),
     ({"scale": float("-inf")}, "lora.scale must be a finite number; got -inf."),
     ({"kernels": "["}, "lora.kernels: '[' is no regular expression"),
@@ -128,5 +128,5 @@ def test_bad_values_are_refused(values, message):
 
 @pytest.mark.parametrize("pattern", ["nothing", "masks/conv0/kernel", "decoder/norm/scale"])
 def test_patterns_without_a_dense_kernel_are_refused(pattern):
-  with pytest.raises(ValueError, match=f"lora.kernels '{pattern}' match no dense kernel"):
+  with pytest.raises(ValueError, match=f"lora.kernels '{pattern}' matches no dense kernel"):
     adapt(model(), LoraConfig(rank=1, kernels=pattern), KEY)

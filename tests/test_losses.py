@@ -13,7 +13,8 @@ from scipy.special import expit
 from support import QUICK, assert_close
 
 from sam3_jax.training.batch import Targets
-from sam3_jax.training.losses import LossConfig, cell_loss, loss, match
+from sam3_jax.training.losses import LossConfig, loss, match
+from sam3_jax.training.mask_losses import cell_loss
 from sam3_jax.training.matcher import overlap
 from sam3_jax.types import Predictions
 
@@ -258,7 +259,7 @@ def test_without_duplicates_or_their_masks():
   _, got, _ = evaluate(alone, targets, valid)
   want = {name: value for name, value in terms.items() if not name.endswith("_many")}
   assert_close(got, want, rel=1e-7)  # measured 0
-  config = dataclasses.replace(CONFIG, many_masks=False)
+  config = dataclasses.replace(CONFIG, one_to_many_masks=False)
   _, got, gradients = evaluate(predictions, targets, valid, config)
   assert got.keys() == terms.keys() - {"mask_many", "dice_many"}
   assert not gradients.mask_logits[:, QUERIES:].any()
@@ -307,15 +308,18 @@ def test_cells_count_for_every_prompt_that_is_one():
   ("values", "message"),
   [
     ({"class_weight": -1.0}, "losses.class_weight must be 0 or more; got -1.0."),
-    ({"many_weight": math.nan}, "losses.many_weight must be a finite number; got nan."),
+    (
+      {"one_to_many_weight": math.nan},
+      "losses.one_to_many_weight must be a finite number; got nan.",
+    ),
     ({"cell_weight": math.inf}, "losses.cell_weight must be a finite number; got inf."),
-    ({"match_box": -0.1}, "losses.match_box must be 0 or more; got -0.1."),
-    ({"negative_power": -2.0}, "losses.negative_power must be 0 or more; got -2.0."),
+    ({"cost_box": -0.1}, "losses.cost_box must be 0 or more; got -0.1."),
+    ({"focal_gamma": -2.0}, "losses.focal_gamma must be 0 or more; got -2.0."),
     ({"pad_queries": -1}, "losses.pad_queries must be 0 or more; got -1."),
-    ({"mask_alpha": 1.5}, "losses.mask_alpha must be in [0, 1]; got 1.5."),
+    ({"mask_focal_alpha": 1.5}, "losses.mask_focal_alpha must be in [0, 1]; got 1.5."),
     ({"quality_alpha": -0.5}, "losses.quality_alpha must be in [0, 1]; got -0.5."),
-    ({"many_threshold": 2.0}, "losses.many_threshold must be in [0, 1]; got 2.0."),
-    ({"many_top": 0}, "losses.many_top must be 1 or more; got 0."),
+    ({"one_to_many_threshold": 2.0}, "losses.one_to_many_threshold must be in [0, 1]; got 2.0."),
+    ({"one_to_many_top_k": 0}, "losses.one_to_many_top_k must be 1 or more; got 0."),
   ],
 )
 def test_settings_out_of_range_are_refused(values, message):
@@ -324,4 +328,10 @@ def test_settings_out_of_range_are_refused(values, message):
 
 
 def test_bounds_themselves_are_in_range():
-  LossConfig(class_weight=0.0, mask_alpha=0.0, semantic_alpha=1.0, many_threshold=1.0, many_top=1)
+  LossConfig(
+    class_weight=0.0,
+    mask_focal_alpha=0.0,
+    semantic_focal_alpha=1.0,
+    one_to_many_threshold=1.0,
+    one_to_many_top_k=1,
+  )

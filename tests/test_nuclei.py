@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam3_jax.datasets import annotations
-from sam3_jax.training.config import TrainConfig, overlaid, read
+from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.config_file import override, read
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -117,9 +118,9 @@ def test_empty_labels_have_no_objects():
 )
 def test_recipes_of_the_walk_through(name, trained):
   values = read(Path(__file__).parents[1] / "docs" / name)
-  config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
-  assert config.trained == trained
-  assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
+  config = TrainConfig.from_dict(override(values, {"checkpoint": "sam3-tiny", "steps": 3}))
+  assert config.trainable_pattern == trained
+  assert config.optimizer.warmup_steps < 250  # the fewest steps that the walk-through takes
   guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 
@@ -132,8 +133,8 @@ def test_recipes_of_sam3_tiny(name):
   root = Path(__file__).parents[1]
   values = read(root / "docs" / "sam3-tiny" / f"{name}.toml")
   start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
-  config = TrainConfig.from_dict(overlaid(values, start))
+  config = TrainConfig.from_dict(override(values, start))
   assert config.scenes is not None
-  assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
+  assert config.steps > config.optimizer.cooldown_steps + config.optimizer.warmup_steps
   guide = "docs/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
   assert f"docs/sam3-tiny/{name}.toml" in (root / guide).read_text()

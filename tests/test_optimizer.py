@@ -89,7 +89,7 @@ def run(config, trunk, parameters, gradients):
 
 def test_first_steps_equal_torch():
   """Clipping, moments, weight decay, the factor of each layer, and the schedule."""
-  config = OptimizerConfig(learning_rate=0.5, warmup=2, timescale=4, cooldown=2)
+  config = OptimizerConfig(learning_rate=0.5, warmup_steps=2, timescale=4, cooldown_steps=2)
   start, gradients = start_and_gradients()
   moved = run(config, TRUNK, start, gradients)
   assert moved.keys() == TORCH.keys()
@@ -120,7 +120,12 @@ def test_first_steps_equal_torch():
 )
 def test_schedules(schedule, step, rate):
   config = OptimizerConfig(
-    learning_rate=1.0, schedule=schedule, warmup=10, timescale=30, cooldown=20, final=0.1
+    learning_rate=1.0,
+    schedule=schedule,
+    warmup_steps=10,
+    timescale=30,
+    cooldown_steps=20,
+    min_learning_rate_ratio=0.1,
   )
   # Measured 3e-8.
   assert float(make_schedule(config, 100)(step)) == pytest.approx(rate, abs=3e-7)
@@ -128,7 +133,7 @@ def test_schedules(schedule, step, rate):
 
 def test_schedules_without_warmup_and_cooldown():
   for schedule in ("inverse_sqrt", "cosine", "constant"):
-    config = OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup=0, cooldown=0)
+    config = OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=0, cooldown_steps=0)
     rates = [float(make_schedule(config, 1)(step)) for step in (0, 1)]
     assert rates[0] == 0.5
     assert np.isfinite(rates).all()
@@ -161,8 +166,8 @@ def test_factors_of_the_released_model():
 
 
 def test_the_first_matching_multiplier_counts():
-  multipliers = ((r"trunk/norm_pre/.*", 0.0), (r"trunk/.*", 0.5), (r"trunk/.*", 7.0))
-  config = OptimizerConfig(multipliers=multipliers, layer_decay=1.0)
+  learning_rate_multipliers = ((r"trunk/norm_pre/.*", 0.0), (r"trunk/.*", 0.5), (r"trunk/.*", 7.0))
+  config = OptimizerConfig(learning_rate_multipliers=learning_rate_multipliers, layer_decay=1.0)
   assert factor("trunk/norm_pre/scale", config=config) == 0
   assert factor("trunk/position", config=config) == 0.5
   assert factor("text/position", config=config) == 1
@@ -211,8 +216,8 @@ def test_muon_orthogonalises_each_hidden_matrix():
   start = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
   gradient = {path: rng.standard_normal(s).astype(np.float32) for path, s in shapes.items()}
   plain = {
-    "learning_rate": 1.0, "multipliers": (), "layer_decay": 1.0, "weight_decay": 0.0, "clip": 0.0,
-    "schedule": "constant", "warmup": 0, "cooldown": 0,
+    "learning_rate": 1.0, "learning_rate_multipliers": (), "layer_decay": 1.0, "weight_decay": 0.0,
+    "max_grad_norm": 0.0, "schedule": "constant", "warmup_steps": 0, "cooldown_steps": 0,
   }  # fmt: skip
   moved, adam = (
     run(OptimizerConfig(name=name, **plain), TRUNK, start, [gradient]) for name in ("muon", "adamw")
@@ -248,11 +253,17 @@ def test_every_parameter_of_the_model_has_a_rule(name):
 
 
 def test_clipping_can_be_left_out():
-  plain = {"schedule": "constant", "warmup": 0, "cooldown": 0, "epsilon": 1.0}  # size then matters
+  plain = {
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "cooldown_steps": 0,
+    "epsilon": 1.0,
+  }  # size then matters
   start = {"decoder/query_embedding": np.zeros((1, 2), np.float32)}
   gradient = {"decoder/query_embedding": np.array([[3.0, 4.0]], np.float32)}
   clipped, whole = (
-    run(OptimizerConfig(clip=clip, **plain), TRUNK, start, [gradient]) for clip in (0.1, 0.0)
+    run(OptimizerConfig(max_grad_norm=clip, **plain), TRUNK, start, [gradient])
+    for clip in (0.1, 0.0)
   )
   rate = 8e-5
   for moved, scale in ((clipped, 0.1 / 5), (whole, 1.0)):
@@ -270,16 +281,25 @@ def test_clipping_can_be_left_out():
     ({"schedule": "step"}, "optimizer.schedule must be one of inverse_sqrt, cosine, constant"),
     ({"learning_rate": -1.0}, "optimizer.learning_rate must be 0 or more; got -1.0."),
     ({"learning_rate": math.nan}, "optimizer.learning_rate must be a finite number; got nan."),
-    ({"clip": math.inf}, "optimizer.clip must be a finite number; got inf."),
+    ({"max_grad_norm": math.inf}, "optimizer.max_grad_norm must be a finite number; got inf."),
     ({"beta1": 1.0}, "optimizer.beta1 must be in [0, 1); got 1.0."),
     ({"beta2": -0.1}, "optimizer.beta2 must be in [0, 1); got -0.1."),
     ({"epsilon": 0.0}, "optimizer.epsilon must be more than 0; got 0.0."),
     ({"layer_decay": 0.0}, "optimizer.layer_decay must be in (0, 1]; got 0.0."),
     ({"layer_decay": 1.1}, "optimizer.layer_decay must be in (0, 1]; got 1.1."),
-    ({"multipliers": (("a", -1.0),)}, "optimizer.multipliers: the factor of 'a' must be finite"),
-    ({"multipliers": (("a", math.nan),)}, "optimizer.multipliers: the factor of 'a' must be fi"),
+    (
+      {"learning_rate_multipliers": (("a", -1.0),)},
+      "optimizer.learning_rate_multipliers: the factor of 'a' must be finite",
+    ),
+    (
+      {"learning_rate_multipliers": (("a", math.nan),)},
+      "optimizer.learning_rate_multipliers: the factor of 'a' must be fi",
+    ),
     ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
-    ({"multipliers": (("(", 1.0),)}, "optimizer.multipliers: '(' is no regular expression"),
+    (
+      {"learning_rate_multipliers": (("(", 1.0),)},
+      "optimizer.learning_rate_multipliers: '(' is no regular expression",
+    ),
   ],
 )
 def test_bad_values_are_refused(values, message):

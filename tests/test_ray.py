@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import toy
+import training_model
 from batches import write_images
 
 from sam3_jax.batch.segmenter import Segmenter
@@ -53,7 +53,7 @@ def test_two_workers_one_of_which_is_killed(example, cluster, tmp_path, monkeypa
   (folder / "broken.png").write_bytes(b"broken")
   failed = example.segment(
     str(folder), str(tmp_path / "out"), workers=2, resources={}, prompts=["cat", "dog"],
-    checkpoint=str(toy.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
+    checkpoint=str(training_model.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
   )  # fmt: skip
   assert killed.exists()
   assert failed == 1

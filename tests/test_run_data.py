@@ -7,7 +7,7 @@ import shutil
 import pytest
 from test_loop import Stop, Stopping, quick, train  # noqa: F401  # pyright: ignore
 
-from sam3_jax.training.run_data import FILE, RunData, identify_data
+from sam3_jax.training.run_data import RUN_DATA_FILE, RunData, identify_data
 
 
 @pytest.fixture
@@ -65,13 +65,13 @@ def test_what_changed_is_said(tmp_path, data, change, words):
 
 def test_the_checkpoint_counts_too(tmp_path, data):
   data().write(tmp_path)
-  assert "the starting checkpoint is another one" in data("other").fault(tmp_path)
+  assert "the starting checkpoint differs" in data("other").fault(tmp_path)
 
 
 def test_runs_of_earlier_versions_and_damaged_files(tmp_path, data):
   assert data().fault(tmp_path) == ""
   for text in ("{", "[]", json.dumps({"annotations": 3, "images": {}, "checkpoint": ""})):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / RUN_DATA_FILE).write_text(text)
     assert "is damaged" in data().fault(tmp_path)
 
 

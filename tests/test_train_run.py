@@ -4,7 +4,7 @@ import dataclasses
 import io
 
 import pytest
-import toy
+import training_model
 from rich.console import Console
 from test_loop import TOKENIZER, start
 
@@ -14,7 +14,7 @@ from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training import run as command
 from sam3_jax.training.config import TrainConfig
 
-SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch": 1}}
+SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch_size": 1}}
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(out, plot=None, console=None, **values):
 
 def test_a_plot_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
   monkeypatch.setattr(command, "load_start", lambda *_: pytest.fail("it began"))
-  with pytest.raises(ValueError, match=r"plot\.foo must be a file that ends in"):
+  with pytest.raises(ValueError, match=r"must be a file that ends in .*plot\.foo"):
     run(tmp_path / "run", tmp_path / "plot.foo")
 
 
@@ -39,10 +39,10 @@ def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
   calls = []
   monkeypatch.setattr(command.log, "plot", lambda *args: calls.append(args))
   image = tmp_path / "plot.png"
-  assert run(tmp_path, image, best="f1_50") == tmp_path / "final"
+  assert run(tmp_path, image, best_metric="f1_50") == tmp_path / "final"
   assert calls == []  # there are no metrics
   (tmp_path / "metrics.jsonl").touch()
-  run(tmp_path, image, best="f1_50")
+  run(tmp_path, image, best_metric="f1_50")
   figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
   assert calls == [(tmp_path / "metrics.jsonl", image, figures)]
 
@@ -75,10 +75,10 @@ def test_images_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
     return [Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")]
 
   monkeypatch.setattr(annotations, "read_checked", read)
-  tokenizer = Tokenizer(TOKENIZER, context=toy.CONFIG.text.context)
+  tokenizer = Tokenizer(TOKENIZER, context=training_model.CONFIG.text.context)
   values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
   for given in ({}, {"images": "c", "evaluation_images": "d"}):
-    settings = command.settled(TrainConfig.from_dict(values | given), toy.CONFIG)
+    settings = command.with_sizes(TrainConfig.from_dict(values | given), training_model.CONFIG)
     batches, left_out = command.open_data(settings, tokenizer)
     assert left_out == 0
     assert command.open_evaluation(settings, tokenizer) is not None

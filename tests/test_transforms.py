@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from sam3_jax.inputs.preprocess import resize
-from sam3_jax.training.transforms import Frame, draw, whole
+from sam3_jax.training.transforms import Frame, random_frame, whole_image
 
 SIZE = 48
 FRAMES = {
-  "whole": whole(30, 40, SIZE),
+  "whole": whole_image(30, 40, SIZE),
   "padded": Frame(left=0, top=0, right=40, bottom=30, size=SIZE, side=31, x=5, y=12),
   "flipped": Frame(left=0, top=0, right=40, bottom=30, size=SIZE, side=31, x=5, y=12, flip=True),
   "cropped": Frame(left=7, top=3, right=29, bottom=25, size=SIZE, side=40, x=8, y=1, flip=True),
@@ -27,7 +27,7 @@ def image(seed: int = 0) -> np.ndarray:
 
 
 def test_whole_image_is_what_inference_sees():
-  assert (whole(30, 40, SIZE).image(image()) == resize(image(), SIZE)).all()
+  assert (whole_image(30, 40, SIZE).image(image()) == resize(image(), SIZE)).all()
 
 
 def test_pixels(frame):
@@ -101,7 +101,7 @@ def test_coverage(frame, cells):
 def test_coverage_keeps_the_area():
   """Whole-number scale, exact: cells are means of their pixels."""
   mask = (np.random.default_rng(2).random((32, 64)) < 0.5).astype(np.uint8)
-  got = whole(32, 64, 16).coverage(mask, (0, 0), 16)
+  got = whole_image(32, 64, 16).coverage(mask, (0, 0), 16)
   want = np.rint(mask.reshape(16, 2, 16, 4).mean(axis=(1, 3)) * 255)
   assert (got == want).all()
   flipped = Frame(left=0, top=0, right=64, bottom=32, size=16, side=16, flip=True)
@@ -123,7 +123,7 @@ def test_coverage_lies_where_pillow_puts_it():
   y, x = np.mgrid[:90, :120]
   mask = ((x - 50) ** 2 + (y - 40) ** 2 < 30**2).astype(np.uint8)
   want = np.asarray(Image.fromarray(mask * 255).resize((16, 16), Image.Resampling.BOX), int)
-  got = whole(90, 120, 64).coverage(mask, (0, 0), 16).astype(int)
+  got = whole_image(90, 120, 64).coverage(mask, (0, 0), 16).astype(int)
   # Pillow gives pixels that a cell's edge cuts to one of the two cells: measured 19, and 1.2 in
   # the mean.
   assert np.abs(got - want).max() <= 25
@@ -133,7 +133,7 @@ def test_coverage_lies_where_pillow_puts_it():
 def test_drawn_frames_are_within_bounds():
   rng = np.random.default_rng(0)
   options = {"smallest": 20, "flip": 0.3, "crop": 0.5, "crop_side": 0.4}
-  frames = [draw(rng, 30, 40, SIZE, **options) for _ in range(600)]
+  frames = [random_frame(rng, 30, 40, SIZE, **options) for _ in range(600)]
   for one in frames:
     assert 20 <= one.side <= SIZE
     assert min(one.x, one.y) >= 0
@@ -151,9 +151,9 @@ def test_drawn_frames_are_within_bounds():
 def test_nothing_to_draw_is_the_whole_image():
   rng = np.random.default_rng(0)
   for height, width in ((1, 1), (30, 40)):
-    assert draw(rng, height, width, SIZE, smallest=SIZE) == whole(height, width, SIZE)
+    assert random_frame(rng, height, width, SIZE, min_side=SIZE) == whole_image(height, width, SIZE)
 
 
 def test_the_smallest_image_can_be_cropped():
-  frame = draw(np.random.default_rng(0), 1, 1, SIZE, smallest=1, crop=1.0)
+  frame = random_frame(np.random.default_rng(0), 1, 1, SIZE, min_side=1, crop=1.0)
   assert (frame.left, frame.top, frame.right, frame.bottom) == (0, 0, 1, 1)
