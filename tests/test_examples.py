@@ -1,4 +1,4 @@
-"""From an image and phrases to a row of a batch."""
+"""Rows of a batch, made of an image and its phrases."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ PLAIN = DataConfig(
   box_only_probability=0.0,
   text_and_box_probability=0.0,
 )
-# A row of tokens is its phrase's characters: the tests read phrases back.
+# Tokens are the characters of a phrase, so that tests can read phrases from a row.
 CONTEXT = 24
 
 
@@ -40,7 +40,7 @@ def phrases_of(row) -> list[str]:
   return ["".join(map(chr, tokens[tokens > 0])) for tokens in row.tokens]
 
 
-def thing(x: int, y: int, w: int, h: int, *, crowd: bool = False) -> Object:
+def box_object(x: int, y: int, w: int, h: int, *, crowd: bool = False) -> Object:
   mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
   mask[y : y + h, x : x + w] = 1
   rle: Any = coco.encode(mask)
@@ -59,14 +59,14 @@ def row(pairs, seed: int = 0, config: DataConfig = CONFIG, **options):
 
 PAIRS = (
   pair("nothing"),
-  pair("cat", thing(4, 6, 10, 12), thing(30, 20, 6, 8)),
+  pair("cat", box_object(4, 6, 10, 12), box_object(30, 20, 6, 8)),
   pair("no one"),
-  pair("dog", thing(20, 2, 8, 8)),
+  pair("dog", box_object(20, 2, 8, 8)),
 )
 
 
-def check_promises(row, config: DataConfig = CONFIG):
-  """What holds for every row, whatever is drawn."""
+def check_invariants(row, config: DataConfig = CONFIG):
+  """Checks what holds for every row, for all random numbers."""
   valid, prompts = row.targets.valid, row.prompt_valid
   present = valid.any(axis=1)
   count = present.sum()
@@ -111,19 +111,19 @@ def test_shapes_and_types():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_promises(seed):
+def test_invariants(seed):
   config = DataConfig(
     **(
       vars(CONFIG)
       | {"crop_probability": 0.8, "box_only_probability": 0.4, "text_and_box_probability": 0.4}
     )
   )
-  many = [pair(f"thing {i}", thing(5 * i, 4 * i, 7, 3 + i)) for i in range(8)]
+  many = [pair(f"thing {i}", box_object(5 * i, 4 * i, 7, 3 + i)) for i in range(8)]
   for pairs in (PAIRS, many, PAIRS[:1]):
-    check_promises(row(pairs, seed, config), config)
+    check_invariants(row(pairs, seed, config), config)
 
 
-def test_plain_rows_hold_the_image_as_inference_sees_it():
+def test_row_without_augmentation():
   got = row(PAIRS, config=PLAIN)
   assert (got.images == resize(IMAGE, 64)).all()
   phrases = phrases_of(got)
@@ -143,10 +143,10 @@ def test_plain_rows_hold_the_image_as_inference_sees_it():
 
 
 def test_masks_and_boxes_move_with_the_image():
-  """The object is the only bright thing, so its target is where the image is bright."""
+  """Only the object is bright, so its target must be where the image is bright."""
   image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
   image[6:30, 4:24] = 255
-  source_image = TrainingImage(image, [pair("cat", thing(4, 6, 20, 24))])
+  source_image = TrainingImage(image, [pair("cat", box_object(4, 6, 20, 24))])
   for seed in range(20):
     config = DataConfig(**(vars(CONFIG) | {"mask_size": 64, "crop_probability": 0.5}))
     got = example(source_image, 0, config, tokenize, np.random.default_rng(seed))
@@ -173,8 +173,8 @@ def test_the_same_generator_makes_the_same_row():
 
 
 def test_too_many_phrases():
-  """At most `present` with objects, then absent ones; over time all of them."""
-  present = [pair(f"p{i}", thing(2 * i, 3, 4, 5)) for i in range(6)]
+  """At most `present_prompts` with objects, then absent ones; all of them in the long run."""
+  present = [pair(f"p{i}", box_object(2 * i, 3, 4, 5)) for i in range(6)]
   absent = [pair(f"a{i}") for i in range(6)]
   seen: set[str] = set()
   for seed in range(40):
@@ -185,21 +185,21 @@ def test_too_many_phrases():
   assert len(seen) == 12
 
 
-def test_more_objects_than_places_keep_the_largest():
+def test_largest_objects_are_kept():
   sizes = [3, 9, 2, 7, 5, 1, 8]
-  objects = [thing(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
+  objects = [box_object(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
   got = row([pair("cat", *objects)], config=PLAIN)
   heights = np.rint(got.targets.boxes[0, :, 3] * HEIGHT).astype(int)
   assert heights.tolist() == [9, 7, 5, 8]
   assert got.targets.valid[0].all()
 
 
-def test_crowds_and_unfinished_pairs_are_left_out():
+def test_crowds_and_non_exhaustive_pairs_are_left_out():
   pairs = [
-    pair("crowd", thing(1, 1, 5, 5), thing(9, 9, 20, 20, crowd=True)),
-    pair("unfinished", thing(1, 1, 5, 5), exhaustive=False),
+    pair("crowd", box_object(1, 1, 5, 5), box_object(9, 9, 20, 20, crowd=True)),
+    pair("unfinished", box_object(1, 1, 5, 5), exhaustive=False),
     pair("unfinished negative", exhaustive=False),
-    pair("dog", thing(20, 2, 8, 8)),
+    pair("dog", box_object(20, 2, 8, 8)),
   ]
   assert [usable(one) for one in pairs] == [False, False, False, True]
   got = row(pairs, box_only_probability=0.0)
@@ -208,14 +208,14 @@ def test_crowds_and_unfinished_pairs_are_left_out():
   assert row(pairs[:3]).prompt_valid.sum() == 0
 
 
-def test_what_a_crop_loses_is_absent():
-  """Its phrase comes after those that are still there, and stays a phrase to answer."""
-  pairs = [pair("left", thing(0, 0, 3, 36)), pair("right", thing(45, 0, 3, 36))]
+def test_phrases_without_objects_after_cropping_are_absent():
+  """They follow the phrases with objects, and remain valid prompts."""
+  pairs = [pair("left", box_object(0, 0, 3, 36)), pair("right", box_object(45, 0, 3, 36))]
   pairs = [pair("west", *pairs[0].objects), pair("east", *pairs[1].objects)]
   lost = 0
   for seed in range(60):
     got = row(pairs, seed, crop_probability=1.0, min_crop_size=0.3, box_only_probability=0.5)
-    check_promises(got)
+    check_invariants(got)
     assert got.prompt_valid.sum() == 2
     gone = 2 - int(got.targets.valid.any(axis=1).sum())
     phrases = phrases_of(got)[:2]
@@ -224,8 +224,8 @@ def test_what_a_crop_loses_is_absent():
   assert lost > 20
 
 
-def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
-  """Of a ring: the box of what is seen, not the cut box of the whole."""
+def test_box_of_a_cropped_object_is_that_of_its_visible_part():
+  """Of an L: the box of its visible part, not its clipped box."""
   mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
   mask[0:2, 0:48] = 1  # an L: along the top and down the left
   mask[0:36, 0:2] = 1
@@ -260,8 +260,8 @@ def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
     ("counterclockwise arrow", False),
   ],
 )
-def test_flips_only_where_the_phrases_allow_it(phrase, flips):
-  pairs = [pair("cat", thing(4, 6, 10, 12)), pair(phrase)]
+def test_no_flip_with_directional_phrases(phrase, flips):
+  pairs = [pair("cat", box_object(4, 6, 10, 12)), pair(phrase)]
   config = DataConfig(**(vars(CONFIG) | {"min_scale": 1.0, "box_only_probability": 0.0}))
   turned = [
     (row(pairs, seed, config).images == resize(IMAGE, 64)[:, ::-1]).all() for seed in range(24)
@@ -270,8 +270,8 @@ def test_flips_only_where_the_phrases_allow_it(phrase, flips):
   assert not all(turned)
 
 
-def test_kinds_of_prompts():
-  """About the shares asked for: phrase, boxes, both; absent phrases never have boxes."""
+def test_probabilities_of_boxes_and_phrases():
+  """Of phrases, boxes and both; absent phrases have no boxes."""
   kinds = {"text": 0, "box": 0, "both": 0}
   counts = []
   for seed in range(300):
@@ -282,7 +282,7 @@ def test_kinds_of_prompts():
       text_and_box_probability=0.2,
       negative_box_probability=0.0,
     )
-    check_promises(got)
+    check_invariants(got)
     phrases = phrases_of(got)
     for i in np.flatnonzero(got.targets.valid.any(axis=1)):
       boxes = got.box_valid[i].sum()
@@ -299,7 +299,7 @@ def test_kinds_of_prompts():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_boxes_for_none_and_for_all(share):
+def test_box_only_probability_of_0_and_1(share):
   for seed in range(10):
     got = row(PAIRS, seed, box_only_probability=share, text_and_box_probability=0.0)
     assert got.box_valid.any(axis=1).sum() == 2 * share
@@ -307,7 +307,7 @@ def test_boxes_for_none_and_for_all(share):
 
 
 def test_box_noise_is_bounded():
-  """A tenth of the box's extent a side, at most the limit, inside the image."""
+  """A tenth of the box's size per side, at most the limit, inside the image."""
   options = {
     "box_only_probability": 1.0,
     "text_and_box_probability": 0.0,
@@ -315,7 +315,7 @@ def test_box_noise_is_bounded():
     "flip_probability": 0.0,
   }
   options |= {"negative_box_probability": 0.0, "max_exemplars": 1, "box_noise_limit": 4 / 64}
-  pairs = [pair("cat", thing(8, 6, 32, 24))]
+  pairs = [pair("cat", box_object(8, 6, 32, 24))]
   moved = []
   for seed in range(200):
     got = row(pairs, seed, **options)
@@ -331,8 +331,8 @@ def test_box_noise_is_bounded():
   np.testing.assert_allclose(still.boxes[0, 0], [0.5, 0.5, 2 / 3, 2 / 3], atol=1e-6)
 
 
-def test_noise_stays_in_the_image_beside_padding():
-  pairs = [pair("cat", thing(0, 0, 48, 36))]
+def test_noisy_boxes_stay_inside_the_unpadded_image():
+  pairs = [pair("cat", box_object(0, 0, 48, 36))]
   for seed in range(40):
     got = row(
       pairs,
@@ -350,9 +350,9 @@ def test_noise_stays_in_the_image_beside_padding():
     assert cy + h / 2 <= cells[:, 0].max() + 1 + 1e-3
 
 
-def test_counterexamples_are_of_other_things():
-  """Never an object that the phrase names too: "fruit" and "red fruit" share one."""
-  shared, other = thing(4, 6, 10, 12), thing(30, 20, 6, 8)
+def test_negative_boxes_are_on_other_objects():
+  """Not on objects that the phrase names too: "fruit" and "red fruit" share one."""
+  shared, other = box_object(4, 6, 10, 12), box_object(30, 20, 6, 8)
   pairs = [pair("fruit", shared, other), pair("red fruit", shared)]
   options = {
     "box_only_probability": 0.0,
@@ -372,8 +372,8 @@ def test_counterexamples_are_of_other_things():
     )
 
 
-def test_no_counterexample_without_room():
-  pairs = [pair("cat", thing(4, 6, 10, 12)), pair("dog", thing(30, 20, 6, 8))]
+def test_no_negative_box_if_exemplars_are_full():
+  pairs = [pair("cat", box_object(4, 6, 10, 12)), pair("dog", box_object(30, 20, 6, 8))]
   got = row(
     pairs,
     box_only_probability=0.0,
@@ -384,7 +384,7 @@ def test_no_counterexample_without_room():
   assert (got.positive == got.box_valid).all()
 
 
-def test_a_image_of_one_pixel():
+def test_image_of_one_pixel():
   mask: Any = coco.encode(np.ones((1, 1), np.uint8, order="F"))
   one = Pair(0, "a.png", 1, 1, "dot", True, (Object(mask, (0, 0, 1, 1)),))
   image = TrainingImage(np.full((1, 1, 3), 200, np.uint8), [one])
@@ -396,7 +396,7 @@ def test_a_image_of_one_pixel():
       )
     )
     got = example(image, 0, config, tokenize, np.random.default_rng(seed))
-    check_promises(got, config)
+    check_invariants(got, config)
     assert got.targets.valid.sum() == 1
 
 
@@ -417,6 +417,6 @@ def test_a_image_of_one_pixel():
   ],
   ids=str,
 )
-def test_settings_that_cannot_be(options, message):
+def test_invalid_settings_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     DataConfig(**options)

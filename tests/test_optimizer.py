@@ -1,4 +1,4 @@
-"""The optimizer: torch's AdamW from numbers, rates and decays by part, schedules, Muon."""
+"""The optimizer: steps of PyTorch's AdamW, learning rates and decays by part, schedules, Muon."""
 
 import math
 import re
@@ -88,7 +88,7 @@ def run(config, trunk, parameters, gradients):
 
 
 def test_first_steps_equal_torch():
-  """Clipping, moments, weight decay, the factor of each layer, and the schedule."""
+  """Clipping, moments, weight decay, learning rate factors and the schedule."""
   config = OptimizerConfig(learning_rate=0.5, warmup_steps=2, timescale=4, cooldown_steps=2)
   start, gradients = start_and_gradients()
   moved = run(config, TRUNK, start, gradients)
@@ -143,7 +143,7 @@ def factor(path, ndim=1, config=None):
   return learning_rate_factor(path, ndim, config or OptimizerConfig(), RELEASED.trunk)
 
 
-def test_factors_of_the_released_model():
+def test_learning_rate_factors_of_the_released_model():
   """Meta's: vision 2.5e-4, text 5e-5, rest 8e-4; 0.9^(33 - id) on the trunk but its positions."""
   assert factor("trunk/patch_embed/kernel") == pytest.approx(2.5 / 8 * 0.9**33)
   assert factor("trunk/norm_pre/bias") == pytest.approx(2.5 / 8 * 0.9**33)
@@ -158,14 +158,14 @@ def test_factors_of_the_released_model():
   assert windowed.shape == (4, 7, 1, 1)
   assert whole.shape == (4, 1, 1)
   for block in range(32):
-    group, place = divmod(block, 8)
-    found = whole[group] if place == 7 else windowed[group, place]
+    group, index = divmod(block, 8)
+    found = whole[group] if index == 7 else windowed[group, index]
     assert found.item() == pytest.approx(
       2.5 / 8 * 0.9 ** (33 - (block + 1))
     )  # block i has id i + 1
 
 
-def test_the_first_matching_multiplier_counts():
+def test_first_matching_multiplier_is_used():
   learning_rate_multipliers = ((r"trunk/norm_pre/.*", 0.0), (r"trunk/.*", 0.5), (r"trunk/.*", 7.0))
   config = OptimizerConfig(learning_rate_multipliers=learning_rate_multipliers, layer_decay=1.0)
   assert factor("trunk/norm_pre/scale", config=config) == 0
@@ -174,7 +174,7 @@ def test_the_first_matching_multiplier_counts():
   assert factor("a/trunk/position", config=config) == 1  # the whole path
 
 
-def test_weight_decay_leaves_out_biases_and_layer_norms():
+def test_no_weight_decay_of_biases_and_layer_norms():
   left_out = {path for path in flatten(parameters()) if not is_decayed(path)}
   # Every norm of the model is a LayerNorm but the two of the mask head's convolutions.
   norms = {path for path in flatten(parameters()) if path.endswith("/scale")}
@@ -185,7 +185,7 @@ def test_weight_decay_leaves_out_biases_and_layer_norms():
   assert is_decayed("trunk/groups/global/attn/query/lora_a")
 
 
-def test_stacked_axes_are_those_that_count_layers():
+def test_stacked_axes():
   layers = {
     "trunk/groups/windowed/": (2, 1), "trunk/groups/global/": (2,), "text/blocks/": (2,),
     "geometry/layers/": (2,), "fusion/layers/": (2,), "decoder/layers/": (3,),
@@ -197,12 +197,12 @@ def test_stacked_axes_are_those_that_count_layers():
 
 
 def orthogonal_factor(update):
-  """The largest and the smallest singular value over 0.2 sqrt(longer side)."""
+  """The smallest and largest singular value, divided by 0.2 sqrt(longer side)."""
   values = np.linalg.svd(update, compute_uv=False) / (0.2 * math.sqrt(max(update.shape)))
   return values.min(), values.max()
 
 
-def test_muon_orthogonalises_each_hidden_matrix():
+def test_muon_orthogonalizes_each_hidden_matrix():
   """Newton-Schulz's five steps leave singular values between 0.5 and 1.5, layer by layer; what is
   no hidden kernel is moved by Adam."""
   rng = np.random.default_rng(0)
@@ -237,8 +237,8 @@ def test_muon_orthogonalises_each_hidden_matrix():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_parameter_of_the_model_has_a_rule(name):
-  """The whole tree goes through, and every parameter with a gradient moves; shapes suffice."""
+def test_updates_of_every_parameter(name):
+  """The whole parameter tree is accepted; checked with shapes."""
   shapes = {
     path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flatten(parameters()).items()
   }
@@ -252,7 +252,7 @@ def test_every_parameter_of_the_model_has_a_rule(name):
   assert {path: x.shape for path, x in updates.items()} == {p: x.shape for p, x in shapes.items()}
 
 
-def test_clipping_can_be_left_out():
+def test_without_gradient_clipping():
   plain = {
     "schedule": "constant",
     "warmup_steps": 0,
@@ -302,6 +302,6 @@ def test_clipping_can_be_left_out():
     ),
   ],
 )
-def test_bad_values_are_refused(values, message):
+def test_invalid_values_are_refused(values, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     OptimizerConfig(**values)

@@ -1,4 +1,4 @@
-"""The training state: what it holds, and the checkpoints that it is stored in."""
+"""The training state, and its checkpoints."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from sam3_jax.training.train_checkpoint import TrainCheckpoints
 from sam3_jax.utils.param_tree import flatten
 
 
-def test_only_what_matches_is_trained():
+def test_split_by_pattern():
   trained, frozen = state.split(training_model.parameters(), PATTERN)
   assert sorted(trained) == [
     "decoder/norm/bias", "decoder/norm/scale",
@@ -28,7 +28,7 @@ def test_only_what_matches_is_trained():
     state.split(training_model.parameters(), "norm")
 
 
-def test_average_forgets_the_start_soon():
+def test_ema_decay_warms_up():
   average = {"w": jnp.zeros(1)}
   for number, value in enumerate((1.0, 2.0, 3.0)):
     average = state.update_ema(average, {"w": jnp.full(1, value)}, jnp.int32(number), 0.15)
@@ -38,7 +38,7 @@ def test_average_forgets_the_start_soon():
   assert state.update_ema({}, {"w": jnp.ones(1)}, jnp.int32(0), 0.9) == {}
 
 
-def test_merging_before_a_step_keeps_frozen_arrays():
+def test_model_parameters_merge_and_gather():
   trained, frozen = state.split(training_model.parameters(), PATTERN)
   factors = lora.adapt(
     training_model.parameters(),
@@ -51,7 +51,7 @@ def test_merging_before_a_step_keeps_frozen_arrays():
   gather = functools.partial(lambda seen, x: seen.extend(x) or x, gathered)
   state.model_parameters(trained, frozen, 1.0, gather)
   assert "masks/norm0/scale" in gathered
-  assert "trunk/groups/global/norm1/scale" not in gathered  # gathered when its layer runs
+  assert "trunk/groups/global/norm1/scale" not in gathered  # it is gathered when its layer runs
 
 
 def small_state():
@@ -69,7 +69,7 @@ def kernel():
   return {"scoring/query_project/kernel": np.eye(4, dtype=np.float32)}
 
 
-def test_storage_gives_back_every_bit(tmp_path):
+def test_checkpoints_are_restored_bit_for_bit(tmp_path):
   storage, now = TrainCheckpoints(tmp_path / "steps", max_to_keep=1), small_state()
   assert storage.latest is None
   storage.save(3, now, {"batches": {"number": 7}, "best": None})
@@ -92,7 +92,7 @@ def test_storage_gives_back_every_bit(tmp_path):
     np.testing.assert_array_equal(got, want)
 
 
-def test_damaged_checkpoints_are_one_line(tmp_path):
+def test_damaged_checkpoint_is_one_line(tmp_path):
   storage, now = TrainCheckpoints(tmp_path / "steps", max_to_keep=1), small_state()
   storage.save(1, now, {})
   storage.wait()

@@ -1,4 +1,4 @@
-"""A training step under JAX's other modes: it is traced with the dtypes that it always has."""
+"""A training step has the same dtypes in JAX's other modes."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from sam3_jax.training.step import StepSettings, make_step
 
 
 def traced(objective, optimizer, accumulate):
-  """State before and after a step, and its metrics: shapes."""
+  """Shapes of the state before and after a step, and of its metrics."""
   values = training_model.parameters() | (
     training_model.visual_parameters() if objective == "visual" else {}
   )
@@ -41,8 +41,8 @@ def traced(objective, optimizer, accumulate):
   ("objective", "optimizer", "accumulate"),
   [("detection", "adamw", 1), ("dense", "muon", 2), ("visual", "adamw", 1)],
 )
-def test_a_step_in_64_bit_mode_with_strict_promotion(objective, optimizer, accumulate):
-  training_model.parameters()  # made before, in the usual mode
+def test_step_in_64_bit_mode_with_strict_promotion(objective, optimizer, accumulate):
+  training_model.parameters()  # made in the default mode
   training_model.visual_parameters()
   with contextlib.ExitStack() as modes:
     modes.enter_context(jax.enable_x64(True))

@@ -35,7 +35,7 @@ class DataConfig:
   batch_size: int = 8
   # Seed of shuffling, sampling and augmentation.
   seed: int = 0
-  # Shuffle the images anew in each epoch; otherwise keep their order.
+  # Shuffle the images in each epoch; otherwise keep their order.
   shuffle: bool = True
   # Processes that make batches; 0 uses a thread. The batches are the same for any number.
   workers: int = 0

@@ -96,8 +96,8 @@ def identify_data(
   return RunData(
     {path: identify(path, content=True) for path in annotations},
     {
-      str(Path(folder) / name): identify(Path(folder) / name)
-      for folder, names in images
+      str(Path(directory) / name): identify(Path(directory) / name)
+      for directory, names in images
       for name in sorted(set(names))
     },
     checkpoint,
