@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from support import quick
-from toy import CONFIG, parameters
+from training_model import CONFIG, parameters
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import bundle

@@ -13,7 +13,7 @@ from pathlib import Path
 import batch_scenes
 import batches
 import pytest
-import toy
+import training_model
 from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
@@ -220,7 +220,7 @@ def shared(tmp_path_factory):
   """A directory with twelve scenes, their phrases and some clicks, ten images that cannot be used,
   the checkpoint of a small model, and a compilation cache."""
   folder = tmp_path_factory.mktemp("together")
-  toy.save(folder / "toy", visual=True)
+  training_model.save(folder / "toy", visual=True)
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
   for i in range(1, 12, 2):

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 from PIL import Image
 
 from sam3_jax.cli import main
@@ -189,7 +189,7 @@ class TestCommand:
   )
   def test_a_model(self, data, capsys, prompt, figures):
     _, folder = data
-    model, out = toy.save(folder / "toy", visual=True), folder / "figures.json"
+    model, out = training_model.save(folder / "toy", visual=True), folder / "figures.json"
     typed = ["evaluate", "--data", str(folder / "data.json"), "--checkpoint", str(model)]
     assert main.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
@@ -203,7 +203,7 @@ class TestCommand:
     monkeypatch.setattr(
       clicks, "evaluate_everything", lambda *args, progress: asked.append(args[3]) or {"found": 1.0}
     )
-    model, out = toy.save(data[1] / "optional", visual=True), data[1] / "optional.json"
+    model, out = training_model.save(data[1] / "optional", visual=True), data[1] / "optional.json"
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--checkpoint", str(model)]
     typed += ["--out", str(out), "--option", "points_per_side=3"]
     assert main.main([*typed, "--prompt", "everything"]) == 0

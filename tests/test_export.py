@@ -190,7 +190,7 @@ def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
 
 def test_training_keeps_what_nothing_reads(bundles):
   from sam3_jax.training.config import TrainConfig
-  from sam3_jax.training.run import load_start
+  from sam3_jax.training.start import load_start
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
   assert_arrays(start.unread, load_unread(bundles / "hub"))

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.flax import load_file
 from support import difference
-from toy import CONFIG, parameters, visual_parameters
+from training_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt
 from sam3_jax.checkpoint import bundle

@@ -11,7 +11,7 @@ import sys
 
 import layouts
 import pytest
-import toy
+import training_model
 from support import quick
 
 from sam3_jax.checkpoint import checksums, fingerprint
@@ -46,7 +46,7 @@ def loads():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, loads):
   """The toy model with a head for visual prompts, and its fingerprint."""
-  folder = toy.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
+  folder = training_model.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
   fingerprint.write(compute_fingerprint(Sam3.from_checkpoint(folder, dtype="float32")), folder)
   return folder
 
@@ -72,7 +72,9 @@ def inspect(capsys, folder, *options):
 def test_every_program_is_run(bundle, tmp_path):
   found = kept(bundle)
   assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
-  without = compute_fingerprint(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
+  without = compute_fingerprint(
+    Sam3.from_checkpoint(training_model.save(tmp_path / "toy"), dtype="float32")
+  )
   assert len(without.numbers) == RESULTS
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
@@ -104,7 +106,7 @@ def test_a_bundle_is_compared(bundle, capsys):
   assert checks["fingerprint"] == "not compared"
   assert "--verify compares the others" in checks["checksums"]
   summary = inspect(capsys, bundle, "--verify")
-  tensors = len(toy.parameters() | toy.visual_parameters())
+  tensors = len(training_model.parameters() | training_model.visual_parameters())
   assert summary["checks"]["fingerprint"] == "equal within 0.0e+00, 1e-04 allowed"
   assert f"those of {tensors} tensors are right" in summary["checks"]["checksums"]
   assert summary["fingerprint"] == dataclasses.asdict(kept(bundle))

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
-import toy
+import training_model
 from jax.sharding import NamedSharding, PartitionSpec
 from test_loop import PATTERN, assert_same, parameters, stand_in
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint.orbax_items import restore_item, save_item
 from sam3_jax.cli import main
-from sam3_jax.training import data, log, loop, sharding
+from sam3_jax.training import data, log, loop, sharding, trainer
 from sam3_jax.training import run as command
 from sam3_jax.utils.param_tree import flatten
 
@@ -44,9 +44,9 @@ def score(model):
 
 def replace(patch):
   """Stand-ins for step and evaluation; every parameter is cut."""
-  patch.setattr(loop, "make_step", stand_in)
+  patch.setattr(trainer, "make_step", stand_in)
   patch.setattr(sharding, "SMALL", 0)
-  patch.setattr(command, "_evaluate", lambda *_: score)
+  patch.setattr(command, "_make_evaluate", lambda *_: score)
 
 
 def typed(folder, out, *more):
@@ -111,10 +111,13 @@ def environment(number, port):
 def folder(tmp_path):
   """A checkpoint of the toy model, and a run from it on scenes."""
   values = {
-    "checkpoint": str(toy.save(tmp_path / "toy")), "name": "run",
-    "steps": 4, "save_every": 2, "evaluate_every": 2, "average": 0.5,
-    "fsdp": 4, "train": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
-    "data": {"batch": 4, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
+    "checkpoint": str(training_model.save(tmp_path / "toy")), "name": "run",
+    "steps": 4, "save_every": 2, "evaluate_every": 2, "ema_decay": 0.5,
+    "fsdp": 4, "trainable": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
+    "data": {
+      "batch_size": 4, "prompts_per_image": 2, "present_prompts": 1, "max_objects": 2,
+      "prefetch": 0,
+    },
   }  # fmt: skip
   (tmp_path / "run.json").write_text(json.dumps(values))
   return tmp_path
@@ -135,7 +138,9 @@ def test_two_processes_equal_one(folder, monkeypatch):
   ]
   try:
     replace(monkeypatch)
-    monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp))
+    monkeypatch.setattr(
+      trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp)
+    )
     assert main.main(typed(folder, "one")) == 0
     errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
   finally:
@@ -182,4 +187,4 @@ def test_processes_must_do_the_same(monkeypatch, alike):
     else pytest.raises(ValueError, match="the 2 processes have different settings, data or")
   )
   with expected:
-    loop._check_alike({"config": {}, "start": "a"})
+    loop._check_same_run({"config": {}, "start": "a"})

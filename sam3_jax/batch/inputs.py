@@ -26,6 +26,7 @@ from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
 from sam3_jax.utils.identity import FileIdentity, identify
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.notes import ListingNotes
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.param_tree import raise_faults
 
 LINE_FORMAT = (

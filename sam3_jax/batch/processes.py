@@ -10,7 +10,7 @@ import os
 import threading
 from typing import NamedTuple
 
-from sam3_jax.utils.console import FAILED
+from sam3_jax.utils.console import FAILED, print_error
 
 # Environment variables with the number and the index: Slurm's srun, Open MPI's mpirun.
 _VARIABLES = (

@@ -1,4 +1,4 @@
-"""A model and batches small enough to be trained in a test."""
+"""A seeded small model for tests of training, its checkpoint, and random batches."""
 
 import functools
 from pathlib import Path
@@ -34,37 +34,37 @@ CONFIG = Config(
 
 @functools.cache
 def parameters() -> dict[str, np.ndarray]:
-  """Of the toy model, by path. Drawn by NumPy: compiling `init` takes longer than these tests."""
-  return _drawn(parameter_shapes(CONFIG))
+  """Random parameters by path, from NumPy: compiling `init` takes longer than a test."""
+  return _random(parameter_shapes(CONFIG))
 
 
 @functools.cache
 def visual_parameters() -> dict[str, np.ndarray]:
-  """Of its head for visual prompts, which no training of concepts changes."""
-  return _drawn({"visual": head.parameter_shapes(CONFIG)})
+  """Random parameters of the head for visual prompts."""
+  return _random({"visual": head.parameter_shapes(CONFIG)})
 
 
-def _drawn(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+def _random(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
-  drawn = {}
+  parameters = {}
   for path, leaf in flatten(shapes).items():
     offset = 1.0 if path.endswith("/scale") else 0.0
     fan_in = leaf.shape[-2] if path.endswith("/kernel") else 100
-    drawn[path] = (offset + rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
-  return drawn
+    parameters[path] = (offset + rng.standard_normal(leaf.shape) / fan_in**0.5).astype(np.float32)
+  return parameters
 
 
-def save(folder: Path, visual: bool = False) -> Path:
-  """A checkpoint of the toy model, with a head for visual prompts if so wished."""
+def save(path: Path, visual: bool = False) -> Path:
+  """Saves a checkpoint of the model, optionally with the head for visual prompts."""
   tokenizer = Path(__file__).parent / "goldens" / "tokenizer.model"
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
   params = parameters() | (visual_parameters() if visual else {})
-  bundle.save(folder, nest(params), CONFIG, tokenizer.read_bytes(), info=info)
-  return folder
+  bundle.save(path, nest(params), CONFIG, tokenizer.read_bytes(), info=info)
+  return path
 
 
 def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Batch:
-  """Random images and targets: the first prompt of each has 1 .. objects objects, others none."""
+  """Random images and targets. Only the first prompt of each image has objects, 1 .. `objects`."""
   rng = np.random.default_rng(seed)
   rows = (images, prompts)
   counts = rng.integers(1, objects + 1, images)
@@ -98,8 +98,8 @@ def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Bat
   return Batch(**fields)
 
 
-class Source:
-  """Random batches without end, number after number, as `data.Batches` has them."""
+class RandomBatches:
+  """An endless sequence of random batches, with the interface of `data.Batches`."""
 
   def __init__(self, images: int = 4):
     self.images, self.number = images, 0
