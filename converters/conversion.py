@@ -118,8 +118,9 @@ class _Conversion:
     planned, chosen, weights, base = self.planned, self.chosen, self.weights, self.base
     tokenizer_model = _tokenizer(tokenizer, weights.parent, base)
     notes = [*chosen.notes, *_notes(planned, chosen, base, dtype)]
-    for line in notes if note else ():
-      note(line)
+    if note:
+      for line in notes:
+        note(line)
     direct = chosen.layout == "huggingface" and not (base or chosen.factors or chosen.prefix)
     check = _Verification(weights, direct, self.report)
     with Writer(out) as writer:
