@@ -9,13 +9,12 @@ import re
 
 import numpy as np
 import pytest
-import sam3_jax.converters as converters
 from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert
+from sam3_jax.converters import conversion, convert
 from sam3_jax.converters.layouts import meta
-from sam3_jax.converters.rules import Source
+from sam3_jax.converters.source import Source
 from tiny import CONFIG
 
 from sam3_jax.checkpoint import bundle
@@ -39,12 +38,12 @@ def source(kind, folder):
 def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   arrays, folder, config = source(kind, tmp_path / "source")
   rng = np.random.default_rng(0)
-  monkeypatch.setattr(converters, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
+  monkeypatch.setattr(conversion, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
   before = sorted(tmp_path.rglob("*"))
   for number in range(COUNT):
     changed, name = change(rng, arrays, rng.choice(CHANGES), DTYPES)
     sources = {n: Source(a.shape, str(a.dtype), lambda a=a: a) for n, a in changed.items()}
-    monkeypatch.setattr(converters, "open_weights", lambda _, sources=sources: sources)
+    monkeypatch.setattr(conversion, "open_weights", lambda _, sources=sources: sources)
     with pytest.raises(ValueError) as caught:
       convert(folder, tmp_path / "out", config=config)
     message = str(caught.value)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sam3_jax.converters.engine import export_arrays
+from sam3_jax.converters.in_memory import export_arrays
 from sam3_jax.converters.layouts.meta import TABLE
 from support import QUICK, assert_close
 from tiny import CONFIG, GOLDENS, parameters

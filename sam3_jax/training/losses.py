@@ -98,9 +98,9 @@ def loss(
   """The total loss, and its terms before their weights.
 
   Args:
-    predictions: from `Detector.detect_all_layers`. Logits are [L, P, queries], or [L, P, 2 * queries] with
-      one-to-many queries. Masks are of all prompts, or of the first prompts of each image; then the
-      masks of the other prompts have no loss.
+    predictions: from `Detector.detect_all_layers`. Logits are [L, P, queries], or
+      [L, P, 2 * queries] with one-to-many queries. Masks are of all prompts, or of the first
+      prompts of each image; then the masks of the other prompts have no loss.
     queries: one-to-one queries of the model, `Config.queries`.
     targets: of the same prompts. Objects beyond the number of queries are not matched.
     prompt_valid: False for padding.

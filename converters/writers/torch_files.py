@@ -1,6 +1,6 @@
-"""Writes files that torch.load reads, without PyTorch; `torch_files.py` says what is in one.
+"""Writes files that torch.load reads, without PyTorch; see `readers/torch_files.py` for the format.
 
-The opcodes are those of torch.save, less its memo; torch.load(weights_only=True) takes them.
+The opcodes are those of torch.save without its memo; torch.load(weights_only=True) accepts them.
 """
 
 import struct
@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .readers.pickles import STORAGES
+from ..readers.pickles import STORAGES
 
 _STORAGE_OF = {dtype: name for name, dtype in STORAGES.items()}
 _ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
-_ALIGNMENT = 64  # bytes, as torch.save's, so that torch.load(mmap=True) has aligned tensors
-_DATE = (1980, 1, 1, 0, 0, 0)  # the same bytes every time
+_ALIGNMENT = 64  # bytes, as in torch.save, so that torch.load(mmap=True) gets aligned tensors
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal checkpoints give equal bytes
 
 Entry = tuple[str, tuple[int, ...], str]
 
@@ -24,9 +24,9 @@ def write_torch(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarra
   """Writes `{"model": {name: tensor}}`.
 
   Args:
-    path: of the file.
+    path: the file to write.
     entries: name, shape and dtype of each tensor.
-    arrays: the tensors in the same order, taken one at a time.
+    arrays: the tensors in the same order; one at a time is in memory.
   """
   with zipfile.ZipFile(path, "w") as archive:
     _add(archive, "data.pkl", _pickle(entries))
@@ -41,7 +41,9 @@ def write_torch(path: Path, entries: Sequence[Entry], arrays: Iterable[np.ndarra
 def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
   info = zipfile.ZipInfo(f"archive/{name}", _DATE)
   info.file_size = len(data)
-  begin = archive.start_dir + 30 + len(info.filename) + 4  # local header, and that of the padding
+  begin = (
+    archive.start_dir + 30 + len(info.filename) + 4
+  )  # local header, and the header of the padding
   padding = -begin % _ALIGNMENT
   info.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
   with archive.open(info, "w") as file:

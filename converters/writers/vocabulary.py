@@ -1,7 +1,7 @@
-"""`tokenizer.model` back into CLIP's published forms, for the packages that read those.
+"""Writes CLIP's vocabulary in its published forms, from `tokenizer.model`.
 
-A SentencePiece model holds what merges result in, but not what they join. That follows: with the
-merges before it, a result splits into exactly the two parts that its own merge joins.
+A SentencePiece model holds the results of merges, but not the two parts that each joins. They
+follow from the order: the earlier merges reduce a result to exactly the two parts of its own merge.
 """
 
 import gzip
@@ -14,43 +14,43 @@ from sentencepiece import SentencePieceProcessor
 
 from sam3_jax.inputs.sentencepiece_model import INSIDE, LAST
 
-from .vocabulary import ENTRIES, Merge, alphabet
+from ..vocabulary import ENTRIES, Merge, alphabet
 
 HEADER = "#version: 0.2"
 START, END = "<|startoftext|>", "<|endoftext|>"
 OPENAI = "bpe_simple_vocab_16e6.txt.gz"
 
 
-def write_openai(model: bytes, folder: Path) -> None:
-  """OpenAI's form, which open_clip and Meta's package read."""
+def write_openai(model: bytes, directory: Path) -> None:
+  """Writes OpenAI's form, which open_clip and Meta's package read."""
   lines = [HEADER, *(" ".join(merge) for merge in merges(model))]
   text = "\n".join(lines) + "\n"
-  (folder / OPENAI).write_bytes(gzip.compress(text.encode(), mtime=0))
+  (directory / OPENAI).write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-def write_huggingface(model: bytes, folder: Path, context: int) -> None:
-  """vocab.json, merges.txt and the settings of transformers' CLIPTokenizer."""
+def write_huggingface(model: bytes, directory: Path, context: int) -> None:
+  """Writes vocab.json, merges.txt and the settings of transformers' CLIPTokenizer."""
   lines = [HEADER, *(" ".join(merge) for merge in merges(model))]
-  (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+  (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
   ids = {entry: index for index, entry in enumerate([*entries(model), START, END])}
-  (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+  (directory / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
   special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
   settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": context, **special}
-  (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-  (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
+  (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+  (directory / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
 
 
 def entries(model: bytes) -> list[str]:
-  """CLIP's entries by id, less start and end.
+  """CLIP's entries by id, without start and end.
 
   Raises:
-    ValueError: the vocabulary was trimmed, so that no other program's would have its ids.
+    ValueError: the vocabulary was trimmed, so that its ids are not CLIP's.
   """
   processor = SentencePieceProcessor(model_proto=model)
   pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size() - 3)]
   if len(pieces) + 2 != ENTRIES:
     raise ValueError(
-      f"its vocabulary has {len(pieces) + 2:,} entries; other programs have CLIP's {ENTRIES:,}, "
+      f"its vocabulary has {len(pieces) + 2:,} entries; other programs have CLIP's {ENTRIES:,} "
       "and would give words other ids."
     )
   return [_clip(piece) for piece in pieces]
@@ -66,7 +66,7 @@ def merges(model: bytes) -> list[Merge]:
 
 
 def _parts(piece: str, ranks: Mapping[str, int]) -> Sequence[str]:
-  """The two symbols that are left of a piece before its own merge."""
+  """The two symbols that the merges before a piece's own reduce it to."""
   parts, own = list(piece), ranks[piece]
   while len(parts) > 2:
     joined = [left + right for left, right in itertools.pairwise(parts)]

@@ -1,10 +1,11 @@
-"""Rules for what Meta's and Hugging Face's layouts call by the same names."""
+"""Rules for tensors with the same names in Meta's and Hugging Face's layouts."""
 
-from .rules import CONV, Rule, dense, norm, rule
+from ..rules import Rule, dense, norm, rule
+from ..transforms import CONV
 
 
 def geometry(source: str) -> tuple[Rule, ...]:
-  """Labels, class token and projections of boxes."""
+  """The geometry encoder's labels, class token and projections of boxes."""
   return (
     *rule(f"{source}.label_embed.weight", "geometry/label_embedding"),
     *rule(f"{source}.cls_embed.weight", "geometry/cls_token"),
@@ -16,7 +17,7 @@ def geometry(source: str) -> tuple[Rule, ...]:
 
 
 def queries(source: str) -> tuple[Rule, ...]:
-  """What the decoder starts from."""
+  """The decoder's queries, reference points and presence token."""
   return (
     *rule(f"{source}.query_embed.weight", "decoder/query_embedding"),
     *rule(f"{source}.reference_points.weight", "decoder/reference_points"),
@@ -34,7 +35,7 @@ def pixel_decoder(source: str) -> tuple[Rule, ...]:
 
 
 def prompt_tokens(source: str) -> tuple[Rule, ...]:
-  """Of visual prompts: what stands for no point and for no mask."""
+  """The embeddings of visual prompts for "no point" and "no mask"."""
   return (
     *rule(f"{source}.not_a_point_embed.weight", "visual/prompt/not_a_point"),
     *rule(f"{source}.no_mask_embed.weight", "visual/prompt/no_mask"),
@@ -42,7 +43,7 @@ def prompt_tokens(source: str) -> tuple[Rule, ...]:
 
 
 def mask_tokens(source: str) -> tuple[Rule, ...]:
-  """Of visual prompts: projections of the finer maps, and what the mask decoder starts from."""
+  """The mask decoder's projections of the finer maps, and its tokens."""
   return (
     *dense(f"{source}.conv_s0", "visual/fine_project", kernel=CONV),
     *dense(f"{source}.conv_s1", "visual/middle_project", kernel=CONV),

@@ -1,4 +1,4 @@
-"""What other programs' files say, looked at before it is believed."""
+"""Bounds on what files from other programs may claim, checked before anything is allocated."""
 
 import math
 from pathlib import Path
@@ -7,18 +7,20 @@ from sam3_jax.utils.json_text import shown
 
 MAX_NAME = 300  # characters
 MAX_AXES = 32
-MAX_DIGITS = 40
-MAX_TEXT = 16_000_000  # bytes; tokenizer.json has 3.6 million, the header of a release 0.2 million
+MAX_TEXT = 16_000_000  # bytes; a tokenizer.json has 3.6 million, a release's header 0.2 million
 
 
 def check_name(name: str) -> None:
-  """Refuses names that would not stand in one line of a message."""
+  """Refuses tensor names that do not fit in one line of a message."""
   if not name or len(name) > MAX_NAME or not name.isprintable():
-    raise ValueError(f"{name!r:.100} is no name of a tensor")
+    raise ValueError(f"{name!r:.100} is not a valid tensor name")
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> None:
-  """Refuses what NumPy cannot make; where no axis is 0, the elements have to be in the file too."""
+  """Refuses shapes that NumPy cannot make.
+
+  Shapes without a zero need no bound: their elements have to be in the file.
+  """
   if len(shape) > MAX_AXES:
     raise ValueError(f"{name} has {len(shape):,} axes, more than {MAX_AXES}")
   if 0 in shape and math.prod(size for size in shape if size) >= 2**48:
@@ -26,10 +28,10 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
 
 
 def read_text(path: Path) -> bytes:
-  """All of a file that holds a text.
+  """Reads a text file.
 
   Raises:
-    ValueError: it is larger than any such file.
+    ValueError: the file is larger than any that a release has.
   """
   with path.open("rb") as file:
     data = file.read(MAX_TEXT + 1)
