@@ -577,7 +577,7 @@ def test_stale_lease_of_another_host_is_taken_over(tmp_path):
     assert not slow.temporary.exists()
     fast.appear()
   slow.temporary.mkdir()
-  with pytest.raises(ValueError, match="another process took over writing .*x"):
+  with pytest.raises(ValueError, match=r"another process took over writing .*x"):
     slow.appear()
   slow.__exit__()
   assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -586,7 +586,7 @@ def test_stale_lease_of_another_host_is_taken_over(tmp_path):
 def test_another_process_created_the_folder(tmp_path):
   with writer.NewFolder(tmp_path / "x") as folder:
     (tmp_path / "x" / "y").mkdir(parents=True)
-    with pytest.raises(ValueError, match="another process wrote .*x"):
+    with pytest.raises(ValueError, match=r"another process wrote .*x"):
       folder.appear()
   assert [path.name for path in tmp_path.rglob("*")] == ["x", "y"]
 
