@@ -106,7 +106,7 @@ def test_a_bundle_is_compared(bundle, capsys):
   summary = inspect(capsys, bundle, "--verify")
   tensors = len(toy.parameters() | toy.visual_parameters())
   assert summary["checks"]["fingerprint"] == "equal within 0.0e+00, 1e-04 allowed"
-  assert f"those of {tensors} tensors are right" in summary["checks"]["checksums"]
+  assert f"{tensors} tensors match" in summary["checks"]["checksums"]
   assert summary["fingerprint"] == dataclasses.asdict(kept(bundle))
   assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
@@ -163,7 +163,7 @@ def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
   (copied / "manifest.json").write_text(json.dumps(manifest))
   checksums.write(copied)
   assert "trunk/position differs" in inspect(capsys, copied, "--verify")
-  assert "are right; --verify" in inspect(capsys, copied)["checks"]["checksums"]
+  assert "match; --verify" in inspect(capsys, copied)["checks"]["checksums"]
 
 
 def test_convert_keeps_one(tmp_path, loads, capsys, monkeypatch):

@@ -173,7 +173,7 @@ def test_files_beside_are_compared_by_verify_and_new_ones_named(copy):
   (copy / "notes").mkdir()
   (copy / ".git").mkdir()
   (copy / ".git" / "HEAD").write_text("x")
-  assert "none of notes/; --add-checksums adds" in bundle.inspect(copy).checks["checksums"]
+  assert "no checksums of notes/; --add-checksums adds" in bundle.inspect(copy).checks["checksums"]
   assert bundle.add_checksums(copy) == ["README.md"]
   bundle.verify(copy)
 
@@ -183,7 +183,7 @@ def test_an_item_that_orbax_wrote_again_is_left_to_its_tensors(copy):
   shutil.rmtree(copy / "params" / "trunk")
   save_item(copy / "params" / "trunk", arrays)
   checks = bundle.inspect(copy).checks["checksums"]
-  assert checks.endswith("params/trunk was written again by Orbax")
+  assert checks.endswith("params/trunk was rewritten by Orbax")
   bundle.load(copy, verify=True)
   shutil.rmtree(copy / "params" / "trunk")
   arrays["trunk"]["norm_pre"]["scale"] = arrays["trunk"]["norm_pre"]["scale"] + 1
@@ -219,10 +219,10 @@ def test_a_configuration_may_be_edited(copy, capsys):
 
 def test_a_checkpoint_of_an_earlier_version(old, made):
   assert bundle.load(old, verify=True).identity == bundle.inspect(made).identity
-  for verify, end in ((False, ""), (True, "tensors are right; ")):
+  for verify, end in ((False, ""), (True, "tensors match; ")):
     checks = bundle.inspect(old, verify=verify).checks["checksums"]
     lacking = "LICENSE, README.md, config.json, fingerprint.json, manifest.json, tokenizer.model"
-    assert checks.endswith(f"{end}there are none of {lacking}; --add-checksums adds them")
+    assert checks.endswith(f"{end}no checksums of {lacking}; --add-checksums adds them")
   file = largest(old)
   flip(file, 2**19)
   bundle.begin(old)
@@ -241,7 +241,7 @@ def test_an_earlier_version_gets_checksums(old):
   assert manifest["checksums_file"] == checksums.FILE
   assert "checksums" not in manifest
   checks = bundle.inspect(old, verify=True).checks["checksums"]
-  assert checks.startswith(f"those of all {len(names)} files are right")
+  assert checks.startswith(f"all {len(names)} files match")
   flip(old / "tokenizer.model")
   refused(old, "tokenizer.model differs from its checksum")
 
@@ -276,8 +276,8 @@ def test_inspect_shows_the_identity(made, capsys):
 def test_the_embedded_checkpoint_is_whole():
   path = bundle.place(bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny")
   checks = bundle.inspect(path, verify=True).checks["checksums"]
-  assert "there are none of" not in checks
-  assert checks.startswith("those of all ")
+  assert "no checksums of" not in checks
+  assert checks.startswith("all ")
 
 
 # --- what is no checkpoint
