@@ -189,15 +189,13 @@ def test_inspect(saved):
   files = sum(path.is_file() for path in saved.rglob("*")) - 1
   assert summary.checks["fingerprint"] == "none"
   assert summary.checks["checksums"].endswith(
-    f" of {files} files are right; --verify compares the others"
+    f" of {files} files match; --verify compares the others"
   )
   assert summary.fingerprint is None
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
   tensors = len(flatten(parameters())) + len(UNREAD)
   checks = bundle.inspect(saved, verify=True).checks
-  assert checks["checksums"] == (
-    f"those of all {files} files are right; those of {tensors} tensors are right"
-  )
+  assert checks["checksums"] == (f"all {files} files match; {tensors} tensors match")
 
 
 # --- what cannot be loaded

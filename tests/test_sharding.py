@@ -1,4 +1,4 @@
-"""The programs on a mesh: equal to one device, without collectives, with cut parameters too."""
+"""The programs on a mesh: equal to one device, without collectives, and with sharded parameters."""
 
 import subprocess
 import sys
@@ -53,14 +53,14 @@ def images():
 
 @pytest.fixture(scope="module")
 def alone(tokenizer, images):
-  """What one device makes of it."""
+  """The results of one device."""
   model = model_on(None, tokenizer)
   embedding = model.encode(images)
   return jax.device_get((embedding, model.decode(embedding, PROMPTS, INDEX, max_detections=4)))
 
 
-def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
-  """As `Sam3` and `batch` keep it, for visual prompts that may come."""
+def test_returning_the_trunk_s_map_costs_nothing():
+  """`Sam3` and `batch` keep it for later visual prompts."""
   rows = (
     np.zeros((1, tiny.CONFIG.image_size, tiny.CONFIG.image_size, 3), np.uint8),
     np.ones((1, 2), int),
@@ -86,7 +86,7 @@ def four(mesh, tokenizer):
   return model_on(mesh, tokenizer)
 
 
-def test_a_mesh_equals_one_device(four, images, alone):
+def test_mesh_equals_one_device(four, images, alone):
   """Three images and five prompts, which four devices do not divide."""
   model, before = four, four.compilations
   embedding = model.encode(images)
@@ -101,8 +101,8 @@ def test_a_mesh_equals_one_device(four, images, alone):
 
 
 @pytest.mark.parametrize("masked", [0, 3, 5])
-def test_masks_of_some_prompts(four, alone, masked):
-  """Those above a score, shared out anew: none, fewer than devices, and more."""
+def test_masks_above_min_score(four, alone, masked):
+  """Prompts above a score are sharded again: none, fewer than devices, and more."""
   best = alone[1].scores.max(axis=1)
   limit = (
     float(np.append(np.sort(best)[::-1], 1e-9)[masked - 1 : masked + 1].mean()) if masked else 1.0
@@ -120,12 +120,12 @@ def test_masks_of_some_prompts(four, alone, masked):
 
 @pytest.fixture(scope="module")
 def pairs(tokenizer):
-  """On two groups of two devices, which have one copy of the kernels between them."""
+  """On two groups of two devices, each with one copy of the kernels."""
   mesh = sharding.make_mesh(jax.devices()[:4], model=2)
   return model_on(mesh, tokenizer, sharding.BY_OUTPUTS)
 
 
-def test_cut_parameters_equal_whole_ones(pairs, images, alone):
+def test_sharded_parameters_equal_replicated_ones(pairs, images, alone):
   model = pairs
   kernels = {path: x for path, x in flatten(model.params).items() if path.endswith("fc1/kernel")}
   cut = [x.sharding.shard_shape(x.shape)[-1] * 2 == x.shape[-1] for x in kernels.values()]
@@ -138,8 +138,8 @@ def test_cut_parameters_equal_whole_ones(pairs, images, alone):
 
 
 @pytest.mark.parametrize(("min_score", "programs"), [(0.0, 1), (1e-9, 2)])
-def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, programs):
-  """Two prompts for two groups, and one, for which the second group has nothing to do."""
+def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
+  """Two prompts for two groups, and one prompt, for which the second group computes nothing."""
   before = pairs.compilations
   for rows in ([3, 1], [3]):
     asked = [PROMPTS[i] for i in rows], [INDEX[i] for i in rows]
@@ -188,15 +188,15 @@ def test_no_collective(mesh):
     assert listing.collectives == []
 
 
-def test_cut_parameters_are_gathered(mesh):
-  """That a collective would be seen, too."""
+def test_sharded_parameters_are_gathered(mesh):
+  """Also shows that the test above would find a collective."""
   pair = sharding.make_mesh(mesh.devices.ravel(), model=2)
   encode, _ = lower_encoder(tiny.CONFIG, np.float32, pair, 1, sharding.BY_OUTPUTS)
   assert {one.kind for one in hlo.read(text_of(encode)).collectives} == {"all-gather"}
 
 
-def test_what_crosses_when_devices_share_a_prompt(mesh):
-  """The tokens, in each fusion layer but the first, and at the end; nothing else."""
+def test_collectives_when_devices_share_a_prompt(mesh):
+  """Gathers the tokens in each fusion layer but the first, and at the end; nothing else."""
   group, config = sharding.make_mesh(mesh.devices.ravel(), model=4), tiny.CONFIG
   _, embedding = lower_encoder(config, np.float32, group, images=1)
   decode = lower_decoder(config, np.float32, group, embedding, prompts=3, most=4, split=True)
@@ -207,7 +207,7 @@ def test_what_crosses_when_devices_share_a_prompt(mesh):
 
 
 def test_no_collective_on_a_tpu():
-  """Compiled for four chips that are not here; at full size by `benchmarks/tpu_batch.py`."""
+  """Compiled for four chips that are not attached; `benchmarks/tpu_batch.py` uses the full size."""
   pytest.importorskip("libtpu", reason="the TPU's compiler")
   program = f"""
     import sys
@@ -247,7 +247,7 @@ def test_selected_results():
   assert scores.shape == ids.shape == (1, 3)
 
 
-def test_meshes_and_rules_that_cannot_be():
+def test_invalid_meshes_and_rules():
   with pytest.raises(ValueError, match="model must divide the number of devices, 8; got 3"):
     sharding.make_mesh(model=3)
   mesh = sharding.make_mesh(model=8)

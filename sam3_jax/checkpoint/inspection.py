@@ -158,16 +158,16 @@ def _describe_comparison(compared: integrity.Comparison) -> str:
   clauses = []
   if compared.compared == compared.files:
     if compared.files:
-      clauses.append(f"those of all {compared.files:,} files are right")
+      clauses.append(f"all {compared.files:,} files match")
   else:
-    clauses.append(f"those of {compared.compared:,} of {compared.files:,} files are right")
+    clauses.append(f"{compared.compared:,} of {compared.files:,} files match")
     clauses.append("--verify compares the others")
   if compared.tensors:
-    clauses.append(f"those of {compared.tensors:,} tensors are right")
+    clauses.append(f"{compared.tensors:,} tensors match")
   if compared.missing:
-    clauses.append(f"there are none of {', '.join(compared.missing)}; {integrity.ADD} adds them")
+    clauses.append(f"no checksums of {', '.join(compared.missing)}; {integrity.ADD} adds them")
   if compared.rewritten:
-    clauses.append(f"{', '.join(compared.rewritten)} was written again by Orbax")
+    clauses.append(f"{', '.join(compared.rewritten)} was rewritten by Orbax")
   return "; ".join(clauses)
 
 
