@@ -1,43 +1,34 @@
-"""Predictions of a model, average precision, prediction files, and `sam3-jax evaluate`."""
+"""Evaluation of a model: its predictions and metrics, and `sam3-jax evaluate`."""
 
-import dataclasses
-import io
 import json
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from evaluation_data import (
+  IMAGES,
+  coco_results,
+  pair,
+  perfect,
+  target,
+  write_coco,
+  write_json,
+  write_saco,
+)
 from pycocotools import mask as coco
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from test_cgf1 import all_metrics
 
 from sam3_jax import Sam3, Tokenizer
 from sam3_jax.cli import main
 from sam3_jax.datasets import annotations
-from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation import cgf1, detect, error_gallery, predictions, run, score
 from sam3_jax.evaluation.average_precision import average_precision
-from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.inference import predictor
 from sam3_jax.inputs.prompts import BOXES_ALONE
-from sam3_jax.outputs.rle import runs as rle_runs
 
-GOLDEN = Path(__file__).parent / "goldens" / "cgf1" / "one"
-SCENES = Path(__file__).parent / "scenes"
-# Size and phrases of each image: full batches of prompts, incomplete ones, and a single pair.
-IMAGES = {
-  "a.png": ((40, 60), ["cat", "dog", "ear", "bus", "tail"]),
-  "b.png": ((33, 20), ["cat"]),
-  "sub/c.png": ((64, 48), ["dog", "nose"]),
-  "d.png": ((20, 30), ["cat", "dog", "ear", "bus"]),
-  "e.png": ((24, 24), ["paw", "cat"]),
-}
-
-# pycocotools' own, with NumPy 2.
+# A warning of pycocotools with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
@@ -56,26 +47,9 @@ def model(tokenizer_path):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-  """The working directory of the command, with images and annotations in SA-Co's format."""
+  """The working directory, with images and annotations in SA-Co's format."""
   monkeypatch.chdir(tmp_path)
-  rng = np.random.default_rng(0)
-  (tmp_path / "sub").mkdir()
-  entries, objects = [], []
-  for name, ((height, width), phrases) in IMAGES.items():
-    Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(tmp_path / name)
-    for i, phrase in enumerate(phrases):
-      number = 10 * len(entries)
-      entries.append(
-        {"id": number, "file_name": name, "width": width, "height": height, "text_input": phrase}
-      )
-      for j in range(i % 3):  # every third phrase is a negative
-        box = [j, 2 * j, 8 + i, 6 + j]
-        mask = rectangle((height, width), *box)
-        objects.append(
-          {"id": len(objects), "image_id": number, "bbox": box, "segmentation": mask, "iscrowd": 0}
-        )
-  write_json("data.json", {"images": entries, "annotations": objects})
-  return tmp_path
+  return write_saco(tmp_path)
 
 
 @pytest.fixture
@@ -85,20 +59,8 @@ def pairs(folder) -> list[Pair]:
 
 @pytest.fixture
 def coco_folder(folder) -> Path:
-  """The same images with annotations in COCO's format, whose ids are not consecutive."""
-  names = {18: "dog", 3: "cat", 44: "bus", 90: "tail"}
-  images, objects = [], []
-  for index, (name, ((height, width), _)) in enumerate(IMAGES.items()):
-    images.append({"id": 500 - 7 * index, "file_name": name, "width": width, "height": height})
-    for category in list(names)[: index % 3]:
-      box = [index, 2, 8 + category // 10, 6]
-      objects.append(
-        {"id": len(objects) + 1, "image_id": images[-1]["id"], "category_id": category,
-         "bbox": box, "segmentation": rectangle((height, width), *box), "iscrowd": 0, "area": 50}
-      )  # fmt: skip
-  categories = [{"id": number, "name": name} for number, name in names.items()]
-  write_json("coco.json", {"images": images, "annotations": objects, "categories": categories})
-  return folder
+  """The directory, with the same images annotated in COCO's format."""
+  return write_coco(folder)
 
 
 @pytest.fixture
@@ -136,38 +98,7 @@ def listing(folder: Path) -> list[tuple[str, bytes]]:
   return sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*"))
 
 
-def write_json(path, values) -> None:
-  Path(path).write_text(json.dumps(values))
-
-
-def rectangle(size, x, y, w, h) -> dict:
-  mask = np.zeros(size, np.uint8, order="F")
-  mask[y : y + h, x : x + w] = 1
-  rle = coco.encode(mask)
-  return {"size": list(size), "counts": rle["counts"].decode()}
-
-
-def pair(*objects: Object, number=1, phrase="cat", exhaustive=True, size=(20, 20)) -> Pair:
-  return Pair(number, "a.png", size[1], size[0], phrase, exhaustive, objects)
-
-
-def target(*box, crowd=False, size=(20, 20)) -> Object:
-  return Object(rectangle(size, *box), box, crowd)
-
-
-def coco_results() -> list[dict]:
-  """The truth of coco.json as results, with its own ids."""
-  keys = ("image_id", "category_id", "bbox", "segmentation")
-  truth = json.loads(Path("coco.json").read_text())["annotations"]
-  return [{key: one[key] for key in keys} | {"score": 0.9} for one in truth]
-
-
-def perfect(pairs) -> dict[int, list[EvalPrediction]]:
-  """The truth as predictions."""
-  return {p.id: [EvalPrediction(0.9, one.box, one.rle) for one in p.objects] for p in pairs}
-
-
-class TestPredict:
+class TestDetectPairs:
   def test_equals_one_call_per_pair(self, model, pairs, folder):
     """In any batch; masks may differ where a logit is almost zero."""
     for prompt in ("text", "text+box"):
@@ -266,195 +197,6 @@ class TestEvaluate:
     got = score.evaluate(model, pairs, folder, prompt="box", score=0)
     assert got["pairs"] == got["positive_pairs"] == sum(bool(one.objects) for one in pairs)
     assert got["il_mcc"] == got["cgf1"] == 0
-
-
-class TestScorer:
-  def test_pairs_that_count(self):
-    incomplete = pair(number=2, exhaustive=False)
-    assert [one.id for one in score.Scorer([pair(), incomplete]).pairs] == [1]
-    full = pair(target(0, 0, 5, 5), number=3)
-    assert [one.id for one in score.Scorer([pair(), full], prompt="box").pairs] == [3]
-    truths = [pair(), full], [pair(exhaustive=False), pair(number=3)]
-    assert [one.id for one in score.Scorer(*truths).pairs] == [3]
-
-  @pytest.mark.parametrize(
-    ("truths", "prompt", "message"),
-    [
-      ([[]], "text", "of 0 pairs none is annotated exhaustively"),
-      ([[pair(exhaustive=False)]], "text", "of 1 pairs none is annotated"),
-      ([[pair()]], "box", "of 1 pairs none has an object and is annotated"),
-      ([[pair()], []], "text", "truth 2 lacks pair 1 (a.png, 'cat')"),
-      ([[pair()], [pair(phrase="dog")]], "text", "has something else as pair 1"),
-      ([[pair()], [pair(size=(9, 9))]], "text", "has something else as pair 1"),
-      ([[pair()], [dataclasses.replace(pair(), image_id=1)]], "text", "has something else as"),
-    ],
-  )
-  def test_faults(self, truths, prompt, message):
-    with pytest.raises(ValueError) as fault:
-      score.Scorer(*truths, prompt=prompt)
-    assert message in str(fault.value)
-
-  def test_masks_and_boxes_choose_their_truth_separately(self):
-    """One of two annotators has the right mask, the other the right box."""
-    mask_only = Object(rectangle((20, 20), 0, 0, 9, 9), (10, 10, 3, 3))
-    box_only = Object(rectangle((20, 20), 10, 10, 3, 3), (0, 0, 9, 9))
-    scorer = score.Scorer([pair(mask_only)], [pair(box_only)])
-    scorer.add(scorer.pairs[0], [EvalPrediction(0.9, (0, 0, 9, 9), mask_only.rle)])
-    metrics = scorer.metrics()
-    assert metrics["pmf1"] == metrics["box_pmf1"] > 99
-
-
-class TestAveragePrecision:
-  def test_equals_pycocotools_on_files(self):
-    truth = annotations.read(GOLDEN / "truth.json")
-    rows = json.loads((GOLDEN / "predictions.json").read_text())
-    got = average_precision(truth, predictions.read(GOLDEN / "predictions.json", truth)[0])
-    for kind, prefix in (("segm", ""), ("bbox", "box_")):
-      with redirect_stdout(io.StringIO()):
-        whole = COCO()
-        whole.dataset = json.loads((GOLDEN / "truth.json").read_text())
-        for one in whole.dataset["annotations"]:
-          one["id"] += 1  # 0 would stand for "none"
-        whole.createIndex()
-        work = COCOeval(whole, whole.loadRes(rows), kind)
-        work.params.useCats = 0
-        work.evaluate()
-        work.accumulate()
-        work.summarize()
-      want = [work.stats[i] for i in (0, 1, 2, 8)]
-      names = ("ap", "ap_50", "ap_75", "ar_100")
-      assert [got[prefix + name] for name in names] == pytest.approx([100 * v for v in want])
-      assert 5 < got[prefix + "ap"] < 95
-
-  def test_perfect_none_and_quiet(self, capsys):
-    pairs = [pair(target(0, 0, 5, 5)), pair(number=2)]
-    full = average_precision(pairs, perfect(pairs))
-    assert full["ap"] == full["box_ap"] == full["ap_small"] == pytest.approx(100)
-    assert full["ap_large"] is None
-    assert average_precision(pairs, {})["ap"] == 0
-    assert average_precision(pairs[1:], {})["ap"] is None
-    assert capsys.readouterr() == ("", "")
-
-  def test_crowds_are_no_false_alarm(self):
-    truth = [pair(target(0, 0, 5, 5), target(10, 10, 8, 8, crowd=True))]
-    assert average_precision(truth, perfect(truth))["ap"] == pytest.approx(100)
-
-
-class TestFiles:
-  def test_round_trip(self, pairs, folder):
-    found = {key: value for key, value in perfect(pairs).items() if value}
-    write_json("found.json", predictions.to_coco(found, pairs))
-    assert predictions.read("found.json", pairs) == (found, 0)
-    write_json("none.json", [])
-    assert predictions.read("none.json", pairs) == ({}, 0)
-
-  def test_coco_results_by_image_and_category(self, coco_folder):
-    """Results in any order, as COCO tools write them."""
-    truth = annotations.read("coco.json")
-    rows = coco_results()
-    write_json("found.json", rows[::-1])
-    found, left_out = predictions.read("found.json", truth)
-    assert left_out == 0
-    for one in truth:
-      got = sorted(guess.box for guess in found.get(one.id, []))
-      assert got == sorted(truth.box for truth in one.objects), one
-
-  def test_written_results_have_the_ids_of_the_coco_file(self, coco_folder, capsys):
-    truth = annotations.read("coco.json")
-    found = {key: value for key, value in perfect(truth).items() if value}
-    rows = predictions.to_coco(found, truth)
-    write_json("found.json", rows)
-    assert predictions.read("found.json", truth) == (found, 0)
-    theirs = COCO("coco.json")
-    results = theirs.loadRes("found.json")  # raises if an image is missing in the file
-    for image, category in {(row["image_id"], row["category_id"]) for row in rows}:
-      ids = {"imgIds": [image], "catIds": [category]}
-      got = [results.anns[i]["bbox"] for i in results.getAnnIds(**ids)]
-      assert sorted(got) == sorted(theirs.anns[i]["bbox"] for i in theirs.getAnnIds(**ids))
-    assert len(rows) == len(theirs.anns)
-    capsys.readouterr()
-
-  def test_categories_of_one_name_are_one_pair(self, folder):
-    truth = [dataclasses.replace(pair(number=0), image_id=7, category_ids=(4, 9))]
-    row = {"image_id": 7, "score": 1, "segmentation": rectangle((20, 20), 0, 0, 5, 5)}
-    write_json("found.json", [row | {"category_id": category} for category in (9, 4, 5)])
-    found, left_out = predictions.read("found.json", truth)
-    assert (len(found[0]), left_out) == (2, 1)
-    assert {one["category_id"] for one in predictions.to_coco(found, truth)} == {4}
-
-  def test_small_coco_boxes_are_pixels(self, coco_folder):
-    [row, *_] = coco_results()
-    write_json("found.json", [row | {"bbox": [0, 0, 1, 1]}])
-    found, _ = predictions.read("found.json", annotations.read("coco.json"))
-    assert [one.box for several in found.values() for one in several] == [(0, 0, 1, 1)]
-
-  @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-      ({"image_id": 0}, "prediction 0 has image_id 0, which is no image of the data; give"),
-      ({"image_id": "500"}, "image_id '500'"),
-      ({"category_id": None}, "category_id None, which is no category"),
-      ({"category_id": [18]}, "category_id [18]"),
-      ({"category_id": 1}, "none of its 1 predictions is of a category that the data have"),
-    ],
-  )
-  def test_faults_against_coco(self, coco_folder, change, message):
-    write_json("found.json", [coco_results()[0] | change])
-    with pytest.raises(ValueError) as fault:
-      predictions.read("found.json", annotations.read("coco.json"))
-    assert message in str(fault.value)
-    assert "\n" not in str(fault.value)
-
-  def test_other_formats_of_boxes_and_masks(self, folder):
-    """Boxes as fractions or left out; run lengths as a list."""
-    truth = [pair(size=(20, 40))]
-    rle = rectangle((20, 40), 10, 5, 20, 10)
-    runs = {"size": [20, 40], "counts": rle_runs(rle).tolist()}
-    row = {"image_id": 1, "score": 1, "segmentation": runs}
-    write_json("fractions.json", [row | {"bbox": [0.25, 0.25, 0.5, 0.5]}])
-    write_json("no_boxes.json", [row])
-    write_json("pixels.json", [row | {"bbox": [10, 5, 20, 10], "segmentation": rle}])
-    want = {1: [EvalPrediction(1.0, (10, 5, 20, 10), rle)]}
-    for name in ("fractions", "no_boxes", "pixels"):
-      assert predictions.read(f"{name}.json", truth) == (want, 0)
-
-  @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-      ({"image_id": 7}, "prediction 0 has image_id 7, which is no pair"),
-      ({"image_id": "1"}, "image_id '1'"),
-      ({"image_id": [1]}, "image_id [1]"),
-      ({"score": None}, "its score is None"),
-      ({"score": 2}, "its score is 2, but scores are in [0, 1]"),
-      ({"score": float("nan")}, "is not valid JSON: NaN is not a JSON number"),
-      ({"bbox": [1, 2, 3]}, "its bbox must be [x, y, width, height]; got [1, 2, 3]"),
-      ({"bbox": [1, 2, 3, None]}, "its bbox must be"),
-      ({"bbox": "all"}, "got 'all'"),
-      ({"segmentation": None}, "no run lengths"),
-      ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "no run lengths"),
-      ({"segmentation": {"size": [20, 20]}}, "segmentation"),
-      ({"segmentation": {"size": [20], "counts": "1"}}, "size must be [height, width]"),
-      ({"segmentation": {"size": [20, 20], "counts": "~~"}}, "run lengths are damaged"),
-      ({"segmentation": {"size": [20, 20], "counts": [399]}}, "cover 399 pixels"),
-      ({"segmentation": {"size": [20, 20], "counts": ""}}, "cover 0 pixels"),
-      ({"segmentation": {"size": [20, 20], "counts": "111"}, "bbox": None}, "cover 3 pixels"),
-      ({"segmentation": rectangle((20, 21), 0, 0, 5, 5)}, "mask's size is [20, 21]"),
-    ],
-  )
-  def test_faults(self, folder, change, message):
-    row = {"image_id": 1, "score": 0.5, "bbox": [0, 0, 5, 5], "category_id": 1}
-    row |= {"segmentation": rectangle((20, 20), 0, 0, 5, 5)}
-    write_json("found.json", [row | change])
-    with pytest.raises(ValueError) as fault:
-      predictions.read("found.json", [pair()])
-    assert message in str(fault.value)
-    assert "\n" not in str(fault.value)
-
-  @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"images": []}', "[", "\xff"])
-  def test_files_without_predictions(self, folder, text):
-    Path("found.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"found\.json .* give COCO's results"):
-      predictions.read("found.json", [pair()])
 
 
 class TestErrorGallery:
@@ -603,22 +345,3 @@ class TestCommand:
     assert "2 faults" in line
     assert "runs cover" in line
     assert "size is [4, 4]" in line
-
-
-class TestScenes:
-  """The fixed scenes on which metrics are reported."""
-
-  @pytest.mark.parametrize(("name", "images", "pairs"), [("known", 90, 600), ("twemoji", 60, 417)])
-  def test_complete_and_valid(self, name, images, pairs):
-    scenes = annotations.read(SCENES / name / "annotations.json")
-    assert len(scenes) == pairs
-    assert len({one.file_name for one in scenes}) == images
-    assert annotations.check(scenes, SCENES / name) == []
-
-  def test_the_truth_scores_100(self):
-    """On all 600 pairs, except for the small terms in Meta's denominators (1e-5)."""
-    scenes = annotations.read(SCENES / "known" / "annotations.json")
-    got = all_metrics(perfect(scenes), scenes)
-    assert got["pairs"] == 600
-    for name in ("cgf1", "box_cgf1", "ap", "box_ap", "pmf1_75"):
-      assert got[name] == pytest.approx(100, abs=0.01), name

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
 from sam3_jax.inputs.visual_prompts import ComputedPrompt
-from sam3_jax.outputs.instances import Instances, box_of, kept_masks
+from sam3_jax.ops.masks import mask_to_box
+from sam3_jax.outputs.instances import Instances, kept_masks
 from sam3_jax.outputs.masks import Masks, RleMasks
 from sam3_jax.outputs.rle import encode
 from sam3_jax.utils.validation import as_array, check_flag, check_numbers
@@ -298,7 +299,7 @@ def _finish(found: _Candidates, size: tuple[int, int], options: MaskGeneration) 
     whole = clean(mask, options.min_mask_region_area) if options.min_mask_region_area else mask
     same.append(np.array_equal(mask, whole))
     rles.append(encode(whole))
-    boxes.append(box_of(whole))
+    boxes.append(mask_to_box(whole))
   found.boxes = np.array(boxes, np.float64).reshape(-1, 4)
   order = np.argsort(-found.scores, kind="stable")
   if options.min_mask_region_area:  # what was clean goes before what had to be cleaned

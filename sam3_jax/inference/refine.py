@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_point_labels, as_points
-from sam3_jax.outputs.instances import Instances, box_of, visual_instances
+from sam3_jax.ops.masks import mask_to_box
+from sam3_jax.outputs.instances import Instances, visual_instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.utils.validation import is_whole
@@ -58,7 +59,7 @@ def mend_instance(
   changed, boxes = np.array(logits, np.float32), np.array(instances.boxes)
   changed[place[0]] = np.asarray(found.mask_logits[0, 0], np.float32)
   masks = Masks(changed, instances.masks.size)
-  boxes[place[0]] = box_of(masks[int(place[0])])
+  boxes[place[0]] = mask_to_box(masks[int(place[0])])
   return dataclasses.replace(instances, boxes=boxes, masks=masks)
 
 
