@@ -124,8 +124,8 @@ def test_files_of_a_later_version_are_refused(tmp_path):
 
 
 def test_identity_depends_on_the_content(model, other, tokenizer_path):
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
-  raw = Sam3(toy.CONFIG, model.params, tokenizer, dtype="float32")
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
+  raw = Sam3(training_model.CONFIG, model.params, tokenizer, dtype="float32")
   assert raw.identity == model.identity != other.identity
   raw.params = other.params
   assert raw.identity == other.identity

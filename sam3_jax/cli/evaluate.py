@@ -91,7 +91,7 @@ def evaluate(
     checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
     predictions=predictions,
     prompt="text" if prompt is Ask.click or prompt is Ask.everything else prompt.value,
-    pointing=pointing,
+    visual=pointing,
     generation=arguments.mask_generation(option or [], None),
     threshold=threshold,
     out=out,
