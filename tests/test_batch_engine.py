@@ -208,7 +208,7 @@ class TestSegmenter:
     assert set(got) == {"path", "prompts", "label", "record", "error"}
     assert {len(values) for values in got.values()} == {12}
     assert "must be uint8" in got["error"][7]
-    assert "wholly outside" in got["error"][10]
+    assert "completely outside" in got["error"][10]
     assert [i for i, one in enumerate(got["error"]) if one] == [7, 10]
     assert [i for i, one in enumerate(got["record"]) if not one] == [7, 10]
     for i, line in enumerate(got["record"]):

@@ -353,7 +353,7 @@ def test_boxes_that_miss_their_image_are_a_failure_of_it(images, tmp_path):
     json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
   ]
   assert [one["input"] for one in failed] == [0, 2]
-  assert "wholly outside" in failed[0]["reason"]
+  assert "completely outside" in failed[0]["reason"]
   assert "there is no image" in failed[1]["reason"]
 
 
