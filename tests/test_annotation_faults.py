@@ -283,7 +283,7 @@ def test_polygons_in_fractions_are_rejected(read):
 def test_supercategories_and_backgrounds_are_never_negatives(read, categories):
   notes = Notes()
   assert found(read(content(one(), categories=categories), notes)) == [("cat", 1)]
-  assert "never asked as absent: 1 " in notes.lines()[0]
+  assert "never used as negatives: 1 " in notes.lines()[0]
 
 
 def test_category_that_is_its_own_supercategory(read):

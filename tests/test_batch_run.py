@@ -355,7 +355,7 @@ def test_boxes_outside_the_image_fail_the_input(images, tmp_path):
     json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
   ]
   assert [one["input"] for one in failed] == [0, 2]
-  assert "wholly outside" in failed[0]["reason"]
+  assert "completely outside" in failed[0]["reason"]
   assert "there is no image" in failed[1]["reason"]
 
 

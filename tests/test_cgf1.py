@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as coco
-from sam3_jax.evaluation.coco import average_precision
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object

@@ -181,7 +181,7 @@ def test_errors(instances):
   with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 is on no instance and follows"):
     refine_by_clicks(model, None, instances, [[27, 5]], [0])
   for points, labels, said in (
-    ([[1, 1]], [1, 0], r"one a point: 1; got \[1, 0\]"),
+    ([[1, 1]], [1, 0], r"one label for each point: 1; got \[1, 0\]"),
     ([[np.nan, 1]], [1], r"point 0 must be finite; got \[nan, 1.0\]"),
     ([1, 1], [1, 1], "point 0 must be two numbers"),
   ):
@@ -336,7 +336,7 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
     (["--point", "a,b"], "--point 'a,b' must be two numbers"),
     (["--point", "nan,1"], "point 0 must be finite"),
     (["--point", "50,1"], "point [50, 1] is outside the 40 x 20 image"),
-    (["--visual", "--box", "50,1,60,2"], "wholly outside the 40 x 20 image"),
+    (["--visual", "--box", "50,1,60,2"], "completely outside the 40 x 20 image"),
     ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything"),
     (["--point", "1,1", "--threshold", "2"], "--threshold must be between 0 and 1"),
   ],

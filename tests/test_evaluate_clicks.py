@@ -15,6 +15,7 @@ from sam3_jax.evaluation.clicks import corrective_click, deepest_point
 from sam3_jax.evaluation.mask_generation import greedy_matches
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.ops.masks import mask_iou
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.outputs.rle import bounds, encode
 

@@ -283,7 +283,7 @@ def test_refine_instances_of_another_image(model, embedding):
     lambda **row: add_instance(model, embedding, found, prompt, **row),
     lambda **row: refine_by_clicks(model, embedding, found, [[3, 3]], [1], **row),
   ):
-    with refused("the embedding has 2 images: say which one"):
+    with refused("the embedding has 2 images: give the image of each prompt"):
       refine()
     with refused(r"of an image of 20 x 30 \(height x width\), and the prompt is about .* 20 x 25"):
       refine(image_index=1)

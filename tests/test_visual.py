@@ -204,16 +204,16 @@ POINT = VisualPrompt(points=[[3, 4]])
     ([], 1, "no prompt given; pass a VisualPrompt or a list"),
     (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] is outside the 60 x 40 image"),
     (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] is outside"),
-    (VisualPrompt(box=[70, 0, 80, 5]), 1, "wholly outside the 60 x 40 image"),
+    (VisualPrompt(box=[70, 0, 80, 5]), 1, "completely outside the 60 x 40 image"),
     (
       VisualPrompt(mask=np.zeros((40, 60))),
       1,
       r"\[48, 48\] logits of an earlier.*shape \[40, 60\]",
     ),
-    (POINT, None, "the embedding has 2 images: say which one"),
+    (POINT, None, "the embedding has 2 images: give the image of each prompt"),
     (POINT, 2, "image_index 2 is not in the embedding"),
-    ([POINT] * 3, [0, 1], "one integer a prompt, 3"),
-    ([POINT] * 2, [[0], [0, 1]], r"one integer a prompt, 2; got \[\[0\], \[0, 1\]\]"),
+    ([POINT] * 3, [0, 1], "for each of 3 prompts"),
+    ([POINT] * 2, [[0], [0, 1]], r"for each of 2 prompts; got \[\[0\], \[0, 1\]\]"),
   ],
 )
 def test_errors_are_one_line(model, embedding, prompts, index, message):
@@ -246,7 +246,7 @@ def test_wrong_types(model, embedding):
     model.decode_visual(embedding, Prompt("cat"), 1)
   with pytest.raises(TypeError, match=r"decode_visual takes what encode.*got \[\]"):
     model.decode_visual([], [POINT] * 1000)
-  with pytest.raises(ValueError, match=r"the embedding has no image"):
+  with pytest.raises(ValueError, match=r"the embedding has no images"):
     model.decode_visual(embedding[:0], [POINT] * 1000)
   with pytest.raises(ValueError, match=r"encode\(images, visual=True\)"):
     model.decode_visual(embedding.replace(visual=None), POINT, 1)
@@ -267,9 +267,9 @@ def test_wrong_types(model, embedding):
     ({"points": [[1, 2]], "point_labels": [3]}, r"labels are 1 \(on the object\) or 0.*got 3"),
     ({"points": [[1, 2]], "point_labels": [0.5]}, "or 0 .*got 0.5"),
     ({"points": [[1, 2]], "point_labels": [np.nan]}, "or 0 .*got nan"),
-    ({"points": [[1, 2]], "point_labels": [1, 0]}, r"one a point: 1; got \[1, 0\]"),
-    ({"points": [[1, 2]], "point_labels": 1}, "one a point: 1; got 1"),
-    ({"box": [1, 2, 3, 4], "point_labels": [1]}, r"one a point: 0; got \[1\]"),
+    ({"points": [[1, 2]], "point_labels": [1, 0]}, r"one label for each point: 1; got \[1, 0\]"),
+    ({"points": [[1, 2]], "point_labels": 1}, "one label for each point: 1; got 1"),
+    ({"box": [1, 2, 3, 4], "point_labels": [1]}, r"one label for each point: 0; got \[1\]"),
     ({"box": [1, 2, 3]}, "the box must be four numbers x0, y0, x1, y1"),
     ({"box": [[1, 2, 3, 4]]}, "the box must be four numbers"),
     ({"box": [5, 2, 3, 4]}, "the box has a negative extent"),
@@ -278,7 +278,7 @@ def test_wrong_types(model, embedding):
     ({"mask": np.zeros((48, 48), bool)}, r"got bool of shape \[48, 48\]"),
     (
       {"box": [5, 5, 5, 9]},
-      r"the box \[5.0, 5.0, 5.0, 9.0\] has no area.* for a click give points=",
+      r"the box \[5.0, 5.0, 5.0, 9.0\] has no area.* for a click use points=",
     ),
     ({"mask": [[1.0, 2.0], [1.0]]}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": "mask"}, r"mask must be \[Hm, Wm\] logits"),

@@ -136,7 +136,7 @@ class AnnotationFile:
     above = {parent for key, parent in parents.items() if parent != key}
     self.never_absent |= {spellings[key] for key in parents if key in above}
     for phrase in sorted(self.never_absent):
-      what = "categories that are a background or above other categories, never asked as absent"
+      what = "categories that are a background or above other categories, never used as negatives"
       self.notes.add(what, f"{phrase!r:.60}")
     if not self._names:
       self.faults.append("it has neither text_input in its images (SA-Co) nor categories (COCO)")
