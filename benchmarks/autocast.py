@@ -1,6 +1,6 @@
 """bfloat16 with residual streams in bfloat16, as ours, or in float32, as under PyTorch's autocast.
 
-  python benchmarks/autocast.py --size large      # seeded weights of the released size: 8 GB
+  python benchmarks/autocast.py --size vit-large      # seeded weights of the released size: 8 GB
   python benchmarks/autocast.py                   # sam3-tiny, which is trained
 
 Meta runs bfloat16 under autocast: products take bfloat16 operands, but what residual blocks add up,

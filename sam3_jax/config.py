@@ -226,10 +226,10 @@ RELEASED = Config()
 # the released trunk's MLP ratio of 4.625 and its four global blocks; no such weights were released.
 # Text encoder and everything after the trunk stay as released.
 SIZES = {
-  "tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),
-  "small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
-  "base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
-  "large": RELEASED,
+  "vit-tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),
+  "vit-small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
+  "vit-base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
+  "vit-large": RELEASED,
 }
 
 # Text encoders of SAM 3 LiteText, named after MobileCLIP's sizes; any trunk may have one:

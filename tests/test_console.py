@@ -15,7 +15,7 @@ from rich.text import Text
 from sam3_jax.checkpoint import bundle
 from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.cli import main
-from sam3_jax.cli.checkpoints import _describe
+from sam3_jax.cli.inspect import describe
 from sam3_jax.utils.console import Console, complain, one_line, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
 
@@ -96,7 +96,7 @@ def test_commands_print_no_control_characters(typed, tmp_path, monkeypatch, caps
 def test_what_a_checkpoint_says_of_itself(capsys):
   summary = bundle.inspect(find_checkpoint("sam3-tiny"))
   info = {"name": HOSTILE, "licence": HOSTILE, "source": [HOSTILE], "origin": {HOSTILE: HOSTILE}}
-  Console(width=300).print(_describe(dataclasses.replace(summary, info=summary.info | info)))
+  Console(width=300).print(describe(dataclasses.replace(summary, info=summary.info | info)))
   out = capsys.readouterr().out
   assert shown(out) == ""
   assert "x1b" in out

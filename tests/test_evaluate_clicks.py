@@ -210,7 +210,7 @@ class TestCommand:
     assert asked == [MaskGeneration(points_per_side=3)]
     capsys.readouterr()
     assert main.main([*typed, "--prompt", "click"]) == 2
-    assert "is for --prompt everything" in capsys.readouterr().err
+    assert "needs --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
   def test_what_makes_no_sense(self, data, capsys, more):

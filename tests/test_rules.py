@@ -118,7 +118,7 @@ def test_the_way_back_is_bit_equal_and_complete(kind, visual):
 
 
 @pytest.mark.parametrize("visual", [False, True])
-@pytest.mark.parametrize("config", [SIZES["tiny"], RELEASED], ids=["tiny", "released"])
+@pytest.mark.parametrize("config", [SIZES["vit-tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
 def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config, visual):
   config = dataclasses.replace(config, concept_points=table is meta.TABLE)
@@ -289,7 +289,7 @@ def test_a_released_checkpoint_needs_no_configuration():
 
 def test_rope_tables_tell_the_trunk():
   config = dataclasses.replace(
-    SIZES["tiny"], trunk=dataclasses.replace(SIZES["tiny"].trunk, window=12), image_size=672
+    SIZES["vit-tiny"], trunk=dataclasses.replace(SIZES["vit-tiny"].trunk, window=12), image_size=672
   )
   shapes = released_shapes(meta.TABLE, config)
   name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"

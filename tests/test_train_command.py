@@ -374,7 +374,7 @@ def test_a_checkpoint_goes_on_at_another_resolution(files):
     (["--steps", "0"], "--steps"),
     (["--plot", "plot.foo"], "--plot plot.foo must be a file that ends in .png or .svg."),
     (["--plot", "/proc/none/plot.png"], "cannot write to /proc/none ("),
-    (["--plot", __file__ + "/a/b.png"], "choose another folder with --plot."),
+    (["--plot", __file__ + "/a/b.png"], "choose another directory with --plot."),
   ],
 )
 def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
