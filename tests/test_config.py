@@ -125,7 +125,7 @@ def test_integers_are_of_a_size_that_models_have(value):
   with pytest.raises(ValueError, match=rf"^queries must be at most 65,536; got {value}\.$"):
     Config(queries=value)
   with pytest.raises(
-    ValueError, match="a grid of 4608 patches a side with 64 channels a head need"
+    ValueError, match="a grid of 4608 patches per side with 64 channels per head need"
   ):
     Config(image_size=4608 * 14)
 
