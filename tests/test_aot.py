@@ -192,7 +192,7 @@ class TestCache:
 
   def test_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache.folder() == Path.home() / ".cache" / "sam3-jax" / "programs"
+    assert cache.directory() == Path.home() / ".cache" / "sam3-jax" / "programs"
 
   def test_no_home_directory(self, monkeypatch):
     def fail():

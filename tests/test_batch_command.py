@@ -121,7 +121,7 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
-    (["--prompts", "cat"], "--images is needed"),
+    (["--prompts", "cat"], "--images is required"),
     (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
     (["--images", "images"], "has no prompts (nor have 6 others), and --prompts is not given"),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
@@ -138,7 +138,7 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
     (["--images", "images", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
     (["--images", "images", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
     (["--images", "images", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
-    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
+    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo needs --merge"),
     (["--merge"], "there are no results in out; run batch"),
     (["--merge", "--out", "images/000.png"], "there are no results in images/000.png"),
     (["--images", "images", "--prompts", "a", "--out", "images/000.png"], "(Not a directory)"),

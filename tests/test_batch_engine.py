@@ -203,7 +203,7 @@ class TestSegmenter:
     assert set(got) == {"path", "prompts", "label", "record", "error"}
     assert {len(values) for values in got.values()} == {12}
     assert "must be uint8" in got["error"][7]
-    assert "wholly outside" in got["error"][10]
+    assert "completely outside" in got["error"][10]
     assert [i for i, error in enumerate(got["error"]) if error] == [7, 10]
     assert [i for i, record in enumerate(got["record"]) if not record] == [7, 10]
     for i, line in enumerate(got["record"]):

@@ -315,7 +315,7 @@ class TestCommand:
       (["--data", "data.json", "--out", "sub"], "--out sub is a folder"),
       (["--data", "data.json", "--out", "a.png/metrics.json"], "cannot write to a.png"),
       (["--data", "data.json", "--out", "data.json"], "data.json is an input and would be"),
-      (["--data", "data.json", "--device", "tpu"], "JAX finds none here"),
+      (["--data", "data.json", "--device", "tpu"], "JAX finds only cpu"),
     ],
   )
   def test_faults(self, ready, fails, typed, message):

@@ -212,7 +212,7 @@ class TestCommand:
     assert options == [MaskGeneration(points_per_side=3)]
     capsys.readouterr()
     assert main.main([*typed, "--prompt", "click"]) == 2
-    assert "is for --prompt everything" in capsys.readouterr().err
+    assert "needs --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
   def test_conflicting_options(self, data, capsys, more):

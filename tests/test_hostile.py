@@ -55,7 +55,7 @@ def hub(tmp_path_factory):
   [
     ((*BACKBONE, "hidden_size"), 2**40, "config.json: trunk width must be at most 65,536"),
     ((*BACKBONE, "image_size"), 14 * 2**30, "config.json: image_size must be at most 65,536"),
-    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches a side with 16"),
+    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches per side with 16"),
     (
       BACKBONE,
       {"num_hidden_layers": 200_000_000, "global_attn_indexes": [99_999_999, 199_999_999]},

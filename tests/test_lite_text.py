@@ -104,7 +104,7 @@ def test_sizes(size, parameters):
 def test_refusals(bundles, tmp_path):
   with pytest.raises(ValueError, match=r"the text encoder of LiteText.* the layout meta; only"):
     export(bundles / "True", tmp_path / "out", "meta")
-  with pytest.raises(ValueError, match=r"text kernel must be odd, .*; got 4"):
+  with pytest.raises(ValueError, match=r"text kernel must be odd; got 4"):
     LiteTextConfig(kernel=4)
   source = lite.write(tmp_path / "source", mixers=False)
   (source / "config.json").unlink()

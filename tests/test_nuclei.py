@@ -118,9 +118,9 @@ def test_empty_labels_have_no_objects():
 )
 def test_configurations_of_the_fine_tuning_guide(name, trained):
   values = read(Path(__file__).parents[1] / "docs" / name)
-  config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
-  assert config.trained == trained
-  assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
+  config = TrainConfig.from_dict(override(values, {"checkpoint": "sam3-tiny", "steps": 3}))
+  assert config.trainable_pattern == trained
+  assert config.optimizer.warmup_steps < 250  # the fewest steps that the walk-through takes
   guide = (Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 

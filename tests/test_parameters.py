@@ -96,7 +96,7 @@ def test_initial_parameters():
 
 
 @pytest.mark.parametrize(
-  ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("large", jnp.bfloat16)]
+  ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("vit-large", jnp.bfloat16)]
 )
 def test_shapes_of_every_size(size, dtype):
   config, images, prompts = SIZES[size], 2, 3

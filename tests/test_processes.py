@@ -171,7 +171,7 @@ def test_failing_jax_distributed_is_one_line(folder, monkeypatch, capsys):
   monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
   assert main.main(typed(folder, "out", "--distributed")) == 2
   error = capsys.readouterr().err
-  assert "--distributed: JAX cannot meet the other processes (coordinator_address" in error
+  assert "--distributed: JAX cannot connect to the other processes (coordinator_address" in error
   assert error.count("\n") == 1
 
 

@@ -120,7 +120,7 @@ def test_export_round_trip_is_bit_equal_and_complete(kind, visual):
 
 
 @pytest.mark.parametrize("visual", [False, True])
-@pytest.mark.parametrize("config", [SIZES["tiny"], RELEASED], ids=["tiny", "released"])
+@pytest.mark.parametrize("config", [SIZES["vit-tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
 def test_each_parameter_is_filled_exactly_once(table, config, visual):
   config = dataclasses.replace(config, concept_points=table is meta.TABLE)
@@ -290,7 +290,7 @@ def test_configuration_of_released_checkpoints_is_inferred():
 
 def test_trunk_configuration_is_inferred_from_rope_tables():
   config = dataclasses.replace(
-    SIZES["tiny"], trunk=dataclasses.replace(SIZES["tiny"].trunk, window=12), image_size=672
+    SIZES["vit-tiny"], trunk=dataclasses.replace(SIZES["vit-tiny"].trunk, window=12), image_size=672
   )
   shapes = released_shapes(meta.TABLE, config)
   name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"

@@ -229,7 +229,7 @@ def test_checkpoint_at_another_image_size(files):
     (["--steps", "0"], "--steps"),
     (["--plot", "plot.foo"], "--plot must be a file that ends in .png or .svg; got plot.foo."),
     (["--plot", "/proc/none/plot.png"], "cannot write to /proc/none ("),
-    (["--plot", __file__ + "/a/b.png"], "choose another folder with --plot."),
+    (["--plot", __file__ + "/a/b.png"], "choose another directory with --plot."),
   ],
 )
 def test_errors_are_one_line_with_status_2(files, quick, capsys, more, message):
