@@ -15,6 +15,7 @@ from rich.text import Text
 from sam3_jax.checkpoint import bundle
 from sam3_jax.cli import main
 from sam3_jax.cli.inspect import describe
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
 

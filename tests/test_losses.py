@@ -260,7 +260,8 @@ def test_without_one_to_many_queries_or_their_masks():
   )
   _, got, _ = evaluate(alone, targets, valid)
   want = {name: value for name, value in terms.items() if not name.endswith("_many")}
-  assert_close(got, want, rel=1e-7)  # measured 0
+  # Measured 0 with JAX 0.10. JAX 0.12 sums in another order: 1.1e-7, the last bit of `giou`.
+  assert_close(got, want, rel=2.4e-7)
   config = dataclasses.replace(CONFIG, one_to_many_masks=False)
   _, got, gradients = evaluate(predictions, targets, valid, config)
   assert got.keys() == terms.keys() - {"mask_many", "dice_many"}

@@ -1,4 +1,4 @@
-"""Draws docs/layers.svg from the layers contract in pyproject.toml: `python docs/hooks/layers.py`."""
+"""Draws docs/layers.svg from the layers contract in pyproject.toml."""
 
 import tomllib
 from pathlib import Path
