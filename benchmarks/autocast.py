@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
   arrays = {
     "map_fine": embedding.fine, "map_middle": embedding.middle, "map_coarse": embedding.coarse,
     "scores": found.scores, "boxes": found.boxes * config.image_size,
-    "presence": found.presence, "mask_logits": found.mask_logits,
+    "presence": found.presence_logit, "mask_logits": found.mask_logits,
     "visual_iou": visual.iou, "visual_mask_logits": visual.mask_logits,
   }  # fmt: skip
   np.savez(arguments.out, **{name: np.asarray(x, np.float32) for name, x in arrays.items()})

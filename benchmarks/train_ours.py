@@ -65,7 +65,7 @@ def main() -> None:
     model=config,
     losses=LossConfig(),
     masked=None if arguments.all_masks else rows_with_objects,
-    layering=Layering(again=arguments.remat == "full"),
+    layering=Layering(remat=arguments.remat == "full"),
   )
   recipe = OptimizerConfig(
     learning_rate=arguments.learning_rate, multipliers=(), layer_decay=1.0, schedule="constant",

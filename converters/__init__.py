@@ -52,7 +52,7 @@ def convert(
   config: Config | None = None,
   tokenizer: str | Path | None = None,
   verify: bool = True,
-  fingerprint: bool = False,
+  trial: Callable[..., str] | None = None,
   progress: Callable[[str, float], None] | None = None,
   key: str | None = None,
   base: str | Path | None = None,
@@ -72,8 +72,9 @@ def convert(
     tokenizer: a vocabulary (see `vocabulary.FORMS`) or tokenizer.model; None looks beside the
       weights.
     verify: read everything back and compare the checksums.
-    fingerprint: run the model too, keep a few numbers of what it gave (see fingerprint.py), and
-      compare it with transformers, if that is installed (see live.py).
+    trial: called with the complete checkpoint before it appears, the source file, whether
+      transformers can read that file as it is, and `progress`; such as
+      `inference.verify.verify_conversion`.
     progress: is told what is being done, and which fraction of the whole was done before that.
     key: which model of a file with several is meant, such as "ema": the key of its dictionary or
       the beginning of its names. None takes the only one, or the one under the first of
@@ -84,8 +85,7 @@ def convert(
     note: is told, in a sentence each, what was decided that the caller may not expect.
 
   Returns:
-    With `fingerprint`, a line that says how far from transformers' the answers are, or why they
-    were not compared.
+    What `trial` returns, a line for the user; None without it.
 
   Raises:
     FileNotFoundError: the source, a shard or the vocabulary is not there.
@@ -110,7 +110,7 @@ def convert(
   for line in notes:
     (note or (lambda line: None))(line)
   direct = chosen.layout == "huggingface" and not (below or chosen.factors or chosen.prefix)
-  trial = _Trial(weights, direct, tell)
+  lines: list[str] = []
   with Writer(out) as writer:
     unread = _add_parts(writer, planned, dtype, tell, weights)
     unread |= below.rest(unread) if below else {}
@@ -127,9 +127,9 @@ def convert(
       dropped=_describe_dropped(planned),
       source_tensors=planned.counts(),
       verify=verify,
-      run=trial if fingerprint else None,
+      run=(lambda folder: lines.append(trial(folder, weights, direct, tell))) if trial else None,
     )
-  return trial.line
+  return lines[0] if lines else None
 
 
 def _add_parts(
@@ -197,26 +197,6 @@ def _notes(planned: Plan, chosen: Selection, base: Base | None, dtype: str) -> l
     how = "rounded to bfloat16" if dtype == "bfloat16" else "kept exactly in float32"
     notes.append(f"{halves:,} tensors of the source are float16; their values are {how}")
   return notes
-
-
-class _Trial:
-  """Runs a checkpoint that is about to appear, keeps its fingerprint, and compares it live."""
-
-  def __init__(self, weights: Path, direct: bool, tell: Callable[[str, float], None]):
-    self.weights, self.direct, self.tell = weights, direct, tell
-    self.line: str | None = None
-
-  def __call__(self, folder: Path) -> None:
-    from sam3_jax.checkpoint import fingerprint
-    from sam3_jax.inference.predictor import Sam3
-
-    from . import verify_hf
-
-    self.tell("running the model", 1.0)
-    answers = fingerprint.ask(Sam3.from_checkpoint(folder, dtype="float32"))
-    fingerprint.write(fingerprint.summarise(answers, "float32"), folder)
-    self.tell("comparing with transformers", 1.0)
-    self.line = verify_hf.compare(folder, self.weights, answers, direct=self.direct)
 
 
 def _needs_base(weights: Path, settings: adapters.Settings | None) -> str:

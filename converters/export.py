@@ -90,7 +90,7 @@ def export(
   job = _Job(stored, layout, progress or (lambda what, fraction: None))
   write = write_safetensors if layout == "huggingface" else write_torch
   with NewFolder(out) as folder, folder.under_its_name():
-    folder.check_room(job.nbytes())
+    folder.check_space(job.nbytes())
     write(folder.temporary / FILES[layout], job.listing, job.arrays())
     if verify:
       job.compare(folder.temporary / FILES[layout])

@@ -142,7 +142,7 @@ def _open_file(path: Path) -> dict[str, Source]:
 
 def _nothing_at(source: Path) -> str:
   """What to say of a path that does not exist, which may be the name of something else."""
-  from sam3_jax.checkpoint.registry import find_checkpoint  # a second of imports
+  from sam3_jax.checkpoint.local import find_local
 
   scheme, *place = source.parts or ("",)
   if scheme in ("http:", "https:", "hf:"):
@@ -154,7 +154,7 @@ def _nothing_at(source: Path) -> str:
       f"hf://{name if known else 'facebook/sam3'} OUT`, or download the file and give its path."
     )
   try:
-    checkpoint = find_checkpoint(source)
+    checkpoint = find_local(source)
   except (FileNotFoundError, ValueError):
     return (
       f"there is nothing at {source}; give model.safetensors or sam3.pt of facebook/sam3, or the "

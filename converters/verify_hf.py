@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.checkpoint import bundle, fingerprint
-from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, Answers
+from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, ModelOutputs
 from sam3_jax.config import LiteTextConfig
 from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ class NotWhole(ValueError):
   """transformers does not find all tensors."""
 
 
-def compare(folder: Path, source: Path, answers: Answers, *, direct: bool) -> str:
+def compare(folder: Path, source: Path, answers: ModelOutputs, *, direct: bool) -> str:
   """A line that says how far the answers are from transformers'.
 
   Args:
@@ -70,7 +70,7 @@ def compare(folder: Path, source: Path, answers: Answers, *, direct: bool) -> st
   return f"{name}{through}: equal within {offs[worst]:.1e} ({worst}), {LIMIT:.0e} allowed"
 
 
-def differences(folder: Path, theirs: Path, answers: Answers) -> Iterator[tuple[str, float]]:
+def differences(folder: Path, theirs: Path, answers: ModelOutputs) -> Iterator[tuple[str, float]]:
   """Of each array of the answers, as a fraction of its largest value.
 
   Args:
@@ -92,7 +92,7 @@ def differences(folder: Path, theirs: Path, answers: Answers) -> Iterator[tuple[
       yield from _visual(model, torch.from_numpy(pixels), side, answers.masks)
 
 
-def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
+def _concepts(model, pixels, stored: bundle.Stored, answers: ModelOutputs):
   import torch  # pyright: ignore[reportMissingImports]
 
   config = stored.config
@@ -104,7 +104,7 @@ def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
   for row, kind in enumerate(("phrase", "phrase and box")):
     given = hf_patches.concept(model, ids, [box] * row, [1] * row, mask_padding)
     answer = model(vision_embeds=embedding, **given)
-    presence, clamp = np.asarray(found.presence[row], np.float32), hf_patches.PRESENCE_CLAMP
+    presence, clamp = np.asarray(found.presence_logit[row], np.float32), hf_patches.PRESENCE_CLAMP
     odds = torch.sigmoid(answer.pred_logits[0]) * torch.sigmoid(torch.tensor(presence))
     for name, ours, wanted in (
       ("presence", np.clip(presence, -clamp, clamp), answer.presence_logits[0, 0]),

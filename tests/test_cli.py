@@ -451,7 +451,7 @@ class TestProgress:
 
   def test_the_hub_tells_what_it_does(self, monkeypatch):
     monkeypatch.setattr(
-      "sam3_jax.checkpoint.registry.find_checkpoint", lambda name, **more: (name, [*more])
+      "sam3_jax.registry.find_checkpoint", lambda name, **more: (name, [*more])
     )
     assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress", "note"])
     assert arguments.find("name", quiet=True) == ("name", [])

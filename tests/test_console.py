@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.checkpoint import bundle
-from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.cli import main
 from sam3_jax.cli.checkpoints import _describe
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from sam3_jax.evaluation.coco import average_precision
 from test_concept import figures
 
 from sam3_jax import Sam3, Tokenizer
@@ -20,7 +21,6 @@ from sam3_jax.cli import main
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.evaluation import concept, error_gallery, predict, predictions, run, score
-from sam3_jax.evaluation.coco import average_precision
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.inference import predictor
 from sam3_jax.inputs.prompts import BOXES_ALONE

@@ -13,9 +13,9 @@ from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import clicks
 from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
 from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.outputs.rle import bounds, encode
-from sam3_jax.types import VisualMasks
 
 SIZE = 40, 60
 

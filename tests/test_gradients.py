@@ -62,7 +62,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 
     embedding = part(0, images, sizes, method="encode_image")
     text = part(1, tokens, method="encode_text")
-    predictions = part(2, embedding, prompts.replace(text=text), method="predict")
+    predictions = part(2, embedding, prompts.replace(text=text), method="detect_all_layers")
     products = jax.tree.map(lambda x, weight: (x * weight).sum(), predictions, weights)
     return sum(jax.tree.leaves(products)), predictions
 
@@ -73,7 +73,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 @pytest.fixture(scope="module")
 def weights(data):
   """Of every number of the predictions, all different."""
-  predictions = shapes("predict", shapes("encode_image", *data[:2]), data[3])
+  predictions = shapes("detect_all_layers", shapes("encode_image", *data[:2]), data[3])
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), predictions)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import load_images
 from PIL import Image
 
 from sam3_jax.batch.inputs import Input
-from sam3_jax.batch.reading import Source, reading
 from sam3_jax.inputs.file_signatures import unsupported_format
 from sam3_jax.inputs.image_file import (
   FORMATS,
@@ -80,9 +80,8 @@ def assert_all_agree(data: bytes, path: Path, form: str) -> np.ndarray:
   tar = path.with_name("tar")
   tar.write_bytes(b"before" + data + b"behind")
   inputs = [Input("a", str(path), ()), Input("b", str(tar), (), (6, len(data)))]
-  with reading(Source(inputs, 8, 10**6), workers=0, threads=1, ahead=1) as images:
-    for one in images:
-      assert (one.size, one.reason) == (pixels.shape[:2], "")
+  for image in load_images(inputs):
+    assert (image.size, image.reason) == (pixels.shape[:2], "")
   return pixels
 
 

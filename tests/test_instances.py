@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sam3_jax.outputs import instances as postprocess
+from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances, fill_holes, instances, visual_masks
 from sam3_jax.outputs.masks import Masks, interpolate
-from sam3_jax.types import Detections, VisualMasks
 
 GOLDEN = dict(np.load(Path(__file__).parent / "goldens" / "text.npz"))
 GOLDEN_SIZE = (1200, 1800)
@@ -32,7 +32,7 @@ def detections(scores, size=(8, 10), grid=(4, 5), convert=jnp.asarray) -> Detect
       prompts, queries, 4
     ),
     mask_logits=convert(random_grid((prompts, queries, *grid))),
-    presence=convert(np.zeros(prompts, np.float32)),
+    presence_logit=convert(np.zeros(prompts, np.float32)),
     semantic_logits=convert(np.zeros((prompts, *grid), np.float32)),
     image_index=convert(np.zeros(prompts, np.int32)),
     sizes=convert(sizes),

@@ -23,7 +23,7 @@ from sam3_jax.converters.vocabulary_files import write_huggingface
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint.bundle import inspect, load_unread
 
 HUB = dataclasses.replace(CONFIG, concept_points=False)
 TILED = "layers/sam3_vision_encoder/backbone/embeddings/vars/0"
@@ -45,12 +45,12 @@ def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   pixels = "detector.segmentation_head.pixel_decoder"
   assert set(bundle.info["lacks"]) >= {"tracker", f"{pixels}.conv_layers.2.weight"}
   assert len(bundle.info["lacks"]) == 9
-  summary = checkpoint.inspect(tmp_path / "out")
+  summary = inspect(tmp_path / "out")
   assert {reason: sums["tensors"] for reason, sums in summary.dropped.items()} == {
     "computed anew": 8,
     "tiles of the position table": 1,
   }
-  assert {name.rpartition("/vars")[0] for name in checkpoint.load_unread(tmp_path / "out")} == {
+  assert {name.rpartition("/vars")[0] for name in load_unread(tmp_path / "out")} == {
     f"{LEVEL3}/proj1",
     f"{LEVEL3}/proj2",
   }

@@ -134,16 +134,16 @@ def test_shapes_of_every_size(size, dtype):
     "scores": ((prompts, 50), jnp.float32),
     "boxes": ((prompts, 50, 4), jnp.float32),
     "mask_logits": ((prompts, 50, 288, 288), dtype),
-    "presence": ((prompts,), jnp.float32),
+    "presence_logit": ((prompts,), jnp.float32),
     "semantic_logits": ((prompts, 288, 288), dtype),
     "image_index": ((prompts,), jnp.int32),
     "sizes": ((prompts, 2), jnp.int32),
     "ids": ((prompts, 50), jnp.int32),
   }
-  assert described(trace("predict", embedding, some)) == {
+  assert described(trace("detect_all_layers", embedding, some)) == {
     "logits": ((6, prompts, 200), jnp.float32),
     "boxes": ((6, prompts, 200, 4), jnp.float32),
-    "presence": ((6, prompts), jnp.float32),
+    "presence_logit": ((6, prompts), jnp.float32),
     "mask_logits": ((prompts, 200, 288, 288), dtype),
     "semantic_logits": ((prompts, 288, 288), dtype),
     "cell_logits": ((prompts, 72 * 72), jnp.float32),

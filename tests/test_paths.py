@@ -14,8 +14,8 @@ import buckets
 import pytest
 from tiny import CONFIG, parameters
 
+from sam3_jax import registry
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint import registry
 from sam3_jax.checkpoint.writer import NewFolder, Writer
 from sam3_jax.cli import main
 from sam3_jax.utils import paths

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam3_jax.batch.merge import category_name
 from sam3_jax.batch.merge import merge as merge_parts
-from sam3_jax.batch.merge import name_of
 from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
 from sam3_jax.evaluation.score import Scorer
@@ -53,7 +53,7 @@ def merged(tmp_path, monkeypatch):
 
     class Records(list):
       def categories(self):
-        names = (name_of(prompt) for record in self for prompt in record["prompts"])
+        names = (category_name(prompt) for record in self for prompt in record["prompts"])
         return {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
 
     job = dict.fromkeys(("checkpoint", "dtype", "threshold", "max_detections"))

@@ -85,7 +85,7 @@ def predictions_and_gradients(kind, params, maps, prompts, weights):
 
   def total(params):
     apply = functools.partial(kind(CONFIG).apply, {"params": params})
-    found = apply(apply(maps, method="prepare"), prompts, method="predict")
+    found = apply(apply(maps, method="prepare"), prompts, method="detect_all_layers")
     products = jax.tree.map(lambda x, weight: (x * weight).sum(), found, weights)
     return sum(jax.tree.leaves(products)), found
 
@@ -102,7 +102,7 @@ def test_decoding_equals_the_plain_form(index):
   prompts = random_prompts(rng, text, index, [1, 2, 0][: len(index)], 2)
   params = {part: parameters()[part] for part in PARTS}
   embedding = Plain(CONFIG).prepare(maps)
-  found = shapes("predict", embedding, prompts)
+  found = shapes("detect_all_layers", embedding, prompts)
   weights = jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), found)
   (got, got_gradients), (want, gradients) = (
     jax.device_get(predictions_and_gradients(kind, params, maps, prompts, weights))

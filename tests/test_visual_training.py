@@ -24,7 +24,7 @@ from sam3_jax.training.optimizer import make_optimizer, make_schedule, stacked_a
 from sam3_jax.training.state import create
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.training.visual_init import new_head, positions
-from sam3_jax.types import VisualPredictions
+from sam3_jax.types import VisualHeadOutput
 from sam3_jax.utils.param_tree import flatten, nest
 
 SIDE = toy.CONFIG.mask_size
@@ -197,7 +197,7 @@ def random_round(rng, count=5):
   given = targets(rng, 1, 1, count)
   given = given.replace(valid=np.ones_like(given.valid))
   asked = ask(jax.random.key(0), given, SIDE, VisualConfig(prompts=count, boxed=0.0, nothing=0.3))
-  found = VisualPredictions(
+  found = VisualHeadOutput(
     mask_logits=jnp.asarray(rng.normal(0, 3, (count, 4, SIDE, SIDE)), jnp.float32),
     iou=jnp.asarray(rng.random((count, 4)), jnp.float32),
     object_logit=jnp.asarray(rng.normal(0, 2, count), jnp.float32),

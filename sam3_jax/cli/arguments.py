@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def find(checkpoint: str, quiet: bool) -> Path:
-  """`hub.find_checkpoint`; what it downloads and converts shows."""
-  from sam3_jax.checkpoint.registry import find_checkpoint
+  """`registry.find_checkpoint`; what it downloads and converts shows."""
+  from sam3_jax.registry import find_checkpoint
 
   if not checkpoint.startswith(SCHEME):
     return find_checkpoint(checkpoint)

@@ -154,8 +154,8 @@ def batch(
   }  # fmt: skip
   settings: dict[str, Any] = {
     "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
-    "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
-    "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "part_size": part_size, "batch_images": batch_images, "batch_prompts": batch_prompts,
+    "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
   from sam3_jax.utils.notes import ListingNotes
@@ -205,15 +205,15 @@ def _prepare(
     notes: counts what the listing leaves out.
     strict: refuse that.
   """
-  from sam3_jax.batch.inputs import check_phrases, find
-  from sam3_jax.batch.processes import join
+  from sam3_jax.batch.inputs import check_phrases, list_inputs
+  from sam3_jax.batch.processes import initialize
 
-  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts, notes)
+  found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
   if strict:
     notes.refuse()
   if device is Device.cpu:
     arguments.use_device(device)
-  process, processes = join(**members)
+  process, processes = initialize(**members)
 
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,7 +127,7 @@ def convert(
   options = {"dtype": dtype.value, "tokenizer": tokenizer, "key": key, "lora_alpha": lora_alpha}
   if base is not None:
     options["base"] = arguments.find(base, quiet)
-  options |= {"format": format.value, "fingerprint": verify, "note": notes.append}
+  options |= {"format": format.value, "trial": _trial(verify), "note": notes.append}
   line = _convert(source, out, quiet, **options)
 
   from sam3_jax.checkpoint.bundle import inspect
@@ -135,6 +136,14 @@ def convert(
   say(console, f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
   for text in [*notes, *([line] if line else [])]:
     say(console, text)
+
+
+def _trial(verify: bool) -> Callable[..., str] | None:
+  if not verify:
+    return None
+  from sam3_jax.inference.verify import verify_conversion
+
+  return verify_conversion
 
 
 def _convert(source: str, out: Path, quiet: bool, **options: Any) -> str | None:
@@ -225,10 +234,11 @@ def _compare_fingerprint(summary: "Summary", kept: "Fingerprint") -> "Summary":
   """Runs the model; the summary with what came of it."""
   from sam3_jax.checkpoint import fingerprint
   from sam3_jax.inference.predictor import Sam3
+  from sam3_jax.inference.verify import compute_fingerprint
 
   model = Sam3.from_checkpoint(summary.path, dtype=kept.dtype)
   try:
-    off = fingerprint.compare(fingerprint.compute(model), kept)
+    off = fingerprint.compare(compute_fingerprint(model), kept)
   except ValueError as error:
     raise ValueError(f"{summary.path}: {error}") from error
   line = f"equal within {off:.1e}, {fingerprint.TOLERANCES[kept.dtype]:.0e} allowed"

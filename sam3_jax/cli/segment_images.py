@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inference.refine import add_instance, mend_by_clicks
+from sam3_jax.inference.refine import add_instance, refine_by_clicks
 from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
@@ -220,8 +220,8 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
     if prompt.box is not None:
       instances = [add_instance(model, embedding, instances[0], prompt)]
     else:
-      mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
-      instances = [mended]
+      refined = refine_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
+      instances = [refined]
   return instances
 
 

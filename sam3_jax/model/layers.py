@@ -270,22 +270,22 @@ def gather(x: Array, axis: str | None, dimension: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Layering:
-  """How layers run in training; changes no number but by rounding.
+  """How layers run in training; affects results only by rounding.
 
   Attributes:
-    again: a layer's activations are computed again in the backward pass and not kept (remat).
-    gather: what becomes of a layer's parameters, a pytree, just before it runs: sharded ones are
-      brought together here. None leaves them.
+    remat: recompute a layer's activations in the backward pass instead of keeping them.
+    gather: applied to a layer's parameters, a pytree, just before the layer runs, for example to
+      all-gather sharded ones. None leaves them as they are.
   """
 
-  again: bool = False
+  remat: bool = False
   gather: Callable[[Any], Any] | None = None
 
   def __call__(self, layer: Any) -> Any:
-    """`layer`, a module class or a function of a module, run so."""
+    """Wraps `layer`, a module class or a function of a module."""
     if self.gather is not None:
       layer = nn.map_variables(layer, "params", trans_in_fn=self.gather)
-    return nn.remat(layer, prevent_cse=False) if self.again else layer
+    return nn.remat(layer, prevent_cse=False) if self.remat else layer
 
 
 PLAIN = Layering()

@@ -55,7 +55,7 @@ class Batch:
   """Images, their prompts, and what is to be found.
 
   Prompts with objects come first among an image's, so that masks can be made for a fixed number of
-  them only; see `Detector.predict`.
+  them only; see `Detector.detect_all_layers`.
 
   Attributes:
     images: resized, cropped or padded to the model's square; see `preprocess.normalize`.

@@ -46,8 +46,8 @@ from sam3_jax.training.sharding import (
   make_mesh,
   place,
   place_batch,
+  replicated,
   state_shardings,
-  whole,
 )
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.training.train_checkpoint import Storage
@@ -291,7 +291,7 @@ class _Run:
     self._step = make_step(settings, optimizer, schedule, self._mesh, self.state, self.frozen)
     self._merge = jax.jit(
       functools.partial(state.model_parameters, lora_scale=config.lora.scale),
-      out_shardings=whole(self._mesh),
+      out_shardings=replicated(self._mesh),
     )
     self._model: Sam3 | None = None
     self._dtype = dtype

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Num
 
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
-from sam3_jax.types import Predictions
+from sam3_jax.types import DetectorOutput
 from sam3_jax.utils.validation import check_numbers
 
 Terms = dict[str, Array]
@@ -62,7 +62,7 @@ class LossConfig:
 
 @standard_promotion
 def loss(
-  predictions: Predictions,
+  predictions: DetectorOutput,
   queries: int,
   targets: Targets,
   prompt_valid: Bool[Array, " P"],
@@ -72,8 +72,9 @@ def loss(
   """The total, and its terms before their weights.
 
   Args:
-    predictions: of `Detector.predict`; logits of [L, P, queries] or, with duplicates, [L, P, 2 *
-      queries]; masks of all prompts, or of the first n of each image's: the others' do not count.
+    predictions: of `Detector.detect_all_layers`; logits of [L, P, queries] or, with duplicates,
+      [L, P, 2 * queries]; masks of all prompts, or of the first n of each image's: the others' do
+      not count.
     queries: one-to-one queries of the model, `Config.queries`.
     targets: of the same prompts; objects beyond the `queries` get no query.
     prompt_valid: False on padding.
@@ -88,7 +89,7 @@ def loss(
     Names that end in `_many` are of the one-to-many queries, `many_weight` included. `prompts`,
     `objects` and `matched_iou` (mean over the last layer's one-to-one pairs) are for the log.
   """
-  layers, prompts = predictions.presence.shape
+  layers, prompts = predictions.presence_logit.shape
   valid = targets.valid & prompt_valid[:, None]
   # Padding may hold any box; one that is sound keeps NaN out of gradients.
   wanted = jnp.where(valid[..., None], targets.boxes, 0.5).astype(jnp.float32)
@@ -103,7 +104,7 @@ def loss(
   pairs = match(logits, boxes, wanted, valid, config)
   box, giou, iou = _box_losses(boxes, wanted, pairs)
   classes = _class_losses(logits, iou, pairs, some, config)
-  presence = _presence_losses(predictions.presence, some, prompt_valid)
+  presence = _presence_losses(predictions.presence_logit, some, prompt_valid)
   terms = {
     **_by_layer("class", classes / count, config),
     **_by_layer("box", box / objects, config),

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.config import Config
 from sam3_jax.datasets import annotations
 from sam3_jax.inputs.tokenizer import Tokenizer, trim
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.training import log
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.data import Batches

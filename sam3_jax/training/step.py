@@ -28,7 +28,7 @@ from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, by_rows, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
-from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
+from sam3_jax.types import DetectorOutput, ImageMaps, TextEmbedding
 
 Metrics = dict[str, Array]
 
@@ -143,7 +143,7 @@ def make_step(
 
 def predict(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
-) -> Predictions:
+) -> DetectorOutput:
   """Predictions for all prompts of a batch, image by image.
 
   Args:
@@ -155,20 +155,22 @@ def predict(
   """
   detector = Detector(settings.model, settings.dtype, True, settings.layering)
 
-  def share(batch: Batch, key: Array) -> Predictions:
+  def share(batch: Batch, key: Array) -> DetectorOutput:
     encoding, decoding = jax.random.split(key)
     maps, text = _encode(parameters, batch, encoding, settings)
     apply: Any = functools.partial(
       detector.apply, {"params": parameters}, rngs={"dropout": decoding}
     )
     embedding, prompts = apply(maps, method=Detector.prepare), flat_prompts(batch, text)
-    return apply(embedding, prompts, settings.duplicate, settings.masked, method=Detector.predict)
+    return apply(
+      embedding, prompts, settings.duplicate, settings.masked, method=Detector.detect_all_layers
+    )
 
   found = _by_share(share, batch, key, shards)
   if shards == 1:
     return found
-  return Predictions(
-    *(_joined(x, 1) for x in (found.logits, found.boxes, found.presence)),
+  return DetectorOutput(
+    *(_joined(x, 1) for x in (found.logits, found.boxes, found.presence_logit)),
     *(_joined(x, 0) for x in (found.mask_logits, found.semantic_logits, found.cell_logits)),
   )
 
@@ -196,8 +198,8 @@ def ask_visually(
   def share(batch: Batch, key: Array) -> Metrics:
     images = normalize(batch.images)
     features: Any = detector.apply({"params": parameters}, images, method=_trunk)
-    own, again = parameters[VISUAL], settings.layering.again
-    return visual_sums(own, head, features, batch.targets, key, settings.visual, again)
+    own, remat = parameters[VISUAL], settings.layering.remat
+    return visual_sums(own, head, features, batch.targets, key, settings.visual, remat)
 
   found = _by_share(share, batch, key, shards)
   return found if shards == 1 else jax.tree.map(lambda x: x.sum(axis=0), found)

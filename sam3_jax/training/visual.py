@@ -22,7 +22,7 @@ from sam3_jax.inputs.visual_prompts import CORNERS, MASK_LIMIT, PADDING
 from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.losses import dice_loss, fractions, shrunk
-from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
+from sam3_jax.types import VisualEmbedding, VisualHeadOutput, VisualPrompts
 from sam3_jax.utils.validation import check_numbers
 
 Sums = dict[str, Array]
@@ -212,14 +212,14 @@ def mend(
 
 def _predict(
   head: VisualHead, variables: Any, embedding: VisualEmbedding, prompts: VisualPrompts
-) -> VisualPredictions:
+) -> VisualHeadOutput:
   """Predictions for prompts that are equally many of each image, image by image: so no
   image's maps are gathered, whose gradients would have to be scattered."""
 
-  def of_image(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
+  def of_image(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualHeadOutput:
     one = jax.tree.map(lambda x: x[None], embedding)
     prompts = dataclasses.replace(prompts, image=jnp.zeros_like(prompts.image))
-    found: Any = head.apply(variables, one, prompts, method=VisualHead.predict)
+    found: Any = head.apply(variables, one, prompts, method=VisualHead.detect)
     return found
 
   images = len(embedding.coarse)
@@ -228,13 +228,13 @@ def _predict(
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
-def _best(found: VisualPredictions) -> Float[Array, "P Hm Wm"]:
+def _best(found: VisualHeadOutput) -> Float[Array, "P Hm Wm"]:
   """Each prompt's mask that the model itself thinks best."""
   choice = found.iou.argmax(axis=1)[:, None, None, None]
   return jnp.take_along_axis(found.mask_logits, choice, axis=1)[:, 0].astype(jnp.float32)
 
 
-def _round_sums(found: VisualPredictions, asked: Asked, config: VisualConfig) -> Sums:
+def _round_sums(found: VisualHeadOutput, asked: Asked, config: VisualConfig) -> Sums:
   """Of one round, over prompts: the terms, and as `shown` the IoU of the masks thought best."""
   logits, masks = found.mask_logits, asked.covered
   wide, wanted = logits.astype(jnp.float32), masks[:, None]

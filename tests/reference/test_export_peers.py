@@ -22,6 +22,7 @@ from torch_archive import save_arrays
 from sam3_jax import Sam3
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import fingerprint
+from sam3_jax.inference import verify
 from sam3_jax.utils.param_tree import flatten, nest
 
 MISSING = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
@@ -84,7 +85,7 @@ def test_transformers_loads_it_whole_and_answers_alike(bundles, tmp_path, kind):
 
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
-  answers = fingerprint.ask(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
+  answers = verify.run(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
   offs = dict(verify_hf.differences(bundle, out, answers))
   assert len(offs) == 10 + 3 * (kind != "keras")
   assert max(offs.values()) <= TOLERANCE, offs
@@ -101,7 +102,7 @@ def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, ki
   bundle, out = bundles / kind, tmp_path / "out"
   export(bundle, out, "meta")
   model = quick(Sam3.from_checkpoint(bundle, dtype="float32"))
-  answers = fingerprint.ask(model)
+  answers = verify.run(model)
   tokens = torch.tensor(model.tokenizer([fingerprint.PHRASE])).long()
   theirs = build(CONFIG.to_dict(), tokens).eval()
   stored = torch.load(out / "sam3.pt", weights_only=True)["model"]

@@ -17,7 +17,7 @@ from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.inference import predictor
 from sam3_jax.inference.predictor import IMAGE_BATCHES, Sam3
-from sam3_jax.inference.text_cache import Phrases
+from sam3_jax.inference.text_cache import TextCache
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.outputs.instances import Instances, instances, xywh
@@ -62,7 +62,7 @@ def predict(
   for pair in pairs:
     if (asked := as_prompt(pair, prompt)) is not None:
       by_image[pair.file_name].append((pair, asked))
-  source_images, texts = list(by_image.items()), Phrases(model)
+  source_images, texts = list(by_image.items()), TextCache(model)
   size = min(len(source_images), IMAGE_BATCHES[0])
   batches = [source_images[i : i + size] for i in range(0, len(source_images), size or 1)]
   waiting = None
@@ -73,7 +73,7 @@ def predict(
         progress(batch[0][0], i / len(batches))
       embedding = model.encode(pixels + pixels[-1:] * (size - len(pixels)))
       asked = [(row, *one) for row, (_, several) in enumerate(batch) for one in several]
-      texts.learn([one for *_, one in asked])
+      texts.add([one for *_, one in asked])
       for group in _groups(asked):
         found = _decode(model, embedding, group, texts)
         if waiting is not None:  # the device works on the next batch meanwhile
@@ -125,7 +125,7 @@ def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
 
 
 def _decode(
-  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: Phrases
+  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: TextCache
 ) -> Detections:
   """A full batch: the last prompt fills it up."""
   group = [*group, *[group[-1]] * (predictor.prompts_at_once()[0] - len(group))]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as coco
+from sam3_jax.evaluation.coco import average_precision
+from sam3_jax.evaluation.concept import Counts, Tally
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object
 from sam3_jax.evaluation import concept, predictions
-from sam3_jax.evaluation.coco import average_precision
-from sam3_jax.evaluation.concept import Counts, Tally
 from sam3_jax.evaluation.predictions import Prediction
 from sam3_jax.evaluation.score import Scorer
 
