@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.utils.os_errors import error_text
 from speed.server import Unable
 
 FOLDER = Path(__file__).parents[1]  # where the modules that a side imports lie
@@ -39,7 +38,7 @@ class Side:
       )
     except OSError as error:
       self._errors.close()
-      raise Unable(f"{self._command[0]} cannot be run: {error_text(error)}") from error
+      raise Unable(f"{self._command[0]} cannot be run: {error.strerror}") from error
     try:
       self.facts = self._ask(self._settings)
     except BaseException:
