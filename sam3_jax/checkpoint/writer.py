@@ -192,22 +192,8 @@ class Writer(NewFolder):
       self._save(REST, self._rest)
     if unread:
       self._write("unread", dict(unread))
-    reasons, params = unread_reasons or {}, self.temporary / "params"
-    manifest = {
-      "format_version": FORMAT_VERSION,
-      "items": self._items,
-      "parameters": self._parameters,
-      "fits": seal(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
-      "unread": {
-        name: {**describe(array), "reason": reasons.get(name, "")}
-        for name, array in (unread or {}).items()
-      },
-      "dropped": dropped or {},
-      "source_tensors": source_tensors or {},
-      "files": {item: file_sizes(params / item) for item in self._items},
-      "unread_files": file_sizes(self.temporary / "unread"),
-      "checksums_file": checksums.FILE,
-    }
+    manifest = self._manifest(config, unread or {}, unread_reasons or {})
+    manifest |= {"dropped": dropped or {}, "source_tensors": source_tensors or {}}
     settings = {
       "format_version": FORMAT_VERSION,
       "info": dict(info),
@@ -224,6 +210,26 @@ class Writer(NewFolder):
         run(self.temporary)
         checksums.write(self.temporary, sums)
       self.appear()
+
+  def _manifest(
+    self, config: Config, unread: Mapping[str, np.ndarray], reasons: Mapping[str, str]
+  ) -> dict[str, Any]:
+    """The manifest, except for the source's tensors."""
+    params = self.temporary / "params"
+    return {
+      "format_version": FORMAT_VERSION,
+      "items": self._items,
+      "parameters": self._parameters,
+      "fits": seal(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
+      "unread": {
+        name: {**describe(array), "reason": reasons.get(name, "")} for name, array in unread.items()
+      },
+      "dropped": {},
+      "source_tensors": {},
+      "files": {item: file_sizes(params / item) for item in self._items},
+      "unread_files": file_sizes(self.temporary / "unread"),
+      "checksums_file": checksums.FILE,
+    }
 
   def _save(self, item: str, tree: dict[str, Any]) -> None:
     self._write(f"params/{item}", tree)

@@ -76,28 +76,23 @@ def export(
   onnx: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-  """Exports a checkpoint; needs no device of the platforms.
+  """Exports a checkpoint and returns the manifest; needs no device of the platforms.
 
   Args:
     bundle: the checkpoint's folder.
     out: a new or empty folder; it appears when it is complete.
     platforms: some of `PLATFORMS`; None for tpu, cuda and cpu.
     sizes: of the batches; None for the defaults of `Sizes`.
-    dtype: of parameters and computation, "float32" or "bfloat16"; None for float32 if the platforms
-      include cpu, else bfloat16.
-    phrases: phrases to store token ids of, besides "visual", the phrase of prompts of boxes alone.
-    onnx: writes PROGRAM.onnx, which includes the parameters, instead of the other files of programs
-      and parameters.
+    dtype: "float32" or "bfloat16"; None for float32 if the platforms include cpu, else bfloat16.
+    phrases: phrases to store token ids of, besides "visual", that of prompts without a phrase.
+    onnx: writes PROGRAM.onnx, which includes the parameters, instead of the other formats.
     progress: called with what is done next, and the fraction done so far.
-
-  Returns:
-    The manifest.
 
   Raises:
     FileNotFoundError: there is nothing at `bundle`.
     ImportError: the package flatbuffers is missing, or jax2onnx with `onnx`.
     ValueError: the checkpoint is damaged, a platform is unknown or given with `onnx`, a size is
-      below 1, or `out` is not empty or cannot be written. Nothing is written then.
+      below 1, or `out` is not empty or cannot be written.
   """
   platforms, tell = check_platforms(platforms, onnx), progress or (lambda what, fraction: None)
   _check_packages(onnx)
@@ -119,7 +114,7 @@ def export(
   }
   with NewFolder(out) as folder, folder.under_its_name():
     path = folder.temporary
-    folder.check_space(sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values()))
+    folder.check_space(_nbytes(params))
     if onnx:
       _write_onnx(path, programs, params, stored, tell)
     else:
@@ -129,6 +124,10 @@ def export(
     (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     folder.appear()
   return manifest
+
+
+def _nbytes(params: Shapes) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values())
 
 
 def _check_packages(onnx: bool) -> None:
