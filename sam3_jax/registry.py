@@ -15,6 +15,7 @@ from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.identity import digest, identify
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import Lease
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.paths import file_sizes, user_cache
 
 # Names a cache entry; raise it when `convert` makes another bundle of the same source.
@@ -127,7 +128,7 @@ def _leased(
       time.sleep(POLL_SECONDS)
   except OSError as error:
     raise ValueError(
-      f"cannot write to {path.parent}: {error.strerror or error}; set XDG_CACHE_HOME to a "
+      f"cannot write to {path.parent}: {error_text(error)}; set XDG_CACHE_HOME to a "
       "writable folder."
     ) from error
   with lease:

@@ -122,7 +122,7 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
   ("typed", "message"),
   [
     (["--prompts", "cat"], "--images is required"),
-    (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
+    (["--images", "none", "--prompts", "cat"], "there is no directory, file or pattern none"),
     (["--images", "images"], "has no prompts (nor have 6 others), and --prompts is not given"),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
     (["--images", "images", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),

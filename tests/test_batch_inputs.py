@@ -21,7 +21,7 @@ from PIL import Image
 from sam3_jax import Prompt, Tokenizer
 from sam3_jax.batch.inputs import check_phrases, list_inputs, read_phrases
 from sam3_jax.batch.prompt_schema import parse_prompts, prompt_to_json
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.utils.notes import ListingNotes
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_faulty_tar_files(folder):
 
 
 def test_missing_images(folder):
-  with pytest.raises(FileNotFoundError, match="there is no folder, file or pattern none"):
+  with pytest.raises(FileNotFoundError, match="there is no directory, file or pattern none"):
     list_inputs("none", "cat")
   (folder / "nothing").mkdir()
   for images in ("nothing", "nothing/*.jpg"):
@@ -258,7 +258,7 @@ def test_subdirectory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
   notes = ListingNotes()
   assert names(list_inputs("images", "cat", notes)) == ["a.PNG", "b.jpg"]
-  assert "1 directory without permission to read it is left out (images/sub)" in notes.line()
+  assert "1 directory is skipped, as permission to read it is denied (images/sub)" in notes.line()
 
 
 def unreadable(monkeypatch, name, code):

@@ -277,7 +277,7 @@ def test_stopped_by_a_signal_while_a_read_hangs(tmp_path, number, workers):
 
 
 def test_ignored_sighup_stays_ignored(monkeypatch):
-  from sam3_jax.utils.console import terminable
+  from sam3_jax.utils.signals import terminable
 
   before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
   try:

@@ -469,7 +469,7 @@ def test_save_refuses_parameters_that_do_not_fit(tmp_path, change, match):
 
 @pytest.mark.parametrize("model", [b"", b"junk", bytes(1000)])
 def test_save_refuses_invalid_tokenizer(tmp_path, model):
-  with pytest.raises(ValueError, match="the given bytes is no SentencePiece model") as caught:
+  with pytest.raises(ValueError, match="the given bytes is not a SentencePiece model") as caught:
     bundle.save(tmp_path / "x", parameters(), CONFIG, model)
   assert "\n" not in str(caught.value)
   assert not any(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam3_jax.batch.webdataset import list_samples
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.utils.notes import ListingNotes
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LONG = "directory/" * 20 + "café.jpg"

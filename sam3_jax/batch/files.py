@@ -24,8 +24,8 @@ def _naming(path: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise OSError(
-      f"cannot write {path}: {error_text(error)}; finished results are kept. "
-      "Fix this and rerun the same command."
+      f"cannot write {path}: {error_text(error)}; finished results are kept. Fix this and rerun "
+      "the same command."
     ) from error
 
 

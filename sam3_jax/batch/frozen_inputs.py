@@ -20,6 +20,7 @@ from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.part_files import FORMAT_VERSION, read_resolved
 from sam3_jax.batch.prompt_schema import prompt_to_json
 from sam3_jax.utils.identity import FileIdentity, changes, digest, named
+from sam3_jax.utils.os_errors import error_text
 
 _Key = tuple[str, int]  # name of an image, and how many inputs of that name precede it
 
@@ -135,7 +136,7 @@ def _read_list(out: Path, segment: Mapping[str, Any]) -> list[tuple[str, _Frozen
     data = path.read_bytes()
   except OSError as error:
     raise ValueError(
-      f"{path}, the list of the job, cannot be read ({error.strerror}); restore it, or choose "
+      f"{path}, the list of the job, cannot be read ({error_text(error)}); restore it, or choose "
       "another --out."
     ) from error
   if hashlib.sha256(data).hexdigest() != segment["sha256"]:

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from sam3_jax.batch.image_bytes import ImageFile, NotAFileError, read_image_bytes
 from sam3_jax.inputs.preprocess import read_image, resize
 from sam3_jax.utils.identity import FileIdentity
+from sam3_jax.utils.os_errors import error_text
 
 NO_PIXELS = np.zeros((0, 0, 3), np.uint8)
 
@@ -89,6 +90,4 @@ def error_reason(error: Exception) -> str:
 def _read_error(file: ImageFile, error: OSError) -> str:
   if isinstance(error, FileNotFoundError | NotADirectoryError):
     return f"there is no image {file.path}"
-  if error.strerror:
-    return f"{file.path} cannot be read ({error.strerror})"
-  return error_reason(error)
+  return f"{file.path} cannot be read ({error_text(error)})"
