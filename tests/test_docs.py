@@ -154,6 +154,20 @@ def test_every_command_and_option_is_in_the_reference():
     assert option in page
 
 
+def test_layers_are_drawn_as_they_are_enforced():
+  """After a change of the contract in pyproject.toml: `python docs/hooks/layers.py`."""
+  import layers
+
+  assert layers.PICTURE.read_text(encoding="utf-8") == layers.draw(layers.layers())
+
+
+def test_bars_in_cells():
+  from cells import cell
+
+  assert cell("a | b") == "a &#124; b"
+  assert cell("`x` and `X,Y[,0|1]`") == "`x` and <code>X,Y[,0&#124;1]</code>"
+
+
 def test_outside_links_lead_to_copies():
   import outside
 

@@ -2,13 +2,13 @@
 
 import enum
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
 import typer
+from cells import cell
 
 from sam3_jax.cli.main import app
 
@@ -46,7 +46,7 @@ def _row(name: str, kind: Any, info: Any, default: Any) -> str:
     has_long = any(one.startswith("--") for one in given)
     names = ", ".join(f"`{one}`" for one in (given if has_long else [long, *given]))
   cells = (names, "" if argument else _value(kind, info), _default(info, default), info.help or "")
-  return "| " + " | ".join(re.sub(r"\s+", " ", cell.replace("|", "\\|")) for cell in cells) + " |"
+  return f"| {' | '.join(map(cell, cells))} |"
 
 
 def _value(kind: Any, info: Any) -> str:

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from cells import cell
+
 from sam3_jax.config import Config, LiteTextConfig, StemConfig, TextConfig, TrunkConfig
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.training.config import TrainConfig
@@ -78,7 +80,7 @@ def _section(name: str, cls: type, heading: str) -> str:
   title = f"`[{name}]`" if name else "Top level"
   source = f"`{cls.__module__}.{cls.__qualname__}`"
   rows = [
-    f"| `{row.name}` | {_cell(row.type)} | {_cell(row.default)} | {row.unit} | {_cell(row.text)} |"
+    f"| `{row.name}` | {cell(row.type)} | {cell(row.default)} | {row.unit} | {cell(row.text)} |"
     for row in fields(cls)
   ]
   table = "\n".join(["| field | type | default | unit | meaning |", "|---|---|---|---|---|", *rows])
@@ -168,10 +170,6 @@ def _shown(value: Any) -> str:
   if value is None:
     return "none"
   return f"`{value!r}`" if value != "" else "empty"
-
-
-def _cell(text: str) -> str:
-  return text.replace("|", "\\|").replace("\n", " ")
 
 
 if __name__ == "__main__":

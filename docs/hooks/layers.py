@@ -1,4 +1,4 @@
-"""Draws docs/layers.svg from the layers contract in pyproject.toml."""
+"""Draws docs/layers.svg from the layers contract: `python docs/hooks/layers.py`."""
 
 import tomllib
 from pathlib import Path
