@@ -135,9 +135,9 @@ def live(bundle: str, source_image: Path, out: Path) -> None:
   from PIL import Image
 
   from sam3_jax import Prompt, Sam3, VisualPrompt
-  from sam3_jax.checkpoint.registry import find_checkpoint
   from sam3_jax.inputs.prompts import pack
   from sam3_jax.inputs.visual_prompts import pack_visual
+  from sam3_jax.registry import find_checkpoint
 
   model = Sam3.from_checkpoint(find_checkpoint(bundle), dtype="float32")
   side, visual = model.config.image_size, "visual" in model.params
