@@ -127,8 +127,10 @@ def _unit(name: str, text: str) -> str:
   )
   if near:
     return near[1].lower()
-  if re.match(r"(probability|share|fraction)\b", text, re.IGNORECASE):
+  if re.match(r"(probability|fraction)\b", text, re.IGNORECASE) or "in [0, 1]" in text:
     return "0 to 1"
+  if "as a fraction of" in text:
+    return "fraction"
   return ""
 
 
