@@ -26,7 +26,7 @@ def test_mutants_are_read_or_rejected():
     ({"header": "a is none", "path": "size 2 3"}, "the header's reader disagrees"),
     ({"header": "size 2 3", "path": "size 2 3", "bytes": "b is damaged"}, "readers disagree"),
     ({"header": "x", "path": "FAULT KeyError: 3"}, "FAULT"),
-    ({"header": "x", "path": "two\nlines"}, "in one line"),
+    ({"header": "x", "path": "two\nlines"}, "no one-line message"),
   ],
 )
 def test_unexpected_errors_are_reported(said, fault):
