@@ -1,7 +1,7 @@
 """Exported programs beside the live ones, on an image, a phrase, a box and a point.
 
   python benchmarks/exported.py sam3-tiny                  # StableHLO, by JAX without this package
-  python benchmarks/exported.py sam3-tiny --to onnx        # onnxruntime; see docs/export.md
+  python benchmarks/exported.py sam3-tiny --to onnx        # onnxruntime; see docs/guides/export.md
   python benchmarks/exported.py sam3-tiny --topology v5e:1x1    # compiled for a TPU not here, too
   python benchmarks/exported.py --released --memory 9      # seeded parameters of the released size
 

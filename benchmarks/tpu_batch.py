@@ -113,10 +113,10 @@ def main() -> int:
   import jax
   import jax.numpy as jnp
 
-  from sam3_jax.config import RELEASED, SIZES
+  from sam3_jax.config import SIZES
   from sam3_jax.inference import sharding
 
-  config, target = SIZES.get(arguments.size, RELEASED), arguments.target
+  config, target = SIZES[arguments.size], arguments.target
   mesh = sharding.make_mesh(chips.devices(target, arguments.chips), arguments.model)
   limit, rows, fits = chips.CHIPS[target].memory, [], []
   for images in arguments.images:
@@ -149,7 +149,8 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
   parser.add_argument("--model", type=int, default=1, help="chips that share the work on a prompt")
-  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
+  sizes = ("vit-tiny", "vit-small", "vit-base", "vit-large")
+  parser.add_argument("--size", choices=sizes, default="vit-large")
   parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images a chip")
   parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts a chip")
   parser.add_argument("--most", type=int, default=100, help="instances of a prompt")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import toy
+import training_model
 from jax.extend.core import jaxprs_in_params
 
 from sam3_jax.config import Config, LiteTextConfig, StemConfig
@@ -29,11 +29,11 @@ LITE = LiteTextConfig(
 STEM = (StemConfig(stride=4, width=16, blocks=1), StemConfig(stride=2, width=32, blocks=1))
 # Between them every part that a checkpoint can have.
 CONFIGS = {
-  "toy": toy.CONFIG,
+  "toy": training_model.CONFIG,
   "parts": dataclasses.replace(
-    toy.CONFIG,
+    training_model.CONFIG,
     text=LITE,
-    trunk=dataclasses.replace(toy.CONFIG.trunk, stem=STEM),
+    trunk=dataclasses.replace(training_model.CONFIG.trunk, stem=STEM),
     concept_points=True,
   ),
 }
@@ -73,7 +73,7 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
     rows, rows, text.out_info,
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
-  if config is not toy.CONFIG:  # the other parts: no more of them
+  if config is not training_model.CONFIG:  # the other parts: no more of them
     yield "detect", programs.prompts.detect.trace(params, embedding, prompts, 4)
     return
   score = programs.prompts.score.trace(params, embedding, prompts, 4)
@@ -113,20 +113,25 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
 def training(objective: str, dtype: Any) -> Any:
   """`jax.stages.Traced` of a step. Only parameters at the model's beginning are trained: each one
   more takes time."""
-  batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), toy.batch(0, images=2))
-  parts = toy.parameters() | toy.visual_parameters()
+  batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), training_model.batch(0, images=2))
+  parts = training_model.parameters() | training_model.visual_parameters()
   parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
   trained = {path: parts[path] for path in FIRST[objective == "visual"]}
   if objective != "visual":
     trained |= jax.eval_shape(lambda: adapt(parts, LORA, jax.random.key(0)))
   frozen = {path: x for path, x in parts.items() if path not in trained}
   what = step.StepSettings(
-    model=toy.CONFIG, losses=LossConfig(cell_weight=1.0), visual=VisualConfig(prompts=2, rounds=2),
-    objective=objective, dtype=dtype, masked=1 if objective == "detection" else None, average=0.9,
-  )  # fmt: skip
+    model=training_model.CONFIG,
+    losses=LossConfig(cell_weight=1.0),
+    visual=VisualConfig(prompts_per_image=2, rounds=2),
+    objective=objective,
+    dtype=dtype,
+    mask_prompts=1 if objective == "detection" else None,
+    ema_decay=0.9,
+  )
   mesh, settings = make_mesh(jax.devices()[:1]), OptimizerConfig()
-  optimizer = make_optimizer(settings, trained, toy.CONFIG.trunk, 5)
-  create = functools.partial(state.create, optimizer=optimizer, average=True)
+  optimizer = make_optimizer(settings, trained, training_model.CONFIG.trunk, 5)
+  create = functools.partial(state.create, optimizer=optimizer, ema=True)
   now = jax.eval_shape(lambda trained: create(trained, key=jax.random.key(0)), trained)
   run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, frozen)
   return run.trace(now, frozen, batch)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from support import quick
-from toy import CONFIG, parameters
+from training_model import CONFIG, parameters
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import bundle
@@ -192,7 +192,7 @@ class TestCache:
 
   def test_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache.folder() == Path.home() / ".cache" / "sam3-jax" / "programs"
+    assert cache.directory() == Path.home() / ".cache" / "sam3-jax" / "programs"
 
   def test_no_home_directory(self, monkeypatch):
     def fail():

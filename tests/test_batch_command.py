@@ -13,7 +13,7 @@ from pathlib import Path
 import batch_scenes
 import batches
 import pytest
-import toy
+import training_model
 from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
@@ -121,7 +121,7 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
-    (["--prompts", "cat"], "--images is needed"),
+    (["--prompts", "cat"], "--images is required"),
     (["--images", "none", "--prompts", "cat"], "there is no directory, file or pattern none"),
     (["--images", "images"], "has no prompts (nor have 6 others), and --prompts is not given"),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
@@ -138,7 +138,7 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
     (["--images", "images", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
     (["--images", "images", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
     (["--images", "images", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
-    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
+    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo needs --merge"),
     (["--merge"], "there are no results in out; run batch"),
     (["--merge", "--out", "images/000.png"], "there are no results in images/000.png"),
     (["--images", "images", "--prompts", "a", "--out", "images/000.png"], "(Not a directory)"),
@@ -220,7 +220,7 @@ def shared(tmp_path_factory):
   """A directory with twelve scenes, their phrases and some clicks, ten images that cannot be used,
   the checkpoint of a small model, and a compilation cache."""
   folder = tmp_path_factory.mktemp("together")
-  toy.save(folder / "toy", visual=True)
+  training_model.save(folder / "toy", visual=True)
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
   for i in range(1, 12, 2):

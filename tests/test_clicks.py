@@ -21,7 +21,8 @@ from sam3_jax import (
   refine_by_clicks,
   refine_instance,
 )
-from sam3_jax.cli import arguments, main, segment_images
+from sam3_jax.cli import main, segment_images
+from sam3_jax.cli.prompt_arguments import parse_prompts
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.instances import visual_instances
@@ -258,8 +259,8 @@ def test_clicks_from_the_command(ready, model):
   assert got["annotations"][0]["score"] == pytest.approx(float(found.scores[0]), abs=1e-5)
 
 
-def test_exemplar_box_and_visual_box(ready):
-  assert record("--box", "5,5,20,15")["categories"][0]["name"] == "example box"
+def test_a_box_is_an_example_or_one_thing(ready):
+  assert record("--box", "5,5,20,15")["categories"][0]["name"] == "exemplar box"
   got = record("--visual", "--box", "5,5,20,15", "--box", "0,0,9,9")
   assert [one["name"] for one in got["categories"]] == ["box 1", "box 2"]
   assert got["info"]["visual_prompts"][1]["box"] == [0, 0, 9, 9]
@@ -308,7 +309,7 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
-    (["--everything", "--text", "a"], "--everything needs no --text"),
+    (["--everything", "--text", "a"], "--everything cannot be combined with --text"),
     (
       ["--everything", "--option", "points=3"],
       "--option 'points=3' must be NAME=VALUE; names are p",
@@ -324,12 +325,12 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
       ["--everything", "--threshold", "0.5", "--option", "pred_iou_thresh=0.5"],
       "--option pred_iou_thresh is given twice",
     ),
-    (["--point", "1,1", "--option", "points_per_side=3"], "is for --everything"),
-    (["--visual"], "--visual says how --box is meant"),
-    (["--visual", "--text", "a"], "--visual says how --box is meant"),
-    (["--point", "1,1", "--box", "1,1,2,2"], "--point beside --box is ambiguous: add --visual"),
-    (["--point", "1,1", "--text", "a", "--text", "b"], "beside 2 --text is ambiguous"),
-    (["--visual", "--box", "1,1,2,2,0"], "is the box around one thing, no counterexample"),
+    (["--point", "1,1", "--option", "points_per_side=3"], "needs --everything; add it"),
+    (["--visual"], "--visual needs --box X0,Y0,X1,Y1 or --point"),
+    (["--visual", "--text", "a"], "--visual needs --box X0,Y0,X1,Y1 or"),
+    (["--point", "1,1", "--box", "1,1,2,2"], "--point and --box are ambiguous: add --visual"),
+    (["--point", "1,1", "--text", "a", "--text", "b"], "with 2 --text is ambiguous"),
+    (["--visual", "--box", "1,1,2,2,0"], "is the box around one object and cannot be negative"),
     (["--visual", "--point=1,1", "--box=1,1,2,2", "--box=1,1,2,2"], "2 --box with --visual are"),
     (["--point", "1"], "--point '1' must be two numbers in pixels, X,Y"),
     (["--point", "1,2,3"], "--point '1,2,3' must end in ,1"),
@@ -359,13 +360,13 @@ def test_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_parsed_prompts():
-  asked = arguments.asked(["cat"], [], ["1,2", "3,4,0"], False, False)
+def test_what_is_asked():
+  asked = parse_prompts(["cat"], [], ["1,2", "3,4,0"], False, False)
   assert [prompt.text for prompt in asked.prompts] == ["cat"]
   assert asked.visual[0].point_labels == (1, 0)
-  both = arguments.asked([], ["1,1,9,9"], ["1,2"], True, False)
+  both = parse_prompts([], ["1,1,9,9"], ["1,2"], True, False)
   assert both.prompts == []
   assert (both.visual[0].box, both.visual[0].points) == ((1, 1, 9, 9), ((1, 2),))
-  assert arguments.asked([], [], [], False, True) == ([], [])
-  job = types.SimpleNamespace(everything=False, prompts=[], visual=both.visual)
+  assert parse_prompts([], [], [], False, True) == ([], [])
+  job = types.SimpleNamespace(mask_generation=None, prompts=[], visual=both.visual)
   assert segment_images.Job.phrases.fget(job) == ["click"]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sam3_jax.checkpoint import bundle
 from sam3_jax.cli import main
-from sam3_jax.cli.checkpoints import _describe
+from sam3_jax.cli.inspect import describe
 from sam3_jax.registry import find_checkpoint
 from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
@@ -96,7 +96,7 @@ def test_commands_print_no_control_characters(typed, tmp_path, monkeypatch, caps
 def test_checkpoint_description_is_escaped(capsys):
   summary = bundle.inspect(find_checkpoint("sam3-tiny"))
   info = {"name": HOSTILE, "licence": HOSTILE, "source": [HOSTILE], "origin": {HOSTILE: HOSTILE}}
-  Console(width=300).print(_describe(dataclasses.replace(summary, info=summary.info | info)))
+  Console(width=300).print(describe(dataclasses.replace(summary, info=summary.info | info)))
   out = capsys.readouterr().out
   assert control_characters(out) == ""
   assert "x1b" in out

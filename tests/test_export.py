@@ -18,12 +18,13 @@ from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.layouts.huggingface_config import read_config, write_config
-from sam3_jax.converters.readers.safetensors import open_safetensors, write_safetensors
+from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import name_in_file
-from sam3_jax.converters.torch_writer import write_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
-from sam3_jax.converters.vocabulary_files import merges, write_huggingface, write_openai
+from sam3_jax.converters.writers.safetensors import write_safetensors
+from sam3_jax.converters.writers.torch_files import write_torch
+from sam3_jax.converters.writers.vocabulary import merges, write_huggingface, write_openai
 from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
@@ -190,7 +191,7 @@ def test_unread_tensors_of_a_fine_tuned_model(bundles, tmp_path):
 
 def test_training_keeps_unread_tensors(bundles):
   from sam3_jax.training.config import TrainConfig
-  from sam3_jax.training.run import load_start
+  from sam3_jax.training.start import load_start
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
   assert_arrays(start.unread, load_unread(bundles / "hub"))

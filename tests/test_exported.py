@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.flax import load_file
 from support import difference
-from toy import CONFIG, parameters, visual_parameters
+from training_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt
 from sam3_jax.checkpoint import bundle
@@ -115,11 +115,10 @@ def test_equals_the_live_programs(folder):
       np.testing.assert_array_equal(got[name], getattr(live[part], field), err_msg=name)
 
 
-def test_readme(folder):
-  """Runs its ten lines on this model's smaller images."""
-  readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-  [code] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "export" in code]
-  assert len([line for line in code.splitlines() if line]) <= 10
+def test_code_of_the_guide(folder):
+  """The guide's code, on this model's smaller images."""
+  guide = (Path(__file__).parents[1] / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
+  [code] = re.findall(r"```python\n(.*?)```", guide, re.S)
   (folder / "docs").mkdir()
   Image.fromarray(PHOTO).save(folder / "docs" / "scene.jpg")
   printed = run(folder, code.replace("360", str(CONFIG.image_size)))

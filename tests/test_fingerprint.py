@@ -11,7 +11,7 @@ import sys
 
 import layouts
 import pytest
-import toy
+import training_model
 from support import quick
 
 from sam3_jax.checkpoint import checksums, fingerprint
@@ -46,7 +46,7 @@ def loads():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, loads):
   """The toy model with a head for visual prompts, and its fingerprint."""
-  folder = toy.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
+  folder = training_model.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
   fingerprint.write(compute_fingerprint(Sam3.from_checkpoint(folder, dtype="float32")), folder)
   return folder
 
@@ -72,7 +72,9 @@ def inspect(capsys, folder, *options):
 def test_every_program_is_run(bundle, tmp_path):
   found = kept(bundle)
   assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
-  without = compute_fingerprint(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
+  without = compute_fingerprint(
+    Sam3.from_checkpoint(training_model.save(tmp_path / "toy"), dtype="float32")
+  )
   assert len(without.numbers) == RESULTS
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
@@ -81,7 +83,7 @@ def test_other_modes_of_jax_give_the_same(bundle):
   """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
   set them."""
   modes = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": "cpu"}
-  flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  flags = "--xla_backend_optimization_level=0"
   run = "import sys; from sam3_jax.cli.main import main; sys.exit(main(sys.argv[1:]))"
   done = subprocess.run(
     [sys.executable, "-c", run, "inspect", str(bundle), "--verify", "--json"],
@@ -104,7 +106,7 @@ def test_inspect_compares_the_fingerprint(bundle, capsys):
   assert checks["fingerprint"] == "not compared"
   assert "--verify compares the others" in checks["checksums"]
   summary = inspect(capsys, bundle, "--verify")
-  tensors = len(toy.parameters() | toy.visual_parameters())
+  tensors = len(training_model.parameters() | training_model.visual_parameters())
   assert summary["checks"]["fingerprint"] == "equal within 0.0e+00, 1e-04 allowed"
   assert f"{tensors} tensors match" in summary["checks"]["checksums"]
   assert summary["fingerprint"] == dataclasses.asdict(kept(bundle))
@@ -174,7 +176,7 @@ def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
   assert main.main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
   said = " ".join(capsys.readouterr().out.split())
-  assert "not compared with transformers, without torch and transformers here: pip" in said
+  assert "not compared with transformers, torch and transformers are not installed; pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]

@@ -5,7 +5,7 @@ import pytest
 from layouts import TOKENIZER, layout
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
-from sam3_jax.converters.identify import recognise, recognise_variant
+from sam3_jax.converters.identify import identify_model, identify_variant
 from sam3_jax.converters.layouts import meta
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG, meta_weights
@@ -57,7 +57,7 @@ NAMES = {
   "YOLO": ("model.0.conv.weight", "model.22.cv1.conv.weight"),
   "BERT": ("bert.embeddings.word_embeddings.weight",),
   "language model": ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
-  "nothing known": ("a", "b"),
+  "an unknown model": ("a", "b"),
 }
 
 
@@ -72,13 +72,13 @@ def test_lite_text_in_the_authors_layout(tmp_path):
   arrays = {f"{TEXT}.transformer.0.fc1.bias": np.ones(2, np.float32)}
   save_file(arrays, tmp_path / "x.safetensors")
   refused(tmp_path / "x.safetensors", tmp_path, "LiteText in its authors' .* Sam3LiteTextModel")
-  assert recognise_variant([f"{TEXT}.transformer.resblocks.0.ln_1.weight"]) is None
+  assert identify_variant([f"{TEXT}.transformer.resblocks.0.ln_1.weight"]) is None
 
 
 @pytest.mark.parametrize("kind", ["meta", "hub", "doubled", "detector"])
-def test_sam3_is_not_recognized_as_another_model(kind):
-  assert recognise_variant(layout(kind)) is None
-  assert recognise([]) is None
+def test_sam3_itself_is_not_taken_for_another(kind):
+  assert identify_variant(layout(kind)) is None
+  assert identify_model([]) is None
 
 
 def multiplex():

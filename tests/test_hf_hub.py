@@ -12,7 +12,7 @@ import types
 
 import pytest
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters.vocabulary_files import write_huggingface
+from sam3_jax.converters.writers.vocabulary import write_huggingface
 
 from sam3_jax.checkpoint import hf_hub
 

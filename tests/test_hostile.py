@@ -55,7 +55,7 @@ def hub(tmp_path_factory):
   [
     ((*BACKBONE, "hidden_size"), 2**40, "config.json: trunk width must be at most 65,536"),
     ((*BACKBONE, "image_size"), 14 * 2**30, "config.json: image_size must be at most 65,536"),
-    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches a side with 16"),
+    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches per side with 16"),
     (
       BACKBONE,
       {"num_hidden_layers": 200_000_000, "global_attn_indexes": [99_999_999, 199_999_999]},
@@ -63,7 +63,7 @@ def hub(tmp_path_factory):
     ),
     ((*BACKBONE, "global_attn_indexes"), [[0] * 10**5], r"indexes \[\[0, 0, 0.* of 4 blocks"),
     (("text_config", "num_hidden_layers"), 10**9, "text layers must be at most 65,536"),
-    (("text_config", "num_hidden_layers"), 2**16, r"tensors, where its configuration wants 1,\d+"),
+    (("text_config", "num_hidden_layers"), 2**16, r"tensors, but its configuration needs 1,\d+"),
     (("text_config", "vocab_size"), 2**62, "text vocabulary must be at most 65,536"),
     (("detr_encoder_config", "num_layers"), "9" * 10**6, "num_layers = '9999.*expected something"),
     (("detr_encoder_config", "num_layers"), 10**50, "not readable JSON .* a number of 51 digits"),
@@ -85,7 +85,7 @@ def test_configurations_with_huge_sizes(hub, tmp_path, path, value, match):
     ("vision_encoder", "hidden_dim", 2**40, "config.json: trunk width must be at most 65,536"),
     ("vision_encoder", "image_shape", [2**40, 2**40, 3], "image_size must be at most 65,536"),
     ("text_encoder", "num_layers", 10**9, "text layers must be at most 65,536"),
-    ("detr_encoder", "num_layers", 2**16, "has 1 tensors, where its configuration wants 1,"),
+    ("detr_encoder", "num_layers", 2**16, "has 1 tensors, but its configuration needs 1,"),
     ("detr_encoder", "num_layers", [0] * 10**5, r"num_layers = \[0, 0, 0"),
   ],
 )
@@ -115,8 +115,8 @@ def test_huge_layer_index_in_a_name(tmp_path):
     "header",
   ],
 )
-def test_deeply_nested_or_too_long_json(hub, tmp_path, name, text):
-  source, match = tmp_path / "source", "nested too deeply|larger than 16 MB|no safetensors file"
+def test_json_that_is_nested_deeply_or_too_long(hub, tmp_path, name, text):
+  source, match = tmp_path / "source", "nested too deeply|larger than 16 MB|not a safetensors file"
   source.mkdir()
   if name == "header":
     safetensors(source / "model.safetensors", b'{"a":' + text)
@@ -173,9 +173,9 @@ def test_impossible_hdf5_shapes(tmp_path):
 @pytest.mark.parametrize(
   ("places", "match"),
   [
-    ({"a": "b\nc"}, "is no index of shards"),
-    ({"a\nb": "c"}, "is no index of shards"),
-    ({"a": "x" * 10**6}, "is no index of shards"),
+    ({"a": "b\nc"}, "is not an index of shards"),
+    ({"a\nb": "c"}, "is not an index of shards"),
+    ({"a": "x" * 10**6}, "is not an index of shards"),
   ],
 )
 def test_index_with_invalid_file_names(tmp_path, places, match):
@@ -192,11 +192,11 @@ def test_index_with_invalid_file_names(tmp_path, places, match):
     ),
     (
       "https://example.com/sam3.pt",
-      "https://example.com/sam3.pt is no path; say `sam3-jax convert",
+      "https://example.com/sam3.pt is no path; run `sam3-jax convert",
     ),
     ("hf://me/sam3", "say `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),
-    ("sam3-huge", "there is nothing at sam3-huge; give model.safetensors"),
+    ("sam3-huge", "sam3-huge does not exist; give model.safetensors"),
   ],
 )
 def test_names_of_wrong_files(tmp_path, source, match):

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy
+import training_model
 from support import quick
 from test_processes import environment
 
@@ -44,7 +44,7 @@ open({folder!r} + str(jax.process_index()) + ".json", "w").write(json.dumps(foun
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  return training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
 
 
 def placed(tree):

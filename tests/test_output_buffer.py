@@ -59,9 +59,7 @@ def test_too_little_memory(monkeypatch):
   small, large = (OutputBuffer(["masks"], MASKS, budget) for budget in (SIZE, 0))
   small.reserve(5)
   large.reserve(2)
-  with pytest.raises(
-    ValueError, match=r"^the masks of 3 prompts take 0.0 GB, .* fewer prompts"
-  ):
+  with pytest.raises(ValueError, match=r"^the masks of 3 prompts take 0.0 GB, .* fewer prompts"):
     large.reserve(3)
   with pytest.raises(ValueError, match="the masks of 3 prompts"):
     large.put(part([0, 1, 2]), np.arange(3))

@@ -7,7 +7,7 @@ import pickle
 import jax
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax import Sam3
 from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
@@ -18,7 +18,7 @@ PHRASES = ["ear", "a red cat"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  folder = toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  folder = training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
   return Sam3.from_checkpoint(folder, dtype="float32")
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -28,7 +28,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  return training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def test_files_of_a_later_version_are_refused(tmp_path):
 
 
 def test_identity_depends_on_the_content(model, other, tokenizer_path):
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
-  raw = Sam3(toy.CONFIG, model.params, tokenizer, dtype="float32")
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
+  raw = Sam3(training_model.CONFIG, model.params, tokenizer, dtype="float32")
   assert raw.identity == model.identity != other.identity
   raw.params = other.params
   assert raw.identity == other.identity

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import toy
+import training_model
 from batches import write_images
 
 from sam3_jax.batch.segmenter import Segmenter
@@ -52,7 +52,7 @@ def test_killed_worker_is_replaced(example, cluster, tmp_path, monkeypatch):
   (folder / "broken.png").write_bytes(b"broken")
   failed = example.segment(
     str(folder), str(tmp_path / "out"), workers=2, resources={}, prompts=["cat", "dog"],
-    checkpoint=str(toy.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
+    checkpoint=str(training_model.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
   )  # fmt: skip
   assert killed.exists()
   assert failed == 1

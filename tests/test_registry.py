@@ -206,7 +206,5 @@ def test_download_without_home_directory_is_one_line(monkeypatch):
 
   monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
   monkeypatch.setattr(Path, "home", fail)
-  with pytest.raises(
-    ValueError, match=r"no home directory to cache hf://a/b in; set XDG"
-  ):
+  with pytest.raises(ValueError, match=r"no home directory to cache hf://a/b in; set XDG"):
     registry.find_checkpoint("hf://a/b")

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from sam3_jax.cli import main, train
+from sam3_jax.cli import main
+from sam3_jax.cli import scenes as command
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.synthetic import drawings, scene_files, scenes
 from sam3_jax.datasets.synthetic.phrase_sampling import lookalikes
@@ -431,9 +432,11 @@ class TestCommand:
     assert main.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
-  def test_all_styles_and_new_concepts_are_options(self):
-    assert {style.value for style in train.Style} == {*drawings.STYLES, scene_files.TRAIN}
-    assert [new.value for new in train.New] == [one.name for one in drawings.new_concepts()]
+  def test_every_style_and_new_concept_is_offered(self):
+    assert {style.value for style in command.Style} == {*drawings.STYLES, scene_files.TRAIN}
+    assert [new.value for new in command.NewConcept] == [
+      one.name for one in drawings.new_concepts()
+    ]
 
   def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-import toy
 import tpu_batch
+import training_model
 from jax.sharding import PartitionSpec as P
 from support import QUICK, assert_close, quick
 from tpu_batch import lower_decoder, lower_encoder
@@ -153,12 +153,12 @@ def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
 def test_visual_prompts(tokenizer_path, images):
   """Of one image, which each device then has, and of several; with cut parameters. 17 prompts,
   which four devices do not divide."""
-  params = nest(toy.parameters() | toy.visual_parameters())
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
+  params = nest(training_model.parameters() | training_model.visual_parameters())
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
   mesh = sharding.make_mesh(jax.devices()[:4], model=2)
   rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *sharding.REPLICATED)
   alone, shared = (
-    quick(Sam3(toy.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
+    quick(Sam3(training_model.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
     for mesh in (None, mesh)
   )
   cut = shared.params["visual"]["decoder"]["two_way"]["layer0"]["mlp"]["fc1"]["kernel"]

@@ -6,7 +6,7 @@ import re
 import hlo
 import jax
 import pytest
-import toy
+import training_model
 
 from sam3_jax.config import RELEASED
 from sam3_jax.inference import aot
@@ -37,10 +37,11 @@ def test_float32_products_take_all_passes(tokenizer_path, dtype):
   """Of a small model: all its products in float32; in bfloat16 those of boxes and scores alone."""
   place = jax.sharding.SingleDeviceSharding(aot.described_tpu(CHIPS[0]))
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), parameter_shapes(toy.CONFIG)
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place),
+    parameter_shapes(training_model.CONFIG),
   )
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
-  model = Sam3(toy.CONFIG, params, tokenizer, dtype=dtype)
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
+  model = Sam3(training_model.CONFIG, params, tokenizer, dtype=dtype)
   wide = r"/(BoxBias|layers\.step/Mlp|query_project|neck/level[01]/dot_general)\b"
   found = set()
   one = {"images": [1], "phrases": [1], "prompts": [1]}

@@ -7,6 +7,8 @@ object consists of four valid numbers, and would become a training target.
 import numpy as np
 from jaxtyping import Bool, Float
 
+from sam3_jax.ops.boxes import iou
+
 SLACK = 2.0  # tolerance of a box in pixels: tools round, and count from 0 or from 1
 RELATIVE_SLACK = 0.02  # tolerance as a fraction of the mask's longer side, for resized images
 MIN_IOU = 0.5  # of the box and the bounds of the mask; below, they belong to different objects
@@ -27,11 +29,7 @@ def agree(boxes: Boxes, *bounds: Boxes) -> Bool[np.ndarray, " n"]:
 @np.errstate(over="ignore", invalid="ignore")
 def overlaps(boxes: Boxes, bounds: Boxes) -> Float[np.ndarray, " n"]:
   """IoU of each box with the bounds of its mask; 0 for boxes without area."""
-  a, b = _corners(boxes), _corners(bounds)
-  inner = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-  inner = np.maximum(inner, 0).prod(axis=1)
-  union = np.maximum(boxes[:, 2:], 0).prod(axis=1) + bounds[:, 2:].prod(axis=1) - inner
-  return inner / np.maximum(union, 1e-12)
+  return iou(_corners(boxes), _corners(bounds))
 
 
 def describe(

@@ -1,9 +1,9 @@
 """COCO's average precision of masks and boxes, as pycocotools computes it.
 
-Each pair of image and phrase is an image of its own and there are no categories: precision over
-all pairs at each recall, averaged over overlaps of 0.50, 0.55 .. 0.95. It knows no threshold, so
-predictions of low scores count; and the false alarms on pairs without objects lower it only through
-their rank.
+Each pair of image and phrase is treated as an image, without categories: the precision over all
+pairs at each recall, averaged over IoU thresholds of 0.50, 0.55 .. 0.95. There is no score
+threshold, so predictions with low scores count, and false positives on pairs without objects lower
+the result only through their rank.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sam3_jax.datasets.annotations import Pair
-from sam3_jax.evaluation.predictions import Prediction
+from sam3_jax.evaluation.predictions import EvalPrediction
 
-# Places of these figures in pycocotools' `stats`.
+# Indices of these metrics in pycocotools' `stats`.
 _STATS = {
   "ap": 0,
   "ap_50": 1,
@@ -27,24 +27,24 @@ _STATS = {
 
 
 def average_precision(
-  pairs: Sequence[Pair], found: Mapping[int, Sequence[Prediction]]
+  pairs: Sequence[Pair], found: Mapping[int, Sequence[EvalPrediction]]
 ) -> dict[str, float | None]:
-  """Average precision and recall in per cent; crowds are ignored as COCO does.
+  """Average precision and recall in percent; crowds are ignored as in COCO.
 
   Args:
     pairs: the truth.
-    found: predictions by pair; the best 100 of a pair count.
+    found: predictions by pair id; the best 100 of a pair count.
 
   Returns:
-    `ap`, `ap_50`, `ap_75`; `ap_small`, `ap_medium`, `ap_large` of objects under 32 x 32, up to
-    96 x 96 and over it; `ar_100`, the recall. And the same of boxes, `box_ap` and so on. None where
-    there is no object to be found.
+    `ap`, `ap_50`, `ap_75`; `ap_small`, `ap_medium`, `ap_large` for objects under 32 x 32, up to
+    96 x 96 and above; `ar_100`, the recall. The same for boxes, as `box_ap` etc. None if there are
+    no objects.
   """
   from pycocotools.cocoeval import COCOeval
 
   evaluator: Any = COCOeval
-  figures: dict[str, float | None] = {}
-  with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+  metrics: dict[str, float | None] = {}
+  with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
     truth = _index([(pair.id, one) for pair in pairs for one in pair.objects], pairs)
     results = _index([(pair.id, one) for pair in pairs for one in found.get(pair.id, ())], pairs)
     for kind, prefix in (("segm", ""), ("bbox", "box_")):
@@ -53,14 +53,14 @@ def average_precision(
       work.evaluate()
       work.accumulate()
       work.summarize()
-      for name, place in _STATS.items():
-        value = float(work.stats[place])
-        figures[prefix + name] = None if value < 0 else 100 * value
-  return figures
+      for name, index in _STATS.items():
+        value = float(work.stats[index])
+        metrics[prefix + name] = None if value < 0 else 100 * value
+  return metrics
 
 
 def _index(objects: Sequence[tuple[int, Any]], pairs: Sequence[Pair]) -> Any:
-  """Objects or predictions as pycocotools holds them."""
+  """A COCO index of objects or predictions, each with the id of its pair."""
   from pycocotools import mask
   from pycocotools.coco import COCO
 
@@ -70,7 +70,7 @@ def _index(objects: Sequence[tuple[int, Any]], pairs: Sequence[Pair]) -> Any:
     "categories": [{"id": 1}],
     "annotations": [
       {
-        "id": i,  # not 0, which stands for "none" in its tables of matches
+        "id": i,  # not 0, which means "no match" in pycocotools
         "image_id": pair,
         "category_id": 1,
         "bbox": list(one.box),

@@ -1,7 +1,8 @@
-"""Predictions of a model for pairs: each image is encoded once, whatever is asked about it.
+"""A model's predictions for pairs of image and phrase; each image is encoded once.
 
-Images are read ahead by a thread, and encoded and prompted in batches of one size each, so that
-four programs are compiled whatever the data. Masks leave the device as run lengths, batch by batch.
+A thread reads images ahead. Images are encoded, and prompts decoded, in batches of one size each,
+so that four programs are compiled whatever the data. Masks are copied to the host as run lengths,
+batch by batch.
 """
 
 import collections
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sam3_jax.datasets.annotations import Pair
-from sam3_jax.evaluation.predictions import Prediction
+from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.inference import predictor
 from sam3_jax.inference.predictor import IMAGE_BATCHES, Sam3
 from sam3_jax.inference.text_cache import TextCache
@@ -23,131 +24,131 @@ from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.outputs.instances import Instances, instances, xywh
 from sam3_jax.types import Detections, ImageEmbedding
 
-Ask = Literal["text", "box", "text+box"]
+PromptKind = Literal["text", "box", "text+box"]
 
-LEAST = 0.05  # lower scores are of no account for average precision either
-MOST = 100  # predictions of a pair: as many as COCO's average precision takes
+MIN_SCORE = 0.05  # lower scores do not change the average precision either
+MAX_PREDICTIONS = 100  # per pair, as in COCO's average precision
 
-Progress = Callable[[str, float], None]  # an image's name, and the fraction done before it
+Progress = Callable[[str, float], None]  # name of an image, and the fraction done before it
 
 
-def predict(
+def detect_pairs(
   model: Sam3,
   pairs: Sequence[Pair],
   images: str | Path,
   *,
-  prompt: Ask = "text",
-  least: float = LEAST,
+  prompt: PromptKind = "text",
+  min_score: float = MIN_SCORE,
   progress: Progress | None = None,
-) -> Iterator[tuple[Pair, list[Prediction]]]:
-  """What the model finds for each pair.
+) -> Iterator[tuple[Pair, list[EvalPrediction]]]:
+  """The model's predictions for each pair.
 
   Args:
-    model: its `params` are read at each batch; one `Sam3` given new ones compiles nothing again.
-    pairs: each once.
-    images: the folder that their file names are below.
-    prompt: what the model is told: the phrase; the largest box of the pair's objects (the first of
-      equals, no crowd); or the phrase, and that box if there is one. With "box", pairs without
-      objects are left out.
-    least: lower scores are left out; of a pair, the best 100 are kept.
+    model: its `params` are read for each batch; a `Sam3` with new ones compiles nothing again.
+    pairs: without duplicates.
+    images: the directory of their file names.
+    prompt: the phrase; the largest box of the pair's objects (the first of equals, no crowd); or
+      the phrase, and that box if there is one. With "box", pairs without objects are left out.
+    min_score: lower scores are left out; at most 100 predictions are kept for each pair.
 
   Yields:
     Each pair with its predictions, best first, image by image. Boxes are clipped to the image
-    and rounded to hundredths of a pixel, as they go on disk.
+    and rounded to hundredths of a pixel, as in files.
 
   Raises:
-    FileNotFoundError, ValueError: of images that cannot be read, and faulty phrases and boxes.
+    FileNotFoundError, ValueError: images cannot be read, or phrases or boxes are faulty.
   """
   by_image = collections.defaultdict(list)
   for pair in pairs:
-    if (asked := as_prompt(pair, prompt)) is not None:
-      by_image[pair.file_name].append((pair, asked))
-  source_images, texts = list(by_image.items()), TextCache(model)
-  size = min(len(source_images), IMAGE_BATCHES[0])
-  batches = [source_images[i : i + size] for i in range(0, len(source_images), size or 1)]
+    if (pair_prompt := as_prompt(pair, prompt)) is not None:
+      by_image[pair.file_name].append((pair, pair_prompt))
+  grouped, texts = list(by_image.items()), TextCache(model)
+  size = min(len(grouped), IMAGE_BATCHES[0])
+  batches = [grouped[i : i + size] for i in range(0, len(grouped), size or 1)]
   waiting = None
   with ThreadPoolExecutor(1) as pool:
-    loads = _ahead(pool, batches, Path(images))
+    loads = _read_ahead(pool, batches, Path(images))
     for i, (batch, pixels) in enumerate(zip(batches, loads, strict=True)):
       if progress is not None:
         progress(batch[0][0], i / len(batches))
       embedding = model.encode(pixels + pixels[-1:] * (size - len(pixels)))
-      asked = [(row, *one) for row, (_, several) in enumerate(batch) for one in several]
-      texts.add([one for *_, one in asked])
-      for group in _groups(asked):
+      queries = [(row, *query) for row, (_, own) in enumerate(batch) for query in own]
+      texts.add([query_prompt for *_, query_prompt in queries])
+      for group in _groups(queries):
         found = _decode(model, embedding, group, texts)
-        if waiting is not None:  # the device works on the next batch meanwhile
-          yield from _results(*waiting, least)
+        if waiting is not None:  # meanwhile the device works on the next batch
+          yield from _results(*waiting, min_score)
         waiting = found, [pair for _, pair, _ in group]
   if waiting is not None:
-    yield from _results(*waiting, least)
+    yield from _results(*waiting, min_score)
 
 
-def as_prompt(pair: Pair, prompt: Ask) -> Prompt | None:
-  """What is asked about a pair; see `predict`. None if there is nothing to ask with."""
-  objects = [one for one in pair.objects if not one.crowd]
+def as_prompt(pair: Pair, prompt: PromptKind) -> Prompt | None:
+  """The prompt for a pair; see `detect_pairs`. None if the pair has no box to prompt with."""
+  objects = [target for target in pair.objects if not target.crowd]
   boxes = []
   if prompt != "text" and objects:
-    x, y, w, h = max(objects, key=lambda one: one.box[2] * one.box[3]).box
+    x, y, w, h = max(objects, key=lambda target: target.box[2] * target.box[3]).box
     boxes = [(x, y, x + w, y + h)]
   if prompt == "box":
     return Prompt(boxes=boxes) if boxes else None
   return Prompt(text=pair.phrase, boxes=boxes)
 
 
-_Asked = tuple[int, Pair, Prompt]  # row of the embedding, what it is about, and the prompt
+_Query = tuple[int, Pair, Prompt]  # row of the embedding, the pair, and its prompt
 
 
-def _ahead(
+def _read_ahead(
   pool: ThreadPoolExecutor, batches: Sequence[Sequence[tuple[str, list]]], images: Path
 ) -> Iterator[list[UInt8[np.ndarray, "h w 3"]]]:
-  """The images of each batch, read while the one before is in work."""
+  """The images of each batch, read while the previous batch is evaluated."""
 
   def read(batch):
     return [read_image(images / name) for name, _ in batch]
 
   following = pool.submit(read, batches[0]) if batches else None
   for i in range(len(batches)):
-    source_images = following.result()  # pyright: ignore[reportOptionalMemberAccess]
+    pixels = following.result()  # pyright: ignore[reportOptionalMemberAccess]
     following = pool.submit(read, batches[i + 1]) if i + 1 < len(batches) else None
-    yield source_images
+    yield pixels
 
 
-def _groups(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-  """Groups of at most one batch, of one image where it fills them, else of several."""
+def _groups(queries: Sequence[_Query]) -> Iterator[list[_Query]]:
+  """Groups of at most one batch: full batches of one image first, then the rest together."""
   size, rest = predictor.prompts_at_once()[0], []
-  for row in sorted({row for row, *_ in asked}):
-    own = [one for one in asked if one[0] == row]
-    whole = len(own) // size * size
-    yield from (own[i : i + size] for i in range(0, whole, size))
-    rest += own[whole:]
+  for row in sorted({row for row, *_ in queries}):
+    own = [query for query in queries if query[0] == row]
+    full = len(own) // size * size
+    yield from (own[i : i + size] for i in range(0, full, size))
+    rest += own[full:]
   yield from (rest[i : i + size] for i in range(0, len(rest), size))
 
 
 def _decode(
-  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Asked], texts: TextCache
+  model: Sam3, embedding: ImageEmbedding, group: Sequence[_Query], texts: TextCache
 ) -> Detections:
-  """A full batch: the last prompt fills it up."""
+  """Decodes a batch, padded with its last prompt."""
   group = [*group, *[group[-1]] * (predictor.prompts_at_once()[0] - len(group))]
   prompts = [prompt for *_, prompt in group]
-  rows, most = [row for row, *_ in group], min(MOST, model.config.queries)
+  rows, most = [row for row, *_ in group], min(MAX_PREDICTIONS, model.config.queries)
   return model.decode(embedding, prompts, rows, text=texts[prompts], max_detections=most)
 
 
 def _results(
-  found: Detections, pairs: Sequence[Pair], least: float
-) -> Iterator[tuple[Pair, list[Prediction]]]:
-  above = float(np.nextafter(np.float32(least), np.float32(0)))  # `instances` takes those over it
-  filling = len(found) - len(pairs)
-  found_in = instances(found, [above] * len(pairs) + [1.0] * filling)  # none is over 1
-  for pair, one in zip(pairs, found_in, strict=False):
-    yield pair, _predictions(one, pair)
+  found: Detections, pairs: Sequence[Pair], min_score: float
+) -> Iterator[tuple[Pair, list[EvalPrediction]]]:
+  # `instances` keeps scores above its threshold, so take the next lower float32.
+  threshold = float(np.nextafter(np.float32(min_score), np.float32(0)))
+  padding = len(found) - len(pairs)
+  by_prompt = instances(found, [threshold] * len(pairs) + [1.0] * padding)  # no score exceeds 1
+  for pair, pair_instances in zip(pairs, by_prompt, strict=False):
+    yield pair, _predictions(pair_instances, pair)
 
 
-def _predictions(found: Instances, pair: Pair) -> list[Prediction]:
+def _predictions(found: Instances, pair: Pair) -> list[EvalPrediction]:
   boxes = xywh(found.boxes, (pair.height, pair.width))
-  # As many digits as tell float32 scores apart: so none is rounded over a threshold.
+  # str keeps all digits of a float32, so that no score is rounded across a threshold.
   return [
-    Prediction(float(str(score)), (x, y, w, h), found.masks.rle(i))
+    EvalPrediction(float(str(score)), (x, y, w, h), found.masks.rle(i))
     for i, (score, (x, y, w, h)) in enumerate(zip(found.scores, boxes.tolist(), strict=True))
   ]

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float
 
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
 from sam3_jax.inputs.visual_prompts import ComputedPrompt, VisualPrompt
-from sam3_jax.outputs.instances import Instances, box_of, kept_masks
+from sam3_jax.ops.masks import mask_to_box
+from sam3_jax.outputs.instances import Instances, kept_masks
 from sam3_jax.outputs.masks import Masks, RleMasks
 from sam3_jax.outputs.rle import encode
 from sam3_jax.types import ImageEmbedding, VisualMasks
@@ -311,7 +312,7 @@ def _finish(found: _Candidates, size: tuple[int, int], options: MaskGeneration) 
     cleaned = clean(mask, options.min_mask_region_area) if options.min_mask_region_area else mask
     unchanged.append(np.array_equal(mask, cleaned))
     rles.append(encode(cleaned))
-    boxes.append(box_of(cleaned))
+    boxes.append(mask_to_box(cleaned))
   found.boxes = np.array(boxes, np.float64).reshape(-1, 4)
   order = np.argsort(-found.scores, kind="stable")
   if options.min_mask_region_area:  # prefer masks that cleaning did not change

@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_point_labels, as_points
-from sam3_jax.outputs.instances import Instances, box_of, visual_instances
+from sam3_jax.ops.masks import mask_to_box
+from sam3_jax.outputs.instances import Instances, visual_instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.utils.validation import is_whole
@@ -58,7 +59,7 @@ def refine_instance(
   changed, boxes = np.array(logits, np.float32), np.array(instances.boxes)
   changed[row] = np.asarray(found.mask_logits[0, 0], np.float32)
   masks = Masks(changed, instances.masks.size)
-  boxes[row] = box_of(masks[row])
+  boxes[row] = mask_to_box(masks[row])
   return dataclasses.replace(instances, boxes=boxes, masks=masks)
 
 

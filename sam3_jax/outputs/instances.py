@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.masks import LazyMasks, Masks
 from sam3_jax.types import Detections, VisualMasks
 from sam3_jax.utils.validation import as_array, check_number
@@ -113,7 +114,7 @@ def visual_instances(
     k = int(iou[i].argmax())
     grid = fill_holes(logits[i, k], hole_area) if hole_area else logits[i, k]
     masks = Masks(grid[None], (height, width))
-    box = np.array([box_of(masks[0])], np.float32)
+    box = np.array([mask_to_box(masks[0])], np.float32)
     scores = np.asarray(iou[i, k : k + 1], np.float32)
     one = Instances(np.array([first_id + i]), scores, box, masks)
     rows.append(one[box[:, 2] > 0])
@@ -128,14 +129,6 @@ def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.nda
   height, width = size
   corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2).round(2)
   return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
-
-
-def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
-  """The bounding box of a mask, xyxy in pixels; zeros if the mask is empty."""
-  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-  if not len(rows):
-    return 0, 0, 0, 0
-  return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def fill_holes(grid: Float[np.ndarray, "Hm Wm"], area: int) -> Float[np.ndarray, "Hm Wm"]:

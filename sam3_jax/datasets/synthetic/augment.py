@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
 from sam3_jax.datasets.synthetic.drawings import OPAQUE, Drawing, all_concepts
+from sam3_jax.ops.masks import mask_to_box
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _EDGE = 3  # pixels around a patch, for soft edges and outlines
@@ -123,7 +124,7 @@ def _outlined(rng: np.random.Generator, drawn: Image.Image, alpha: Image.Image) 
 def _cropped(pixels: UInt8[np.ndarray, "h w 4"]) -> Patch:
   """Crops to the visible pixels."""
   seen = pixels[..., 3] > 0
-  rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-  if len(rows):
-    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  if seen.any():
+    x0, y0, x1, y1 = mask_to_box(seen)
+    pixels = pixels[y0:y1, x0:x1]
   return Patch(pixels, pixels[..., 3] >= OPAQUE)
