@@ -119,18 +119,18 @@ def read_all(folder: Path, names: list[str]) -> int:
   mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
   for name in names:
-    start, path, said = time.perf_counter(), folder / name, ""
+    start, path, message = time.perf_counter(), folder / name, ""
     try:
       if name.startswith("predictions"):
         predictions.read(path, truth, Notes())
       else:
         annotations.read_checked(path, folder, tokenizer, notes=Notes())
     except (ValueError, FileNotFoundError) as error:
-      said = str(error)
+      message = str(error)
     except BaseException as error:
-      said = f"FAULT {type(error).__name__}: {error}\n"
+      message = f"FAULT {type(error).__name__}: {error}\n"
     seconds = time.perf_counter() - start
-    print(json.dumps({"name": name, "said": said, "seconds": seconds}), flush=True)
+    print(json.dumps({"name": name, "message": message, "seconds": seconds}), flush=True)
   return 0
 
 
@@ -141,12 +141,14 @@ def faults_of(folder: Path, names: list[str]) -> tuple[list[str], int, float]:
     command, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
   )
   rows = [json.loads(line) for line in run.stdout.splitlines()]
-  faults = [f"{row['name']}: {row['said'][:200]!r}" for row in rows if "\n" in row["said"]]
+  faults = [f"{row['name']}: {row['message'][:200]!r}" for row in rows if "\n" in row["message"]]
   faults += [f"{row['name']}: {row['seconds']:.0f} s" for row in rows if row["seconds"] > SECONDS]
   if len(rows) < len(names):
-    faults.append(f"{names[len(rows)]}: the child ended with {run.returncode}: {run.stderr[-300:]}")
+    faults.append(
+      f"{names[len(rows)]}: the subprocess ended with {run.returncode}: {run.stderr[-300:]}"
+    )
   slowest = max((row["seconds"] for row in rows), default=0)
-  return faults, sum(bool(row["said"]) for row in rows), slowest
+  return faults, sum(bool(row["message"]) for row in rows), slowest
 
 
 def command_faults(folder: Path, names: list[str]) -> list[str]:

@@ -233,7 +233,7 @@ def read_all(path: Path) -> dict[str, str]:
   from sam3_jax.batch.load_image import load_image
   from sam3_jax.inputs.preprocess import displayed_size, read_image
 
-  def said(read: Callable[[], Any]) -> str:
+  def result(read: Callable[[], Any]) -> str:
     try:
       return "size {} {}".format(*read())
     except (ValueError, FileNotFoundError) as error:
@@ -242,29 +242,31 @@ def read_all(path: Path) -> dict[str, str]:
       return f"FAULT {type(error).__name__}: {error}"
 
   found = {
-    "header": said(lambda: displayed_size(path)),
-    "path": said(lambda: read_image(path).shape[:2]),
+    "header": result(lambda: displayed_size(path)),
+    "path": result(lambda: read_image(path).shape[:2]),
   }
   if path.is_file():
     data = path.read_bytes()
-    found["bytes"] = said(lambda: read_image(data).shape[:2])
+    found["bytes"] = result(lambda: read_image(data).shape[:2])
   one = load_image(ImageFile(path.name, str(path), None, None), 64, 300_000_000)
   found["batch"] = one.reason or "size {} {}".format(*one.size)
   return found
 
 
-def faults_of(said: dict[str, str]) -> list[str]:
+def faults_of(results: dict[str, str]) -> list[str]:
   """The faults in the results of the readers."""
-  faults = [f"{reader}: {one[:200]}" for reader, one in said.items() if one.startswith("FAULT")]
-  for reader, one in said.items():
+  faults = [f"{reader}: {one[:200]}" for reader, one in results.items() if one.startswith("FAULT")]
+  for reader, one in results.items():
     if not one or "\n" in one or len(one) > LETTERS or "Error" in one.partition(":")[0]:
       faults.append(f"{reader} has no one-line message: {one[:200]!r}")
-  ends = {one if one.startswith("size ") else "refused" for r, one in said.items() if r != "header"}
+  ends = {
+    one if one.startswith("size ") else "refused" for r, one in results.items() if r != "header"
+  }
   if len(ends) > 1:
-    faults.append(f"readers disagree: {said}")
+    faults.append(f"readers disagree: {results}")
   read = next(iter(ends))
-  if read.startswith("size ") and said["header"] != read:
-    faults.append(f"the header's reader disagrees: {said}")
+  if read.startswith("size ") and results["header"] != read:
+    faults.append(f"the header's reader disagrees: {results}")
   return faults
 
 
@@ -275,11 +277,11 @@ def child(folder: Path) -> None:
   for line in sys.stdin:
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     start = time.process_time()  # independent of other processes
-    said = read_all(folder / line.strip())
+    results = read_all(folder / line.strip())
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     seconds = time.process_time() - start
-    print(json.dumps({"said": said, "seconds": seconds, "peak": peak}), flush=True)
+    print(json.dumps({"results": results, "seconds": seconds, "peak": peak}), flush=True)
 
 
 class Reader:
@@ -338,13 +340,13 @@ def run(count: int, seed: int, *, bombs: bool = True) -> tuple[list[str], dict[s
         if isinstance(answer, str):
           faults.append(f"{found.name}: {answer}")
           continue
-        wrong = faults_of(answer["said"])
+        wrong = faults_of(answer["results"])
         if answer["seconds"] > SECONDS:
           wrong.append(f"took {answer['seconds']:.0f} seconds")
         if answer["peak"] > BYTES:
-          wrong.append(f"took {answer['peak'] / 1e9:.2f} GB: {answer['said']}")
+          wrong.append(f"took {answer['peak'] / 1e9:.2f} GB: {answer['results']}")
         faults += [f"{found.name}: {one}" for one in wrong]
-        whole = answer["said"]["path"].startswith("size")
+        whole = answer["results"]["path"].startswith("size")
         figures["read" if whole else "refused"] += 1
         by_kind[found.name.split("-")[1].partition(".")[0]] += 1
         for key in ("seconds", "peak"):
@@ -377,7 +379,7 @@ def run_commands(seed: int) -> list[str]:
       if (
         "Traceback" in shown or "\x1b" in shown or not (Path(made) / "ab"[name == "batch"]).exists()
       ):
-        faults.append(f"{name} said: {shown[-1000:]!r}")
+        faults.append(f"{name} printed: {shown[-1000:]!r}")
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   if peak > BYTES:
     faults.append(f"a command took {peak / 1e9:.2f} GB")
