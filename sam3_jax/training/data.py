@@ -70,7 +70,7 @@ class Batches(Iterator[Batch]):
     self._shard = process, processes
     self._next = 0
     self._running: list[Any] = []  # Grain's iterator, once it has started
-    weakref.finalize(self, end, self._running)  # also at exit, before modules are torn down
+    weakref.finalize(self, end, self._running)  # at exit too, while modules are alive
 
   def __next__(self) -> Batch:
     if not self._running:
