@@ -24,7 +24,7 @@ def lower(arguments: argparse.Namespace) -> Any:
   import jax
   import jax.numpy as jnp
 
-  from sam3_jax.config import RELEASED, SIZES
+  from sam3_jax.config import SIZES
   from sam3_jax.model.layers import Layering
   from sam3_jax.model.sam3 import parameter_shapes
   from sam3_jax.training import state as states
@@ -34,7 +34,7 @@ def lower(arguments: argparse.Namespace) -> Any:
   from sam3_jax.training.step import StepSettings, make_step
   from sam3_jax.utils.param_tree import flatten
 
-  config = SIZES.get(arguments.size, RELEASED)
+  config = SIZES[arguments.size]
   mesh = make_mesh(chips.devices(arguments.target, arguments.chips), fsdp=arguments.chips)
   trained, frozen = states.split(flatten(parameter_shapes(config)), arguments.train)
   recipe = OptimizerConfig()
@@ -126,6 +126,7 @@ def by_part(listed: list[hlo.Collective], parts: tuple[str, ...]) -> list[dict[s
   return sorted(rows.values(), key=lambda row: -row["bytes"])
 
 
+SIZE_NAMES = ("vit-tiny", "vit-small", "vit-base", "vit-large")
 PARTS = ("trunk", "neck", "text", "geometry", "fusion", "decoder", "scoring", "masks")
 
 
@@ -169,7 +170,9 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=16)
-  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
+  parser.add_argument(
+    "--size", choices=("vit-tiny", "vit-small", "vit-base", "vit-large"), default="vit-large"
+  )
   parser.add_argument("--images", type=int, default=1, help="images per chip")
   parser.add_argument("--prompts", type=int, default=4, help="phrases per image")
   parser.add_argument("--mask-prompts", type=int, default=2, help="phrases with masks")

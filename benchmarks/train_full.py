@@ -54,7 +54,7 @@ def full(mode: str, steps: int, rank: int, size: str, out: Path | None) -> int:
     losses=LossConfig(),
     mask_prompts=PROMPTS - 1,
     frozen_parts=() if low_rank.rank else ("trunk", "text"),
-    layering=Layering(again=True),
+    layering=Layering(remat=True),
   )
   mesh = make_mesh(jax.devices()[:1])
   frozen = jax.device_put(frozen, state_shardings(mesh, frozen))  # no copy: they are already there

@@ -67,7 +67,7 @@ def main() -> None:
     model=config,
     losses=LossConfig(),
     mask_prompts=None if arguments.all_masks else prompts_with_objects,
-    layering=Layering(again=arguments.remat == "full"),
+    layering=Layering(remat=arguments.remat == "full"),
   )
   recipe = OptimizerConfig(
     learning_rate=arguments.learning_rate, learning_rate_multipliers=(), layer_decay=1.0,

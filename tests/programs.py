@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from sam3_jax.config import Config, LiteTextConfig, StemConfig
 from sam3_jax.inference import sharding
+from sam3_jax.inference.programs import Programs
 from sam3_jax.model import sam3
 from sam3_jax.model.visual import head
 from sam3_jax.training import state, step
@@ -51,24 +52,20 @@ def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
 
 def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """Name and `jax.stages.Traced` of each program of `Sam3` and of the batch engine."""
-  detector, visual = sam3.Detector(config, dtype), head.VisualHead(config, dtype)
+  programs = Programs(config, dtype)
   shapes = sam3.parameter_shapes(config) | {"visual": head.parameter_shapes(config)}
   assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {"float32"}
   params = jax.tree.map(lambda x: shape(dtype, *x.shape), shapes)
   side, cells = config.image_size, config.mask_size
 
-  encode = sharding.image_encoder(detector, keep=lambda *both: both).trace(
+  encode = programs.encode.trace(
     params, shape("uint8", IMAGES, side, side, 3), shape("int32", IMAGES, 2)
   )
   yield "encode image", encode
   embedding, features = encode.out_info
 
   tokens = shape("int32", PROMPTS, config.text.context)
-  text = jax.jit(
-    lambda params, tokens: detector.apply(
-      {"params": params}, tokens, method=sam3.Detector.encode_text
-    )
-  ).trace(params, tokens)
+  text = programs.encode_text.trace(params, tokens)
   yield "encode text", text
   rows, flags = shape("int32", PROMPTS), shape("bool", PROMPTS, BOXES)
   points = Points(shape("float32", PROMPTS, BOXES, 2), flags, flags)
@@ -77,32 +74,32 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
   if config is not training_model.CONFIG:  # the other parts: no more of them
-    yield "detect", sharding.prompt_decoder(detector).trace(params, embedding, prompts, 4)
+    yield "detect", programs.prompts.detect.trace(params, embedding, prompts, 4)
     return
-  score = sharding.prompt_scorer(detector).trace(params, embedding, prompts, 4)
+  score = programs.prompts.score.trace(params, embedding, prompts, 4)
   yield "score", score
-  yield "mask", sharding.mask_maker(detector).trace(params, embedding, score.out_info)
+  yield "mask", programs.prompts.mask.trace(params, embedding, score.out_info)
 
-  encode = sharding.visual_encoder(visual).trace(params, features)
+  encode = programs.encode_visual.trace(params, features)
   yield "encode visual", encode
   asked = VisualPrompts(
     rows, shape("float32", PROMPTS, 3, 2), shape("int32", PROMPTS, 3),
     shape("float32", PROMPTS, cells, cells), shape("bool", PROMPTS),
   )  # fmt: skip
-  yield "decode visual", sharding.visual_decoder(visual).trace(params, encode.out_info, asked, True)
+  yield "decode visual", programs.decode_visual.trace(params, encode.out_info, asked, True)
   doubt = shape("bool", PROMPTS)
-  traced = sharding.visual_answerer(visual).trace(params, encode.out_info, asked, doubt)
+  traced = programs.decode_best.trace(params, encode.out_info, asked, doubt)
   yield "answer visual", traced
 
 
 def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """As `inference`, of the programs of a mesh whose devices share the work on a prompt."""
   mesh = sharding.make_mesh(jax.devices()[:2], model=2)
-  detector = sam3.Detector(config, dtype)
+  programs = Programs(config, dtype, mesh)
   make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
   params, side = make(sam3.parameter_shapes(config)), config.image_size
-  encode = jax.eval_shape(
-    sharding.image_encoder(detector), params,
+  encode, _ = jax.eval_shape(
+    Programs(config, dtype).encode, params,
     shape("uint8", 1, side, side, 3), shape("int32", 1, 2),
   )  # fmt: skip
   text = TextEmbedding(
@@ -110,8 +107,7 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   )
   rows, flags = shape("int32", 1), shape("bool", 1, BOXES)
   prompts = Prompts(rows, rows, text, shape("float32", 1, BOXES, 4), flags, flags)
-  decode = sharding.prompt_decoder(detector, mesh, split=True)
-  yield "detect on a mesh", decode.trace(params, encode, prompts, 4)
+  yield "detect on a mesh", programs.split_prompts.detect.trace(params, encode, prompts, 4)
 
 
 def training(objective: str, dtype: Any) -> Any:

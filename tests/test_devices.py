@@ -1,4 +1,4 @@
-"""Training on several devices: the real step on four equals that on one, and how arrays are cut."""
+"""Training on several devices: a step on four equals one on a single device; shardings."""
 
 import re
 
@@ -115,7 +115,7 @@ def foreign_gathers(text):
   return [shape for shape in shapes if key(shape) not in known and shape[-1] != queries]
 
 
-def test_parameters_are_cut_along_the_largest_axis_that_fits():
+def test_parameters_are_sharded_along_the_largest_divisible_axis():
   mesh = sharding.make_mesh(jax.devices()[:4], 4)
 
   def spec(path, *shape):
@@ -130,12 +130,12 @@ def test_parameters_are_cut_along_the_largest_axis_that_fits():
 
 
 @pytest.mark.parametrize("fsdp", [0, 3])
-def test_meshes_that_do_not_fit_are_refused(fsdp):
+def test_invalid_meshes(fsdp):
   with pytest.raises(ValueError, match=f"fsdp must divide the number of devices, 4; got {fsdp}"):
     sharding.make_mesh(jax.devices()[:4], fsdp)
 
 
-def test_microbatches_take_every_nth_image_and_count_alike():
+def test_microbatches_take_every_nth_image():
   def gradient(trained, frozen, batch, key):
     mean = jnp.mean(batch.ids.astype(jnp.float32))
     return (mean, {"objects": jnp.sum(batch.ids)}), {"w": trained["w"] * batch.ids[0]}

@@ -62,7 +62,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 
     embedding = part(0, images, sizes, method="encode_image")
     text = part(1, tokens, method="encode_text")
-    predictions = part(2, embedding, prompts.replace(text=text), method="predict")
+    predictions = part(2, embedding, prompts.replace(text=text), method="detect_all_layers")
     products = jax.tree.map(lambda x, weight: (x * weight).sum(), predictions, weights)
     return sum(jax.tree.leaves(products)), predictions
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from sam3_jax.evaluation import concept
+from sam3_jax.evaluation import cgf1
 from sam3_jax.training import log, report
 
 
@@ -54,7 +54,7 @@ def test_plot_of_the_given_metrics(monkeypatch, tmp_path):
   monkeypatch.setattr(
     Figure, "savefig", lambda self, *a, **k: drawn.append(self) or save(self, *a, **k)
   )
-  figures = concept.Tally().figures()
+  figures = cgf1.MetricSums().metrics()
   assert len(figures) > 20
   lines = [{"step": i, "loss": 1 / i, "grad_norm": i, "learning_rate": 1.0} for i in range(1, 5)]
   lines.append({"step": 4} | {f"evaluation/{name}": x for name, x in figures.items()})

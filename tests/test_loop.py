@@ -25,9 +25,9 @@ from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.run_data import RUN_DATA_FILE
 from sam3_jax.training.start import Start
 from sam3_jax.training.state import TrainState
-from sam3_jax.utils import console
 from sam3_jax.utils.lease import draft_path
 from sam3_jax.utils.param_tree import flatten
+from sam3_jax.utils.signals import interruptible
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
 
@@ -267,7 +267,7 @@ def test_swallowed_control_c_ends_the_run(tmp_path, quick, request):
       return super().__next__()
 
   out = tmp_path / "run"
-  with console.interruptible(), pytest.raises(KeyboardInterrupt):
+  with interruptible(), pytest.raises(KeyboardInterrupt):
     train(out, source=Swallowing())
   assert len(log.read_metrics(out / "metrics.jsonl")) == 3
   train(out)  # resumes: only that command was interrupted

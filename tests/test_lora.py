@@ -118,7 +118,7 @@ def test_rank_0_has_no_factors():
     ({"rank": -1}, "lora.rank must be 0 (no adaptation) or more; got -1."),
     ({"scale": float("nan")}, "lora.scale must be a finite number; got nan."),
     ({"scale": float("-inf")}, "lora.scale must be a finite number; got -inf."),
-    ({"kernels": "["}, "lora.kernels: '[' is no regular expression"),
+    ({"kernels": "["}, "lora.kernels: '[' is not a regular expression"),
   ],
 )
 def test_invalid_values_are_refused(values, message):

@@ -121,7 +121,7 @@ def test_configurations_of_the_fine_tuning_guide(name, trained):
   config = TrainConfig.from_dict(override(values, {"checkpoint": "sam3-tiny", "steps": 3}))
   assert config.trainable_pattern == trained
   assert config.optimizer.warmup_steps < 250  # the fewest steps that the walk-through takes
-  guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
+  guide = (Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 
 
@@ -135,6 +135,8 @@ def test_configurations_of_sam3_tiny(name):
   start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
   config = TrainConfig.from_dict(override(values, start))
   assert config.scenes is not None
-  assert config.steps > config.optimizer.cooldown_steps + config.optimizer.warmup_steps
-  guide = "docs/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
+  guide = (
+    "docs/guides/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  )
   assert f"docs/sam3-tiny/{name}.toml" in (root / guide).read_text()

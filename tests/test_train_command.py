@@ -105,7 +105,7 @@ def test_training_from_files_to_a_bundle(files, quick, capsys):
   assert main(typed(files)) == 0
   assert capsys.readouterr().out == f"{files / 'out' / 'final'}: the trained checkpoint\n"
   bundle = checkpoint.load(files / "out" / "final")
-  assert bundle.info["source"] == "3 steps of sam3-jax train from toy parameters"
+  assert bundle.info["source"] == "3 steps of sam3-jax train from training_model parameters"
   assert bundle.info["licence"] == "CC0-1.0"
   visual = flatten(jax.device_get(bundle.params["visual"]), "visual/")
   assert visual.keys() == training_model.visual_parameters().keys()
@@ -229,7 +229,7 @@ def test_checkpoint_at_another_image_size(files):
     (["--steps", "0"], "--steps"),
     (["--plot", "plot.foo"], "--plot must be a file that ends in .png or .svg; got plot.foo."),
     (["--plot", "/proc/none/plot.png"], "cannot write to /proc/none ("),
-    (["--plot", __file__ + "/a/b.png"], "choose another folder with --plot."),
+    (["--plot", __file__ + "/a/b.png"], "choose another directory with --plot."),
   ],
 )
 def test_errors_are_one_line_with_status_2(files, quick, capsys, more, message):

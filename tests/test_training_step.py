@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sam3_jax.converters.engine import export_arrays
+from sam3_jax.converters.in_memory import export_arrays
 from sam3_jax.converters.layouts.meta import TABLE
 from support import QUICK, assert_close
 from tiny import CONFIG, GOLDENS, parameters
@@ -89,7 +89,7 @@ def _step(params, pixels, batch):
     embedding = part("encode_image", pixels, batch.sizes)
     flat = flatten(batch)
     prompts = flat_prompts(batch, part("encode_text", flat.tokens))
-    predictions = part("predict", embedding, prompts, duplicate=True, masked=1)
+    predictions = part("detect_all_layers", embedding, prompts, duplicate=True, masked=1)
     total, terms = loss(
       predictions, CONFIG.queries, flat.targets, flat.prompt_valid, LossConfig(), images=2
     )
@@ -120,7 +120,9 @@ def test_predictions(step, golden):
     assert_close(boxes, golden[f"pred_boxes{suffix}"], rel=rel["boxes"])
     masks = golden[f"pred_masks{suffix}"][[0, 2]]  # row 1 has no objects, so it has no masks
     assert_close(found.mask_logits[:, part], masks, rel=rel["masks"])
-  assert_close(found.presence[:, ROWS, None], golden["presence_logit_dec"], rel=rel["presence"])
+  assert_close(
+    found.presence_logit[:, ROWS, None], golden["presence_logit_dec"], rel=rel["presence"]
+  )
   semantic = golden["semantic_seg"][[0, 2], 0]
   assert_close(found.semantic_logits, semantic, rel=rel["semantic"])
 

@@ -24,7 +24,7 @@ from sam3_jax.training.optimizer import make_optimizer, make_schedule, stacked_a
 from sam3_jax.training.state import create
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.training.visual_init import new_head, position_kernel
-from sam3_jax.types import VisualPredictions
+from sam3_jax.types import VisualHeadOutput
 from sam3_jax.utils.param_tree import flatten, nest
 
 SIDE = training_model.CONFIG.mask_size
@@ -218,7 +218,7 @@ def random_round(rng, count=5):
     SIDE,
     VisualConfig(prompts=count, box_probability=0.0, background_click_probability=0.3),
   )
-  found = VisualPredictions(
+  found = VisualHeadOutput(
     mask_logits=jnp.asarray(rng.normal(0, 3, (count, 4, SIDE, SIDE)), jnp.float32),
     iou=jnp.asarray(rng.random((count, 4)), jnp.float32),
     object_logit=jnp.asarray(rng.normal(0, 2, count), jnp.float32),

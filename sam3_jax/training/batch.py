@@ -55,7 +55,7 @@ class Batch:
   """Images, their prompts and targets.
 
   Prompts with objects come first in each image, so that masks can be computed for a fixed number of
-  prompts; see `Detector.predict`.
+  prompts; see `Detector.detect_all_layers`.
 
   Attributes:
     images: resized, cropped or padded to the model's square; see `preprocess.normalize`.

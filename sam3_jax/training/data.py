@@ -16,7 +16,12 @@ from jaxtyping import Int
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training.batch import Batch
 from sam3_jax.training.examples import DataConfig, Source, TrainingImage, example
-from sam3_jax.utils.grain_workers import end, leave_with_parent, lost_ones_named, parse_flags
+from sam3_jax.utils.grain_workers import (
+  close_all,
+  exit_with_parent,
+  explain_lost_workers,
+  parse_flags,
+)
 
 _LENGTH = 2**48  # of the "endless" sequence: Grain cannot hold a larger one
 
@@ -70,12 +75,12 @@ class Batches(Iterator[Batch]):
     self._shard = process, processes
     self._next = 0
     self._running: list[Any] = []  # Grain's iterator, once it has started
-    weakref.finalize(self, end, self._running)  # at exit too, while modules are alive
+    weakref.finalize(self, close_all, self._running)  # also at exit, before modules are torn down
 
   def __next__(self) -> Batch:
     if not self._running:
       self._running.append(iter(self._dataset(self._next)))
-    with lost_ones_named():
+    with explain_lost_workers():
       batch = next(self._running[0])
     self._next += 1
     # Workers' arrays are in shared memory, which is freed once they are copied.
@@ -106,7 +111,7 @@ class Batches(Iterator[Batch]):
 
   def close(self) -> None:
     """Stops threads and worker processes; `next` starts them again."""
-    end(self._running)
+    close_all(self._running)
 
   def _identity(self) -> dict[str, int]:
     config = self.config
@@ -157,7 +162,7 @@ class _MakeExample:
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     vars(self).update(state)
-    leave_with_parent()
+    exit_with_parent()
 
   def __call__(self, position: int, index: int) -> Batch:
     epoch = position // len(self.source)

@@ -14,6 +14,8 @@ from jaxtyping import Float, Int, UInt8
 
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.ops.boxes import iou
+from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.rle import decode
 from sam3_jax.training.batch import Batch, Targets
 from sam3_jax.training.transforms import Frame, random_frame
@@ -220,8 +222,8 @@ def _corners(box: tuple[float, float, float, float]) -> tuple[float, float, floa
 
 
 def _bounds(mask: np.ndarray, left: int, top: int) -> tuple[float, float, float, float]:
-  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  return left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+  x0, y0, x1, y1 = mask_to_box(mask.astype(bool))
+  return left + x0, top + y0, left + x1, top + y1
 
 
 def _make_prompts(
@@ -270,14 +272,7 @@ def _negatives(prompts: Sequence[_Prompt], index: int) -> list[np.ndarray]:
   """Boxes of other phrases' objects that this phrase does not name too ("apple", "red apple")."""
   own = np.array([target.box for target in prompts[index].targets])
   boxes = [target.box for i, one in enumerate(prompts) if i != index for target in one.targets]
-  return [box for box in boxes if _iou(box, own).max() < 0.5]
-
-
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-  low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-  overlap = np.maximum(high - low, 0).prod(axis=1)
-  areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-  return overlap / np.maximum(areas - overlap, 1e-12)
+  return [box for box in boxes if iou(box, own).max() < 0.5]
 
 
 def _add_noise(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Num
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.mask_losses import at_least_one, cell_loss, fractions, mask_losses
 from sam3_jax.training.matcher import Pairs, one_to_many, one_to_one, overlap
-from sam3_jax.types import Predictions
+from sam3_jax.types import DetectorOutput
 from sam3_jax.utils.validation import check_numbers
 
 Terms = dict[str, Array]
@@ -88,7 +88,7 @@ class LossConfig:
 
 @standard_promotion
 def loss(
-  predictions: Predictions,
+  predictions: DetectorOutput,
   queries: int,
   targets: Targets,
   prompt_valid: Bool[Array, " P"],
@@ -98,9 +98,9 @@ def loss(
   """The total loss, and its terms before their weights.
 
   Args:
-    predictions: from `Detector.predict`. Logits are [L, P, queries], or [L, P, 2 * queries] with
-      one-to-many queries. Masks are of all prompts, or of the first prompts of each image; then the
-      masks of the other prompts have no loss.
+    predictions: from `Detector.detect_all_layers`. Logits are [L, P, queries], or
+      [L, P, 2 * queries] with one-to-many queries. Masks are of all prompts, or of the first
+      prompts of each image; then the masks of the other prompts have no loss.
     queries: one-to-one queries of the model, `Config.queries`.
     targets: of the same prompts. Objects beyond the number of queries are not matched.
     prompt_valid: False for padding.
@@ -137,7 +137,7 @@ def loss(
 
 
 def _query_terms(
-  predictions: Predictions,
+  predictions: DetectorOutput,
   queries: int,
   targets: Targets,
   valid: Bool[Array, "P O"],
@@ -145,7 +145,7 @@ def _query_terms(
   config: LossConfig,
 ) -> tuple[Terms, Pairs, Terms]:
   """Terms of classification, boxes and presence; the matched pairs; and figures for the log."""
-  layers, prompts = predictions.presence.shape
+  layers, prompts = predictions.presence_logit.shape
   # Padding may hold any box; a valid one keeps NaN out of the gradients.
   wanted = jnp.where(valid[..., None], targets.boxes, 0.5).astype(jnp.float32)
   present, objects = valid.any(axis=1), at_least_one(valid)
@@ -159,7 +159,7 @@ def _query_terms(
   pairs = match(logits, boxes, wanted, valid, config)
   box, giou, iou = _box_losses(boxes, wanted, pairs)
   classes = _class_losses(logits, iou, pairs, present, config)
-  presence = _presence_losses(predictions.presence, present, prompt_valid)
+  presence = _presence_losses(predictions.presence_logit, present, prompt_valid)
   terms = {
     **_by_layer("class", classes / count, config),
     **_by_layer("box", box / objects, config),

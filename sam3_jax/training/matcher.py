@@ -10,7 +10,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from sam3_jax.ops.boxes import cxcywh_to_xyxy
+from sam3_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou
 
 FORBIDDEN = 1e3  # above any cost, for logits within +-12 and boxes inside the image
 
@@ -98,12 +98,7 @@ def overlap(
   a: Float[Array, "*rows 4"], b: Float[Array, "*rows 4"]
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
   """IoU and GIoU (Rezatofighi et al. 2019, arXiv:1902.09630) of cxcywh boxes, elementwise."""
-  a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
-  inner = _area(jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:]))
-  outer = _area(jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:]))
-  union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - inner
-  union, outer = (jnp.maximum(x, 1e-12) for x in (union, outer))  # boxes without any extent
-  return inner / union, inner / union - (outer - union) / outer
+  return iou_and_giou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b))
 
 
 def assign(
@@ -134,7 +129,3 @@ def assign(
 def _all_overlaps(boxes: Float[Array, "*rows Q 4"], wanted: Float[Array, "*rows O 4"]):
   """IoU and GIoU of each object with each query, [..., O, Q]."""
   return overlap(boxes[..., None, :, :], wanted[..., :, None, :])
-
-
-def _area(low: Float[Array, "*rows 2"], high: Float[Array, "*rows 2"]) -> Float[Array, "*rows"]:
-  return jnp.maximum(high - low, 0).prod(axis=-1)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from sam3_jax.inference.sharding import mesh_of, whole
+from sam3_jax.inference.sharding import mesh_of, replicated
 from sam3_jax.training.optimizer import stacked_axes
 
 AXES = ("data", "fsdp")
@@ -44,7 +44,7 @@ def parameter_sharding(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSh
   layer = shape[stack:]
   fitting = [axis for axis, length in enumerate(layer) if length % parts == 0]
   if parts == 1 or not fitting or np.prod(layer) <= SMALL:
-    return whole(mesh)
+    return replicated(mesh)
   sharded = max(fitting, key=lambda axis: (layer[axis], axis))
   return NamedSharding(mesh, PartitionSpec(*[None] * (stack + sharded), "fsdp"))
 
@@ -60,13 +60,13 @@ def gatherer(mesh: Mesh, dtype: DTypeLike) -> Callable[[Any], Any] | None:
 
   def gather(x: Array) -> Array:
     sharding = parameter_sharding(mesh, "", x.shape)
-    if sharding == whole(mesh):
+    if sharding == replicated(mesh):
       return x
 
     @jax.custom_vjp
     def collect(x):
       x = x.astype(dtype) if x.ndim > 1 else x
-      return jax.lax.with_sharding_constraint(x, whole(mesh))
+      return jax.lax.with_sharding_constraint(x, replicated(mesh))
 
     def backward(_, gradient):
       return (jax.lax.with_sharding_constraint(gradient.astype(x.dtype), sharding),)
@@ -85,7 +85,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
   def sharding(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
     path = next((key.key for key in reversed(keys) if isinstance(key, jax.tree_util.DictKey)), None)
-    return whole(mesh) if path is None else parameter_sharding(mesh, path, leaf.shape)
+    return replicated(mesh) if path is None else parameter_sharding(mesh, path, leaf.shape)
 
   return jax.tree_util.tree_map_with_path(sharding, state)
 

@@ -28,7 +28,7 @@ from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, batch_sharding, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, update_ema
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
-from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
+from sam3_jax.types import DetectorOutput, ImageMaps, TextEmbedding
 
 Metrics = dict[str, Array]
 
@@ -151,7 +151,7 @@ def _objective(
 
 def predict(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
-) -> Predictions:
+) -> DetectorOutput:
   """Predictions for all prompts of a batch, ordered by image.
 
   Args:
@@ -163,7 +163,7 @@ def predict(
   """
   detector = Detector(settings.model, settings.dtype, True, settings.layering)
 
-  def predict_shard(batch: Batch, key: Array) -> Predictions:
+  def predict_shard(batch: Batch, key: Array) -> DetectorOutput:
     encoding, decoding = jax.random.split(key)
     maps, text = _encode(parameters, batch, encoding, settings)
     apply: Any = functools.partial(
@@ -171,13 +171,13 @@ def predict(
     )
     embedding, prompts = apply(maps, method=Detector.prepare), flat_prompts(batch, text)
     options = settings.one_to_many, settings.mask_prompts
-    return apply(embedding, prompts, *options, method=Detector.predict)
+    return apply(embedding, prompts, *options, method=Detector.detect_all_layers)
 
   found = _map_shards(predict_shard, batch, key, shards)
   if shards == 1:
     return found
-  return Predictions(
-    *(_join(x, 1) for x in (found.logits, found.boxes, found.presence)),
+  return DetectorOutput(
+    *(_join(x, 1) for x in (found.logits, found.boxes, found.presence_logit)),
     *(_join(x, 0) for x in (found.mask_logits, found.semantic_logits, found.cell_logits)),
   )
 
@@ -204,7 +204,7 @@ def sum_visual_losses(
   def sum_shard(batch: Batch, key: Array) -> Metrics:
     images = normalize(batch.images)
     features: Any = detector.apply({"params": parameters}, images, method=_trunk)
-    own, remat = parameters[VISUAL], settings.layering.again
+    own, remat = parameters[VISUAL], settings.layering.remat
     return visual_sums(own, head, features, batch.targets, key, settings.visual, remat)
 
   found = _map_shards(sum_shard, batch, key, shards)

@@ -25,7 +25,7 @@ from sam3_jax.inputs.visual_prompts import CORNERS, MASK_LIMIT, PADDING
 from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Targets, standard_promotion
 from sam3_jax.training.mask_losses import average_pool, dice_loss, fractions
-from sam3_jax.types import VisualEmbedding, VisualPredictions, VisualPrompts
+from sam3_jax.types import VisualEmbedding, VisualHeadOutput, VisualPrompts
 from sam3_jax.utils.validation import check_numbers
 
 Sums = dict[str, Array]
@@ -227,16 +227,16 @@ def corrective_click(
 
 def _predict(
   head: VisualHead, variables: Any, embedding: VisualEmbedding, prompts: VisualPrompts
-) -> VisualPredictions:
+) -> VisualHeadOutput:
   """Predictions for the same number of prompts of each image, ordered by image.
 
   Mapping over images avoids gathering their maps, whose gradients would have to be scattered.
   """
 
-  def of_image(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualPredictions:
+  def of_image(embedding: VisualEmbedding, prompts: VisualPrompts) -> VisualHeadOutput:
     one = jax.tree.map(lambda x: x[None], embedding)
     prompts = dataclasses.replace(prompts, image=jnp.zeros_like(prompts.image))
-    found: Any = head.apply(variables, one, prompts, method=VisualHead.predict)
+    found: Any = head.apply(variables, one, prompts, method=VisualHead.detect)
     return found
 
   images = len(embedding.coarse)
@@ -245,13 +245,13 @@ def _predict(
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
-def _best(found: VisualPredictions) -> Float[Array, "P Hm Wm"]:
+def _best(found: VisualHeadOutput) -> Float[Array, "P Hm Wm"]:
   """The mask of each prompt with the highest predicted IoU."""
   choice = found.iou.argmax(axis=1)[:, None, None, None]
   return jnp.take_along_axis(found.mask_logits, choice, axis=1)[:, 0].astype(jnp.float32)
 
 
-def _round_sums(found: VisualPredictions, sampled: SampledPrompts, config: VisualConfig) -> Sums:
+def _round_sums(found: VisualHeadOutput, sampled: SampledPrompts, config: VisualConfig) -> Sums:
   """Sums of one round over prompts: the terms, and `best_iou`, the IoU of the masks with the
   highest predicted IoU."""
   logits, masks = found.mask_logits, sampled.covered
