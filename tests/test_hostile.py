@@ -193,7 +193,7 @@ def test_indices_with_names_that_are_none(tmp_path, places, match):
       "https://example.com/sam3.pt",
       "https://example.com/sam3.pt is no path; run `sam3-jax convert",
     ),
-    ("hf://me/sam3", "say `sam3-jax convert hf://me/sam3 OUT`"),
+    ("hf://me/sam3", "run `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),
     ("sam3-huge", "sam3-huge does not exist; give model.safetensors"),
   ],
