@@ -94,7 +94,7 @@ class TestPipe:
 
   def test_what_a_side_cannot_do(self, opened):
     side = opened()
-    with pytest.raises(Unable, match=r"^it has no such step of its own$"):
+    with pytest.raises(Unable, match=r"^it has no such step$"):
       side.call("predict", 1)
     with pytest.raises(Unable, match=r"^ValueError: two lines:$"):
       side.call("encode", 2)
@@ -112,7 +112,7 @@ class TestPipe:
       opened(dtype="float16")
     with pytest.raises(Unable, match="nowhere cannot be run: No such file"):
       Side("x", [str(tmp_path / "nowhere")], {})
-    with pytest.raises(Unable, match="ended with status 0: it said nothing"):
+    with pytest.raises(Unable, match="ended with status 0: it printed no error"):
       Side("x", [sys.executable, "-c", ""], {})
 
   @pytest.mark.skipif(sys.platform != "linux", reason="cores are chosen on Linux only")
@@ -154,7 +154,7 @@ class TestTurns:
     assert skipped == [
       {
         "what": "fake float32: image and 1 prompt to masks",
-        "why": "it has no such step of its own",
+        "why": "it has no such step",
       }
     ]
 
@@ -190,7 +190,7 @@ class TestCases:
     assert cases.label("decode", 8) == "decode 8 prompts"
     assert cases.label("postprocess", 50) == "50 masks to the image's size"
     assert cases.label("encode", 2) == "encode 2 images"
-    assert cases.label("segment, compiled before", 1) == "segment, compiled before"
+    assert cases.label("segment, filled cache", 1) == "segment, filled cache"
 
 
 class TestGrowth:
@@ -217,7 +217,7 @@ class TestGrowth:
         ("encode", "b", (1, 2, 4)),
         ("decode", "a", (1, 8, 64)),
         ("postprocess", "a", (1, 10, 50, 200)),
-        ("segment, compiled before", "a", (1,)),
+        ("segment, filled cache", "a", (1,)),
       )
       for n in counts
     ]
@@ -326,7 +326,7 @@ class TestPeers:
 
   @pytest.mark.parametrize(("wanted", "cuda"), [("gpu", False), ("tpu", True)])
   def test_no_such_device(self, wanted, cuda):
-    with pytest.raises(Unable, match=f"^its PyTorch has no {wanted} here$"):
+    with pytest.raises(Unable, match=f"^its PyTorch finds no {wanted}$"):
       side_transformers.device(wanted, cuda)
 
 
