@@ -162,11 +162,15 @@ def _decode(prompts: int) -> Iterator[Part]:
   own = (_heads(prompts, TOKENS),) * 3
   yield Part(
     "decode", "fusion: attention of cells to cells", count - 1, _attention, own, whole=True
-  ) _, (params, *_) = module(layer, x, position, None, prompt, prompt, valid) to_context =
-  functools.partial(layer.apply, method=attend_to_prompt), (params, x, position, prompt, valid)
+  )
+  _, (params, *_) = module(layer, x, position, None, prompt, prompt, valid)
+  to_context = (
+    functools.partial(layer.apply, method=attend_to_prompt),
+    (params, x, position, prompt, valid),
+  )
   yield Part("decode", "fusion: the prompt, and MLP, without attention", count, *to_context)
-  to_prompt = _to_prompt(prompts) yield Part("decode", "fusion: attention to the prompt", count,
-  *to_prompt, whole=True)
+  to_prompt = _to_prompt(prompts)
+  yield Part("decode", "fusion: attention to the prompt", count, *to_prompt, whole=True)
 
   memory, queries = array(prompts, SIDE, SIDE, WIDTH), 1 + RELEASED.queries
   decoder = Decoder(RELEASED, BF16)
@@ -416,16 +420,19 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  ) parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
+  )
+  parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
   parser.add_argument("--prompts", type=int, default=8, help="prompts per call, on one image")
   parser.add_argument("--plain", action="store_true", help="compile straightforward versions")
   parser.add_argument("--only", default="", help="parts whose 'step: name' contains this")
-  parser.add_argument("--limit", type=int, default=300, help="time limit of the finer grade, in
-  seconds per part") parser.add_argument("--workers", type=int, default=1, help="parts to compile in
-  parallel") parser.add_argument("--out", type=Path, help="output directory, for tpu-TARGET.md and
-  .json") parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-  parser.add_argument("--grade", choices=("emitted", "planned"), help=argparse.SUPPRESS) return
-  parser.parse_args()
+  parser.add_argument(
+    "--limit", type=int, default=300, help="time limit of the finer grade, in seconds per part"
+  )
+  parser.add_argument("--workers", type=int, default=1, help="parts to compile in parallel")
+  parser.add_argument("--out", type=Path, help="output directory, for tpu-TARGET.md and .json")
+  parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+  parser.add_argument("--grade", choices=("emitted", "planned"), help=argparse.SUPPRESS)
+  return parser.parse_args()
 
 
 if __name__ == "__main__":
