@@ -18,7 +18,7 @@ from typing import Any
 
 import hlo
 
-from sam3_jax.inference.aot import DESCRIBED
+from sam3_jax.inference.aot import LIBTPU_ENVIRONMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Report:
 
 def describe() -> None:
   """Sets the variables to compile without a TPU."""
-  os.environ.update({"JAX_PLATFORMS": "cpu"} | DESCRIBED)
+  os.environ.update({"JAX_PLATFORMS": "cpu"} | LIBTPU_ENVIRONMENT)
 
 
 def emit() -> tempfile.TemporaryDirectory:

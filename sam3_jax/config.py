@@ -5,10 +5,9 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 
 import dataclasses
 import math
-import types
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from sam3_jax.utils.json_text import shown
+from sam3_jax.utils.dataclass_dict import from_dict
 
 # Far beyond any model: a damaged or hostile file must not cause an out-of-memory error.
 MAX_SIZE = 2**16
@@ -179,44 +178,8 @@ class Config:
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "Config":
     """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing."""
-    return _from_dict(cls, values, "config")
-
-
-def _from_dict(cls: type, values: Any, where: str) -> Any:
-  if not isinstance(values, dict):
-    raise ValueError(
-      f"{where} must be an object with the fields of {cls.__name__}; got {shown(values)}."
-    )
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  if values.keys() != fields.keys():
-    raise ValueError(
-      f"{where} must have exactly the fields of {cls.__name__}; unknown: "
-      f"{shown(sorted(values.keys() - fields.keys()))}, missing: "
-      f"{sorted(fields.keys() - values.keys())}. "
-      "Convert the checkpoint again with this version of sam3-jax."
-    )
-  return cls(
-    **{name: _typed(value, fields[name].type, f"{where}.{name}") for name, value in values.items()}
-  )
-
-
-def _typed(value: Any, expected: Any, where: str) -> Any:
-  if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-    return _from_dict(expected, value, where)
-  if get_origin(expected) is types.UnionType:  # of dataclasses, told apart by their fields
-    kinds = get_args(expected)
-    fitting = (kind for kind in kinds if {f.name for f in dataclasses.fields(kind)} == {*value})
-    return _from_dict(
-      next(fitting, kinds[0]) if isinstance(value, dict) else kinds[0], value, where
-    )
-  if get_origin(expected) is tuple:  # of any length; a list in JSON
-    if not isinstance(value, list | tuple):
-      raise ValueError(f"{where} must be a list; got {shown(value)}.")
-    (of, _) = get_args(expected)
-    return tuple(_typed(item, of, f"{where}[{i}]") for i, item in enumerate(value))
-  if type(value) is expected or (expected is float and type(value) is int):
-    return value
-  raise ValueError(f"{where} must be of type {expected.__name__}; got {shown(value)}.")
+    remedy = "Convert the checkpoint again with this version of sam3-jax."
+    return from_dict(cls, values, "config", complete=remedy)
 
 
 RELEASED = Config()

@@ -17,7 +17,7 @@ they stay on the device, and can be mapped, sharded, sliced and saved.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +26,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sam3_jax.utils.identity import Origin
 from sam3_jax.utils.pytrees import Saveable, Sliceable
-
-if TYPE_CHECKING:
-  from sam3_jax.outputs.instances import Instances
-  from sam3_jax.outputs.masks import Masks
 
 
 @struct.dataclass
@@ -223,14 +219,6 @@ class Detections(Saveable):
   ids: Int[Array, "P K"]
   mask_min_score: Float[Array, " P"] | None = None
 
-  def instances(self, threshold=0.5) -> "list[Instances]":
-    """The instances that score above `threshold`; see `sam3_jax.outputs.instances.instances`."""
-    from sam3_jax.outputs import (
-      instances as postprocess,  # a method for the user's sake: it uses what stands above
-    )
-
-    return postprocess.instances(self, threshold)
-
   def _upgrade(self, path: str | Path) -> Self:
     """Marks the prompts without masks, which files of version 1 do not: their masks are all 0."""
     blank = ~np.array([np.asarray(logits).any() for logits in self.semantic_logits], bool)
@@ -299,22 +287,9 @@ class VisualMasks(Saveable):
   image_index: Int[Array, " P"]
   sizes: Int[Array, "P 2"]
 
-  def best(self) -> "VisualMasks":
+  def best(self) -> Self:
     """Keeps each prompt's mask with the highest IoU; the first one of equals."""
     choice = self.iou.argmax(axis=1)[:, None]
     logits = jnp.take_along_axis(self.mask_logits, choice[:, :, None, None], axis=1)
     iou = jnp.take_along_axis(self.iou, choice, axis=1)
     return dataclasses.replace(self, mask_logits=logits, iou=iou)
-
-  def masks(self, hole_area: int = 0) -> "list[Masks]":
-    """Each prompt's K masks over the source image; see `outputs.instances.visual_masks`."""
-    from sam3_jax.outputs import instances as postprocess
-
-    return postprocess.visual_masks(self, hole_area)
-
-  def instances(self, hole_area: int = 0) -> "list[Instances]":
-    """Each prompt's best mask, as `Detections.instances` has those of a concept; see
-    `sam3_jax.outputs.instances.visual_instances`."""
-    from sam3_jax.outputs import instances as postprocess
-
-    return postprocess.visual_instances(self, hole_area=hole_area)

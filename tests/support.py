@@ -13,9 +13,12 @@ from sam3_jax import Sam3, Tokenizer
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import Prompts, TextEmbedding
 
-# Nearly all of the time of these tests is compilation: half of it is LLVM's optimisations, and of
-# the rest two thirds are XLA's newer way to write fused loops.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Nearly all of the time of these tests is compilation. Half of that is LLVM's optimizations, and
+# two thirds of the rest are XLA's newer emitter of fused loops, which jaxlib 0.11.2 and later
+# always use.
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+  QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def difference(got: Any, want: Any) -> float:
@@ -68,20 +71,17 @@ def _apply(params, key, args, method, options):
 _jitted = jax.jit(_apply, static_argnames=("method", "options"), compiler_options=QUICK)
 
 
-STATIC = {"_detect": "max_detections", "_score": "max_detections", "_decode_visual": "multimask"}
+STATIC = {"detect": "max_detections", "score": "max_detections", "decode_visual": "multimask"}
 
 
 def quick(model: Sam3) -> Sam3:
-  """The model with programs compiled with the options `QUICK`."""
-
-  def rejit(program: Any, name: str) -> Any:
-    options = {"static_argnames": STATIC.get(name), "compiler_options": QUICK}
-    return jax.jit(program.__wrapped__, **options)
-
-  for name in ("_encode_image", "_encode_text", "_mask", "_encode_visual", *STATIC):
-    setattr(model, name, rejit(getattr(model, name), name))
-  few = zip(model._few, ("_detect", "_score", "_mask"), strict=False)
-  model._few = [rejit(program, name) for program, name in few]
+  """The model with programs that compile with the options `QUICK`."""
+  programs = model.programs
+  for owner in (programs, programs.prompts, programs.split_prompts):
+    for name, program in vars(owner).items():
+      if hasattr(program, "lower"):
+        options = {"static_argnames": STATIC.get(name), "compiler_options": QUICK}
+        setattr(owner, name, jax.jit(program.__wrapped__, **options))
   return model
 
 

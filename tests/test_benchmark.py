@@ -12,7 +12,7 @@ from speed.client import Side
 from speed.inputs import mask_logits, phrases
 from speed.material import Material, seeded
 from speed.server import Unable
-from toy import CONFIG
+from training_model import CONFIG
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.cli import benchmark, main

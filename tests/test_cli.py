@@ -305,8 +305,8 @@ class TestBadInput:
       (["--box", "1,2,inf,4"], "must be finite"),
       (["--box", "50,2,3,40"], "has a negative extent"),
       (["--box", "1,2,30,40,7"], "must end in ,1 (positive) or ,0"),
-      (["--box", "500,2,600,40"], "lies wholly outside the 200 x 120 image"),
-      (["--box", "-5,-5,-1,-1"], "lies wholly outside the 200 x 120 image"),
+      (["--box", "500,2,600,40"], "is completely outside the 200 x 120 image"),
+      (["--box", "-5,-5,-1,-1"], "is completely outside the 200 x 120 image"),
       (["--text", "a", "--text", "b", "--box", "1,2,30,40"], "--box with 2 --text is ambiguous"),
       (["--text", "a", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
       (["--text", "a", "--threshold", "-0.1"], "--threshold must be between 0 and 1; got -0.1"),
@@ -450,9 +450,7 @@ class TestProgress:
     assert quiet.getvalue() == ""
 
   def test_the_hub_tells_what_it_does(self, monkeypatch):
-    monkeypatch.setattr(
-      "sam3_jax.checkpoint.registry.find_checkpoint", lambda name, **more: (name, [*more])
-    )
+    monkeypatch.setattr("sam3_jax.registry.find_checkpoint", lambda name, **more: (name, [*more]))
     assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress", "note"])
     assert arguments.find("name", quiet=True) == ("name", [])
 

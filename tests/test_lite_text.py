@@ -48,7 +48,7 @@ def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
   assert bundle.config == lite.config(mixers)
   done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
   got = load_file(tmp_path / "out" / "model.safetensors")
-  want = {f"detector_model.{n}": x for n, x in lite.weights_of_all(mixers).items()}
+  want = {f"detector_model.{n}": x for n, x in lite.all_weights(mixers).items()}
   assert got.keys() == want.keys()
   for name, array in want.items():
     assert got[name].dtype == array.dtype

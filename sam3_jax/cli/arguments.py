@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from sam3_jax.checkpoint.hf_hub import SCHEME
 from sam3_jax.utils.console import Console, progress, say
-from sam3_jax.utils.os_errors import remedy
+from sam3_jax.utils.os_errors import error_text, remedy
 from sam3_jax.utils.paths import require_local
 
 if TYPE_CHECKING:
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
 
 def find(checkpoint: str, quiet: bool) -> Path:
   """`registry.find_checkpoint`, with the progress of downloads and conversions on stderr."""
-  from sam3_jax.checkpoint.registry import find_checkpoint
+  from sam3_jax.registry import find_checkpoint
 
   if not checkpoint.startswith(SCHEME):
     return find_checkpoint(checkpoint)
@@ -83,7 +83,7 @@ def check_writable(out: Path, option: str = "--out") -> None:
     tempfile.TemporaryFile(dir=existing).close()
   except OSError as error:
     raise ValueError(
-      f"cannot write to {out} ({error.strerror}); {remedy(error)} or choose another "
+      f"cannot write to {out} ({error_text(error)}); {remedy(error)} or choose another "
       f"directory with {option}."
     ) from error
 

@@ -8,12 +8,13 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.utils.console import RESUME, Console, complain, loading, say, terminable
+from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.utils.signals import RESUME, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
 DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 
@@ -156,11 +157,11 @@ def batch(
   }  # fmt: skip
   settings: dict[str, Any] = {
     "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
-    "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
-    "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "part_size": part_size, "batch_images": batch_images, "batch_prompts": batch_prompts,
+    "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   notes = ListingNotes()
   with terminable(DEADLINE) as stopping:
@@ -177,7 +178,7 @@ def batch(
         job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
       )
     except StorageError as error:
-      complain(str(error))
+      print_error(str(error))
       whole = False
     finally:
       if job.process == 0:
@@ -207,15 +208,15 @@ def _prepare(
     notes: counts the files that the listing skips.
     strict: raise if files are skipped.
   """
-  from sam3_jax.batch.inputs import check_phrases, find
-  from sam3_jax.batch.processes import join
+  from sam3_jax.batch.inputs import check_phrases, list_inputs
+  from sam3_jax.batch.processes import initialize
 
-  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts, notes)
+  found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
   if strict:
     notes.refuse()
   if device is Device.cpu:
     arguments.use_device(device)
-  process, processes = join(**members)
+  process, processes = initialize(**members)
 
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3
@@ -232,7 +233,7 @@ def _prepare(
 def _merge(out: Path, to: Layout, console: Console) -> None:
   from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())

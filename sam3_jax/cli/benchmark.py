@@ -141,7 +141,7 @@ def benchmark(
   # Outside the package, and so unknown to pyright.
   from speed import cases, plots, report, run  # pyright: ignore[reportMissingImports]
 
-  from sam3_jax.checkpoint.registry import find_checkpoint
+  from sam3_jax.registry import find_checkpoint
 
   with contextlib.ExitStack() as stack:
     if work is None:

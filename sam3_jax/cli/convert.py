@@ -1,6 +1,7 @@
 """`sam3-jax convert`."""
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Debug, Quiet
 from sam3_jax.utils.console import Console, progress, say
-from sam3_jax.utils.paths import place, require_local, scheme_of
+from sam3_jax.utils.paths import require_local, resolve_path, scheme_of
 
 
 class Format(enum.StrEnum):
@@ -110,13 +111,13 @@ def convert(
     return
 
   if scheme_of(out):
-    out = place(out)
+    out = resolve_path(out)
 
   console, notes = Console(quiet=quiet), []
   options = {"dtype": dtype.value, "tokenizer": tokenizer, "key": key, "lora_alpha": lora_alpha}
   if base is not None:
     options["base"] = arguments.find(base, quiet)
-  options |= {"format": format.value, "fingerprint": verify, "note": notes.append}
+  options |= {"format": format.value, "trial": _trial(verify), "note": notes.append}
   line = _convert(source, out, quiet, **options)
 
   from sam3_jax.checkpoint.bundle import inspect
@@ -125,6 +126,14 @@ def convert(
   say(console, f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
   for text in [*notes, *([line] if line else [])]:
     say(console, text)
+
+
+def _trial(verify: bool) -> Callable[..., str] | None:
+  if not verify:
+    return None
+  from sam3_jax.inference.verify import verify_conversion
+
+  return verify_conversion
 
 
 def _convert(source: str, out: Path, quiet: bool, **options: Any) -> str | None:

@@ -83,10 +83,11 @@ def _compare_fingerprint(summary: "Summary", stored: "Fingerprint") -> "Summary"
   """Runs the model and adds the result of the comparison to the summary."""
   from sam3_jax.checkpoint import fingerprint
   from sam3_jax.inference.predictor import Sam3
+  from sam3_jax.inference.verify import compute_fingerprint
 
   model = Sam3.from_checkpoint(summary.path, dtype=stored.dtype)
   try:
-    off = fingerprint.compare(fingerprint.compute(model), stored)
+    off = fingerprint.compare(compute_fingerprint(model), stored)
   except ValueError as error:
     raise ValueError(f"{summary.path}: {error}") from error
   line = f"equal within {off:.1e}, {fingerprint.TOLERANCES[stored.dtype]:.0e} allowed"

@@ -31,14 +31,13 @@ from sam3_jax.cli import (
 from sam3_jax.utils.console import (
   FAILED,
   INTERRUPTED,
-  RESUME,
-  complain,
-  forgive_encodings,
-  interruptible,
   one_line,
+  print_error,
   printable,
+  replace_unencodable,
   silence,
 )
+from sam3_jax.utils.signals import RESUME, interruptible
 
 app = typer.Typer(
   help="SAM 3 in JAX: find, box and mask every instance of a concept in an image.",
@@ -89,7 +88,7 @@ def main(typed: Sequence[str] | None = None) -> int:
   """
   typed = list(sys.argv[1:] if typed is None else typed) or ["--help"]
   debug, status = "--debug" in typed, FAILED
-  forgive_encodings()
+  replace_unencodable()
   with silence(debug), interruptible() as interrupted:
     try:
       status = app(typed, prog_name="sam3-jax", standalone_mode=False) or 0
@@ -101,7 +100,7 @@ def main(typed: Sequence[str] | None = None) -> int:
       command = error.ctx.command_path if error.ctx else "sam3-jax"
       message = error.format_message()
       stop = "" if message.endswith((".", "?", "!")) else "."
-      complain(f"{message}{stop} See `{command} --help`.")
+      print_error(f"{message}{stop} See `{command} --help`.")
     except BrokenPipeError:  # the reader of the output has exited
       _leave_pipe()
     except Exception as error:
@@ -110,9 +109,9 @@ def main(typed: Sequence[str] | None = None) -> int:
       if interrupted.is_set():  # XLA turns KeyboardInterrupt into other exceptions
         status = INTERRUPTED
       else:
-        complain(one_line(error))
+        print_error(one_line(error))
     if status == INTERRUPTED:
-      complain("interrupted; files written before are complete.")
+      print_error("interrupted; files written before are complete.")
   return status
 
 

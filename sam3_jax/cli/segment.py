@@ -92,7 +92,7 @@ def segment(
   arguments.check_fraction("--threshold", threshold)
   arguments.check_writable(out)
 
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   notes = ListingNotes()
   images = arguments.images(images, notes)

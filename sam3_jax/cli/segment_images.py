@@ -14,13 +14,12 @@ from rich.text import Text
 
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inference.refine import add_instance, mend_by_clicks
+from sam3_jax.inference.refine import add_instance, refine_by_clicks
+from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.outputs.coco_json import (
-  ANNOTATIONS,
-  IMAGE,
   coco,
   json_of,
   output_stems,
@@ -29,7 +28,7 @@ from sam3_jax.outputs.coco_json import (
 )
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.visualize import overlay
-from sam3_jax.utils.console import Console, complain, loading, printable, progress, say
+from sam3_jax.utils.console import Console, loading, print_error, printable, progress, say
 from sam3_jax.utils.os_errors import reason
 
 DEFAULT_THRESHOLD = 0.5
@@ -143,7 +142,7 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         try:
           rows = _segment(model, job, path, outputs)
         except _BadImageError as error:
-          complain(str(error), errors)
+          print_error(str(error), errors)
           failures += 1
         else:
           done.append(outputs)
@@ -212,7 +211,7 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
     found = model.decode_visual(
-      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+      embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
   found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
@@ -221,8 +220,8 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
     if prompt.box is not None:
       instances = [add_instance(model, embedding, instances[0], prompt)]
     else:
-      mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
-      instances = [mended]
+      refined = refine_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
+      instances = [refined]
   return instances
 
 

@@ -103,7 +103,8 @@ def train(
   arguments.use_device(device)
 
   from sam3_jax.training import run
-  from sam3_jax.training.config import TrainConfig, overlaid, read
+  from sam3_jax.training.config import TrainConfig
+  from sam3_jax.training.config_file import override, read
 
   typed = {
     "annotations": data,
@@ -113,12 +114,12 @@ def train(
     "evaluation_images": evaluation_images,
     "evaluate_every": evaluate_every,
     "steps": steps,
-    "data.batch": batch,
+    "data.batch_size": batch,
     "optimizer.learning_rate": learning_rate,
-    "train": pattern,
+    "trainable": pattern,
     "lora.rank": lora,
   }
-  values = overlaid({} if config is None else read(config), typed)
+  values = override({} if config is None else read(config), typed)
   settings, errors = TrainConfig.from_dict(values), Console(stderr=True, quiet=quiet)
   if check or out is None:
     say(Console(quiet=quiet), run.check(settings, errors))

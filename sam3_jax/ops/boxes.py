@@ -1,8 +1,13 @@
-"""Conversions between box formats; x before y everywhere."""
+"""Conversions between box formats, and the IoU of boxes; x before y everywhere."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+_MIN_AREA = 1e-12  # for denominators
 
 
 def cxcywh_to_xyxy(boxes: Float[Array, "*rows 4"]) -> Float[Array, "*rows 4"]:
@@ -15,6 +20,44 @@ def xyxy_to_cxcywh(boxes: Float[Array, "*rows 4"]) -> Float[Array, "*rows 4"]:
   """Converts the corners x0, y0, x1, y1 to centre and extent, in the same unit."""
   low, high = boxes[..., :2], boxes[..., 2:]
   return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def iou(boxes: Any, others: Any) -> Any:
+  """The IoU of boxes xyxy, elementwise with broadcasting; 0 for boxes without area.
+
+  NumPy arrays give NumPy arrays, JAX arrays give JAX arrays.
+  """
+  inner, union = _intersection_and_union(boxes, others)
+  return inner / union
+
+
+def iou_and_giou(boxes: Any, others: Any) -> tuple[Any, Any]:
+  """As `iou`, and the generalized IoU (Rezatofighi et al. 2019, arXiv:1902.09630)."""
+  xp = _namespace(boxes, others)
+  inner, union = _intersection_and_union(boxes, others)
+  low = xp.minimum(boxes[..., :2], others[..., :2])
+  high = xp.maximum(boxes[..., 2:], others[..., 2:])
+  outer = xp.maximum(_area(xp, low, high), _MIN_AREA)
+  return inner / union, inner / union - (outer - union) / outer
+
+
+def _intersection_and_union(boxes: Any, others: Any) -> tuple[Any, Any]:
+  """Areas; the union is positive."""
+  xp = _namespace(boxes, others)
+  low = xp.maximum(boxes[..., :2], others[..., :2])
+  high = xp.minimum(boxes[..., 2:], others[..., 2:])
+  inner = _area(xp, low, high)
+  areas = _area(xp, boxes[..., :2], boxes[..., 2:]) + _area(xp, others[..., :2], others[..., 2:])
+  return inner, xp.maximum(areas - inner, _MIN_AREA)
+
+
+def _area(xp: Any, low: Any, high: Any) -> Any:
+  return xp.maximum(high - low, 0).prod(axis=-1)
+
+
+def _namespace(*arrays: Any) -> Any:
+  """jax.numpy if there is a JAX array, else NumPy."""
+  return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
 def inverse_sigmoid(x: Float[Array, "*rows"], epsilon: float = 1e-3) -> Float[Array, "*rows"]:
