@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import CONFIG, parameters, visual_parameters
+from golden_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Sam3, Tokenizer
 from sam3_jax.model.sam3 import Detector

@@ -15,7 +15,8 @@ from speed.server import Unable
 from training_model import CONFIG
 
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.cli import benchmark, main
+from sam3_jax.cli import benchmark
+from sam3_jax.cli.main import main
 from sam3_jax.config import SIZES
 from sam3_jax.utils.param_tree import flatten
 
@@ -396,7 +397,7 @@ class TestCommand:
     typed = ["benchmark", "--checkpoint", str(bundle), "--repeats", "2", "--device", "cpu"]
     typed += ["--only", "preprocess", "--only", "postprocess", "--out", str(tmp_path / "out")]
     typed += ["--peer", "keras-hub", "--peer-python", str(tmp_path / "nowhere")]
-    assert main.main(typed) == 0
+    assert main(typed) == 0
     written = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     text = (tmp_path / "out" / "benchmark.md").read_text()
     assert capsys.readouterr().out == text
@@ -444,7 +445,7 @@ class TestCommand:
   )
   def test_faults(self, typed, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["benchmark", *typed]) == 2
+    assert main(["benchmark", *typed]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -453,5 +454,5 @@ class TestCommand:
 
   def test_without_a_clone(self, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(benchmark, "CLONE", tmp_path)
-    assert main.main(["benchmark"]) == 2
+    assert main(["benchmark"]) == 2
     assert "clone the repository" in capsys.readouterr().err

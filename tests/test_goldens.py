@@ -9,9 +9,9 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, GOLDENS, parameters
 from scipy.special import expit
 from support import assert_close, run
-from tiny import CONFIG, GOLDENS, parameters
 
 from sam3_jax.model.decoder import BoxBias
 from sam3_jax.model.positions import sine_map

@@ -9,11 +9,11 @@ import jax
 import lite
 import numpy as np
 import pytest
+from golden_model import GOLDENS
 from layouts import TOKENIZER
 from safetensors.numpy import load_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
-from tiny import GOLDENS
 from typer.testing import CliRunner
 
 from sam3_jax.checkpoint import bundle as checkpoint

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import parameters
 from support import assert_close, difference, random_images, random_prompts, random_tokens, run
-from tiny import parameters
 
 WIDE, NARROW = jnp.float32, jnp.bfloat16
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, GOLDENS, visual_parameters
 from support import QUICK, assert_close, difference
-from tiny import CONFIG, GOLDENS, visual_parameters
 
 from sam3_jax.config import RELEASED
 from sam3_jax.model.visual import head
