@@ -1,8 +1,8 @@
-"""Set up before anything is imported: eight CPU devices, shapes checked, and no programs kept in
-the user's cache.
+"""Settings made before other imports: eight CPU devices, run-time checks of shapes, and no
+compilation cache.
 
-Signatures of sam3_jax.model, ops and visual are checked at run time. The struct dataclasses of
-types.py are not: JAX puts other things than arrays into them on its way through transformations.
+Shapes in the signatures of sam3_jax.model and sam3_jax.ops are checked at run time. Those of the
+struct dataclasses in types.py are not, as JAX's transformations put other objects into them.
 """
 
 import os
@@ -23,5 +23,5 @@ jaxtyping.install_import_hook(
 
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:
-  """The one copy of CLIP's vocabulary."""
+  """CLIP's vocabulary."""
   return Path(__file__).parent / "goldens" / "tokenizer.model"
