@@ -1,6 +1,6 @@
 """bfloat16 with residual streams in bfloat16, as ours, or in float32, as under PyTorch's autocast.
 
-  python benchmarks/autocast.py --size large      # seeded weights of the released size: 8 GB
+  python benchmarks/autocast.py --size vit-large      # seeded weights of the released size: 8 GB
   python benchmarks/autocast.py                   # sam3-tiny, which is trained
 
 Meta runs bfloat16 under autocast: products take bfloat16 operands, but what residual blocks add up,
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
   arrays = {
     "map_fine": embedding.fine, "map_middle": embedding.middle, "map_coarse": embedding.coarse,
     "scores": found.scores, "boxes": found.boxes * config.image_size,
-    "presence": found.presence, "mask_logits": found.mask_logits,
+    "presence": found.presence_logit, "mask_logits": found.mask_logits,
     "visual_iou": visual.iou, "visual_mask_logits": visual.mask_logits,
   }  # fmt: skip
   np.savez(arguments.out, **{name: np.asarray(x, np.float32) for name, x in arrays.items()})
@@ -108,7 +108,7 @@ def emulate(*, everywhere: bool) -> None:
 
   from sam3_jax.model import sam3, text, vit
   from sam3_jax.model.fusion import FusionEncoder
-  from sam3_jax.model.layers import layer_norm
+  from sam3_jax.model.norms import LayerNorm
 
   wide = jnp.float32
 
@@ -124,26 +124,27 @@ def emulate(*, everywhere: bool) -> None:
       position = self.param("position", vit.nn.initializers.zeros, shape)
       repeats = -(-side // config.pretrain_grid)
       position = jnp.tile(position, (repeats, repeats, 1))[:side, :side]
-      x = layer_norm(dtype=wide, name="norm_pre")(x.astype(wide) + position)
+      x = LayerNorm(dtype=wide, name="norm_pre")(x.astype(wide) + position)
       x = x.reshape(len(x), side * side, config.width)
-      x = vit._walk(self.variables["params"]["groups"], x, config, side, self.dtype)
+      x = vit._scan_blocks(self.variables["params"]["groups"], x, config, side, self.dtype)
       return x.reshape(-1, side, side, config.width).astype(self.dtype)
 
   class Fusion(FusionEncoder):
     def attend(self, image, position):
       return super().attend(image.astype(wide), position)
 
-    def __call__(self, attended, *rest):
-      return super().__call__(attended.astype(wide), *rest).astype(self.dtype)
+    def __call__(self, attended, position, prompt, valid):
+      fused = super().__call__(attended.astype(wide), position, prompt, valid)
+      return fused.astype(self.dtype)
 
   sam3.Trunk = Trunk
   if everywhere:
     sam3.FusionEncoder, stacked = Fusion, text.stacked
 
-    def widened(*settings, **named):
-      def build(*sizes, **more):
-        layer = stacked(*settings, **named)(*sizes, **more)
-        return lambda x, *rest: layer(x.astype(wide), *rest)
+    def widened(block, length, layering):
+      def build(*fields, **named_fields):
+        layer = stacked(block, length, layering=layering)(*fields, **named_fields)
+        return lambda x, drop_path: layer(x.astype(wide), drop_path)
 
       return build
 

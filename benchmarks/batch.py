@@ -3,10 +3,10 @@
   python benchmarks/batch.py --images 400 --out benchmarks/results        # with sam3-tiny
   python benchmarks/batch.py --images 10000 --memory --out benchmarks/results
 
-The first stage is a bare loop of the jitted programs on arrays that lie ready; each further one
-adds a stage of the pipeline: masks and records, reading of JPEGs, writing of part files, and then
-the whole job, which also checks, reports and syncs. All run one after another in one process, on
-the same images (JPEG, 448 x 800, with two phrases each), after every program has been compiled.
+The first measurement is a loop over the jitted programs on arrays in memory. Each of the next ones
+adds a stage of the pipeline: masks and records, reading of JPEGs, writing of part files. The last
+one is the complete job, which also verifies, reports and syncs. All run in one process, on the same
+images (JPEG, 448 x 800, two phrases each), after every program has been compiled.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from rich.console import Console
 from timing import machine
 
 from sam3_jax import Sam3, find_checkpoint
-from sam3_jax.batch import parts, pipeline
-from sam3_jax.batch import run as runs
+from sam3_jax.batch import job_files, pipeline
 from sam3_jax.batch.engine import Engine, Slot
-from sam3_jax.batch.inputs import find
+from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.job import Job
-from sam3_jax.batch.parts import PartWriter
-from sam3_jax.batch.prompt_schema import concepts
-from sam3_jax.batch.reading import Source, reading
-from sam3_jax.batch.records import record
+from sam3_jax.batch.part_writer import PartWriter
+from sam3_jax.batch.prefetch import prefetch, read_task
+from sam3_jax.batch.prompt_schema import concept_prompts
+from sam3_jax.batch.records import make_record
+from sam3_jax.batch.run import run
 from sam3_jax.inference import sharding
 
-PHRASES = 2  # of an image
-PART = 256  # images of a part file, about: parts end with a batch
-WATCHED = 250  # with --memory, so that a thousand ends a part
-READY = 50  # batches that lie in memory for the first stages
+PHRASES = 2  # per image
+PART = 256  # approximate number of images per part: parts end with a batch
+WATCHED = 250  # images per part with --memory, so that a part ends at each thousand
+READY = 50  # batches in memory for the first measurements
 
 
 def device_only(engine: Engine, slots: Iterator[list[Slot]]) -> None:
@@ -56,10 +56,10 @@ def device_only(engine: Engine, slots: Iterator[list[Slot]]) -> None:
 
 
 class Parts:
-  """Part files of `rows` records at a time, one after another."""
+  """Writes part files, one after another."""
 
-  def __init__(self, out: Path, rows: int):
-    self._out, self._size = out, max(1, PART // rows) * rows
+  def __init__(self, out: Path, batch_size: int):
+    self._out, self._size = out, max(1, PART // batch_size) * batch_size
     self._writer: PartWriter | None = None
     self._next = 0
 
@@ -81,13 +81,13 @@ class Parts:
 def with_masks(
   engine: Engine, slots: Iterator[list[Slot]], threads: int, written: Parts | None = None
 ) -> None:
-  """The devices, and one thread that waits for them, has others make records, and writes these
-  if there are parts to write."""
+  """The devices, and a thread that waits for them, has other threads make records, and writes the
+  records if there are parts to write."""
 
-  def finish(work: Any, batch: list[Slot]) -> None:
-    found = work.instances()
-    jobs = [(i, "a.jpg", one.size, one.prompts, found[i]) for i, one in enumerate(batch)]
-    lines = list(makers.map(lambda job: record(*job), jobs))
+  def finish(pending: Any, batch: list[Slot]) -> None:
+    found = pending.instances()
+    results = [(i, "a.jpg", slot.size, slot.prompts, found[i]) for i, slot in enumerate(batch)]
+    lines = list(makers.map(lambda result: make_record(*result), results))
     if written is not None:
       written.add(lines)
 
@@ -104,45 +104,45 @@ def with_masks(
 
 
 def resident() -> int:
-  """Bytes of this process that are in memory now."""
+  """Resident memory of this process in bytes."""
   return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
 @contextlib.contextmanager
 def watching(job: Job, memory: dict[int, list[int]]) -> Iterator[None]:
-  """Notes what is in memory, by the number of parts of a job that are done."""
-  over = threading.Event()
+  """Records the resident memory, by the number of finished parts of a job."""
+  stop = threading.Event()
 
   def watch() -> None:
-    while not over.wait(0.25):
-      memory.setdefault(len(parts.done(job.out)), []).append(resident())
+    while not stop.wait(0.25):
+      memory.setdefault(len(job_files.finished_parts(job.out)), []).append(resident())
 
   thread = threading.Thread(target=watch)
   thread.start()
   try:
     yield
   finally:
-    over.set()
+    stop.set()
     thread.join()
 
 
 def means(memory: dict[int, list[int]], job: Job) -> dict[str, int]:
-  """What was in memory, on an average while the last part before each thousand images was done;
-  of a shorter job, while each part was."""
-  rows = {
+  """Mean resident memory during the last part before each thousand images; in a shorter job, during
+  each part."""
+  sizes_by_end = {
     min((done + 1) * job.part_size, len(job.inputs)): sum(sizes) // len(sizes)
     for done, sizes in sorted(memory.items())
     if done * job.part_size < len(job.inputs)
   }
-  thousands = {end: size for end, size in rows.items() if end % 1000 == 0}
-  return {f"{end:,} images": size for end, size in (thousands or rows).items()}
+  thousands = {end: size for end, size in sizes_by_end.items() if end % 1000 == 0}
+  return {f"{end:,} images": size for end, size in (thousands or sizes_by_end).items()}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
   model = Sam3.from_checkpoint(find_checkpoint(arguments.checkpoint), mesh=sharding.make_mesh())
-  engine = Engine(model, threshold=arguments.threshold, images=arguments.images)
-  rows, side = engine.rows, model.config.image_size
-  batches = max(1, arguments.images // rows)
+  engine = Engine(model, threshold=arguments.threshold, images=arguments.batch_images)
+  batch_size, side = engine.batch_size, model.config.image_size
+  batches = max(1, arguments.images // batch_size)
   seconds: dict[str, float] = {}
 
   def take(name: str, function: Callable[[], Any]) -> None:
@@ -152,44 +152,51 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
   with tempfile.TemporaryDirectory() as temporary:
     folder, quiet = Path(temporary) / "images", Console(quiet=True)
-    inputs = find(str(batch_scenes.write(folder, batches * rows, scale=2, phrases=PHRASES)))
+    inputs = list_inputs(
+      str(batch_scenes.write(folder, batches * batch_size, scale=2, phrases=PHRASES))
+    )
 
     def job(name: str, count: int) -> Job:
       return Job(
         inputs=inputs[:count], out=Path(temporary) / name,
-        threshold=arguments.threshold, images=arguments.images, workers=arguments.workers,
+        threshold=arguments.threshold, batch_images=arguments.batch_images,
+        workers=arguments.workers,
         part_size=WATCHED if arguments.memory else PART,
       )  # fmt: skip
 
     def read(count: int) -> Iterator[list[Slot]]:
-      source = Source(inputs[: count * rows], side, 10**8)
-      with reading(source, workers=arguments.workers, threads=1, ahead=2 * rows) as images:
-        slots = map(lambda x, one: Slot(x.pixels, x.size, one.prompts), images, inputs)
+      tasks = map(read_task, inputs[: count * batch_size], itertools.count())
+      with prefetch(
+        tasks, side=side, max_pixels=10**8, workers=arguments.workers, threads=1,
+        ahead=2 * batch_size,
+      ) as images:  # fmt: skip
+        slots = map(lambda x, item: Slot(x.pixels, x.size, item.prompts), images, inputs)
         for _ in range(count):
-          yield list(itertools.islice(slots, rows))
+          yield list(itertools.islice(slots, batch_size))
 
-    engine.learn(prompt for one in inputs for prompt in concepts(one.prompts))
+    engine.encode_phrases(prompt for item in inputs for prompt in concept_prompts(item.prompts))
     ready = list(read(1 if arguments.memory else min(batches, READY)))
     engine.start(ready[0]).instances()
 
-    def again() -> Iterator[list[Slot]]:
+    def repeated() -> Iterator[list[Slot]]:
       return itertools.islice(itertools.cycle(ready), batches)
 
     if not arguments.memory:
-      take("devices only", lambda: device_only(engine, again()))
-      take("+ masks", lambda: with_masks(engine, again(), 1))
+      take("devices only", lambda: device_only(engine, repeated()))
+      take("+ masks", lambda: with_masks(engine, repeated(), 1))
       take("+ reading", lambda: with_masks(engine, read(batches), 1))
-      written = Parts(Path(temporary) / "written", rows)
+      written = Parts(Path(temporary) / "written", batch_size)
       take("+ writing", lambda: with_masks(engine, read(batches), 1, written))
-    whole, memory = job("all", len(inputs)), {}
-    with watching(whole, memory) if arguments.memory else contextlib.nullcontext():
-      take("whole job", lambda: runs.run(whole, model, quiet, quiet))
+    complete, memory = job("all", len(inputs)), {}
+    with watching(complete, memory) if arguments.memory else contextlib.nullcontext():
+      take("complete job", lambda: run(complete, model, quiet, quiet))
   return {
     "machine": machine(),
     "what": f"{arguments.checkpoint}, {len(inputs)} images, {PHRASES} phrases each, "
-    f"{engine.rows} images a batch, {arguments.workers} workers, threshold {arguments.threshold}",
+    f"{batch_size} images per batch, {arguments.workers} workers, "
+    f"threshold {arguments.threshold}",
     "images_a_second": {name: len(inputs) / value for name, value in seconds.items()},
-    "resident_bytes": means(memory, whole),
+    "resident_bytes": means(memory, complete),
   }
 
 
@@ -197,12 +204,13 @@ def markdown(report: dict[str, Any]) -> str:
   rates = report["images_a_second"]
   first = next(iter(rates.values()))
   lines = [
-    f"{report['what']}; {report['machine']}.", "", "| stages | images/s | of the first |",
+    f"{report['what']}; {report['machine']}.", "",
+    "| stages | images/s | relative to the first |",
     "|---|---|---|",
   ]  # fmt: skip
   lines += [f"| {name} | {rate:.1f} | {rate / first:.0%} |" for name, rate in rates.items()]
   if sizes := list(report["resident_bytes"].values()):
-    lines += ["", "| in memory at | MB | of the first |", "|---|---|---|"]
+    lines += ["", "| memory at | MB | relative to the first |", "|---|---|---|"]
     lines += [
       f"| {name} | {size / 1e6:.0f} | {size / sizes[0]:.1%} |"
       for name, size in report["resident_bytes"].items()
@@ -216,11 +224,13 @@ def main() -> int:
   )
   parser.add_argument("--checkpoint", default="sam3-tiny")
   parser.add_argument("--images", type=int, default=400)
-  parser.add_argument("--images", type=int, default=4, help="images of a batch on each device")
-  parser.add_argument("--workers", type=int, default=0, help="processes that read; 0: a thread")
+  parser.add_argument("--batch-images", type=int, default=4, help="images per batch and device")
+  parser.add_argument("--workers", type=int, default=0, help="reader processes; 0: a thread")
   parser.add_argument("--threshold", type=float, default=0.5)
-  parser.add_argument("--memory", action="store_true", help="the whole job only, watched")
-  parser.add_argument("--out", type=Path, help="folder for batch.md and batch.json")
+  parser.add_argument(
+    "--memory", action="store_true", help="measure the memory of the complete job"
+  )
+  parser.add_argument("--out", type=Path, help="directory for batch.md and batch.json")
   arguments = parser.parse_args()
   report = measure(arguments)
   print(markdown(report))

@@ -1,12 +1,12 @@
-"""One job by 1, 2 and 4 processes, and on 1, 4 and 8 devices: what comes of it has to be the same.
+"""Checks that a job has the same results with 1, 2 and 4 processes, and on 1, 4 and 8 devices.
 
   python benchmarks/batch_equal.py --scenes 200 --out benchmarks/results      # with sam3-tiny
 
-The processes of a job know of each other by `jax.distributed`, have two devices each, which XLA
-makes of the CPU, and must write the same merged file to the byte. Across numbers of devices sums
-are taken in another order: scores may differ by 1e-5, a mask by 1 pixel in 10,000 of its image,
-and an instance may be missing if it scores within 1e-5 of the threshold. The exit status is 1 if
-not.
+The processes of a job are connected by `jax.distributed` and have two devices each, which XLA
+emulates on the CPU. They must write the same merged file, to the byte. Different numbers of devices
+change the order of summation: scores may differ by 1e-5, a mask in 1 of 10,000 pixels of its
+image, and an instance may be missing if its score is within 1e-5 of the threshold. Otherwise the
+exit status is 1.
 """
 
 import argparse
@@ -29,13 +29,13 @@ Annotations = dict[tuple[int, int, int], dict[str, Any]]
 
 
 class Difference(NamedTuple):
-  """Of two merged files.
+  """Differences between two merged files.
 
   Attributes:
-    score: the largest.
-    pixels: the largest share of an image's pixels in which a mask differs.
-    missing: instances that only one of the two has, and whose score says they belong there.
-    compared: instances that both have.
+    score: largest difference of a score.
+    pixels: largest fraction of the pixels of an image in which a mask differs.
+    missing: number of instances in only one of the files that are not at the threshold.
+    compared: number of instances in both files.
   """
 
   score: float
@@ -45,7 +45,7 @@ class Difference(NamedTuple):
 
 
 def compare(one: Annotations, other: Annotations, threshold: float) -> Difference:
-  """Instances are found again by image, category and identity."""
+  """Compares instances with the same image, category and identity."""
   alone = [one.get(key) or other[key] for key in one.keys() ^ other.keys()]
   both = one.keys() & other.keys()
   scores = [abs(one[key]["score"] - other[key]["score"]) for key in both]
@@ -65,33 +65,33 @@ def _changed(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def read(data: bytes) -> Annotations:
-  rows = json.loads(data)["annotations"]
-  return {(row["image_id"], row["category_id"], row["identity"]): row for row in rows}
+  entries = json.loads(data)["annotations"]
+  return {(x["image_id"], x["category_id"], x["identity"]): x for x in entries}
 
 
 class Jobs:
-  """Runs of one job in a folder, each to an `--out` of its own."""
+  """Runs one job in a directory, each time with another `--out`."""
 
   def __init__(self, folder: Path, arguments: argparse.Namespace):
     self._folder, self._arguments = folder, arguments
     self._list = batch_scenes.write(folder / "scenes", arguments.scenes)
 
   def merged(self, processes: int, devices: int) -> bytes:
-    """What so many processes with so many devices each write together."""
+    """The merged file of a number of processes, with a number of devices each."""
     given, out = self._arguments, f"out-{processes}-{devices}"
     typed = ["batch", "--images", str(self._list), "--out", out]
     typed += ["--checkpoint", given.checkpoint, "--threshold", str(given.threshold)]
     typed += ["--part-size", "16", "--device", "cpu", "--quiet"]
-    places = [[]]
+    options = [[]]
     if processes > 1:
       with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-      places = [
+      options = [
         ["--coordinator", address, "--processes", str(processes), "--process", str(i)]
         for i in reversed(range(processes))
       ]
-    started = [self._start([*typed, *place], devices) for place in places]
+    started = [self._start([*typed, *option], devices) for option in options]
     states = [process.wait() for process in started]
     if any(states):
       raise RuntimeError(f"{out}: a process failed")
@@ -120,9 +120,17 @@ def main() -> int:
   parser.add_argument("--checkpoint", default="sam3-tiny")
   parser.add_argument("--scenes", type=int, default=200)
   parser.add_argument("--threshold", type=float, default=0.5)
-  parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4], help="of two devices")
-  parser.add_argument("--devices", type=int, nargs="*", default=[1, 4, 8], help="of one process")
-  parser.add_argument("--out", type=Path, help="folder for batch-equal.md")
+  parser.add_argument(
+    "--processes",
+    type=int,
+    nargs="*",
+    default=[1, 2, 4],
+    help="numbers of processes with two devices",
+  )
+  parser.add_argument(
+    "--devices", type=int, nargs="*", default=[1, 4, 8], help="numbers of devices of one process"
+  )
+  parser.add_argument("--out", type=Path, help="directory for batch-equal.md")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     jobs = Jobs(Path(temporary), arguments)
@@ -135,8 +143,8 @@ def main() -> int:
     f"{', '.join(map(str, arguments.processes))} processes of two devices: "
     f"{'equal to the byte' if same else 'NOT equal'}, {len(files[0]) if files else 0:,} bytes.",
     "",
-    "| devices | instances of both | largest difference of a score | of a mask, in pixels of its "
-    "image | missing |",
+    "| devices | instances in both | largest difference of a score | of a mask, as a fraction of "
+    "its image | missing |",
     "|---|---|---|---|---|",
   ]
   for count, found in zip(arguments.devices[1:], apart[1:], strict=True):

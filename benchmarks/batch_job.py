@@ -1,8 +1,8 @@
-"""What the campaigns against batch jobs share: a job's process without a model, and its results.
+"""Helpers of the fault tests of batch jobs: processes without a model, and their results.
 
-The engine of the tests stands for the model: it is quick, and its results depend on the pixels and
-the prompts alone, to the byte. As a program it is `sam3-jax batch` with that engine; environment
-variables make it slow, or make reads hang, as a network mount that is away does.
+The engine of the tests replaces the model: it is fast, and its results depend only on the pixels
+and the prompts, to the byte. As a program, this is `sam3-jax batch` with that engine. Environment
+variables make it slow, or make reads hang as on an unavailable network mount.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import batches  # noqa: E402
 
-from sam3_jax.batch import fetch  # noqa: E402
+from sam3_jax.batch import image_bytes  # noqa: E402
 
-HANG = "BATCH_JOB_HANG"  # name of a file that exists while reads of images called hang* block
-PAUSE = "BATCH_JOB_PAUSE"  # seconds a batch
+HANG = "BATCH_JOB_HANG"  # a file; while it exists, reads of images called hang* block
+PAUSE = "BATCH_JOB_PAUSE"  # seconds per batch
 COMMAND = (
   "batch", "--quiet", "--max-error-rate", "1", "--device", "cpu", "--batch-images", "2",
   "--part-size", "5",
 )  # fmt: skip
-RENAME = "BATCH_JOB_RENAME"  # number of the rename at which the process stands still
+RENAME = "BATCH_JOB_RENAME"  # number of the rename before which the process stops
 
 
 class _Hanging:
-  """The module `os`, but for opening images called hang*, which blocks as in the kernel."""
+  """The module `os`, except that opening images called hang* blocks, as in the kernel."""
 
   def __getattr__(self, name: str) -> Any:
     return getattr(os, name)
@@ -43,8 +43,8 @@ class _Hanging:
     return os.open(path, *arguments)
 
 
-if HANG in os.environ:  # also where a process for reading imports this module
-  fetch.os = _Hanging()  # pyright: ignore[reportAttributeAccessIssue]
+if HANG in os.environ:  # also in the reader processes, which import this module
+  image_bytes.os = _Hanging()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def entry() -> None:
@@ -54,11 +54,11 @@ def entry() -> None:
   _patch()
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
   if RENAME in os.environ:
-    stand_still(int(os.environ[RENAME]))
+    stop_at_rename(int(os.environ[RENAME]))
   main.entry()
 
 
-def inside(folder: Path, *typed: str) -> int:
+def run_inline(folder: Path, *typed: str) -> int:
   """Runs the command in this process; returns its exit status."""
   from sam3_jax.cli import main
 
@@ -76,8 +76,8 @@ def _patch() -> None:
   Sam3.from_checkpoint = lambda *_, **__: batches.MODEL
 
 
-def stand_still(number: int) -> None:
-  """Has the process stop for a while before the rename or link that comes up as some number."""
+def stop_at_rename(number: int) -> None:
+  """Makes the process sleep before its rename or link of this number, from 0."""
   count = itertools.count()
 
   def slow(function: Any) -> Any:
@@ -95,7 +95,7 @@ def stand_still(number: int) -> None:
 def start(
   folder: Path, *typed: str, pause: float = 0.0, hang: Path | None = None, rename: int | None = None
 ) -> Any:
-  """Starts a process of a job whose files are in a directory."""
+  """Starts the command in a directory."""
   environment = os.environ | {"JAX_PLATFORMS": "cpu", PAUSE: str(pause)}
   if hang is not None:
     environment[HANG] = str(hang)
@@ -113,24 +113,24 @@ def python(folder: Path, *typed: str, environment: Any = None) -> Any:
 
 
 def finish(process: Any, limit: float = 300.0) -> tuple[int, str, float]:
-  """Exit status, what it said, and seconds until it ended; -9 if it had to be killed."""
-  began = time.monotonic()
+  """Waits; returns the exit status (-9 if it had to be killed), stderr, and seconds."""
+  start = time.monotonic()
   try:
-    _, said = process.communicate(timeout=limit)
+    _, errors = process.communicate(timeout=limit)
   except subprocess.TimeoutExpired:
     process.kill()
-    _, said = process.communicate()
-  return process.returncode, said, time.monotonic() - began
+    _, errors = process.communicate()
+  return process.returncode, errors, time.monotonic() - start
 
 
-def descendants(pid: int) -> list[int]:
-  """Processes that a process started and that are alive."""
+def children(pid: int) -> list[int]:
+  """The running child processes of a process."""
   listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
   return [int(line) for line in listed.stdout.split()]
 
 
 def alive(pids: list[int], patience: float = 5.0) -> list[int]:
-  """Those of some processes that do not end."""
+  """The processes that do not end within `patience` seconds."""
   end = time.monotonic() + patience
   while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
     if time.monotonic() > end:
@@ -140,7 +140,7 @@ def alive(pids: list[int], patience: float = 5.0) -> list[int]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-  """All files of a job's results, without what names the process or the moment."""
+  """The content of all files of a job, by relative path."""
   return {
     str(path.relative_to(out)): path.read_bytes()
     for path in sorted(out.rglob("*"))
@@ -149,7 +149,7 @@ def results(out: Path) -> dict[str, bytes]:
 
 
 def records(out: Path) -> dict[str, Any]:
-  """Every record, by image, without its place in the list and its file's time."""
+  """All records by image, without the index in the list and the time of the file."""
   found = {}
   for path in sorted((out / "parts").glob("part-??????.jsonl")):
     for line in path.read_bytes().splitlines():

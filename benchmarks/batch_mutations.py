@@ -1,11 +1,11 @@
-"""Changes a batch job's images between its runs, and looks for results that are mixed or stale.
+"""Changes the images of a batch job between its runs, and checks for mixed or stale results.
 
   python benchmarks/batch_mutations.py --count 200 --seed 0
 
-Each time a job over a folder, a list or tar files is done by one or three processes, in part or
-whole; then something about its images changes, and the job is run again. It must either be refused
-with a message that names what changed, or have done right: every record is the one that a new job
-over the images as they are now makes. Images that cannot be read now may be left out.
+Each trial runs a job over a directory, a list or tar files with one or three processes, partly or
+completely. Then it changes the images, and runs the job again. The job must either be refused with
+a message that names the change, or every record must equal that of a new job over the current
+images. Images that are unreadable now may be missing.
 """
 
 import argparse
@@ -25,10 +25,10 @@ from batch_job import batches, records
 from PIL import Image
 
 from sam3_jax.batch import pipeline
-from sam3_jax.batch import run as runs
-from sam3_jax.batch.inputs import find
+from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.job import Job
 from sam3_jax.batch.merge import merge
+from sam3_jax.batch.run import run
 
 COUNT = 13  # images
 KINDS = ("folder", "list", "tar")
@@ -42,7 +42,7 @@ class World:
     self.images = folder / "images"
     self.images.mkdir(parents=True)
     self.prompts = "cat, dog"
-    self.changed: list[str] = []  # names of which a message must have one
+    self.changed: list[str] = []  # names; an error message must contain one of them
     self.clock = 1_700_000_000
     for i in range(COUNT):
       self.paint(f"{i:02}.bmp")
@@ -50,7 +50,7 @@ class World:
     self.pack()
 
   def paint(self, name: str, size: int = 8) -> None:
-    """Pixels at random: all files of a size have the same number of bytes."""
+    """Writes an image of random pixels; all images of one size have the same number of bytes."""
     pixels = np.frombuffer(self.rng.randbytes(size * size * 3), np.uint8).reshape(size, size, 3)
     Image.fromarray(pixels).save(self.images / name)
     self.touch(name)
@@ -60,7 +60,7 @@ class World:
     os.utime(self.images / name, (self.clock, self.clock))
 
   def pack(self, order: Callable[[list[str]], list[str]] = sorted) -> None:
-    """Makes the tar files, or the list."""
+    """Writes the tar files, or the list."""
     present = order([path.name for path in self.images.iterdir()])
     if self.kind == "list":
       lines = [json.dumps({"image": f"images/{name}"}) for name in self.names]
@@ -76,6 +76,7 @@ class World:
         os.utime(path, (self.clock, self.clock))
 
   def mutate(self) -> str:
+    """Changes something; returns what."""
     kinds = [
       "rename", "replace", "replace larger", "truncate", "touch", "add", "remove", "prompts",
       "nothing", "swap", "break",
@@ -127,31 +128,24 @@ class World:
     if kind != "nothing" and (kind != "touch" or self.rng.random() < 0.5):
       self.pack()
     if self.kind == "tar" and kind not in ("nothing", "prompts"):
-      self.changed = [*self.changed, *names]  # a new tar file: all its members have another time
+      self.changed = [*self.changed, *names]  # all members of a new tar file have a new time
     return kind
 
   def run(self, out: Path, processes: int, stop: int = 10**9, **settings: Any) -> bool:
-    """Does the job, or `stop` batches of it in each process; whether it is done."""
+    """Runs the job, at most `stop` batches in each process; returns whether it is done."""
     images = {"folder": self.images, "list": self.folder / "list.jsonl"}.get(
       self.kind, self.folder / "*.tar"
     )
-    whole = []
+    complete = []
     for process in range(processes):
       before = batches.Engine.started
       job = Job(
-        inputs=find(str(images), self.prompts), out=out, part_size=3, images=2, max_error_rate=1.0,
-        process=process, processes=processes, **settings,
+        inputs=list_inputs(str(images), self.prompts), out=out, part_size=3, batch_images=2,
+        max_error_rate=1.0, process=process, processes=processes, **settings,
       )  # fmt: skip
-      whole.append(
-        runs.run(
-          job,
-          batches.MODEL,
-          batches.QUIET,
-          batches.QUIET,
-          lambda before=before: batches.Engine.started - before >= stop,
-        )
-      )
-    return all(whole)
+      stopping = lambda before=before: batches.Engine.started - before >= stop  # noqa: E731
+      complete.append(run(job, batches.MODEL, batches.QUIET, batches.QUIET, stopping))
+    return all(complete)
 
 
 def failed(out: Path) -> set[str]:
@@ -159,14 +153,14 @@ def failed(out: Path) -> set[str]:
 
 
 def trial(folder: Path, rng: random.Random) -> tuple[str, str, str]:
-  """One change.
+  """Runs a job, changes its images, and runs it again.
 
   Returns:
-    What was done, what came of it, and what is wrong with that.
+    What was changed, the outcome, and the fault, if any.
   """
   world = World(folder, rng.choice(KINDS), rng)
   processes, out = rng.choice([1, 3]), folder / "out"
-  if rng.random() < 0.3:  # something that fails from the start
+  if rng.random() < 0.3:  # an image that fails from the start
     (world.images / world.names[3]).write_bytes(b"broken")
     world.touch(world.names[3])
     world.pack()
@@ -176,12 +170,12 @@ def trial(folder: Path, rng: random.Random) -> tuple[str, str, str]:
   flags = {"add": rng.random() < 0.5, "retry_failed": rng.random() < 0.5}
   what = f"{world.kind}, {processes} processes, stopped after {stop}: {world.mutate()}, {flags}"
   try:
-    whole = world.run(out, processes, **flags)
+    complete = world.run(out, processes, **flags)
   except ValueError as error:
     if not world.changed:
-      return what, "refused", f"nothing changed, and it was refused: {error}"
+      return what, "refused", f"nothing changed, but the job was refused: {error}"
     if not any(name in str(error) for name in world.changed):
-      return what, "refused", f"the message names nothing that changed: {error}"
+      return what, "refused", f"the message names no change: {error}"
     if records(out) != before:
       return what, "refused", "results changed although the job was refused"
     return what, "refused", ""
@@ -194,21 +188,21 @@ def trial(folder: Path, rng: random.Random) -> tuple[str, str, str]:
     name for name, record in got.items() if name not in gone and wanted.get(name) != record
   ]:
     return what, "done", f"stale: {stale}"
-  if whole:
+  if complete:
     if set(wanted) - set(got):
       return what, "done", f"missing: {sorted(set(wanted) - set(got))}"
     if failed(out) != failed(fresh):
-      return what, "done", f"failed: {sorted(failed(out))}, and {sorted(failed(fresh))} should"
+      return what, "done", f"failed: {sorted(failed(out))}, instead of {sorted(failed(fresh))}"
     if merge(out)["images"] != len(got):
       return what, "done", "the merged file has another number of images"
     return what, "done", ""
   if world.kind != "list":
-    return what, "left open", "it is not done"
-  return what, "left open", ""
+    return what, "unfinished", "it is not done"
+  return what, "unfinished", ""
 
 
 def campaign(count: int, seed: int, log: Callable[[str], object] = lambda _: None) -> list[str]:
-  """Returns what went wrong."""
+  """Runs trials; returns the faults."""
   pipeline.Engine, pipeline.BACKOFF = batches.Engine, (0.0,)
   faults, outcomes = [], dict[str, int]()
   for number in range(seed, seed + count):

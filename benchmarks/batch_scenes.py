@@ -1,4 +1,4 @@
-"""Images for the benchmarks and tests of batch inference: scenes, of which sam3-tiny knows."""
+"""Images for benchmarks and tests of batch inference: scenes with objects that sam3-tiny knows."""
 
 import json
 import os
@@ -8,37 +8,37 @@ from PIL import Image
 
 from sam3_jax.datasets.synthetic import scene_files
 
-DIFFERENT = 200  # composing one takes a third of a second; what more is asked for are copies
+DIFFERENT = 200  # composing a scene takes a third of a second; further images are copies
 
 
 def write(folder: Path, count: int, *, scale: int = 1, phrases: int = 2) -> Path:
   """Writes images of 224 x 400 or 400 x 224 pixels, and a list of them.
 
   Args:
-    folder: to be made.
-    count: images.
-    scale: enlarges them.
-    phrases: asked about each: first what is there.
+    folder: output directory.
+    count: number of images.
+    scale: factor by which the images are enlarged.
+    phrases: number of phrases per image, those of visible objects first.
 
   Returns:
-    The list, as `sam3-jax batch --images` takes it.
+    The list, for `sam3-jax batch --images`.
   """
   different = min(count, DIFFERENT)
   scene_files.write(folder, different, seed=0)
-  asked: dict[str, list[str]] = {}
+  by_image: dict[str, list[str]] = {}
   for pair in json.loads((folder / "annotations.json").read_text())["images"]:
-    asked.setdefault(pair["file_name"], []).append(pair["text_input"])
+    by_image.setdefault(pair["file_name"], []).append(pair["text_input"])
   if scale > 1:
-    for name in asked:
+    for name in by_image:
       image = Image.open(folder / name)
       image.resize((scale * image.width, scale * image.height)).save(folder / name, quality=90)
-  names, lines = list(asked), []
+  names, lines = list(by_image), []
   for i in range(count):
     name = first = names[i % different]
     if i >= different:
       name = f"images/{i:06}.jpg"
       os.link(folder / first, folder / name)
-    lines.append(json.dumps({"image": name, "prompts": asked[first][:phrases]}))
+    lines.append(json.dumps({"image": name, "prompts": by_image[first][:phrases]}))
   path = folder / "list.jsonl"
   path.write_text("\n".join(lines) + "\n")
   return path

@@ -1,15 +1,14 @@
-"""Single faults in a checkpoint's files: each must be found before anything is computed.
+"""Makes single faults in a checkpoint's files; each must be found before any computation.
 
   python benchmarks/bundle_flips.py --count 500
 
-A checkpoint of the tiny model with all parts that one can have (several items, tensors that nothing
-reads, fingerprint.json, README.md, LICENSE) is damaged in one place at a time: a bit is flipped, in
-half of the cases in a file chosen by size, otherwise in any, so that small files get their share;
-or a file is cut, emptied, removed, added, or exchanged with another. Every fault must be found by
-`checkpoint.verify` (`sam3-jax inspect --verify`) and by what `batch`, `train` and `evaluate` do
-before they compute anything (`checkpoint.begin(verify=True)`), in one line that names the file. How
-many are found by opening the checkpoint alone is printed too. The exit status is 1 if a fault was
-missed.
+Makes one fault at a time in a checkpoint of the tiny model with everything that a checkpoint can
+have (several items, unread tensors, fingerprint.json, README.md, LICENSE). Either a bit is flipped,
+half of the time in a file chosen with probability proportional to its size, else in any file; or a
+file is truncated, emptied, removed, added, or exchanged with another. Every fault must be found by
+`checkpoint.verify` (`sam3-jax inspect --verify`) and by the check of `batch`, `train` and
+`evaluate` (`checkpoint.begin(verify=True)`), with a message of one line that names the file. The
+number found by opening the checkpoint is printed too. The exit status is 1 if a fault was missed.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from sam3_jax.checkpoint import bundle, checksums, fingerprint, writer
 from sam3_jax.utils.paths import file_sizes
 
 FLIPPED = "bit flipped"
-OTHERS = ("cut", "emptied", "removed", "added", "exchanged")
+OTHERS = ("truncated", "emptied", "removed", "added", "exchanged")
 ADDED = ("params/rest/d/0123", "params/rest/extra", "params/x/d/0", "unread/d/0123")
 CHECKS: dict[str, Callable[[Path], object]] = {
   "verify": bundle.verify,
@@ -44,7 +43,7 @@ REQUIRED = ("verify", "before a job")
 
 
 class Outcome(NamedTuple):
-  """A fault; `messages` by check, empty where the fault was not found in one line that names it."""
+  """A fault, and each check's message; empty unless it is one line that names the file."""
 
   kind: str
   what: str
@@ -56,11 +55,11 @@ class Outcome(NamedTuple):
 
 
 def make(path: Path) -> Path:
-  """A checkpoint with everything that one can have."""
+  """Writes a checkpoint with everything that a checkpoint can have."""
   rng, own = np.random.default_rng(0), writer.OWN_ITEM
   unread = {f"tracker.{i}": rng.standard_normal((64, 32)).astype(np.float32) for i in range(4)}
   params = {**parameters(), bundle.VISUAL: visual_parameters()}
-  writer.OWN_ITEM = 500_000  # so that this small model has several items
+  writer.OWN_ITEM = 500_000  # gives this small model several items
   try:
     info = {"name": "tiny", "trained": False}
     bundle.save(path, params, CONFIG, TOKENIZER.read_bytes(), info=info, unread=unread)
@@ -68,34 +67,34 @@ def make(path: Path) -> Path:
     writer.OWN_ITEM = own
   numbers = {"encode phrase": [0.5, 1.0, 0.25]}
   fingerprint.write(fingerprint.Fingerprint("float32", numbers), path)
-  (path / "README.md").write_text("# A model\n\nTrained on nothing.\n")
-  (path / "LICENSE").write_text("Do as you like.\n")
+  (path / "README.md").write_text("# A model\n\nNot trained.\n")
+  (path / "LICENSE").write_text("No restrictions.\n")
   checksums.write(path)
   return path
 
 
 class Faults:
-  """A checkpoint that is damaged in one place after another."""
+  """A checkpoint in which faults are made one after another."""
 
   def __init__(self, path: Path, seed: int):
     self.path, self.rng = path, np.random.default_rng(seed)
     self.sizes = file_sizes(path)
 
   def outcome(self, kind: str) -> Outcome:
-    """Damages the checkpoint, and repairs it again."""
+    """Makes a fault, runs the checks, and repairs the checkpoint."""
     name = self._any() if kind != FLIPPED or self.rng.integers(2) else self._by_size()
     what, named = name, [name]
     before = {name: (self.path / name).read_bytes()}
     data = bytearray(before[name])
     match kind:
       case "bit flipped":
-        place, bit = int(self.rng.integers(len(data))), int(self.rng.integers(8))
-        data[place] ^= 1 << bit
-        what = f"bit {bit} of byte {place} in {name}"
+        offset, bit = int(self.rng.integers(len(data))), int(self.rng.integers(8))
+        data[offset] ^= 1 << bit
+        what = f"bit {bit} of byte {offset} in {name}"
         (self.path / name).write_bytes(data)
         named = ["SHA256SUMS", *self.sizes] if name == checksums.FILE else [name]
-      case "cut" | "emptied":
-        size = int(self.rng.integers(len(data))) if kind == "cut" else 0
+      case "truncated" | "emptied":
+        size = int(self.rng.integers(len(data))) if kind == "truncated" else 0
         (self.path / name).write_bytes(data[:size])
         named = ["SHA256SUMS", *self.sizes] if name == checksums.FILE else [name]
       case "removed":
@@ -134,7 +133,7 @@ class Faults:
 
 
 def _refusal(use: Callable[[Path], object], path: Path, named: list[str]) -> str:
-  """What was said in one line that names a file; nothing otherwise."""
+  """The message, if it is one line that names a file; else empty."""
   try:
     use(path)
   except ValueError as error:
@@ -144,7 +143,7 @@ def _refusal(use: Callable[[Path], object], path: Path, named: list[str]) -> str
 
 
 def run(count: int, others: int, seed: int = 0, path: Path | None = None) -> list[Outcome]:
-  """Flips `count` bits, and makes `others` faults of each other kind, in a copy of a bundle."""
+  """Flips `count` bits and makes `others` faults of each other kind, in a copy of a bundle."""
   with tempfile.TemporaryDirectory() as folder:
     copy = Path(folder) / "bundle"
     if path is None:
@@ -154,7 +153,7 @@ def run(count: int, others: int, seed: int = 0, path: Path | None = None) -> lis
     faults = Faults(copy, seed)
     outcomes = [faults.outcome(FLIPPED) for _ in range(count)]
     outcomes += [faults.outcome(kind) for kind in OTHERS for _ in range(others)]
-    bundle.verify(copy)  # all was repaired: a fault is found only where there is one
+    bundle.verify(copy)  # the repaired copy has no faults
     return outcomes
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import hlo
 
-from sam3_jax.inference.aot import DESCRIBED
+from sam3_jax.inference.aot import LIBTPU_ENVIRONMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Report:
 
 def describe() -> None:
   """Lets chips be described where there are none."""
-  os.environ.update({"JAX_PLATFORMS": "cpu"} | DESCRIBED)
+  os.environ.update({"JAX_PLATFORMS": "cpu"} | LIBTPU_ENVIRONMENT)
 
 
 def emit() -> tempfile.TemporaryDirectory:

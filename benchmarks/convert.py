@@ -1,14 +1,13 @@
-"""Conversion in both layouts and back, and restoring, at full size: memory, seconds, equality.
+"""Measures conversion, export and restoring at full size: memory, seconds, equality.
 
   pip install -e ".[reference]"
   python benchmarks/convert.py                 # 860 M parameters: 21 GB of disk, 9 GB of memory
   python benchmarks/convert.py --size tiny     # the same path in a minute or two
 
-Seeded weights are written as `model.safetensors` in the layout of transformers, and the same
-tensors as `sam3.pt` by torch.save under Meta's names, by a listing of both that the converters do
-not use. Each step is a process of its own, whose anonymous memory is looked at every 10 ms: pages
-of mapped files are not in it. The exit status is 1 if anything differs, or takes more memory than
-it may.
+Writes seeded weights as `model.safetensors` in the layout of transformers, and the same tensors as
+`sam3.pt` by torch.save under Meta's names, by a list of both names that the converters do not use.
+Each step runs in its own process, whose anonymous memory is sampled every 10 ms; it excludes pages
+of mapped files. The exit status is 1 if anything differs or exceeds the memory limit.
 """
 
 import argparse
@@ -31,10 +30,10 @@ from weights import weights
 
 HERE = Path(__file__).parent
 GOLDENS = HERE.parent / "tests" / "goldens"
-PHOTO = "coffee"  # as parity.py has it, which may then use the source
-LIMIT = 1.5  # anonymous memory of a conversion, times the bytes that it writes
+PHOTO = "coffee"  # as in parity.py, which can reuse the source
+LIMIT = 1.5  # anonymous memory of a conversion, relative to the bytes that it writes
 COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
-# Of a tiny sam3.pt no shape tells how many heads there are: the configuration of a bundle does.
+# The shapes of a tiny sam3.pt do not determine its heads: take the configuration of a bundle.
 WITH_CONFIG = """
 import dataclasses, sys
 from sam3_jax.checkpoint import bundle as checkpoints
@@ -46,11 +45,11 @@ convert(source, out, tokenizer=tokenizer, config=config)
 
 
 def write_meta(source: Path, out: Path) -> None:
-  """The tensors of transformers' layout under Meta's names, by torch.save; needs torch.
+  """Writes the tensors of transformers' layout under Meta's names, by torch.save; needs torch.
 
-  tiny_names.tsv has a name in either layout (`*` for a layer) and how the second is made of the
-  first. What only Meta has, the points of the geometry encoder and a row of the position table, is
-  seeded.
+  tiny_names.tsv has the name in each layout (`*` for a layer) and how the second follows from the
+  first. Tensors that only Meta has, the points of the geometry encoder and a row of the position
+  table, are seeded.
   """
   import torch
   from safetensors import safe_open
@@ -93,8 +92,7 @@ def _rows() -> list[list[str]]:
 
 
 def watch(command: list[Any], **environment: str) -> dict[str, Any]:
-  """Runs a process: its last line, seconds, processor seconds, and the peak of its anonymous
-  memory."""
+  """Runs a process; returns its last line, wall and CPU seconds, and peak anonymous memory."""
   start, peak = time.perf_counter(), 0
   process = subprocess.Popen(
     list(map(str, command)), stdout=subprocess.PIPE, text=True, env=os.environ | environment
@@ -120,7 +118,7 @@ def watch(command: list[Any], **environment: str) -> dict[str, Any]:
 
 
 class Bench:
-  """The steps, in a folder; what they took and what differs."""
+  """Runs the steps in a directory; collects their cost and what differs."""
 
   def __init__(self, work: Path, size: str, reference: str):
     self.work, self.tiny, self.rows, self.equal = work, size == "tiny", {}, {}
@@ -133,9 +131,9 @@ class Bench:
       subprocess.run([reference, __file__, "--write-meta", self.source, self.meta], check=True)
 
   def convert(self, step: str, source: Path, target: Path, *options: str) -> Path:
-    """Runs `sam3-jax convert` and keeps what it took under `step`."""
+    """Runs `sam3-jax convert` and stores its cost under `step`."""
     shutil.rmtree(target, ignore_errors=True)
-    tokenizer = GOLDENS / "tokenizer.model"  # CLIP's, so that nothing need be downloaded
+    tokenizer = GOLDENS / "tokenizer.model"  # CLIP's, to avoid a download
     command = [*COMMAND, "convert", source, target, "--quiet", *options]
     if self.tiny and step.startswith("meta"):
       bundle = self.work / "bundle"
@@ -149,33 +147,33 @@ class Bench:
     return target
 
   def run(self) -> None:
-    """All steps; the bundle of transformers' layout stays."""
+    """Runs all steps; keeps the bundle made from transformers' layout."""
     bundle = self.convert("huggingface to bundle", self.source, self.work / "bundle")
     second = self.convert("meta to bundle", self.meta / "sam3.pt", self.work / "from-meta")
     ours, theirs = (_manifest(path)["parameters"] for path in (bundle, second))
     both = {name: ours[name] == theirs[name] for name in ours.keys() & theirs.keys()}
     self.equal["parameters of both bundles"] = [sum(both.values()), len(both)]
     only = {name for name in ours.keys() ^ theirs.keys() if not name.startswith("geometry/point_")}
-    self.equal["parameters that only one has, but for Meta's points"] = [0, len(only)]
+    self.equal["parameters in only one bundle, without Meta's points"] = [0, len(only)]
 
-    back = self.convert("bundle to meta", second, self.work / "back", "--to", "meta")
-    third = self.convert("meta, written by us, to bundle", back, self.work / "third")
+    exported = self.convert("bundle to meta", second, self.work / "exported", "--to", "meta")
+    third = self.convert("exported meta to bundle", exported, self.work / "third")
     first_entries, entries = (
       _manifest(path)["parameters"] | _manifest(path)["unread"] for path in (second, third)
     )
     same = sum(entries.get(name) == entry for name, entry in first_entries.items())
-    self.equal["bundle of sam3.pt, to meta and back"] = [same, len(first_entries | entries)]
-    for path in (back, third):
+    self.equal["round trip of sam3.pt through a bundle"] = [same, len(first_entries | entries)]
+    for path in (exported, third):
       shutil.rmtree(path)
-    wanted = _tensors(self.source / "model.safetensors")
+    expected = _tensors(self.source / "model.safetensors")
     for name, path in (("huggingface", bundle), ("meta", second)):
-      back = self.convert(
-        f"bundle of {name} to huggingface", path, self.work / "back", "--to", "huggingface"
+      exported = self.convert(
+        f"bundle of {name} to huggingface", path, self.work / "exported", "--to", "huggingface"
       )
-      found = _tensors(back / "model.safetensors")
-      same = sum(found.get(name) == entry for name, entry in wanted.items())
-      self.equal[f"bundle of {name}, to huggingface"] = [same, len(wanted | found)]
-      shutil.rmtree(back)
+      found = _tensors(exported / "model.safetensors")
+      same = sum(found.get(name) == entry for name, entry in expected.items())
+      self.equal[f"bundle of {name} exported to huggingface"] = [same, len(expected | found)]
+      shutil.rmtree(exported)
     shutil.rmtree(second)
     devices = "--xla_force_host_platform_device_count=8"
     for kind in COPIES:
@@ -183,21 +181,22 @@ class Bench:
       self.rows[f"restore, {kind}"] = row | json.loads(row["last_line"])
 
   def faults(self) -> list[str]:
-    """What should not be."""
+    """Everything that differs or exceeds a limit."""
     lines = [
       f"{name}: {same} of {count} are equal"
       for name, (same, count) in self.equal.items()
       if same != count
     ]
     lines += [
-      f"{step}: a parameter that is cut is not held once in sum"
+      f"{step}: a sharded parameter is not held exactly once"
       for step, row in self.rows.items()
-      if not row.get("cut_held_once", True)
+      if not row.get("sharded_held_once", True)
     ]
     return lines + [
       f"{step}: {row['ratio']:.2f} of what it wrote in anonymous memory, limit {LIMIT}"
       for step, row in self.rows.items()
-      if row.get("ratio", 0) > LIMIT and row["written"] > 1e9  # else it is the interpreter's
+      if row.get("ratio", 0) > LIMIT
+      and row["written"] > 1e9  # smaller ones are mostly the interpreter
     ]
 
 
@@ -206,7 +205,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, str]:
-  """Checksum of dtype, shape and bytes of each tensor of a safetensors file, by name."""
+  """A checksum of dtype, shape and bytes of each tensor in a safetensors file, by name."""
   with path.open("rb") as file:
     length = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(length))
@@ -222,12 +221,12 @@ def _tensors(path: Path) -> dict[str, str]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """The tables."""
+  """The report's tables."""
   lines = [
     f"Seeded weights of size {report['size']}, float32; {report['machine']}, load "
     f"{report['load'][0]:.1f} before and {report['load'][1]:.1f} after.",
     "",
-    "| conversion | seconds | processor | written | anonymous memory | of what was written |",
+    "| conversion | seconds | CPU seconds | written | anonymous memory | relative to written |",
     "|---|---|---|---|---|---|",
   ]
   restored = []
@@ -241,12 +240,13 @@ def markdown(report: dict[str, Any]) -> str:
       restored.append("{} {} | {:.2f} GB | {:.3f} | {:.2f} GB |".format(times, *numbers))
   lines += [
     "",
-    "| restore onto devices of this host | seconds | processor | devices | held by all | copies | "
+    "| restore onto devices of this host | seconds | CPU seconds | devices | held by all | copies "
+    "| "
     "anonymous memory |",
     "|---|---|---|---|---|---|---|",
     *restored,
     "",
-    "| equal, bit for bit | of |",
+    "| bit-equal | of |",
     "|---|---|",
     *(f"| {name} | {same:,} of {count:,} |" for name, (same, count) in report["equal"].items()),
   ]
@@ -261,8 +261,12 @@ def main() -> int:
   parser.add_argument(
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
   )
-  parser.add_argument("--work", type=Path, help="keeps sources and bundle here, and reuses sources")
-  parser.add_argument("--out", type=Path, help="folder for convert-SIZE.md and convert-SIZE.json")
+  parser.add_argument(
+    "--work", type=Path, help="directory that keeps sources and bundle; sources are reused"
+  )
+  parser.add_argument(
+    "--out", type=Path, help="output directory of convert-SIZE.md and convert-SIZE.json"
+  )
   parser.add_argument("--write-meta", nargs=2, type=Path, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
   if arguments.write_meta:

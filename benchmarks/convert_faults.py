@@ -1,13 +1,14 @@
-"""Single faults in files of every layout: each must be refused, or found by its checksum, by name.
+"""Makes single faults in files of every layout; each must be reported by the tensor's name.
 
   python benchmarks/convert_faults.py --out benchmarks/results
 
-The tiny model's seeded weights are written in Meta's layout, in three of Hugging Face's and as a
-preset of KerasHub, without the converters (by `tests/layouts.py` and its neighbours), and then with
-one thing wrong. A message must be one line, name the tensor and leave nothing behind. A file that
-was cut off may be named instead (a zip archive has its directory at the end, and the HDF5 library
-opens none), and so may an index of Orbax, which is no tensor's. A square matrix cannot be told from
-its transpose: only others are transposed. The exit status is 1 if a fault was missed.
+Writes the tiny model's seeded weights in Meta's layout, in three of Hugging Face's and as a
+KerasHub preset, without the converters (by `tests/layouts.py` and similar modules), and then with
+one fault. The error must be one line that names the tensor, and nothing may be left behind. For a
+truncated file the message may name the file instead (a zip archive has its directory at the end,
+and the HDF5 library opens no truncated file), and so for an index of Orbax, which belongs to no
+tensor. Only non-square tensors are transposed, as the shape of a square one does not change. The
+exit status is 1 if a fault was missed.
 """
 
 import argparse
@@ -36,16 +37,16 @@ from torch_archive import save_arrays
 
 from sam3_jax.checkpoint import bundle
 
-CUT, FLIPPED = "file cut off", "bit flipped in params/"
+TRUNCATED, FLIPPED = "file truncated", "bit flipped in params/"
 CHANGES = ("missing", "extra", "transposed", "truncated", "renamed", "dtype", "not finite")
-KINDS = (*CHANGES, CUT, FLIPPED)
-DOUBLED = "tracker_model." * 2  # names are told as facebook/sam3 has them
-DTYPES = ("float64", "float16", "int64")  # that every format can hold
+KINDS = (*CHANGES, TRUNCATED, FLIPPED)
+DOUBLED = "tracker_model." * 2  # messages have the names of facebook/sam3
+DTYPES = ("float64", "float16", "int64")  # which every format supports
 Arrays = Mapping[str, np.ndarray]
 
 
 class Layout(NamedTuple):
-  """How the tiny model is written; `prepare` makes a folder without weights."""
+  """How to write the tiny model; `prepare` makes a directory without weights."""
 
   arrays: Callable[[], Arrays]
   prepare: Callable[[Path], Any]
@@ -54,7 +55,7 @@ class Layout(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a fault; `named`: "tensor", "file", or nothing, and then `message` is wrong."""
+  """The result of a fault: `named` is "tensor", "file" or, if `message` is wrong, empty."""
 
   kind: str
   name: str
@@ -67,9 +68,11 @@ def _save(path: Path, arrays: Arrays) -> None:
 
 
 def _huggingface(kind: str) -> Layout:
-  nothing = {"x": np.ones(1)}
+  placeholder = {"x": np.ones(1)}
   arrays = lambda: layout(kind)  # noqa: E731
-  return Layout(arrays, lambda folder: write_folder(folder, nothing), "model.safetensors", _save)
+  return Layout(
+    arrays, lambda folder: write_folder(folder, placeholder), "model.safetensors", _save
+  )
 
 
 LAYOUTS = {
@@ -91,7 +94,7 @@ LAYOUTS = {
 def change(
   rng: np.random.Generator, arrays: Arrays, kind: str, dtypes: tuple[str, ...] = DTYPES
 ) -> tuple[dict[str, np.ndarray], str]:
-  """The tensors with one of them wrong, and the name that a message must have."""
+  """Returns the tensors with one fault, and the name that the message must have."""
   arrays = dict(arrays)
   names = [n for n, a in arrays.items() if kind != "transposed" or a.shape != a.shape[::-1]]
   name = str(rng.choice(names))
@@ -119,7 +122,7 @@ def change(
 
 
 class Faults:
-  """A layout in a folder, whole and converted, for one fault after another."""
+  """A source and its converted bundle, in which faults are made one after another."""
 
   def __init__(self, kind: str, folder: Path, seed: int):
     self.layout, self.rng = LAYOUTS[kind], np.random.default_rng(seed)
@@ -135,40 +138,40 @@ class Faults:
     self.files = [file for file in (self.bundle / "params").rglob("*") if file.is_file()]
 
   def outcome(self, kind: str) -> Outcome:
-    """Makes one fault of this kind, and says what was said of it."""
+    """Makes one fault of this kind and returns its outcome."""
     if kind == FLIPPED:
       return self._flip()
     arrays, name = change(self.rng, self.arrays, kind)
     self.layout.write(self.weights, arrays)
-    if kind == CUT:
+    if kind == TRUNCATED:
       name = self.layout.file
       os.truncate(self.weights, int(self.rng.integers(1, self.weights.stat().st_size)))
     message = _refusal(
       lambda: convert(self.source, self.out, tokenizer=TOKENIZER, config=self.config)
     )
-    whole = "\n" not in message and not self.out.exists()
+    clean = "\n" not in message and not self.out.exists()
     name = name.replace(DOUBLED, DOUBLED[: len(DOUBLED) // 2])
-    tensor = any(one in message for one in (arrays if kind == CUT else [name]))
-    named = "tensor" if tensor else "file" if kind == CUT and name in message else ""
-    return Outcome(kind, name, named if whole else "", message)
+    tensor = any(one in message for one in (arrays if kind == TRUNCATED else [name]))
+    named = "tensor" if tensor else "file" if kind == TRUNCATED and name in message else ""
+    return Outcome(kind, name, named if clean else "", message)
 
   def _flip(self) -> Outcome:
     sizes = np.array([file.stat().st_size for file in self.files])
     file = self.files[self.rng.choice(len(self.files), p=sizes / sizes.sum())]
     content = file.read_bytes()
-    place, bit = int(self.rng.integers(len(content))), int(self.rng.integers(8))
+    offset, bit = int(self.rng.integers(len(content))), int(self.rng.integers(8))
     changed = bytearray(content)
-    changed[place] ^= 1 << bit
+    changed[offset] ^= 1 << bit
     file.write_bytes(changed)
     message = _refusal(lambda: bundle.verify(self.bundle))
     file.write_bytes(content)
     tensor = any(re.search(rf"\b{name} differs", message) for name in self.parameters)
     named = "tensor" if tensor else "file" if f"{file} differs" in message else ""
-    return Outcome(FLIPPED, f"bit {bit} of byte {place} in {file.name}", named, message)
+    return Outcome(FLIPPED, f"bit {bit} of byte {offset} in {file.name}", named, message)
 
 
 def _refusal(action: Callable[[], None]) -> str:
-  """What was said; nothing if the fault was taken."""
+  """The error message; empty if the fault was not found."""
   try:
     action()
   except (ValueError, FileNotFoundError) as error:
@@ -177,24 +180,24 @@ def _refusal(action: Callable[[], None]) -> str:
 
 
 def run(kind: str, count: int, seed: int = 0) -> list[Outcome]:
-  """So many faults of a layout, of one kind after another."""
+  """Makes `count` faults in a layout, cycling through the kinds."""
   with tempfile.TemporaryDirectory() as folder:
     faults = Faults(kind, Path(folder), seed)
     return [faults.outcome(KINDS[number % len(KINDS)]) for number in range(count)]
 
 
 def table(found: Mapping[str, list[Outcome]]) -> list[str]:
-  """What was found, as the lines of a table in Markdown."""
+  """The results as the lines of a Markdown table."""
   lines = [
     f"| {' | '.join(['layout', 'tensors', *KINDS, 'found', 'by tensor', 'by file'])} |",
     "|---" * (len(KINDS) + 5) + "|",
   ]
   for kind, outcomes in found.items():
     counts = collections.Counter(outcome.kind for outcome in outcomes)
-    told = collections.Counter(outcome.kind for outcome in outcomes if outcome.named)
+    reported = collections.Counter(outcome.kind for outcome in outcomes if outcome.named)
     named = collections.Counter(outcome.named for outcome in outcomes)
-    cells = [f"{told[each]} of {counts[each]}" for each in KINDS]
-    total = f"**{told.total()} of {len(outcomes)}**"
+    cells = [f"{reported[each]} of {counts[each]}" for each in KINDS]
+    total = f"**{reported.total()} of {len(outcomes)}**"
     row = [kind, len(LAYOUTS[kind].arrays()), *cells, total, named["tensor"], named["file"]]
     lines.append(f"| {' | '.join(map(str, row))} |")
   return lines
@@ -205,15 +208,17 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--layout", choices=LAYOUTS, action="append", help="default: all")
-  parser.add_argument("--count", type=int, default=200, help="faults of a layout")
+  parser.add_argument("--count", type=int, default=200, help="faults per layout")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", type=Path, help="folder for convert-faults.md and .json")
+  parser.add_argument("--out", type=Path, help="output directory of convert-faults.md and .json")
   arguments = parser.parse_args()
   found = {}
   for kind in arguments.layout or LAYOUTS:
     found[kind] = run(kind, arguments.count, arguments.seed)
     for missed in (outcome for outcome in found[kind] if not outcome.named):
-      print(f"{kind}: {missed.kind}, {missed.name}: {missed.message or 'taken'}", file=sys.stderr)
+      print(
+        f"{kind}: {missed.kind}, {missed.name}: {missed.message or 'not found'}", file=sys.stderr
+      )
   lines = [f"Single faults in files of the tiny model, seed {arguments.seed}; {machine()}.", ""]
   lines += table(found)
   print("\n".join(lines))
@@ -226,7 +231,7 @@ def main() -> int:
 
 
 def _counted(found: Mapping[str, list[Outcome]]) -> dict[str, dict[str, dict[str, int]]]:
-  """Of each layout and kind, how many faults were told by tensor, by file and not at all."""
+  """For each layout and kind, the faults reported by tensor, by file, and missed."""
   return {
     layout: {
       kind: {

@@ -1,12 +1,12 @@
-"""The restoring side of `convert.py`: a bundle onto devices of this host; prints JSON."""
+"""The restoring step of `convert.py`: loads a bundle onto devices of this host; prints JSON."""
 
 import json
 import sys
 import time
 
-# Ways to restore: how many of the devices take part. A full-size model whole on eight devices of a
-# host would take eight times its memory.
-COPIES = {"one device": 1, "whole on two": 2, "cut over eight (FSDP)": 8}
+# The number of devices for each kind of restore. Replicas of a full-size model on eight devices
+# would take eight times its memory.
+COPIES = {"one device": 1, "replicated on two": 2, "sharded over eight (FSDP)": 8}
 
 
 def main() -> None:
@@ -25,15 +25,15 @@ def main() -> None:
   jax.block_until_ready(params)
   arrays = jax.tree.leaves(params)
   held = sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards)
-  cut = [array for array in arrays if not array.sharding.is_fully_replicated]
-  once = all(sum(s.data.size for s in array.addressable_shards) == array.size for array in cut)
+  sharded = [array for array in arrays if not array.sharding.is_fully_replicated]
+  once = all(sum(s.data.size for s in array.addressable_shards) == array.size for array in sharded)
   values = {
     "reading": time.perf_counter() - start,
     "devices": len(devices),
     "held": held,
     "copies": held / sum(array.nbytes for array in arrays),
-    "cut": sum(array.nbytes for array in cut),
-    "cut_held_once": once,
+    "sharded": sum(array.nbytes for array in sharded),
+    "sharded_held_once": once,
   }
   print(json.dumps(values))
 

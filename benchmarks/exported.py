@@ -1,7 +1,7 @@
 """Exported programs beside the live ones, on an image, a phrase, a box and a point.
 
   python benchmarks/exported.py sam3-tiny                  # StableHLO, by JAX without this package
-  python benchmarks/exported.py sam3-tiny --to onnx        # onnxruntime; see docs/export.md
+  python benchmarks/exported.py sam3-tiny --to onnx        # onnxruntime; see docs/guides/export.md
   python benchmarks/exported.py sam3-tiny --topology v5e:1x1    # compiled for a TPU not here, too
   python benchmarks/exported.py --released --memory 9      # seeded parameters of the released size
 
@@ -135,9 +135,9 @@ def live(bundle: str, source_image: Path, out: Path) -> None:
   from PIL import Image
 
   from sam3_jax import Prompt, Sam3, VisualPrompt
-  from sam3_jax.checkpoint.registry import find_checkpoint
   from sam3_jax.inputs.prompts import pack
   from sam3_jax.inputs.visual_prompts import pack_visual
+  from sam3_jax.registry import find_checkpoint
 
   model = Sam3.from_checkpoint(find_checkpoint(bundle), dtype="float32")
   side, visual = model.config.image_size, "visual" in model.params

@@ -213,7 +213,7 @@ def _places(values: Any) -> Any:
 
 
 def _checkpoint() -> Path:
-  from sam3_jax.checkpoint.registry import find_checkpoint
+  from sam3_jax.registry import find_checkpoint
 
   return find_checkpoint("sam3-tiny")
 

@@ -229,8 +229,8 @@ def write(folder: Path, found: Mutant) -> Path:
 
 def read_all(path: Path) -> dict[str, str]:
   """What each reader says: the size, or its one line."""
-  from sam3_jax.batch.fetch import File
-  from sam3_jax.batch.loading import load
+  from sam3_jax.batch.image_bytes import ImageFile
+  from sam3_jax.batch.load_image import load_image
   from sam3_jax.inputs.preprocess import displayed_size, read_image
 
   def said(read: Callable[[], Any]) -> str:
@@ -248,7 +248,7 @@ def read_all(path: Path) -> dict[str, str]:
   if path.is_file():
     data = path.read_bytes()
     found["bytes"] = said(lambda: read_image(data).shape[:2])
-  one = load(File(path.name, str(path), None, None), 64, 300_000_000)
+  one = load_image(ImageFile(path.name, str(path), None, None), 64, 300_000_000)
   found["batch"] = one.reason or "size {} {}".format(*one.size)
   return found
 

@@ -1,13 +1,13 @@
-"""Real instance masks to fine-tune on: cell nuclei, as two data sets in COCO's layout.
+"""Writes two small datasets of cell nuclei in COCO's format, for fine-tuning on real masks.
 
   pip install --no-deps stardist              # for its example image
   python benchmarks/nuclei.py nuclei          # nuclei/train and nuclei/score
   python benchmarks/nuclei.py mine --image cells.tif --labels labels.tif
 
 The image is a fluorescence micrograph of 512 x 512 pixels with 125 nuclei, of the 2018 Data
-Science Bowl (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7), which the package stardist ships
-with the label of each pixel. Tiles of the left half are for training, those of the right half for
-scoring; no pixel is in both. Training tiles overlap and are turned to all four sides.
+Science Bowl (Caicedo et al. 2019, doi:10.1038/s41592-019-0612-7). The package stardist contains it
+with a label for each pixel. Tiles of the left half are for training, tiles of the right half for
+scoring; no pixel is in both. Training tiles overlap and are rotated by 0, 90, 180 and 270 degrees.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from PIL import Image
 from pycocotools import mask as coco
 
 TILE = 128  # pixels: up to 16 nuclei, and the model has 24 queries
-SMALLEST = 20  # pixels of a nucleus that a tile's border has cut; of less nobody could tell
-BRIGHT = 99  # percent of the pixels are darker than what becomes white: dividing cells outshine all
-# Names of what is in no image become phrases that find nothing.
+SMALLEST = 20  # pixels; smaller fragments at the border of a tile are not recognizable
+BRIGHT = 99  # percentile that becomes white: dividing cells are much brighter than the others
+# All names but the first are in no image, and become negative phrases.
 CATEGORIES = ("cell nucleus", "cat", "hot dog", "balloon", "bicycle", "red apple", "key", "crab")
 NUCLEUS = 1  # id of the first category
 
 
 class Tile(NamedTuple):
-  """A part of the image, and the number of the nucleus that each pixel shows, 0 for none."""
+  """A part of the image, and the number of the nucleus at each pixel, 0 for none."""
 
   pixels: np.ndarray
   labels: np.ndarray
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def shipped(file: str) -> Path:
-  """An example of the package stardist, which need not be importable."""
+  """A file of the package stardist, which need not be importable."""
   found = importlib.util.find_spec("stardist")
   if found is None or found.origin is None:
     raise SystemExit("stardist is not installed: pip install --no-deps stardist")
@@ -56,17 +56,17 @@ def shipped(file: str) -> Path:
 
 
 def read(path: Path) -> np.ndarray:
-  """A grey image of any depth, stretched to 0..255."""
+  """A grayscale image of any bit depth, scaled to 0..255."""
   values = np.asarray(Image.open(path)).astype(np.float64)
   white = max(np.percentile(values, BRIGHT), 1)
   return np.rint(np.minimum(values / white, 1) * 255).astype(np.uint8)
 
 
 def halves(pixels: np.ndarray, labels: np.ndarray, tile: int) -> dict[str, list[Tile]]:
-  """Tiles to train on, of the left half, and to score, of the right half."""
+  """Tiles for training, from the left half, and for scoring, from the right half."""
   if pixels.shape != labels.shape or min(pixels.shape[0], pixels.shape[1] // 2) < tile:
     raise SystemExit(
-      f"image and labels must have one size, each half with room for a tile of {tile} x {tile}; "
+      f"image and labels must have the same size, with halves of at least {tile} x {tile}; "
       f"got {pixels.shape} and {labels.shape}."
     )
   middle = pixels.shape[1] // 2
@@ -78,7 +78,7 @@ def halves(pixels: np.ndarray, labels: np.ndarray, tile: int) -> dict[str, list[
 
 
 def write(out: Path, tiles: list[Tile]) -> tuple[int, int]:
-  """Images and annotations.json in COCO's layout; returns how many images and objects."""
+  """Writes images and annotations.json in COCO's format; returns how many images and objects."""
   (out / "images").mkdir(parents=True, exist_ok=True)
   record: dict[str, Any] = {
     "images": [],
@@ -99,7 +99,7 @@ def write(out: Path, tiles: list[Tile]) -> tuple[int, int]:
 
 
 def objects(labels: np.ndarray) -> Iterator[dict[str, Any]]:
-  """Mask, box in pixels and area of each nucleus that is large enough."""
+  """Mask, box in pixels and area of each nucleus of at least `SMALLEST` pixels."""
   api: Any = coco
   numbers, areas = np.unique(labels[labels > 0], return_counts=True)
   for number, area in zip(numbers, areas, strict=True):
@@ -114,7 +114,7 @@ def objects(labels: np.ndarray) -> Iterator[dict[str, Any]]:
 
 
 def _tiles(pixels: np.ndarray, labels: np.ndarray, tile: int, step: int) -> Iterator[Tile]:
-  """Row by row; what does not fill a tile at the end is left out."""
+  """Tiles in row-major order; incomplete tiles at the end are left out."""
   height, width = pixels.shape
   for top in range(0, height - tile + 1, step):
     for left in range(0, width - tile + 1, step):
@@ -126,13 +126,15 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("out", type=Path, help="folder for train/ and score/")
-  parser.add_argument("--image", type=Path, help="a grey image of your own")
-  parser.add_argument("--labels", type=Path, help="its labels: 0, and a number for each object")
-  parser.add_argument("--tile", type=int, default=TILE, help="pixels a side of a tile")
+  parser.add_argument("out", type=Path, help="directory for train/ and score/")
+  parser.add_argument("--image", type=Path, help="another grayscale image")
+  parser.add_argument(
+    "--labels", type=Path, help="its labels: a number for each object, 0 for the background"
+  )
+  parser.add_argument("--tile", type=int, default=TILE, help="side of a tile in pixels")
   arguments = parser.parse_args()
   if (arguments.image is None) != (arguments.labels is None):
-    parser.error("--image and --labels belong together")
+    parser.error("--image and --labels must be given together")
   return arguments
 
 

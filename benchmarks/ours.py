@@ -37,7 +37,7 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
   for kind, detections in found.items():
     arrays |= {
       f"{kind}/logits": _logits(model, embedding, asked[kind]),
-      f"{kind}/presence": np.asarray(detections.presence[0], np.float32),
+      f"{kind}/presence": np.asarray(detections.presence_logit[0], np.float32),
       f"{kind}/boxes": np.asarray(detections.boxes[0], np.float32),
       f"{kind}/mask_logits": np.asarray(detections.mask_logits[0], np.float32),
       f"{kind}/semantic_logits": np.asarray(detections.semantic_logits[0], np.float32),
@@ -65,7 +65,7 @@ def _logits(model, embedding, prompt) -> np.ndarray:
 
   @jax.jit  # which leaves out the masks that nothing here asks for
   def logits(params, embedding, packed):
-    found = detector.apply({"params": params}, embedding, packed, method=Detector.predict)
+    found = detector.apply({"params": params}, embedding, packed, method=Detector.detect_all_layers)
     return found.logits[-1, 0]
 
   return np.asarray(logits(model.params, embedding, packed), np.float32)

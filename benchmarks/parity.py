@@ -1,19 +1,19 @@
-"""Our answers beside transformers' on one photograph, at full size.
+"""Compares our outputs with transformers' on one photograph, at full size.
 
   pip install -e ".[reference]"
   python benchmarks/parity.py                 # 860 M parameters: 11 GB of disk, 24 GB of memory
   python benchmarks/parity.py --size tiny     # the same path in a minute or two
 
-A checkpoint of seeded weights in the layout of the released one for transformers is converted; then
-each side answers text, box and text + box prompts, and in float32 points, boxes and a mask, in a
-process of its own, one after the other. The exit status is 1 if a difference is over its limit.
+Converts a checkpoint of seeded weights in the layout of the released one for transformers. Then
+each side decodes text, box and text + box prompts, and in float32 points, boxes and a mask, in its
+own process, one after the other. The exit status is 1 if a difference exceeds its limit.
 
-Both get the same token ids. Where transformers departs from Meta's released code, with which the
-weights were trained and which we follow, it is set right from outside: its trunk's LayerNorm
-epsilon is 1e-5 in config.json, and a prompt without a box carries one box of padding, without which
-it leaves out the class token. It clamps presence logits to +-10 and Meta does not: ours are, for
-comparison. Its tracker adds what stands for the memory of earlier frames to a map that nothing
-reads: it is added where Meta adds it.
+Both sides get the same token ids. Where transformers differs from Meta's released code, with which
+the weights were trained and which we follow, it is patched from outside: its trunk's LayerNorm
+epsilon is 1e-5 in config.json, and a prompt without boxes has one padding box, without which
+transformers omits the class token. transformers clamps presence logits to +-10 and Meta does not:
+ours are clamped for the comparison. Its tracker adds the "no memory" embedding to a map that is not
+read; the patch adds it where Meta does.
 """
 
 import argparse
@@ -34,23 +34,23 @@ PROMPTS = {
   "text": {"text": "coffee cup"},
   "box": {"boxes": [CUP]},
   "text + box": {"text": "coffee cup", "boxes": [CUP]},
-  "text + box + counterexample": {"text": "cup", "boxes": [CUP, SPOON], "box_labels": [1, 0]},
+  "text + box + negative box": {"text": "cup", "boxes": [CUP, SPOON], "box_labels": [1, 0]},
 }
 INSIDE, OUTSIDE = [300, 190], [510, 200]  # a pixel of the cup, and one of the spoon
 GRID = [[x, y] for y in range(50, 400, 100) for x in range(37, 600, 75)]
-# In one call each. The mask is the best of the first prompt of the kind that is named.
+# One call each. `mask` is the best mask of the first prompt of the named kind.
 VISUAL = {
   "a point": [{"points": [INSIDE]}],
   "3 points": [{"points": [INSIDE, [250, 120], OUTSIDE], "point_labels": [1, 1, 0]}],
-  "a box around it": [{"box": CUP}],
+  "a box": [{"box": CUP}],
   "box + point + mask": [{"box": CUP, "points": [OUTSIDE], "point_labels": [0], "mask": "a point"}],
-  "32 points, a prompt each": [{"points": [point]} for point in GRID],
+  "32 prompts of a point": [{"points": [point]} for point in GRID],
 }
 DTYPES = ("float32", "bfloat16")
-LEAST_IOU = 0.999
-COVERAGE = 0.01, 0.99  # of the image by a mask: outside this an IoU says little
-COMPARED = 20  # masks at least, or all queries of a smaller model
-SURE = 1.0  # absolute mask logit; nearer to 0 a cell may fall on either side in bfloat16
+MIN_IOU = 0.999
+COVERAGE = 0.01, 0.99  # fraction of the image; the IoU of other masks is not meaningful
+MIN_COMPARED = 20  # masks, or all queries of a smaller model
+CONFIDENT = 1.0  # absolute mask logit; below it, bfloat16 may flip the sign
 PRESENCE_CLAMP = 10.0
 ERRORS = ("logits", "presence", "boxes", "mask_logits", "semantic_logits", "iou", "object")
 
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
-  """Arrays of both sides in each dtype, from one process each."""
+  """Runs one process per side and dtype; returns their arrays."""
   checkpoint, bundle = work / "checkpoint", work / "bundle"
   work.mkdir(parents=True, exist_ok=True)
 
@@ -114,71 +114,73 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
 
 
 def versions(answers) -> str:
-  """Of all packages."""
+  """The versions of all packages."""
   every = {}
   for answer in answers:
     every |= json.loads(str(answer["versions"]))
   return ", ".join(f"{name} {version}" for name, version in every.items())
 
 
-def compare(got, want) -> dict[str, dict[str, float]]:
-  """Differences for each kind of prompt; `want` is the side that errors are relative to."""
-  return {kind: _compare(got, want, kind) for kind in PROMPTS}
+def compare(got, expected) -> dict[str, dict[str, float]]:
+  """Differences for each kind of prompt; relative errors are relative to `expected`."""
+  return {kind: _compare(got, expected, kind) for kind in PROMPTS}
 
 
-def _compare(got, want, kind: str) -> dict[str, float]:
+def _compare(got, expected, kind: str) -> dict[str, float]:
   def both(name):
-    return got[f"{kind}/{name}"], want[f"{kind}/{name}"]
+    return got[f"{kind}/{name}"], expected[f"{kind}/{name}"]
 
-  def off(name):
+  def error(name):
     one, other = both(name)
     return float(np.abs(one - other).max())
 
   def relative(name):
-    return off(name) / float(np.abs(want[f"{kind}/{name}"]).max())
+    return error(name) / float(np.abs(expected[f"{kind}/{name}"]).max())
 
-  logits, wanted_logits = both("mask_logits")
-  pixels, wanted_pixels = (np.unpackbits(masks, axis=1).astype(bool) for masks in both("masks"))
-  covered = wanted_pixels.mean(axis=1)
+  logits, expected_logits = both("mask_logits")
+  pixels, expected_pixels = (np.unpackbits(masks, axis=1).astype(bool) for masks in both("masks"))
+  covered = expected_pixels.mean(axis=1)
   compared = (covered >= COVERAGE[0]) & (covered <= COVERAGE[1])
-  ious = _ious(pixels[compared], wanted_pixels[compared])
-  sure = np.abs(wanted_logits[compared]) > SURE
-  sure_ious = _ious((logits[compared] > 0) & sure, (wanted_logits[compared] > 0) & sure)
+  ious = _ious(pixels[compared], expected_pixels[compared])
+  confident = np.abs(expected_logits[compared]) > CONFIDENT
+  confident_ious = _ious(
+    (logits[compared] > 0) & confident, (expected_logits[compared] > 0) & confident
+  )
   presence = (np.clip(x, -PRESENCE_CLAMP, PRESENCE_CLAMP) for x in both("presence"))
   return {
-    "logits": off("logits"),
+    "logits": error("logits"),
     "presence": float(np.abs(np.subtract(*presence))),
-    "boxes": off("boxes"),
+    "boxes": error("boxes"),
     "mask_logits": relative("mask_logits"),
     "semantic_logits": relative("semantic_logits"),
-    "least_iou": float(ious.min(initial=1)),
+    "min_iou": float(ious.min(initial=1)),
     "median_iou": float(np.median(ious)) if len(ious) else 1.0,
-    "least_sure_iou": float(sure_ious.min(initial=1)),
-    "sure_part": float(sure.mean()) if sure.size else 0.0,
+    "min_confident_iou": float(confident_ious.min(initial=1)),
+    "confident_fraction": float(confident.mean()) if confident.size else 0.0,
     "compared": int(compared.sum()),
     "queries": len(compared),
     "coverage": [float(x) for x in np.quantile(covered, (0, 0.5, 1))],
   }
 
 
-def compare_visual(got, want) -> dict[str, dict[str, float]]:
-  """Likewise of visual prompts; their masks on the decoder's grid, all of them."""
+def compare_visual(got, expected) -> dict[str, dict[str, float]]:
+  """Differences for each kind of visual prompt; all masks, on the decoder's grid."""
   rows = {}
   for kind in VISUAL:
 
-    def off(name, kind=kind):
-      return float(np.abs(got[f"{kind}/{name}"] - want[f"{kind}/{name}"]).max())
+    def error(name, kind=kind):
+      return float(np.abs(got[f"{kind}/{name}"] - expected[f"{kind}/{name}"]).max())
 
-    logits = want[f"{kind}/mask_logits"]
+    logits = expected[f"{kind}/mask_logits"]
     ious = _ious(
       got[f"{kind}/mask_logits"].reshape(-1, *logits.shape[-2:]) > 0,
       logits.reshape(-1, *logits.shape[-2:]) > 0,
     )
     rows[kind] = {
-      "mask_logits": off("mask_logits") / float(np.abs(logits).max()),
-      "iou": off("iou"),
-      "object": off("object"),
-      "least_iou": float(ious.min()),
+      "mask_logits": error("mask_logits") / float(np.abs(logits).max()),
+      "iou": error("iou"),
+      "object": error("object"),
+      "min_iou": float(ious.min()),
       "masks": len(ious),
     }
   return rows
@@ -191,25 +193,25 @@ def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def broken(parity: dict[str, dict[str, float]], limit: float):
-  """What is over its limit, in words."""
+  """Describes each difference over its limit."""
   for kind, row in parity.items():
     for name in ERRORS:
-      if name in row and not row[name] <= limit:  # NaN is over, too
+      if name in row and not row[name] <= limit:  # also catches NaN
         yield f"{kind}: {name} differ by {row[name]:.1e}, limit {limit:.0e}"
-    if not row["least_iou"] >= LEAST_IOU:
-      yield f"{kind}: least mask IoU {row['least_iou']:.4f}, limit {LEAST_IOU}"
-    if "compared" in row and row["compared"] < min(COMPARED, row["queries"]):
+    if not row["min_iou"] >= MIN_IOU:
+      yield f"{kind}: minimum mask IoU {row['min_iou']:.4f}, limit {MIN_IOU}"
+    if "compared" in row and row["compared"] < min(MIN_COMPARED, row["queries"]):
       yield f"{kind}: only {row['compared']} masks cover 1 to 99 % of the image"
 
 
 def markdown(report: dict) -> str:
-  """The tables, as the README shows them."""
+  """The tables of the report."""
   least, most = (f"{part:.0%}" for part in COVERAGE)
   lines = [
     f"Machine: {report['machine']}; {report['versions']}. "
     f"IoU of the masks that cover {least} to {most} of the photograph.",
     "",
-    f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {LEAST_IOU}):",
+    f"sam3-jax against transformers, float32 (limits {report['limit']:.0e}, IoU {MIN_IOU}):",
     "",
     *_parity_table(report["parity"]),
     "",
@@ -219,11 +221,11 @@ def markdown(report: dict) -> str:
   ]
   for side, rows in report.get("bfloat16", {}).items():
     name = side.replace("ours", "sam3-jax")
-    lines += ["", f"bfloat16 against float32, {name}:", "", *_parity_table(rows, sure=True)]
+    lines += ["", f"bfloat16 against float32, {name}:", "", *_parity_table(rows, confident=True)]
   return "\n".join(lines)
 
 
-def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
+def _parity_table(rows: dict[str, dict], confident: bool = False) -> list[str]:
   head = [
     "prompt",
     "logits",
@@ -232,23 +234,26 @@ def _parity_table(rows: dict[str, dict], sure: bool = False) -> list[str]:
     "mask logits, relative",
     "concept mask, relative",
   ]
-  head += ["mask IoU, least / median", *[f"least IoU where \\|logit\\| > {SURE:g}"] * sure, "masks"]
+  head += ["mask IoU, minimum / median"]
+  head += [f"minimum IoU where \\|logit\\| > {CONFIDENT:g}"] * confident
+  head += ["masks"]
   lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
   for kind, row in rows.items():
     errors = ("logits", "presence", "boxes", "mask_logits", "semantic_logits")
     cells = [kind, *(f"{row[name]:.1e}" for name in errors)]
-    cells += [f"{row['least_iou']:.5f} / {row['median_iou']:.5f}"]
-    cells += [f"{row['least_sure_iou']:.5f} ({row['sure_part']:.0%} of the cells)"] * sure
+    cells += [f"{row['min_iou']:.5f} / {row['median_iou']:.5f}"]
+    fraction = f"{row['confident_fraction']:.0%} of the cells"
+    cells += [f"{row['min_confident_iou']:.5f} ({fraction})"] * confident
     lines.append(f"| {' | '.join([*cells, str(row['compared'])])} |")
   return lines
 
 
 def _visual_table(rows: dict[str, dict]) -> list[str]:
-  head = "visual prompt", "mask logits, relative", "IoU scores", "object logits", "mask IoU, least"
+  head = "visual prompt", "mask logits, relative", "IoU scores", "object logits", "minimum mask IoU"
   lines = [f"| {' | '.join(head)} | masks |", "|---" * (len(head) + 1) + "|"]
   for kind, row in rows.items():
     errors = " | ".join(f"{row[name]:.1e}" for name in ("mask_logits", "iou", "object"))
-    lines.append(f"| {kind} | {errors} | {row['least_iou']:.5f} | {row['masks']} |")
+    lines.append(f"| {kind} | {errors} | {row['min_iou']:.5f} | {row['masks']} |")
   return lines
 
 
@@ -258,15 +263,21 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument("--size", choices=("full", "tiny"), default="full")
   parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-  parser.add_argument("--limit", type=float, default=1e-3, help="on the differences in float32")
+  parser.add_argument(
+    "--limit", type=float, default=1e-3, help="limit on the differences in float32"
+  )
   parser.add_argument(
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
   )
-  parser.add_argument("--work", type=Path, help="keeps checkpoint and bundle here, and reuses them")
-  parser.add_argument("--out", type=Path, help="folder for parity-SIZE.md and parity-SIZE.json")
+  parser.add_argument(
+    "--work", type=Path, help="directory that keeps checkpoint and bundle for the next run"
+  )
+  parser.add_argument(
+    "--out", type=Path, help="output directory of parity-SIZE.md and parity-SIZE.json"
+  )
   arguments = parser.parse_args()
   if "float32" not in arguments.dtypes:
-    parser.error("--dtypes must include float32, against which the others are compared")
+    parser.error("--dtypes must include float32, to which the others are compared")
   if shutil.which(arguments.reference_python) is None:
     parser.error(f"--reference-python {arguments.reference_python} cannot be run")
   return arguments

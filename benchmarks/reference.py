@@ -1,7 +1,7 @@
-"""The transformers side of `parity.py`: a seeded checkpoint as it was released, and its answers.
+"""The transformers side of `parity.py`: writes a seeded checkpoint and runs prompts on it.
 
-Runs with the extra `reference` (torch, torchvision, transformers, scikit-image), and may have a
-virtual environment of its own with it.
+Needs the extra `reference` (torch, torchvision, transformers, scikit-image), possibly in a virtual
+environment of its own.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 from sam3_jax.converters import hf_patches
 from weights import weights
 
-# Words of the names in transformers' layout that decide a tensor's scale, as the recipe knows them.
+# Parts of names that determine a tensor's scale: in transformers' layout, and in the recipe's.
 WORDS = (
   (r"^tracker_model\.(.*\.)?shared_(image_)?embedding\..*", "positional_encoding_gaussian_matrix"),
   (r"point_embed\.", "point_embeddings."),
@@ -31,9 +31,9 @@ TEXT_CONTEXT = 32
 
 
 def config_values(size: str) -> dict:
-  """Keywords of `Sam3Config`: the released sizes, or the tiny ones of this project's tests.
+  """Arguments of `Sam3Config`: the released sizes, or the tiny ones of this project's tests.
 
-  Meta's trunk normalises with epsilon 1e-5; transformers' default is 1e-6, an error of its port.
+  The epsilon of Meta's trunk is 1e-5; transformers' default of 1e-6 is an error of its port.
   """
   if size == "full":
     return {"vision_config": {"backbone_config": {"model_type": "sam3_vit_model"} | EPSILON}}
@@ -65,8 +65,8 @@ EPSILON = {"layer_norm_eps": hf_patches.EPSILON}
 
 
 def make(size: str, folder: Path, photo: str) -> None:
-  """Writes config.json, model.safetensors, tensor by tensor, and photo.png: detector and tracker in
-  the layout of the released checkpoint."""
+  """Writes config.json, model.safetensors and photo.png, in the layout of the released checkpoint,
+  with detector and tracker."""
   import skimage.data
   import torch
   from PIL import Image
@@ -78,7 +78,7 @@ def make(size: str, folder: Path, photo: str) -> None:
   whole.tracker_config = _video_config(config)
   whole.architectures = ["Sam3VideoModel"]
   whole.save_pretrained(folder)
-  with torch.device("meta"):  # the tracker has the detector's trunk, and a neck of its own
+  with torch.device("meta"):  # the tracker shares the detector's trunk and has its own neck
     detector = Sam3Model(config).state_dict()
     tracker = Sam3TrackerVideoModel(whole.tracker_config, remove_vision_encoder=True).state_dict()
   neck = "vision_encoder.neck."
@@ -97,7 +97,7 @@ def make(size: str, folder: Path, photo: str) -> None:
 
 
 def _video_config(config):
-  """Of the tracker beside a detector of these sizes."""
+  """The tracker's configuration for a detector of these sizes."""
   from transformers import Sam3TrackerVideoConfig
 
   vision, width = config.vision_config, config.vision_config.fpn_hidden_size
@@ -110,7 +110,7 @@ def _video_config(config):
 
 
 def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-  """One tensor in memory at a time, which safetensors' own writer cannot do."""
+  """Writes one tensor at a time, which safetensors' own writer cannot do."""
   header, end = {"__metadata__": {"format": "pt"}}, 0
   for name, shape in shapes.items():
     start, end = end, end + 4 * int(np.prod(shape))
@@ -130,14 +130,14 @@ def _recipe_name(name: str) -> str:
 
 
 def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
-  """Answers `questions` (what `parity.py` wrote) about the photo; writes arrays."""
+  """Runs the prompts in `questions`, which ours.py wrote, on the photo; writes arrays."""
   import torch
   import torchvision
   import transformers
   from PIL import Image
 
   config = hf_patches.detector_config(folder)
-  asked, kind = json.loads(questions.read_text()), getattr(torch, dtype)
+  prompts, kind = json.loads(questions.read_text()), getattr(torch, dtype)
   side = config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
   processor = transformers.Sam3ImageProcessor(size={"height": side, "width": side})
@@ -145,22 +145,22 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   arrays = {}
   with torch.inference_mode():
     model, _ = hf_patches.load_detector(folder, dtype)
-    arrays |= _concepts(model, pixels, asked["concepts"], photo.size[::-1], torch)
+    arrays |= _concepts(model, pixels, prompts["concepts"], photo.size[::-1], torch)
     del model
-    if asked["visual"]:
+    if prompts["visual"]:
       model, _ = hf_patches.load_tracker(folder, dtype)
-      arrays |= _visual(model, pixels, asked["visual"], torch)
+      arrays |= _visual(model, pixels, prompts["visual"], torch)
   versions = {m.__name__: m.__version__ for m in (torch, torchvision, transformers)}
   np.savez(out, versions=json.dumps(versions), **arrays)
 
 
 def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> dict:
-  """All queries of each question; masks at the photo's size, height and width."""
+  """Outputs of all queries for each prompt; `size` is the photo's height and width."""
   arrays, embedding = {}, model.get_vision_features(pixels)
   for kind, question in questions.items():
-    answer = model(vision_embeds=embedding, **hf_patches.concept(model, **question))
-    masks = answer.pred_masks[0].float()
-    source = torch.cat(  # Meta's rule: logits to the image's size, then > 0; in pieces
+    output = model(vision_embeds=embedding, **hf_patches.concept_inputs(model, **question))
+    masks = output.pred_masks[0].float()
+    source = torch.cat(  # as Meta: resize the logits to the image, then threshold; in chunks
       [
         torch.nn.functional.interpolate(
           part[:, None], size=size, mode="bilinear", align_corners=False
@@ -170,18 +170,18 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
       ]
     )
     arrays |= {
-      f"{kind}/logits": answer.pred_logits[0].float().numpy(),
-      f"{kind}/presence": answer.presence_logits[0].float().numpy().reshape(()),
-      f"{kind}/boxes": answer.pred_boxes[0].float().numpy(),
+      f"{kind}/logits": output.pred_logits[0].float().numpy(),
+      f"{kind}/presence": output.presence_logits[0].float().numpy().reshape(()),
+      f"{kind}/boxes": output.pred_boxes[0].float().numpy(),
       f"{kind}/mask_logits": masks.numpy(),
-      f"{kind}/semantic_logits": answer.semantic_seg[0, 0].float().numpy(),
+      f"{kind}/semantic_logits": output.semantic_seg[0, 0].float().numpy(),
       f"{kind}/masks": np.packbits(source.flatten(1).numpy(), axis=1),
     }
   return arrays
 
 
 def _visual(model, pixels, questions: dict, torch) -> dict:
-  """All masks of each question's prompts."""
+  """All masks of each kind's prompts."""
   embedding = hf_patches.visual_embedding(model, pixels)
   arrays = {}
   for kind, question in questions.items():
@@ -190,15 +190,15 @@ def _visual(model, pixels, questions: dict, torch) -> dict:
       "input_labels": torch.tensor([question["labels"]]) if question["points"] else None,
       "input_boxes": torch.tensor([question["boxes"]]) if question["boxes"] else None,
     }
-    if question["mask"] is not None:  # logits of an earlier answer, as Meta's predictor has them
-      earlier, row, reading = question["mask"]
-      mask = arrays[f"{earlier}/mask_logits"][row, reading].clip(-32, 32)
+    if question["mask"] is not None:  # logits of an earlier output, clipped as in Meta's predictor
+      earlier, row, output_index = question["mask"]
+      mask = arrays[f"{earlier}/mask_logits"][row, output_index].clip(-32, 32)
       given["input_masks"] = torch.from_numpy(mask)[None, None].to(model.dtype)
-    answer = model(image_embeddings=embedding, multimask_output=question["multimask"], **given)
+    output = model(image_embeddings=embedding, multimask_output=question["multimask"], **given)
     arrays |= {
-      f"{kind}/mask_logits": answer.pred_masks[0].float().numpy(),
-      f"{kind}/iou": answer.iou_scores[0].float().numpy(),
-      f"{kind}/object": answer.object_score_logits[0, :, 0].float().numpy(),
+      f"{kind}/mask_logits": output.pred_masks[0].float().numpy(),
+      f"{kind}/iou": output.iou_scores[0].float().numpy(),
+      f"{kind}/object": output.object_score_logits[0, :, 0].float().numpy(),
     }
   return arrays
 

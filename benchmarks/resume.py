@@ -33,8 +33,11 @@ SETTINGS: dict[str, Any] = {
     "geometry_layers": 1, "fusion_layers": 2, "decoder_layers": 2, "concept_points": False,
   },
   "scenes": {"count": 50, "size": [64, 80]},
-  "average": 0.9, "save_every": 5,
-  "data": {"batch": 2, "prompts": 3, "present": 2, "objects": 3, "examples": 2},
+  "ema_decay": 0.9, "save_every": 5,
+  "data": {
+    "batch_size": 2, "prompts_per_image": 3, "present_prompts": 2, "max_objects": 3,
+    "max_exemplars": 2,
+  },
 }  # fmt: skip
 
 

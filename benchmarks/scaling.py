@@ -24,7 +24,7 @@ from PIL import Image
 from timing import machine
 
 from sam3_jax import Instances, Masks, Prompt
-from sam3_jax.batch.records import record
+from sam3_jax.batch.records import make_record
 from sam3_jax.inputs.preprocess import read_image, resize
 
 SIZES = ((480, 640), (1080, 1920), (3000, 4000))
@@ -83,12 +83,12 @@ def measure(size: tuple[int, int], repeats: int) -> Host:
   logits = (20 * (radius - np.hypot(v - 0.5, u - 0.5))).astype(np.float32)[None]
   boxes = np.array([[0.3, 0.3, 0.7, 0.7]], np.float32) * np.float32([width, height] * 2)
   found = Instances(np.array([1]), np.array([0.9], np.float32), boxes, Masks(logits, size))
-  line = record(0, "a.jpg", size, [Prompt("a")], [found])
+  line = make_record(0, "a.jpg", size, [Prompt("a")], [found])
   return Host(
     size=size,
     file_bytes=len(data),
     reading=_seconds(lambda: resize(read_image(data), SIDE), repeats),
-    mask=_seconds(lambda: record(0, "a.jpg", size, [Prompt("a")], [found]), repeats),
+    mask=_seconds(lambda: make_record(0, "a.jpg", size, [Prompt("a")], [found]), repeats),
     record_bytes=len(line),
   )
 

@@ -23,15 +23,15 @@ def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = 
   import jax
   import numpy as np
 
-  from sam3_jax.inference import sharding as parallel
-  from sam3_jax.model.sam3 import Detector
+  from sam3_jax.inference import sharding
+  from sam3_jax.inference.programs import Programs
 
-  rules = rules or parallel.WHOLE
-  params, cut = _parameters(config, dtype, mesh, rules), parallel.by_rows(mesh)
+  rules = rules or sharding.REPLICATED
+  params, cut = _parameters(config, dtype, mesh, rules), sharding.by_rows(mesh)
   rows, side = images * mesh.size, config.image_size
   pixels = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=cut)
   sizes = jax.ShapeDtypeStruct((rows, 2), np.int32, sharding=cut)
-  encode: Any = parallel.image_encoder(Detector(config, dtype), mesh, rules)
+  encode: Any = Programs(config, dtype, mesh, rules, select_image=lambda image, _: image).encode
   return encode.lower(params, pixels, sizes), jax.eval_shape(encode, params, pixels, sizes)
 
 
@@ -43,13 +43,13 @@ def lower_decoder(
   import numpy as np
 
   from sam3_jax import Prompt
-  from sam3_jax.inference import sharding as parallel
+  from sam3_jax.inference import sharding
+  from sam3_jax.inference.programs import Programs
   from sam3_jax.inputs.prompts import pack
-  from sam3_jax.model.sam3 import Detector
   from sam3_jax.types import TextEmbedding
 
   count = prompts * (mesh.shape["data"] if split else mesh.size)
-  cut = parallel.by_groups(mesh) if split else parallel.by_rows(mesh)
+  cut = sharding.by_groups(mesh) if split else sharding.by_rows(mesh)
   context, zeros = config.text.context, np.zeros(count, np.int32)
   text: Any = (np.zeros((count, context, config.width), dtype), np.ones((count, context), bool))
   packed = pack(
@@ -59,22 +59,23 @@ def lower_decoder(
   given = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), (embedding, packed)
   )
-  detect: Any = parallel.prompt_decoder(Detector(config, dtype), mesh, split=split)
-  return detect.lower(_parameters(config, dtype, mesh, parallel.WHOLE), *given, most)
+  programs = Programs(config, dtype, mesh)
+  detect: Any = (programs.split_prompts if split else programs.prompts).detect
+  return detect.lower(_parameters(config, dtype, mesh, sharding.REPLICATED), *given, most)
 
 
 def _parameters(config: Any, dtype: Any, mesh: Any, rules: Any) -> Any:
   import jax
 
-  from sam3_jax.inference import sharding as parallel
+  from sam3_jax.inference import sharding
   from sam3_jax.model.sam3 import parameter_shapes
   from sam3_jax.utils.param_tree import flatten, nest
 
-  sharding = parallel.parameter_sharding(mesh, rules)
+  of = sharding.parameter_sharding(mesh, rules)
   flat = flatten(parameter_shapes(config))
   return nest(
     {
-      path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding(path, x.shape))
+      path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=of(path, x.shape))
       for path, x in flat.items()
     }
   )
@@ -112,11 +113,11 @@ def main() -> int:
   import jax
   import jax.numpy as jnp
 
-  from sam3_jax.config import RELEASED, SIZES
-  from sam3_jax.inference import sharding as parallel
+  from sam3_jax.config import SIZES
+  from sam3_jax.inference import sharding
 
-  config, target = SIZES.get(arguments.size, RELEASED), arguments.target
-  mesh = parallel.make_mesh(chips.devices(target, arguments.chips), arguments.model)
+  config, target = SIZES[arguments.size], arguments.target
+  mesh = sharding.make_mesh(chips.devices(target, arguments.chips), arguments.model)
   limit, rows, fits = chips.CHIPS[target].memory, [], []
   for images in arguments.images:
     lowered, embedding = lower_encoder(config, jnp.bfloat16, mesh, images)
@@ -148,7 +149,8 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
   parser.add_argument("--model", type=int, default=1, help="chips that share the work on a prompt")
-  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
+  sizes = ("vit-tiny", "vit-small", "vit-base", "vit-large")
+  parser.add_argument("--size", choices=sizes, default="vit-large")
   parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images a chip")
   parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts a chip")
   parser.add_argument("--most", type=int, default=100, help="instances of a prompt")

@@ -113,7 +113,7 @@ def _encode() -> Iterator[Part]:
   yield Part("encode", "attention in windows", blocks - groups, _attention, (*qkv,), whole=True)
   qkv = [array(1, TOKENS, TRUNK.heads, HEAD)] * 3
   yield Part("encode", "global attention", groups, _attention, (*qkv,), whole=True)
-  mlp = layers.Mlp((TRUNK.mlp_width, TRUNK.width), BF16, layers.gelu_apart)
+  mlp = layers.Mlp((TRUNK.mlp_width, TRUNK.width), BF16, layers.unfused_gelu)
   run, (params, _) = module(mlp, x)
   yield Part("encode", "MLP", blocks, lambda params, x: x + run(params, x), (params, x))
 

@@ -1,12 +1,11 @@
-"""The training step of the full model compiled for TPUs that are not here: memory and collectives.
+"""Memory and collectives of the full model's training step, compiled ahead of time for a TPU pod.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_train.py --out benchmarks/results  # 16 chips of v5e, 4 x 4
 
-Nothing runs and no TPU is needed: libtpu compiles for a described topology on any Linux machine,
-and the program is read. What comes out is exact for memory and collectives, if the compiler is of
-the version that a pod has; it says nothing about time. The exit status is 1 if the peak of memory
-is over a chip's.
+No TPU is needed and nothing is run: libtpu compiles for a topology on any Linux machine. Memory and
+collectives are exact if the pod uses the same compiler version; time is not measured. The exit
+status is 1 if the peak memory exceeds that of a chip.
 """
 
 import argparse
@@ -21,11 +20,11 @@ import hlo
 
 
 def lower(arguments: argparse.Namespace) -> Any:
-  """The training step, traced for the chips: fully sharded data parallel over all of them."""
+  """Lowers the training step for the chips, fully sharded data parallel over all of them."""
   import jax
   import jax.numpy as jnp
 
-  from sam3_jax.config import RELEASED, SIZES
+  from sam3_jax.config import SIZES
   from sam3_jax.model.layers import Layering
   from sam3_jax.model.sam3 import parameter_shapes
   from sam3_jax.training import state as states
@@ -35,24 +34,22 @@ def lower(arguments: argparse.Namespace) -> Any:
   from sam3_jax.training.step import StepSettings, make_step
   from sam3_jax.utils.param_tree import flatten
 
-  config = SIZES.get(arguments.size, RELEASED)
+  config = SIZES[arguments.size]
   mesh = make_mesh(chips.devices(arguments.target, arguments.chips), fsdp=arguments.chips)
   trained, frozen = states.split(flatten(parameter_shapes(config)), arguments.train)
   recipe = OptimizerConfig()
   optimizer = make_optimizer(recipe, trained, config.trunk, 1000)
   state = jax.eval_shape(
-    lambda arrays: states.create(
-      arrays, optimizer, jax.random.key(0), average=arguments.average > 0
-    ),
+    lambda arrays: states.create(arrays, optimizer, jax.random.key(0), ema=arguments.ema_decay > 0),
     trained,
   )
   settings = StepSettings(
     model=config,
     losses=LossConfig(),
     dtype=jnp.bfloat16,
-    masked=arguments.masked,
-    accumulate=arguments.accumulate,
-    average=arguments.average,
+    mask_prompts=arguments.mask_prompts,
+    gradient_accumulation_steps=arguments.accumulate,
+    ema_decay=arguments.ema_decay,
     frozen_parts=tuple(
       part for part in ("trunk", "text") if not any(x.startswith(f"{part}/") for x in trained)
     ),
@@ -63,7 +60,7 @@ def lower(arguments: argparse.Namespace) -> Any:
 
 
 def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
-  """Shapes of a batch with so many images for each chip."""
+  """Shapes of a batch with `arguments.images` images per chip."""
   import jax
   import jax.numpy as jnp
 
@@ -93,7 +90,7 @@ def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """Memory, and the table of collectives, as docs/training-tpu.md shows them."""
+  """Memory and the table of collectives, as in docs/training-tpu.md."""
   memory, gb = report["memory"], 1e-9
   lines = [
     f"{report['what']}; {report['versions']}, compiled in {report['seconds']:.0f} s.",
@@ -116,7 +113,7 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def by_part(listed: list[hlo.Collective], parts: tuple[str, ...]) -> list[dict[str, Any]]:
-  """Sums for each part of the model and kind, the most bytes first."""
+  """Sums by part of the model and kind of collective, most bytes first."""
   rows: dict[tuple[str, str], dict[str, Any]] = {}
   for kind, size, times, scope in listed:
     part = next((p for p in parts if re.search(rf"[/(]{p}[/)]", scope)), "the rest")
@@ -129,6 +126,7 @@ def by_part(listed: list[hlo.Collective], parts: tuple[str, ...]) -> list[dict[s
   return sorted(rows.values(), key=lambda row: -row["bytes"])
 
 
+SIZE_NAMES = ("vit-tiny", "vit-small", "vit-base", "vit-large")
 PARTS = ("trunk", "neck", "text", "geometry", "fusion", "decoder", "scoring", "masks")
 
 
@@ -144,7 +142,8 @@ def main() -> int:
   report = {
     "what": f"{arguments.target} {chips.TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
     f"{arguments.images} image(s) a chip, {arguments.prompts} phrases each, masks for "
-    f"{arguments.masked}, up to {arguments.objects} objects; bfloat16, remat {arguments.remat}",
+    f"{arguments.mask_prompts}, up to {arguments.objects} objects; bfloat16, remat "
+    f"{arguments.remat}",
     "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
     "seconds": compiled.compile_seconds,
     "limit": chips.CHIPS[arguments.target].memory,
@@ -171,17 +170,21 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=16)
-  parser.add_argument("--size", choices=("tiny", "small", "base", "large"), default="large")
-  parser.add_argument("--images", type=int, default=1, help="images a chip")
-  parser.add_argument("--prompts", type=int, default=4, help="phrases of an image")
-  parser.add_argument("--masked", type=int, default=2, help="of these, at most so many present")
-  parser.add_argument("--objects", type=int, default=32, help="of a phrase")
-  parser.add_argument("--examples", type=int, default=4, help="boxes of a phrase")
-  parser.add_argument("--accumulate", type=int, default=1, help="microbatches")
-  parser.add_argument("--average", type=float, default=0.999, help="decay of the average; 0: none")
-  parser.add_argument("--train", default=".*", help="pattern of the trained parameters' paths")
+  parser.add_argument(
+    "--size", choices=("vit-tiny", "vit-small", "vit-base", "vit-large"), default="vit-large"
+  )
+  parser.add_argument("--images", type=int, default=1, help="images per chip")
+  parser.add_argument("--prompts", type=int, default=4, help="phrases per image")
+  parser.add_argument("--mask-prompts", type=int, default=2, help="phrases with masks")
+  parser.add_argument("--objects", type=int, default=32, help="objects per phrase")
+  parser.add_argument("--examples", type=int, default=4, help="exemplar boxes per phrase")
+  parser.add_argument("--accumulate", type=int, default=1, help="microbatches per step")
+  parser.add_argument("--ema-decay", type=float, default=0.999, help="0 for no average")
+  parser.add_argument(
+    "--train", default=".*", help="regular expression for the paths of trainable parameters"
+  )
   parser.add_argument("--remat", choices=("none", "full"), default="full")
-  parser.add_argument("--hlo", type=Path, help="file for the compiled program's text")
+  parser.add_argument("--hlo", type=Path, help="file for the compiled program")
   parser.add_argument("--out", type=Path, help="folder for train-TARGET-CHIPS.md and .json")
   return parser.parse_args()
 

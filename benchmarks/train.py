@@ -1,19 +1,18 @@
-"""Training steps: ours beside Meta's on one machine, and the full model on a CPU.
+"""Training steps: sam3-jax and Meta's code on one machine, and the full model on a CPU.
 
   pip install torch torchvision; pip install --no-deps sam3==0.1.4 einops ftfy iopath portalocker \\
     pycocotools scipy timm torchmetrics lightning-utilities wcwidth psutil     # for Meta's side
   python benchmarks/train.py speed --meta-python PYTHON_WITH_THESE --out benchmarks/results
   python benchmarks/train.py full --mode detector     # 840 M parameters; or --mode lora
 
-`speed`: both sides have the same seeded weights and the same batch, and take whole steps: forward,
-all losses with one-to-many queries and masks, backward, clipping, AdamW; float32. Each way to do it
-runs in a process of its own, which waits between its steps, and all take turns, A B A B, so that
-whatever else the machine does disturbs all alike. The exit status is 1 if the first step's losses
-differ by more than 1e-4 of the total.
+`speed`: both sides have the same seeded weights and the same batch, and run full steps in float32:
+forward, all losses with one-to-many queries and masks, backward, clipping, AdamW. Each variant runs
+in its own process, and the processes take turns, A B A B, so that other load on the machine affects
+all variants alike. The exit status is 1 if the first step's losses differ by more than 1e-4.
 
-`full`: random parameters, one image at 1008 pixels, remat; prints seconds, losses and the peak of
-memory. Trunk and text are frozen with "detector"; "lora" trains low-rank factors of every attention
-and MLP kernel.
+`full`: random parameters, one image at 1008 pixels, remat; prints seconds, losses and peak memory.
+"detector" freezes trunk and text encoder; "lora" trains low-rank factors of all attention and MLP
+kernels.
 """
 
 import argparse
@@ -34,13 +33,13 @@ from timing import machine
 HERE = Path(__file__).parent
 LIMIT = 1e-4  # of the first loss, relative to Meta's
 LEARNING_RATE = 1e-5
-# What is compared: name, script, its options. Both compute layers again in the backward pass if
-# nothing else is asked.
-WAYS = {
-  "meta": ("Meta, layers computed again (as it is)", "train_meta.py", ("--remat", "full")),
-  "meta-kept": ("Meta, nothing computed again", "train_meta.py", ("--remat", "none")),
-  "ours": ("sam3-jax, layers computed again (as it is)", "train_ours.py", ("--remat", "full")),
-  "kept": ("sam3-jax, nothing computed again", "train_ours.py", ("--remat", "none")),
+# Name, script and options of each variant. Both sides recompute layers in the backward pass by
+# default.
+VARIANTS = {
+  "meta": ("Meta, remat (default)", "train_meta.py", ("--remat", "full")),
+  "meta-kept": ("Meta, no remat", "train_meta.py", ("--remat", "none")),
+  "ours": ("sam3-jax, remat (default)", "train_ours.py", ("--remat", "full")),
+  "kept": ("sam3-jax, no remat", "train_ours.py", ("--remat", "none")),
   "no-scan": ("sam3-jax, no scan", "train_ours.py", ("--remat", "full", "--unroll")),
   "all-masks": ("sam3-jax, masks of absent phrases too", "train_ours.py", ("--all-masks",)),
 }
@@ -87,27 +86,27 @@ def full_config(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def take_turns(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-  """Each way's figures: the first step compiles and warms up, the later ones are timed."""
+  """Runs all variants: the first step compiles and warms up, later steps are timed."""
   rows = []
   with contextlib.ExitStack() as stack:
-    ways = []
-    for key in dict.fromkeys(("meta", *arguments.ways)):  # Meta's writes what ours reads
-      name, script, options = WAYS[key]
+    processes = []
+    for key in dict.fromkeys(("meta", *arguments.variants)):  # Meta's side writes files for ours
+      name, script, options = VARIANTS[key]
       python = arguments.meta_python if script == "train_meta.py" else sys.executable
       command = [python, str(HERE / script), str(work), *options]
       command += ["--learning-rate", str(LEARNING_RATE)]
-      way = stack.enter_context(
+      process = stack.enter_context(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
       )
-      ways.append((way, _answer(way, name)))
+      processes.append((process, _answer(process, name)))
       rows.append({"name": name, "steps": []})
-      rows[-1]["steps"].append(_step(way, name))  # one at a time: compiling takes all cores
+      rows[-1]["steps"].append(_step(process, name))  # one at a time: compiling uses all cores
     for _ in range(arguments.repeats):
-      for (way, _), row in zip(ways, rows, strict=True):
-        row["steps"].append(_step(way, row["name"]))
-    for way, _ in ways:
-      way.stdin.close()
-  for (_, about), row in zip(ways, rows, strict=True):
+      for (process, _), row in zip(processes, rows, strict=True):
+        row["steps"].append(_step(process, row["name"]))
+    for process, _ in processes:
+      process.stdin.close()
+  for (_, about), row in zip(processes, rows, strict=True):
     row |= about | _figures(row["steps"], arguments.images)
     row["off"] = abs(row["steps"][0]["loss"] / rows[0]["steps"][0]["loss"] - 1)
   return rows
@@ -126,20 +125,20 @@ def _figures(steps: list[dict[str, float]], images: int) -> dict[str, float]:
   }
 
 
-def _step(way: subprocess.Popen, name: str) -> dict[str, float]:
-  way.stdin.write("\n")
-  way.stdin.flush()
-  return _answer(way, name)
+def _step(process: subprocess.Popen, name: str) -> dict[str, float]:
+  process.stdin.write("\n")
+  process.stdin.flush()
+  return _answer(process, name)
 
 
-def _answer(way: subprocess.Popen, name: str) -> dict[str, Any]:
-  if not (line := way.stdout.readline()):
-    raise SystemExit(f"{name} ended with status {way.wait()}; its message is above.")
+def _answer(process: subprocess.Popen, name: str) -> dict[str, Any]:
+  if not (line := process.stdout.readline()):
+    raise SystemExit(f"{name} ended with status {process.wait()}; its message is above.")
   return json.loads(line)
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """The table, as the README shows it."""
+  """The report as a Markdown table."""
   rows, versions = report["rows"], {}
   for row in rows:
     versions |= row["versions"]
@@ -168,20 +167,22 @@ def _arguments() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parts = parser.add_subparsers(dest="part", required=True)
-  part = parts.add_parser("speed", help="beside Meta's training step")
+  part = parts.add_parser("speed", help="compare with Meta's training step")
   part.add_argument("--size", choices=("tiny", "small"), default="small")
   part.add_argument("--images", type=int, default=4)
-  part.add_argument("--prompts", type=int, default=3, help="of an image, the last absent")
-  part.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="besides meta")
+  part.add_argument("--prompts", type=int, default=3, help="phrases per image; the last is absent")
+  part.add_argument(
+    "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="besides meta"
+  )
   part.add_argument("--repeats", type=int, default=5, help="timed steps")
   part.add_argument("--meta-python", default=sys.executable, help="interpreter with Meta's sam3")
-  part.add_argument("--out", type=Path, help="folder for train-SIZE.md and train-SIZE.json")
+  part.add_argument("--out", type=Path, help="directory for train-SIZE.md and train-SIZE.json")
   part = parts.add_parser("full", help="840 M parameters")
   part.add_argument("--mode", choices=("detector", "lora"), required=True)
   part.add_argument("--steps", type=int, default=2)
   part.add_argument("--rank", type=int, default=16, help="of lora")
-  part.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny to try it")
-  part.add_argument("--out", type=Path, help="folder for train-full-MODE.json")
+  part.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny for a quick try")
+  part.add_argument("--out", type=Path, help="directory for train-full-MODE.json")
   arguments = parser.parse_args()
   if arguments.part == "speed" and shutil.which(arguments.meta_python) is None:
     parser.error(f"--meta-python {arguments.meta_python} cannot be run")

@@ -1,14 +1,14 @@
-"""The sizes and the batch on which both sides of `train.py` take their steps; NumPy alone."""
+"""Sizes and batches for both sides of `train.py`; needs only NumPy."""
 
 from typing import Any
 
 import numpy as np
 
-EXAMPLES, OBJECTS = 2, 6  # slots for example boxes and for objects of a prompt
+EXEMPLARS, OBJECTS = 2, 6  # exemplar boxes and objects of a prompt, with padding
 
-# Fields of the configuration that differ from the released ones. "tiny" is the tests' model, of
-# which Meta's training step is kept in tests/goldens; "small" is larger, so that arithmetic and not
-# overhead is compared. Without dropout: the losses of both sides can then be compared, too.
+# Fields that differ from the released configuration. "tiny" is the golden model of the tests, for
+# which tests/goldens has Meta's training step; "small" is larger, so that arithmetic dominates the
+# overhead. There is no dropout, so that the losses of both sides can be compared too.
 SIZES: dict[str, dict[str, Any]] = {
   "tiny": {
     "trunk": {
@@ -34,14 +34,14 @@ SIZES: dict[str, dict[str, Any]] = {
 def make_batch(
   config: dict[str, Any], images: int, prompts: int, *, mask_side: int = 0, seed: int = 0
 ) -> dict[str, np.ndarray]:
-  """Random images with filled ellipses to find, the last prompt of each image without any.
+  """Makes random images with filled ellipses as targets; the last prompt of each image has none.
 
   Args:
-    config: all fields of the model's configuration, as a dictionary.
-    images: B.
-    prompts: R of each image.
-    mask_side: cells a side of the target masks; 0 for the images', as Meta's code has it.
-    seed: of everything.
+    config: the model's configuration, as a dictionary.
+    images: number of images, B.
+    prompts: prompts of each image, R.
+    mask_side: cells per side of the target masks; 0 for the image size, as in Meta's code.
+    seed: of all random numbers.
 
   Returns:
     images u8[B, S, S, 3]; tokens i32[B, R, T] (start, words, end, then 0); examples
@@ -62,12 +62,12 @@ def make_batch(
   tokens = np.zeros((images, prompts, text["context"]), np.int32)
   length = min(6, text["context"])
   tokens[..., :length] = rng.integers(1, text["vocabulary"], (images, prompts, length))
-  given = np.zeros((images, prompts, EXAMPLES), bool)
-  given[:, 0, 0] = True  # the first object of the first prompt is shown, too
+  given = np.zeros((images, prompts, EXEMPLARS), bool)
+  given[:, 0, 0] = True  # an exemplar box on the first object of the first prompt
   return {
     "images": rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8),
     "tokens": tokens,
-    "examples": boxes[:, :, :EXAMPLES],
+    "examples": boxes[:, :, :EXEMPLARS],
     "given": given,
     "boxes": boxes,
     "valid": valid,

@@ -1,7 +1,7 @@
-"""`train.py full`: steps of the released model on this machine, for their memory.
+"""`train.py full`: training steps of the released model on this machine, to measure memory.
 
-Parameters are random and made one by one on the device, so that there is never a second copy of the
-model, as there is none in training from a checkpoint.
+Random parameters are created one by one on the device, so there is never a second copy of the
+model, as in training from a checkpoint.
 """
 
 import json
@@ -21,10 +21,10 @@ from sam3_jax.model.layers import Layering
 from sam3_jax.model.sam3 import parameter_shapes
 from sam3_jax.training import lora
 from sam3_jax.training import state as states
-from sam3_jax.training.config import FINE_TUNED, NOTHING
+from sam3_jax.training.config import DETECTOR, NO_PARAMETER
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
+from sam3_jax.training.sharding import make_mesh, put_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.utils.param_tree import flatten
 
@@ -33,36 +33,34 @@ LIMIT = 24e9  # bytes
 
 
 def full(mode: str, steps: int, rank: int, size: str, out: Path | None) -> int:
-  """Trains `steps` steps in `mode`, "detector" or "lora"; the exit status."""
+  """Trains `steps` steps in `mode`, "detector" or "lora"; returns the exit status."""
   from train import full_config
 
   values = full_config({} if size == "full" else SIZES["tiny"])
   config, low_rank = Config.from_dict(values), lora.LoraConfig(rank=rank * (mode == "lora"))
   parameters = random_parameters(config)
   made = peak_memory()
-  pattern = NOTHING if low_rank.rank else FINE_TUNED
-  trained, frozen = states.split(parameters, pattern, some=not low_rank.rank)
+  pattern = NO_PARAMETER if low_rank.rank else DETECTOR
+  trained, frozen = states.split(parameters, pattern, allow_none=low_rank.rank > 0)
   trained |= lora.adapt(parameters, low_rank, jax.random.key(1))
   counts = {name: sum(x.size for x in part.values()) for name, part in
             (("trained", trained), ("frozen", frozen))}  # fmt: skip
   recipe = OptimizerConfig()
   optimizer = make_optimizer(recipe, trained, config.trunk, 1000)
-  state = states.create(trained, optimizer, jax.random.key(0), average=False)
+  state = states.create(trained, optimizer, jax.random.key(0), ema=False)
   del parameters, trained
   settings = StepSettings(
     model=config,
     losses=LossConfig(),
-    masked=PROMPTS - 1,
+    mask_prompts=PROMPTS - 1,
     frozen_parts=() if low_rank.rank else ("trunk", "text"),
-    layering=Layering(again=True),
+    layering=Layering(remat=True),
   )
   mesh = make_mesh(jax.devices()[:1])
-  frozen = jax.device_put(frozen, state_shardings(mesh, frozen))  # no copy: they are there
+  frozen = jax.device_put(frozen, state_shardings(mesh, frozen))  # no copy: they are already there
   state = jax.device_put(state, state_shardings(mesh, state))
   step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, frozen)
-  batch = place_batch(
-    mesh, padded_batch(make_batch(values, 1, PROMPTS, mask_side=config.mask_size))
-  )
+  batch = put_batch(mesh, padded_batch(make_batch(values, 1, PROMPTS, mask_side=config.mask_size)))
 
   rows = []
   for number in range(1, steps + 1):
@@ -87,12 +85,12 @@ def full(mode: str, steps: int, rank: int, size: str, out: Path | None) -> int:
   if out:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"train-{size}-{mode}.json").write_text(json.dumps(report, indent=2) + "\n")
-  sound = all(math.isfinite(row["loss"]) for row in rows)
-  return 0 if sound and report["memory"] < LIMIT else 1
+  finite = all(math.isfinite(row["loss"]) for row in rows)
+  return 0 if finite and report["memory"] < LIMIT else 1
 
 
 def random_parameters(config: Config) -> dict[str, jax.Array]:
-  """Kernels of a spread that keeps activations of order one, norms of 1, biases of 0; by path."""
+  """Random kernels that keep activations of order one, scales of 1 and biases of 0, by path."""
   rng, made = np.random.default_rng(0), {}
   for path, shape in flatten(parameter_shapes(config)).items():
     leaf = path.rpartition("/")[2]

@@ -1,8 +1,8 @@
 """Meta's side of `train.py`: its own modules, losses and matchers in one training step on a CPU.
 
 Needs torch, torchvision and Meta's package `sam3` (0.1.4); its builder has the released sizes only,
-so the model is put together here as the builder does it. What needs a GPU is replaced: the Triton
-kernels of the focal loss by the formula in their own file, pinned memory by memory.
+so the model is assembled here as in the builder. Parts that need a GPU are replaced: the Triton
+kernels of the focal loss by the formula in their own file, pinned memory by ordinary memory.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from timing import serve
 from weights import weights
 
-torch.Tensor.pin_memory = lambda self, *_: self  # which wants a GPU
+torch.Tensor.pin_memory = lambda self, *_: self  # it needs a GPU
 
 from sam3.model import data_misc  # noqa: E402
 from sam3.model.decoder import TransformerDecoder, TransformerDecoderLayer  # noqa: E402
@@ -39,7 +39,7 @@ from sam3.train.matcher import BinaryHungarianMatcherV2, BinaryOneToManyMatcher 
 
 
 def focal(inputs, targets, alpha: float, gamma: float):
-  """What the Triton kernel computes."""
+  """The loss that the Triton kernel computes."""
   probability, targets = inputs.sigmoid(), targets.to(inputs)
   bce = torch.nn.functional.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
   right = probability * targets + (1 - probability) * (1 - targets)
@@ -51,7 +51,7 @@ loss_fns.triton_sigmoid_focal_loss_reduce = lambda *args: focal(*args).sum()
 
 
 def build(config: dict[str, Any], tokens: torch.Tensor) -> Sam3Image:
-  """The image model of these sizes as Meta's `model_builder` makes it; phrases become `tokens`."""
+  """Assembles the image model as Meta's `model_builder` does; each phrase becomes `tokens`."""
   width, hidden, heads = config["width"], config["mlp_width"], config["heads"]
   trunk, text, drop = config["trunk"], config["text"], config["dropout"]
   blocks = trunk["groups"] * (trunk["windowed"] + 1)
@@ -132,7 +132,7 @@ def hungarian() -> BinaryHungarianMatcherV2:
 
 
 def make_loss() -> Sam3LossWrapper:
-  """With the weights of Meta's fine-tuning configurations, and masks and semantic map on."""
+  """The losses of Meta's fine-tuning configurations, with masks and the semantic map."""
   classes = loss_fns.IABCEMdetr(
     pos_weight=10.0, weight_dict={"loss_ce": 20.0, "presence_loss": 20.0}, gamma=2, alpha=0.25,
     weak_loss=False, pad_n_queries=200, use_presence=True,
@@ -158,7 +158,7 @@ def make_loss() -> Sam3LossWrapper:
 
 
 def make_input(batch: dict[str, np.ndarray]) -> data_misc.BatchedDatapoint:
-  """The batch of `train_batch` as Meta's collator would hand it over; prompts image by image."""
+  """Converts the batch of `train_batch` to the output of Meta's collator, ordered by image."""
   images, prompts, slots = batch["valid"].shape
   rows = images * prompts
   flat = {

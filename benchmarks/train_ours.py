@@ -18,13 +18,13 @@ from sam3_jax.training import state as states
 from sam3_jax.training.batch import Batch, Targets
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from sam3_jax.training.sharding import make_mesh, place_batch, state_shardings
+from sam3_jax.training.sharding import make_mesh, put_batch, state_shardings
 from sam3_jax.training.step import StepSettings, make_step
 from sam3_jax.utils.param_tree import flatten
 
 
 def make_batch(arrays: dict[str, np.ndarray]) -> Batch:
-  """The batch of `train_batch` as the step takes it."""
+  """Converts the batch of `train_batch` to the step's `Batch`."""
   images = len(arrays["images"])
   side = arrays["images"].shape[1]
   return Batch(
@@ -41,9 +41,9 @@ def make_batch(arrays: dict[str, np.ndarray]) -> Batch:
 
 
 def unroll_layers() -> None:
-  """Has every stack of layers run one after another in the program instead of in a loop."""
+  """Unrolls every stack of layers instead of scanning it."""
   scan = nn.scan
-  nn.scan = lambda layer, *, length, **rest: scan(layer, length=length, unroll=length, **rest)
+  nn.scan = lambda layer, *, length, **options: scan(layer, length=length, unroll=length, **options)
 
 
 def main() -> None:
@@ -51,8 +51,10 @@ def main() -> None:
   parser.add_argument("work", type=Path, help="has config.json, batch.npz and names.json")
   parser.add_argument("--remat", choices=("none", "full"), default="full")
   parser.add_argument("--learning-rate", type=float, required=True)
-  parser.add_argument("--unroll", action="store_true", help="layers without loops")
-  parser.add_argument("--all-masks", action="store_true", help="masks of absent phrases, too")
+  parser.add_argument("--unroll", action="store_true", help="unroll layers")
+  parser.add_argument(
+    "--all-masks", action="store_true", help="compute masks of absent phrases too"
+  )
   arguments = parser.parse_args()
   if arguments.unroll:
     unroll_layers()
@@ -60,27 +62,27 @@ def main() -> None:
   names = json.loads((arguments.work / "names.json").read_text())
   _, tree = from_arrays({n: weights(n, tuple(s)) for n, s in names.items()}, config)
   parameters, batch = flatten(tree), make_batch(dict(np.load(arguments.work / "batch.npz")))
-  rows_with_objects = int(batch.targets.valid.any(axis=(0, 2)).sum())
+  prompts_with_objects = int(batch.targets.valid.any(axis=(0, 2)).sum())
   settings = StepSettings(
     model=config,
     losses=LossConfig(),
-    masked=None if arguments.all_masks else rows_with_objects,
-    layering=Layering(again=arguments.remat == "full"),
+    mask_prompts=None if arguments.all_masks else prompts_with_objects,
+    layering=Layering(remat=arguments.remat == "full"),
   )
   recipe = OptimizerConfig(
-    learning_rate=arguments.learning_rate, multipliers=(), layer_decay=1.0, schedule="constant",
-    warmup=0, cooldown=0,
+    learning_rate=arguments.learning_rate, learning_rate_multipliers=(), layer_decay=1.0,
+    schedule="constant", warmup_steps=0, cooldown_steps=0,
   )  # fmt: skip
   optimizer = make_optimizer(recipe, parameters, config.trunk, 1000)
-  state = states.create(parameters, optimizer, jax.random.key(0), average=False)
+  state = states.create(parameters, optimizer, jax.random.key(0), ema=False)
   mesh = make_mesh(jax.devices()[:1])
   state = jax.device_put(state, state_shardings(mesh, state))
   step = make_step(settings, optimizer, make_schedule(recipe, 1000), mesh, state, {})
-  placed = place_batch(mesh, batch)
+  device_batch = put_batch(mesh, batch)
 
   def one() -> float:
     nonlocal state
-    state, metrics = step(state, {}, placed)
+    state, metrics = step(state, {}, device_batch)
     return float(jax.block_until_ready((state, metrics))[1]["loss"])
 
   serve(one, {m.__name__: m.__version__ for m in (jax, flax)}, {"device": str(jax.devices()[0])})

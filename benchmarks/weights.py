@@ -1,8 +1,8 @@
-"""Seeded weights by name and shape, as the goldens were made: Meta's names, no file needed.
+"""Seeded weights by Meta's name and shape, with which the goldens were made.
 
 Each tensor has its own PCG64 stream, seeded with (seed, crc32 of its name). Activations stay of
 order one through the whole model, boxes and scores are spread out, and no parameter is 0 or 1, so
-that a swapped or dropped tensor shows.
+that a swapped or missing tensor changes the outputs.
 """
 
 import math
@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-# The first row whose words include one that is in the name: scale of the standard normal values.
+# Scales of the standard normal values; the first row with a word in the name applies.
 TABLES = (
   (("query_embed", "presence_token.weight"), 1.0),
   (("token_embedding", "positional_embedding", "pos_embed"), 0.5),
@@ -22,7 +22,7 @@ LOUDER = ("prompt_proj", "hs_proj", "mask_embed.layers.2", "hypernetworks")
 
 
 def weights(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-  """The float32 tensor of this name."""
+  """Returns the float32 tensor of this name."""
   rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
   x = rng.standard_normal(shape, dtype=np.float32)
   leaf = name.split(".")[-1]

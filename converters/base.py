@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a source of what another file lacks, or of what an adapter changes."""
+"""The base checkpoint: supplies parts that a source lacks, and weights that an adapter changes."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from sam3_jax.checkpoint import bundle
 from sam3_jax.checkpoint.bundle import VISUAL, expected_shapes
 from sam3_jax.config import Config, LiteTextConfig
 
-from .engine import restore
 from .layouts import keras_hub
-from .layouts.unread import translate
-from .rules import Entry, Source, Table
+from .layouts.unread import FREQUENCIES, SHARED_FREQUENCIES, translate
+from .source import Source
+from .table import Entry, Table
 
 
 class Base:
-  """An opened checkpoint; its parameters are read item by item, when they are asked for."""
+  """An opened checkpoint; its parameters are read item by item, on demand."""
 
   def __init__(self, path: str | Path):
     self.stored = bundle.open_stored(path)
@@ -28,8 +28,8 @@ class Base:
     self.lite = isinstance(self.config.text, LiteTextConfig)
     if self.config.trunk.stem:
       raise ValueError(
-        f"{self.stored.path} cannot be a base: its image encoder has a convolutional stem, for "
-        "which no layout that is converted has a place."
+        f"{self.stored.path} cannot be a base: its image encoder has a convolutional stem, which "
+        "no source layout supports."
       )
     unread = self.stored.unread()
     self.unread = keras_hub.as_huggingface(unread) or unread
@@ -45,10 +45,10 @@ class Base:
     return str(self.stored.info.get("name") or Path(self.path).name)
 
   def read(self, path: str) -> np.ndarray:
-    """A parameter as stored, by its place in our tree."""
+    """Reads a parameter in its stored dtype, by its path in our tree."""
     item = self._item_of[path]
     if self._cached[0] != item:
-      self._cached = "", {}  # before the next is read
+      self._cached = "", {}  # free the item before reading the next
       self._cached = item, self.stored.read(item)
     return self._cached[1][path]
 
@@ -56,16 +56,16 @@ class Base:
     return self.stored.dtypes[path]
 
   def sources(self, table: Table) -> dict[str, Source]:
-    """All that this checkpoint has of a layout's tensors, by canonical name."""
-    visual = self.visual and bool(table.visual)
+    """All tensors of a layout that this checkpoint can supply, by canonical name."""
+    visual = self.visual and bool(table.visual_rules)
     shapes = expected_shapes(self.config, visual=self.visual)
     layout = table.name.partition(",")[0]
     kept = {}
-    if layout != "keras":  # which has no names for them
+    if layout != "keras":  # KerasHub has no names for unread tensors
       kept = translate(self.unread | self._frequencies(), layout, self.config)
     entries = table.entries(self.config, visual=visual)
     found = {
-      name: Source(array.shape, str(array.dtype), lambda array=array: array, made=True)
+      name: Source(array.shape, str(array.dtype), lambda array=array: array, in_file=False)
       for name, array in kept.items()
       if name not in entries
     }
@@ -73,8 +73,8 @@ class Base:
       found[name] = self._source(name, entry, shapes)
     return found
 
-  def rest(self, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What this checkpoint keeps unread and no layout but its own has a name for, less `names`."""
+  def other_unread(self, names: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Unread tensors that neither Meta's nor Hugging Face's layout names, except `names`."""
     here = translate(self.unread, "huggingface", self.config)
     there = translate(self.unread, "meta", self.config)
     return {
@@ -84,26 +84,23 @@ class Base:
     }
 
   def _source(self, name: str, entry: Entry, shapes: Mapping[str, tuple[int, ...]]) -> Source:
-    places = {path: self.dtype(path) for path, _ in entry.slots}
+    dtypes = {path: self.dtype(path) for path, _ in entry.slots}
 
     def read() -> np.ndarray:
-      flat = {path: self.read(path) for path in places}
-      return restore(name, entry, flat, self.unread, self.config)
+      params = {path: self.read(path) for path in dtypes}
+      return entry.restore(name, params, self.unread, self.config)
 
-    dtype = next(iter(places.values()))
-    return Source(entry.shape(shapes, self.config), dtype, read, made=True)
+    dtype = next(iter(dtypes.values()))
+    return Source(entry.shape(shapes, self.config), dtype, read, in_file=False)
 
   def _frequencies(self) -> dict[str, np.ndarray]:
-    from .export import FREQUENCIES
-    from .layouts.unread import SHARED_FREQUENCIES
-
     if FREQUENCIES not in self._item_of:
       return {}
     return dict.fromkeys(SHARED_FREQUENCIES, self.read(FREQUENCIES))
 
 
 def check_same_size(config: Config, base: Base, where: str) -> None:
-  """Raises ValueError if a config.json is of another model than the base."""
+  """Raises ValueError if a config.json, named by `where`, is of another model than the base."""
   one, other = (_comparable(c) for c in (config, base.config))
   if differing := [name for name in one if one[name] != other[name]]:
     raise ValueError(

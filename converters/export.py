@@ -1,8 +1,8 @@
-"""The way back: a checkpoint of ours in Meta's or Hugging Face's layout, for their packages.
+"""Exports a sam3-jax checkpoint to Meta's or Hugging Face's layout.
 
-Tensors that our model does not read come from the checkpoint's `unread`, from whichever layout they
-were kept; what the source never had is zero and listed. Nothing larger than an item of the
-checkpoint is in memory at a time.
+Tensors that our model does not read come from the checkpoint's `unread`, whichever layout they were
+read from. Tensors that the source never had are zero and listed. At most one item of the checkpoint
+is in memory at a time.
 """
 
 import collections
@@ -16,40 +16,46 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint.bundle import VISUAL, Stored, expected_shapes
+from sam3_jax.checkpoint.bundle import VISUAL, Stored, expected_shapes, open_stored
 from sam3_jax.checkpoint.writer import NewFolder
 from sam3_jax.config import Config, LiteTextConfig
 from sam3_jax.utils.param_tree import raise_faults
 
-from .engine import plan, restore, skipped_name
 from .layouts import huggingface, keras_hub, meta
 from .layouts.huggingface_config import write_config
-from .layouts.unread import DETECTOR, NECK, SHARED_FREQUENCIES, TRACKER, memory_layers, translate
-from .readers.safetensors import write_safetensors
-from .rules import Entry, Table
+from .layouts.unread import (
+  DETECTOR,
+  FREQUENCIES,
+  NECK,
+  SHARED_FREQUENCIES,
+  TRACKER,
+  memory_layers,
+  translate,
+)
+from .plan import plan
 from .selection import name_in_file
 from .sources import open_weights
-from .torch_writer import write_torch
-from .vocabulary_files import entries as check_vocabulary
-from .vocabulary_files import write_huggingface, write_openai
+from .table import Entry, Table
+from .writers.safetensors import write_safetensors
+from .writers.torch_files import write_torch
+from .writers.vocabulary import entries as vocabulary_entries
+from .writers.vocabulary import write_huggingface, write_openai
 
 TABLES: dict[str, Table] = {"huggingface": huggingface.TABLE, "meta": meta.TABLE}
 FILES = {"huggingface": "model.safetensors", "meta": "sam3.pt"}
 REPORT = "export.json"
-FREQUENCIES = f"{VISUAL}/prompt/frequencies"
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-  """What was written.
+  """What `export` wrote.
 
   Attributes:
-    file: the one with the weights.
-    tensors: how many are in it.
-    parameters: of all of them.
-    zero_filled: the ones that the checkpoint did not have, and that are zero now.
-    left_out: what else is missing or had no place in the layout, with the reason.
+    file: the name of the file with the weights.
+    tensors: the number of its tensors.
+    parameters: the number of their elements.
+    zero_filled: tensors that the checkpoint lacks, which are zero in the file.
+    left_out: parts that the file lacks and tensors that the layout cannot store, with the reason.
   """
 
   file: str
@@ -67,30 +73,30 @@ def export(
   verify: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> Exported:
-  """Writes a folder that transformers or Meta's package loads, with nothing missing.
+  """Writes a directory that transformers or Meta's package loads completely.
 
   Args:
-    bundle: the checkpoint's folder; parameters keep the dtype they are stored in.
-    out: a folder that does not exist yet, or is empty; it appears when it is complete.
+    bundle: the checkpoint's directory; parameters keep the dtype they are stored in.
+    out: the output directory. It must not exist or be empty; it appears when it is complete.
       huggingface: model.safetensors, config.json, the tokenizer and the image processor's settings;
-      meta: sam3.pt and bpe_simple_vocab_16e6.txt.gz. Both: what was zero-filled, in export.json.
+      meta: sam3.pt and bpe_simple_vocab_16e6.txt.gz. Both: export.json, the returned report.
     layout: one of `TABLES`.
     verify: read the file as `convert` does, and compare every tensor with the checkpoint's.
-    progress: is told what is being done, and which fraction of the whole was done before that.
+    progress: called with the current step and the fraction of the work done before it.
 
   Raises:
-    FileNotFoundError: there is nothing at `bundle`.
-    ValueError: it is damaged or no model that the layout has room for; `layout` is another; or
-      `out` is not empty or cannot be written. Nothing is left then.
+    FileNotFoundError: `bundle` does not exist.
+    ValueError: it is damaged or a model that the layout does not support; `layout` is unknown; or
+      `out` is not empty or cannot be written. Nothing is left behind then.
   """
   if layout not in TABLES:
     raise ValueError(f"layout {layout!r} must be one of {', '.join(TABLES)}.")
-  stored = checkpoint.open_stored(bundle)
+  stored = open_stored(bundle)
   _check_model(stored, layout)
-  job = _Job(stored, layout, progress or (lambda what, fraction: None))
+  job = _Job(stored, layout, progress or (lambda step, fraction: None))
   write = write_safetensors if layout == "huggingface" else write_torch
   with NewFolder(out) as folder, folder.under_its_name():
-    folder.check_room(job.nbytes())
+    folder.check_space(job.nbytes())
     write(folder.temporary / FILES[layout], job.listing, job.arrays())
     if verify:
       job.compare(folder.temporary / FILES[layout])
@@ -105,10 +111,10 @@ def export(
 
 
 class _Job:
-  """All tensors of a file in the order in which they are written, by where they come from."""
+  """All tensors of a file in the order of writing, grouped by origin."""
 
-  def __init__(self, stored: Stored, layout: str, tell: Callable[[str, float], None]):
-    self.stored, self.tell = stored, tell
+  def __init__(self, stored: Stored, layout: str, report: Callable[[str, float], None]):
+    self.stored, self.report = stored, report
     lite = isinstance(stored.config.text, LiteTextConfig)
     self.table = table = huggingface.LITE if lite else TABLES[layout]
     self.config = dataclasses.replace(stored.config, concept_points=layout == "meta")
@@ -120,8 +126,8 @@ class _Job:
     self.memory_layers = memory_layers(given)
     entries = table.entries(self.config, visual=visual)
     self.kept = {name: array for name, array in given.items() if name not in entries}
-    facts = table.kept(self.config, self.kept)
-    parts = {DETECTOR, *(facts[name][0] for name in self.kept)}
+    unread_shapes = table.unread_shapes(self.config, self.kept)
+    parts = {DETECTOR, *(unread_shapes[name][0] for name in self.kept)}
     parts |= {NECK, TRACKER} if visual else set()
     self.items: dict[str, dict[str, Entry]] = {item: {} for item in stored.items}
     self.shapes = shapes = expected_shapes(self.config, visual=visual)
@@ -133,7 +139,7 @@ class _Job:
         self.items[item_of[path]][name] = entry
       else:
         self.zeros[name] = entry.shape(shapes, self.config)
-    for name, (part, shape) in facts.items():
+    for name, (part, shape) in unread_shapes.items():
       if part in parts and name not in self.kept and name not in entries:
         self.zeros[name] = shape
     self.dtype = collections.Counter(stored.dtypes.values()).most_common(1)[0][0]
@@ -155,22 +161,21 @@ class _Job:
     """The tensors, in the order of `listing`."""
     total, done = sum(map(len, self.stored.items.values())), 0
     for item, entries in self.items.items():
-      self.tell(f"writing {item}", done / total)
+      self.report(f"writing {item}", done / total)
       flat = self.stored.read(item)
       for name, entry in entries.items():
-        yield restore(name, entry, flat, self.unread, self.config)
+        yield entry.restore(name, flat, self.unread, self.config)
       done += len(flat)
-      flat.clear()  # before the next item is read
-    self.tell("writing what the model does not read", 1.0)
+      flat.clear()  # free the item before reading the next
+    self.report("writing unread tensors", 1.0)
     for shape in self.zeros.values():
       yield np.zeros(shape, jnp.dtype(self.dtype))
     yield from self.kept.values()
     yield from self.derived.values()
 
   def compare(self, path: Path) -> None:
-    """Reads what was written as `convert` does; ValueError names the tensors whose bits are not the
-    checkpoint's."""
-    sources = {name_in_file(name, one): one for name, one in open_weights(path).items()}
+    """Reads the file back as `convert` does; raises ValueError that names differing tensors."""
+    sources = {name_in_file(name, source): source for name, source in open_weights(path).items()}
     plan(self.table, sources, self.shapes, self.config)
     faults = [
       f"{name} is {sources[name].dtype}, expected {dtype}"
@@ -178,29 +183,29 @@ class _Job:
       if sources[name].dtype != dtype
     ]
 
-    def check(name: str, found: Iterable[np.ndarray], wanted: Iterable[np.ndarray]) -> None:
-      if not all(map(_same_bits, found, wanted)):
-        faults.append(f"{name} is not what the checkpoint has")
+    def check(name: str, found: Iterable[np.ndarray], expected: Iterable[np.ndarray]) -> None:
+      if not all(map(_same_bits, found, expected)):
+        faults.append(f"{name} differs from the checkpoint's")
 
     for item, entries in self.items.items():
-      self.tell(f"comparing {item}", 1.0)
+      self.report(f"comparing {item}", 1.0)
       flat = self.stored.read(item)
       for name, entry in entries.items():
         array, head = sources[name].read(), entry.rule.skip
         pieces = (flat[path][index] for path, index in entry.slots)
         check(name, entry.rule.split(array, self.config), pieces)
         if head:
-          kept = self.unread.get(skipped_name(name, entry.rule), np.zeros_like(array[:, :head]))
+          kept = self.unread.get(entry.rule.skipped_name(name), np.zeros_like(array[:, :head]))
           check(name, [array[:, :head]], [kept.astype(array.dtype)])
       flat.clear()
     for name, shape in self.zeros.items():
       check(name, [sources[name].read()], [np.zeros(shape, jnp.dtype(self.dtype))])
     for name, array in (*self.kept.items(), *self.derived.items()):
       check(name, [sources[name].read()], [array])
-    raise_faults(faults, f"{path} was not written as it should be", "Write it again.")
+    raise_faults(faults, f"{path} was written wrongly", "Export again.")
 
   def _frequencies(self, item_of: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The one tensor of visual prompts that Hugging Face's layout has twice, under its names."""
+    """The tensor of visual prompts that Hugging Face's layout stores twice, under its names."""
     if FREQUENCIES not in item_of:
       return {}
     array = self.stored.read(item_of[FREQUENCIES])[FREQUENCIES]
@@ -213,15 +218,15 @@ class _Job:
     entries: Mapping[str, Entry],
     given: Mapping[str, np.ndarray],
   ) -> Exported:
-    heads = [skipped_name(name, entry.rule) for name, entry in entries.items() if entry.rule.skip]
+    heads = [entry.rule.skipped_name(name) for name, entry in entries.items() if entry.rule.skip]
     left_out = {part: "this checkpoint has none" for part in (NECK, TRACKER) if part not in parts}
-    no_place = f"the layout {layout} has no place for it"
+    unsupported = f"the layout {layout} cannot store it"
     if self.stored.config.concept_points and not self.config.concept_points:
-      left_out["geometry/point_*"] = no_place
-    back = translate(given, _layout_of(self.unread), self.config)
+      left_out["geometry/point_*"] = unsupported
+    exported = translate(given, _layout_of(self.unread), self.config)
     for name in self.unread:
-      if name not in back and name not in heads:
-        left_out[name] = no_place
+      if name not in exported and name not in heads:
+        left_out[name] = unsupported
     return Exported(
       file=FILES[layout],
       tensors=len(self.listing),
@@ -231,9 +236,11 @@ class _Job:
     )
 
 
-def _same_bits(found: np.ndarray, wanted: np.ndarray) -> bool:
-  one, other = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found, wanted))
-  return found.shape == wanted.shape and np.array_equal(one, other)
+def _same_bits(found: np.ndarray, expected: np.ndarray) -> bool:
+  one, other = (
+    np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (found, expected)
+  )
+  return found.shape == expected.shape and np.array_equal(one, other)
 
 
 def _layout_of(names: Mapping[str, Any]) -> str:
@@ -241,23 +248,23 @@ def _layout_of(names: Mapping[str, Any]) -> str:
 
 
 def _check_model(stored: Stored, layout: str) -> None:
-  """Refuses what no other program could run."""
+  """Refuses models that no other program can run."""
   config: Config = stored.config
   if config.trunk.stem:
     raise ValueError(
-      f"{stored.path} has a trunk with a convolutional stem, for which the layout {layout} has no "
-      "place; only models of the released architecture can be written."
+      f"{stored.path} has a trunk with a convolutional stem, which the layout {layout} does not "
+      "support; only models of the released architecture can be exported."
     )
   lite = isinstance(config.text, LiteTextConfig)
   visual = any(path.startswith(f"{VISUAL}/") for path in stored.dtypes)
   if lite and (layout != "huggingface" or visual):
     raise ValueError(
-      f"{stored.path} has the text encoder of LiteText, and no other program has that with "
+      f"{stored.path} has the text encoder of LiteText, which no other program supports with "
       f"{'a head for visual prompts' if visual else f'the layout {layout}'}; "
-      "only the layout huggingface has a place for it, for concepts alone."
+      "only the layout huggingface supports it, without that head."
     )
   try:
-    check_vocabulary(stored.tokenizer)
+    vocabulary_entries(stored.tokenizer)
   except ValueError as error:
     raise ValueError(f"{stored.path} cannot be written as {layout}: {error}") from error
 

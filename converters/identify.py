@@ -1,13 +1,13 @@
-"""Says what a file is that cannot be converted: from the names of its tensors, or how it begins."""
+"""Identifies files that cannot be converted, by the names of their tensors or their first bytes."""
 
 import re
 from collections.abc import Iterable
 
-# The first row of which every pattern begins some name. Sources: the state_dict() of
+# The first row whose patterns each match the start of some name decides. Sources: state_dict() of
 # facebookresearch/segment-anything, sam2 and sam3, of SimonZeng7108/efficientsam3, and of
 # transformers' models of these names.
 _IMAGE_ENCODER = r".*vision_backbone\.trunk\.model\."
-VARIANTS = (  # look like SAM 3
+VARIANTS = (  # relatives of SAM 3 with many of its names
   (
     "EfficientSAM3 with a RepViT as its image encoder",
     (_IMAGE_ENCODER, rf"{_IMAGE_ENCODER}backbone\.(model\.)?features\."),
@@ -63,8 +63,8 @@ KINDS = (
   ("a BERT", (r"(bert\.)?(embeddings\.word_embeddings|encoder\.layer\.0)\.",)),
   ("a language model", (r"(model\.)?(layers|h|blocks)\.0\.",)),
 )
-# What quantizing programs add to the name of a tensor. Sources: bitsandbytes, GPTQ, AWQ, and the
-# scaled float8 of others.
+# Suffixes that quantization adds to the name of a tensor. Sources: bitsandbytes, GPTQ, AWQ, and
+# formats of scaled float8.
 QUANTIZED = (
   (
     "bitsandbytes to 4 or 8 bits",
@@ -73,7 +73,7 @@ QUANTIZED = (
   ("GPTQ or AWQ to 4 bits", r".*\.(qweight|qzeros|g_idx)"),
   ("a scaled float8 or int8 format", r".*\.(weight_scale(_inv)?|input_scale|scale_weight)"),
 )
-# How files begin that are no weights, and what to do.
+# The first bytes of files that are not weights, and what to do.
 _BEGINNINGS = (
   (
     rb"version https://git-lfs",
@@ -81,33 +81,36 @@ _BEGINNINGS = (
   ),
   (
     rb"\s*(<!doctype|<html|<\?xml)",
-    "it is a web page, perhaps one that asks to log in or says that the file was not found; "
-    "download the file itself, such as by `hf://facebook/sam3` with a token",
+    "it is a web page, perhaps a login page or an error page; download the file itself, for "
+    "example by `hf://facebook/sam3` with a token",
   ),
-  (rb"\s*[\[{]", "it is a JSON text; give the file of the weights beside it"),
+  (rb"\s*[\[{]", "it is a JSON file; give the file of the weights beside it"),
   (rb"GGUF", "it is a GGUF file, with quantized weights; give model.safetensors or sam3.pt"),
-  (rb"\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd", "it is a packed archive; unpack it"),
+  (
+    rb"\x1f\x8b|7z\xbc\xaf|Rar!|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd",
+    "it is a compressed archive; unpack it",
+  ),
   (rb"\x93NUMPY", "it is a NumPy array"),
   (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF|II\*\0|MM\0\*|BM", "it is an image"),
   (rb"%PDF", "it is a PDF"),
 )
 
 
-def recognise_variant(names: Iterable[str]) -> str | None:
-  """Which relative of SAM 3 these are the tensors of, though many names are those of SAM 3."""
+def identify_variant(names: Iterable[str]) -> str | None:
+  """Names the relative of SAM 3 that has these tensors; None if it is SAM 3 or unrelated."""
   names = list(names)
-  return next((kind for kind in VARIANTS if _fits(kind, names)), (None,))[0]
+  return next((kind for kind in VARIANTS if _matches(kind, names)), (None,))[0]
 
 
-def recognise(names: Iterable[str]) -> str | None:
-  """What these are the tensors of, in words; None if nothing is known like it."""
+def identify_model(names: Iterable[str]) -> str | None:
+  """Names the model that has these tensors; None if it is unknown."""
   names = list(names)
   bare = without_prefix(names)
-  return next((kind for kind in KINDS if _fits(kind, names) or _fits(kind, bare)), (None,))[0]
+  return next((kind for kind in KINDS if _matches(kind, names) or _matches(kind, bare)), (None,))[0]
 
 
-def recognise_quantized(names: Iterable[str]) -> tuple[str, str] | None:
-  """The program that quantized these tensors, in words, and the first name that says so."""
+def identify_quantization(names: Iterable[str]) -> tuple[str, str] | None:
+  """Names the program that quantized these tensors, and the first tensor that shows it."""
   names = list(names)
   for kind, pattern in QUANTIZED:
     for name in names:
@@ -117,26 +120,26 @@ def recognise_quantized(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def describe_content(start: bytes) -> str:
-  """What a file of no known kind is, by its first bytes, and what to do; a clause."""
+  """A clause that says what a file is, judged by its first bytes, and what to do."""
   if not start.strip(b"\0"):
-    return "it is empty or all zero, as of a download that failed; download it again"
+    return "it is empty or all zero, perhaps a failed download; download it again"
   for pattern, words in _BEGINNINGS:
     if re.match(pattern, start, re.IGNORECASE):
       return words
   if start[257:262] == b"ustar":
     return "it is a tar archive; unpack it"
   if _is_text(start):
-    return "it is a text; give model.safetensors or sam3.pt, or the folder of either"
-  return "it is of no known kind; give model.safetensors or sam3.pt, or the folder of either"
+    return "it is a text file; give model.safetensors or sam3.pt, or the directory of either"
+  return "it is of an unknown kind; give model.safetensors or sam3.pt, or the directory of either"
 
 
 def without_prefix(names: list[str]) -> list[str]:
-  """The names without the segments that all of them begin with."""
+  """Removes the leading segments that all names share."""
   while names and all("." in name for name in names):
     first = names[0].partition(".")[0]
     if first.isdigit() or not all(name.startswith(f"{first}.") for name in names):
       break
-    if first in ("model", "image_encoder", "vision_encoder"):  # tell what a model is
+    if first in ("model", "image_encoder", "vision_encoder"):  # they identify the model
       break
     names = [name.partition(".")[2] for name in names]
   return names
@@ -147,5 +150,5 @@ def _is_text(start: bytes) -> bool:
   return len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\t\r\n" for c in text)
 
 
-def _fits(kind: tuple[str, tuple[str, ...]], names: list[str]) -> bool:
+def _matches(kind: tuple[str, tuple[str, ...]], names: list[str]) -> bool:
   return all(any(re.match(pattern, name) for name in names) for pattern in kind[1])

@@ -1,8 +1,8 @@
-"""A configuration read off the shapes of a checkpoint that brings none.
+"""Infers the configuration of a checkpoint without config.json from its shapes.
 
-Shapes do not tell the number of heads of trunk and text encoder, the window, or which blocks attend
-globally. Meta's stored RoPE tables do, but for the text encoder; otherwise a checkpoint of the
-released widths is taken to be the released model, and any other needs its config.json.
+Shapes do not determine the heads of trunk and text encoder, the window size, or which blocks attend
+globally. Meta's stored RoPE tables do, except for the text encoder. Otherwise a checkpoint with the
+released widths is taken for the released model, and any other needs its config.json.
 """
 
 import collections
@@ -13,18 +13,18 @@ from collections.abc import Mapping
 
 from sam3_jax.config import RELEASED, Config, TextConfig, TrunkConfig
 
-from .rules import Table
+from .table import Table
 
 
 def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
-  """The configuration of a checkpoint.
+  """Infers the configuration of a checkpoint.
 
   Args:
     table: its layout.
-    shapes: of its tensors, under its own names.
+    shapes: the shapes of its tensors, under its own names.
 
   Raises:
-    ValueError: a tensor that tells a size is missing, or the shapes are not enough.
+    ValueError: a tensor that determines a size is missing, or the shapes do not suffice.
   """
   found = _Shapes(table, shapes)
   shape, layers = found.shape, found.layers
@@ -69,19 +69,19 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
 
 
 class _Shapes:
-  """The shapes that are there (`named`), and the names of a layout by target (`names`)."""
+  """The shapes of a checkpoint by canonical name, and its layout's names by target."""
 
   def __init__(self, table: Table, shapes: Mapping[str, tuple[int, ...]]):
     self.named = {table.canonical(name): shape for name, shape in shapes.items()}
     self.names = {item.targets[0]: table.prefix + item.source for item in table.rules}
 
   def shape(self, target: str, rank: int = 2) -> tuple[int, ...]:
-    """Of a tensor with so many axes; of the first layer's, if it is one of a layer."""
+    """The shape of the tensor of a target, of layer 0 for a layer's; it must have `rank` axes."""
     name = self.names[target].replace("*", "0")
     found = self.named.get(name, ())
     if len(found) != rank:
       raise ValueError(
-        f"{name} of {rank} axes, from which the model's size is read, is "
+        f"{name}, which must have {rank} axes and determines the model's size, is "
         f"{list(found) if name in self.named else 'missing'}; this is no complete SAM 3."
       )
     return found
@@ -93,9 +93,9 @@ class _Shapes:
 
 
 def _rope_facts(found: Mapping[str, tuple[int, ...]], width: int) -> dict[str, int]:
-  """From Meta's tables of (positions, channel pairs), if there are some of two sizes.
+  """Infers sizes from Meta's RoPE tables (positions, channel pairs), if they have two shapes.
 
-  A single table that was damaged is outvoted, so that it can be named.
+  A single damaged table is outvoted, so that it can be reported by name.
   """
   pattern = re.compile(r".*\.trunk\.blocks\.(\d+)\.attn\.freqs_cis")
   tables = {int(m[1]): shape for name, shape in found.items() if (m := pattern.fullmatch(name))}
@@ -117,8 +117,8 @@ def _released_facts(width: int, blocks: int) -> dict[str, int]:
   trunk = RELEASED.trunk
   if (width, blocks) != (trunk.width, trunk.blocks):
     raise ValueError(
-      f"the shapes of a trunk {width} wide with {blocks} blocks do not tell its heads and windows; "
-      "put the model's config.json beside the weights, or pass config=."
+      f"the shapes of a trunk {width} wide with {blocks} blocks do not determine its heads and "
+      "windows; put the model's config.json beside the weights, or pass config=."
     )
   return {
     "grid": RELEASED.grid,
@@ -131,7 +131,7 @@ def _released_facts(width: int, blocks: int) -> dict[str, int]:
 def _text_heads(width: int) -> int:
   if width != RELEASED.text.width:
     raise ValueError(
-      f"the shapes of a text encoder {width} wide do not tell its heads; put the model's "
+      f"the shapes of a text encoder {width} wide do not determine its heads; put the model's "
       "config.json beside the weights, or pass config=."
     )
   return RELEASED.text.heads

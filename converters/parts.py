@@ -1,16 +1,17 @@
 """The parts of SAM 3, and which of them a file has.
 
-A part is what training programs leave out or replace as a whole: Meta's recipes without masks save
-no segmentation head, and most save no tracker.
+A part is a module that training programs omit or replace as a whole: Meta's recipes without masks
+save no segmentation head, and most recipes save no tracker.
 """
 
 import functools
 from collections.abc import Iterable
 
-from .rules import Table
+from .table import Table
 from .wrappers import TABLES, canonical_names, normal, separator_of
 
-# By the top of the place in our tree. A model without those of OPTIONAL is complete.
+# The words for each part, by the start of its paths in our tree. Parts in OPTIONAL may be absent
+# from a complete model.
 WORDS = {
   "trunk": "the image encoder",
   "neck": "the image encoder's neck",
@@ -28,31 +29,31 @@ DETECTOR = tuple(part for part in WORDS if part not in OPTIONAL)
 
 
 class Parts:
-  """Which part of the model a name of a layout belongs to."""
+  """Maps the names of a layout to parts of the model."""
 
   def __init__(self, table: Table):
     self.separator = separator_of(table.name)
     self.names: dict[str, set[str]] = {}
     self._above: dict[tuple[str, ...], set[str]] = {}
-    places = canonical_names(table)
-    for name, place in places.items():
-      if place:
-        self._add(name, _part(place))
-    for name, place in places.items():
-      if not place:
+    paths = canonical_names(table)
+    for name, path in paths.items():
+      if path:
+        self._add(name, _part(path))
+    for name, path in paths.items():
+      if not path:
         self.names.setdefault(self.of(name), set()).add(self._normal(name))
 
   def of(self, name: str) -> str:
-    """The part of a canonical name, known or not: that of what has the longest beginning in common
-    with it. Empty where that is of several parts."""
+    """The part of a canonical name, known or not: the part of the known names that share its
+    longest prefix. Empty if these are of several parts."""
     segments = self._segments(name)
     for end in range(len(segments), 0, -1):
       if parts := self._above.get(segments[:end]):
         return next(iter(parts)) if len(parts) == 1 else ""
     return ""
 
-  def in_file(self, names: Iterable[str]) -> dict[str, int]:
-    """How many of these canonical names are of each part and known."""
+  def count(self, names: Iterable[str]) -> dict[str, int]:
+    """The number of known names of each part among these canonical names."""
     counts = dict.fromkeys(WORDS, 0)
     for name in names:
       part = self.of(name)
@@ -75,7 +76,7 @@ class Parts:
 
 @functools.cache
 def parts_of(name: str) -> Parts:
-  """Of a table, by its name."""
+  """The parts of a table, by its name."""
   return Parts(TABLES[name])
 
 
@@ -86,5 +87,5 @@ def list_words(parts: Iterable[str]) -> str:
   return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _part(place: str) -> str:
-  return "visual/neck" if place.startswith("visual/neck/") else place.partition("/")[0]
+def _part(path: str) -> str:
+  return "visual/neck" if path.startswith("visual/neck/") else path.partition("/")[0]

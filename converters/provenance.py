@@ -1,4 +1,4 @@
-"""Where weights came from, for the bundle that is made of them."""
+"""Records which files a checkpoint was converted from."""
 
 import re
 from pathlib import Path
@@ -8,19 +8,19 @@ from sam3_jax.utils.identity import file_sha256
 
 from .sources import files_of
 
-# Where the hub's client keeps a repository at a revision.
+# Where the Hugging Face client caches a repository at a revision.
 _SNAPSHOT = re.compile(r"models--([\w.-]+)--([\w.-]+)/snapshots/([0-9a-f]{40})", re.ASCII)
 
 
 def describe_origin(weights: Path) -> dict[str, Any]:
-  """What tells these weights from all others.
+  """Describes source files, so that they can be identified.
 
   Args:
     weights: a file, or an index of shards that has been read without a fault.
 
   Returns:
     `files`: size and SHA-256 of each file by its name; and `repository`: `org/name@commit`, if they
-    lie in the cache of the hub. No path, which says something of the machine alone.
+    are in the cache of the Hugging Face client. No path: it describes only this machine.
   """
   described: dict[str, Any] = {
     "files": {

@@ -1,8 +1,8 @@
-"""Which tensors of a file are the model, and what they are called in its layout.
+"""Finds the model among the tensors of a file, and its names in the layout.
 
-A file may have a model under the keys of a training program, a second one beside it (an average of
-its weights), layers of LoRA, and the state of an optimizer. One of the models is chosen, wrappers
-are taken off its names, and whatever is left over is said or refused.
+A file may hold a model under the keys of a training program, a second one beside it (an average of
+its weights), LoRA layers, and optimizer state. One of the models is chosen, wrappers are removed
+from its names, and tensors that remain are noted or refused.
 """
 
 import dataclasses
@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 
 from . import adapters
 from .adapters import Factor
-from .identify import recognise, recognise_quantized, recognise_variant
-from .rules import Source
+from .identify import identify_model, identify_quantization, identify_variant
+from .source import Source
 from .wrappers import FORMATS, Candidate, find_candidates, separator_of
 
-# Keys under which training programs keep the model itself, the first first.
+# Keys under which training programs keep the model itself, the most likely first.
 DEFAULT_KEYS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "student")
 _AVERAGE = re.compile(r"(.*_)?(ema|swa|average|averaged|avg|teacher)(_.*)?|.*_ema|.*average.*")
 _OPTIMIZER = re.compile(r"(optim(izers?)?(_states?(_dict)?)?|(lr_)?schedulers?|(grad_)?scaler)")
-_FEW = 0.1  # of the largest model's names that fit: fewer are no model
+_FEW = 0.1  # a model has at least this fraction of the matching names of the largest model
 # Names that only SAM 3 has.
 _SIGNS = {
   "huggingface": r"(detr_(de|en)coder|dot_product_scoring|geometry_encoder|tracker_neck)\.",
@@ -30,17 +30,17 @@ _SIGNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-  """A model of a file.
+  """A model in a file.
 
   Attributes:
     layout: a key of `FORMATS`.
-    prefix: what stood before all names, as segments; empty for none.
-    tensors: by their names in the layout, LoRA's apart.
+    prefix: the prefix of all its names, as segments; empty for none.
+    tensors: its tensors by their names in the layout, without those of LoRA.
     factors: the tensors of LoRA, by their names in the file.
-    modules: name in the layout of the weight of each module that LoRA changes, by the module's name
-      in the file.
-    adapter: whether the weights that LoRA changes are not in the file.
-    notes: what was chosen, a sentence each.
+    modules: for each module that LoRA changes, by its name in the file, the name of its weight in
+      the layout.
+    adapter: whether the file lacks the weights that LoRA changes.
+    notes: what was chosen, one sentence each.
   """
 
   layout: str
@@ -55,53 +55,57 @@ class Selection:
 def select(
   sources: Mapping[str, Source], format: str, key: str | None, where: str, adapter: bool = False
 ) -> Selection:
-  """The model among the tensors of a file.
+  """Finds the model among the tensors of a file.
 
   Args:
-    sources: all of the file's tensors.
+    sources: all tensors of the file.
     format: "auto" or a key of `FORMATS`.
-    key: of the dictionary, or what stands before the names; None chooses.
-    where: what messages call the file.
-    adapter: whether it is one of PEFT by its name.
+    key: the key or prefix of the model's tensors; None chooses.
+    where: the file's name in messages.
+    adapter: whether the file is named like an adapter of PEFT.
 
   Raises:
-    ValueError: it holds no SAM 3, one that cannot be converted, or several.
+    ValueError: the file holds no SAM 3, several, or one that cannot be converted.
   """
   if format != "auto" and format not in FORMATS:
     raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")
-  names = _under(key, sources, where)
-  _refuse_others({n: sources[name] for n, name in names.items()}, where)
+  names = _names_under(key, sources, where)
+  _refuse_unsupported({n: sources[name] for n, name in names.items()}, where)
   factors, plain = adapters.split(names)
-  pseudo = {factor.module: f"{factor.module}.weight" for factor in factors.values()}
-  adapter = adapter or (bool(factors) and not set(pseudo.values()) & set(plain.values()))
-  wanted = dict.fromkeys([*plain.values(), *pseudo.values()])
-  found = _candidates(wanted, format, adapter)
-  if not found:
+  weight_of = {factor.module: f"{factor.module}.weight" for factor in factors.values()}
+  adapter = adapter or (bool(factors) and not set(weight_of.values()) & set(plain.values()))
+  candidates = _candidates(dict.fromkeys([*plain.values(), *weight_of.values()]), format, adapter)
+  if not candidates:
     _refuse_unknown(names, format, where)
+  most = max(candidate.matching for candidate in candidates)
+  models = [candidate for candidate in candidates if candidate.matching >= _FEW * most]
   notes: list[str] = []
-  models = [each for each in found if each.fitting >= _FEW * max(c.fitting for c in found)]
   chosen = _choose(models, where, notes) if len(models) > 1 else models[0]
   ours = dict(chosen.names)
   containers = {sources[names[n]].container for n, name in plain.items() if name in ours}
-  theirs = {name for other in models for name in other.names if other is not chosen}
-  left = {n: name for n, name in plain.items() if name not in ours and name not in theirs}
+  others = {name for other in models for name in other.names if other is not chosen}
+  left = {n: name for n, name in plain.items() if name not in ours and name not in others}
   ours |= _left_over(left, names, sources, chosen, containers, where, strict=key is None)
+  renamed = {n: ours[name] for n, name in plain.items() if name in ours}
   return Selection(
     layout=chosen.layout,
     prefix=chosen.prefix,
-    tensors=_by_layout(
-      {n: ours[name] for n, name in plain.items() if name in ours}, names, sources
-    ),
+    tensors=_by_layout(renamed, names, sources),
     factors={names[name]: factor for name, factor in factors.items()},
-    modules={module: ours[name] for module, name in pseudo.items() if name in ours},
+    modules={module: ours[name] for module, name in weight_of.items() if name in ours},
     adapter=adapter,
     notes=notes,
   )
 
 
-def _under(key: str | None, sources: Mapping[str, Source], where: str) -> dict[str, str]:
-  """The names in a file of what is under a key, by what is left of them without it; the state of an
-  optimizer is left out."""
+def name_in_file(name: str, source: Source) -> str:
+  """A tensor's name in its own dictionary."""
+  return name.removeprefix(f"{source.container}.") if source.container else name
+
+
+def _names_under(key: str | None, sources: Mapping[str, Source], where: str) -> dict[str, str]:
+  """The names in the file by the names without `key`; names outside `key` and names of optimizer
+  state are omitted."""
   names = {
     name: name
     for name in sources
@@ -127,41 +131,41 @@ def _under(key: str | None, sources: Mapping[str, Source], where: str) -> dict[s
   return found
 
 
-def _refuse_others(names: Mapping[str, Source], where: str) -> None:
-  """Refuses what is recognized and cannot be converted."""
-  matrices = [source.dtype for source in names.values() if len(source.shape) > 1]
-  whole = [dtype for dtype in matrices if "int" in dtype]
-  if len(whole) > len(matrices) / 2:
+def _refuse_unsupported(names: Mapping[str, Source], where: str) -> None:
+  """Refuses models that are recognized but cannot be converted."""
+  dtypes = [source.dtype for source in names.values() if len(source.shape) > 1]
+  integers = [dtype for dtype in dtypes if "int" in dtype]
+  if len(integers) > len(dtypes) / 2:
     raise ValueError(
-      f"{where} has weights of {whole[0]}, as quantized ones are, which cannot be converted; give "
+      f"{where} has {integers[0]} weights, which are quantized and cannot be converted; give "
       "the weights in float32, bfloat16 or float16."
     )
-  if quantized := recognise_quantized(names):
+  if quantized := identify_quantization(names):
     kind, name = quantized
     raise ValueError(
       f"{where} is quantized by {kind} ({name}), which cannot be converted; give the weights in "
       "float32, bfloat16 or float16."
     )
-  if variant := recognise_variant(names):
+  if variant := identify_variant(names):
     lite = "LiteText" in variant
     raise ValueError(
-      f"{where} is of {variant}; "
+      f"{where} is {variant}; "
       + (
         "give the weights of transformers' Sam3LiteTextModel instead."
         if lite
-        else "this package has SAM 3's own image encoder (a ViT) alone, so it cannot be converted."
+        else "only SAM 3's own image encoder (a ViT) is supported, so it cannot be converted."
       )
     )
 
 
 def _candidates(names: Mapping[str, None], format: str, adapter: bool) -> list[Candidate]:
-  """The models of the layout that fits best; none if another layout was asked for."""
+  """The models of the layout that matches best; none if `format` is another layout."""
   found: list[Candidate] = []
   for layout in FORMATS:
     models = [c for c in find_candidates(layout, names) if adapter or _is_sam3(c)]
     if not models and FORMATS[layout].matches(names):
       models = [Candidate(layout, (), {name: name for name in names}, 0)]
-    if sum(c.fitting for c in models) > sum(c.fitting for c in found) or not found:
+    if sum(c.matching for c in models) > sum(c.matching for c in found) or not found:
       found = models or found
   return found if found and format in ("auto", found[0].layout) else []
 
@@ -175,22 +179,22 @@ def _is_sam3(candidate: Candidate) -> bool:
 
 def _refuse_unknown(names: Mapping[str, str], format: str, where: str) -> None:
   others = _candidates(dict.fromkeys(names), "auto", False) if format != "auto" else []
-  kind = f"SAM 3 in the layout {others[0].layout}" if others else recognise(names)
+  kind = f"SAM 3 in the layout {others[0].layout}" if others else identify_model(names)
   raise ValueError(
     f"{where} does not hold SAM 3 in {'any known' if format == 'auto' else f'the {format}'} "
-    f"layout; it looks like {kind or 'nothing known'}, and its first tensor is "
+    f"layout; it looks like {kind or 'an unknown model'}, and its first tensor is "
     f"{next(iter(names), 'missing')}. Give the weights of facebook/sam3."
   )
 
 
 def _choose(models: Sequence[Candidate], where: str, notes: list[str]) -> Candidate:
-  """One of several models in a file; see `DEFAULT_KEYS`.
+  """Chooses one of several models in a file; see `DEFAULT_KEYS`.
 
   Raises:
-    ValueError: none is more likely than the others, or each is only a part.
+    ValueError: two are equally likely, or each is only a part of a model.
   """
   names = [set(model.names.values()) for model in models]
-  said = [_said(model) for model in models]
+  described = [_describe(model) for model in models]
   if not set.intersection(*names) and not any(
     a & b for i, a in enumerate(names) for b in names[i + 1 :]
   ):
@@ -207,17 +211,17 @@ def _choose(models: Sequence[Candidate], where: str, notes: list[str]) -> Candid
   best = min(ranks)
   if ranks.count(best) > 1:
     raise ValueError(
-      f"{where} holds {len(models)} models: {', '.join(_counted(models))}. Say which one is meant: "
+      f"{where} holds {len(models)} models: {', '.join(_counted(models))}. Choose one: "
       f"--key {'.'.join(models[ranks.index(best)].prefix) or 'KEY'}."
     )
   chosen = ranks.index(best)
-  others = ", ".join(text for i, text in enumerate(said) if i != chosen)
-  notes.append(f"took the model {said[chosen]}; another is {others} (--key)")
+  others = ", ".join(text for i, text in enumerate(described) if i != chosen)
+  notes.append(f"took the model {described[chosen]}; another is {others} (--key)")
   return models[chosen]
 
 
 def _rank(prefix: tuple[str, ...]) -> int:
-  """The lower, the more likely a model under this prefix is meant."""
+  """Ranks prefixes: the lower, the more likely the user means the model with this prefix."""
   if not prefix:
     return 0
   if prefix[0] in DEFAULT_KEYS:
@@ -226,10 +230,10 @@ def _rank(prefix: tuple[str, ...]) -> int:
 
 
 def _counted(models: Sequence[Candidate]) -> list[str]:
-  return [f"{len(model.names):,} tensors {_said(model)}" for model in models]
+  return [f"{len(model.names):,} tensors {_describe(model)}" for model in models]
 
 
-def _said(model: Candidate) -> str:
+def _describe(model: Candidate) -> str:
   prefix = separator_of(model.layout).join(model.prefix)
   return f"under {prefix!r}" if prefix else "under no prefix"
 
@@ -244,34 +248,34 @@ def _left_over(
   *,
   strict: bool,
 ) -> dict[str, str]:
-  """Names in the layout of tensors that no model has, but that are in the chosen one's dictionary:
-  those with its prefix, which the layout will not know. Refuses others unless a key was given.
+  """Names of tensors that belong to no model but have the chosen one's prefix and dictionary.
 
-  Numbers, such as that of an epoch, are left out.
+  The layout does not know them, so that they are reported later. Other tensors in the dictionary
+  are refused if `strict`; scalars, such as the number of an epoch, are ignored.
   """
   separator = separator_of(chosen.layout)
   start = "".join(f"{part}{separator}" for part in chosen.prefix)
-  here, outside = {}, []
+  inside, outside = {}, []
   for name, plain in left.items():
     source = sources[names[name]]
     if source.container not in containers or (source.shape == () and separator not in plain):
       continue
     if plain.startswith(start):
-      here[plain] = plain.removeprefix(start)
+      inside[plain] = plain.removeprefix(start)
     elif source.shape != ():
       outside.append(names[name])
   if outside and strict:
     raise ValueError(
-      f"{where} has {len(outside):,} tensors that are not under {start!r} as the model's are, "
-      f"{outside[0]} first; say --key {start.rstrip('./')} to convert the model without them."
+      f"{where} has {len(outside):,} tensors outside the model's prefix {start!r}, "
+      f"{outside[0]} first; use --key {start.rstrip('./')} to convert the model without them."
     )
-  return here
+  return inside
 
 
 def _by_layout(
   renamed: Mapping[str, str], names: Mapping[str, str], sources: Mapping[str, Source]
 ) -> dict[str, Source]:
-  """The tensors by their names in the layout; refuses two of one name."""
+  """The tensors by their names in the layout; refuses two of the same name."""
   found: dict[str, str] = {}
   for name, target in renamed.items():
     if target in found:
@@ -285,8 +289,3 @@ def _by_layout(
     )
     for target, name in found.items()
   }
-
-
-def name_in_file(name: str, source: Source) -> str:
-  """A tensor's name in its own dictionary."""
-  return name.removeprefix(f"{source.container}.") if source.container else name

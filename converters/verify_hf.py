@@ -1,8 +1,8 @@
-"""`convert --verify` beside the package that the weights come from, where that is installed.
+"""Compares a converted model with transformers, if it is installed, for `convert --verify`.
 
-Of transformers' answers to the questions of fingerprint.py, with a converted model's. A source in
-the layout of Hugging Face is read by transformers itself; any other through our way back to that
-layout, so that what is wrong both ways does not show.
+Both get the inputs of fingerprint.py. transformers reads sources in the layout of Hugging Face
+directly. Other sources are first exported to that layout, so a fault that conversion and export
+share is not found.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.checkpoint import bundle, fingerprint
-from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, Answers
+from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, ModelOutputs
 from sam3_jax.config import LiteTextConfig
 from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -25,62 +25,66 @@ from . import hf_patches
 from .export import export
 
 LIMIT = 1e-4  # of each array's largest value; the parity table's largest is 2.3e-5
-NEEDED = ("torch", "transformers")
+PACKAGES = ("torch", "transformers")
 REMEDY = "pip install 'sam3-jax[reference]'"
 
 
-class NotWhole(ValueError):
+class IncompleteError(ValueError):
   """transformers does not find all tensors."""
 
 
-def compare(folder: Path, source: Path, answers: Answers, *, direct: bool) -> str:
-  """A line that says how far the answers are from transformers'.
+def compare(directory: Path, source: Path, answers: ModelOutputs, *, direct: bool) -> str:
+  """Returns a line with the largest difference from transformers.
 
   Args:
-    folder: a checkpoint of ours.
+    directory: a sam3-jax checkpoint.
     source: the file that it was converted from.
-    answers: of that checkpoint, computed in float32.
-    direct: whether transformers reads the source as it is.
+    answers: the output of that checkpoint, computed in float32.
+    direct: whether transformers can read the source as it is.
 
   Raises:
-    ValueError: an answer is further away than `LIMIT`, or transformers does not find all tensors.
+    ValueError: a difference exceeds `LIMIT`, or transformers does not find all tensors.
   """
-  if missing := [name for name in NEEDED if not importlib.util.find_spec(name)]:
-    return f"not compared with transformers, without {' and '.join(missing)} here: {REMEDY}"
+  if missing := [name for name in PACKAGES if not importlib.util.find_spec(name)]:
+    verb = "is" if len(missing) == 1 else "are"
+    names = " and ".join(missing)
+    return f"not compared with transformers: {names} {verb} not installed; {REMEDY}"
   import transformers  # pyright: ignore[reportMissingImports]
 
   name, theirs = f"transformers {transformers.__version__}", source.parent
   if not hasattr(transformers, "Sam3LiteTextModel"):
     return f"not compared with {name}, which is too old: {REMEDY}"
-  offs, through = {}, ""
+  errors, through = {}, ""
   if direct and source.name.startswith("model.") and (theirs / "config.json").exists():
-    with contextlib.suppress(NotWhole):  # of a layout that `convert` knows, and transformers not
-      offs = dict(differences(folder, theirs, answers))
-  if not offs:
-    with tempfile.TemporaryDirectory(prefix=".live.", dir=folder.parent) as temporary:
-      theirs, through = Path(temporary) / "huggingface", ", through the layout of Hugging Face"
-      export(folder, theirs, "huggingface")
-      offs = dict(differences(folder, theirs, answers))
-  worst = max(offs, key=lambda key: offs[key])
-  if not offs[worst] <= LIMIT:  # NaN is over, too
+    with contextlib.suppress(IncompleteError):  # a layout that only `convert` knows
+      errors = dict(differences(directory, theirs, answers))
+  if not errors:
+    with tempfile.TemporaryDirectory(prefix=".verify.", dir=directory.parent) as temporary:
+      theirs, through = Path(temporary) / "huggingface", ", after export to its layout"
+      export(directory, theirs, "huggingface")
+      errors = dict(differences(directory, theirs, answers))
+  worst = max(errors, key=lambda key: errors[key])
+  if not errors[worst] <= LIMIT:  # also catches NaN
     raise ValueError(
-      f"{worst} is off by {offs[worst]:.1e} of its largest value from what {name} computes of "
-      f"{source}, {LIMIT:.0e} allowed: the conversion or that package is wrong; please report it."
+      f"{worst} differs from that of {name} for {source} by {errors[worst]:.1e} of its largest "
+      f"value, {LIMIT:.0e} allowed: the conversion or that package is wrong; please report it."
     )
-  return f"{name}{through}: equal within {offs[worst]:.1e} ({worst}), {LIMIT:.0e} allowed"
+  return f"{name}{through}: equal within {errors[worst]:.1e} ({worst}), {LIMIT:.0e} allowed"
 
 
-def differences(folder: Path, theirs: Path, answers: Answers) -> Iterator[tuple[str, float]]:
-  """Of each array of the answers, as a fraction of its largest value.
+def differences(
+  directory: Path, theirs: Path, answers: ModelOutputs
+) -> Iterator[tuple[str, float]]:
+  """Yields name and relative difference of each output, as a fraction of its largest value.
 
   Args:
-    folder: a checkpoint of ours.
-    theirs: the same in a folder that transformers reads.
-    answers: of ours.
+    directory: a sam3-jax checkpoint.
+    theirs: the same model in a directory that transformers reads.
+    answers: the output of that checkpoint.
   """
   import torch  # pyright: ignore[reportMissingImports]
 
-  stored = bundle.open_stored(folder)
+  stored = bundle.open_stored(directory)
   side = stored.config.image_size
   pixels = resize(fingerprint.image(), side).transpose(2, 0, 1)[None] / np.float32(127.5) - 1
   with torch.inference_mode():
@@ -92,7 +96,7 @@ def differences(folder: Path, theirs: Path, answers: Answers) -> Iterator[tuple[
       yield from _visual(model, torch.from_numpy(pixels), side, answers.masks)
 
 
-def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
+def _concepts(model, pixels, stored: bundle.Stored, answers: ModelOutputs):
   import torch  # pyright: ignore[reportMissingImports]
 
   config = stored.config
@@ -102,48 +106,48 @@ def _concepts(model, pixels, stored: bundle.Stored, answers: Answers):
   box = [*corners.mean(0).tolist(), *(corners[1] - corners[0]).tolist()]
   embedding, found = model.get_vision_features(pixels), answers.found
   for row, kind in enumerate(("phrase", "phrase and box")):
-    given = hf_patches.concept(model, ids, [box] * row, [1] * row, mask_padding)
-    answer = model(vision_embeds=embedding, **given)
-    presence, clamp = np.asarray(found.presence[row], np.float32), hf_patches.PRESENCE_CLAMP
-    odds = torch.sigmoid(answer.pred_logits[0]) * torch.sigmoid(torch.tensor(presence))
-    for name, ours, wanted in (
-      ("presence", np.clip(presence, -clamp, clamp), answer.presence_logits[0, 0]),
-      ("scores", found.scores[row], odds),
-      ("boxes", found.boxes[row], answer.pred_boxes[0]),
-      ("mask_logits", found.mask_logits[row], answer.pred_masks[0]),
-      ("semantic_logits", found.semantic_logits[row], answer.semantic_seg[0, 0]),
+    inputs = hf_patches.concept_inputs(model, ids, [box] * row, [1] * row, mask_padding)
+    output = model(vision_embeds=embedding, **inputs)
+    presence, clamp = np.asarray(found.presence_logit[row], np.float32), hf_patches.PRESENCE_CLAMP
+    scores = torch.sigmoid(output.pred_logits[0]) * torch.sigmoid(torch.tensor(presence))
+    for name, ours, expected in (
+      ("presence", np.clip(presence, -clamp, clamp), output.presence_logits[0, 0]),
+      ("scores", found.scores[row], scores),
+      ("boxes", found.boxes[row], output.pred_boxes[0]),
+      ("mask_logits", found.mask_logits[row], output.pred_masks[0]),
+      ("semantic_logits", found.semantic_logits[row], output.semantic_seg[0, 0]),
     ):
-      yield f"decode {kind}: {name}", _off(ours, wanted)
+      yield f"decode {kind}: {name}", _relative_error(ours, expected)
 
 
 def _visual(model, pixels, side: int, masks: VisualMasks):
   import torch  # pyright: ignore[reportMissingImports]
 
   scale = side / np.array(IMAGE[::-1])
-  answer = model(
+  output = model(
     image_embeddings=hf_patches.visual_embedding(model, pixels),
     input_points=torch.tensor([[[(np.array(CENTRE) * scale).tolist()]]], dtype=model.dtype),
     input_labels=torch.tensor([[[1]]]),
     input_boxes=torch.tensor([[(np.array(BOX) * np.tile(scale, 2)).tolist()]], dtype=model.dtype),
     multimask_output=True,
   )
-  for name, ours, wanted in (
-    ("mask_logits", masks.mask_logits, answer.pred_masks[0]),
-    ("iou", masks.iou, answer.iou_scores[0]),
-    ("object_logit", masks.object_logit, answer.object_score_logits[0, :, 0]),
+  for name, ours, expected in (
+    ("mask_logits", masks.mask_logits, output.pred_masks[0]),
+    ("iou", masks.iou, output.iou_scores[0]),
+    ("object_logit", masks.object_logit, output.object_score_logits[0, :, 0]),
   ):
-    yield f"decode visual: {name}", _off(ours, wanted)
+    yield f"decode visual: {name}", _relative_error(ours, expected)
 
 
-def _off(ours: Any, theirs: Any) -> float:
-  ours, wanted = np.asarray(ours, np.float64), np.asarray(theirs.float(), np.float64)
-  return float(np.abs(ours - wanted).max() / max(np.abs(wanted).max(), fingerprint.TINY))
+def _relative_error(ours: Any, theirs: Any) -> float:
+  ours, expected = np.asarray(ours, np.float64), np.asarray(theirs.float(), np.float64)
+  return float(np.abs(ours - expected).max() / max(np.abs(expected).max(), fingerprint.TINY))
 
 
-def _complete(model: Any, loading: dict[str, Any], folder: Path) -> Any:
-  """The model; NotWhole where tensors are missing."""
+def _complete(model: Any, loading: dict[str, Any], directory: Path) -> Any:
+  """Returns the model; raises IncompleteError if tensors are missing."""
   if missing := [*loading["missing_keys"], *loading["mismatched_keys"]]:
-    raise NotWhole(
-      f"transformers does not find {len(missing)} tensors in {folder}, {missing[0]} the first."
+    raise IncompleteError(
+      f"transformers does not find {len(missing)} tensors in {directory}, {missing[0]} the first."
     )
   return model

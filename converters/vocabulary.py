@@ -1,4 +1,4 @@
-"""CLIP's vocabulary, in any of its published forms, into `tokenizer.model`.
+"""Builds `tokenizer.model` from CLIP's vocabulary in any of its published forms.
 
   tokenizer.json                  Hugging Face, fast tokenizers
   vocabulary.json and merges.txt  KerasHub, in assets/tokenizer of a preset
@@ -6,9 +6,9 @@
   bpe_simple_vocab_16e6.txt.gz    OpenAI's CLIP, open_clip, Meta's SAM 3
 
 All hold the same 48,894 merges; ids follow from them: 256 bytes inside a word, 256 bytes
-that end a word (`</w>`), the merges' results, start and end. What a form says beside the merges is
-compared with that. `sam3_jax.inputs.tokenizer` says what the pieces mean and why SentencePiece
-then merges as CLIP does.
+that end a word (`</w>`), the merges' results, start and end. If a form lists ids, they must be
+these. `sam3_jax.inputs.tokenizer` explains the pieces and why SentencePiece then merges as CLIP
+does.
 """
 
 import gzip
@@ -21,12 +21,17 @@ from typing import Any
 from sam3_jax.inputs.sentencepiece_model import INSIDE, LAST, write_model
 from sam3_jax.utils.json_text import parse, shown
 
-from .checks import MAX_TEXT, read_text
+from .bounds import MAX_TEXT, read_text
 
-MERGES = 48_894  # 49,408 entries less 2 x 256 byte symbols, start and end
+MERGES = 48_894  # 49,408 entries without 2 x 256 byte symbols, start and end
 ENTRIES = MERGES + 514
 _KERAS = "assets/tokenizer/vocabulary.json"
-FORMS = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", _KERAS)  # in this order
+FORMS = (
+  "tokenizer.json",
+  "vocab.json",
+  "bpe_simple_vocab_16e6.txt.gz",
+  _KERAS,
+)  # the order of search
 
 _END_OF_WORD = "</w>"
 _EXPECTED = f"CLIP's vocabulary of {ENTRIES:,} entries ({MERGES:,} merges) was expected"
@@ -34,19 +39,19 @@ _EXPECTED = f"CLIP's vocabulary of {ENTRIES:,} entries ({MERGES:,} merges) was e
 Merge = tuple[str, str]
 
 
-def find_vocabulary(folder: Path) -> Path:
-  """The file in `folder` to give to `build_tokenizer`, the first there is of `FORMS`.
+def find_vocabulary(directory: Path) -> Path:
+  """Returns the first of `FORMS` in a directory, for `build_tokenizer`.
 
   Raises:
-    FileNotFoundError: none is there, or only vocab.json without its merges.txt.
+    FileNotFoundError: there is none, or only vocab.json without its merges.txt.
   """
   for name in FORMS:
-    path = Path(folder) / name
+    path = Path(directory) / name
     lone = path.suffix == ".json" and path.name != "tokenizer.json"
     if path.is_file() and (not lone or path.with_name("merges.txt").is_file()):
       return path
   raise FileNotFoundError(
-    f"{folder} holds no vocabulary: looked for tokenizer.json, vocab.json with merges.txt, "
+    f"{directory} holds no vocabulary: looked for tokenizer.json, vocab.json with merges.txt, "
     f"bpe_simple_vocab_16e6.txt.gz and {_KERAS}; put one of them beside the weights."
   )
 
@@ -55,10 +60,10 @@ def build_tokenizer(source: Path) -> bytes:
   """Builds a SentencePiece model with exactly CLIP's ids.
 
   Args:
-    source: one of `FORMS` (merges.txt is read beside vocab.json), or a folder that has one.
+    source: one of `FORMS` (merges.txt is read beside vocab.json), or a directory with one.
 
   Returns:
-    The bytes of `tokenizer.model`; the same bytes whichever form they come from.
+    The bytes of `tokenizer.model`; every form gives the same bytes.
 
   Raises:
     FileNotFoundError: `source` or its merges.txt does not exist.
@@ -78,7 +83,9 @@ def build_tokenizer(source: Path) -> bytes:
       text = f"#version, which KerasHub leaves out\n{text}"
     merges, vocabulary = _parse_merges(text, beside), _json(source)
   else:
-    raise ValueError(f"{source} is none of the known vocabulary files: {', '.join(FORMS)}.")
+    raise ValueError(
+      f"{source} is not a known vocabulary file; expected one of {', '.join(FORMS)}."
+    )
   entries = _entries(merges, source)
   if vocabulary is not None:
     _compare(vocabulary, entries, source)
@@ -86,7 +93,7 @@ def build_tokenizer(source: Path) -> bytes:
 
 
 def _parse_fast(source: Path) -> tuple[list[Merge], dict[str, Any]]:
-  """Merges and ids of a tokenizer.json; a merge is "a b" or, since tokenizers 0.20, ["a", "b"]."""
+  """Merges and ids in a tokenizer.json; a merge is "a b" or, since tokenizers 0.20, ["a", "b"]."""
   content = _json(source)
   try:
     vocabulary = dict(content["model"]["vocab"])
@@ -98,7 +105,7 @@ def _parse_fast(source: Path) -> tuple[list[Merge], dict[str, Any]]:
 
 
 def _parse_merges(text: str, source: Path, limit: int | None = None) -> list[Merge]:
-  """One merge a line under a `#version` line; CLIP reads the first `limit` of OpenAI's file."""
+  """Reads one merge per line after a `#version` line; CLIP uses the first `limit` of OpenAI's."""
   head, *lines = text.rstrip("\n").split("\n")
   if "#version" not in head:
     raise ValueError(f"{source} does not begin with a #version line; {_EXPECTED}.")
@@ -116,7 +123,7 @@ def _checked(merges: Sequence[Any], source: Path) -> list[Merge]:
 
 
 def _entries(merges: Iterable[Merge], source: Path) -> list[str]:
-  """CLIP's entries by id, less start and end: what any form of the vocabulary must hold."""
+  """CLIP's entries by id, without start and end, which every form must list."""
   symbols = list(alphabet())
   entries = dict.fromkeys([*symbols, *(symbol + _END_OF_WORD for symbol in symbols)])
   for rank, (left, right) in enumerate(merges):
@@ -133,7 +140,7 @@ def _entries(merges: Iterable[Merge], source: Path) -> list[str]:
 
 
 def _compare(vocabulary: Mapping[str, Any], entries: Sequence[str], source: Path) -> None:
-  """Refuses ids that do not follow from the merges; start and end may have any name."""
+  """Refuses ids that differ from those of the merges; start and end may have any name."""
   if len(vocabulary) != ENTRIES:
     raise ValueError(f"{source} holds {len(vocabulary):,} entries; {_EXPECTED}.")
   for index, entry in enumerate(entries):
@@ -150,9 +157,9 @@ def _compare(vocabulary: Mapping[str, Any], entries: Sequence[str], source: Path
 
 
 def alphabet() -> dict[str, int]:
-  """GPT-2's printable stand-ins for the 256 bytes, in the order of their ids, and their bytes.
+  """GPT-2's printable characters for the 256 bytes, in the order of their ids, with their bytes.
 
-  A printable character of Latin-1 stands for itself, the other bytes for U+0100 and up, in order.
+  Printable Latin-1 characters stand for themselves; the other bytes map to U+0100 and up, in order.
   """
   printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
   others = [byte for byte in range(256) if byte not in printable]
@@ -165,7 +172,7 @@ _LAST = {ord(symbol): chr(LAST + byte) for symbol, byte in alphabet().items()}
 
 
 def _spell(entry: str) -> str:
-  """An entry of CLIP's in the private-use characters of `sam3_jax.inputs.tokenizer`."""
+  """A CLIP entry in the private-use characters of `sam3_jax.inputs.tokenizer`."""
   if not entry.endswith(_END_OF_WORD):
     return entry.translate(_INSIDE)
   body = entry.removesuffix(_END_OF_WORD)
@@ -174,7 +181,7 @@ def _spell(entry: str) -> str:
 
 def _bytes(path: Path) -> bytes:
   if not path.is_file():
-    raise FileNotFoundError(f"{path} is no file; {_EXPECTED} there.")
+    raise FileNotFoundError(f"{path} does not exist; {_EXPECTED} there.")
   try:
     return read_text(path)
   except ValueError as error:
@@ -193,7 +200,7 @@ def _unzip(path: Path) -> str:
     with gzip.open(io.BytesIO(_bytes(path))) as file:
       data = file.read(MAX_TEXT + 1)
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise ValueError(f"{path} is no whole gzip file ({error}); {_EXPECTED}.") from error
+    raise ValueError(f"{path} is not a complete gzip file ({error}); {_EXPECTED}.") from error
   if len(data) > MAX_TEXT:
     raise ValueError(f"{path} holds more than {MAX_TEXT // 1_000_000} MB; {_EXPECTED}.")
   return _text(data, path)
@@ -204,7 +211,7 @@ def _json(path: Path) -> dict[str, Any]:
   try:
     content = parse(text, "it")
   except ValueError as error:
-    raise ValueError(f"{path} is no JSON ({error}); {_EXPECTED}.") from error
+    raise ValueError(f"{path} is not JSON ({error}); {_EXPECTED}.") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object; {_EXPECTED}.")
   return content

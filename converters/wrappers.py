@@ -1,9 +1,9 @@
-"""Names of tensors without what training programs wrap around a model.
+"""Removes the wrapper segments that training programs add to tensor names.
 
-DDP, FSDP, torch.compile, Lightning and others put a segment of their own into the name of every
-tensor of a module: `module.`, `_orig_mod.`, `model.`, nested in any order and at any depth. No list
-of them is complete. So a wrapper is recognized by its position: it is the only child of its module,
-the layout knows no child of that name there, and the names below it fit once it is left out.
+DDP, FSDP, torch.compile, Lightning and others add a segment to the name of every tensor of a
+module: `module.`, `_orig_mod.`, `model.`, nested in any order and at any depth. No list of them is
+complete. So a wrapper is recognized by its position: it is the only child of its module, the layout
+knows no child of that name there, and the names below it match once it is removed.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from typing import Any
 from sam3_jax.config import RELEASED, LiteTextConfig
 
 from .layouts import huggingface, keras_hub, meta
-from .rules import Table
+from .table import Table
 
 FORMATS: dict[str, ModuleType] = {"huggingface": huggingface, "meta": meta, "keras": keras_hub}
 TABLES: dict[str, Table] = {
   table.name: table
   for table in (huggingface.TABLE, huggingface.LITE, meta.TABLE, meta.MULTIPLEX, keras_hub.TABLE)
 }
-ANYTHING = "*"  # below it every name fits
+ANYTHING = "*"  # every name below it matches
 
 Segments = tuple[str, ...]
 Node = dict[str, Any]
@@ -35,28 +35,28 @@ class Candidate:
 
   Attributes:
     layout: a key of `FORMATS`.
-    prefix: what stands before all of its names, as segments.
+    prefix: the common prefix of its names, as segments.
     names: its tensors, each with its name in the layout.
-    fitting: how many of these the layout knows.
+    matching: how many of these names the layout knows.
   """
 
   layout: str
   prefix: Segments
   names: dict[str, str]
-  fitting: int
+  matching: int
 
 
 def find_candidates(layout: str, names: Iterable[str]) -> list[Candidate]:
-  """The models of a layout among these names, in the order of their names."""
+  """Finds the models of a layout among these names, in the order of the names."""
   found: list[Candidate] = []
   separator, root = separator_of(layout), known_names(layout)
 
   def visit(group: dict[str, Segments], prefix: Segments) -> None:
     inside = {name: rest for name, rest in group.items() if normal(rest[0]) in root}
-    stripped, fitting = _unwrap(inside, root) if inside else ({}, 0)
-    if fitting:
+    stripped, matching = _unwrap(inside, root) if inside else ({}, 0)
+    if matching:
       joined = {name: separator.join(rest) for name, rest in stripped.items()}
-      found.append(Candidate(layout, prefix, joined, fitting))
+      found.append(Candidate(layout, prefix, joined, matching))
     else:
       inside = {}
     for child, below in _children({n: r for n, r in group.items() if n not in inside}).items():
@@ -73,13 +73,13 @@ def separator_of(layout: str) -> str:
 
 
 def normal(segment: str) -> str:
-  """A segment without its number, which a model of another size may have too."""
+  """A segment without its number, so that names of models of all sizes are equal."""
   return re.sub(r"_?\d+", "", segment)
 
 
 @functools.cache
 def known_names(layout: str) -> Node:
-  """The segments of all names of a layout, with each way of writing them, as a tree."""
+  """All names of a layout in all their spellings, as a tree of segments."""
   root: Node = {}
   for name in (*_every_name(layout), *_other_spellings(layout)):
     node = root
@@ -89,17 +89,19 @@ def known_names(layout: str) -> Node:
 
 
 def canonical_names(table: Table) -> dict[str, str]:
-  """Every name of a table for the released sizes, and the place of the tensor in our tree; for one
-  that nothing reads, the place is empty."""
+  """Every name of a table for the released sizes, with its path in our tree.
+
+  The path is empty for tensors that the model does not read.
+  """
   lite = table is huggingface.LITE
   config = dataclasses.replace(RELEASED, text=LiteTextConfig()) if lite else RELEASED
   memory: dict[str, Any] = {
     "tracker.transformer.encoder.layers.3.norm1.weight": None,
     "tracker_model.memory_attention.layers.3.layer_norm1.weight": None,
   }
-  names = dict.fromkeys(table.kept(config, memory if table.visual else {}), "")
+  names = dict.fromkeys(table.unread_shapes(config, memory if table.visual_rules else {}), "")
   names |= dict.fromkeys(table.derived(config, {}), "")
-  entries = table.entries(config, visual=bool(table.visual))
+  entries = table.entries(config, visual=bool(table.visual_rules))
   return names | {name: entry.slots[0][0] for name, entry in entries.items()}
 
 
@@ -109,11 +111,11 @@ def _every_name(layout: str) -> list[str]:
 
 
 def _other_spellings(layout: str) -> list[str]:
-  """What `canonical` of the layout makes the names of its table of."""
+  """Names that the layout's `canonical` maps to names of its table."""
   names = _every_name(layout)
   if layout == "huggingface":
     bare = [n.removeprefix("detector_model.") for n in names if n.startswith("detector_model.")]
-    within = [f"tracker_model.{n}" for n in names]  # of Sam3TrackerModel, or doubled
+    within = [f"tracker_model.{n}" for n in names]  # Sam3TrackerModel, or the prefix doubled
     return [*bare, *within]
   if layout == "meta":
     bare = [n.removeprefix("detector.") for n in names if n.startswith("detector.")]
@@ -124,32 +126,31 @@ def _other_spellings(layout: str) -> list[str]:
 
 
 def _unwrap(names: dict[str, Segments], node: Node) -> tuple[dict[str, Segments], int]:
-  """The names below a node without wrappers, and how many of them fit."""
+  """The names below a node without wrappers, and how many of them match."""
   if ANYTHING in node:
     return names, len(names)
   ended = [name for name, rest in names.items() if not rest]
-  going = {name: rest for name, rest in names.items() if rest}
-  children = _children(going)
+  children = _children({name: rest for name, rest in names.items() if rest})
   if not any(normal(child) in node for child in children):
-    fitting = 0 if node else len(ended)
+    matching = 0 if node else len(ended)
     if len(children) == 1 and node and not ended:
       ((_, below),) = children.items()
       if all(below.values()):
-        inner, fitting = _unwrap(below, node)
-        if fitting:
-          return inner, fitting
-    return names, fitting
+        inner, matching = _unwrap(below, node)
+        if matching:
+          return inner, matching
+    return names, matching
   unwrapped = dict.fromkeys(ended, ())
-  fitting = 0
+  matching = 0
   for child, below in children.items():
-    inner, fits = _unwrap(below, node[normal(child)]) if normal(child) in node else (below, 0)
+    inner, matches = _unwrap(below, node[normal(child)]) if normal(child) in node else (below, 0)
     unwrapped |= {name: (child, *rest) for name, rest in inner.items()}
-    fitting += fits
-  return {name: unwrapped[name] for name in names}, fitting
+    matching += matches
+  return {name: unwrapped[name] for name in names}, matching
 
 
 def _children(names: Mapping[str, Segments]) -> dict[str, dict[str, Segments]]:
-  """What is left of the names after their first segment, by that segment."""
+  """Groups the names by their first segment, which is removed."""
   children: dict[str, dict[str, Segments]] = {}
   for name, rest in names.items():
     children.setdefault(rest[0], {})[name] = rest[1:]

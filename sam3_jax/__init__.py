@@ -1,22 +1,24 @@
 """SAM 3 (Segment Anything with Concepts) in JAX and Flax, tuned for TPUs.
 
-model = sam3_jax.Sam3.from_checkpoint("checkpoints/sam3-tiny")
+model = sam3_jax.Sam3.from_checkpoint("sam3-tiny")
 embedding = model.encode("photo.jpg")
 instances = model.decode(embedding, "yellow school bus").instances()
 """
 
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter, find_checkpoint
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.config import RELEASED, SIZES, Config
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt
+from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
-from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
+from sam3_jax.registry import find_checkpoint
+from sam3_jax.types import ImageEmbedding, TextEmbedding
 
 __all__ = [
   "RELEASED",
@@ -37,8 +39,12 @@ __all__ = [
   "VisualPrompt",
   "add_instance",
   "find_checkpoint",
-  "mend_by_clicks",
-  "mend_instance",
   "read_image",
+  "refine_by_clicks",
+  "refine_instance",
 ]
 __version__ = "0.1.0"
+
+
+def __dir__() -> list[str]:
+  return [*__all__, "__version__"]

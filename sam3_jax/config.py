@@ -1,21 +1,20 @@
-"""Sizes of the model, as frozen dataclasses: the released checkpoint and smaller trunks.
+"""Sizes of the model as frozen dataclasses: the released checkpoint and smaller trunks.
 
 Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint.
 """
 
 import dataclasses
 import math
-import types
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from sam3_jax.utils.json_text import shown
+from sam3_jax.utils.dataclass_dict import from_dict
 
-# What no model reaches: a damaged or hostile file must not ask for more memory than there is.
+# Far beyond any model: a damaged or hostile file must not cause an out-of-memory error.
 MAX_SIZE = 2**16
-MAX_TABLE = 2**24  # numbers in a table of rotary position codes; the released one has 331,776
+MAX_TABLE = 2**24  # numbers in a table of rotary positions; the released one has 331,776
 
 
-# Above its callers, as the defaults below are made when this file is imported.
+# Defined above its callers, as the defaults below are created when this module is imported.
 def _check_ranges(config: Any, of: str = "") -> None:
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -31,7 +30,7 @@ def _check_ranges(config: Any, of: str = "") -> None:
 class StemConfig:
   """A stage of a convolutional stem."""
 
-  stride: int  # cells a side that become one
+  stride: int  # cells per side that are merged into one
   width: int
   blocks: int  # residual blocks of two 3 x 3 convolutions
 
@@ -41,17 +40,17 @@ class StemConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
-  """The ViT that encodes an image: `groups` times (`windowed` windowed blocks + 1 global block)."""
+  """The image trunk, a ViT: `groups` x (`windowed` windowed blocks + 1 global block)."""
 
   width: int = 1024
   heads: int = 16
   mlp_width: int = 4736  # 4.625 * width
   groups: int = 4
-  windowed: int = 7  # windowed blocks in a group; the group's last block attends globally
-  window: int = 24  # patches a side
-  pretrain_grid: int = 24  # patches a side of the learned position table, tiled over the image
-  drop_path: float = 0.1  # of the last block, growing linearly from 0; in training only
-  stem: tuple[StemConfig, ...] = ()  # stages, finest first; none: a patch embedding
+  windowed: int = 7  # windowed blocks in a group, before its global block
+  window: int = 24  # patches per side
+  pretrain_grid: int = 24  # patches per side of the learned position table, tiled over the image
+  drop_path: float = 0.1  # of the last block, increasing linearly from 0; in training only
+  stem: tuple[StemConfig, ...] = ()  # stages, finest first; empty for a patch embedding
 
   def __post_init__(self):
     _check_ranges(self, "trunk ")
@@ -79,13 +78,13 @@ def _check_text_heads(config: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-  """The causal text transformer (CLIP's architecture and vocabulary)."""
+  """The text encoder, a causal transformer (CLIP's architecture and vocabulary)."""
 
   width: int = 1024
   heads: int = 16
   mlp_width: int = 4096  # 4 * width
   layers: int = 24
-  context: int = 32  # tokens of a phrase, start and end included
+  context: int = 32  # tokens of a phrase, including start and end
   vocabulary: int = 49408
 
   def __post_init__(self):
@@ -95,25 +94,25 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LiteTextConfig:
-  """SAM 3 LiteText's text transformer (MobileCLIP's; arXiv:2602.12173), which is not causal."""
+  """SAM 3 LiteText's text encoder (MobileCLIP's; arXiv:2602.12173), which is not causal."""
 
   width: int = 512
   heads: int = 8
   mlp_width: int = 2048  # 4 * width
   layers: int = 12  # without the mixers
-  mixers: bool = False  # one RepMixer block before the layers, one after them
-  kernel: int = 11  # tokens that a mixer convolves
-  context: int = 16  # tokens of a phrase, start and end included
+  mixers: bool = False  # adds a RepMixer block before and after the layers
+  kernel: int = 11  # tokens, of the mixers' convolutions
+  context: int = 16  # tokens of a phrase, including start and end
   vocabulary: int = 49408
-  # Whether padding is kept from the phrase, as transformers does when it runs these models. They
-  # were distilled from SAM 3 by code that lets every token attend to it.
+  # Whether attention masks the padding, as in transformers. The released models were distilled from
+  # SAM 3 without this mask.
   mask_padding: bool = False
 
   def __post_init__(self):
     _check_ranges(self, "text ")
     _check_text_heads(self)
     if self.kernel % 2 == 0:
-      raise ValueError(f"text kernel must be odd, a token and its neighbours; got {self.kernel}.")
+      raise ValueError(f"text kernel must be odd; got {self.kernel}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,17 +121,17 @@ class Config:
 
   trunk: TrunkConfig = TrunkConfig()
   text: TextConfig | LiteTextConfig = TextConfig()
-  image_size: int = 1008  # pixels a side; every image is resized to this square
-  patch: int = 14  # pixels a side
-  width: int = 256  # channels of everything after trunk and text encoder
+  image_size: int = 1008  # pixels per side; every image is resized to this square
+  patch: int = 14  # pixels per side
+  width: int = 256  # channels of all parts after trunk and text encoder
   heads: int = 8
   mlp_width: int = 2048
   geometry_layers: int = 3
   fusion_layers: int = 6
   decoder_layers: int = 6
   queries: int = 200
-  concept_points: bool = True  # Meta's checkpoint has the tensors of point prompts; others do not
-  dropout: float = 0.1  # geometry, fusion, decoder and scoring; in training only
+  concept_points: bool = True  # whether concept prompts may have points, as in Meta's checkpoint
+  dropout: float = 0.1  # of geometry, fusion, decoder and scoring; in training only
 
   def __post_init__(self):
     _check_ranges(self)
@@ -153,8 +152,8 @@ class Config:
     channels = self.trunk.width // self.trunk.heads
     if self.grid**2 * channels > MAX_TABLE:
       raise ValueError(
-        f"a grid of {self.grid} patches a side with {channels} channels a head "
-        f"needs a table of more than {MAX_TABLE:,} position codes; change image_size or heads."
+        f"a grid of {self.grid} patches per side with {channels} channels per head needs a table "
+        f"of more than {MAX_TABLE:,} rotary positions; change image_size or heads."
       )
     if self.grid % self.trunk.window:
       raise ValueError(
@@ -164,12 +163,12 @@ class Config:
 
   @property
   def grid(self) -> int:
-    """Patches a side."""
+    """Patches per side."""
     return self.image_size // self.patch
 
   @property
   def mask_size(self) -> int:
-    """Cells a side of the decoder's masks."""
+    """Cells per side of the decoder's masks."""
     return 4 * self.grid
 
   def to_dict(self) -> dict[str, Any]:
@@ -179,60 +178,24 @@ class Config:
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "Config":
     """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing."""
-    return _from_dict(cls, values, "config")
-
-
-def _from_dict(cls: type, values: Any, where: str) -> Any:
-  if not isinstance(values, dict):
-    raise ValueError(
-      f"{where} must be an object with the fields of {cls.__name__}; got {shown(values)}."
-    )
-  fields = {f.name: f for f in dataclasses.fields(cls)}
-  if values.keys() != fields.keys():
-    raise ValueError(
-      f"{where} must have exactly the fields of {cls.__name__}; unknown: "
-      f"{shown(sorted(values.keys() - fields.keys()))}, missing: "
-      f"{sorted(fields.keys() - values.keys())}. "
-      "Convert the checkpoint again with this version of sam3-jax."
-    )
-  return cls(
-    **{name: _typed(value, fields[name].type, f"{where}.{name}") for name, value in values.items()}
-  )
-
-
-def _typed(value: Any, expected: Any, where: str) -> Any:
-  if isinstance(expected, type) and dataclasses.is_dataclass(expected):
-    return _from_dict(expected, value, where)
-  if get_origin(expected) is types.UnionType:  # of dataclasses, told apart by their fields
-    kinds = get_args(expected)
-    fitting = (kind for kind in kinds if {f.name for f in dataclasses.fields(kind)} == {*value})
-    return _from_dict(
-      next(fitting, kinds[0]) if isinstance(value, dict) else kinds[0], value, where
-    )
-  if get_origin(expected) is tuple:  # of any length; a list in JSON
-    if not isinstance(value, list | tuple):
-      raise ValueError(f"{where} must be a list; got {shown(value)}.")
-    (of, _) = get_args(expected)
-    return tuple(_typed(item, of, f"{where}[{i}]") for i, item in enumerate(value))
-  if type(value) is expected or (expected is float and type(value) is int):
-    return value
-  raise ValueError(f"{where} must be of type {expected.__name__}; got {shown(value)}.")
+    remedy = "Convert the checkpoint again with this version of sam3-jax."
+    return from_dict(cls, values, "config", complete=remedy)
 
 
 RELEASED = Config()
 
-# Width, depth and heads of the smaller trunks are those of DeiT-Ti, DeiT-S (Touvron et al. 2021,
-# arXiv:2012.12877, table 1) and ViT-B (Dosovitskiy et al. 2021, arXiv:2010.11929, table 1), with
-# the released trunk's MLP ratio of 4.625 and its four global blocks; no such weights were released.
-# Text encoder and everything after the trunk stay as released.
+# The smaller trunks have the width, depth and heads of DeiT-Ti, DeiT-S (Touvron et al. 2021,
+# arXiv:2012.12877, table 1) and ViT-B (Dosovitskiy et al. 2021, arXiv:2010.11929, table 1), and the
+# released trunk's MLP ratio of 4.625 and four global blocks. No such weights were released. All
+# other parts are as released.
 SIZES = {
-  "tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),
-  "small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
-  "base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
-  "large": RELEASED,
+  "vit-tiny": Config(trunk=TrunkConfig(width=192, heads=3, mlp_width=888, windowed=2)),
+  "vit-small": Config(trunk=TrunkConfig(width=384, heads=6, mlp_width=1776, windowed=2)),
+  "vit-base": Config(trunk=TrunkConfig(width=768, heads=12, mlp_width=3552, windowed=2)),
+  "vit-large": RELEASED,
 }
 
-# Text encoders of SAM 3 LiteText, named after MobileCLIP's sizes; any trunk may have one:
+# Text encoders of SAM 3 LiteText, named after MobileCLIP's sizes. They work with any trunk:
 # `dataclasses.replace(RELEASED, text=LITE_TEXTS["s0"])`.
 LITE_TEXTS = {
   "s0": LiteTextConfig(layers=4, mixers=True),

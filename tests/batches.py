@@ -1,9 +1,10 @@
-"""What the tests of batch inference share: images, jobs, and an engine without a model.
+"""Helpers of the tests of batch inference: images, jobs, and an engine without a model.
 
-Run as a program it does a job's share by that engine, to be killed at will.
+Run as a program, it does a job with that engine, so that tests can kill it.
 """
 
 import io
+import itertools
 import json
 import sys
 import time
@@ -16,12 +17,15 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from sam3_jax.batch import parts, pipeline
-from sam3_jax.batch import run as runs
+from sam3_jax.batch import job_files, pipeline
 from sam3_jax.batch.files import write_json
-from sam3_jax.batch.inputs import find
+from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.job import Job
-from sam3_jax.batch.prompt_schema import pointing
+from sam3_jax.batch.load_image import LoadedImage
+from sam3_jax.batch.part_writer import PartWriter
+from sam3_jax.batch.prefetch import prefetch, read_task
+from sam3_jax.batch.prompt_schema import visual_prompts
+from sam3_jax.batch.run import run
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.outputs.rle import encode
@@ -30,7 +34,7 @@ SIDE = 16
 
 
 def _fault(phrase: str) -> str:
-  """A word is a token."""
+  """As `Tokenizer.fault`; each word is a token."""
   count = len(phrase.split())
   return f"phrase {phrase!r} has {count} tokens, and at most 30 are read" if count > 30 else ""
 
@@ -49,29 +53,30 @@ MASK[10:30, 10:40] = True
 
 
 class Engine:
-  """Finds up to three things in an image, by its pixels and the phrase alone."""
+  """Finds up to three instances for a prompt, which depend only on the pixels and the prompt."""
 
-  pause = 0.0  # seconds a batch
-  started = 0  # batches
+  pause = 0.0  # seconds per batch
+  started = 0  # number of batches
 
-  def __init__(self, model, *, threshold, images, prompts, most, visual):
-    self.rows, self.visual = images, visual
+  def __init__(self, model, *, threshold, images, prompts, max_detections, visual):
+    self.batch_size, self.visual = images, visual
 
-  def learn(self, prompts):
+  def encode_phrases(self, prompts):
     assert all(prompt.phrase for prompt in prompts)
 
   def start(self, slots):
-    assert len(slots) <= self.rows
-    assert self.visual or not any(pointing(one.prompts) for one in slots if one is not None)
+    assert len(slots) <= self.batch_size
+    assert self.visual or not any(visual_prompts(slot.prompts) for slot in slots if slot)
     time.sleep(self.pause)
     Engine.started += 1
     found = [
-      [] if one is None else [_found(one, prompt) for prompt in one.prompts] for one in slots
+      [] if slot is None else [_instances(slot, prompt) for prompt in slot.prompts]
+      for slot in slots
     ]
     return types.SimpleNamespace(started=0.0, ready=0.0, instances=lambda: found)
 
 
-def _found(slot, prompt) -> Instances:
+def _instances(slot, prompt) -> Instances:
   rng = np.random.default_rng(
     [zlib.crc32(slot.pixels.tobytes()), zlib.crc32(repr(prompt).encode())]
   )
@@ -87,7 +92,7 @@ def _found(slot, prompt) -> Instances:
 
 
 def write_images(folder: Path, count: int) -> Path:
-  """So many images, of all sizes."""
+  """Writes `count` images of different sizes; returns the directory."""
   folder.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(count)
   for i in range(count):
@@ -97,7 +102,7 @@ def write_images(folder: Path, count: int) -> Path:
 
 
 def broken() -> dict[str, bytes]:
-  """Nine kinds of files that no image of up to a million pixels can be read from."""
+  """Nine kinds of files that cannot be read as an image of at most a million pixels, by name."""
   png, jpeg, large = (
     _saved(Image.effect_noise(size, 80), kind)
     for size, kind in (((40, 30), "png"), ((64, 64), "jpeg"), ((1001, 1000), "png"))
@@ -116,12 +121,12 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 
 def job(images, out, prompts="cat, dog", **settings) -> Job:
-  settings: dict[str, Any] = {"part_size": 5, "images": 2, "max_error_rate": 1.0} | settings
-  return Job(inputs=find(str(images), prompts), out=out, **settings)
+  settings: dict[str, Any] = {"part_size": 5, "batch_images": 2, "max_error_rate": 1.0} | settings
+  return Job(inputs=list_inputs(str(images), prompts), out=out, **settings)
 
 
 def instance(mask) -> dict:
-  """An instance as a record has it."""
+  """An instance as in a record."""
   return {
     "id": 1, "score": 0.9, "bbox": [10, 10, 30, 20], "area": int(mask.sum()),
     "segmentation": encode(mask),
@@ -129,21 +134,36 @@ def instance(mask) -> dict:
 
 
 def write_job(out: Path, images) -> Path:
-  """A finished job: for each image the instances of each phrase, or one cat."""
+  """Writes a finished job.
+
+  Args:
+    out: output directory.
+    images: names, for an image with one cat each, or the instances by name and phrase.
+  """
   if not isinstance(images, dict):
     images = {name: {"cat": [instance(MASK)]} for name in images}
   settings = {"checkpoint": {}, "dtype": "float32", "threshold": 0.5, "max_detections": 100}
-  write_json(out / parts.JOB, {"inputs": len(images), "part_size": 256, **settings})
-  writer = parts.PartWriter(out, 0, range(len(images)))
-  for number, (name, asked) in enumerate(images.items()):
-    prompts = [{"text": text, "instances": found} for text, found in asked.items()]
+  write_json(out / job_files.JOB, {"inputs": len(images), "part_size": 256, **settings})
+  writer = PartWriter(out, 0, range(len(images)))
+  for number, (name, by_phrase) in enumerate(images.items()):
+    prompts = [{"text": text, "instances": found} for text, found in by_phrase.items()]
     record = {"input": number, "image": name, "width": 80, "height": 60, "prompts": prompts}
     writer.add([json.dumps(record).encode() + b"\n"], [], range(number, number + 1))
   writer.finish()
   return out
 
 
+def load_images(inputs, side=8, max_pixels=10**6) -> list[LoadedImage]:
+  """The images of inputs, as batch inference loads them."""
+  tasks = map(read_task, inputs, itertools.count())
+  with prefetch(
+    tasks, side=side, max_pixels=max_pixels, workers=0, threads=2, ahead=2
+  ) as images:  # fmt: skip
+    return list(images)
+
+
 def files(out: Path) -> dict[str, bytes]:
+  """The content of all files in a directory, by relative path."""
   return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.*"))}
 
 
@@ -152,4 +172,4 @@ if __name__ == "__main__":
   images, out, settings, Engine.pause = *map(Path, sys.argv[1:3]), *map(json.loads, sys.argv[3:5])
   sys.stdout.write("go\n")
   sys.stdout.flush()
-  runs.run(job(images, out, **settings), MODEL, QUIET, QUIET)
+  run(job(images, out, **settings), MODEL, QUIET, QUIET)

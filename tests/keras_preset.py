@@ -1,7 +1,7 @@
-"""The tiny model as a preset of KerasHub, made without the converters.
+"""The tiny model as a KerasHub preset, written without the converters.
 
-Names are made from Hugging Face's by the rules of `keras_hub.src.utils.transformers.convert_sam3`;
-a preset that KerasHub 0.32 itself made of the same weights has the same datasets, bit for bit.
+Names follow from Hugging Face's by the rules of `keras_hub.src.utils.transformers.convert_sam3`;
+a preset that KerasHub 0.32 made of the same weights has bit-equal datasets.
 """
 
 import json
@@ -36,14 +36,14 @@ TEXT_ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_pr
 
 
 def name_of(name: str) -> str:
-  """The dataset of a variable by Hugging Face's name of its tensor."""
+  """The dataset for Hugging Face's name of a tensor."""
   leaf = name.rpartition(".")[2]
   for pattern, replacement in RENAMED:
     name = re.sub(pattern, replacement, name)
   if "clip_encoder_layer" in name:
     for theirs, ours in TEXT_ATTENTION.items():
       name = name.replace(f"self_attn.{theirs}", f"attention/{ours}_dense")
-  # Of several layers of a class the first has no number.
+  # The first of several layers of a class has no number.
   name = re.sub(r"(layer|conv2d|normalization|dense)\.0(?=[./])", r"\1", name)
   name = re.sub(r"(layer|conv2d|normalization|dense)\.(\d+)(?=[./])", r"\1_\2", name)
   if leaf in ("weight", "bias"):
@@ -53,7 +53,7 @@ def name_of(name: str) -> str:
 
 
 def value_of(name: str, array: np.ndarray) -> np.ndarray:
-  """Its elements in Keras's layout."""
+  """The tensor in Keras's memory layout."""
   heads = CONFIG.text.heads
   if "text_model" in name and "self_attn" in name:
     if name.endswith("out_proj.weight"):
@@ -68,7 +68,7 @@ def value_of(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def datasets() -> dict[str, np.ndarray]:
-  """All variables of the preset, those that Keras computes included."""
+  """All variables of the preset, including those that Keras computes."""
   found = {
     name_of(name): np.ascontiguousarray(value_of(name, array))
     for name, array in layout("detector").items()
@@ -83,8 +83,8 @@ def datasets() -> dict[str, np.ndarray]:
     angles = [np.outer(axis * scale, frequencies) for axis in (index % side, index // side)]
     angles = np.repeat(np.concatenate(angles, axis=-1).astype(np.float32), 2, axis=-1)
     suffix = f"_{block}" if block else ""
-    place = f"layers/sam3_vision_encoder/backbone/layers/sam3_vi_t_layer{suffix}/rotary_emb/vars"
-    found |= {f"{place}/0": np.cos(angles), f"{place}/1": np.sin(angles)}
+    path = f"layers/sam3_vision_encoder/backbone/layers/sam3_vi_t_layer{suffix}/rotary_emb/vars"
+    found |= {f"{path}/0": np.cos(angles), f"{path}/1": np.sin(angles)}
   return found
 
 
@@ -98,7 +98,7 @@ def write_file(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> pathlib.Pat
 
 
 def write_preset(folder: pathlib.Path, arrays=None, shards=1, config=None) -> pathlib.Path:
-  """A preset less its vocabulary; returns the folder."""
+  """Writes a preset without vocabulary; returns its directory."""
   arrays = datasets() if arrays is None else arrays
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps(config or preset_config()))
@@ -106,18 +106,18 @@ def write_preset(folder: pathlib.Path, arrays=None, shards=1, config=None) -> pa
     write_file(folder / "model.weights.h5", arrays)
     return folder
   names = sorted(arrays)
-  places = {}
+  shard_of = {}
   for shard in range(shards):
     chosen = names[shard::shards]
     write_file(folder / f"model_{shard:05}.weights.h5", {name: arrays[name] for name in chosen})
     for name in chosen:
-      places.setdefault("/" + name.rpartition("/")[0], []).append(f"model_{shard:05}.weights.h5")
-  (folder / "model.weights.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+      shard_of.setdefault("/" + name.rpartition("/")[0], []).append(f"model_{shard:05}.weights.h5")
+  (folder / "model.weights.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
   return folder
 
 
 def preset_config() -> dict:
-  """config.json of the preset, as KerasHub writes it, less what nobody asks for."""
+  """The values of KerasHub's config.json that the converter reads."""
   trunk, text = CONFIG.trunk, CONFIG.text
   side = CONFIG.image_size
   attending = {

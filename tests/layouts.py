@@ -1,7 +1,8 @@
-"""The tiny model as other programs write it, made without the converters.
+"""The tiny model in the layouts of other programs, written without the converters.
 
-goldens/tiny_names.tsv: name in Meta's layout (`*` for a layer), name in Hugging Face's (`-`: none),
-and how the second is made of the first. It was cut from a listing of both full-size models' names.
+Columns of goldens/tiny_names.tsv: name in Meta's layout (`*` for a layer), name in Hugging Face's
+(`-` for none), and how the second follows from the first. It is an excerpt of a list of the names
+of both full-size models.
 """
 
 import functools
@@ -19,7 +20,7 @@ DETECTOR, TRACKER = "detector_model.", "tracker_model."
 
 @functools.cache
 def huggingface_weights() -> dict[str, np.ndarray]:
-  """Every tensor of the tiny model under facebook/sam3's names, the tracker's included."""
+  """All tensors of the tiny model, tracker included, under facebook/sam3's names."""
   rows = [line.split("\t") for line in (GOLDENS / "tiny_names.tsv").read_text().splitlines()]
   patterns = [(re.compile(re.escape(row[0]).replace(r"\*", r"(\d+)")), row) for row in rows]
   weights, rows_of_4 = {}, {}
@@ -45,7 +46,12 @@ def huggingface_weights() -> dict[str, np.ndarray]:
 
 
 def layout(kind: str) -> dict[str, np.ndarray]:
-  """hub: facebook/sam3's; doubled, detector, tracker: see layouts/huggingface.py; meta."""
+  """Returns the tensors in a layout.
+
+  Args:
+    kind: hub (as facebook/sam3), doubled, detector or tracker (see converters/layouts/
+      huggingface.py), or meta.
+  """
   hub = huggingface_weights()
   if kind == "meta":
     return meta_weights("")
@@ -63,19 +69,19 @@ def layout(kind: str) -> dict[str, np.ndarray]:
 
 
 def write_folder(folder: pathlib.Path, arrays: dict[str, np.ndarray], shards: int = 1, config=None):
-  """A folder as transformers writes it, less the vocabulary; returns it."""
+  """Writes a directory as transformers does, without vocabulary; returns it."""
   folder.mkdir()
   contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
   if shards == 1:
     save_file(contiguous, folder / "model.safetensors")
   else:
     names = sorted(contiguous)
-    places = {
+    shard_of = {
       name: f"model-{i % shards + 1:05}-of-{shards:05}.safetensors" for i, name in enumerate(names)
     }
-    for shard in set(places.values()):
-      save_file({n: contiguous[n] for n in names if places[n] == shard}, folder / shard)
-    index = {"metadata": {}, "weight_map": places}
+    for shard in set(shard_of.values()):
+      save_file({n: contiguous[n] for n in names if shard_of[n] == shard}, folder / shard)
+    index = {"metadata": {}, "weight_map": shard_of}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
   (folder / "config.json").write_text(json.dumps(config or tiny_config()))
   return folder

@@ -1,5 +1,7 @@
-"""The tiny model with a text encoder of LiteText, as transformers writes it; names and shapes are
-those of `Sam3LiteTextModel.state_dict()`."""
+"""The tiny model with a LiteText encoder, as transformers writes it.
+
+Names and shapes are those of `Sam3LiteTextModel.state_dict()`.
+"""
 
 import dataclasses
 import pathlib
@@ -21,7 +23,7 @@ NORMS = (
 
 
 def config(mixers: bool) -> Config:
-  """The tiny model's, with three layers in transformers' count."""
+  """The tiny model's configuration, with three text layers in transformers' count."""
   text = LiteTextConfig(layers=1 if mixers else 3, mixers=mixers, **SIZES)
   return dataclasses.replace(CONFIG, text=text, concept_points=False)
 
@@ -47,7 +49,7 @@ def huggingface_config(mixers: bool) -> dict:
 
 
 def text_weights(mixers: bool) -> dict[str, np.ndarray]:
-  """Of the text encoder, without the prefix `text_encoder.`."""
+  """The text encoder's tensors, without the prefix `text_encoder.`."""
   arrays = {
     "embeddings.token_embedding.weight": (49408, 32),
     "embeddings.position_embedding.position_embedding": (1, 1, 16, 32),
@@ -56,24 +58,24 @@ def text_weights(mixers: bool) -> dict[str, np.ndarray]:
     "projection.weight": (32, 32),
   }
   for layer in range(3):
-    found = _mixer() if mixers and layer != 1 else _block()
-    arrays |= {f"layers.{layer}.{name}": shape for name, shape in found.items()}
-  return {name: _drawn(name, shape) for name, shape in arrays.items()}
+    tensors = _mixer() if mixers and layer != 1 else _block()
+    arrays |= {f"layers.{layer}.{name}": shape for name, shape in tensors.items()}
+  return {name: _random(name, shape) for name, shape in arrays.items()}
 
 
-def weights_of_all(mixers: bool) -> dict[str, np.ndarray]:
-  """Every tensor of the model, under the names of `Sam3LiteTextModel.save_pretrained`."""
+def all_weights(mixers: bool) -> dict[str, np.ndarray]:
+  """All tensors under the names of `Sam3LiteTextModel.save_pretrained`."""
   rest = {n: x for n, x in layout("detector").items() if not n.startswith("text_encoder.")}
   return rest | {f"text_encoder.{name}": x for name, x in text_weights(mixers).items()}
 
 
 def write(folder: pathlib.Path, mixers: bool) -> pathlib.Path:
-  """A folder as transformers writes it, less the vocabulary; returns it."""
-  return write_folder(folder, weights_of_all(mixers), config=huggingface_config(mixers))
+  """Writes a directory as transformers does, without vocabulary; returns it."""
+  return write_folder(folder, all_weights(mixers), config=huggingface_config(mixers))
 
 
 def phrases() -> np.ndarray:
-  """Three rows of ids, the last one full."""
+  """Token ids of three phrases; the last has no padding."""
   rows = np.zeros((3, 16), np.int32)
   for row, length in zip(rows, (3, 7, 16), strict=True):
     row[:length] = [49406, *range(500 + length, 500 + 1000 * length, 1000)][:length]
@@ -106,8 +108,8 @@ def _mixer() -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
   if not shape:
     return np.asarray(len(name) + 2**40)
-  drawn = weights(f"text_encoder.{name}", shape)
-  return np.exp(drawn) if name.endswith("running_var") else drawn
+  values = weights(f"text_encoder.{name}", shape)
+  return np.exp(values) if name.endswith("running_var") else values

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import toy
+import training_model
 from jax.extend.core import jaxprs_in_params
 
 from sam3_jax.config import Config, LiteTextConfig, StemConfig
 from sam3_jax.inference import sharding
+from sam3_jax.inference.programs import Programs
 from sam3_jax.model import sam3
 from sam3_jax.model.visual import head
 from sam3_jax.training import state, step
@@ -28,11 +29,11 @@ LITE = LiteTextConfig(
 STEM = (StemConfig(stride=4, width=16, blocks=1), StemConfig(stride=2, width=32, blocks=1))
 # Between them every part that a checkpoint can have.
 CONFIGS = {
-  "toy": toy.CONFIG,
+  "toy": training_model.CONFIG,
   "parts": dataclasses.replace(
-    toy.CONFIG,
+    training_model.CONFIG,
     text=LITE,
-    trunk=dataclasses.replace(toy.CONFIG.trunk, stem=STEM),
+    trunk=dataclasses.replace(training_model.CONFIG.trunk, stem=STEM),
     concept_points=True,
   ),
 }
@@ -51,24 +52,20 @@ def shape(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
 
 def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """Name and `jax.stages.Traced` of each program of `Sam3` and of the batch engine."""
-  detector, visual = sam3.Detector(config, dtype), head.VisualHead(config, dtype)
+  programs = Programs(config, dtype)
   shapes = sam3.parameter_shapes(config) | {"visual": head.parameter_shapes(config)}
   assert {x.dtype.name for x in jax.tree.leaves(shapes)} == {"float32"}
   params = jax.tree.map(lambda x: shape(dtype, *x.shape), shapes)
   side, cells = config.image_size, config.mask_size
 
-  encode = sharding.image_encoder(detector, keep=lambda *both: both).trace(
+  encode = programs.encode.trace(
     params, shape("uint8", IMAGES, side, side, 3), shape("int32", IMAGES, 2)
   )
   yield "encode image", encode
   embedding, features = encode.out_info
 
   tokens = shape("int32", PROMPTS, config.text.context)
-  text = jax.jit(
-    lambda params, tokens: detector.apply(
-      {"params": params}, tokens, method=sam3.Detector.encode_text
-    )
-  ).trace(params, tokens)
+  text = programs.encode_text.trace(params, tokens)
   yield "encode text", text
   rows, flags = shape("int32", PROMPTS), shape("bool", PROMPTS, BOXES)
   points = Points(shape("float32", PROMPTS, BOXES, 2), flags, flags)
@@ -76,33 +73,33 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
     rows, rows, text.out_info,
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
-  if config is not toy.CONFIG:  # the other parts: no more of them
-    yield "detect", sharding.prompt_decoder(detector).trace(params, embedding, prompts, 4)
+  if config is not training_model.CONFIG:  # the other parts: no more of them
+    yield "detect", programs.prompts.detect.trace(params, embedding, prompts, 4)
     return
-  score = sharding.prompt_scorer(detector).trace(params, embedding, prompts, 4)
+  score = programs.prompts.score.trace(params, embedding, prompts, 4)
   yield "score", score
-  yield "mask", sharding.mask_maker(detector).trace(params, embedding, score.out_info)
+  yield "mask", programs.prompts.mask.trace(params, embedding, score.out_info)
 
-  encode = sharding.visual_encoder(visual).trace(params, features)
+  encode = programs.encode_visual.trace(params, features)
   yield "encode visual", encode
   asked = VisualPrompts(
     rows, shape("float32", PROMPTS, 3, 2), shape("int32", PROMPTS, 3),
     shape("float32", PROMPTS, cells, cells), shape("bool", PROMPTS),
   )  # fmt: skip
-  yield "decode visual", sharding.visual_decoder(visual).trace(params, encode.out_info, asked, True)
+  yield "decode visual", programs.decode_visual.trace(params, encode.out_info, asked, True)
   doubt = shape("bool", PROMPTS)
-  traced = sharding.visual_answerer(visual).trace(params, encode.out_info, asked, doubt)
+  traced = programs.decode_best.trace(params, encode.out_info, asked, doubt)
   yield "answer visual", traced
 
 
 def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   """As `inference`, of the programs of a mesh whose devices share the work on a prompt."""
   mesh = sharding.make_mesh(jax.devices()[:2], model=2)
-  detector = sam3.Detector(config, dtype)
+  programs = Programs(config, dtype, mesh)
   make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
   params, side = make(sam3.parameter_shapes(config)), config.image_size
-  encode = jax.eval_shape(
-    sharding.image_encoder(detector), params,
+  encode, _ = jax.eval_shape(
+    Programs(config, dtype).encode, params,
     shape("uint8", 1, side, side, 3), shape("int32", 1, 2),
   )  # fmt: skip
   text = TextEmbedding(
@@ -110,27 +107,31 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
   )
   rows, flags = shape("int32", 1), shape("bool", 1, BOXES)
   prompts = Prompts(rows, rows, text, shape("float32", 1, BOXES, 4), flags, flags)
-  decode = sharding.prompt_decoder(detector, mesh, split=True)
-  yield "detect on a mesh", decode.trace(params, encode, prompts, 4)
+  yield "detect on a mesh", programs.split_prompts.detect.trace(params, encode, prompts, 4)
 
 
 def training(objective: str, dtype: Any) -> Any:
   """`jax.stages.Traced` of a step. Only parameters at the model's beginning are trained: each one
   more takes time."""
-  batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), toy.batch(0, images=2))
-  parts = toy.parameters() | toy.visual_parameters()
+  batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), training_model.batch(0, images=2))
+  parts = training_model.parameters() | training_model.visual_parameters()
   parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
   trained = {path: parts[path] for path in FIRST[objective == "visual"]}
   if objective != "visual":
     trained |= jax.eval_shape(lambda: adapt(parts, LORA, jax.random.key(0)))
   frozen = {path: x for path, x in parts.items() if path not in trained}
   what = step.StepSettings(
-    model=toy.CONFIG, losses=LossConfig(cell_weight=1.0), visual=VisualConfig(prompts=2, rounds=2),
-    objective=objective, dtype=dtype, masked=1 if objective == "detection" else None, average=0.9,
-  )  # fmt: skip
+    model=training_model.CONFIG,
+    losses=LossConfig(cell_weight=1.0),
+    visual=VisualConfig(prompts_per_image=2, rounds=2),
+    objective=objective,
+    dtype=dtype,
+    mask_prompts=1 if objective == "detection" else None,
+    ema_decay=0.9,
+  )
   mesh, settings = make_mesh(jax.devices()[:1]), OptimizerConfig()
-  optimizer = make_optimizer(settings, trained, toy.CONFIG.trunk, 5)
-  create = functools.partial(state.create, optimizer=optimizer, average=True)
+  optimizer = make_optimizer(settings, trained, training_model.CONFIG.trunk, 5)
+  create = functools.partial(state.create, optimizer=optimizer, ema=True)
   now = jax.eval_shape(lambda trained: create(trained, key=jax.random.key(0)), trained)
   run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, frozen)
   return run.trace(now, frozen, batch)

@@ -71,20 +71,17 @@ def _apply(params, key, args, method, options):
 _jitted = jax.jit(_apply, static_argnames=("method", "options"), compiler_options=QUICK)
 
 
-STATIC = {"_detect": "max_detections", "_score": "max_detections", "_decode_visual": "multimask"}
+STATIC = {"detect": "max_detections", "score": "max_detections", "decode_visual": "multimask"}
 
 
 def quick(model: Sam3) -> Sam3:
-  """The model, whose programs will be compiled as `QUICK` says."""
-
-  def again(program: Any, name: str) -> Any:
-    options = {"static_argnames": STATIC.get(name), "compiler_options": QUICK}
-    return jax.jit(program.__wrapped__, **options)
-
-  for name in ("_encode_image", "_encode_text", "_mask", "_encode_visual", *STATIC):
-    setattr(model, name, again(getattr(model, name), name))
-  few = zip(model._few, ("_detect", "_score", "_mask"), strict=False)
-  model._few = [again(program, name) for program, name in few]
+  """The model with programs that compile with the options `QUICK`."""
+  programs = model.programs
+  for owner in (programs, programs.prompts, programs.split_prompts):
+    for name, program in vars(owner).items():
+      if hasattr(program, "lower"):
+        options = {"static_argnames": STATIC.get(name), "compiler_options": QUICK}
+        setattr(owner, name, jax.jit(program.__wrapped__, **options))
   return model
 
 

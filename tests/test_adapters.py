@@ -1,4 +1,4 @@
-"""LoRA is merged into a base checkpoint by our own formula, and what does not fit is named."""
+"""Merging LoRA into a base checkpoint, against the formula in float64; misfits are named."""
 
 import json
 import math
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from layouts import TOKENIZER, layout, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import adapters, convert
-from sam3_jax.converters.rules import Source
+from sam3_jax.converters.adapter_config import LoraSettings
+from sam3_jax.converters.source import Source
 from test_convert import refused
 from torch_archive import save, views
 
@@ -70,7 +71,7 @@ def merged(tensors, module, scale):
 
 
 def written(source, base, tmp_path, **options):
-  """Hugging Face's detector as the merged checkpoint has it, by the converters' own rules."""
+  """The merged checkpoint's tensors under Hugging Face's names."""
   from sam3_jax.converters.base import Base
   from sam3_jax.converters.layouts.huggingface import TABLE
 
@@ -79,9 +80,8 @@ def written(source, base, tmp_path, **options):
   return {name.removeprefix("detector_model."): source.read() for name, source in found.items()}
 
 
-def test_the_formula(base, tmp_path):
-  """Dense layers, a convolution, patterns, biases and modules that were trained whole; everything
-  else is the base's."""
+def test_merged_weights(base, tmp_path):
+  """Dense layers, a convolution, patterns, biases and whole modules; the rest equals the base."""
   tensors = factors(QUERY) | factors(OUT, seed=1) | factors(LAYER, 2, 2) | factors(PATCHES, seed=3)
   whole = {
     f"{QUERY}.base_layer.bias": np.full(64, 0.5, np.float32),
@@ -113,7 +113,7 @@ def test_the_formula(base, tmp_path):
   assert info["base"]["identity"] == bundle.begin(base)[0].identity
 
 
-def test_an_adapter_of_nothing_is_the_base(base, parameters, tmp_path):
+def test_zero_adapter_leaves_the_base_unchanged(base, parameters, tmp_path):
   tensors = {n: np.zeros_like(a) if "lora_B" in n else a for n, a in factors(QUERY).items()}
   folder = write_adapter(tmp_path / "adapter", tensors)
   convert(folder, tmp_path / "out", base=base)
@@ -124,28 +124,28 @@ def test_an_adapter_of_nothing_is_the_base(base, parameters, tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.data())
-def test_random_adapters(data):
-  """Without files: any shape, rank, scale and dtype."""
+def test_random_factors(data):
+  """Any shape, rank, scale and dtype, in memory."""
   outputs, inputs, rank = (data.draw(st.integers(1, 6)) for _ in range(3))
-  turned, rslora = data.draw(st.booleans()), data.draw(st.booleans())
+  transposed, rslora = data.draw(st.booleans()), data.draw(st.booleans())
   alpha = data.draw(st.floats(0.5, 64))
   dtype = jnp.dtype(data.draw(st.sampled_from(["float32", "bfloat16", "float16"])))
   rng = np.random.default_rng(data.draw(st.integers(0, 99)))
   a, b, shift = (
     rng.normal(size=size).astype(dtype) for size in ((rank, inputs), (outputs, rank), outputs)
   )
-  weight = rng.normal(size=(inputs, outputs) if turned else (outputs, inputs)).astype(dtype)
+  weight = rng.normal(size=(inputs, outputs) if transposed else (outputs, inputs)).astype(dtype)
   arrays = {"m.lora_A.weight": a, "m.lora_B.weight": b, "m.lora_B.bias": shift}
   found, plain = adapters.split([*arrays, "m.weight"])
   assert plain == {"m.weight": "m.weight"}
-  chosen = adapters.Settings(r=rank, alpha=alpha, rslora=rslora, fan_in_fan_out=turned)
+  chosen = LoraSettings(r=rank, alpha=alpha, rslora=rslora, fan_in_fan_out=transposed)
   model = {"m.weight": Source.of(weight), "m.bias": Source.of(shift)}
   got = adapters.merge(
     found, {n: Source.of(x) for n, x in arrays.items()}, {"m": "m.weight"}, model, chosen, "x"
   )
   scale = alpha / (math.sqrt(rank) if rslora else rank)
   product = b.astype(np.float64) @ a.astype(np.float64)
-  expected = weight.astype(np.float64) + scale * (product.T if turned else product)
+  expected = weight.astype(np.float64) + scale * (product.T if transposed else product)
   np.testing.assert_array_equal(got["m.weight"].read(), expected.astype(np.float32))
   np.testing.assert_array_equal(
     got["m.bias"].read(), (shift.astype(np.float64) * (1 + scale)).astype(np.float32)
@@ -154,7 +154,7 @@ def test_random_adapters(data):
   )
 
 
-def test_an_embedding():
+def test_embedding_factors():
   rng = np.random.default_rng(0)
   a, b, weight = (rng.normal(size=s).astype(np.float32) for s in ((2, 7), (5, 2), (7, 5)))
   arrays = {"m.lora_embedding_A": a, "m.lora_embedding_B": b}
@@ -164,7 +164,7 @@ def test_an_embedding():
     {n: Source.of(x) for n, x in arrays.items()},
     {"m": "m.weight"},
     {"m.weight": Source.of(weight)},
-    adapters.Settings(r=2, alpha=4),
+    LoraSettings(r=2, alpha=4),
     "x",
   )
   expected = weight.astype(np.float64) + 2 * (b.astype(np.float64) @ a.astype(np.float64)).T
@@ -172,7 +172,7 @@ def test_an_embedding():
 
 
 class TestUnmerged:
-  """Layers of LoRA in a file with the whole model."""
+  """LoRA layers in a file with the whole model."""
 
   def write(self, tmp_path, settings):
     tensors = factors(QUERY, name=".default")
@@ -185,14 +185,14 @@ class TestUnmerged:
     return folder
 
   @pytest.mark.parametrize(("alpha", "scale"), [(None, 2), (16, 4)])
-  def test_they_are_merged(self, tmp_path, alpha, scale):
+  def test_layers_are_merged(self, tmp_path, alpha, scale):
     folder = self.write(tmp_path, alpha is None)
     got = written(folder, None, tmp_path, tokenizer=TOKENIZER, lora_alpha=alpha)
     np.testing.assert_array_equal(got[f"{QUERY}.weight"], merged(factors(QUERY), QUERY, scale))
     np.testing.assert_array_equal(got[f"{OUT}.weight"], layout("detector")[f"{OUT}.weight"])
 
-  def test_the_scale_must_be_known(self, tmp_path):
-    match = "its scale is not known; put adapter_config.json .* or say --lora-alpha"
+  def test_unknown_scale_is_refused(self, tmp_path):
+    match = "its scale is unknown; put adapter_config.json .* or give --lora-alpha"
     refused(self.write(tmp_path, False), tmp_path, match)
 
 
@@ -204,24 +204,27 @@ class TestRefused:
       ({"peft_type": "IA3"}, "adapter of type 'IA3'"),
       (
         {"use_dora": True},
-        r"asks for DoRA \(use_dora\), which is not merged here. Merge it",
+        r"asks for DoRA \(use_dora\), which cannot be merged. Merge it",
       ),
       ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights = 'pissa_niter_4'"),
       ({"layer_replication": [[0, 4]]}, "asks for layer_replication"),
-      ({"lora_alpha": None}, "its scale is not known"),
+      ({"lora_alpha": None}, "its scale is unknown"),
       ({"lora_alpha": "8"}, "lora_alpha = '8'; expected a number"),
-      ({"r": 8}, r"q_proj: its rank is 4 where adapter_config.json says 8"),
-      ({"rank_pattern": {"(a+)+": 4}}, r"pattern '\(a\+\)\+' in rank_pattern, too complex"),
+      ({"r": 8}, r"q_proj: its rank is 4, but adapter_config.json says 8"),
+      (
+        {"rank_pattern": {"(a+)+": 4}},
+        r"pattern '\(a\+\)\+' in rank_pattern, which is too complex",
+      ),
       ({"alpha_pattern": {"(": 4}}, "in alpha_pattern: missing"),
     ],
   )
-  def test_settings(self, base, tmp_path, changes, match):
+  def test_unsupported_settings(self, base, tmp_path, changes, match):
     folder = write_adapter(tmp_path / "adapter", factors(QUERY), **changes)
     refused(folder, tmp_path, match, base=base)
 
-  def test_without_a_base(self, tmp_path):
+  def test_missing_base(self, tmp_path):
     folder = write_adapter(tmp_path / "adapter", factors(QUERY))
-    refused(folder, tmp_path, "is a LoRA adapter of facebook/sam3, .* say --base CHECKPOINT")
+    refused(folder, tmp_path, "is a LoRA adapter of facebook/sam3, .* use --base CHECKPOINT")
 
   @pytest.mark.parametrize(
     ("tensors", "match"),
@@ -251,7 +254,7 @@ class TestRefused:
   def test_tensors_that_do_not_fit(self, base, tmp_path, tensors, match):
     refused(write_adapter(tmp_path / "adapter", tensors), tmp_path, match, base=base)
 
-  def test_a_pickled_adapter(self, base, tmp_path):
+  def test_adapter_in_a_pytorch_file(self, base, tmp_path):
     folder = write_adapter(tmp_path / "adapter", factors(QUERY))
     (folder / "adapter_model.safetensors").unlink()
     save(folder / "adapter_model.bin", views({START + n: a for n, a in factors(QUERY).items()}))

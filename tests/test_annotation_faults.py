@@ -1,4 +1,4 @@
-"""Annotation files whose fields contradict each other or would crash a reader: refused or noted."""
+"""Annotation files with contradictions or values that could crash a reader: rejected or noted."""
 
 import importlib.util
 import json
@@ -17,7 +17,8 @@ from pycocotools import mask
 from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
 from sam3_jax.outputs import rle
-from sam3_jax.outputs.rle import areas, compress, compress_all, decode, encode, runs
+from sam3_jax.outputs.rle import areas, decode, encode, runs
+from sam3_jax.outputs.segmentations import compress, compress_all
 from sam3_jax.utils.notes import Notes
 
 # pycocotools' own, with NumPy 2.
@@ -61,7 +62,7 @@ def read(tmp_path):
 
 
 def fault_of(call, *values, **options):
-  """The message of what a call raises; "" if it returns."""
+  """The message of the error that a call raises; "" if it returns."""
   try:
     call(*values, **options)
   except ValueError as error:
@@ -95,7 +96,7 @@ def found(pairs):
     ({"size": [HEIGHT, WIDTH], "counts": "\u00e9"}, "damaged"),
   ],
 )
-def test_masks_are_checked_before_they_are_drawn(read, segmentation, message):
+def test_polygons_are_checked_before_drawing(read, segmentation, message):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   with pytest.raises(ValueError, match="1 fault: annotation 1: ") as caught:
     read(content(one(segmentation=segmentation)))
@@ -104,13 +105,13 @@ def test_masks_are_checked_before_they_are_drawn(read, segmentation, message):
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
-def test_a_box_of_any_size_is_a_fault_without_a_warning(read):
-  for size in (1e200, 1e308):  # whose products and sums are infinite
+def test_huge_boxes_are_faults_without_warnings(read):
+  for size in (1e200, 1e308):  # products and sums are infinite
     huge = one(box=(10, 10, size, size), segmentation=square())
     assert "leaves the 80 x 60" in fault_of(read, content(huge))
 
 
-def test_a_polygon_may_leave_the_image_and_is_noted(read):
+def test_polygons_outside_the_image_are_noted(read):
   notes = Notes()
   [pair] = read(content(one(box=(60, 10, 40, 20))), notes, negatives=0)
   assert pair.objects[0].box == (60, 10, 20, 20)
@@ -118,7 +119,7 @@ def test_a_polygon_may_leave_the_image_and_is_noted(read):
   assert line == "note: polygons that leave their image, cut off at its border: 1 (annotation 1)"
 
 
-def test_an_image_of_any_size_takes_no_memory(read):
+def test_huge_images_take_no_memory(read):
   with pytest.raises(ValueError, match=r"image 1: .* more than 2,147,483,647 pixels"):
     read(content(one(), images=[image(width=10**9, height=10**9)]))
 
@@ -134,7 +135,7 @@ def test_an_image_of_any_size_takes_no_memory(read):
   ],
   ids=lambda text: text[:20],
 )
-def test_text_that_is_no_sound_json(read, text, message):
+def test_invalid_json(read, text, message):
   with pytest.raises(ValueError, match="is not valid JSON") as caught:
     read(text)
   assert message in str(caught.value)
@@ -143,7 +144,7 @@ def test_text_that_is_no_sound_json(read, text, message):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text("0123456789PQXZlmno\u007f\u00e9", max_size=12), max_size=8))
-def test_many_strings_are_read_as_one_by_one(strings):
+def test_many_strings_equal_single_strings(strings):
   rles = [{"size": [3, 4], "counts": one} for one in strings]
   pixels, faults = areas(rles, [(3, 4)] * len(rles))
   for rle_, area, fault in zip(rles, pixels.tolist(), faults, strict=True):
@@ -153,7 +154,7 @@ def test_many_strings_are_read_as_one_by_one(strings):
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_polygons_in_reach_are_drawn_as_pycocotools_draws_them(data):
+def test_polygons_equal_pycocotools(data):
   reach = st.floats(-HEIGHT, 2 * HEIGHT, width=32)
   polygons = st.lists(st.lists(reach, min_size=6, max_size=12).filter(lambda x: len(x) % 2 == 0),
                       min_size=1, max_size=3)  # fmt: skip
@@ -168,8 +169,8 @@ def test_polygons_in_reach_are_drawn_as_pycocotools_draws_them(data):
     assert (got.bounds[i] == coco.toBbox(want)).all()
 
 
-def test_more_masks_than_a_byte_counts():
-  """pycocotools' `area` takes 255."""
+def test_more_than_255_masks():
+  """pycocotools' `area` accepts at most 255."""
   polygons = [[[0, 0, 1 + i % 70, 0, 1 + i % 70, 9, 0, 9]] for i in range(700)]
   got = compress_all(polygons, [(HEIGHT, WIDTH)] * len(polygons))
   pixels, _ = areas([one for one in got.rles if one], [(HEIGHT, WIDTH)] * 700)
@@ -177,8 +178,8 @@ def test_more_masks_than_a_byte_counts():
   assert got.bounds.tolist() == [[0, 0, 1 + i % 70, 9] for i in range(700)]
 
 
-def test_damage_to_a_string_is_found_or_harmless():
-  """Every flip of a bit: refused, or a mask of as many pixels."""
+def test_damaged_strings_are_rejected_or_valid():
+  """Every flip of a bit is rejected or gives a mask of the same size."""
   rng = np.random.default_rng(0)
   counts = encode(rng.random((30, 40)) < 0.3)["counts"].encode()
   for i in range(min(len(counts), 60)):
@@ -203,7 +204,7 @@ def test_damage_to_a_string_is_found_or_harmless():
     ([60, 40, 5, 5], None),
   ],
 )
-def test_a_box_of_something_else_is_refused(read, box, looks):
+def test_box_of_another_object_is_rejected(read, box, looks):
   other = one(2, category=2, box=(2, 2, 8, 8))
   with pytest.raises(
     ValueError, match=r"1 fault: annotation 1: its box .* 30, 20, 10, 10"
@@ -213,14 +214,14 @@ def test_a_box_of_something_else_is_refused(read, box, looks):
 
 
 @pytest.mark.parametrize("change", [{"bbox": [12, 13, 20, 22]}, {"bbox": [9, 8, 30, 25]}])
-def test_a_loose_box_gives_way_to_its_mask(read, change):
+def test_imprecise_box_is_replaced_by_the_bounds_of_its_mask(read, change):
   notes = Notes()
   [pair] = read(content(one(**change)), notes, negatives=0)
   assert pair.objects[0].box == (10, 10, 20, 20)
   assert "boxes unlike their masks, replaced by the masks' bounds: 1" in notes.lines()[0]
 
 
-def test_a_box_that_is_rounded_stays(read):
+def test_rounded_box_is_kept(read):
   notes = Notes()
   [pair] = read(content(one(bbox=[10.4, 9.1, 20.5, 21.5])), notes, negatives=0)
   assert pair.objects[0].box == (10.4, 9.1, 20.5, 21.5)
@@ -230,13 +231,13 @@ def test_a_box_that_is_rounded_stays(read):
 @pytest.mark.parametrize(
   "box", [[1, 2, 3, 10**400], [1, 2, 3], [1, 2, 3, True], "all", [1e999] * 4]
 )
-def test_what_is_no_box(read, box):
+def test_invalid_boxes(read, box):
   text = json.dumps(content(one(bbox=box))).replace("Infinity", "1e999")
   with pytest.raises(ValueError, match=r"annotation 1: its bbox must be \[x, y, width, height\]"):
     read(text)
 
 
-def test_a_crowd_and_a_models_box_are_not_refused(read):
+def test_boxes_of_crowds_and_predictions_are_accepted(read):
   far = {"bbox": [50, 40, 5, 5]}
   pairs = read(content(one(1, iscrowd=1, **far), one(2, category=2, score=0.9, **far)), negatives=0)
   assert [pair.objects[0].box for pair in pairs] == [(50, 40, 5, 5), (10, 10, 20, 20)]
@@ -244,7 +245,7 @@ def test_a_crowd_and_a_models_box_are_not_refused(read):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.integers(0, 40), st.integers(1, 20), st.integers(1, 20), st.data())
-def test_no_box_of_another_place_becomes_a_target(tmp_path_factory, x, y, w, h, data):
+def test_no_wrong_box_becomes_a_target(tmp_path_factory, x, y, w, h, data):
   kind = data.draw(st.sampled_from(["corners", "centre", "moved", "fractions"]))
   box = {
     "corners": [x, y, x + w, y + h],
@@ -263,7 +264,7 @@ def test_no_box_of_another_place_becomes_a_target(tmp_path_factory, x, y, w, h, 
     assert gap.max() <= 2
 
 
-def test_polygons_in_fractions_are_refused(read):
+def test_polygons_in_fractions_are_rejected(read):
   box = (0.2, 0.2, 0.3, 0.3)
   with pytest.raises(ValueError, match="must be pixels, not fractions"):
     read(content(one(1, box=box), one(2, box=box, category=2)))
@@ -279,18 +280,18 @@ def test_polygons_in_fractions_are_refused(read):
     ["cat", "Background"],
   ],
 )  # fmt: skip
-def test_what_is_above_or_behind_is_never_absent(read, categories):
+def test_supercategories_and_backgrounds_are_never_negatives(read, categories):
   notes = Notes()
   assert found(read(content(one(), categories=categories), notes)) == [("cat", 1)]
-  assert "never asked as absent: 1 " in notes.lines()[0]
+  assert "never used as negatives: 1 " in notes.lines()[0]
 
 
-def test_a_category_that_is_its_own_supercategory_is_asked(read):
+def test_category_that_is_its_own_supercategory(read):
   categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "person", "supercategory": "person"}]
   assert found(read(content(one(), categories=categories))) == [("cat", 1), ("person", 0)]
 
 
-def test_an_image_listed_again_is_one_image(read):
+def test_image_listed_twice_is_one_image(read):
   notes = Notes()
   twice = [image(1), image(2)]
   values = content(one(), one(2, image=2, category=2), one(3, image=2), images=twice)
@@ -308,7 +309,7 @@ def test_an_image_listed_again_is_one_image(read):
 
 
 @pytest.mark.parametrize("other", ["Cat", "CAT ", "c a t", "fire_cat", "cat&amp;"])
-def test_names_that_the_tokenizer_cannot_tell_apart_are_one_phrase(read, other):
+def test_names_that_are_equal_for_the_tokenizer(read, other):
   from sam3_jax.inputs.tokenizer import clean
 
   values = content(one(), categories=["cat", other, "Fire  Cat", "cat&"])
@@ -316,7 +317,7 @@ def test_names_that_the_tokenizer_cannot_tell_apart_are_one_phrase(read, other):
   assert len(phrases) == len(set(phrases))
 
 
-def test_sa_co_pairs_listed_again(read):
+def test_sa_co_pairs_listed_twice(read):
   images = [image(1, text_input="Cat"), image(2, text_input="cat ")]
   notes = Notes()
   both = one(1), one(2, image=2)
@@ -338,7 +339,7 @@ def test_sa_co_pairs_listed_again(read):
     ),
   ],
 )
-def test_lists_of_categories_that_contradict(read, lists, message):
+def test_contradicting_lists_of_categories(read, lists, message):
   with pytest.raises(ValueError, match=message):
     read(content(one(), images=[image(**lists)]))
 
@@ -349,7 +350,7 @@ def test_unknown_categories_in_lists_are_noted(read):
   assert "that are no categories: 1 (image 1)" in notes.lines()[0]
 
 
-def test_instances_without_a_pixel_are_left_out_and_their_pairs_not_exhaustive(read):
+def test_empty_instances_are_left_out(read):
   notes = Notes()
   empty = {"segmentation": encode(np.zeros((HEIGHT, WIDTH), bool))}
   pairs = read(content(one(1), one(2), one(3, category=2, **empty)), notes)
@@ -358,7 +359,7 @@ def test_instances_without_a_pixel_are_left_out_and_their_pairs_not_exhaustive(r
     ("dog", 0, False),
   ]
   assert "note: instances without a pixel, left out: 1 (annotation 3)" in notes.lines()
-  with pytest.raises(ValueError, match="1 of 1 masks have no pixel"):
+  with pytest.raises(ValueError, match="1 of 1 masks are empty"):
     read(content(one(1, **empty)))
   assert [p.exhaustive for p in read(content(one(1, score=0.9, **empty)))] == [False, True]
 
@@ -388,7 +389,7 @@ def test_numbers_as_floats_and_strings(read, change, fault):
   assert fault in str(caught.value)
 
 
-def test_the_category_of_prompts_without_a_phrase_is_none(read):
+def test_category_visual_has_no_phrase(read):
   notes = Notes()
   values = content(one(), one(2, category=2, box=(40, 10, 20, 20)), categories=["cat", "visual"])
   assert found(read(values, notes)) == [("cat", 1)]
@@ -397,7 +398,7 @@ def test_the_category_of_prompts_without_a_phrase_is_none(read):
   )
 
 
-def test_notes_that_nobody_takes_are_warnings(tmp_path):
+def test_notes_are_warnings_by_default(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps(content(one(), one(2))))
   with pytest.warns(UserWarning, match="instances with the mask of another one, left out: 1"):
     annotations.read(tmp_path / "a.json")
@@ -406,7 +407,7 @@ def test_notes_that_nobody_takes_are_warnings(tmp_path):
     annotations.read(tmp_path / "a.json", notes=Notes())
 
 
-def test_notes_count_and_name_the_first():
+def test_notes_count_all_and_name_some():
   notes = Notes()
   assert not notes.lines()
   for i in range(1200):
@@ -430,7 +431,7 @@ MUTANTS = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_value_anywhere_is_read_or_refused_in_one_line(tmp_path_factory, data):
+def test_any_value_is_read_or_gives_a_one_line_error(tmp_path_factory, data):
   values = content(one(), one(2, category=2, segmentation=encode(np.eye(60, 80, dtype=bool))))
   kind = data.draw(st.sampled_from(["images", "categories", "annotations"]))
   entry = data.draw(st.sampled_from(values[kind]))
@@ -440,12 +441,12 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(tmp_path_factory, dat
   assert "\n" not in fault_of(annotations.read_checked, path, None, notes=Notes())
 
 
-def test_rle_limits_are_what_the_docs_say():
+def test_maximal_pixels_of_a_mask():
   assert rle.MAX_PIXELS == 2_147_483_647
 
 
-def test_mutated_files_are_read_or_refused_in_one_line(tmp_path):
-  """The campaign of benchmarks/fuzz_annotations.py in short, in this process."""
+def test_mutated_files_are_read_or_give_a_one_line_error(tmp_path):
+  """A short run of benchmarks/fuzz_annotations.py in this process."""
   path = Path(__file__).parents[1] / "benchmarks" / "fuzz_annotations.py"
   spec: Any = importlib.util.spec_from_file_location("fuzz_annotations", path)
   fuzz = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Both layouts of annotation files, and every fault that they may have."""
+"""Both layouts of annotation files, and their faults."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def entry(number: int, file_name: str = "a.png", **other) -> dict:
 
 
 def sa_co() -> dict:
-  """Three pairs of two images; the second is a negative, the third not exhaustive."""
+  """Three pairs of two images: the second is a negative, the third is not exhaustive."""
   return {
     "images": [
       entry(7, text_input="red apple", is_instance_exhaustive=1),
@@ -114,28 +114,28 @@ def test_boxes_are_fractions_or_pixels_by_file(write):
     one["bbox"] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
   boxes = [one.box for pair in read(write(content)) for one in pair.objects]
   assert boxes == [(2, 3, 4, 5), (10, 2, 5, 6), (0, 0, 20, 12)]
-  content["annotations"][0]["bbox"] = [2, 3, 4, 5]  # one value above 1: all are pixels
+  content["annotations"][0]["bbox"] = [2, 3, 4, 5]  # a value above 1, so all boxes are in pixels
   with pytest.raises(
     ValueError, match=r"1 fault: annotation 3: .*looks like x, y, width, height in"
   ):
     read(write(content))
 
 
-def test_coco_boxes_are_pixels_however_small(write):
+def test_small_coco_boxes_are_pixels(write):
   content = instances()
   content["annotations"] = [annotation(1, 10, (0, 0, 1, 1), category_id=5)]
   assert read(write(content))[0].objects[0].box == (0, 0, 1, 1)
 
 
-def test_a_missing_box_comes_from_the_mask(write):
+def test_missing_box_is_computed_from_the_mask(write):
   content = sa_co()
   del content["annotations"][2]["bbox"]
   assert read(write(content))[0].objects[1].box == (10, 2, 5, 6)
 
 
 @pytest.mark.parametrize("counts", ["P", "111", "o0"])
-def test_a_missing_box_of_a_damaged_mask(write, counts):
-  """COCO's own code would read past its end."""
+def test_missing_box_of_a_damaged_mask(write, counts):
+  """COCO's code would read beyond the end of the string."""
   content = sa_co()
   del content["annotations"][2]["bbox"]
   content["annotations"][2]["segmentation"]["counts"] = counts
@@ -143,7 +143,7 @@ def test_a_missing_box_of_a_damaged_mask(write, counts):
     read(write(content))
 
 
-def test_every_form_of_mask_is_read(write):
+def test_all_forms_of_segmentations(write):
   content = sa_co()
   content["annotations"][0]["segmentation"] = [[2, 3, 6, 3, 6, 8, 2, 8]]
   before = [10 * HEIGHT + 2, *[6, 6] * 4, 6, HEIGHT - 8 + 5 * HEIGHT - HEIGHT]
@@ -169,7 +169,7 @@ def test_coco_layout(write):
 
 
 def test_negatives_are_absent_categories(write):
-  """As many as are present, at least one; images without annotations have negatives only."""
+  """As many as present phrases, at least one; images without annotations have only negatives."""
   pairs = read(write(instances()))
   phrases = {name: [p for p in pairs if p.file_name == f"{name}.png"] for name in "abc"}
   assert [len(p.objects) for p in phrases["a"]] == [2, 1, 0, 0]
@@ -179,7 +179,7 @@ def test_negatives_are_absent_categories(write):
   assert [p.id for p in pairs] == list(range(7))
 
 
-def test_negatives_are_the_same_each_time_and_others_with_another_seed(write):
+def test_negatives_depend_only_on_the_seed(write):
   path = write(instances())
   assert read(path, negatives=2, seed=4) == read(path, negatives=2, seed=4)
   drawn = {tuple(p.phrase for p in read(path, negatives=2, seed=seed)) for seed in range(8)}
@@ -205,7 +205,7 @@ def test_negatives_do_not_depend_on_other_images(write):
   assert read(write(content)) == whole[:6]
 
 
-def test_lvis_says_what_was_looked_for(write):
+def test_lvis_lists_of_categories(write):
   content = instances()
   content["images"][0] |= {"neg_category_ids": [10], "not_exhaustive_category_ids": [5]}
   pairs = [p for p in read(write(content), negatives=5) if p.file_name == "a.png"]
@@ -216,7 +216,7 @@ def test_lvis_says_what_was_looked_for(write):
   ]
 
 
-def test_categories_of_one_name_are_one_phrase(write):
+def test_categories_of_the_same_name_are_one_phrase(write):
   content = instances()
   content["categories"][1]["name"] = "cat"
   pairs = read(write(content), negatives=0)
@@ -224,7 +224,7 @@ def test_categories_of_one_name_are_one_phrase(write):
   assert [p.category_ids for p in pairs] == [(5, 6), (7,)]
 
 
-def test_no_images_are_no_pairs(write):
+def test_file_without_images(write):
   assert read(write(instances() | {"images": [], "annotations": []})) == []
 
 
@@ -233,22 +233,22 @@ def test_no_images_are_no_pairs(write):
   [
     ("{", "is not valid JSON"),
     ("\x00", "is not valid JSON"),
-    ("[]", "is no annotation file"),
-    ("{}", "is no annotation file"),
-    ({"images": []}, "is no annotation file"),
-    ({"images": {}, "annotations": []}, "is no annotation file"),
-    ({"images": [1], "annotations": []}, "is no annotation file"),
+    ("[]", "is not an annotation file"),
+    ("{}", "is not an annotation file"),
+    ({"images": []}, "is not an annotation file"),
+    ({"images": {}, "annotations": []}, "is not an annotation file"),
+    ({"images": [1], "annotations": []}, "is not an annotation file"),
     ({"images": [entry(1)], "annotations": []}, "neither text_input"),
   ],
   ids=str,
 )
-def test_other_files_are_refused(write, content, message):
+def test_files_of_another_structure(write, content, message):
   with pytest.raises(ValueError, match=message) as error:
     read(write(content))
   assert "\n" not in str(error.value)
 
 
-def test_no_file(tmp_path):
+def test_missing_file(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"there is no annotation file .*x\.json"):
     read(tmp_path / "x.json")
 
@@ -258,13 +258,13 @@ def test_negative_number_of_negatives(write):
     read(write(instances()), negatives=-1)
 
 
-def replaced(kind: str, place: int, **values):
-  """SA-Co's file with an entry's values replaced; those that are ... go."""
+def replaced(kind: str, index: int, **values):
+  """An SA-Co file with some values of an entry replaced; `...` removes a value."""
   content = sa_co()
   for key, value in values.items():
-    content[kind][place].pop(key, None)
+    content[kind][index].pop(key, None)
     if value is not ...:
-      content[kind][place][key] = value
+      content[kind][index][key] = value
   return content
 
 
@@ -290,13 +290,13 @@ def replaced(kind: str, place: int, **values):
     (replaced("annotations", 0, segmentation=[[1, 2]]), "annotation 1: its polygons must be"),
   ],
 )
-def test_entries_that_contradict_each_other(write, content, message):
+def test_contradicting_entries(write, content, message):
   with pytest.raises(ValueError, match=message) as error:
     read(write(content))
   assert "\n" not in str(error.value)
 
 
-def test_coco_category_that_is_unknown_or_twice(write):
+def test_unknown_and_duplicate_coco_categories(write):
   content = instances()
   content["annotations"][0]["category_id"] = 99
   content["categories"][1]["id"] = 5
@@ -314,7 +314,7 @@ def test_coco_category_that_is_unknown_or_twice(write):
 
 @pytest.mark.parametrize("key", ["neg_category_ids", "not_exhaustive_category_ids"])
 @pytest.mark.parametrize("value", [3, [[1]], None, "12", [True], {"1": 2}])
-def test_looked_for_categories_that_are_no_list_of_ids(write, key, value):
+def test_invalid_lists_of_category_ids(write, key, value):
   content = instances()
   content["images"][0][key] = value
   path = write(content)
@@ -327,12 +327,12 @@ def test_looked_for_categories_that_are_no_list_of_ids(write, key, value):
   assert "\n" not in str(error.value)
 
 
-def test_lists_of_categories_mean_nothing_beside_phrases(write):
+def test_lists_of_categories_are_ignored_with_phrases(write):
   assert read(write(replaced("images", 0, neg_category_ids=3))) == read(write(sa_co()))
 
 
 @pytest.mark.parametrize("value", [5, "cat", {"id": 1, "name": "cat"}])
-def test_categories_that_are_no_list(write, value):
+def test_categories_that_are_not_a_list(write, value):
   with pytest.raises(ValueError, match="categories must be a list of objects") as error:
     read(write(instances() | {"categories": value, "annotations": []}))
   assert f"got {value!r}"[:40] in str(error.value)
@@ -343,11 +343,11 @@ def pair(number: int = 0, *objects: Object, phrase: str = "cat", file_name: str 
   return Pair(number, file_name, WIDTH, HEIGHT, phrase, True, objects)
 
 
-def thing(box: tuple = (2, 3, 4, 5), mask: dict | None = None) -> Object:
+def make_object(box: tuple = (2, 3, 4, 5), mask: dict | None = None) -> Object:
   return Object(rle(2, 3, 4, 5) if mask is None else mask, box)
 
 
-def test_good_pairs_have_no_fault(write, folder):
+def test_valid_pairs_have_no_faults(write, folder):
   tokenizer = Tokenizer(TOKENIZER)
   for content in (sa_co(), instances()):
     assert check(read(write(content)), folder, tokenizer) == []
@@ -358,7 +358,7 @@ def test_good_pairs_have_no_fault(write, folder):
 @pytest.mark.parametrize(
   ("box", "fault"),
   [
-    ((-1, 0, 4, 5), None),  # a pixel over the border: annotators round
+    ((-1, 0, 4, 5), None),  # a pixel beyond the border: annotators round
     ((16.5, 7.5, 4.5, 5.5), None),
     ((-1.5, 0, 4, 5), "leaves the 20 x 12 image"),
     ((0, -1.5, 4, 5), "leaves the 20 x 12 image"),
@@ -369,7 +369,7 @@ def test_good_pairs_have_no_fault(write, folder):
   ],
 )
 def test_boxes(folder, box, fault):
-  faults = check([pair(0, thing(), thing(box))], folder)
+  faults = check([pair(0, make_object(), make_object(box))], folder)
   assert len(faults) == (fault is not None)
   if fault:
     assert faults[0].startswith("a.png, 'cat', object 2: its box ")
@@ -389,13 +389,13 @@ def test_boxes(folder, box, fault):
   ],
 )
 def test_masks(folder, mask, fault):
-  faults = check([pair(0, thing(mask=mask))], folder)
+  faults = check([pair(0, make_object(mask=mask))], folder)
   assert len(faults) == 1
   assert f"a.png, 'cat', object 1: {fault}" in faults[0]
 
 
 def test_images(folder):
-  """Each is named once, however many phrases it has."""
+  """Each fault is reported once, even for several phrases."""
   Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "turned.png")
   (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:20])
   names = ["a.png", "none.png", "turned.png", "broken.png"]
@@ -409,9 +409,11 @@ def test_images(folder):
   assert check(pairs, None) == []
 
 
-def test_every_size_of_a_image_is_checked(folder):
-  """Also one that only an earlier pair of the same image says, with a mask to match."""
-  wide = Pair(0, "a.png", WIDTH + 5, HEIGHT, "dog", True, (thing(mask=rle(2, 3, 4, 5, (12, 25))),))
+def test_all_stated_sizes_of_an_image_are_checked(folder):
+  """Also the size stated by an earlier pair of the same image, with a mask that matches it."""
+  wide = Pair(
+    0, "a.png", WIDTH + 5, HEIGHT, "dog", True, (make_object(mask=rle(2, 3, 4, 5, (12, 25))),)
+  )
   want = (
     f"{folder / 'a.png'} is displayed as 20 x 12, but the annotation file says 25 x 12 "
     "(width x height)"
@@ -420,7 +422,7 @@ def test_every_size_of_a_image_is_checked(folder):
   assert check([pair(1), wide, dataclasses.replace(wide, id=2)], folder) == [want]
 
 
-def test_images_are_measured_upright(folder):
+def test_image_sizes_are_checked_upright(folder):
   exif = Image.Exif()
   exif[0x0112] = 6  # a quarter turn
   Image.new("RGB", (HEIGHT, WIDTH)).save(folder / "exif.jpg", exif=exif)
@@ -442,8 +444,8 @@ def test_duplicate_ids(folder):
   assert check([pair(4), pair(5), pair(4)], folder) == ["image 4: this id occurs twice"]
 
 
-def test_all_faults_come_in_one_report(write, folder):
-  """Those of reading and those of checking; each once."""
+def test_all_faults_are_reported_together(write, folder):
+  """Faults of reading and of checking, each once."""
   content = sa_co()
   content["images"][1]["id"] = 7
   content["images"][0]["text_input"] = "cat " * 40

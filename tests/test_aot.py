@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support import QUICK
-from toy import CONFIG, parameters
+from support import quick
+from training_model import CONFIG, parameters
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import bundle
@@ -43,18 +43,13 @@ def compiled(monkeypatch):
 
 def make_model(tokenizer_path: Path, params) -> Sam3:
   model = Sam3(CONFIG, params, Tokenizer(tokenizer_path, context=CONFIG.text.context))
-  for name in ("_encode_image", "_encode_text"):
-    function = getattr(model, name).__wrapped__
-    setattr(model, name, jax.jit(function, compiler_options=QUICK))
-  detect = model._detect.__wrapped__
-  model._detect = jax.jit(detect, static_argnames="max_detections", compiler_options=QUICK)
-  return model
+  return quick(model)
 
 
 class TestCompile:
   @pytest.mark.parametrize("committed", [True, False])
-  def test_calls_find_what_was_compiled(self, tokenizer_path, compiled, committed):
-    """As it is restored from a checkpoint, and as `init` makes it."""
+  def test_calls_reuse_compiled_programs(self, tokenizer_path, compiled, committed):
+    """With parameters restored from a checkpoint, and with those of `init`."""
     params = nest(parameters())
     if committed:
       params = jax.device_put(params, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
@@ -72,7 +67,7 @@ class TestCompile:
 
   @pytest.mark.parametrize(("count", "decode"), [(1, "1 prompt"), (3, "4 prompts")])
   def test_on_a_mesh(self, tokenizer_path, compiled, count, decode):
-    """Four devices for a prompt, or one for each of several."""
+    """Four devices compute a prompt together, or several prompts separately."""
     mesh = sharding.make_mesh(jax.devices()[:4], model=4 if count == 1 else 1)
     params, tokenizer = nest(parameters()), Tokenizer(tokenizer_path, context=CONFIG.text.context)
     model = Sam3(CONFIG, params, tokenizer, mesh=mesh)
@@ -103,7 +98,7 @@ class TestCompile:
     assert image.seconds > 0
 
   def test_batches(self, monkeypatch, tokenizer_path):
-    """Only shapes: which programs there would be."""
+    """The programs, from shapes only."""
     monkeypatch.setattr(aot, "_compile", lambda name, lowered: name)
     monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nest(parameters()))
@@ -147,7 +142,7 @@ class TestCommand:
     assert captured.err.count("\n") == 1
     assert captured.out == ""
 
-  def test_a_tpu_without_its_compiler(self, capsys, monkeypatch):
+  def test_missing_tpu_compiler(self, capsys, monkeypatch):
     from jax.experimental import topologies
 
     def fail(**_):
@@ -163,7 +158,7 @@ class TestCommand:
 
 class TestCache:
   def run(self, tmp_path: Path, command: str, **environment: str) -> str:
-    """What a process prints, whose user's cache is at `tmp_path`."""
+    """The output of a process whose user cache is `tmp_path`."""
     usual = {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "1"}
     done = subprocess.run(
       [sys.executable, "-c", command],
@@ -174,7 +169,7 @@ class TestCache:
     )
     return done.stdout
 
-  def test_of_the_command_and_not_of_the_library(self, tmp_path):
+  def test_command_enables_it_and_the_library_does_not(self, tmp_path):
     command = "import jax, sam3_jax; {}; jax.jit(lambda x: x + 1)(1.0); {}"
     print_folder = "print(jax.config.jax_compilation_cache_dir)"
     assert self.run(tmp_path, command.format("pass", print_folder)) == "None\n"
@@ -184,7 +179,7 @@ class TestCache:
     assert self.run(tmp_path, command.format(use, print_folder)) == f"{folder}\n"
     assert any(folder.iterdir())
 
-  def test_another_folder_or_none(self, tmp_path):
+  def test_other_folder_or_none(self, tmp_path):
     command = (
       "import jax; from sam3_jax.cli import cache; cache.use(); {}jax.jit(lambda x: x + 1)(1.0)"
     )
@@ -197,9 +192,9 @@ class TestCache:
 
   def test_folder(self, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
-    assert cache.folder() == Path.home() / ".cache" / "sam3-jax" / "programs"
+    assert cache.directory() == Path.home() / ".cache" / "sam3-jax" / "programs"
 
-  def test_a_user_without_a_home(self, monkeypatch):
+  def test_no_home_directory(self, monkeypatch):
     def fail():
       raise RuntimeError("Could not determine home directory.")
 
@@ -211,7 +206,7 @@ class TestCache:
     cache.use()
     assert changed == ["jax_persistent_cache_min_compile_time_secs"]
 
-  def test_the_program_uses_it_and_the_option_switches_it_off(self, monkeypatch, capsys):
+  def test_option_disables_it(self, monkeypatch, capsys):
     called = []
     monkeypatch.setattr(cache, "use", lambda: called.append("use"))
     monkeypatch.setattr(cache, "switch_off", lambda: called.append("off"))

@@ -1,4 +1,4 @@
-"""`sam3-jax batch`: what it takes and says, signals, and processes that are started together."""
+"""`sam3-jax batch`: options and messages, signals, and several processes."""
 
 import json
 import multiprocessing
@@ -13,13 +13,12 @@ from pathlib import Path
 import batch_scenes
 import batches
 import pytest
-import toy
+import training_model
 from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
 
-from sam3_jax.batch import pipeline
-from sam3_jax.batch import processes as places
+from sam3_jax.batch import pipeline, processes
 from sam3_jax.cli import main
 from sam3_jax.inference.predictor import Sam3
 
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-  """Where the command runs: seven images, and an engine that needs no model."""
+  """The working directory of the command, with seven images; the engine needs no model."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
   monkeypatch.setattr(Sam3, "from_checkpoint", lambda *_, **__: batches.MODEL)
@@ -50,7 +49,7 @@ def test_segments_and_merges(folder, capsys):
   assert len(COCO("out/annotations.json").imgs) == 7
 
 
-def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
+def test_skipped_files_are_counted_in_a_note(folder, capsys):
   (folder / "images" / "notes.txt").write_text("x")
   assert main.main([*TYPED, "--strict"]) == 2
   assert "error: --strict: skipped 1 file: 1 .txt. Remove" in capsys.readouterr().err
@@ -61,12 +60,12 @@ def test_what_is_left_out_is_counted_at_the_end(folder, capsys):
   assert main.main([*TYPED[:-1], "other", "--quiet"]) == 0
   assert main.main(["batch", "--merge", "--out", "other", "--to", "yolo"]) == 0
   err = capsys.readouterr().err
-  assert err.startswith("note: 1 image shares its name with another but for the ending")
+  assert err.startswith("note: 1 image differs from another only in its suffix")
   assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("layout", "count"), [("labelme", 7), ("yolo", 8)])
-def test_other_layouts(folder, capsys, layout, count):
+def test_other_formats(folder, capsys, layout, count):
   assert main.main([*TYPED, "--quiet"]) == 0
   assert main.main(["batch", "--merge", "--out", "out", "--to", layout]) == 0
   assert capsys.readouterr().out.splitlines()[-1] == f"out/{layout}: 7 images"
@@ -79,8 +78,8 @@ def test_quiet(folder, capsys):
   assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypatch):
-  monkeypatch.setattr("sam3_jax.batch.run_stats.EVERY", 0.0)
+def test_progress_lines_without_a_terminal(folder, capsys, monkeypatch):
+  monkeypatch.setattr("sam3_jax.batch.run_stats.REPORT_INTERVAL", 0.0)
   assert main.main([*TYPED, "--processes", "2", "--process", "1", "--part-size", "2"]) == 0
   lines = capsys.readouterr().err.splitlines()
   assert len(lines) > 2
@@ -90,7 +89,7 @@ def test_a_line_now_and_then_where_there_is_no_terminal(folder, capsys, monkeypa
       assert part in line
 
 
-def test_going_on_says_what_is_done(folder, capsys):
+def test_rerun_says_how_many_parts_are_done(folder, capsys):
   for process in (0, 1):
     typed = [*TYPED, "--processes", "2", "--process", str(process), "--part-size", "2"]
     assert main.main(typed) == 0
@@ -99,19 +98,19 @@ def test_going_on_says_what_is_done(folder, capsys):
   assert "4 of 4 parts are done already" in capsys.readouterr().err
 
 
-def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys, monkeypatch):
+def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monkeypatch):
   start = batches.Engine.start
 
-  def start_and_be_told(self, slots):
+  def start_and_terminate(self, slots):
     os.kill(os.getpid(), signal.SIGTERM)
     return start(self, slots)
 
   with monkeypatch.context() as patch:
-    patch.setattr(batches.Engine, "start", start_and_be_told)
+    patch.setattr(batches.Engine, "start", start_and_terminate)
     before = signal.getsignal(signal.SIGTERM)
     assert main.main([*TYPED, "--batch-images", "2"]) == 75
     assert signal.getsignal(signal.SIGTERM) is before
-  assert "stopped as asked; rerun the same command to resume" in capsys.readouterr().err
+  assert "stopped; rerun the same command to resume" in capsys.readouterr().err
   assert "part-000000.begun.json" in {path.name for path in (folder / "out/parts").iterdir()}
   assert main.main([*TYPED, "--batch-images", "2"]) == 0
   assert "5 images done" in capsys.readouterr().out
@@ -122,9 +121,9 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
-    (["--prompts", "cat"], "--images is needed"),
-    (["--images", "none", "--prompts", "cat"], "there is no folder, file or pattern none"),
-    (["--images", "images"], "has no prompts, nor have 6 others, and --prompts is not given"),
+    (["--prompts", "cat"], "--images is required"),
+    (["--images", "none", "--prompts", "cat"], "there is no directory, file or pattern none"),
+    (["--images", "images"], "has no prompts (nor have 6 others), and --prompts is not given"),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
     (["--images", "images", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
     (
@@ -134,18 +133,18 @@ def test_sigterm_finishes_the_batch_and_the_same_command_goes_on(folder, capsys,
     (["--images", "images", "--prompts", "cat", "--process", "1"], "--process go together"),
     (
       ["--images", "images", "--prompts", "a", "--process", "2", "--processes", "2"],
-      "--process 2 is none of 2",
+      "--process must be from 0 to 1; got 2",
     ),
     (["--images", "images", "--prompts", "a", "--coordinator", "a:1"], "--coordinator needs"),
     (["--images", "images", "--prompts", "a", "--checkpoint", "none"], "no checkpoint 'none'"),
     (["--images", "images", "--prompts", "a " * 40], "has 40 tokens, and at most 30"),
-    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo goes with --merge"),
+    (["--images", "images", "--prompts", "a", "--to", "yolo"], "--to yolo needs --merge"),
     (["--merge"], "there are no results in out; run batch"),
     (["--merge", "--out", "images/000.png"], "there are no results in images/000.png"),
     (["--images", "images", "--prompts", "a", "--out", "images/000.png"], "(Not a directory)"),
   ],
 )
-def test_faults_are_one_line(folder, capsys, typed, message):
+def test_errors_are_one_line(folder, capsys, typed, message):
   assert main.main(["batch", "--out", "out", *typed]) == 2
   out, err = capsys.readouterr()
   assert out == ""
@@ -165,7 +164,7 @@ def test_too_many_failures(folder, capsys):
   assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_killed_worker_costs_no_image(folder, monkeypatch):
+def test_killed_worker_loses_no_image(folder, monkeypatch):
   typed, start = (
     [*TYPED, "--part-size", "2", "--batch-images", "2", "--quiet"],
     batches.Engine.start,
@@ -191,37 +190,37 @@ def test_a_killed_worker_costs_no_image(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("environment", "place"),
+  ("environment", "expected"),
   [
     ({}, (0, 1)),
     ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, (3, 4)),
-    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 1)),  # a batch script's own step
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, (0, 1)),  # in a batch script, outside srun
     ({"SLURM_STEP_NUM_TASKS": "x", "SLURM_PROCID": "0"}, (0, 1)),
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (1, 2)),
     ({"TPU_WORKER_HOSTNAMES": "localhost"}, (0, 1)),
     ({"TPU_WORKER_HOSTNAMES": "a,b,c,d"}, "jax"),
   ],
 )
-def test_what_the_environment_says(monkeypatch, environment, place):
+def test_process_index_from_the_environment(monkeypatch, environment, expected):
   for name in list(os.environ):
     if name.startswith(("SLURM_", "OMPI_", "TPU_")):
       monkeypatch.delenv(name)
   for name, value in environment.items():
     monkeypatch.setenv(name, value)
-  monkeypatch.setattr(places, "_introduce", lambda *_: "jax")
-  assert places.join() == place
-  assert places.join(distributed=False) == (0, 1)
-  assert places.join(distributed=True) == "jax"
-  assert places.join(processes=5, process=2) == (2, 5)
-  assert places.join(processes=5, process=2, coordinator="a:1") == "jax"
+  monkeypatch.setattr(processes, "_from_jax", lambda *_: "jax")
+  assert processes.initialize() == expected
+  assert processes.initialize(distributed=False) == (0, 1)
+  assert processes.initialize(distributed=True) == "jax"
+  assert processes.initialize(processes=5, process=2) == (2, 5)
+  assert processes.initialize(processes=5, process=2, coordinator="a:1") == "jax"
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-  """Twelve scenes with their phrases and clicks on half of them, ten that cannot be used between
-  them, the toy model's checkpoint, and a cache so that programs are compiled once."""
+  """A directory with twelve scenes, their phrases and some clicks, ten images that cannot be used,
+  the checkpoint of a small model, and a compilation cache."""
   folder = tmp_path_factory.mktemp("together")
-  toy.save(folder / "toy", visual=True)
+  training_model.save(folder / "toy", visual=True)
   listed = batch_scenes.write(folder / "scenes", 12)
   lines = listed.read_text().splitlines()
   for i in range(1, 12, 2):
@@ -264,7 +263,7 @@ def free_port() -> int:
 
 
 def start_two(folder: Path, out: str) -> list[subprocess.Popen]:
-  """Two processes of which JAX knows."""
+  """Starts two processes that are connected by `jax.distributed`."""
   typed = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
   return [start(folder, out, *typed, str(i)) for i in range(2)]
 
@@ -278,10 +277,10 @@ def alone(shared):
   return files(shared / "alone")
 
 
-class TestTogether:
-  """The program itself, with a small model and two devices a process."""
+class TestProcesses:
+  """The program itself, with a small model and two devices per process."""
 
-  def test_two_processes_that_know_of_each_other(self, shared, alone):
+  def test_two_connected_processes_equal_one(self, shared, alone):
     for i, process in enumerate(start_two(shared, "two")):
       out, err = process.communicate()
       assert process.returncode == 0, err
@@ -289,9 +288,8 @@ class TestTogether:
     assert main.main(["batch", "--merge", "--out", str(shared / "two"), "--quiet"]) == 0
     assert files(shared / "two") == alone
 
-  def test_a_lost_peer_costs_its_own_parts(self, shared, alone):
-    """Killed by -9 with the model, once something is written: the other one goes on, and whoever
-    is started again does the rest."""
+  def test_killed_process_loses_only_its_own_parts(self, shared, alone):
+    """The other process continues, and a rerun does the rest."""
     left, lost = start_two(shared, "peer")
     while lost.poll() is None and not list((shared / "peer").glob("parts/*")):
       time.sleep(0.01)
@@ -307,7 +305,7 @@ class TestTogether:
     assert main.main(["batch", "--merge", "--out", str(shared / "peer"), "--quiet"]) == 0
     assert files(shared / "peer") == alone
 
-  def test_what_was_found_is_there(self, alone):
+  def test_merged_results(self, alone):
     found = json.loads(alone["annotations.json"])
     assert len(found["images"]) == 12
     assert 12 < len(found["annotations"]) <= 12 * 2 * 3 + 6
@@ -316,13 +314,13 @@ class TestTogether:
     clicked = [one for one in found["annotations"] if names[one["category_id"]] == "visual"]
     assert 0 < len(clicked) <= 6
 
-  def test_every_image_that_cannot_be_used_is_named(self, alone):
+  def test_every_unusable_image_is_named(self, alone):
     failed = [json.loads(line) for line in alone["errors.jsonl"].splitlines()]
     assert {one["image"] for one in failed} == {*batches.broken(), "outside.jpg"}
     assert len(failed) == 10
     assert all(one["reason"] for one in failed)
 
-  def test_a_peer_that_never_comes(self, shared):
+  def test_missing_process(self, shared):
     typed = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process", "0"]
     process = start(shared, "lonely", *typed, "--start-timeout", "2")
     _, err = process.communicate(timeout=300)

@@ -1,4 +1,4 @@
-"""The engine on several devices: equal to `Sam3` on one, whatever the batch; and the Ray worker."""
+"""The engine on several devices equals `Sam3` on one, whatever the batch; and `Segmenter`."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ PROMPTS = [
   ["cat", "ear", "dog"],
 ]  # fmt: skip
 BOX = [1, 1, 9, 9]
-POINTED = [
+VISUAL_PROMPTS = [
   [VisualPrompt([[5, 6]]), "cat", VisualPrompt([[5, 6], [9, 3]], [1, 0]), VisualPrompt([[60, 40]])],
   [VisualPrompt(box=BOX), "cat"], [VisualPrompt([[1, 1], *[[7, 7]] * 3]), VisualPrompt([[7, 7]])],
   [], ["cat", VisualPrompt([[3, 3]], box=BOX), "ear", "dog"],
@@ -54,8 +54,8 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def engine(model):
-  """Two images a device, so that the third device has one and the fourth none."""
-  return Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6, visual=True)
+  """Two images per device, so that the third device has one and the fourth none."""
+  return Engine(model, threshold=THRESHOLD, images=2, prompts=2, max_detections=6, visual=True)
 
 
 def slots(images, prompts=PROMPTS):
@@ -63,17 +63,17 @@ def slots(images, prompts=PROMPTS):
     Slot(
       resize(image, tiny.CONFIG.image_size),
       image.shape[:2],
-      [Prompt(one) if isinstance(one, str) else one for one in asked],
+      [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in own],
     )
-    for image, asked in zip(images, prompts, strict=True)
+    for image, own in zip(images, prompts, strict=True)
   ]
 
 
 @pytest.fixture(scope="module")
 def found(engine, images):
-  work = engine.start(slots(images))
-  results = work.instances()
-  assert work.ready > work.started
+  pending = engine.start(slots(images))
+  results = pending.instances()
+  assert pending.ready > pending.started
   return results
 
 
@@ -81,11 +81,11 @@ def test_equals_one_device(found, tokenizer, images):
   alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
   embedding = alone.encode(images)
   count = 0
-  for i, (asked, got) in enumerate(zip(PROMPTS, found, strict=True)):
-    assert len(asked) == len(got)
-    if not asked:
+  for i, (prompts, got) in enumerate(zip(PROMPTS, found, strict=True)):
+    assert len(prompts) == len(got)
+    if not prompts:
       continue
-    want = alone.decode(embedding, asked, i, max_detections=6).instances(THRESHOLD)
+    want = alone.decode(embedding, prompts, i, max_detections=6).instances(THRESHOLD)
     for ours, theirs in zip(got, want, strict=True):
       count += len(theirs)
       np.testing.assert_array_equal(ours.ids, theirs.ids)
@@ -97,8 +97,8 @@ def test_equals_one_device(found, tokenizer, images):
   assert count > 10
 
 
-def test_neighbours_do_not_matter(engine, found, images):
-  """Bit for bit: that is what makes a resumed job's bytes those of an undisturbed one."""
+def test_results_do_not_depend_on_other_images(engine, found, images):
+  """Bit for bit, so that a resumed job has the bytes of an undisturbed one."""
   some = slots(images)
   some[1] = None
   got = engine.start(some).instances()
@@ -117,17 +117,17 @@ def assert_same(got, wanted, but=()):
 
 @pytest.fixture(scope="module")
 def pointed(engine, images):
-  return engine.start(slots(images, POINTED)).instances()
+  return engine.start(slots(images, VISUAL_PROMPTS)).instances()
 
 
 def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
   alone = visual_model(tokenizer_path)
   embedding = alone.encode(images, visual=True)
   count = 0
-  for i, (asked, got) in enumerate(zip(POINTED, pointed, strict=True)):
-    for number, (prompt, ours) in enumerate(zip(asked, got, strict=True)):
+  for i, (prompts, got) in enumerate(zip(VISUAL_PROMPTS, pointed, strict=True)):
+    for number, (prompt, ours) in enumerate(zip(prompts, got, strict=True)):
       if isinstance(prompt, VisualPrompt):
-        masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.leaves_doubt)
+        masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.is_ambiguous)
         [theirs] = masks.instances()
         count += len(theirs)
         assert ours.ids.tolist() == [1 + tiny.CONFIG.queries * number] * len(theirs)
@@ -137,51 +137,46 @@ def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
   assert count > 4
 
 
-def test_phrases_do_not_notice_visual_prompts(model, found, pointed, images):
-  """In an engine that has none, and beside them: to the bit, but for identities, which count the
-  prompts."""
-  plain = Engine(model, threshold=THRESHOLD, images=2, prompts=2, most=6)
+def test_phrases_are_independent_of_visual_prompts(model, found, pointed, images):
+  """Bit for bit, with and without visual prompts, except ids, which count the prompts."""
+  plain = Engine(model, threshold=THRESHOLD, images=2, prompts=2, max_detections=6)
   for ours, theirs in zip(plain.start(slots(images)).instances(), found, strict=True):
     assert_same(ours, theirs)
   assert_same([pointed[4][i] for i in (0, 2, 3)], found[4], but=["ids"])
 
 
-def test_neighbours_of_visual_prompts_do_not_matter(engine, pointed, images):
-  some = slots(images, POINTED)
+def test_visual_prompts_do_not_depend_on_other_images(engine, pointed, images):
+  some = slots(images, VISUAL_PROMPTS)
   some[1] = some[2] = None
   got = engine.start(some).instances()
   for i in (0, 4):
     assert_same(got[i], pointed[i])
 
 
-def test_few_programs(engine, pointed):
-  """One for images, one for prompts of up to eight boxes, whatever was asked so far; for visual
-  prompts one for the second neck, and one each for few and for more points."""
+def test_number_of_compiled_programs(engine, pointed):
+  """One for images and one for prompts of up to eight boxes; for visual prompts one for the second
+  neck, and one for each of two numbers of points."""
   assert engine._encode._cache_size() == engine._detect._cache_size() == 1
   assert (engine._encode_visual._cache_size(), engine._answer._cache_size()) == (1, 2)
 
 
-def test_no_more_masks_than_needed_are_fetched(engine, images, monkeypatch):
-  cuts = []
+def test_fetches_only_as_many_masks_as_needed(engine, images, monkeypatch):
+  counts = []
   monkeypatch.setattr(
-    engines, "_first", lambda masks, count: cuts.append(count) or masks[:, :count]
+    engines, "_first", lambda masks, count: counts.append(count) or masks[:, :count]
   )
   monkeypatch.setattr(engine, "_threshold", 1.0)
-  assert [
-    len(one)
-    for one in engine.start(
-      slots(images)[:1],
-    ).instances()[0]
-  ] == [0] * 4
-  assert cuts == [1, 1]
+  [results] = engine.start(slots(images)[:1]).instances()
+  assert [len(instances) for instances in results] == [0] * 4
+  assert counts == [1, 1]
 
 
-def test_batches_of_nothing(engine):
+def test_empty_batches(engine):
   assert engine.start([None, None]).instances() == [[], []]
   assert engine.start([]).instances() == []
 
 
-def test_a_model_without_a_mesh(tokenizer):
+def test_model_without_a_mesh_is_refused(tokenizer):
   alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
   with pytest.raises(ValueError, match=r"the model needs a mesh"):
     Engine(alone, threshold=0.5)
@@ -190,13 +185,13 @@ def test_a_model_without_a_mesh(tokenizer):
 class TestSegmenter:
   @pytest.fixture
   def worker(self, model, engine, monkeypatch):
-    """With the model and the programs that are there already."""
+    """A Segmenter that uses the model and the compiled programs of this module."""
     monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: model)
     monkeypatch.setattr(segmenter, "Engine", lambda *_, **__: engine)
     return segmenter.Segmenter(["cat", "ear"], threshold=THRESHOLD)
 
-  def test_a_batch_longer_than_the_engine_s(self, worker, found, images):
-    """Twelve rows where eight fit: pixels, names, one that is broken, one with its own prompts."""
+  def test_batch_larger_than_that_of_the_engine(self, worker, found, images):
+    """Twelve rows for an engine of eight; two are faulty, and one has its own prompts."""
     column = np.empty(12, object)
     column[:] = [images[i % 5] for i in range(12)]
     column[7] = np.zeros((2, 2), np.float32)
@@ -208,9 +203,9 @@ class TestSegmenter:
     assert set(got) == {"path", "prompts", "label", "record", "error"}
     assert {len(values) for values in got.values()} == {12}
     assert "must be uint8" in got["error"][7]
-    assert "wholly outside" in got["error"][10]
-    assert [i for i, one in enumerate(got["error"]) if one] == [7, 10]
-    assert [i for i, one in enumerate(got["record"]) if not one] == [7, 10]
+    assert "completely outside" in got["error"][10]
+    assert [i for i, error in enumerate(got["error"]) if error] == [7, 10]
+    assert [i for i, record in enumerate(got["record"]) if not record] == [7, 10]
     for i, line in enumerate(got["record"]):
       if line:
         record = json.loads(line)
@@ -228,13 +223,13 @@ class TestSegmenter:
     assert click["points"] == [[5, 6]]
     assert [one["id"] for one in click["instances"]] == [1]
     assert cat["text"] == "cat"
-    assert "point [5, 41] lies outside the 60 x 40 image" in got["error"][1]
+    assert "point [5, 41] is outside the 60 x 40 image" in got["error"][1]
     bare = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=model.mesh)
     monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: bare)
     got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})
     assert "this checkpoint has no head for visual prompts" in got["error"][0]
 
-  def test_a_phrase_that_is_too_long(self, worker, images):
+  def test_too_long_phrases(self, worker, images):
     own = [json.dumps(["cat " * 40]), json.dumps(["cat"])]
     got = worker({"image": images[:1] * 2, "prompts": own})
     assert "tokens, and at most" in got["error"][0]
@@ -242,7 +237,7 @@ class TestSegmenter:
     with pytest.raises(ValueError, match="tokens, and at most"):
       segmenter.Segmenter(["cat " * 40])
 
-  def test_bytes_of_files(self, worker, images, tmp_path):
+  def test_column_of_file_bytes(self, worker, images, tmp_path):
     Image.fromarray(images[0]).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     by_file = worker({"bytes": [data, b"broken", b""]})
@@ -250,14 +245,14 @@ class TestSegmenter:
     assert by_file["record"][0] == by_pixels["record"][0]
     assert [bool(one) for one in by_file["error"]] == [False, True, True]
 
-  def test_what_is_no_batch(self, worker, model, monkeypatch):
-    with pytest.raises(ValueError, match=r"a column image or bytes; got \['image'\]"):
-      worker({"image": []})
+  def test_faulty_batches(self, worker, model, monkeypatch):
+    with pytest.raises(ValueError, match=r"a column image or bytes; got \['pixels'\]"):
+      worker({"pixels": []})
     bare = segmenter.Segmenter()
     got = bare({"image": [np.zeros((3, 3, 3), np.uint8)]})
     assert "it has no prompts" in got["error"][0]
     pixels, faults = np.zeros((3, 3, 3), np.uint8), ["{", "[]", '["cat", 3]', 5]
     errors = worker({"image": [pixels] * len(faults), "prompts": faults})["error"]
-    assert errors[0].startswith("prompts must be a list in JSON; '{' is not valid JSON: Expecting")
+    assert errors[0].startswith("prompts must be a JSON list; '{' is not valid JSON: Expecting")
     assert all("prompt" in error for error in errors)
     assert worker({"image": []})["record"].shape == (0,)

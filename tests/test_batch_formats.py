@@ -1,4 +1,4 @@
-"""Outlines of masks, and COCO's, LabelMe's and YOLO's layouts of a job's parts."""
+"""Merging of a job, and its export to LabelMe, YOLO and Parquet; polygons of masks."""
 
 import importlib.util
 import json
@@ -22,18 +22,17 @@ from sam3_jax.batch import formats, pipeline
 from sam3_jax.batch import run as runs
 from sam3_jax.batch.formats import write_labelme, write_yolo
 from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
-from sam3_jax.batch.polygons import joined, outlines
+from sam3_jax.batch.polygons import join_polygons, mask_to_polygons
 from sam3_jax.datasets import annotations
-from sam3_jax.inputs.image_listing import ListingNotes
 from sam3_jax.inputs.tokenizer import clean
 from sam3_jax.outputs.rle import decode
-from sam3_jax.utils.notes import Notes
+from sam3_jax.utils.notes import ListingNotes, Notes
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def filled(points, size) -> np.ndarray:
-  """Pixels whose centre is inside a polygon, by the winding number: the oracle."""
+  """Oracle: the pixels whose centre is inside a polygon, by the winding number."""
   y, x = (np.indices(size) + 0.5).reshape(2, -1)
   winding = np.zeros(len(x), int)
   for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
@@ -46,40 +45,40 @@ def filled(points, size) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("smooth", [0, 1.5])
-def test_outlines_filled_again_are_the_mask_without_its_holes(seed, smooth):
+def test_filled_polygons_equal_the_mask_without_holes(seed, smooth):
   rng = np.random.default_rng(seed)
   noise = ndimage.gaussian_filter(rng.standard_normal((13, 17)), smooth)
   mask = noise > 0.3 * noise.std()
-  loops = outlines(mask)
-  pieces, count = ndimage.label(mask)  # that touch at an edge
+  polygons = mask_to_polygons(mask)
+  components, count = ndimage.label(mask)  # connected by edges
   wanted = np.zeros_like(mask)
-  for piece in range(1, count + 1):
-    # A hole is what cannot be reached from outside, not even between two corners that touch.
-    wanted |= ndimage.binary_fill_holes(pieces == piece, ndimage.generate_binary_structure(2, 2))
+  for i in range(1, count + 1):
+    # Background that is connected to the outside only by a corner is not a hole.
+    wanted |= ndimage.binary_fill_holes(components == i, ndimage.generate_binary_structure(2, 2))
   got = np.zeros_like(mask)
-  for loop in loops:
-    got |= filled(loop, mask.shape)
+  for polygon in polygons:
+    got |= filled(polygon, mask.shape)
   np.testing.assert_array_equal(got, wanted)
-  np.testing.assert_array_equal(filled(joined(loops), mask.shape), wanted)
-  assert len(loops) == count
+  np.testing.assert_array_equal(filled(join_polygons(polygons), mask.shape), wanted)
+  assert len(polygons) == count
 
 
 def test_small_masks():
-  assert outlines(np.zeros((3, 4), bool)) == []
-  assert outlines(np.zeros((0, 4), bool)) == []
-  assert joined([]).shape == (0, 2)
-  [square] = outlines(np.ones((2, 3), bool))
+  assert mask_to_polygons(np.zeros((3, 4), bool)) == []
+  assert mask_to_polygons(np.zeros((0, 4), bool)) == []
+  assert join_polygons([]).shape == (0, 2)
+  [square] = mask_to_polygons(np.ones((2, 3), bool))
   assert sorted(map(tuple, square.tolist())) == [(0, 0), (0, 2), (3, 0), (3, 2)]
-  corner = outlines(np.eye(2, dtype=bool))
-  assert [len(loop) for loop in corner] == [4, 4]
+  corner = mask_to_polygons(np.eye(2, dtype=bool))
+  assert [len(polygon) for polygon in corner] == [4, 4]
   ring = np.ones((3, 3), bool)
   ring[1, 1] = False
-  assert [len(loop) for loop in outlines(ring)] == [4]
+  assert [len(polygon) for polygon in mask_to_polygons(ring)] == [4]
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-  """A job of seven images, one of them broken, merged: its folder and its records."""
+  """A merged job of seven images, one of them broken: its directory, records and counts."""
   folder, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("out")
   write_images(folder, 6)
   (folder / "003-broken.png").write_bytes(b"")
@@ -159,7 +158,7 @@ def test_labelme(done):
       got = np.zeros(size, bool)
       for points in shapes:
         got |= filled(np.array(points), size)
-      assert (got & mask).sum() == mask.sum()  # all of it, and perhaps its holes
+      assert (got & mask).sum() == mask.sum()  # the mask, and possibly its holes
 
 
 def test_yolo(done):
@@ -186,7 +185,7 @@ def test_yolo(done):
 def test_parquet(done, monkeypatch):
   table = pytest.importorskip("pyarrow.parquet")
   out, records, counts = done
-  monkeypatch.setattr(formats, "ROWS", 4)  # several groups
+  monkeypatch.setattr(formats, "ROW_GROUP", 4)  # several groups
   found = table.read_table(formats.write_parquet(out))
   wanted = list(instances(records))
   assert found.num_rows == len(wanted) == counts["annotations"]
@@ -207,8 +206,8 @@ def test_parquet_without_pyarrow(done, monkeypatch):
     formats.write_parquet(done[0])
 
 
-def test_two_images_of_one_name(tmp_path):
-  """The second has its own file, and the note says what the layout cannot."""
+def test_images_that_differ_only_in_their_suffix(tmp_path):
+  """Each has its own file, and a note says what the format cannot express."""
   out = write_job(tmp_path, ["x/a.jpg", "x/a.png", "x/a.png.webp", "b.gif"])
   notes = ListingNotes()
   files = sorted(str(path) for path in write_labelme(out, notes).rglob("*.json"))
@@ -216,26 +215,26 @@ def test_two_images_of_one_name(tmp_path):
   wanted = ["b.json", "x/a.json", "x/a.png.json", "x/a.png.webp.json"]
   assert files == [f"{folder}/{name}" for name in wanted]
   assert json.loads((out / "labelme/x/a.png.json").read_text())["imagePath"] == "a.png"
-  assert notes.line().startswith("2 images share their name with another but for the ending")
+  assert notes.line().startswith("2 images differ from others only in their suffix; open their")
 
   notes = ListingNotes()
   labels = sorted(str(path) for path in write_yolo(out, notes).rglob("*.txt"))
   names = ["b.txt", "x/a.png.txt", "x/a.png.webp.txt", "x/a.txt"]
   assert labels == [f"{out}/yolo/labels/{name}" for name in names]
   assert "such as copy x/a.png as images/x/a.png.png" in notes.line()
-  assert "1 image has an ending that Ultralytics does not read (b.gif)" in notes.line()
+  assert "1 image has a suffix that Ultralytics does not read (b.gif)" in notes.line()
 
 
-def test_an_instance_without_a_pixel_is_left_out(tmp_path):
-  """And counted; a box without area is the mask's; phrases that were not asked are not absent."""
+def test_merge_leaves_out_instances_without_a_pixel(tmp_path):
+  """And counts them; replaces boxes without area; lists only prompted phrases as absent."""
   empty = instance(np.zeros((60, 80), bool))
   flat = {**instance(MASK), "bbox": [10, 10, 0, 20]}
-  asked = {
+  images = {
     "a.png": {"cat": [empty, instance(MASK)], "dog": [empty]},
     "b.png": {"bird": [flat], None: [], "Yellow_Bus": [instance(MASK)], "yellow bus": []},
     "c.png": {"bird": []},
   }
-  out = write_job(tmp_path, asked)
+  out = write_job(tmp_path, images)
   counts = merge(out)
   assert counts == {
     "images": 3, "annotations": 3, "failed": 0, "categories": 6, EMPTY: 2,
@@ -247,7 +246,7 @@ def test_an_instance_without_a_pixel_is_left_out(tmp_path):
   assert absent == [[], [], ["bird"]]  # a dog was found, though without a pixel
   unfinished = [[names[i] for i in one["not_exhaustive_category_ids"]] for one in found["images"]]
   assert unfinished == [["cat", "dog"], [], []]
-  for name in asked:
+  for name in images:
     Image.new("RGB", (80, 60)).save(tmp_path / name)
   pairs = annotations.read_checked(out / ANNOTATIONS, tmp_path, negatives=5, notes=Notes())
   assert [(one.file_name, one.phrase, len(one.objects)) for one in pairs] == [
@@ -257,8 +256,8 @@ def test_an_instance_without_a_pixel_is_left_out(tmp_path):
   assert sorted(shapes) == [0, 1, 2]
 
 
-def test_names_that_are_not_text(tmp_path, monkeypatch):
-  """Bytes that are not UTF-8, and newlines: from the list through records and errors to exports."""
+def test_names_that_are_not_utf8(tmp_path, monkeypatch):
+  """Bytes that are not UTF-8, and newlines, in the list, records, errors and exports."""
   monkeypatch.setattr(pipeline, "Engine", batches.Engine)
   folder, out = write_images(tmp_path / "images", 1), tmp_path / "out"
   good, bad = os.fsdecode(b"caf\xe9\n.png"), os.fsdecode(b"\xff.png")
@@ -294,8 +293,8 @@ LABEL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
   max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(IMAGES, st.lists(LABEL | st.sampled_from(["no", "1", "a: b"]), min_size=1, unique=True))
-def test_every_name_comes_back_from_every_layout(tmp_path, names, labels):
-  """By the rules that the tools have for looking files up; those that they cannot are noted."""
+def test_every_name_is_found_in_every_format(tmp_path, names, labels):
+  """By the rules by which the tools look files up; names that they cannot find are noted."""
   out = write_job(
     tmp_path / str(len(list(tmp_path.iterdir()))),
     {name: {label: [instance(MASK)] for label in labels} for name in names},
@@ -330,5 +329,5 @@ def test_every_name_comes_back_from_every_layout(tmp_path, names, labels):
 
 
 def ultralytics_label(image):
-  """img2label_paths of ultralytics/data/utils.py."""
+  """As img2label_paths in ultralytics/data/utils.py."""
   return "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"

@@ -1,4 +1,4 @@
-"""Lists of inputs: what stands in them and in which order, and every fault by name."""
+"""Lists of inputs: their content and order, and the messages for faulty lists."""
 
 import errno
 import gzip
@@ -15,14 +15,13 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from batches import broken
+from batches import broken, load_images
 from PIL import Image
 
 from sam3_jax import Prompt, Tokenizer
-from sam3_jax.batch.inputs import check_phrases, find, phrases
-from sam3_jax.batch.prompt_schema import as_json, own_prompts
-from sam3_jax.batch.reading import Source, reading
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.batch.inputs import check_phrases, list_inputs, read_phrases
+from sam3_jax.batch.prompt_schema import parse_prompts, prompt_to_json
+from sam3_jax.utils.notes import ListingNotes
 
 
 @pytest.fixture
@@ -61,29 +60,29 @@ def png(color="red", size=(3, 2)):
   return file.getvalue()
 
 
-def test_a_folder(folder):
-  found = find("images", "cat")
+def test_directory(folder):
+  found = list_inputs("images", "cat")
   assert names(found) == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tiff"]
   assert {one.prompts for one in found} == {(Prompt("cat"),)}
 
 
-def test_a_pattern_and_a_file(folder):
-  assert names(find("images/*.jpg", "cat")) == ["images/b.jpg"]
-  assert names(find("images/**/*.[jt]*", "cat")) == [
+def test_pattern_and_single_file(folder):
+  assert names(list_inputs("images/*.jpg", "cat")) == ["images/b.jpg"]
+  assert names(list_inputs("images/**/*.[jt]*", "cat")) == [
     "images/b.jpg", "images/notes.txt", "images/sub/deep/d.tiff",
   ]  # fmt: skip
-  assert names(find("images/b.jpg", "cat")) == ["images/b.jpg"]
+  assert names(list_inputs("images/b.jpg", "cat")) == ["images/b.jpg"]
 
 
 def test_phrases(folder):
-  assert [one.text for one in phrases("a, b,, a ,yellow bus")] == ["a", "b", "yellow bus"]
+  assert [one.text for one in read_phrases("a, b,, a ,yellow bus")] == ["a", "b", "yellow bus"]
   (folder / "list").write_text("\ufeffred, blue\n\n  cat \ncat\n", encoding="utf-8")
-  assert [one.text for one in phrases("list")] == ["red, blue", "cat"]
+  assert [one.text for one in read_phrases("list")] == ["red, blue", "cat"]
   with pytest.raises(FileNotFoundError, match=r"there is no file of phrases none\.txt"):
-    phrases("none.txt")
+    read_phrases("none.txt")
   for nothing in ("", " , "):
     with pytest.raises(ValueError, match="there is no phrase in --prompts"):
-      phrases(nothing)
+      read_phrases(nothing)
 
 
 def test_json_lines(folder):
@@ -94,16 +93,16 @@ def test_json_lines(folder):
     {"image": "images/a.PNG"},
     {"image": str(folder / "elsewhere.jpg"), "prompts": [box]},
   )
-  found = find(path, "bus")
+  found = list_inputs(path, "bus")
   dog = Prompt("dog", [[1, 2, 3, 4]], [0])
   assert found[0].prompts == (Prompt("cat"), dog)
   assert found[1].prompts == (Prompt("bus"),)
   assert found[2].prompts == (Prompt(boxes=[[1, 2, 3, 4]], box_labels=[0]),)
   assert found[0].path == str(folder / "images/b.jpg")
-  assert Prompt(**as_json(dog)) == dog
+  assert Prompt(**prompt_to_json(dog)) == dog
 
 
-def test_a_image_given_twice_is_one_with_all_its_prompts(folder):
+def test_image_listed_twice_is_one_input_with_all_prompts(folder):
   path = write_lines(
     folder / "list.jsonl",
     {"image": "images/b.jpg", "prompts": ["cat", "dog"]},
@@ -111,14 +110,14 @@ def test_a_image_given_twice_is_one_with_all_its_prompts(folder):
     {"image": "./images/sub/../b.jpg", "prompts": ["dog", "bus"]},
     {"image": "images/a.PNG", "prompts": ["cat"]},
   )
-  found = find(path)
+  found = list_inputs(path)
   assert names(found) == ["images/b.jpg", "images/a.PNG"]
   assert [[prompt.text for prompt in one.prompts] for one in found] == [
     ["cat", "dog", "bus"], ["cat"],
   ]  # fmt: skip
 
 
-def test_visual_prompts(folder, tokenizer_path):
+def test_visual_prompts_from_json_and_back(folder, tokenizer_path):
   click, box = {"points": [[1, 2]]}, {"box": [0, 0, 3, 2], "visual": True}
   refined = {"points": [[1, 2], [0, 1]], "point_labels": [1, 0], "box": [0, 0, 3, 2]}
   path = write_lines(
@@ -127,40 +126,40 @@ def test_visual_prompts(folder, tokenizer_path):
     {"image": "images/a.PNG", "prompts": [refined]},
     {"image": "images/b.jpg", "prompts": [{**box, "points": []}, click, refined]},
   )
-  first, second = find(path)
-  assert [as_json(one) for one in first.prompts[1:]] == [
+  first, second = list_inputs(path)
+  assert [prompt_to_json(one) for one in first.prompts[1:]] == [
     {"points": [[1, 2]], "point_labels": [1], "box": None, "visual": True},
     {"points": [], "point_labels": [], "box": [0, 0, 3, 2], "visual": True},
-    as_json(second.prompts[0]),
+    prompt_to_json(second.prompts[0]),
   ]
-  assert as_json(second.prompts[0]) == {**refined, "visual": True}
+  assert prompt_to_json(second.prompts[0]) == {**refined, "visual": True}
   for one in first, second:
-    said = [as_json(prompt) for prompt in one.prompts]
-    again = own_prompts({"prompts": said})
-    assert [as_json(prompt) for prompt in again] == said
+    values = [prompt_to_json(prompt) for prompt in one.prompts]
+    parsed = parse_prompts({"prompts": values})
+    assert [prompt_to_json(prompt) for prompt in parsed] == values
   check_phrases([first, second], Tokenizer(tokenizer_path))
 
 
 def test_faulty_visual_prompts_are_named(folder):
   faults = {
     '{"points": [[1, 2]], "point_labels": [2]}': "point labels are 1 (on the object) or 0",
-    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels must be one a point: 1",
+    '{"points": [[1, 2]], "point_labels": [1, 0]}': "point_labels needs one label for each point",
     '{"points": [[NaN, 2]]}': "NaN is not a JSON number",
-    '{"text": "\\ud800"}': "holds half of a surrogate pair",
-    '"\\udfff"': "holds half of a surrogate pair",
+    '{"text": "\\ud800"}': "has an unpaired surrogate",
+    '"\\udfff"': "has an unpaired surrogate",
     "[" * 100_000: "it is nested too deeply",
     '{"points": [1, 2]}': "point 0 must be two numbers x, y in pixels",
     '{"box": [1, 1, 3, 3]}': 'needs "visual": true',
     '{"points": [[1, 2]], "visual": false}': "got visual False",
     '{"box": [3, 1, 1, 3], "visual": true}': "the box has a negative extent",
     '{"visual": true}': "a visual prompt needs points, a box or a mask",
-    '{"text": "cat", "points": [[1, 2]]}': "points is of a visual prompt",
+    '{"text": "cat", "points": [[1, 2]]}': "points is for visual prompts",
     '{"boxes": [[1, 1, 3, 3]], "visual": true}': "make them two prompts",
   }
   for given, said in faults.items():
     (folder / "list.jsonl").write_text(f'{{"image": "a.jpg", "prompts": [{given}]}}\n')
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-      find("list.jsonl")
+      list_inputs("list.jsonl")
     assert "line 1: " in str(caught.value)
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
@@ -177,7 +176,7 @@ def test_all_faults_of_a_list_are_named(folder):
   ]  # fmt: skip
   path.write_text("\n".join(lines))
   with pytest.raises(ValueError, match=r"list.jsonl, 11 faults: line 2: ") as caught:
-    find(str(path))
+    list_inputs(str(path))
   message = str(caught.value)
   assert "\n" not in message
   for number in (2, 3, 4, 6, 7, 8, 9, 10, 12, 13):
@@ -186,19 +185,18 @@ def test_all_faults_of_a_list_are_named(folder):
   assert "negative extent" in message
 
 
-def test_a_webdataset(folder):
+def test_webdataset(folder):
   path = write_tar(
     folder / "0.tar",
     a__1_png=png("red"), a__1_json=b'{"prompts": ["cat"], "image": "ignored"}', a__1_txt=b"x",
     a__2_png=png("blue", (5, 4)), b__2_jpg=b"broken", b__2_json=b'{"caption": "no prompts"}',
   )  # fmt: skip
   write_tar(folder / "1.tar", z_png=png("green"))
-  found = find(str(folder / "*.tar"), "bus")
+  found = list_inputs(str(folder / "*.tar"), "bus")
   assert names(found)[:3] == [f"{path}/a/1.png", f"{path}/a/2.png", f"{path}/b/2.jpg"]
   assert names(found)[3:] == [f"{folder}/1.tar/z.png"]
   assert [one.prompts[0].text for one in found] == ["cat", "bus", "bus", "bus"]
-  with reading(Source(found, 8, 10**6), workers=0, threads=2, ahead=2) as images:
-    red, blue, broken, green = images
+  red, blue, broken, green = load_images(found)
   assert red.pixels[3, 3].tolist() == [255, 0, 0]
   assert blue.pixels[3, 3].tolist() == [0, 0, 255]
   assert green.pixels[3, 3].tolist() == [0, 128, 0]
@@ -206,7 +204,7 @@ def test_a_webdataset(folder):
   assert broken.reason.startswith(f"{path}/b/2.jpg is not an image")
 
 
-def test_tar_files_that_are_none(folder):
+def test_faulty_tar_files(folder):
   whole = folder / "0.tar"
   write_tar(whole, a_png=png() * 100)
   (folder / "cut.tar").write_bytes(whole.read_bytes()[:700])
@@ -214,15 +212,15 @@ def test_tar_files_that_are_none(folder):
   (folder / "empty.tar").write_bytes(b"")
   for name in ("text", "empty"):
     with pytest.raises(ValueError, match=f"{name}.tar is not a tar file .*its first header is dam"):
-      find(str(folder / f"{name}.tar"), "cat")
+      list_inputs(str(folder / f"{name}.tar"), "cat")
   with pytest.raises(ValueError, match="1 member, then the end of the file, at byte 700, inside"):
-    find(str(folder / "cut.tar"), "cat")
+    list_inputs(str(folder / "cut.tar"), "cat")
   (folder / "zip.tar").write_bytes(gzip.compress(whole.read_bytes()))
   with pytest.raises(ValueError, match=r"but compressed \(gzip\); unpack it"):
-    find(str(folder / "zip.tar"), "cat")
+    list_inputs(str(folder / "zip.tar"), "cat")
   (folder / "0.tar.gz").write_bytes(b"")
   with pytest.raises(ValueError, match="is compressed; unpack it"):
-    find(str(folder / "0.tar.gz"), "cat")
+    list_inputs(str(folder / "0.tar.gz"), "cat")
   for notes, said in (
     (b"[1]", r"got \[1\]"),
     (b"{", "b'{' is not"),
@@ -230,35 +228,37 @@ def test_tar_files_that_are_none(folder):
   ):
     write_tar(folder / "bad.tar", a_png=png(), a_json=notes)
     with pytest.raises(ValueError, match=rf"a.png: its .json: it must be .*prompts.*; {said}"):
-      find(str(folder / "bad.tar"), "cat")
+      list_inputs(str(folder / "bad.tar"), "cat")
 
 
-def test_what_is_not_there(folder):
-  with pytest.raises(FileNotFoundError, match="there is no folder, file or pattern none"):
-    find("none", "cat")
+def test_missing_images(folder):
+  with pytest.raises(FileNotFoundError, match="there is no directory, file or pattern none"):
+    list_inputs("none", "cat")
   (folder / "nothing").mkdir()
   for images in ("nothing", "nothing/*.jpg"):
     with pytest.raises(ValueError, match="there is no image in"):
-      find(images, "cat")
+      list_inputs(images, "cat")
   (folder / "nothing" / "0.tar").write_bytes(b"")
   with pytest.raises(ValueError, match=r"no image in nothing \(skipped 1 file: 1 \.tar\); check"):
-    find("nothing", "cat")
-  with pytest.raises(ValueError, match=r"a.PNG has no prompts, nor have 3 others, and --prompts"):
-    find("images")
+    list_inputs("nothing", "cat")
+  with pytest.raises(
+    ValueError, match=r"a.PNG has no prompts \(nor have 3 others\), and --prompts"
+  ):
+    list_inputs("images")
 
 
 @pytest.mark.parametrize(("where", "code"), [("images", errno.EACCES), ("sub", errno.EIO)])
-def test_a_directory_that_cannot_be_read_now(folder, monkeypatch, where, code):
+def test_unreadable_directory(folder, monkeypatch, where, code):
   unreadable(monkeypatch, where, code)
   with pytest.raises(ValueError, match=rf"{where} cannot be read \({os.strerror(code)}\); check"):
-    find("images", "cat")
+    list_inputs("images", "cat")
 
 
-def test_a_directory_without_permission_is_counted(folder, monkeypatch):
+def test_subdirectory_without_permission_is_counted(folder, monkeypatch):
   unreadable(monkeypatch, "sub", errno.EACCES)
   notes = ListingNotes()
-  assert names(find("images", "cat", notes)) == ["a.PNG", "b.jpg"]
-  assert "1 directory without permission to read it is left out (images/sub)" in notes.line()
+  assert names(list_inputs("images", "cat", notes)) == ["a.PNG", "b.jpg"]
+  assert "1 directory is skipped, as permission to read it is denied (images/sub)" in notes.line()
 
 
 def unreadable(monkeypatch, name, code):
@@ -272,78 +272,75 @@ def unreadable(monkeypatch, name, code):
   monkeypatch.setattr("os.scandir", fail)
 
 
-def test_lists_as_editors_write_them(folder):
-  """A byte order mark, CRLF, names that are bytes, and names that no file can have."""
+def test_encodings_of_lists(folder):
+  """A byte order mark, CRLF, names that are not UTF-8, and strings that cannot be names."""
   odd = os.fsdecode(b"caf\xe9\n.png")
   (folder / odd).write_bytes(png())
   lines = [json.dumps({"image": odd}), "", '{"image": "images/b.jpg"}']
   (folder / "list.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
-  found = find("list.jsonl", "cat")
+  found = list_inputs("list.jsonl", "cat")
   assert names(found) == [odd, "images/b.jpg"]
-  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as images:
-    assert all(not one.reason for one in images)
+  assert all(not image.reason for image in load_images(found))
   for name in ("\ud800.png", "a\0.png", ""):
     with pytest.raises(ValueError, match=r"line 1: .* cannot be the name of a file"):
-      find(write_lines(folder / "list.jsonl", {"image": name}), "cat")
+      list_inputs(write_lines(folder / "list.jsonl", {"image": name}), "cat")
 
 
 def test_images_that_will_fail_are_counted(folder):
   (folder / "empty.png").write_bytes(b"")
   path = write_lines(folder / "list.jsonl", *({"image": f"{i}.png"} for i in ("empty", 0, 1)))
   notes = ListingNotes()
-  assert len(find(path, "cat", notes)) == 3
-  assert notes.line() == "1 image is empty (empty.png); 2 images are not there (such as 0.png)"
+  assert len(list_inputs(path, "cat", notes)) == 3
+  assert notes.line() == "1 image is empty (empty.png); 2 images do not exist (such as 0.png)"
   with pytest.raises(ValueError, match="--strict: 1 image is empty"):
     notes.refuse()
 
 
-def test_what_is_no_text(folder):
+def test_files_that_are_not_utf8(folder):
   for name in ("list.jsonl", "phrases.txt"):
     (folder / name).write_bytes(b"caf\xe9")
   for given in (("list.jsonl", None), ("images", "phrases.txt")):
-    with pytest.raises(ValueError, match=r"(list.jsonl|phrases.txt) is no text in UTF-8; save"):
-      find(*given)
+    with pytest.raises(ValueError, match=r"(list.jsonl|phrases.txt) is not UTF-8 text; save"):
+      list_inputs(*given)
 
 
 def test_phrases_that_are_too_long(folder, tokenizer_path):
   tokenizer = Tokenizer(tokenizer_path)
-  check_phrases(find("images", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
+  check_phrases(list_inputs("images", ", ".join(["cat " * 30, "x", "bus"])), tokenizer)
   with pytest.raises(
     ValueError, match=r"2 faults: phrase 'cat cat.* has 31 tokens, and at most 30"
   ) as e:
-    check_phrases(find("images", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
+    check_phrases(list_inputs("images", ", ".join(["cat " * 31, "bus", "dog " * 40])), tokenizer)
   assert "'dog dog" in str(e.value)
   assert "has 40 tokens" in str(e.value)
 
 
-def test_ten_kinds_of_broken_images(folder):
-  """Each is a row with a reason; the good one between them is read."""
+def test_broken_images_yield_reasons(folder):
+  """Of ten kinds; the good images between them are read."""
   lines = []
   for name, data in broken().items():
     (folder / name).write_bytes(data)
     lines += [{"image": name}, {"image": f"good-{name}"}]
     (folder / f"good-{name}").write_bytes(png())
   lines += [{"image": "missing.png"}, {"image": "images"}]
-  found = find(write_lines(folder / "list.jsonl", *lines), "cat")
-  with reading(Source(found, 8, 10**6), workers=0, threads=1, ahead=2) as images:
-    rows = list(images)
-  for one, row in zip(found, rows, strict=True):
-    good = one.name.startswith("good")
-    assert (row.reason == "") == good, (one.name, row.reason)
-    assert good == bool(row.pixels.size)
-    assert "\n" not in row.reason
-    assert good or one.name in row.reason
+  found = list_inputs(write_lines(folder / "list.jsonl", *lines), "cat")
+  images = load_images(found)
+  for item, image in zip(found, images, strict=True):
+    good = item.name.startswith("good")
+    assert (image.reason == "") == good, (item.name, image.reason)
+    assert good == bool(image.pixels.size)
+    assert "\n" not in image.reason
+    assert good or item.name in image.reason
 
 
-def test_workers_do_not_outlive_the_process_that_started_them():
-  """Not even one that is killed."""
+def test_reader_process_ends_with_a_killed_parent():
   program = """
     import os, sys
-    from sam3_jax.batch.children import Child
+    from sam3_jax.batch.reader_process import ReaderProcess
 
     if __name__ == "__main__":
-      child = Child(8, 10)
-      sys.stdout.write(f"{child._process.pid}\\n")
+      reader = ReaderProcess(8, 10)
+      sys.stdout.write(f"{reader._process.pid}\\n")
       sys.stdout.flush()
       os.kill(os.getpid(), 9)
   """
@@ -351,11 +348,10 @@ def test_workers_do_not_outlive_the_process_that_started_them():
     path = Path(folder) / "program.py"
     path.write_text(textwrap.dedent(program))
     process = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE)
-    output, _ = process.communicate(timeout=300)  # at whose end the worker has closed it, too
+    output, _ = process.communicate(timeout=300)  # returns when the reader has closed stdout too
   assert process.returncode == -signal.SIGKILL
   assert int(output) > 0
 
 
-def test_no_image_at_all():
-  with reading(Source([], 8, 10), workers=0, threads=1, ahead=1) as images:
-    assert list(images) == []
+def test_no_images_to_load():
+  assert load_images([]) == []

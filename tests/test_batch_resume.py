@@ -1,4 +1,4 @@
-"""Running a job again: what changed is told, what failed is tried again, nothing is mixed."""
+"""Rerunning a job: changes are reported, failures are retried, results are never mixed."""
 
 import contextlib
 import io
@@ -12,11 +12,11 @@ import pytest
 from batches import MODEL, QUIET, files, job, write_images
 from rich.console import Console
 
-from sam3_jax.batch import fetch, freeze, part_files, parts, pipeline
+from sam3_jax.batch import frozen_inputs, image_bytes, job_files, part_files, pipeline
 from sam3_jax.batch import job as jobs
-from sam3_jax.batch import run as runs
+from sam3_jax.batch.leased_part import LeasedPart
 from sam3_jax.batch.merge import merge
-from sam3_jax.batch.share import Share
+from sam3_jax.batch.run import run as run_job
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -38,7 +38,7 @@ def out(tmp_path):
 
 
 def run(*given, **settings) -> bool:
-  return runs.run(job(*given, **settings), MODEL, QUIET, QUIET)
+  return run_job(job(*given, **settings), MODEL, QUIET, QUIET)
 
 
 def listed(folder, *names) -> object:
@@ -48,16 +48,18 @@ def listed(folder, *names) -> object:
 
 
 def results(out) -> dict[str, bytes]:
-  """What was found, without the description of the job."""
-  return {n: data for n, data in files(out).items() if not n.startswith(("job.", "inputs-"))}
+  """The files of a job except its description and lists."""
+  return {
+    name: data for name, data in files(out).items() if not name.startswith(("job.", "inputs-"))
+  }
 
 
-def test_random_changes():
+def test_random_changes_of_the_inputs():
   """Twelve here, two hundred in `benchmarks/batch_mutations.py`."""
   assert batch_mutations.campaign(12, 5000) == []
 
 
-def test_another_folder_with_the_same_names(images, out, tmp_path):
+def test_other_images_with_the_same_names_are_refused(images, out, tmp_path):
   other = write_images(tmp_path / "other", 12)
   (other / "003.png").write_bytes((images / "004.png").read_bytes())
   assert run(images, out)
@@ -65,7 +67,7 @@ def test_another_folder_with_the_same_names(images, out, tmp_path):
     run(other, out)
 
 
-def test_the_same_images_elsewhere(images, out, tmp_path):
+def test_same_images_in_another_directory_are_accepted(images, out, tmp_path):
   assert run(images, out)
   before = results(out)
   shutil.copytree(images, tmp_path / "moved")  # keeps the times
@@ -76,7 +78,7 @@ def test_the_same_images_elsewhere(images, out, tmp_path):
   assert results(out) == before
 
 
-def test_other_weights(images, out, monkeypatch):
+def test_other_weights_are_refused(images, out, monkeypatch):
   assert run(images, out)
   monkeypatch.setattr(MODEL, "info", {"name": "converted again"})
   assert run(images, out)
@@ -86,7 +88,7 @@ def test_other_weights(images, out, monkeypatch):
 
 
 class TestAdd:
-  def test_is_asked_for(self, images, out):
+  def test_needs_the_option(self, images, out):
     assert run(images, out)
     shutil.copy(images / "001.png", images / "000a.png")
     with pytest.raises(ValueError, match=r"1 file added \(000a.png\)\); add --add to extend"):
@@ -95,22 +97,22 @@ class TestAdd:
   def test_extends_the_job(self, images, out):
     assert run(images, out)
     first = results(out)
-    for turn, name in enumerate(("000a.png", "zzz.png"), start=2):
+    for number, name in enumerate(("000a.png", "zzz.png"), start=2):
       shutil.copy(images / "001.png", images / name)
       for process in (0, 1):
         assert run(images, out, add=True, process=process, processes=2)
-      assert (out / f"job.{turn}.json").exists()
+      assert (out / f"job.{number}.json").exists()
       assert run(images, out)
     now = results(out)
     del first["errors.jsonl"], now["errors.jsonl"]
     assert first.items() <= now.items()
-    assert parts.bounds(3, parts.read_job(out)) == range(12, 13)
+    assert job_files.part_range(3, job_files.read_job(out)) == range(12, 13)
     merge(out)
     merged = json.loads((out / "annotations.json").read_text())["images"]
     assert [one["file_name"] for one in merged][-2:] == ["000a.png", "zzz.png"]
     assert [one["id"] for one in merged] == list(range(1, 15))
 
-  def test_does_not_hide_a_change(self, images, out):
+  def test_still_refuses_changes(self, images, out):
     assert run(images, out)
     shutil.copy(images / "001.png", images / "new.png")
     shutil.copy(images / "001.png", images / "002.png")
@@ -120,42 +122,42 @@ class TestAdd:
 
 
 class TestTwoJobs:
-  def test_parts_of_another_job(self, images, out, tmp_path):
+  def test_parts_of_another_job_are_refused(self, images, out, tmp_path):
     other = tmp_path / "another"
     assert run(images, out)
     assert run(images, other, "bird")
     for ending in ("json", "jsonl"):
       name = f"parts/part-000001.{ending}"
       shutil.copy(other / name, out / name)
-    for what in (lambda: run(images, out), lambda: merge(out)):
+    for function in (lambda: run(images, out), lambda: merge(out)):
       with pytest.raises(ValueError, match=r"part 1 in .* is of another job than"):
-        what()
+        function()
 
-  def test_the_loser_of_a_race_compares(self, images, out, monkeypatch):
-    """Both see no job; the other one is quicker."""
-    create = freeze.create_json
+  def test_two_processes_that_create_different_jobs(self, images, out, monkeypatch):
+    """Both find no job; the slower one must compare itself with the job of the other."""
+    create = frozen_inputs.create_json
 
     def late(*arguments):
-      monkeypatch.setattr(freeze, "create_json", create)
+      monkeypatch.setattr(frozen_inputs, "create_json", create)
       assert run(images, out, "bird")
       return create(*arguments)
 
-    monkeypatch.setattr(freeze, "create_json", late)
+    monkeypatch.setattr(frozen_inputs, "create_json", late)
     with pytest.raises(ValueError, match=r"prompts changed of .* images"):
       run(images, out)
 
 
 class TestUnreadable:
-  def test_is_left_open_and_done_later(self, images, out, tmp_path):
+  def test_unreadable_images_are_done_by_a_later_run(self, images, out, tmp_path):
     names = sorted(images.iterdir())
     path = listed(tmp_path, *names, "late.png")
     console = Console(file=io.StringIO(), width=200)
     shutil.move(names[3], tmp_path / "away")
-    assert not runs.run(job(path, out), MODEL, QUIET, console)
-    said = console.file.getvalue()
-    assert "2 images could not be read (there is no image" in said
-    assert "late.png" in said
-    assert "rerun the same command to retry" in said
+    assert not run_job(job(path, out), MODEL, QUIET, console)
+    message = console.file.getvalue()
+    assert "2 images could not be read (there is no image" in message
+    assert "late.png" in message
+    assert "rerun the same command to retry" in message
     assert (out / "errors.jsonl").read_text() == ""
     with pytest.raises(ValueError, match="are not done yet"):
       merge(out)
@@ -166,7 +168,7 @@ class TestUnreadable:
     for name, data in results(tmp_path / "undisturbed").items():
       assert name.endswith(".json") or (out / name).read_bytes() == data
 
-  def test_a_read_that_fails_for_a_moment(self, images, out, tmp_path, monkeypatch):
+  def test_read_that_fails_once_is_retried(self, images, out, tmp_path, monkeypatch):
     assert run(images, tmp_path / "undisturbed")
     opened, failed = os.open, set()
 
@@ -180,28 +182,28 @@ class TestUnreadable:
           raise OSError(5, "Input/output error")
         return opened(path, *arguments)
 
-    monkeypatch.setattr(fetch, "os", Failing())
+    monkeypatch.setattr(image_bytes, "os", Failing())
     assert run(images, out)
     assert len(failed) == 3
     assert files(out) == files(tmp_path / "undisturbed")
 
-  def test_changed_since_it_was_listed(self, images, out):
+  def test_image_changed_after_listing(self, images, out):
     changing = job(images, out)
     (images / "005.png").write_bytes((images / "006.png").read_bytes())
     console = Console(file=io.StringIO(), width=200)
-    assert not runs.run(changing, MODEL, QUIET, console)
+    assert not run_job(changing, MODEL, QUIET, console)
     assert "005.png has changed since it was listed" in console.file.getvalue()
     with pytest.raises(ValueError, match=r"1 file modified \(005.png\)"):
       run(images, out)
 
-  def test_the_mount_is_away(self, images, out, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "SEEN", 10)
+  def test_unavailable_storage_stops_the_job(self, images, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "MIN_SAMPLE", 10)
     path = listed(tmp_path, *[f"away/{i}.png" for i in range(40)])
     with pytest.raises(jobs.StorageError, match=r"of \d+ images cannot be read, more than .*away/"):
       run(path, out, max_error_rate=0.2)
     assert not list((out / "leases").iterdir())
 
-  def test_skipped(self, images, out, tmp_path):
+  def test_skip_unreadable(self, images, out, tmp_path):
     path = listed(tmp_path, images / "000.png", "none.png")
     assert run(path, out, skip_unreadable=True)
     assert json.loads((out / "errors.jsonl").read_text())["image"] == "none.png"
@@ -215,18 +217,18 @@ class TestUnreadable:
 
 
 class TestRetryFailed:
-  def test_gives_what_an_undisturbed_job_does(self, images, out, tmp_path):
-    whole = {name: (images / name).read_bytes() for name in ("002.png", "007.png")}
+  def test_equals_an_undisturbed_job(self, images, out, tmp_path):
+    original = {name: (images / name).read_bytes() for name in ("002.png", "007.png")}
     assert run(images, tmp_path / "undisturbed")
-    times = {name: (images / name).stat().st_mtime_ns for name in whole}
-    for name in whole:
+    times = {name: (images / name).stat().st_mtime_ns for name in original}
+    for name in original:
       (images / name).write_bytes(b"broken")
     assert run(images, out)
     failed = (out / "errors.jsonl").read_bytes()
     assert run(images, out, retry_failed=True)
     assert (out / "errors.jsonl").read_bytes() == failed
     before = batches.Engine.started
-    for name, data in whole.items():
+    for name, data in original.items():
       (images / name).write_bytes(data)
       os.utime(images / name, ns=(times[name], times[name]))
     with pytest.raises(ValueError, match=r"2 images that failed \(002.png, 007.png\) changed"):
@@ -238,7 +240,7 @@ class TestRetryFailed:
         assert (out / name).read_bytes() == data
 
   @pytest.mark.parametrize("step", range(5))
-  def test_killed_while_a_part_is_opened_again(self, images, out, monkeypatch, step):
+  def test_killed_while_a_part_is_reopened(self, images, out, monkeypatch, step):
     (images / "002.png").write_bytes(b"broken")
     assert run(images, out)
     before, count = files(out), iter(range(100))
@@ -260,14 +262,14 @@ class TestRetryFailed:
       ):
         patch.setattr(holder, name, die(getattr(holder, name)))
       with contextlib.suppress(KeyboardInterrupt):
-        part_files.reopen(out, 0)
+        part_files.reopen_part(out, 0)
     assert run(images, out)
     assert files(out) == before
 
-  @pytest.mark.parametrize("again", [False, True])
+  @pytest.mark.parametrize("retry_again", [False, True])
   @pytest.mark.parametrize("paused", [False, True])
-  def test_not_come_to_its_end(self, images, out, paused, again):
-    """Images that failed may have changed, also where they are not done yet."""
+  def test_interrupted_retry(self, images, out, paused, retry_again):
+    """Failed images may have changed, even if they are still pending."""
     for name in ("001.png", "003.png"):
       (images / name).write_bytes(b"broken")
     assert run(images, out)
@@ -276,18 +278,18 @@ class TestRetryFailed:
     if paused:
       began = batches.Engine.started
       stopping = lambda: batches.Engine.started > began  # noqa: E731
-      assert not runs.run(job(images, out, retry_failed=True), MODEL, QUIET, QUIET, stopping)
+      assert not run_job(job(images, out, retry_failed=True), MODEL, QUIET, QUIET, stopping)
     else:
-      part_files.reopen(out, 0)
-    assert run(images, out, retry_failed=again)
+      part_files.reopen_part(out, 0)
+    assert run(images, out, retry_failed=retry_again)
     assert (out / "errors.jsonl").read_text() == ""
     (images / "005.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match=r"1 file modified \(005.png\)"):
       run(images, out, retry_failed=True)
 
 
-def test_the_status_is_that_of_the_directory(images, out, tmp_path):
-  """A job with too many failures says so each time, until the rate is higher."""
+def test_earlier_failures_count(images, out, tmp_path):
+  """A job with too many failures stops at every run, until the allowed rate is higher."""
   for i in range(5):
     (images / f"00{i}.png").write_bytes(b"broken")
   for _ in range(2):
@@ -296,9 +298,9 @@ def test_the_status_is_that_of_the_directory(images, out, tmp_path):
   assert run(images, out, max_error_rate=0.5)
 
 
-def test_errors_are_written_from_one_listing(out, monkeypatch):
-  """However many parts other processes end meanwhile."""
-  read, others = parts.read_json, iter(range(100, 200))
+def test_errors_are_collected_while_other_processes_finish_parts(out, monkeypatch):
+  """From one listing of the parts."""
+  read, others = job_files.read_json, iter(range(100, 200))
 
   def put(part):
     part_files.write_json(
@@ -311,32 +313,32 @@ def test_errors_are_written_from_one_listing(out, monkeypatch):
 
   for part in range(10):
     put(part)
-  monkeypatch.setattr(parts, "read_json", slow)
-  assert parts.write_errors(out) == 0
-  assert len(parts.done(out)) == 20
+  monkeypatch.setattr(job_files, "read_json", slow)
+  assert job_files.write_errors(out) == 0
+  assert len(job_files.finished_parts(out)) == 20
 
 
 def test_failures_of_another_process_count(images, out):
-  """It does the parts after this one has listed them."""
+  """It does the parts after this process has listed them."""
   for i in range(5):
     (images / f"00{i}.png").write_bytes(b"broken")
   late = job(images, out, max_error_rate=0.2)
   with pytest.raises(jobs.TooManyFailuresError, match="5 of 12"):
-    runs.run(late, MODEL, QUIET, QUIET, at_deadline=lambda _: run(images, out))
+    run_job(late, MODEL, QUIET, QUIET, at_deadline=lambda _: run(images, out))
 
 
-def test_a_part_that_was_taken_over_is_left_alone(images, out):
-  """The process was suspended until its lease was stale, and is told to stop then."""
+def test_part_whose_lease_was_taken_over_is_discarded(images, out):
+  """The process was suspended until its lease was stale, and then stopped."""
   begun = job(images, out)
-  described, _ = freeze.agree(out, begun.describe(MODEL), begun.inputs)
-  share = Share(begun, 0, described)
-  assert share.claim()
-  share.add([b'{"input": 0}\n'], [], [0], {})
+  description, _ = frozen_inputs.open_job(out, begun.settings(MODEL), begun.inputs)
+  part = LeasedPart(begun, 0, description)
+  assert part.acquire()
+  part.add([b'{"input": 0}\n'], [], [0], {})
   lease = part_files.lease_path(out, 0)
   lease.write_text(json.dumps(json.loads(lease.read_text()) | {"token": "another"}))
   for path in (out / "parts").glob(".*"):
-    path.unlink()  # as who takes over does
-  share.close()
-  assert share.held
+    path.unlink()  # as the process that takes over does
+  part.close()
+  assert part.leased_elsewhere
   assert lease.exists()
   assert not list((out / "parts").iterdir())

@@ -12,7 +12,7 @@ from speed.client import Side
 from speed.inputs import mask_logits, phrases
 from speed.material import Material, seeded
 from speed.server import Unable
-from toy import CONFIG
+from training_model import CONFIG
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.cli import benchmark, main
@@ -348,7 +348,9 @@ class TestMaterial:
     assert Material(None, "toy", image, tmp_path).bundle.stat().st_mtime_ns == written
 
   def test_an_unknown_size(self, image, tmp_path):
-    with pytest.raises(ValueError, match="size must be one of tiny, small, base, large; got 'x'"):
+    with pytest.raises(
+      ValueError, match="size must be one of vit-tiny, vit-small, vit-base, vit-large; got 'x'"
+    ):
       Material(None, "x", image, tmp_path)
 
   def test_a_stem_is_no_peers(self, image, tmp_path):
@@ -426,13 +428,17 @@ class TestCommand:
   @pytest.mark.parametrize(
     ("typed", "message"),
     [
-      (["--checkpoint", "a", "--size", "tiny"], "--checkpoint and --size exclude each other"),
-      (["--peer", "meta"], "1 --peer need as many --peer-python"),
-      (["--peer-python", "x"], "0 --peer need as many --peer-python"),
-      (["--plot", "x.png"], "--plot draws the growth: add --only growth"),
+      (["--checkpoint", "a", "--size", "vit-tiny"], "--checkpoint and --size exclude each other"),
+      (["--peer", "meta"], "got 1 --peer and 0 --peer-python"),
+      (["--peer-python", "x"], "got 0 --peer and 1 --peer-python"),
+      (["--plot", "x.png"], "--plot needs --only growth; add it"),
       (["--image", "nowhere.png"], "there is no file nowhere.png"),
       (["--repeats", "0"], "Invalid value for '--repeats'"),
       (["--only", "everything"], "'everything' is not one of"),
+      (
+        ["--size", "large"],
+        "'large' is not one of 'vit-tiny', 'vit-small', 'vit-base', 'vit-large'",
+      ),
       (["--checkpoint", "nowhere", "--only", "text"], "no checkpoint 'nowhere'"),
     ],
   )

@@ -22,8 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
 from tiny import CONFIG, parameters, visual_parameters
 
-from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint import checksums, writer
+from sam3_jax.checkpoint import bundle, checksums, validate, writer
 from sam3_jax.checkpoint.orbax_items import read_item, restore_item, save_item, stored_arrays
 from sam3_jax.utils.param_tree import compare, flatten, nest, not_finite, raise_faults
 
@@ -41,7 +40,7 @@ CHECKED = "parameters that are not finite"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
   path = tmp_path_factory.mktemp("saved") / "tiny"
-  checkpoint.save(path, parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
+  bundle.save(path, parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   return path
 
 
@@ -60,11 +59,11 @@ def assert_params(got, want, dtype=None):
     np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
 
 
-def test_what_is_saved_is_loaded(saved):
-  bundle = checkpoint.load(saved, verify=True)
-  assert (bundle.config, bundle.tokenizer, bundle.info) == (CONFIG, TOKENIZER, INFO)
-  assert_params(bundle.params, parameters())
-  unread = checkpoint.load_unread(saved)
+def test_save_and_load(saved):
+  loaded = bundle.load(saved, verify=True)
+  assert (loaded.config, loaded.tokenizer, loaded.info) == (CONFIG, TOKENIZER, INFO)
+  assert_params(loaded.params, parameters())
+  unread = bundle.load_unread(saved)
   assert unread.keys() == UNREAD.keys()
   for name, array in UNREAD.items():
     assert unread[name].dtype == array.dtype
@@ -73,25 +72,25 @@ def test_what_is_saved_is_loaded(saved):
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wanted", [None, "float32", "bfloat16", jnp.bfloat16])
-def test_any_dtype_out_of_any(tmp_path, stored, wanted):
+def test_load_in_another_dtype(tmp_path, stored, wanted):
   params = jax.tree.map(lambda x: x.astype(stored), parameters())
-  checkpoint.save(tmp_path / "x", params, CONFIG, TOKENIZER)
-  loaded = checkpoint.load(tmp_path / "x", dtype=wanted)
+  bundle.save(tmp_path / "x", params, CONFIG, TOKENIZER)
+  loaded = bundle.load(tmp_path / "x", dtype=wanted)
   assert_params(loaded.params, params, jnp.dtype(wanted or stored))
   assert loaded.info == {}
-  assert checkpoint.load_unread(tmp_path / "x") == {}
-  assert checkpoint.inspect(tmp_path / "x").dtype == stored
+  assert bundle.load_unread(tmp_path / "x") == {}
+  assert bundle.inspect(tmp_path / "x").dtype == stored
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bogus", jnp.float16, 3])
-def test_another_dtype(saved, dtype):
+def test_unknown_dtype(saved, dtype):
   refused(saved, "dtype must be float32 or bfloat16; got ", dtype=dtype)
   with pytest.raises(ValueError, match="dtype must be"):
-    checkpoint.check_dtype(dtype)
-  assert checkpoint.check_dtype(jnp.bfloat16) == checkpoint.check_dtype("bfloat16") == jnp.bfloat16
+    bundle.check_dtype(dtype)
+  assert bundle.check_dtype(jnp.bfloat16) == bundle.check_dtype("bfloat16") == jnp.bfloat16
 
 
-def test_restored_straight_to_a_sharding(saved):
+def test_load_with_sharding(saved):
   mesh = Mesh(np.array(jax.devices()), ("devices",))
 
   def sharding(path, shape):
@@ -101,27 +100,25 @@ def test_restored_straight_to_a_sharding(saved):
       spec[axis] = "devices"
     return NamedSharding(mesh, PartitionSpec(*spec))
 
-  params = checkpoint.load(saved, sharding=sharding).params
+  params = bundle.load(saved, sharding=sharding).params
   assert_params(params, parameters())
   for name, array in flatten(params).items():
     assert array.sharding == sharding(name, array.shape)
   position = params["trunk"]["groups"]["windowed"]["mlp"]["fc1"]["kernel"]
   assert position.addressable_shards[0].data.size * 8 == position.size
   replicated = NamedSharding(mesh, PartitionSpec())
-  assert checkpoint.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
+  assert bundle.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
 
 
-def test_large_parts_are_items_of_their_own_and_small_bundles_few_files(
-  saved, tmp_path, monkeypatch
-):
+def test_large_parts_are_separate_items(saved, tmp_path, monkeypatch):
   assert [path.name for path in (saved / "params").iterdir()] == ["rest"]
   assert sum(path.is_file() for path in saved.rglob("*")) < 40  # measured 22 to 25
   monkeypatch.setattr(writer, "OWN_ITEM", 500_000)
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+  bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
   told = []
-  loaded = checkpoint.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
+  loaded = bundle.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
   assert_params(loaded.params, parameters())
   assert {name for name, _ in told} == {"checksums", *items - {"rest"}, "parameters", CHECKED}
   assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
@@ -145,19 +142,19 @@ def test_large_arrays_are_stored_in_chunks(tmp_path, shape, chunk):
   np.testing.assert_array_equal(read_item(tmp_path / "x")["a"]["b"], array)
 
 
-def test_nothing_tells_where_it_was_written(saved):
+def test_files_do_not_contain_the_path(saved):
   for file in saved.rglob("*"):
     assert not file.is_file() or str(saved.parent).encode() not in file.read_bytes(), file
 
 
-def test_plain_orbax_reads_it(saved):
+def test_plain_orbax_reads_a_checkpoint(saved):
   with ocp.StandardCheckpointer() as checkpointer:
     tree = checkpointer.restore(saved / "params" / "rest")
   np.testing.assert_array_equal(tree["trunk"]["position"], parameters()["trunk"]["position"])
 
 
-def test_writing_again_gives_the_same_manifest(saved, tmp_path):
-  checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
+def test_writing_twice_gives_the_same_manifest(saved, tmp_path):
+  bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=UNREAD)
   first, second = (
     json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
   )
@@ -177,8 +174,8 @@ def test_writing_again_gives_the_same_manifest(saved, tmp_path):
     assert (tmp_path / "x" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_inspect_counts(saved):
-  summary = checkpoint.inspect(saved)
+def test_inspect(saved):
+  summary = bundle.inspect(saved)
   assert summary.parts == {
     part: sum(x.size for x in jax.tree.leaves(tree)) for part, tree in parameters().items()
   }
@@ -192,29 +189,27 @@ def test_inspect_counts(saved):
   files = sum(path.is_file() for path in saved.rglob("*")) - 1
   assert summary.checks["fingerprint"] == "none"
   assert summary.checks["checksums"].endswith(
-    f" of {files} files are right; --verify compares the others"
+    f" of {files} files match; --verify compares the others"
   )
   assert summary.fingerprint is None
   assert json.loads(json.dumps(summary.to_dict()))["config"]["queries"] == 10
   tensors = len(flatten(parameters())) + len(UNREAD)
-  checks = checkpoint.inspect(saved, verify=True).checks
-  assert checks["checksums"] == (
-    f"those of all {files} files are right; those of {tensors} tensors are right"
-  )
+  checks = bundle.inspect(saved, verify=True).checks
+  assert checks["checksums"] == (f"all {files} files match; {tensors} tensors match")
 
 
 # --- what cannot be loaded
 
 
 def refused(path, match, error=ValueError, **options):
-  for use in (checkpoint.load, checkpoint.inspect) if not options else (checkpoint.load,):
+  for use in (bundle.load, bundle.inspect) if not options else (bundle.load,):
     with pytest.raises(error, match=match) as caught:
       use(path, **options)
     assert "\n" not in str(caught.value)
     assert type(caught.value) is error
 
 
-def test_nothing_a_file_or_an_empty_folder(tmp_path):
+def test_missing_path_file_or_empty_folder(tmp_path):
   refused(tmp_path / "none", "there is no checkpoint at .*none", FileNotFoundError)
   (tmp_path / "file").write_text("hello")
   refused(tmp_path / "file", "is a file, but a checkpoint is a folder")
@@ -223,7 +218,7 @@ def test_nothing_a_file_or_an_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "params", "tokenizer.model"])
-def test_half_written(copy, name):
+def test_incomplete_checkpoint(copy, name):
   path = copy / name
   shutil.rmtree(path) if path.is_dir() else path.unlink()
   refused(copy, f"only part of one: it lacks {name}")
@@ -235,12 +230,12 @@ def test_half_written(copy, name):
   [
     ("{", "is not readable JSON"),
     ("[]", "must hold an object"),
-    ('{"format_version": 99}', "is of format version 99, this is sam3-jax for version 1"),
+    ('{"format_version": 99}', "is of format version 99, and this sam3-jax reads version 1"),
     ("{}", "is of format version None"),
     ("[" * 100_000, "is not readable JSON .*nested too deeply"),
     ('{"a": ' * 100_000, "is not readable JSON .*nested too deeply"),
     ('{"items": [], "items": []}', "is not readable JSON .*key 'items' is given twice"),
-    ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, this is"),
+    ('{"format_version": "' + "x" * 10**6 + '"}', "is of format version 'x+, and this"),
     ('{"format_version": 1}', "is damaged"),
     ('{"format_version": 1, "info": 3, "model": {}, "parameters": [], "items": []}', "damaged"),
   ],
@@ -253,7 +248,7 @@ def test_damaged_json(copy, name, text, match):
 
 
 def edit(path, name, change):
-  """With the checksums of what it is then."""
+  """Changes a JSON file and updates the checksums."""
   values = json.loads((path / name).read_text())
   change(values)
   (path / name).write_text(json.dumps(values))
@@ -272,7 +267,7 @@ def edit(path, name, change):
     (lambda v: v.update(items=[]), "255 faults|[0-9]+ faults: .* is missing"),
   ],
 )
-def test_a_manifest_that_fits_neither_model_nor_files(copy, change, match):
+def test_manifest_differs_from_model_or_files(copy, change, match):
   edit(copy, "manifest.json", change)
   refused(copy, match)
 
@@ -313,7 +308,7 @@ def test_a_manifest_that_fits_neither_model_nor_files(copy, change, match):
     ("items", [3, [1], None]),
   ],
 )
-def test_a_manifest_of_other_types(copy, name, values):
+def test_manifest_with_wrong_types(copy, name, values):
   for value in values:
     edit(copy, "manifest.json", lambda v, value=value: v.update({name: value}))
     refused(copy, r"manifest\.json in .* is damaged \(")
@@ -323,25 +318,25 @@ def test_a_manifest_of_other_types(copy, name, values):
 
 
 @pytest.mark.parametrize("info", [3, "name", [1]])
-def test_what_it_says_of_itself_is_no_object(copy, info):
+def test_info_is_not_an_object(copy, info):
   edit(copy, "config.json", lambda v: v.update(info=info))
   refused(copy, r"config\.json or .* is damaged \(")
 
 
 @pytest.mark.parametrize("model", [b"", b"junk"])
-def test_a_broken_tokenizer_is_found_before_parameters_are_read(copy, model):
+def test_damaged_tokenizer_is_found_before_reading_parameters(copy, model):
   (copy / "tokenizer.model").write_bytes(model)
   checksums.write(copy)
   shutil.rmtree(copy / "params" / "rest")
-  refused(copy, f"^{copy}/tokenizer.model is no SentencePiece model")
+  refused(copy, f"^{copy}/tokenizer.model is not a SentencePiece model")
 
 
-def test_a_configuration_that_cannot_be(copy):
+def test_invalid_configuration(copy):
   edit(copy, "config.json", lambda v: v["model"].update(heads=0))
   refused(copy, f"^{copy}/config.json: heads must be at least 1; got 0")
 
 
-def test_a_configuration_of_another_size_or_with_other_fields(copy):
+def test_configuration_of_another_size_or_with_unknown_fields(copy):
   edit(copy, "config.json", lambda v: v["model"].update(queries=11))
   refused(copy, r"decoder/query_embedding is \[10, 128\], expected \[11, 128\]")
   edit(copy, "config.json", lambda v: v["model"].update(colour="red"))
@@ -349,7 +344,7 @@ def test_a_configuration_of_another_size_or_with_other_fields(copy):
 
 
 def tamper(path, change):
-  """Rewrites the stored arrays behind the manifest's back."""
+  """Rewrites the stored arrays without updating the manifest."""
   folder = path / "params" / "rest"
   flat = flatten(read_item(folder))
   change(flat)
@@ -366,23 +361,23 @@ def tamper(path, change):
     (lambda flat: flat.update({SCALE: np.ones(64, np.float16)}), f"{SCALE} is float16, expected"),
   ],
 )
-def test_stored_arrays_that_differ_from_the_manifest(copy, change, match):
+def test_stored_arrays_differ_from_the_manifest(copy, change, match):
   tamper(copy, change)
   refused(copy, match)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_tensor_that_is_not_finite(copy, value):
+def test_tensor_is_not_finite(copy, value):
   tamper(copy, lambda flat: flat[SCALE].put(5, value))
   refused(copy, f"1 fault: {SCALE} holds values that are not finite", dtype="bfloat16")
 
 
-def test_another_value_or_a_flipped_bit_is_found_by_the_checksum(copy):
+def test_checksums_find_changed_values(copy):
   tamper(copy, lambda flat: flat[SCALE].put(5, 0.25))
-  checkpoint.load(copy)
+  bundle.load(copy)
   refused(copy, f"is damaged, 1 fault: {SCALE} differs from its checksum", verify=True)
   with pytest.raises(ValueError, match=SCALE):
-    checkpoint.verify(copy)
+    bundle.verify(copy)
 
 
 def data_files(path):
@@ -390,7 +385,7 @@ def data_files(path):
   return sorted(files, key=lambda file: file.stat().st_size)
 
 
-def test_every_flipped_bit_is_found(copy):
+def test_checksums_find_every_flipped_bit(copy):
   rng = np.random.default_rng(0)
   file = data_files(copy)[-1]
   content = file.read_bytes()
@@ -399,13 +394,13 @@ def test_every_flipped_bit_is_found(copy):
     changed[position] ^= 1 << int(rng.integers(8))
     file.write_bytes(changed)
     with pytest.raises(ValueError, match=r"differs from its checksum|cannot be read"):
-      checkpoint.verify(copy)
+      bundle.verify(copy)
   file.write_bytes(content)
-  checkpoint.verify(copy)
+  bundle.verify(copy)
 
 
-def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
-  """Orbax would stop at the first of many reads, and each of the others print a traceback."""
+def test_damaged_index_is_found_before_orbax_reads_it(copy, monkeypatch):
+  """Orbax would stop at the first of many reads, and print a traceback for each of the others."""
   monkeypatch.setattr(
     "sam3_jax.checkpoint.orbax_items._checkpointer", lambda: pytest.fail("Orbax was asked")
   )
@@ -419,21 +414,21 @@ def test_damage_to_an_index_is_found_before_orbax_reads_it(copy, monkeypatch):
     file.write_bytes(content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :])
     refused(copy, f"^{copy} is damaged, 1 fault: {file} differs from its checksum")
     with pytest.raises(ValueError, match=f"{file} differs from its checksum"):
-      checkpoint.verify(copy)
+      bundle.verify(copy)
     file.write_bytes(content)
 
 
-def test_a_file_that_the_disk_does_not_give(copy, monkeypatch):
+def test_read_error(copy, monkeypatch):
   def fail(path, counter):
     return OSError(errno.EIO, "Input/output error", str(path))
 
   monkeypatch.setattr(checksums, "_digest", fail)
   refused(copy, "tiny is damaged, .*rest/_METADATA cannot be read: Input/output error")
   with pytest.raises(ValueError, match="_METADATA cannot be read: Input/output error"):
-    checkpoint.verify(copy)
+    bundle.verify(copy)
 
 
-def test_truncated_or_missing_files_of_orbax(copy):
+def test_truncated_or_missing_files(copy):
   file = data_files(copy)[-1]
   content = file.read_bytes()
   file.write_bytes(content[: len(content) // 2])
@@ -441,7 +436,7 @@ def test_truncated_or_missing_files_of_orbax(copy):
   file.unlink()
   refused(copy, f"1 fault: .*{file.name} is missing")
   file.write_bytes(content)
-  checkpoint.load(copy, verify=True)
+  bundle.load(copy, verify=True)
   shutil.rmtree(copy / "params" / "rest" / "ocdbt.process_0")
   refused(copy, "is missing; .* is missing")
   shutil.rmtree(copy / "params" / "rest")
@@ -464,38 +459,38 @@ def test_truncated_or_missing_files_of_orbax(copy):
     (lambda flat: flat.update({SCALE: np.full(64, np.nan, np.float32)}), "not finite"),
   ],
 )
-def test_parameters_that_do_not_fit_are_not_saved(tmp_path, change, match):
+def test_save_refuses_parameters_that_do_not_fit(tmp_path, change, match):
   flat = flatten(parameters())
   change(flat)
   with pytest.raises(ValueError, match=match):
-    checkpoint.save(tmp_path / "x", nest(flat), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", nest(flat), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("model", [b"", b"junk", bytes(1000)])
-def test_a_tokenizer_that_is_none_is_not_saved(tmp_path, model):
-  with pytest.raises(ValueError, match="the given bytes is no SentencePiece model") as caught:
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, model)
+def test_save_refuses_invalid_tokenizer(tmp_path, model):
+  with pytest.raises(ValueError, match="the given bytes is not a SentencePiece model") as caught:
+    bundle.save(tmp_path / "x", parameters(), CONFIG, model)
   assert "\n" not in str(caught.value)
   assert not any(tmp_path.iterdir())
 
 
-def test_a_place_that_is_taken_or_cannot_be_written(saved, tmp_path):
+def test_save_to_existing_or_unwritable_path(saved, tmp_path):
   before = sorted(saved.rglob("*"))
   with pytest.raises(ValueError, match="exists already; give another path"):
-    checkpoint.save(saved, parameters(), CONFIG, TOKENIZER)
+    bundle.save(saved, parameters(), CONFIG, TOKENIZER)
   assert sorted(saved.rglob("*")) == before
   (tmp_path / "file").write_text("")
   for path in (tmp_path / "file", tmp_path / "file" / "x"):
     with pytest.raises(ValueError, match=r"exists already|cannot write to"):
-      checkpoint.save(path, parameters(), CONFIG, TOKENIZER)
+      bundle.save(path, parameters(), CONFIG, TOKENIZER)
   (tmp_path / "empty").mkdir()
-  checkpoint.save(tmp_path / "empty", parameters(), CONFIG, TOKENIZER)
-  checkpoint.save(tmp_path / "deep" / "er", parameters(), CONFIG, TOKENIZER)
-  assert checkpoint.load(tmp_path / "deep" / "er").config == CONFIG
+  bundle.save(tmp_path / "empty", parameters(), CONFIG, TOKENIZER)
+  bundle.save(tmp_path / "deep" / "er", parameters(), CONFIG, TOKENIZER)
+  assert bundle.load(tmp_path / "deep" / "er").config == CONFIG
 
 
-def test_an_unfinished_writer_leaves_nothing(tmp_path):
+def test_unfinished_writer_leaves_nothing(tmp_path):
   with pytest.raises(KeyError), writer.Writer(tmp_path / "x") as unfinished:  # noqa: PT012
     unfinished.add("trunk", {"a": np.ones(3, np.float32)})
     assert [path.name for path in tmp_path.iterdir()] != ["x"]
@@ -503,16 +498,16 @@ def test_an_unfinished_writer_leaves_nothing(tmp_path):
   assert not any(tmp_path.iterdir())
 
 
-def test_too_little_room(tmp_path, monkeypatch):
+def test_too_little_disk_space(tmp_path, monkeypatch):
   usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
   monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage)
   needed = sum(x.nbytes for x in jax.tree.leaves(parameters())) // 1_000_000 + 1
   with pytest.raises(ValueError, match=f"^cannot write to {tmp_path}: {needed} MB needed, 10 MB f"):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
-def test_a_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkeypatch):
+def test_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkeypatch):
   def late(folder):
     for i in range(20):
       folder.mkdir(parents=True, exist_ok=True)
@@ -526,13 +521,13 @@ def test_a_failed_write_leaves_nothing_and_names_the_checkpoint(tmp_path, monkey
 
   monkeypatch.setattr(writer, "save_item", save_item)
   with pytest.raises(ValueError, match=f"^{tmp_path}/x/params/rest cannot be written$"):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
   time.sleep(0.5)
   assert not any(tmp_path.iterdir())
 
 
-def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
+def test_full_disk_at_the_last_files(tmp_path, monkeypatch):
   def full(folder):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
@@ -540,12 +535,12 @@ def test_a_full_disk_at_the_last_files(tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match=f"^cannot write {tmp_path}/x: No space left on device; free some space.$"
   ):
-    checkpoint.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   assert not any(tmp_path.iterdir())
 
 
-def test_what_killed_processes_left_is_removed(tmp_path):
-  """Of this folder alone; what an earlier version writes at this moment, without a lease, stays."""
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+  """Keeps other folders, and what an earlier version is writing without a lease."""
   token = "01234567-1-2-89abcdef"
   names = f".x.{token}.partial", ".x.1.abcdefgh.partial", ".x.2.abcdefgh.partial"
   others = f".y.{token}.partial", f".x.y.{token}.partial", ".x.partial"
@@ -559,7 +554,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == sorted([names[2], *others])
 
 
-def test_one_process_writes_a_folder(tmp_path):
+def test_only_one_process_writes_a_folder(tmp_path):
   with writer.NewFolder(tmp_path / "x") as first:
     with pytest.raises(
       ValueError, match=f"x is being written by process {os.getpid()} on .*; wait"
@@ -571,7 +566,7 @@ def test_one_process_writes_a_folder(tmp_path):
   assert [path.name for path in tmp_path.rglob("*")] == ["x", "a"]
 
 
-def test_a_lease_of_another_host_that_is_lost_is_taken_over(tmp_path):
+def test_stale_lease_of_another_host_is_taken_over(tmp_path):
   slow = writer.NewFolder(tmp_path / "x")
   lease = tmp_path / ".x.lease"
   lease.write_text(lease.read_text().replace('"system": "', '"system": "elsewhere '))
@@ -580,16 +575,16 @@ def test_a_lease_of_another_host_that_is_lost_is_taken_over(tmp_path):
     assert not slow.temporary.exists()
     fast.appear()
   slow.temporary.mkdir()
-  with pytest.raises(ValueError, match="x was taken over by another process"):
+  with pytest.raises(ValueError, match=r"another process took over writing .*x"):
     slow.appear()
   slow.__exit__()
   assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_name_that_was_taken_meanwhile(tmp_path):
+def test_another_process_created_the_folder(tmp_path):
   with writer.NewFolder(tmp_path / "x") as folder:
     (tmp_path / "x" / "y").mkdir(parents=True)
-    with pytest.raises(ValueError, match="x has appeared meanwhile"):
+    with pytest.raises(ValueError, match=r"another process wrote .*x"):
       folder.appear()
   assert [path.name for path in tmp_path.rglob("*")] == ["x", "y"]
 
@@ -656,53 +651,53 @@ def test_raise_faults():
     raise_faults([str(i) for i in range(22)], "x", "Do y.")
 
 
-def test_expected_shapes_are_the_models():
+def test_expected_shapes_equal_the_models():
   shapes = {name: array.shape for name, array in flatten(parameters()).items()}
-  assert checkpoint.expected_shapes(CONFIG) == shapes
-  other = checkpoint.expected_shapes(dataclasses.replace(CONFIG, concept_points=False))
+  assert bundle.expected_shapes(CONFIG) == shapes
+  other = bundle.expected_shapes(dataclasses.replace(CONFIG, concept_points=False))
   assert {name for name in shapes if name not in other} == {
     name for name in shapes if name.startswith("geometry/point_")
   }
 
 
-def test_the_head_for_visual_prompts_may_be_there(tmp_path):
+def test_head_for_visual_prompts_is_optional(tmp_path):
   whole = parameters() | {"visual": visual_parameters()}
-  checkpoint.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
-  assert_params(checkpoint.load(tmp_path / "x", verify=True).params, whole)
+  bundle.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
+  assert_params(bundle.load(tmp_path / "x", verify=True).params, whole)
   count = sum(x.size for x in jax.tree.leaves(visual_parameters()))
-  assert checkpoint.inspect(tmp_path / "x").parts["visual"] == count
+  assert bundle.inspect(tmp_path / "x").parts["visual"] == count
 
 
-def test_half_of_that_head_is_a_fault(tmp_path):
+def test_incomplete_head_for_visual_prompts(tmp_path):
   half = {name: x for name, x in visual_parameters().items() if name != "no_memory"}
   with pytest.raises(ValueError, match=r"1 fault: visual/no_memory is missing\."):
-    checkpoint.save(tmp_path / "x", parameters() | {"visual": half}, CONFIG, TOKENIZER)
+    bundle.save(tmp_path / "x", parameters() | {"visual": half}, CONFIG, TOKENIZER)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_sealed_fit_is_not_traced_again(copy, monkeypatch):
+def test_sealed_shapes_are_not_traced_again(copy, monkeypatch):
   def trace(config, *, visual):
     raise AssertionError("traced")
 
-  monkeypatch.setattr(checkpoint, "expected_shapes", trace)
-  checkpoint.inspect(copy)
+  monkeypatch.setattr(validate, "expected_shapes", trace)
+  bundle.inspect(copy)
   for name, change in (
     ("config.json", lambda v: v["model"].update(concept_points=False)),
     ("manifest.json", lambda v: v.pop("fits")),
   ):
     edit(copy, name, change)
     with pytest.raises(AssertionError, match="traced"):
-      checkpoint.inspect(copy)
+      bundle.inspect(copy)
 
 
-def test_saving_and_loading_print_nothing(tmp_path):
+def test_save_and_load_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
-    "from sam3_jax import checkpoint; from tiny import CONFIG, parameters\n"
+    "from sam3_jax.checkpoint import bundle; from tiny import CONFIG, parameters\n"
     "from layouts import TOKENIZER\n"
-    "checkpoint.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
-    "checkpoint.load(sys.argv[1], verify=True)\n"
-    "checkpoint.inspect(sys.argv[1])\n"
+    "bundle.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
+    "bundle.load(sys.argv[1], verify=True)\n"
+    "bundle.inspect(sys.argv[1])\n"
   )
   done = subprocess.run(
     [sys.executable, "-W", "error", "-c", code, tmp_path / "x", *sys.path],

@@ -132,10 +132,10 @@ class TestSegment:
   def test_a_box_alone_and_images_that_are_turned(self, ready, capsys):
     assert main.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
-    assert record["categories"] == [{"id": 1, "name": "example box"}]
+    assert record["categories"] == [{"id": 1, "name": "exemplar box"}]
     asked = {"text": None, "boxes": [[10, 150, 90, 190]], "box_labels": [1]}
     assert record["info"]["prompts"] == [asked]
-    assert "example box" in capsys.readouterr().out
+    assert "exemplar box" in capsys.readouterr().out
     assert (record["images"][0]["width"], record["images"][0]["height"]) == (120, 200)
 
   def test_a_directory_and_what_is_left_out_of_it(self, ready, fails, capsys):
@@ -293,7 +293,7 @@ class TestBadInput:
   @pytest.mark.parametrize(
     ("typed", "message"),
     [
-      ([], "nothing to look for: give --text PHRASE, --box X0,Y0,X1,Y1, --point"),
+      ([], "there is no prompt: give --text PHRASE, --box X0,Y0,X1,Y1, --point"),
       (["--text", ""], "the phrase is empty"),
       (["--text", "  "], "the phrase is empty"),
       (["--text", "cat", "--text", ""], "the phrase is empty"),
@@ -304,10 +304,10 @@ class TestBadInput:
       (["--box", "1,2,nan,4"], "must be finite"),
       (["--box", "1,2,inf,4"], "must be finite"),
       (["--box", "50,2,3,40"], "has a negative extent"),
-      (["--box", "1,2,30,40,7"], "must end in ,1 (an example) or ,0"),
-      (["--box", "500,2,600,40"], "lies wholly outside the 200 x 120 image"),
-      (["--box", "-5,-5,-1,-1"], "lies wholly outside the 200 x 120 image"),
-      (["--text", "a", "--text", "b", "--box", "1,2,30,40"], "--box beside 2 --text is ambiguous"),
+      (["--box", "1,2,30,40,7"], "must end in ,1 (positive) or ,0"),
+      (["--box", "500,2,600,40"], "is completely outside the 200 x 120 image"),
+      (["--box", "-5,-5,-1,-1"], "is completely outside the 200 x 120 image"),
+      (["--text", "a", "--text", "b", "--box", "1,2,30,40"], "--box with 2 --text is ambiguous"),
       (["--text", "a", "--threshold", "1.5"], "--threshold must be between 0 and 1; got 1.5"),
       (["--text", "a", "--threshold", "-0.1"], "--threshold must be between 0 and 1; got -0.1"),
       (["--text", "a", "--threshold", "nan"], "--threshold must be between 0 and 1; got nan"),
@@ -316,7 +316,7 @@ class TestBadInput:
       (["--text", "a", "--max-pixels", "100"], "24,000 pixels, more than 100"),
       (["--text", "a", "--dtype", "float16"], "'float32'"),
       (["--text", "a", "--device", "npu"], "'cpu'"),
-      (["--text", "a", "--device", "tpu"], "JAX finds none here, only cpu"),
+      (["--text", "a", "--device", "tpu"], "JAX finds only cpu; pip install"),
       (["--text", "a", "--nonsense"], "--nonsense"),
       (["--text"], "--text"),
       (["--text", "a", "--checkpoint", "nowhere"], "sam3-jax convert"),
@@ -409,7 +409,7 @@ class TestConvert:
     assert main.main(["convert", "new", "back", "--to", "meta"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("back/sam3.pt: 623 tensors")
-    assert "zero, as the checkpoint has none: detector.geometry_encoder.points_" in out
+    assert "filled with zeros, as the checkpoint lacks it: detector.geometry_encoder.points_" in out
     assert err == ""
 
   def test_from_the_hub(self, folder, monkeypatch, capsys):
@@ -450,9 +450,7 @@ class TestProgress:
     assert quiet.getvalue() == ""
 
   def test_the_hub_tells_what_it_does(self, monkeypatch):
-    monkeypatch.setattr(
-      "sam3_jax.checkpoint.registry.find_checkpoint", lambda name, **more: (name, [*more])
-    )
+    monkeypatch.setattr("sam3_jax.registry.find_checkpoint", lambda name, **more: (name, [*more]))
     assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress", "note"])
     assert arguments.find("name", quiet=True) == ("name", [])
 

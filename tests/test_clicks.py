@@ -1,4 +1,4 @@
-"""Concepts and clicks together: in the API, with a made-up head, and in the command."""
+"""Refining the instances of a concept by clicks: the API with a fake head, and the command."""
 
 import dataclasses
 import json
@@ -18,14 +18,15 @@ from sam3_jax import (
   Sam3,
   VisualPrompt,
   add_instance,
-  mend_by_clicks,
-  mend_instance,
+  refine_by_clicks,
+  refine_instance,
 )
-from sam3_jax.cli import arguments, main, segment_images
+from sam3_jax.cli import main, segment_images
+from sam3_jax.cli.prompt_arguments import parse_prompts
 from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.instances import visual_instances
 from sam3_jax.outputs.masks import RleMasks
-from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -34,14 +35,14 @@ SIDE = 10  # cells, of 4 x 2 pixels
 
 
 def patch(x0, y0, x1, y1):
-  """Logits of a box of cells."""
+  """Logits of a mask that is a box of cells."""
   grid = np.full((SIDE, SIDE), -5, np.float32)
   grid[y0:y1, x0:x1] = 5
   return grid
 
 
 class Head:
-  """A model whose head always finds the same; it keeps what it was asked."""
+  """A model whose head always returns the same mask; it records its prompts."""
 
   def __init__(self, *grids, iou=(0.3, 0.9, 0.4)):
     self.grids, self.iou, self.asked = grids, iou, []
@@ -61,15 +62,15 @@ class Head:
 
 @pytest.fixture
 def instances():
-  """A left and a right thing, and one between them that has the left one's box in its own."""
+  """A left and a right instance, and one between them whose box contains the left one's box."""
   logits = np.stack([patch(0, 0, 3, 10), patch(7, 0, 10, 10), patch(4, 2, 6, 8)])
   boxes = np.float32([[0, 0, 12, 20], [28, 0, 40, 20], [0, 0, 26, 18]])
   return Instances(np.array([7, 3, 5]), np.float32([0.9, 0.8, 0.7]), boxes, Masks(logits, SIZE))
 
 
-def test_one_is_mended_and_the_rest_stays(instances):
+def test_refine_changes_one_instance(instances):
   model = Head(patch(6, 1, 10, 9))
-  got = mend_instance(model, None, instances, 3, VisualPrompt(points=[[26, 9]]), 2)
+  got = refine_instance(model, None, instances, 3, VisualPrompt(points=[[26, 9]]), 2)
   [(prompt, image, multimask)] = model.asked
   assert (prompt.points, prompt.point_labels) == (((26.0, 9.0),), (1,))
   np.testing.assert_array_equal(prompt.mask, instances.masks.logits[1])
@@ -84,10 +85,10 @@ def test_one_is_mended_and_the_rest_stays(instances):
   assert instances.boxes[1].tolist() == [28, 0, 40, 20]  # what was given is as it was
 
 
-def test_a_mask_of_ones_own_and_one_that_becomes_empty(instances):
+def test_prompt_with_its_own_mask_and_empty_result(instances):
   own = np.zeros((SIDE, SIDE), np.float32)
   model = Head(np.full((SIDE, SIDE), -1.0))
-  got = mend_instance(model, None, instances, 7, VisualPrompt(box=[0, 0, 9, 9], mask=own))
+  got = refine_instance(model, None, instances, 7, VisualPrompt(box=[0, 0, 9, 9], mask=own))
   np.testing.assert_array_equal(model.asked[0][0].mask, own)
   assert got.boxes[0].tolist() == [0, 0, 0, 0]
   assert not got.masks[0].any()
@@ -102,7 +103,7 @@ def test_a_mask_of_ones_own_and_one_that_becomes_empty(instances):
   ],
   ids=["click", "clicks", "box"],
 )
-def test_one_is_added(instances, prompt, several):
+def test_add_an_instance(instances, prompt, several):
   model = Head(patch(4, 2, 6, 8), iou=(0.75, 0.85, 0.1))
   got = add_instance(model, None, instances, VisualPrompt(**prompt))
   assert model.asked[0][2] == several
@@ -120,7 +121,7 @@ def test_one_is_added(instances, prompt, several):
     )
 
 
-def test_added_to_nothing_and_nothing_added(instances):
+def test_add_to_no_instances_and_add_an_empty_mask(instances):
   none = instances[:0]
   one = add_instance(Head(patch(0, 0, 5, 5)), None, none, VisualPrompt(points=[[1, 1]]))
   assert (one.ids.tolist(), len(one.masks)) == ([1], 1)
@@ -145,9 +146,9 @@ def test_added_to_nothing_and_nothing_added(instances):
     ([27, 5], 1, None),  # in no box
   ],
 )
-def test_a_click_goes_to_what_it_lies_on(instances, point, label, owner):
+def test_a_click_applies_to_the_instance_under_it(instances, point, label, owner):
   model = Head(patch(1, 1, 4, 4))
-  got = mend_by_clicks(model, None, instances, [point], [label])
+  got = refine_by_clicks(model, None, instances, [point], [label])
   changed = [
     int(identity)
     for i, identity in enumerate(got.ids)
@@ -159,10 +160,10 @@ def test_a_click_goes_to_what_it_lies_on(instances, point, label, owner):
 
 
 def test_clicks_of_several_instances(instances):
-  """Each is asked once, with all its clicks; one off everything goes with the one before it."""
+  """Each instance gets all its clicks in one prompt; a click off all instances joins the last."""
   model = Head(patch(1, 1, 4, 4), patch(6, 6, 9, 9), patch(5, 5, 6, 6))
   points = [[2, 10], [38, 5], [27, 1], [3, 3], [27, 5], [27, 9]]
-  got = mend_by_clicks(model, None, instances, points, [1, 1, 0, 0, 1, 0])
+  got = refine_by_clicks(model, None, instances, points, [1, 1, 0, 0, 1, 0])
   asked = [(prompt.points, prompt.point_labels) for prompt, *_ in model.asked]
   assert asked == [
     (((2, 10), (3, 3)), (1, 0)),
@@ -172,28 +173,28 @@ def test_clicks_of_several_instances(instances):
   assert sorted(got.ids.tolist()) == [3, 5, 7, 8]
 
 
-def test_faults(instances):
+def test_errors(instances):
   model, click = Head(patch(1, 1, 4, 4)), VisualPrompt(points=[[1, 1]])
   with pytest.raises(ValueError, match=r"there is no instance 4; there are \[7, 3, 5\]"):
-    mend_instance(model, None, instances, 4, click)
+    refine_instance(model, None, instances, 4, click)
   with pytest.raises(ValueError, match=r"identity 5 is taken; there are \[7, 3, 5\]"):
     add_instance(model, None, instances, click, identity=5)
-  with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 lies on no instance and follows"):
-    mend_by_clicks(model, None, instances, [[27, 5]], [0])
+  with pytest.raises(ValueError, match=r"\[27, 5\] with label 0 is on no instance and follows"):
+    refine_by_clicks(model, None, instances, [[27, 5]], [0])
   for points, labels, said in (
-    ([[1, 1]], [1, 0], r"one a point: 1; got \[1, 0\]"),
+    ([[1, 1]], [1, 0], r"one label for each point: 1; got \[1, 0\]"),
     ([[np.nan, 1]], [1], r"point 0 must be finite; got \[nan, 1.0\]"),
     ([1, 1], [1, 1], "point 0 must be two numbers"),
   ):
     with pytest.raises(ValueError, match=said):
-      mend_by_clicks(model, None, instances, points, labels)
+      refine_by_clicks(model, None, instances, points, labels)
   with pytest.raises(TypeError, match=r"instances must be those of one prompt.*got <class 'list'"):
-    mend_instance(model, None, [instances], 7, click)
+    refine_instance(model, None, [instances], 7, click)
   with pytest.raises(TypeError, match=r"pass one VisualPrompt, .*; got 'a'"):
-    mend_instance(model, None, instances, 7, "a")
+    refine_instance(model, None, instances, 7, "a")
   whole = Instances(*list(vars(instances).values())[:3], RleMasks([], SIZE))
-  with pytest.raises(TypeError, match=r"masks of whole pixels have no logits"):
-    mend_instance(model, None, whole, 7, click)
+  with pytest.raises(TypeError, match=r"these masks have no logits"):
+    refine_instance(model, None, whole, 7, click)
 
 
 @pytest.mark.parametrize("prompts", [0, 1, 2])
@@ -227,7 +228,7 @@ def model(tokenizer_path):
 
 @pytest.fixture
 def ready(tmp_path, monkeypatch, model):
-  """A folder with an image, and the model loaded."""
+  """A folder with an image; the command loads the model."""
   monkeypatch.chdir(tmp_path)
   image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
   Image.fromarray(image).save("a.png")
@@ -259,19 +260,19 @@ def test_clicks_from_the_command(ready, model):
 
 
 def test_a_box_is_an_example_or_one_thing(ready):
-  assert record("--box", "5,5,20,15")["categories"][0]["name"] == "example box"
+  assert record("--box", "5,5,20,15")["categories"][0]["name"] == "exemplar box"
   got = record("--visual", "--box", "5,5,20,15", "--box", "0,0,9,9")
   assert [one["name"] for one in got["categories"]] == ["box 1", "box 2"]
   assert got["info"]["visual_prompts"][1]["box"] == [0, 0, 9, 9]
 
 
-def test_a_phrase_and_clicks(ready, model):
+def test_phrase_and_clicks(ready, model):
   plain = record("--text", "ear", "--threshold", "0")
   assert len(plain["annotations"]) > 1
   x, y, width, height = plain["annotations"][0]["bbox"]
   click = f"{x + width / 2},{y + height / 2}"
-  mended = record("--text", "ear", "--threshold", "0", "--point", click)
-  before, after = ({a["id"]: a for a in one["annotations"]} for one in (plain, mended))
+  refined = record("--text", "ear", "--threshold", "0", "--point", click)
+  before, after = ({a["id"]: a for a in one["annotations"]} for one in (plain, refined))
   new = after.keys() - before.keys()
   changed = {i for i in before if before[i]["segmentation"] != after[i]["segmentation"]}
   assert before.keys() <= after.keys()
@@ -280,7 +281,7 @@ def test_a_phrase_and_clicks(ready, model):
   assert len(added["annotations"]) == len(plain["annotations"]) + 1
 
 
-def test_everything_from_the_command(ready, model, monkeypatch):
+def test_mask_generator_from_the_command(ready, model, monkeypatch):
   asked = []
 
   def generate(image, options, *, max_pixels):
@@ -308,7 +309,7 @@ def test_everything_from_the_command(ready, model, monkeypatch):
 @pytest.mark.parametrize(
   ("typed", "message"),
   [
-    (["--everything", "--text", "a"], "--everything needs no --text"),
+    (["--everything", "--text", "a"], "--everything cannot be combined with --text"),
     (
       ["--everything", "--option", "points=3"],
       "--option 'points=3' must be NAME=VALUE; names are p",
@@ -324,24 +325,24 @@ def test_everything_from_the_command(ready, model, monkeypatch):
       ["--everything", "--threshold", "0.5", "--option", "pred_iou_thresh=0.5"],
       "--option pred_iou_thresh is given twice",
     ),
-    (["--point", "1,1", "--option", "points_per_side=3"], "is for --everything"),
-    (["--visual"], "--visual says how --box is meant"),
-    (["--visual", "--text", "a"], "--visual says how --box is meant"),
-    (["--point", "1,1", "--box", "1,1,2,2"], "--point beside --box is ambiguous: add --visual"),
-    (["--point", "1,1", "--text", "a", "--text", "b"], "beside 2 --text is ambiguous"),
-    (["--visual", "--box", "1,1,2,2,0"], "is the box around one thing, no counterexample"),
+    (["--point", "1,1", "--option", "points_per_side=3"], "needs --everything; add it"),
+    (["--visual"], "--visual needs --box X0,Y0,X1,Y1 or --point"),
+    (["--visual", "--text", "a"], "--visual needs --box X0,Y0,X1,Y1 or"),
+    (["--point", "1,1", "--box", "1,1,2,2"], "--point and --box are ambiguous: add --visual"),
+    (["--point", "1,1", "--text", "a", "--text", "b"], "with 2 --text is ambiguous"),
+    (["--visual", "--box", "1,1,2,2,0"], "is the box around one object and cannot be negative"),
     (["--visual", "--point=1,1", "--box=1,1,2,2", "--box=1,1,2,2"], "2 --box with --visual are"),
     (["--point", "1"], "--point '1' must be two numbers in pixels, X,Y"),
     (["--point", "1,2,3"], "--point '1,2,3' must end in ,1"),
     (["--point", "a,b"], "--point 'a,b' must be two numbers"),
     (["--point", "nan,1"], "point 0 must be finite"),
-    (["--point", "50,1"], "point [50, 1] lies outside the 40 x 20 image"),
-    (["--visual", "--box", "50,1,60,2"], "wholly outside the 40 x 20 image"),
+    (["--point", "50,1"], "point [50, 1] is outside the 40 x 20 image"),
+    (["--visual", "--box", "50,1,60,2"], "completely outside the 40 x 20 image"),
     ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything"),
     (["--point", "1,1", "--threshold", "2"], "--threshold must be between 0 and 1"),
   ],
 )
-def test_faulty_commands(ready, capsys, typed, message):
+def test_invalid_commands(ready, capsys, typed, message):
   assert main.main(["segment", "a.png", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
@@ -349,7 +350,7 @@ def test_faulty_commands(ready, capsys, typed, message):
   assert not (ready / "out").exists()
 
 
-def test_a_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
+def test_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
   bare = Sam3(model.config, tiny.parameters(), model.tokenizer, dtype="float32")
   monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: bare)
   for typed in (["--point", "1,1"], ["--everything"]):
@@ -360,12 +361,12 @@ def test_a_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
 
 
 def test_what_is_asked():
-  asked = arguments.asked(["cat"], [], ["1,2", "3,4,0"], False, False)
+  asked = parse_prompts(["cat"], [], ["1,2", "3,4,0"], False, False)
   assert [prompt.text for prompt in asked.prompts] == ["cat"]
   assert asked.visual[0].point_labels == (1, 0)
-  both = arguments.asked([], ["1,1,9,9"], ["1,2"], True, False)
+  both = parse_prompts([], ["1,1,9,9"], ["1,2"], True, False)
   assert both.prompts == []
   assert (both.visual[0].box, both.visual[0].points) == ((1, 1, 9, 9), ((1, 2),))
-  assert arguments.asked([], [], [], False, True) == ([], [])
-  job = types.SimpleNamespace(everything=False, prompts=[], visual=both.visual)
+  assert parse_prompts([], [], [], False, True) == ([], [])
+  job = types.SimpleNamespace(mask_generation=None, prompts=[], visual=both.visual)
   assert segment_images.Job.phrases.fget(job) == ["click"]

@@ -1,4 +1,4 @@
-"""COCO-style JSON, judged by pycocotools, and files that are whole or not there."""
+"""COCO JSON, read by pycocotools, and atomic writing of several files."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def instances(seed: int, count: int) -> Instances:
-  """Blobs of any form; some boxes leave the image; best first, as postprocessing gives them."""
+  """Random blobs, best first, as from postprocessing; some boxes exceed the image."""
   rng = np.random.default_rng(seed)
   corners = rng.uniform(-30, 100, (count, 2, 2)).astype(np.float32)
   return Instances(
@@ -39,7 +39,7 @@ def record() -> dict:
   return coco("dir/a.jpg", SIZE, found, ["cat", "dog", "café [1]"], {"threshold": 0.5})
 
 
-def test_pycocotools_reads_it(record, tmp_path):
+def test_pycocotools_reads_the_file(record, tmp_path):
   write({tmp_path / "a.json": json_of(record)})
   with contextlib.redirect_stdout(io.StringIO()):
     data = COCO(str(tmp_path / "a.json"))
@@ -69,7 +69,7 @@ def test_boxes_are_clipped_to_the_image(record):
 
 
 def test_box_and_mask_agree():
-  """The box of a rectangle's run lengths is the rectangle."""
+  """The bounding box of a rectangle's mask is the rectangle."""
   logits = np.full((1, 70, 90), -1, np.float32)
   logits[:, 10:31, 20:61] = 1
   one = Instances(np.array([7]), np.array([0.5]), np.array([[20, 10, 61, 31]]), Masks(logits, SIZE))
@@ -85,7 +85,7 @@ def test_best_first_within_a_phrase():
   assert scores == sorted(scores, reverse=True)
 
 
-def test_plain_values_only(record):
+def test_values_are_json_types(record):
   assert json.loads(json.dumps(record)) == record
   assert record["info"] == {"threshold": 0.5}
 
@@ -108,7 +108,7 @@ def test_output_stems(paths, stems):
 
 
 class TestWriting:
-  def test_makes_the_folder(self, tmp_path):
+  def test_creates_the_directory(self, tmp_path):
     write({tmp_path / "a" / "b" / "c.json": json_of({"é": 1})})
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == {"é": 1}
 
@@ -119,7 +119,7 @@ class TestWriting:
       assert (read.format, read.size) == ("PNG", (70, 50))
       assert np.all(np.asarray(read) == (200, 30, 40))
 
-  def test_only_plain_numbers(self):
+  def test_rejects_numbers_that_are_not_finite(self):
     with pytest.raises(ValueError):
       json_of({"new": float("nan")})
 
@@ -131,7 +131,7 @@ class TestWriting:
       (KeyboardInterrupt(), None),
     ],
   )
-  def test_a_failure_leaves_what_was_there(self, tmp_path, error, reason):
+  def test_failure_keeps_existing_files(self, tmp_path, error, reason):
     first, second = tmp_path / "a.json", tmp_path / "a.png"
     write({first: json_of({"old": 1})})
 

@@ -17,7 +17,7 @@ def test_round_trip_through_json(size):
 
 
 def test_defaults_are_the_released_sizes():
-  assert SIZES["large"] is RELEASED
+  assert SIZES["vit-large"] is RELEASED
   assert (RELEASED.grid, RELEASED.mask_size, RELEASED.trunk.blocks) == (72, 288, 32)
   assert RELEASED.trunk.mlp_width == 4.625 * RELEASED.trunk.width
   assert RELEASED.text.mlp_width == 4 * RELEASED.text.width
@@ -25,7 +25,12 @@ def test_defaults_are_the_released_sizes():
 
 @pytest.mark.parametrize(
   ("size", "width", "heads", "depth"),
-  [("tiny", 192, 3, 12), ("small", 384, 6, 12), ("base", 768, 12, 12), ("large", 1024, 16, 32)],
+  [
+    ("vit-tiny", 192, 3, 12),
+    ("vit-small", 384, 6, 12),
+    ("vit-base", 768, 12, 12),
+    ("vit-large", 1024, 16, 32),
+  ],
 )
 def test_trunks(size, width, heads, depth):
   trunk = SIZES[size].trunk
@@ -120,7 +125,7 @@ def test_integers_are_of_a_size_that_models_have(value):
   with pytest.raises(ValueError, match=rf"^queries must be at most 65,536; got {value}\.$"):
     Config(queries=value)
   with pytest.raises(
-    ValueError, match="a grid of 4608 patches a side with 64 channels a head need"
+    ValueError, match="a grid of 4608 patches per side with 64 channels per head need"
   ):
     Config(image_size=4608 * 14)
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: no control characters, whoever wrote them, and one line an error."""
+"""Terminal output: no control characters from untrusted text, and one line for each error."""
 
 import dataclasses
 import errno
@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.checkpoint import bundle
-from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.cli import main
-from sam3_jax.cli.checkpoints import _describe
-from sam3_jax.utils.console import Console, complain, one_line, printable, say
+from sam3_jax.cli.inspect import describe
+from sam3_jax.registry import find_checkpoint
+from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
 
 # Clears the screen, sets the title (C0 and C1), rings, moves back, turns the direction, breaks.
@@ -24,8 +24,8 @@ HOSTILE = "a\x1b[2J\x1b]0;b\x07\x9b31m\x85c\r\u202ed\u2066e\u2028f\b\x7f\nsam3-j
 KEPT = "caf\u00e9 \u65e5\u672c\u3000\u8a9e \U0001f468\u200d\U0001f469 [red]cat[/red] \\ \u00a0|"
 
 
-def shown(text: str) -> str:
-  """What a terminal would take as something else than letters."""
+def control_characters(text: str) -> str:
+  """The characters that a terminal would interpret."""
   bad = ("Cc", "Cf", "Cs", "Zl", "Zp")
   return "".join(c for c in text if unicodedata.category(c) in bad and c not in "\n\u200c\u200d")
 
@@ -33,17 +33,17 @@ def shown(text: str) -> str:
 @given(st.text())
 def test_printable(text):
   once = printable(text)
-  assert shown(once) == ""
+  assert control_characters(once) == ""
   assert "\n" not in once
   assert printable(once) == once
 
 
-def test_printable_keeps_what_is_text():
+def test_printable_keeps_text():
   assert printable(KEPT) == KEPT
   assert printable("a\x1b[2J\nb", keep="\n") == "a\\x1b[2J\nb"
 
 
-def test_consoles_escape_everything():
+def test_consoles_escape_control_characters():
   file = io.StringIO()
   console = Console(file=file, width=400, force_terminal=False)
   table = Table(title=Text(HOSTILE), caption=HOSTILE)
@@ -53,14 +53,14 @@ def test_consoles_escape_everything():
   console.print(table)
   console.print(HOSTILE, markup=False)
   say(console, HOSTILE)
-  complain(HOSTILE, console)
+  print_error(HOSTILE, console)
   text = file.getvalue()
-  assert shown(text) == ""
+  assert control_characters(text) == ""
   assert "\\x1b[2J" in text
   assert text.splitlines()[-1].startswith("sam3-jax: error: a\\x1b")
   styled = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
   styled.print("[red]a[/red]")
-  assert styled.file.getvalue() == "\x1b[31ma\x1b[0m\n"  # its own styles stay
+  assert styled.file.getvalue() == "\x1b[31ma\x1b[0m\n"  # styles remain
 
 
 @pytest.mark.parametrize(
@@ -88,21 +88,21 @@ def test_commands_print_no_control_characters(typed, tmp_path, monkeypatch, caps
   (tmp_path / "a.png").write_bytes(b"none")
   assert main.main(typed) == 2
   out, err = capsys.readouterr()
-  assert shown(out + err) == ""
+  assert control_characters(out + err) == ""
   assert err.startswith("sam3-jax: error: ")
   assert err.count("\n") == 1
 
 
-def test_what_a_checkpoint_says_of_itself(capsys):
+def test_checkpoint_description_is_escaped(capsys):
   summary = bundle.inspect(find_checkpoint("sam3-tiny"))
   info = {"name": HOSTILE, "licence": HOSTILE, "source": [HOSTILE], "origin": {HOSTILE: HOSTILE}}
-  Console(width=300).print(_describe(dataclasses.replace(summary, info=summary.info | info)))
+  Console(width=300).print(describe(dataclasses.replace(summary, info=summary.info | info)))
   out = capsys.readouterr().out
-  assert shown(out) == ""
+  assert control_characters(out) == ""
   assert "x1b" in out
 
 
-def test_a_traceback_is_escaped_too(monkeypatch, capsys):
+def test_tracebacks_are_escaped(monkeypatch, capsys):
   def fail(*_, **__):
     raise RuntimeError(HOSTILE)
 
@@ -110,13 +110,13 @@ def test_a_traceback_is_escaped_too(monkeypatch, capsys):
   assert main.main(["--debug"]) == 2
   err = capsys.readouterr().err
   assert "Traceback" in err
-  assert shown(err) == ""
+  assert control_characters(err) == ""
 
 
 @pytest.mark.parametrize(
   "error", [MemoryError(), RecursionError("deep"), AssertionError(), ValueError()]
 )
-def test_errors_that_no_one_foresaw(error, monkeypatch, capsys):
+def test_unexpected_errors(error, monkeypatch, capsys):
   def fail(*_, **__):
     raise error
 
@@ -129,7 +129,7 @@ def test_errors_that_no_one_foresaw(error, monkeypatch, capsys):
   assert said in err
 
 
-def test_remedies_fit_the_error():
+def test_remedies_of_os_errors():
   said = {name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"}
   assert said["ENAMETOOLONG"] == "choose a shorter name"
   assert [name for name, one in said.items() if "free some space" in one] == ["ENOSPC"]
@@ -142,7 +142,7 @@ def test_remedies_fit_the_error():
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
-def test_devices_that_jax_does_not_find(platforms, monkeypatch, capsys, tmp_path):
+def test_devices_that_jax_cannot_find(platforms, monkeypatch, capsys, tmp_path):
   import jax
 
   def local_devices(*_, **__):

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
 from safetensors.numpy import save_file
-from sam3_jax.converters import convert, find_weights
+from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import huggingface
 from sam3_jax.converters.readers.safetensors import open_safetensors
-from sam3_jax.converters.sources import open_weights
+from sam3_jax.converters.sources import find_weights, open_weights
 from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle as checkpoint
@@ -53,15 +53,15 @@ def assert_tree(params, points=False, visual=True, dtype="float32", through=None
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_bundle_says_what_it_was_made_of(tmp_path, shards):
-  """The repository and its commit if the hub's client put the files there; no path."""
+def test_origin_is_recorded(tmp_path, shards):
+  """Names, sizes and checksums; repository and commit for files in the hub's cache; no path."""
   commit = "0123456789abcdef0123456789abcdef01234567"
   (tmp_path / "models--org--some.name" / "snapshots").mkdir(parents=True)
-  place = tmp_path / "models--org--some.name" / "snapshots" / commit
-  for folder in (tmp_path / "source", place):
+  cached = tmp_path / "models--org--some.name" / "snapshots" / commit
+  for folder in (tmp_path / "source", cached):
     source = write_folder(folder, layout("detector"), shards)
     origin = converted(source, tmp_path / f"out-{folder.name}").info["origin"]
-    assert origin.get("repository") == (f"org/some.name@{commit}" if folder == place else None)
+    assert origin.get("repository") == (f"org/some.name@{commit}" if folder == cached else None)
     files = [*source.glob("model*")]
     assert len(files) == (shards if shards == 1 else shards + 1)
     assert origin["files"] == {
@@ -75,7 +75,7 @@ def test_a_bundle_says_what_it_was_made_of(tmp_path, shards):
 
 @pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
 @pytest.mark.parametrize("shards", [1, 3])
-def test_every_huggingface_layout(tmp_path, kind, shards):
+def test_huggingface_layouts(tmp_path, kind, shards):
   source = write_folder(tmp_path / "source", layout(kind), shards)
   bundle = converted(source, tmp_path / "out")
   assert_tree(bundle.params, visual=kind != "detector")
@@ -98,7 +98,7 @@ def test_every_huggingface_layout(tmp_path, kind, shards):
   )
 
 
-def test_metas_names_in_safetensors(tmp_path):
+def test_meta_layout_in_safetensors(tmp_path):
   save_file(meta_weights(""), tmp_path / "sam3.safetensors")
   bundle = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
   assert bundle.config == CONFIG
@@ -112,16 +112,16 @@ def test_metas_names_in_safetensors(tmp_path):
 
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
-def test_dtypes(tmp_path, stored, wanted):
+@pytest.mark.parametrize("requested", ["float32", "bfloat16"])
+def test_dtypes(tmp_path, stored, requested):
   arrays = {name: array.astype(jnp.dtype(stored)) for name, array in layout("detector").items()}
   source = write_folder(tmp_path / "source", arrays)
-  bundle = converted(source, tmp_path / "out", dtype=wanted)
-  assert_tree(bundle.params, visual=False, dtype=jnp.dtype(wanted), through=jnp.dtype(stored))
+  bundle = converted(source, tmp_path / "out", dtype=requested)
+  assert_tree(bundle.params, visual=False, dtype=jnp.dtype(requested), through=jnp.dtype(stored))
   assert {str(x.dtype) for x in checkpoint.load_unread(tmp_path / "out").values()} == {stored}
 
 
-def test_a_file_and_its_folder_are_the_same(hub, tmp_path):
+def test_file_index_and_directory_are_equivalent(hub, tmp_path):
   index = write_folder(tmp_path / "s", layout("hub"), shards=2) / "model.safetensors.index.json"
   for i, source in enumerate([hub, hub / "model.safetensors", str(hub), index]):
     assert_tree(converted(source, tmp_path / str(i)).params)
@@ -135,7 +135,7 @@ def test_a_file_and_its_folder_are_the_same(hub, tmp_path):
     find_weights(renamed)
 
 
-def test_the_vocabulary_beside_the_weights(hub, tmp_path):
+def test_vocabulary_beside_the_weights(hub, tmp_path):
   import gzip
 
   from clip_bpe import merges
@@ -151,27 +151,24 @@ def test_the_vocabulary_beside_the_weights(hub, tmp_path):
   assert checkpoint.load(tmp_path / "out").tokenizer == TOKENIZER.read_bytes()
 
 
-def test_a_tokenizer_model_that_is_none(hub, tmp_path):
+def test_invalid_tokenizer_model(hub, tmp_path):
   (tmp_path / "junk.model").write_bytes(b"junk")
-  with pytest.raises(ValueError, match=r"junk\.model is no SentencePiece model") as caught:
+  with pytest.raises(ValueError, match=r"junk\.model is not a SentencePiece model") as caught:
     convert(hub, tmp_path / "out", tokenizer=tmp_path / "junk.model")
   assert "\n" not in str(caught.value)
   assert [path.name for path in tmp_path.iterdir()] == ["junk.model"]
 
 
-def test_progress_is_told(hub, tmp_path):
-  told = []
-  convert(hub, tmp_path / "out", tokenizer=TOKENIZER, progress=lambda *what: told.append(what))
-  assert [what for what, _ in told][1:-2] == list(checkpoint.inspect(tmp_path / "out").parts)
-  fractions = [fraction for _, fraction in told]
+def test_progress_is_reported(hub, tmp_path):
+  reports = []
+  convert(hub, tmp_path / "out", tokenizer=TOKENIZER, progress=lambda *step: reports.append(step))
+  assert [step for step, _ in reports][1:-2] == list(checkpoint.inspect(tmp_path / "out").parts)
+  fractions = [fraction for _, fraction in reports]
   assert fractions == sorted(fractions)
   assert (fractions[0], fractions[-1]) == (0, 1)
 
 
-# --- config.json
-
-
-def test_configurations_of_both_models():
+def test_configurations_of_detector_and_video_model():
   values = tiny_config()
   assert huggingface.read_config(values, "x") == HUB
   assert huggingface.read_config(values["detector_config"], "x") == HUB
@@ -201,10 +198,10 @@ BACKBONE = ("vision_config", "backbone_config")
     ((*BACKBONE, "hidden_size"), 66, "trunk width 66 must be a multiple of 4"),
     ((*BACKBONE, "window_size"), 5, "must be a multiple of the window"),
     (("detr_encoder_config", "hidden_size"), 64, "one hidden_size for these parts"),
-    (("text_config",), 3, "has 3 where text_config.hidden_act is looked for"),
+    (("text_config",), 3, "has text_config = 3; expected an object"),
   ],
 )
-def test_configurations_that_cannot_be_converted(hub, tmp_path, path, value, match):
+def test_unsupported_configurations(hub, tmp_path, path, value, match):
   config = tiny_config()["detector_config"] | {"model_type": "sam3"}
   node = config
   for key in path[:-1]:
@@ -219,7 +216,7 @@ def test_configurations_that_cannot_be_converted(hub, tmp_path, path, value, mat
 def test_a_damaged_configuration(hub, tmp_path, text):
   source = shutil.copytree(hub, tmp_path / "source")
   (source / "config.json").write_text(text)
-  refused(source, tmp_path, "config.json is (not readable JSON|of model_type None)")
+  refused(source, tmp_path, "config.json (is not readable JSON|has model_type None)")
 
 
 def test_a_configuration_of_another_size(hub, tmp_path):
@@ -233,10 +230,7 @@ def test_a_configuration_of_another_size(hub, tmp_path):
 def test_no_configuration(hub, tmp_path):
   source = shutil.copytree(hub, tmp_path / "source")
   (source / "config.json").unlink()
-  refused(source, tmp_path, "do not tell its heads and windows; put the model's config.json")
-
-
-# --- sources that are something else, or damaged
+  refused(source, tmp_path, "do not determine its heads and windows; put the model's config.json")
 
 
 def refused(source, tmp_path, match, error=ValueError, **options):
@@ -251,19 +245,19 @@ def refused(source, tmp_path, match, error=ValueError, **options):
 @pytest.mark.parametrize(
   ("content", "match"),
   [
-    (b"", "is no safetensors file"),
-    (b"hello, this is a text file\n", "is no safetensors file"),
-    (b"12345678{", "is no safetensors file"),
+    (b"", "is not a safetensors"),
+    (b"hello, this is a text file\n", "is not a safetensors"),
+    (b"12345678{", "is not a safetensors"),
     (b"PK\x03\x04 and so on", "cannot be used: it is truncated or damaged"),
-    (b"\x80\x02ctorch", "cannot be used: it is in PyTorch's format of before 1.6"),
-    ((1 << 60).to_bytes(8, "little") + b"{}", "is no safetensors file"),
+    (b"\x80\x02ctorch", "cannot be used: it is in the format of PyTorch before 1.6"),
+    ((1 << 60).to_bytes(8, "little") + b"{}", "is not a safetensors"),
     ((50).to_bytes(8, "little") + b"{}", "is truncated at 10 bytes"),
     ((2).to_bytes(8, "little") + b"{]", "header of .* is damaged"),
     ((2).to_bytes(8, "little") + b"{}", "holds no tensors, only a header"),
     ((2).to_bytes(8, "little") + b"{}abc", "3 bytes that belong to no tensor"),
   ],
 )
-def test_a_file_of_another_kind(tmp_path, content, match):
+def test_files_of_another_kind(tmp_path, content, match):
   (tmp_path / "model.safetensors").write_bytes(content)
   refused(tmp_path / "model.safetensors", tmp_path, match)
 
@@ -282,9 +276,9 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
   ("header", "match"),
   [
     ({"a": entry(shape=[3])}, r"a in the header .*float32 \[3\] does not take 8 bytes"),
-    ({"a": entry(dtype="F4")}, "dtype 'F4' is not known"),
-    ({"a": entry(shape=[-2])}, "a size is not a whole number"),
-    ({"a": entry(shape=[2.0])}, "a size is not a whole number"),
+    ({"a": entry(dtype="F4")}, "dtype 'F4' is unknown"),
+    ({"a": entry(shape=[-2])}, "a size is not an integer of 0 or more"),
+    ({"a": entry(shape=[2.0])}, "a size is not an integer of 0 or more"),
     ({"a": entry(shape=[1 << 62, 4], offsets=(0, 1 << 66))}, "is truncated"),
     ({"a": entry(offsets=(0,))}, "a in the header .* is damaged"),
     ({"a": {"dtype": "F32"}}, "a in the header .* is damaged: 'shape'"),
@@ -292,10 +286,10 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     ({"a": entry(), "b": entry()}, "b in .* does not begin where the tensor before it ends"),
     ({"a": entry(offsets=(4, 12))}, "does not begin where"),
     (b'{"a": {"dtype": "F32"}, "a": 3}', "'a' is given twice"),
-    (b"\xff\xfe", "is no safetensors file"),
+    (b"\xff\xfe", "is not a safetensors"),
   ],
 )
-def test_a_header_that_contradicts_itself_or_the_file(tmp_path, header, match):
+def test_inconsistent_header(tmp_path, header, match):
   path = safetensors(tmp_path / "model.safetensors", header, bytes(8))
   with pytest.raises(ValueError, match=match):
     open_safetensors(path)
@@ -318,8 +312,8 @@ def test_tensors_are_read_as_written(tmp_path):
     np.testing.assert_array_equal(found[name].read(), array)
 
 
-def test_any_length_of_a_header(tmp_path):
-  """Also those whose first byte begins a pickle."""
+def test_header_length_that_looks_like_another_file_type(tmp_path):
+  """The first byte of the length may be that of a zip archive or of a pickle."""
   header = {"a": entry()}
   for first in (0x50, 0x80):
     text = json.dumps(header).encode()
@@ -329,15 +323,15 @@ def test_any_length_of_a_header(tmp_path):
     assert list(open_weights(path)) == ["a"]
 
 
-def test_truncated_anywhere(hub, tmp_path):
+def test_truncation_at_any_length_is_refused(hub, tmp_path):
   source = Path(shutil.copy(hub / "model.safetensors", tmp_path))
   lengths = [8, 9, 100, *np.random.default_rng(0).integers(101, source.stat().st_size, 100)]
   for length in sorted(lengths, reverse=True):
     os.truncate(source, int(length))
-    refused(source, tmp_path, "is truncated at|is no safetensors file")
+    refused(source, tmp_path, "is truncated at|is not a safetensors")
 
 
-def test_shards_that_are_missing_or_elsewhere(tmp_path):
+def test_missing_and_misplaced_shards(tmp_path):
   source = write_folder(tmp_path / "source", layout("hub"), shards=3)
   index = source / "model.safetensors.index.json"
   values = json.loads(index.read_text())
@@ -352,19 +346,21 @@ def test_shards_that_are_missing_or_elsewhere(tmp_path):
   refused(source, tmp_path, "disagree about .* more tensors")
   values["weight_map"][SCALE] = "../elsewhere.safetensors"
   index.write_text(json.dumps(values))
-  refused(source, tmp_path, "a shard must lie beside its index")
+  refused(source, tmp_path, "a shard must be in the directory of its index")
   for text in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
     index.write_text(text)
-    refused(source, tmp_path, "is no index of shards")
+    refused(source, tmp_path, "is not an index of shards")
 
 
-def test_the_tracker_alone(tmp_path):
+def test_tracker_alone_is_refused(tmp_path):
   source = write_folder(tmp_path / "source", layout("tracker"))
   refused(source, tmp_path, r"only SAM 3's tracker \(Sam3TrackerModel.*Sam3VideoModel")
 
 
-def test_missing_empty_other_or_converted_sources(hub, tmp_path):
-  refused(tmp_path / "none", tmp_path, "there is nothing at", FileNotFoundError)
+def test_missing_empty_unrelated_and_converted_sources(hub, tmp_path):
+  refused(
+    tmp_path / "none", tmp_path, "none does not exist; give model.safetensors", FileNotFoundError
+  )
   (tmp_path / "empty").mkdir()
   refused(tmp_path / "empty", tmp_path, "holds no model.safetensors")
   save_file({"bert.weight": np.ones(3, np.float32)}, tmp_path / "bert.safetensors")
@@ -373,14 +369,14 @@ def test_missing_empty_other_or_converted_sources(hub, tmp_path):
   refused(tmp_path / "done", tmp_path, "is a checkpoint of sam3-jax already")
 
 
-def test_options_that_do_not_exist(hub, tmp_path):
+def test_invalid_options(hub, tmp_path):
   refused(hub, tmp_path, "dtype must be float32 or bfloat16; got 'float64'", dtype="float64")
   refused(hub, tmp_path, "format 'tf' must be auto or one of huggingface, meta", format="tf")
   refused(hub, tmp_path, "does not hold SAM 3 in the meta layout", format="meta")
   assert_tree(converted(hub, tmp_path / "x", format="huggingface").params)
 
 
-def test_an_output_that_is_taken_or_cannot_be_written(hub, tmp_path):
+def test_output_that_exists_or_cannot_be_written(hub, tmp_path):
   (tmp_path / "taken").mkdir()
   (tmp_path / "taken" / "mine").write_text("keep")
   (tmp_path / "file").write_text("keep")
@@ -392,7 +388,7 @@ def test_an_output_that_is_taken_or_cannot_be_written(hub, tmp_path):
 
 
 def one_fault(rng, arrays):
-  """One tensor changed; its name, and the arrays."""
+  """Changes one tensor; returns its name."""
   name = str(rng.choice(list(arrays)))
   array = arrays[name]
   match rng.choice(["missing", "extra", "renamed", "shape", "dtype", "nan", "rank"]):
@@ -415,7 +411,7 @@ def one_fault(rng, arrays):
   return name
 
 
-def test_single_faults_are_found_and_named(tmp_path):
+def test_single_faults_are_named(tmp_path):
   rng = np.random.default_rng(0)
   source = write_folder(tmp_path / "source", {"x": np.ones(1)})
   for _ in range(40):
@@ -427,14 +423,11 @@ def test_single_faults_are_found_and_named(tmp_path):
     refused(source, tmp_path, name.replace(".", r"\."))
 
 
-def test_a_tensor_that_is_not_finite_among_the_unread(tmp_path):
+def test_unread_tensor_that_is_not_finite(tmp_path):
   arrays = dict(huggingface_weights())
   arrays["tracker_neck.fpn_layers.3.proj1.bias"] = np.full(128, np.nan, np.float32)
   source = write_folder(tmp_path / "source", arrays)
   refused(source, tmp_path, "1 fault: tracker_neck.fpn_layers.3.proj1.bias holds values that are")
-
-
-# --- killed
 
 
 KILLED = """
@@ -464,15 +457,14 @@ def test_a_killed_conversion_leaves_nothing_that_loads(hub, tmp_path, stop):
   assert {path.name for path in tmp_path.iterdir()} == {left.name, ".out.lease"}
   with pytest.raises(FileNotFoundError):
     checkpoint.load(out)
-  if stop != "rename":  # everything but the name was there
+  if stop != "rename":  # then the checkpoint is complete, except for its name
     with pytest.raises(ValueError, match="only part of one"):
       checkpoint.load(left)
   assert_tree(converted(hub, out).params)
   assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_nothing_of_the_source_is_copied_into_memory(hub):
-  """Sources are views of one memory map until a part is filled."""
+def test_source_tensors_are_views_of_a_memory_map(hub):
   sources = open_safetensors(Path(hub) / "model.safetensors")
   array = sources[SCALE].read()
   while array.base is not None and not isinstance(array, np.memmap):

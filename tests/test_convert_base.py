@@ -1,4 +1,4 @@
-"""Parts that a source lacks as a whole come from a base checkpoint, and are told without one."""
+"""Parts that a source lacks come from a base checkpoint; without one they are named."""
 
 import functools
 import json
@@ -12,8 +12,8 @@ from sam3_jax.converters import convert
 from sam3_jax.converters.base import Base
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.parts import OPTIONAL, WORDS, parts_of
-from sam3_jax.converters.planning import plan_on
-from sam3_jax.converters.rules import Source
+from sam3_jax.converters.plan_source import plan_with_base
+from sam3_jax.converters.source import Source
 from sam3_jax.converters.wrappers import FORMATS
 from test_convert import refused
 from tiny import CONFIG
@@ -27,13 +27,13 @@ KINDS = {"meta": "meta", "hub": "huggingface"}
 
 
 def doubled(arrays):
-  """Another model of the same size."""
+  """The weights of another model of the same size."""
   return {name: array * 2 for name, array in arrays.items()}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-  """Of Meta's layout: it has all parts, concept points and the class token's row."""
+  """From Meta's layout: with all parts, concept points and the class token's row."""
   folder = tmp_path_factory.mktemp("base")
   save_arrays(folder / "sam3.pt", doubled(layout("meta")))
   convert(folder, folder / "base", tokenizer=TOKENIZER, config=CONFIG)
@@ -52,7 +52,7 @@ def without(arrays, layout, parts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_tensor_is_of_a_part(kind):
+def test_every_tensor_belongs_to_a_part(kind):
   table = FORMATS[KINDS[kind]].TABLE
   found = parts_of(table.name)
   assert {found.of(table.canonical(name)) for name in layout(kind)} == set(WORDS)
@@ -64,24 +64,23 @@ def test_every_tensor_is_of_a_part(kind):
 @given(
   st.sampled_from(sorted(KINDS)), st.sets(st.sampled_from(sorted(WORDS)), min_size=1, max_size=9)
 )
-def test_any_parts_come_from_the_base(base, theirs, kind, parts):
-  """The missing ones are the base's, all others the source's."""
+def test_missing_parts_come_from_the_base(base, theirs, kind, parts):
   name = KINDS[kind]
   table = FORMATS[name].TABLE
   arrays = without(layout(kind), name, parts)
   sources = {n: Source.of(a) for n, a in arrays.items()}
-  planned = plan_on(opened(base), table, sources, base / "x", None)
+  planned = plan_with_base(opened(base), table, sources, base / "x", None)
   got = flatten({part: planned.read(part, "float32", []) for part in planned.parts})
   assert got.keys() == theirs.keys()
   for path, array in got.items():
     part = "visual/neck" if path.startswith("visual/neck/") else path.partition("/")[0]
-    # A layout without concept points leaves them to the base.
+    # Hugging Face's layout has no concept points: they come from the base.
     of_base = part in parts or (kind == "hub" and path.startswith("geometry/point_"))
     np.testing.assert_array_equal(array, theirs[path] / (1 if of_base else 2), err_msg=path)
 
 
-def test_a_recipe_without_masks(base, theirs, tmp_path):
-  """As Meta's trainer saves it: no prefix, no tracker, an optimizer beside the model."""
+def test_training_checkpoint_without_masks(base, theirs, tmp_path):
+  """As Meta's trainer saves it: without prefix and tracker."""
   whole = {
     n.removeprefix("detector."): a for n, a in layout("meta").items()
     if n.startswith("detector.") and "sam2_convs" not in n and "segmentation_head" not in n
@@ -106,7 +105,7 @@ def test_a_recipe_without_masks(base, theirs, tmp_path):
   assert unread.keys() == bundle.load_unread(base).keys()
 
 
-def test_a_part_that_is_not_whole_is_no_part_that_is_absent(base, tmp_path):
+def test_incomplete_part_is_refused_with_a_base(base, tmp_path):
   arrays = dict(layout("meta"))
   name = "detector.segmentation_head.instance_seg_head.weight"
   del arrays[name]
@@ -114,7 +113,7 @@ def test_a_part_that_is_not_whole_is_no_part_that_is_absent(base, tmp_path):
   refused(source, tmp_path, f"1 fault: {name} is missing", base=base)
 
 
-def test_a_base_of_another_size(base, tmp_path):
+def test_base_of_another_size(base, tmp_path):
   config = tiny_config()
   config["detector_config"]["detr_decoder_config"]["num_queries"] = 11
   arrays = without(layout("hub"), "huggingface", {"masks", *OPTIONAL})
@@ -128,13 +127,13 @@ def test_a_base_of_another_size(base, tmp_path):
   refused(source, tmp_path, r"query_embed.weight is \[9, 128\]; expected \[10, 128\]", base=base)
 
 
-def test_several_parts_are_named(tmp_path):
+def test_missing_parts_are_named(tmp_path):
   arrays = without(layout("detector"), "huggingface", {"text", "masks"})
   source = write_folder(tmp_path / "source", arrays)
   refused(source, tmp_path, "has no part of the text encoder and the segmentation head. If they")
 
 
-def test_interactive_names_of_metas_image_model():
+def test_interactive_names_of_meta_image_model():
   names = {
     name.replace("tracker.", "inst_interactive_predictor.model.").removeprefix("detector.")
     for name in layout("meta")

@@ -1,4 +1,4 @@
-"""Sequences of batches: the same in every run, shared out, resumable; and their sources."""
+"""Sequences of batches: deterministic, sharded, resumable; and sources of images."""
 
 import json
 import pathlib
@@ -23,19 +23,26 @@ from sam3_jax.training.sources import PairSource, SceneConfig, SceneSource
 ROOT = pathlib.Path(__file__).parents[1]
 TOKENIZER = Tokenizer(ROOT / "tests" / "goldens" / "tokenizer.model")
 CONFIG = DataConfig(
-  batch=4, image_size=32, mask_size=8, prompts=3, present=2, objects=2, examples=2, box_only=0.3
+  batch_size=4,
+  image_size=32,
+  mask_size=8,
+  prompts_per_image=3,
+  present_prompts=2,
+  max_objects=2,
+  max_exemplars=2,
+  box_only_probability=0.3,
 )
 
 
 class Images(list):
-  """A list in memory, as a source."""
+  """A source in memory."""
 
   def name(self, index: int) -> str:
     return f"{index}.png"
 
 
 def images(count: int) -> Images:
-  """Each has a phrase that is there and one that is not."""
+  """Each image has a present and an absent phrase."""
   rng = np.random.default_rng(0)
   made = Images()
   for i in range(count):
@@ -44,8 +51,8 @@ def images(count: int) -> Images:
     mask[3:12, 5 : 8 + i % 9] = 1
     thing = Object(coco.encode(mask), (5, 3, 3 + i % 9, 9))
     common = {"file_name": f"{i}.png", "width": 24, "height": 18}
-    there = Pair(id=0, phrase=f"thing {i}", objects=(thing,), **common)
-    made.append(TrainingImage(image, [there, Pair(id=1, phrase="nothing", **common)]))
+    present = Pair(id=0, phrase=f"thing {i}", objects=(thing,), **common)
+    made.append(TrainingImage(image, [present, Pair(id=1, phrase="nothing", **common)]))
   return made
 
 
@@ -83,22 +90,22 @@ def test_static_shapes():
   assert type(batch.images) is np.ndarray
 
 
-def test_tokens_are_the_tokenizers():
-  for batch in take(batches(box_only=0.0, text_and_box=0.0), 3):
+def test_tokens_are_from_the_tokenizer():
+  for batch in take(batches(box_only_probability=0.0, text_and_box_probability=0.0), 3):
     for image, rows, valid in zip(batch.ids, batch.tokens, batch.prompt_valid, strict=True):
       np.testing.assert_array_equal(rows, TOKENIZER([f"thing {image}", "nothing", ""]))
       assert valid.tolist() == [True, True, False]
 
 
-def test_each_epoch_has_each_image_once_in_another_order():
-  """Also where the batch does not divide the epoch: the next one begins in the same batch."""
+def test_each_epoch_shuffles_all_images():
+  """Also if the batch size does not divide the epoch: the next epoch starts in the same batch."""
   sequence = ids(batches(10), 10)
   epochs = [sequence[i : i + 10] for i in range(0, 40, 10)]
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
-def test_without_shuffling_the_order_is_the_sources():
+def test_without_shuffling_images_keep_their_order():
   assert ids(batches(10, shuffle=False), 5) == [*range(10)] * 2
 
 
@@ -108,28 +115,28 @@ def test_sources_smaller_than_a_batch(count):
   assert sorted(sequence) == sorted(i % count for i in range(20))
 
 
-def test_a_image_looks_different_in_each_epoch():
-  """Its random numbers depend on the epoch, not only on the image."""
-  seen = take(batches(1, batch=1), 6)
+def test_augmentation_differs_between_epochs():
+  """Random numbers depend on the epoch and the image."""
+  seen = take(batches(1, batch_size=1), 6)
   assert len({batch.images.tobytes() for batch in seen}) == 6
 
 
-def test_two_runs_are_the_same_and_another_seed_is_not():
+def test_batches_depend_on_the_seed_only():
   assert_same(take(batches(), 6), take(batches(), 6))
   assert ids(batches(), 6) != ids(batches(seed=1), 6)
-  first, other = take(batches(1, batch=1), 1), take(batches(1, batch=1, seed=1), 1)
+  first, other = take(batches(1, batch_size=1), 1), take(batches(1, batch_size=1, seed=1), 1)
   assert (first[0].images != other[0].images).any()
 
 
-def test_making_batches_ahead_changes_nothing():
-  want = take(batches(ahead=0), 5)
+def test_batches_do_not_depend_on_prefetch():
+  want = take(batches(prefetch=0), 5)
   for ahead in (1, 3):
-    assert_same(take(batches(ahead=ahead), 5), want)
+    assert_same(take(batches(prefetch=ahead), 5), want)
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
-def test_resumed_is_uninterrupted(done):
-  """Through JSON, in another iterator, with more batches made ahead than were taken."""
+def test_resumed_batches_equal_uninterrupted_ones(done):
+  """With the state in JSON, another iterator, and more prefetched batches than consumed ones."""
   stream = batches()
   take(stream, done)
   state = json.loads(json.dumps(stream.get_state()))
@@ -138,7 +145,7 @@ def test_resumed_is_uninterrupted(done):
   take(other, 2)
   other.set_state(state)
   assert_same(take(other, 4), want)
-  stream.set_state(state)  # and back, in the same one
+  stream.set_state(state)  # the same iterator
   assert_same(take(stream, 4), want)
   assert stream.get_state() == other.get_state()
 
@@ -146,10 +153,10 @@ def test_resumed_is_uninterrupted(done):
 @pytest.mark.parametrize(
   ("options", "key"),
   [
-    ({"seed": 3}, "seed 0, but now it is 3"),
-    ({"batch": 2}, "images_a_batch 4, but now it is 2"),
-    ({"shuffle": False}, "shuffle 1, but now it is 0"),
-    ({"count": 9}, "images 10, but now it is 9"),
+    ({"seed": 3}, "seed 0, but seed is now 3"),
+    ({"batch_size": 2}, "batch_size 4, but batch_size is now 2"),
+    ({"shuffle": False}, "shuffle 1, but shuffle is now 0"),
+    ({"count": 9}, "images 10, but images is now 9"),
   ],
 )
 def test_states_of_other_sequences_are_refused(options, key):
@@ -158,8 +165,8 @@ def test_states_of_other_sequences_are_refused(options, key):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_each_batch(processes):
-  """Together they have the images of one process, made the same, each once."""
+def test_each_batch_is_divided_among_processes(processes):
+  """Together the processes have the same examples as one process."""
   want = take(batches(), 5)
   shares = [take(batches(process=p, processes=processes), 5) for p in range(processes)]
   for step, whole in enumerate(want):
@@ -170,7 +177,7 @@ def test_processes_share_each_batch(processes):
     assert_same([jax.tree.map(lambda *leaves: np.stack(leaves), *rows)], [whole])
 
 
-def test_states_fit_another_number_of_processes():
+def test_state_works_with_another_number_of_processes():
   stream = batches()
   take(stream, 3)
   state, want = stream.get_state(), ids(stream, 2)
@@ -184,20 +191,20 @@ def test_states_fit_another_number_of_processes():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"count": 0}, "the source has no image"),
+    ({"count": 0}, "the source has no images"),
     ({"image_size": 0}, "image_size 0 and mask_size 8: give DataConfig the model's"),
     ({"mask_size": 0}, "image_size 32 and mask_size 0: give DataConfig the model's"),
-    ({"processes": 3}, "batch of 4 images cannot be shared by 3 processes"),
-    ({"process": 2, "processes": 2}, "process 2 is none of the 2 processes"),
-    ({"process": -1}, "process -1 is none of the 1 processes"),
+    ({"processes": 3}, "data.batch_size 4 must be a multiple of the 3 processes"),
+    ({"process": 2, "processes": 2}, "process must be in 0 .. 1; got 2"),
+    ({"process": -1}, "process must be in 0 .. 0; got -1"),
   ],
 )
-def test_sequences_that_cannot_be(options, message):
+def test_invalid_arguments_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     batches(**options)
 
 
-def test_faults_of_a_source_reach_the_caller():
+def test_errors_of_a_source_are_raised():
   class Broken(Images):
     def __getitem__(self, index):
       raise ValueError(f"image {index} is damaged: get it again.")
@@ -208,7 +215,7 @@ def test_faults_of_a_source_reach_the_caller():
   stream.close()
 
 
-def test_closing_twice_and_going_on():
+def test_closed_batches_can_continue():
   stream = batches()
   want = ids(batches(), 4)
   stream.close()
@@ -218,8 +225,8 @@ def test_closing_twice_and_going_on():
   assert got + ids(stream, 2) == want
 
 
-def test_worker_processes_change_nothing(tmp_path):
-  """In a program of its own, as users start it; it ends without a word, closed or not."""
+def test_batches_do_not_depend_on_workers(tmp_path):
+  """In a separate program, as users run it. It ends without output, closed or not."""
   program = tmp_path / "program.py"
   program.write_text(
     textwrap.dedent(f"""
@@ -246,7 +253,7 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 def test_worker_processes_end_with_a_killed_program(tmp_path):
-  """They would hold its output open."""
+  """Otherwise they would keep its output open."""
   program = tmp_path / "program.py"
   program.write_text(
     textwrap.dedent(f"""
@@ -265,7 +272,7 @@ def test_worker_processes_end_with_a_killed_program(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
   for name in ("a", "b", "c"):
     noise = np.random.default_rng(ord(name)).integers(0, 256, (18, 24, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / f"{name}.png")
@@ -274,12 +281,12 @@ def folder(tmp_path):
 
 def pair(number: int, name: str, *, crowd: bool = False, exhaustive: bool = True) -> Pair:
   mask = coco.encode(np.ones((18, 24), np.uint8, order="F"))
-  things = (Object(mask, (0, 0, 24, 18), crowd),) if crowd else ()
-  return Pair(number, f"{name}.png", 24, 18, f"thing {number}", exhaustive, things)
+  objects = (Object(mask, (0, 0, 24, 18), crowd),) if crowd else ()
+  return Pair(number, f"{name}.png", 24, 18, f"thing {number}", exhaustive, objects)
 
 
-def test_pairs_are_grouped_by_image(folder):
-  """Whatever their order; what cannot be trained on is left out and counted."""
+def test_pairs_are_grouped_by_image(directory):
+  """In any order; unusable pairs are left out and counted."""
   pairs = [
     pair(0, "b"),
     pair(1, "a"),
@@ -287,34 +294,41 @@ def test_pairs_are_grouped_by_image(folder):
     pair(3, "b"),
     pair(4, "a", exhaustive=False),
   ]
-  source = PairSource(pairs, folder)
+  source = PairSource(pairs, directory)
   assert len(source) == 2
   assert source.left_out == 2
   assert [source.name(i) for i in range(2)] == ["b.png", "a.png"]
   assert [[one.id for one in source[i].pairs] for i in range(2)] == [[0, 3], [1]]
-  np.testing.assert_array_equal(source[1].image, np.asarray(Image.open(folder / "a.png")))
+  np.testing.assert_array_equal(source[1].image, np.asarray(Image.open(directory / "a.png")))
 
 
-def test_nothing_to_train_on(folder):
+def test_sources_without_usable_pairs_are_refused(directory):
   pairs = [pair(0, "a", crowd=True), pair(1, "b", exhaustive=False)]
-  with pytest.raises(ValueError, match="none of the 2 pairs can be trained on"):
-    PairSource(pairs, folder)
+  with pytest.raises(ValueError, match="none of the 2 pairs can be used for training"):
+    PairSource(pairs, directory)
 
 
-def test_names_for_messages(folder):
-  stream = Batches(PairSource([pair(0, "b"), pair(1, "a")], folder), TOKENIZER, CONFIG)
+def test_image_names(directory):
+  stream = Batches(PairSource([pair(0, "b"), pair(1, "a")], directory), TOKENIZER, CONFIG)
   assert [stream.name(i) for i in range(2)] == ["b.png", "a.png"]
   assert batches().name(3) == "3.png"
 
 
-def test_the_fixed_scenes_make_batches():
-  """From a file in SA-Co's layout to targets whose areas are the annotated ones."""
-  folder = ROOT / "tests" / "scenes" / "known"
-  pairs = annotations.read_checked(folder / "annotations.json", folder, TOKENIZER)
-  source = PairSource(pairs, folder)
+def test_batches_of_annotated_scenes():
+  """From a file in SA-Co's layout to targets with the annotated areas."""
+  directory = ROOT / "tests" / "scenes" / "known"
+  pairs = annotations.read_checked(directory / "annotations.json", directory, TOKENIZER)
+  source = PairSource(pairs, directory)
   assert (len(pairs), len(source), source.left_out) == (600, 90, 0)
-  plain: dict[str, Any] = {"smallest": 1.0, "flip": 0.0, "box_only": 0.0, "text_and_box": 0.0}
-  config = DataConfig(batch=6, image_size=64, mask_size=64, objects=12, shuffle=False, **plain)
+  plain: dict[str, Any] = {
+    "min_scale": 1.0,
+    "flip_probability": 0.0,
+    "box_only_probability": 0.0,
+    "text_and_box_probability": 0.0,
+  }
+  config = DataConfig(
+    batch_size=6, image_size=64, mask_size=64, max_objects=12, shuffle=False, **plain
+  )
   stream = Batches(source, TOKENIZER, config)
   for batch in take(stream, 2):
     for i, image in enumerate(batch.ids):
@@ -328,7 +342,7 @@ def test_the_fixed_scenes_make_batches():
         np.testing.assert_allclose(areas, want, atol=3e-5)  # rounding to 1/255: measured 1.3e-5
 
 
-def test_scenes_are_composed_when_asked_for():
+def test_scene_source():
   source = SceneSource(SceneConfig(count=5, seed=3, size=(64, 80), augment=0.5))
   assert len(source) == 5
   for i in (0, 4):
@@ -351,12 +365,12 @@ def test_scenes_are_composed_when_asked_for():
   assert source.name(2) == "scene 2 of seed 3"
 
 
-def test_no_scenes():
+def test_zero_scenes_are_refused():
   with pytest.raises(ValueError, match=r"scenes\.count must be 1 or more; got 0"):
     SceneSource(SceneConfig(count=0))
 
 
-def test_scenes_make_batches():
+def test_batches_of_composed_scenes():
   batch = next(Batches(SceneSource(SceneConfig(count=9, size=(64, 64))), TOKENIZER, CONFIG))
   assert batch.prompt_valid[:, :2].all()
   assert batch.targets.valid.any(axis=(1, 2)).all()

@@ -1,4 +1,4 @@
-"""Dense pretraining: terms against plain loops, padding, empty batches, what gets a gradient."""
+"""Dense pretraining: losses against loops, padding, batches without objects, gradients."""
 
 import functools
 
@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.training import dense_pretraining
 from sam3_jax.training.dense_pretraining import TERMS, DenseConfig, dense_loss
-from sam3_jax.training.losses import cell_loss
+from sam3_jax.training.mask_losses import cell_loss
 from sam3_jax.utils.param_tree import flatten, nest
 
-DETECTOR = Detector(toy.CONFIG, jnp.float32, True)
+DETECTOR = Detector(training_model.CONFIG, jnp.float32, True)
 
 
 def loss(parameters, batch, key=0):
@@ -31,11 +31,11 @@ def loss(parameters, batch, key=0):
 @functools.cache
 def gradients():
   value = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  return lambda batch: value(toy.parameters(), batch)
+  return lambda batch: value(training_model.parameters(), batch)
 
 
-def test_the_total_is_the_weighted_sum_of_its_terms():
-  (total, terms), _ = gradients()(toy.batch(0))
+def test_total_is_the_weighted_sum_of_its_terms():
+  (total, terms), _ = gradients()(training_model.batch(0))
   weights = {
     "coarse": 1.0, "middle": 0.5, "fine": 0.5,
     "class": 2.0, "box": 5.0, "giou": 2.0, "mask": 7.0, "dice": 2.0, "semantic_dice": 0.5,
@@ -45,18 +45,18 @@ def test_the_total_is_the_weighted_sum_of_its_terms():
   np.testing.assert_allclose(total, sum(weights[name] * terms[name] for name in weights), rtol=1e-6)
 
 
-def test_all_but_geometry_and_the_decoder_s_layers_learn():
-  _, gradient = gradients()(toy.batch(0))
+def test_parameters_with_a_gradient():
+  _, gradient = gradients()(training_model.batch(0))
   still = {path for path, value in flatten(gradient).items() if not np.any(value)}
   learn = ("decoder/norm/", "decoder/box_head/")
   for path in gradient:
     idle = path.startswith(("geometry/", "decoder/")) and not path.startswith(learn)
-    key_bias = path.endswith("attn/key/bias")  # softmax does not feel it
+    key_bias = path.endswith("attn/key/bias")  # a softmax does not depend on it
     assert (path in still) == idle or key_bias, path
 
 
-def test_padding_says_nothing():
-  batch = toy.batch(0)
+def test_padding_changes_nothing():
+  batch = training_model.batch(0)
   (total, terms), _ = gradients()(batch)
   padded = batch.replace(
     targets=batch.targets.replace(
@@ -71,8 +71,8 @@ def test_padding_says_nothing():
   jax.tree.map(np.testing.assert_array_equal, terms, others)
 
 
-def test_a_batch_without_objects_is_finite():
-  batch = toy.batch(0)
+def test_batch_without_objects_is_finite():
+  batch = training_model.batch(0)
   empty = batch.replace(
     targets=batch.targets.replace(valid=np.zeros_like(batch.targets.valid)),
     prompt_valid=np.zeros_like(batch.prompt_valid),
@@ -83,7 +83,7 @@ def test_a_batch_without_objects_is_finite():
   assert all(np.isfinite(value).all() for value in gradient.values())
 
 
-def test_a_cell_s_distribution():
+def test_distribution_of_a_cell():
   covered = jnp.array([[0.0, 1.0, 0.5, 1.0], [0.0, 0.0, 0.25, 1.0]]).reshape(1, 2, 1, 4)
   shares = dense_pretraining._with_none(covered)[0, :, 0]
   np.testing.assert_allclose(shares[:, 0], [1, 0, 0])
@@ -93,18 +93,18 @@ def test_a_cell_s_distribution():
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_boxes_are_those_of_the_objects_that_cover_the_cells(right):
+def test_boxes_of_the_objects_that_cover_the_cells(right):
   boxes = jnp.array([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]])
-  in_cells = jnp.array([[[1.0, 0.3, 0.0], [0.0, 0.2, 0.9]]])  # two cells inside, one on no object
+  in_cells = jnp.array([[[1.0, 0.3, 0.0], [0.0, 0.2, 0.9]]])  # two cells on objects, one on none
   found = jnp.stack([boxes[:, 0], boxes[:, 0] * 0 + 0.1, boxes[:, 1]], axis=1)
   found = found if right else found[:, ::-1]
-  terms = dense_pretraining._boxes(found, in_cells, boxes, DenseConfig().inside)
+  terms = dense_pretraining._box_terms(found, in_cells, boxes, DenseConfig().min_coverage)
   np.testing.assert_allclose(terms["box"], 0 if right else 0.5, atol=1e-6)
   np.testing.assert_allclose(terms["iou"], 1 if right else 0, atol=1e-6)
   np.testing.assert_allclose(terms["giou"], 0 if right else 1, atol=1e-6)
 
 
-def test_the_loss_of_cells_against_a_plain_loop():
+def test_cell_loss_equals_a_loop():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(2, 4)).astype(np.float32)
   covered = rng.uniform(size=(2, 4, 4)).astype(np.float32)

@@ -21,21 +21,21 @@ def results():
   embedding = run("encode_image", random_images(rng, 2), sizes)
   text = run("encode_text", random_tokens(rng, [3, 4, 10, 32]))
   prompts = random_prompts(rng, text, [1, 0, 1, 0], [0, 1, 2, 4], 4)
-  predictions = run("predict", embedding, prompts)
+  predictions = run("detect_all_layers", embedding, prompts)
   detections = run("detect", embedding, prompts)
   return types.SimpleNamespace(**locals())
 
 
 def test_all_queries_in_their_order(results):
   detections, predictions = results.detections, results.predictions
-  scores = expit(predictions.logits[-1]) * expit(predictions.presence[-1])[:, None]
+  scores = expit(predictions.logits[-1]) * expit(predictions.presence_logit[-1])[:, None]
   assert_close(detections.scores, scores, rel=ROUNDING)
   centre, extent = np.split(np.float64(predictions.boxes[-1]), 2, axis=-1)
   corners = np.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
   assert_close(detections.boxes, corners, rel=2.8e-7)  # measured 2.8e-8
   assert_close(detections.mask_logits, predictions.mask_logits, rel=ROUNDING)
   assert_close(detections.semantic_logits, predictions.semantic_logits, rel=ROUNDING)
-  assert_close(detections.presence, predictions.presence[-1], rel=ROUNDING)
+  assert_close(detections.presence_logit, predictions.presence_logit[-1], rel=ROUNDING)
 
 
 def test_what_each_row_is_about(results):
@@ -58,7 +58,7 @@ def test_the_best_queries_in_descending_order(results):
     every = getattr(whole, name)
     index = order.reshape(4, 3, *[1] * (every.ndim - 2))
     assert_close(getattr(best, name), np.take_along_axis(np.asarray(every), index, 1), rel=ROUNDING)
-  for name in ("presence", "semantic_logits", "image_index", "sizes"):
+  for name in ("presence_logit", "semantic_logits", "image_index", "sizes"):
     assert_close(getattr(best, name), getattr(whole, name), rel=ROUNDING)
 
 

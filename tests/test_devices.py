@@ -1,4 +1,4 @@
-"""Training on several devices: the real step on four equals that on one, and how arrays are cut."""
+"""Training on several devices: a step on four equals one on a single device; shardings."""
 
 import re
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import toy
+import training_model
 from support import QUICK, difference
 
 from sam3_jax.model.layers import Layering
@@ -18,21 +18,28 @@ from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer, make_sc
 
 def five_steps(devices, fsdp, again=False):
   settings = OptimizerConfig(
-    schedule="constant", warmup=0, cooldown=0, multipliers=(), layer_decay=1.0
+    schedule="constant",
+    warmup_steps=0,
+    cooldown_steps=0,
+    learning_rate_multipliers=(),
+    layer_decay=1.0,
   )
   mesh = sharding.make_mesh(jax.devices()[:devices], fsdp)
-  optimizer = make_optimizer(settings, toy.parameters(), toy.CONFIG.trunk, 5)
-  now = state.create(toy.parameters(), optimizer, jax.random.key(1), average=False)
+  optimizer = make_optimizer(settings, training_model.parameters(), training_model.CONFIG.trunk, 5)
+  now = state.create(training_model.parameters(), optimizer, jax.random.key(1), ema=False)
   now = jax.device_put(now, sharding.state_shardings(mesh, now))
   gather = sharding.gatherer(mesh, jnp.float32)
   what = step.StepSettings(
-    model=toy.CONFIG, losses=LossConfig(), masked=1, layering=Layering(again, gather)
+    model=training_model.CONFIG,
+    losses=LossConfig(),
+    mask_prompts=1,
+    layering=Layering(again, gather),
   )
   run = step.make_step(what, optimizer, make_schedule(settings, 5), mesh, now, {}, QUICK)
-  run = run.lower(now, {}, sharding.place_batch(mesh, toy.batch(0))).compile()
+  run = run.lower(now, {}, sharding.put_batch(mesh, training_model.batch(0))).compile()
   losses, moments = [], []
   for number in range(5):
-    now, metrics = run(now, {}, sharding.place_batch(mesh, toy.batch(number)))
+    now, metrics = run(now, {}, sharding.put_batch(mesh, training_model.batch(number)))
     losses.append(float(metrics["loss"]))
     moments.append(jax.device_get(optax.tree_utils.tree_get(now.optimizer, "mu")))
   return losses, now, run.as_text(), gradients(moments, settings.beta1)
@@ -96,9 +103,9 @@ def foreign_gathers(text):
   def key(shape):
     return sorted(n for n in shape if n > 1)  # layers are cut out of stacks, axes reordered
 
-  known = [key(x.shape[stacked_axes(path) :]) for path, x in toy.parameters().items()]
-  queries, width = toy.CONFIG.queries, toy.CONFIG.text.width
-  known += [key((2 * queries, 4)), key((4, 2, toy.CONFIG.text.context, width))]
+  known = [key(x.shape[stacked_axes(path) :]) for path, x in training_model.parameters().items()]
+  queries, width = training_model.CONFIG.queries, training_model.CONFIG.text.width
+  known += [key((2 * queries, 4)), key((4, 2, training_model.CONFIG.text.context, width))]
   results = re.findall(r"= (.*) all-gather(?:-start)?\(", text)
   shapes = [
     [int(n) for n in found.split(",")]
@@ -108,7 +115,7 @@ def foreign_gathers(text):
   return [shape for shape in shapes if key(shape) not in known and shape[-1] != queries]
 
 
-def test_parameters_are_cut_along_the_largest_axis_that_fits():
+def test_parameters_are_sharded_along_the_largest_divisible_axis():
   mesh = sharding.make_mesh(jax.devices()[:4], 4)
 
   def spec(path, *shape):
@@ -123,18 +130,20 @@ def test_parameters_are_cut_along_the_largest_axis_that_fits():
 
 
 @pytest.mark.parametrize("fsdp", [0, 3])
-def test_meshes_that_do_not_fit_are_refused(fsdp):
+def test_invalid_meshes(fsdp):
   with pytest.raises(ValueError, match=f"fsdp must divide the number of devices, 4; got {fsdp}"):
     sharding.make_mesh(jax.devices()[:4], fsdp)
 
 
-def test_microbatches_take_every_nth_image_and_count_alike():
+def test_microbatches_take_every_nth_image():
   def gradient(trained, frozen, batch, key):
     mean = jnp.mean(batch.ids.astype(jnp.float32))
     return (mean, {"objects": jnp.sum(batch.ids)}), {"w": trained["w"] * batch.ids[0]}
 
-  batch = toy.batch(1, images=6)  # ids 100 .. 105
-  what = step.StepSettings(model=toy.CONFIG, losses=LossConfig(), accumulate=3)
+  batch = training_model.batch(1, images=6)  # ids 100 .. 105
+  what = step.StepSettings(
+    model=training_model.CONFIG, losses=LossConfig(), gradient_accumulation_steps=3
+  )
   trained = {"w": jnp.ones(2)}
   total, terms, gradients = step._accumulated(gradient, trained, {}, batch, jax.random.key(0), what)
   assert float(total) == 102.5

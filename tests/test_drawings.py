@@ -1,4 +1,4 @@
-"""The sheet of drawings, what becomes of a drawing in a scene, and what lies behind."""
+"""The sheet of drawings, their augmentation, and backgrounds."""
 
 import colorsys
 import hashlib
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_jax.datasets.synthetic import augment as jitter
-from sam3_jax.datasets.synthetic import backgrounds, drawings
+from sam3_jax.datasets.synthetic import augment, backgrounds, drawings
+from sam3_jax.datasets.synthetic.augment import render
 from sam3_jax.datasets.synthetic.drawings import make_sheet
 
 FOLDER = Path(drawings.__file__).parent
@@ -23,49 +23,49 @@ def seeded(*seed: int) -> np.random.Generator:
 
 
 def hue(pixels: np.ndarray) -> float:
-  """Degrees of the saturated opaque pixels' mean colour; of premultiplied RGBA."""
+  """Hue in degrees of the mean colour of saturated opaque pixels, from premultiplied RGBA."""
   flat = pixels[pixels[..., 3] == 255][:, :3].astype(float)
   spread = np.ptp(flat, axis=1)
   flat = flat[spread >= np.percentile(spread, 60)]
   return 360 * colorsys.rgb_to_hsv(*(flat.mean(0) / 255))[0]
 
 
-def apart(first: float, second: float) -> float:
+def hue_distance(first: float, second: float) -> float:
   return abs((first - second + 180) % 360 - 180)
 
 
 class TestSheet:
-  def test_has_78_things_and_3_new_ones_by_four_artists(self):
+  def test_78_concepts_and_3_new_ones_by_four_artists(self):
     assert len(NAMES) == len(set(NAMES)) == 78
     assert {one.name for one in drawings.new_concepts()} == {"avocado", "crown", "owl"}
-    assert drawings.everything() == drawings.concepts() + drawings.new_concepts()
+    assert drawings.all_concepts() == drawings.concepts() + drawings.new_concepts()
     for style in drawings.STYLES:
       assert len(drawings.drawings(style)) == 81
 
-  def test_cells_of_the_78_stay_where_they_are(self):
-    """Scenes of a seed are the same for good. Of the cells before there were new ones."""
+  def test_cells_of_the_78_concepts_are_unchanged(self):
+    """Scenes of a seed never change: the digest was taken before new concepts were added."""
     with Image.open(FOLDER / "sheet.webp") as sheet:
       pixels = np.asarray(sheet.convert("RGBa"))[: 24 * 128]
     digest = hashlib.sha256(pixels.tobytes()).hexdigest()
     assert digest == "99d55e873d4c15af2b36cbb41f9d5a41034a93c26f0c9b0c0abf34ca6037327b"
 
-  def test_concepts_are_those_of_the_fixed_scenes(self):
+  def test_concepts_include_those_of_the_fixed_scenes(self):
     first = {concept.phrases[0] for concept in drawings.concepts()}
     for folder in ("known", "twemoji"):
       record = json.loads((FIXED / folder / "annotations.json").read_text())
       assert {pair["text_input"] for pair in record["images"]} <= first
 
-  def test_twemoji_is_no_style_of_training(self):
+  def test_twemoji_is_not_a_training_style(self):
     assert set(drawings.STYLES) - set(drawings.TRAINING) == {"twemoji"}
 
-  def test_an_unknown_style_is_named(self):
+  def test_unknown_style(self):
     with pytest.raises(ValueError, match=r"no style 'crayon'; choose from noto, noto-v1, fluent"):
       drawings.drawings("crayon")
 
   def test_is_small_enough_to_commit(self):
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.suffix != ".pyc") < 3e6
 
-  def test_index_fits_the_image(self):
+  def test_index_matches_the_image(self):
     index = json.loads((FOLDER / "sheet.json").read_text())
     assert index["concepts"] == NAMES
     assert tuple(index["sizes"]) == tuple(index["new"]["sizes"]) == drawings.STYLES
@@ -75,16 +75,16 @@ class TestSheet:
       assert sheet.height * index["columns"] >= 4 * 81 * index["cell"]
 
   @pytest.mark.parametrize("style", drawings.STYLES)
-  def test_drawings_are_tight_and_whole(self, style):
-    """A drawing that reached into its neighbour's cell, or lost a side, would touch the margin."""
+  def test_drawings_are_tight_and_complete(self, style):
+    """A drawing that overlaps the next cell, or is cut off, would touch the margin."""
     index = json.loads((FOLDER / "sheet.json").read_text())
     sizes = index["sizes"][style] + index["new"]["sizes"][style]
-    names = [one.name for one in drawings.everything()]
+    names = [one.name for one in drawings.all_concepts()]
     for name, drawing, size in zip(names, drawings.drawings(style), sizes, strict=True):
       alpha = np.asarray(drawing.levels[0])[..., 3]
       rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
       assert max(size) == 128, name
-      # An edge of alpha 12 or less at 512 pixels may round to nothing at 128.
+      # An edge with alpha of at most 12 at 512 pixels may vanish at 128.
       assert rows[0] - drawings.MARGIN in (0, 1, 2), name
       assert columns[0] - drawings.MARGIN in (0, 1, 2), name
       assert size[1] - 2 <= np.ptp(rows) + 1 <= size[1], name
@@ -122,7 +122,7 @@ class TestSheet:
   def test_reduced_crops_and_keeps_the_aspect(self):
     drawn = Image.new("RGBA", (512, 512))
     drawn.paste((200, 30, 30, 255), (100, 50, 356, 178))
-    drawn.paste((0, 0, 0, make_sheet.FAINT), (0, 400, 512, 512))  # all but invisible: cropped
+    drawn.paste((0, 0, 0, make_sheet.FAINT), (0, 400, 512, 512))  # almost invisible: cropped
     small = make_sheet.reduced(drawn)
     assert small.size == (128, 64)
     assert small.getpixel((64, 32)) == (200, 30, 30, 255)
@@ -131,21 +131,21 @@ class TestSheet:
 class TestRender:
   DRAWING = drawings.drawings("noto-v1")[NAMES.index("key")]
 
-  @pytest.mark.parametrize("augment", [0.0, 1.0])
+  @pytest.mark.parametrize("strength", [0.0, 1.0])
   @pytest.mark.parametrize("side", [18.0, 60.0, 170.0])
-  def test_has_the_size_asked_for(self, side, augment, monkeypatch):
-    monkeypatch.setattr(jitter, "_outlined", lambda rng, drawn, alpha: drawn)  # a rim adds to it
+  def test_size(self, side, strength, monkeypatch):
+    monkeypatch.setattr(augment, "_outlined", lambda rng, drawn, alpha: drawn)
     for seed in range(30):
       concept = seed * 2 % 78
       drawing = drawings.drawings(drawings.STYLES[seed % 4])[concept]
-      mask = jitter.render(seeded(seed), drawing, concept, side, augment).mask
+      mask = render(seeded(seed), drawing, concept, side, strength).mask
       box = [np.ptp(np.flatnonzero(mask.any(axis))) + 1 for axis in (0, 1)]
-      # Less where parts are too thin for the size to be opaque, or blurred.
+      # Smaller if parts are too thin to be opaque, or blurred.
       assert 0.7 * side - 2 <= max(box) <= side + 2, (NAMES[concept], seed)
 
   def test_unchanged_at_its_own_size(self, plain):
     box = self.DRAWING.outline
-    patch = jitter.render(seeded(0), self.DRAWING, 0, float(np.ptp(box, axis=0).max()), 0.0)
+    patch = render(seeded(0), self.DRAWING, 0, float(np.ptp(box, axis=0).max()), 0.0)
     want = np.asarray(self.DRAWING.levels[0])
     opaque = want[want[..., 3] >= drawings.OPAQUE]
     got = patch.pixels[patch.mask]
@@ -160,53 +160,51 @@ class TestRender:
       ([[0, -1], [1, 0]], lambda mask: np.rot90(mask, -1)),  # clockwise, as y points down
     ],
   )
-  def test_turns_and_mirrors(self, shape, turn, plain, monkeypatch):
-    upright = jitter.render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
-    monkeypatch.setattr(jitter, "_shape", lambda rng, augment: np.array(shape, float))
-    turned = jitter.render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
+  def test_rotations_and_mirroring(self, shape, turn, plain, monkeypatch):
+    upright = render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
+    monkeypatch.setattr(augment, "_shape", lambda rng, augment: np.array(shape, float))
+    turned = render(seeded(0), self.DRAWING, 0, 80.0, 0.0).mask
     assert np.array_equal(turned, turn(upright))
 
-  def test_colors_are_times_alpha(self):
+  def test_colors_are_premultiplied(self):
     for seed in range(20):
-      patch = jitter.render(seeded(seed), self.DRAWING, NAMES.index("key"), 50.0, 1.0)
+      patch = render(seeded(seed), self.DRAWING, NAMES.index("key"), 50.0, 1.0)
       assert (patch.pixels[..., :3] <= patch.pixels[..., 3:].astype(int) + 2).all()
       assert np.array_equal(patch.mask, patch.pixels[..., 3] >= drawings.OPAQUE)
 
   def test_same_generator_same_patch(self):
     first, second, other = (
-      jitter.render(seeded(seed), self.DRAWING, 3, 50.0, 1.0).pixels for seed in (1, 1, 2)
+      render(seeded(seed), self.DRAWING, 3, 50.0, 1.0).pixels for seed in (1, 1, 2)
     )
     assert np.array_equal(first, second)
     assert first.shape != other.shape or not np.array_equal(first, other)
 
-  @pytest.mark.parametrize("augment", [0.0, 1.0])
+  @pytest.mark.parametrize("strength", [0.0, 1.0])
   @pytest.mark.parametrize(
     "name", ["red-apple", "green-apple", "blue-book", "orange-book", "green-book", "red-heart"]
   )
-  def test_named_colors_stay(self, name, augment, monkeypatch):
-    """A hue moves by less than half of what lies between twins, 35 degrees at least."""
+  def test_named_colors_are_preserved(self, name, strength, monkeypatch):
+    """The hue changes by less than half of the distance of similar concepts, 35 degrees."""
     concept = NAMES.index(name)
     for style in drawings.STYLES:
       drawing = drawings.drawings(style)[concept]
       with monkeypatch.context() as patched:
-        patched.setattr(jitter, "_color_matrix", lambda *_: (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))
-        want = hue(jitter.render(seeded(0), drawing, concept, 100.0, 0.0).pixels)
+        patched.setattr(augment, "_color_matrix", lambda *_: (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))
+        want = hue(render(seeded(0), drawing, concept, 100.0, 0.0).pixels)
       for seed in range(8):
-        got = hue(jitter.render(seeded(seed), drawing, concept, 100.0, augment).pixels)
-        assert apart(got, want) < 17.5, (style, seed)
+        got = hue(render(seeded(seed), drawing, concept, 100.0, strength).pixels)
+        assert hue_distance(got, want) < 17.5, (style, seed)
 
-  def test_things_of_any_color_get_any(self):
+  def test_concepts_of_any_color_get_all_hues(self):
     concept = NAMES.index("balloon")
     drawing = drawings.drawings("noto")[concept]
-    hues = [
-      hue(jitter.render(seeded(seed), drawing, concept, 60.0, 1.0).pixels) for seed in range(60)
-    ]
+    hues = [hue(render(seeded(seed), drawing, concept, 60.0, 1.0).pixels) for seed in range(60)]
     assert len({int(one // 60) for one in hues}) == 6
 
-  def test_an_outline_widens_the_mask(self):
+  def test_outline_grows_the_mask(self):
     drawn = self.DRAWING.levels[1]
     alpha = drawn.getchannel("A")
-    rimmed = np.asarray(jitter._outlined(seeded(0), drawn, alpha))[..., 3]
+    rimmed = np.asarray(augment._outlined(seeded(0), drawn, alpha))[..., 3]
     before = np.asarray(alpha) == 255
     grown = before.copy()
     for axis in (0, 1):
@@ -227,14 +225,14 @@ class TestBackground:
     assert np.array_equal(images[0], images[1])
     assert not np.array_equal(images[0], images[2])
 
-  def test_all_kinds_come(self, monkeypatch):
-    came = []
+  def test_all_kinds_occur_by_their_weights(self, monkeypatch):
+    chosen = []
     weights = [weight for _, weight in backgrounds._KINDS]
-    kinds = [(lambda *_, n=n: came.append(n), weight) for n, weight in enumerate(weights)]
+    kinds = [(lambda *_, n=n: chosen.append(n), weight) for n, weight in enumerate(weights)]
     monkeypatch.setattr(backgrounds, "_KINDS", kinds)
     for seed in range(400):
       backgrounds.background(seeded(seed), 64, 64)
-    shares = np.bincount(came, minlength=len(kinds)) / 400
+    shares = np.bincount(chosen, minlength=len(kinds)) / 400
     assert np.abs(shares - np.array(weights) / sum(weights)).max() < 0.08  # 3 standard deviations
 
   def test_stripes_and_checks_have_two_colors(self):
@@ -243,14 +241,14 @@ class TestBackground:
     ends = ramp[[0, -1]].astype(float)
     way = (ends[1] - ends[0]) / np.linalg.norm(ends[1] - ends[0])
     off = ramp - ends[0] - np.outer((ramp - ends[0]) @ way, way)
-    assert np.abs(off).max() < 2.5  # all on one line, but for rounding
+    assert np.abs(off).max() < 2.5  # all on one line, except for rounding
 
 
 @pytest.fixture
 def plain(monkeypatch):
-  """Neither turned nor recoloured."""
-  monkeypatch.setattr(jitter, "_shape", lambda rng, augment: np.eye(2))
-  monkeypatch.setattr(jitter, "_recolored", lambda rng, drawn, concept, augment: drawn)
+  """Disables rotation and recolouring."""
+  monkeypatch.setattr(augment, "_shape", lambda rng, augment: np.eye(2))
+  monkeypatch.setattr(augment, "_recolored", lambda rng, drawn, concept, augment: drawn)
 
 
 def _premultiplied(pixels: np.ndarray) -> np.ndarray:

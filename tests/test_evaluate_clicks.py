@@ -1,21 +1,23 @@
-"""Figures of clicks, boxes and everything, of a model that does what it is told."""
+"""Evaluation of clicks, boxes and mask generation, with a fake model."""
 
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 from PIL import Image
 
 from sam3_jax.cli import main
 from sam3_jax.datasets import annotations
-from sam3_jax.evaluation import clicks
-from sam3_jax.evaluation.clicks import correction, evaluate, evaluate_everything, heart, matched
+from sam3_jax.evaluation import clicks, mask_generation
+from sam3_jax.evaluation.clicks import corrective_click, deepest_point
+from sam3_jax.evaluation.mask_generation import greedy_matches
 from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.ops.masks import mask_iou
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.outputs.rle import bounds, encode
-from sam3_jax.types import VisualMasks
 
 SIZE = 40, 60
 
@@ -57,12 +59,12 @@ def data(tmp_path):
   return annotations.read(tmp_path / "data.json"), tmp_path
 
 
-class Obedient:
-  """Answers with the object that is asked for: whole to a box, and to clicks the part of it that is
-  left of the rightmost click, a pixel a cell."""
+class FakeModel:
+  """Returns the object of a prompt: all of it for a box; for clicks, its part left of the rightmost
+  click. A mask has one cell per pixel."""
 
   def __init__(self):
-    self.asked = []
+    self.prompts = []
 
   def encode(self, image, visual):
     assert visual
@@ -71,13 +73,13 @@ class Obedient:
 
   def decode_visual(self, embedding, prompts, *, multimask=True):
     assert embedding == "embedding"
-    self.asked += prompts
+    self.prompts += prompts
     logits = [self._masks(prompt, multimask) for prompt in prompts]
     iou = np.tile([0.5, 0.9, 0.1], (len(prompts), 1))[:, : len(logits[0])]
-    rows = len(prompts)
+    count = len(prompts)
     return VisualMasks(
-      jnp.asarray(np.array(logits, np.float32)), jnp.asarray(iou), jnp.zeros(rows),
-      jnp.zeros(rows, jnp.int32), jnp.tile(jnp.array(SIZE), (rows, 1)),
+      jnp.asarray(np.array(logits, np.float32)), jnp.asarray(iou), jnp.zeros(count),
+      jnp.zeros(count, jnp.int32), jnp.tile(jnp.array(SIZE), (count, 1)),
     )  # fmt: skip
 
   def _masks(self, prompt, multimask):
@@ -106,77 +108,77 @@ class Obedient:
     return Segments()
 
 
-def test_each_object_is_asked_for_once_by_clicks_and_a_box(data):
+def test_clicks_and_boxes_for_each_object(data):
   pairs, folder = data
-  model, told = Obedient(), []
-  figures = evaluate(model, pairs, folder, progress=lambda *args: told.append(args))
-  assert told == [("a.png", 0)]
+  model, steps = FakeModel(), []
+  figures = clicks.evaluate(model, pairs, folder, progress=lambda *args: steps.append(args))
+  assert steps == [("a.png", 0)]
   assert figures["objects"] == 2
   assert figures["box"] == figures["click_best"] == pytest.approx(100)
   edges, expected = [], []
   for mask in (FIRST, SECOND):
     columns = np.flatnonzero(mask.any(0))
-    edge = int(heart(mask).x)
+    edge = int(deepest_point(mask).x)
     expected.append((edge - columns[0] + 1) / len(columns))
     for _ in range(2):
-      edge = int(correction(mask & (np.arange(SIZE[1]) <= edge), mask)[0][0])
+      edge = int(corrective_click(mask & (np.arange(SIZE[1]) <= edge), mask)[0][0])
     edges.append((edge - columns[0] + 1) / len(columns))
   assert figures["click"] == pytest.approx(100 * np.mean(expected))
   assert figures["three_clicks"] == pytest.approx(100 * np.mean(edges))
   assert figures["click"] < figures["three_clicks"]
-  assert [len(prompt.points) for prompt in model.asked] == [1, 1, 2, 2, 3, 3, 0, 0]
-  assert all((prompt.mask is None) == (len(prompt.points) < 2) for prompt in model.asked)
-  assert model.asked[-1].box == (30, 20, 50, 40)
+  assert [len(prompt.points) for prompt in model.prompts] == [1, 1, 2, 2, 3, 3, 0, 0]
+  assert all((prompt.mask is None) == (len(prompt.points) < 2) for prompt in model.prompts)
+  assert model.prompts[-1].box == (30, 20, 50, 40)
 
 
-def test_everything_finds_objects_and_false_masks(data):
+def test_mask_generation_counts_found_objects_and_false_masks(data):
   pairs, folder = data
-  figures = evaluate_everything(Obedient(), pairs, folder, "options")
-  # Of four masks one is on nothing, and one finds what was found.
+  figures = mask_generation.evaluate(FakeModel(), pairs, folder, "options")
+  # Of four masks, one has no object, and one has an object that is already matched.
   assert figures == {"found": 100, "false": 50, "objects": 2, "masks": 4}
 
 
-def test_nothing_to_ask_for(data):
+def test_pairs_without_objects_are_refused(data):
   pairs, folder = data
-  with pytest.raises(ValueError, match="none of the 1 pairs has an object to ask for"):
-    evaluate(Obedient(), pairs[2:], folder)
+  with pytest.raises(ValueError, match="none of the 1 pairs has an object to segment"):
+    clicks.evaluate(FakeModel(), pairs[2:], folder)
 
 
-def test_hearts():
-  assert heart(rectangle(10, 10, 15, 15)) == (12.5, 12.5, 3)
-  x, _, depth = heart(rectangle(0, 0, 3, 40))  # the image's edge is an edge
+def test_deepest_points():
+  assert deepest_point(rectangle(10, 10, 15, 15)) == (12.5, 12.5, 3)
+  x, _, depth = deepest_point(rectangle(0, 0, 3, 40))  # the border of the image counts as an edge
   assert (x, depth) == (1.5, 2)
-  assert heart(np.zeros(SIZE, bool)).depth == 0
-  assert heart(np.ones((1, 1), bool)) == (0.5, 0.5, 1)
+  assert deepest_point(np.zeros(SIZE, bool)).depth == 0
+  assert deepest_point(np.ones((1, 1), bool)) == (0.5, 0.5, 1)
 
 
-def test_corrections():
-  assert correction(FIRST, FIRST) == (tuple(heart(FIRST)[:2]), 1)
-  (x, y), label = correction(FIRST | rectangle(30, 0, 50, 20), FIRST)
+def test_corrective_clicks():
+  assert corrective_click(FIRST, FIRST) == (tuple(deepest_point(FIRST)[:2]), 1)
+  (x, y), label = corrective_click(FIRST | rectangle(30, 0, 50, 20), FIRST)
   assert label == 0
   assert rectangle(30, 0, 50, 20)[int(y), int(x)]
-  (x, y), label = correction(np.zeros(SIZE, bool), SECOND)
+  (x, y), label = corrective_click(np.zeros(SIZE, bool), SECOND)
   assert label == 1
   assert SECOND[int(y), int(x)]
 
 
 @pytest.mark.parametrize(
-  ("overlaps", "pairs"),
+  ("ious", "matches"),
   [
     ([[0.6, 0.9], [0.8, 0.7]], [(0, 1), (1, 0)]),
     ([[0.6], [0.5], [0.4]], [(0, 0)]),
     ([[0.49]], []),
   ],
 )
-def test_matching_is_one_to_one(overlaps, pairs):
-  assert matched(np.array(overlaps)) == pairs
-  assert matched(np.zeros((0, 3))) == matched(np.zeros((3, 0))) == []
+def test_matching_is_one_to_one(ious, matches):
+  assert greedy_matches(np.array(ious)) == matches
+  assert greedy_matches(np.zeros((0, 3))) == greedy_matches(np.zeros((3, 0))) == []
 
 
-def test_iou():
-  assert clicks.iou(FIRST, FIRST) == 1
-  assert clicks.iou(FIRST, SECOND) == 0
-  assert clicks.iou(np.zeros(SIZE, bool), np.zeros(SIZE, bool)) == 0
+def test_mask_iou():
+  assert mask_iou(FIRST, FIRST) == 1
+  assert mask_iou(FIRST, SECOND) == 0
+  assert mask_iou(np.zeros(SIZE, bool), np.zeros(SIZE, bool)) == 0
 
 
 class TestCommand:
@@ -189,7 +191,7 @@ class TestCommand:
   )
   def test_a_model(self, data, capsys, prompt, figures):
     _, folder = data
-    model, out = toy.save(folder / "toy", visual=True), folder / "figures.json"
+    model, out = training_model.save(folder / "toy", visual=True), folder / "figures.json"
     typed = ["evaluate", "--data", str(folder / "data.json"), "--checkpoint", str(model)]
     assert main.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
@@ -198,22 +200,22 @@ class TestCommand:
     assert str(out) in capsys.readouterr().out.split("\n")
     assert [path.name for path in folder.glob("*predictions*")] == []
 
-  def test_options_are_for_everything(self, data, capsys, monkeypatch):
-    asked = []
+  def test_options_are_only_for_everything(self, data, capsys, monkeypatch):
+    options = []
     monkeypatch.setattr(
-      clicks, "evaluate_everything", lambda *args, progress: asked.append(args[3]) or {"found": 1.0}
+      mask_generation, "evaluate", lambda *args, progress: options.append(args[3]) or {"found": 1.0}
     )
-    model, out = toy.save(data[1] / "optional", visual=True), data[1] / "optional.json"
+    model, out = training_model.save(data[1] / "optional", visual=True), data[1] / "optional.json"
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--checkpoint", str(model)]
     typed += ["--out", str(out), "--option", "points_per_side=3"]
     assert main.main([*typed, "--prompt", "everything"]) == 0
-    assert asked == [MaskGeneration(points_per_side=3)]
+    assert options == [MaskGeneration(points_per_side=3)]
     capsys.readouterr()
     assert main.main([*typed, "--prompt", "click"]) == 2
-    assert "is for --prompt everything" in capsys.readouterr().err
+    assert "needs --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
-  def test_what_makes_no_sense(self, data, capsys, more):
+  def test_conflicting_options(self, data, capsys, more):
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--prompt", "click", *more]
     assert main.main(typed) == 2
     assert "leave out --predictions and --worst" in " ".join(capsys.readouterr().err.split())

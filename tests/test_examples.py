@@ -1,4 +1,4 @@
-"""From an image and phrases to a row of a batch."""
+"""Rows of a batch, made of an image and its phrases."""
 
 from typing import Any
 
@@ -14,11 +14,18 @@ from sam3_jax.training.examples import DataConfig, TrainingImage, example, usabl
 HEIGHT, WIDTH = 36, 48
 IMAGE = np.random.default_rng(0).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 SIZES: dict[str, Any] = {
-  "image_size": 64, "mask_size": 16, "prompts": 5, "present": 3, "objects": 4, "examples": 3,
+  "image_size": 64, "mask_size": 16, "prompts_per_image": 5, "present_prompts": 3,
+  "max_objects": 4, "max_exemplars": 3,
 }  # fmt: skip
 CONFIG = DataConfig(**SIZES)
-PLAIN = DataConfig(**SIZES, smallest=1.0, flip=0.0, box_only=0.0, text_and_box=0.0)
-# A row of tokens is its phrase's characters: the tests read phrases back.
+PLAIN = DataConfig(
+  **SIZES,
+  min_scale=1.0,
+  flip_probability=0.0,
+  box_only_probability=0.0,
+  text_and_box_probability=0.0,
+)
+# Tokens are the characters of a phrase, so that tests can read phrases from a row.
 CONTEXT = 24
 
 
@@ -33,7 +40,7 @@ def phrases_of(row) -> list[str]:
   return ["".join(map(chr, tokens[tokens > 0])) for tokens in row.tokens]
 
 
-def thing(x: int, y: int, w: int, h: int, *, crowd: bool = False) -> Object:
+def box_object(x: int, y: int, w: int, h: int, *, crowd: bool = False) -> Object:
   mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
   mask[y : y + h, x : x + w] = 1
   rle: Any = coco.encode(mask)
@@ -52,20 +59,22 @@ def row(pairs, seed: int = 0, config: DataConfig = CONFIG, **options):
 
 PAIRS = (
   pair("nothing"),
-  pair("cat", thing(4, 6, 10, 12), thing(30, 20, 6, 8)),
+  pair("cat", box_object(4, 6, 10, 12), box_object(30, 20, 6, 8)),
   pair("no one"),
-  pair("dog", thing(20, 2, 8, 8)),
+  pair("dog", box_object(20, 2, 8, 8)),
 )
 
 
-def check_promises(row, config: DataConfig = CONFIG):
-  """What holds for every row, whatever is drawn."""
+def check_invariants(row, config: DataConfig = CONFIG):
+  """Checks what holds for every row, for all random numbers."""
   valid, prompts = row.targets.valid, row.prompt_valid
   present = valid.any(axis=1)
   count = present.sum()
-  assert count <= config.present
+  assert count <= config.present_prompts
   assert present[:count].all()  # phrases with objects come first
-  assert (prompts == (np.arange(config.prompts) < prompts.sum())).all()  # and padding last
+  assert (
+    prompts == (np.arange(config.prompts_per_image) < prompts.sum())
+  ).all()  # and padding last
   assert not (present & ~prompts).any()
   assert not row.targets.masks[~valid].any()
   for boxes in (row.targets.boxes[valid], row.boxes[row.box_valid]):
@@ -102,14 +111,19 @@ def test_shapes_and_types():
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_promises(seed):
-  config = DataConfig(**(vars(CONFIG) | {"crop": 0.8, "box_only": 0.4, "text_and_box": 0.4}))
-  many = [pair(f"thing {i}", thing(5 * i, 4 * i, 7, 3 + i)) for i in range(8)]
+def test_invariants(seed):
+  config = DataConfig(
+    **(
+      vars(CONFIG)
+      | {"crop_probability": 0.8, "box_only_probability": 0.4, "text_and_box_probability": 0.4}
+    )
+  )
+  many = [pair(f"thing {i}", box_object(5 * i, 4 * i, 7, 3 + i)) for i in range(8)]
   for pairs in (PAIRS, many, PAIRS[:1]):
-    check_promises(row(pairs, seed, config), config)
+    check_invariants(row(pairs, seed, config), config)
 
 
-def test_plain_rows_hold_the_image_as_inference_sees_it():
+def test_row_without_augmentation():
   got = row(PAIRS, config=PLAIN)
   assert (got.images == resize(IMAGE, 64)).all()
   phrases = phrases_of(got)
@@ -129,12 +143,12 @@ def test_plain_rows_hold_the_image_as_inference_sees_it():
 
 
 def test_masks_and_boxes_move_with_the_image():
-  """The object is the only bright thing, so its target is where the image is bright."""
+  """Only the object is bright, so its target must be where the image is bright."""
   image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
   image[6:30, 4:24] = 255
-  source_image = TrainingImage(image, [pair("cat", thing(4, 6, 20, 24))])
+  source_image = TrainingImage(image, [pair("cat", box_object(4, 6, 20, 24))])
   for seed in range(20):
-    config = DataConfig(**(vars(CONFIG) | {"mask_size": 64, "crop": 0.5}))
+    config = DataConfig(**(vars(CONFIG) | {"mask_size": 64, "crop_probability": 0.5}))
     got = example(source_image, 0, config, tokenize, np.random.default_rng(seed))
     if not got.targets.valid[0, 0]:
       continue
@@ -151,7 +165,7 @@ def test_masks_and_boxes_move_with_the_image():
 
 def test_the_same_generator_makes_the_same_row():
   def leaves(seed):
-    got = row(PAIRS, seed, box_only=0.5, crop=0.5)
+    got = row(PAIRS, seed, box_only_probability=0.5, crop_probability=0.5)
     return [*vars(got.targets).values(), *(v for k, v in vars(got).items() if k != "targets")]
 
   assert all((a == b).all() for a, b in zip(leaves(3), leaves(3), strict=True))
@@ -159,49 +173,49 @@ def test_the_same_generator_makes_the_same_row():
 
 
 def test_too_many_phrases():
-  """At most `present` with objects, then absent ones; over time all of them."""
-  present = [pair(f"p{i}", thing(2 * i, 3, 4, 5)) for i in range(6)]
+  """At most `present_prompts` with objects, then absent ones; all of them in the long run."""
+  present = [pair(f"p{i}", box_object(2 * i, 3, 4, 5)) for i in range(6)]
   absent = [pair(f"a{i}") for i in range(6)]
   seen: set[str] = set()
   for seed in range(40):
-    phrases = phrases_of(row(absent + present, seed, box_only=0.0))
+    phrases = phrases_of(row(absent + present, seed, box_only_probability=0.0))
     assert [phrase[0] for phrase in phrases] == ["p"] * 3 + ["a"] * 2
     assert len(set(phrases)) == 5
     seen |= set(phrases)
   assert len(seen) == 12
 
 
-def test_more_objects_than_places_keep_the_largest():
+def test_largest_objects_are_kept():
   sizes = [3, 9, 2, 7, 5, 1, 8]
-  objects = [thing(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
+  objects = [box_object(6 * i, 10, 5, size) for i, size in enumerate(sizes)]
   got = row([pair("cat", *objects)], config=PLAIN)
   heights = np.rint(got.targets.boxes[0, :, 3] * HEIGHT).astype(int)
   assert heights.tolist() == [9, 7, 5, 8]
   assert got.targets.valid[0].all()
 
 
-def test_crowds_and_unfinished_pairs_are_left_out():
+def test_crowds_and_non_exhaustive_pairs_are_left_out():
   pairs = [
-    pair("crowd", thing(1, 1, 5, 5), thing(9, 9, 20, 20, crowd=True)),
-    pair("unfinished", thing(1, 1, 5, 5), exhaustive=False),
+    pair("crowd", box_object(1, 1, 5, 5), box_object(9, 9, 20, 20, crowd=True)),
+    pair("unfinished", box_object(1, 1, 5, 5), exhaustive=False),
     pair("unfinished negative", exhaustive=False),
-    pair("dog", thing(20, 2, 8, 8)),
+    pair("dog", box_object(20, 2, 8, 8)),
   ]
   assert [usable(one) for one in pairs] == [False, False, False, True]
-  got = row(pairs, box_only=0.0)
+  got = row(pairs, box_only_probability=0.0)
   assert phrases_of(got) == ["dog", "", "", "", ""]
   assert got.prompt_valid.sum() == 1
   assert row(pairs[:3]).prompt_valid.sum() == 0
 
 
-def test_what_a_crop_loses_is_absent():
-  """Its phrase comes after those that are still there, and stays a phrase to answer."""
-  pairs = [pair("left", thing(0, 0, 3, 36)), pair("right", thing(45, 0, 3, 36))]
+def test_phrases_without_objects_after_cropping_are_absent():
+  """They follow the phrases with objects, and remain valid prompts."""
+  pairs = [pair("left", box_object(0, 0, 3, 36)), pair("right", box_object(45, 0, 3, 36))]
   pairs = [pair("west", *pairs[0].objects), pair("east", *pairs[1].objects)]
   lost = 0
   for seed in range(60):
-    got = row(pairs, seed, crop=1.0, crop_side=0.3, box_only=0.5)
-    check_promises(got)
+    got = row(pairs, seed, crop_probability=1.0, min_crop_size=0.3, box_only_probability=0.5)
+    check_invariants(got)
     assert got.prompt_valid.sum() == 2
     gone = 2 - int(got.targets.valid.any(axis=1).sum())
     phrases = phrases_of(got)[:2]
@@ -210,8 +224,8 @@ def test_what_a_crop_loses_is_absent():
   assert lost > 20
 
 
-def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
-  """Of a ring: the box of what is seen, not the cut box of the whole."""
+def test_box_of_a_cropped_object_is_that_of_its_visible_part():
+  """Of an L: the box of its visible part, not its clipped box."""
   mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
   mask[0:2, 0:48] = 1  # an L: along the top and down the left
   mask[0:36, 0:2] = 1
@@ -219,7 +233,7 @@ def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
   pairs = [pair("corner", Object(rle, (0, 0, 48, 36)))]
   seen = 0
   for seed in range(60):
-    got = row(pairs, seed, crop=1.0, smallest=1.0, flip=0.0, mask_size=64)
+    got = row(pairs, seed, crop_probability=1.0, min_scale=1.0, flip_probability=0.0, mask_size=64)
     if got.targets.valid[0, 0]:
       grid = got.targets.masks[0, 0] > 0
       rows, columns = np.flatnonzero(grid.any(1)), np.flatnonzero(grid.any(0))
@@ -246,9 +260,9 @@ def test_an_object_that_the_crop_cuts_has_the_box_of_its_rest():
     ("counterclockwise arrow", False),
   ],
 )
-def test_flips_only_where_the_phrases_allow_it(phrase, flips):
-  pairs = [pair("cat", thing(4, 6, 10, 12)), pair(phrase)]
-  config = DataConfig(**(vars(CONFIG) | {"smallest": 1.0, "box_only": 0.0}))
+def test_no_flip_with_directional_phrases(phrase, flips):
+  pairs = [pair("cat", box_object(4, 6, 10, 12)), pair(phrase)]
+  config = DataConfig(**(vars(CONFIG) | {"min_scale": 1.0, "box_only_probability": 0.0}))
   turned = [
     (row(pairs, seed, config).images == resize(IMAGE, 64)[:, ::-1]).all() for seed in range(24)
   ]
@@ -256,13 +270,19 @@ def test_flips_only_where_the_phrases_allow_it(phrase, flips):
   assert not all(turned)
 
 
-def test_kinds_of_prompts():
-  """About the shares asked for: phrase, boxes, both; absent phrases never have boxes."""
+def test_probabilities_of_boxes_and_phrases():
+  """Of phrases, boxes and both; absent phrases have no boxes."""
   kinds = {"text": 0, "box": 0, "both": 0}
   counts = []
   for seed in range(300):
-    got = row(PAIRS, seed, box_only=0.3, text_and_box=0.2, counterexample=0.0)
-    check_promises(got)
+    got = row(
+      PAIRS,
+      seed,
+      box_only_probability=0.3,
+      text_and_box_probability=0.2,
+      negative_box_probability=0.0,
+    )
+    check_invariants(got)
     phrases = phrases_of(got)
     for i in np.flatnonzero(got.targets.valid.any(axis=1)):
       boxes = got.box_valid[i].sum()
@@ -279,18 +299,23 @@ def test_kinds_of_prompts():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_boxes_for_none_and_for_all(share):
+def test_box_only_probability_of_0_and_1(share):
   for seed in range(10):
-    got = row(PAIRS, seed, box_only=share, text_and_box=0.0)
+    got = row(PAIRS, seed, box_only_probability=share, text_and_box_probability=0.0)
     assert got.box_valid.any(axis=1).sum() == 2 * share
     assert phrases_of(got).count(BOXES_ALONE) == 2 * share
 
 
 def test_box_noise_is_bounded():
-  """A tenth of the box's extent a side, at most the limit, inside the image."""
-  options = {"box_only": 1.0, "text_and_box": 0.0, "smallest": 1.0, "flip": 0.0}
-  options |= {"counterexample": 0.0, "examples": 1, "box_noise_limit": 4 / 64}
-  pairs = [pair("cat", thing(8, 6, 32, 24))]
+  """A tenth of the box's size per side, at most the limit, inside the image."""
+  options = {
+    "box_only_probability": 1.0,
+    "text_and_box_probability": 0.0,
+    "min_scale": 1.0,
+    "flip_probability": 0.0,
+  }
+  options |= {"negative_box_probability": 0.0, "max_exemplars": 1, "box_noise_limit": 4 / 64}
+  pairs = [pair("cat", box_object(8, 6, 32, 24))]
   moved = []
   for seed in range(200):
     got = row(pairs, seed, **options)
@@ -306,10 +331,17 @@ def test_box_noise_is_bounded():
   np.testing.assert_allclose(still.boxes[0, 0], [0.5, 0.5, 2 / 3, 2 / 3], atol=1e-6)
 
 
-def test_noise_stays_in_the_image_beside_padding():
-  pairs = [pair("cat", thing(0, 0, 48, 36))]
+def test_noisy_boxes_stay_inside_the_unpadded_image():
+  pairs = [pair("cat", box_object(0, 0, 48, 36))]
   for seed in range(40):
-    got = row(pairs, seed, box_only=1.0, text_and_box=0.0, smallest=0.4, mask_size=64)
+    got = row(
+      pairs,
+      seed,
+      box_only_probability=1.0,
+      text_and_box_probability=0.0,
+      min_scale=0.4,
+      mask_size=64,
+    )
     cells = np.argwhere(got.targets.masks[0, 0] > 0)
     cx, cy, w, h = got.boxes[0, 0] * 64
     assert cx - w / 2 >= cells[:, 1].min() - 1e-3
@@ -318,13 +350,18 @@ def test_noise_stays_in_the_image_beside_padding():
     assert cy + h / 2 <= cells[:, 0].max() + 1 + 1e-3
 
 
-def test_counterexamples_are_of_other_things():
-  """Never an object that the phrase names too: "fruit" and "red fruit" share one."""
-  shared, other = thing(4, 6, 10, 12), thing(30, 20, 6, 8)
+def test_negative_boxes_are_on_other_objects():
+  """Not on objects that the phrase names too: "fruit" and "red fruit" share one."""
+  shared, other = box_object(4, 6, 10, 12), box_object(30, 20, 6, 8)
   pairs = [pair("fruit", shared, other), pair("red fruit", shared)]
-  options = {"box_only": 0.0, "text_and_box": 1.0, "counterexample": 1.0, "box_noise": 0.0}
+  options = {
+    "box_only_probability": 0.0,
+    "text_and_box_probability": 1.0,
+    "negative_box_probability": 1.0,
+    "box_noise": 0.0,
+  }
   for seed in range(20):
-    got = row(pairs, seed, smallest=1.0, flip=0.0, **options)
+    got = row(pairs, seed, min_scale=1.0, flip_probability=0.0, **options)
     phrases = phrases_of(got)
     fruit, red = phrases.index("fruit"), phrases.index("red fruit")
     negative = got.box_valid & ~got.positive
@@ -335,40 +372,51 @@ def test_counterexamples_are_of_other_things():
     )
 
 
-def test_no_counterexample_without_room():
-  pairs = [pair("cat", thing(4, 6, 10, 12)), pair("dog", thing(30, 20, 6, 8))]
-  got = row(pairs, box_only=0.0, text_and_box=1.0, counterexample=1.0, examples=1)
+def test_no_negative_box_if_exemplars_are_full():
+  pairs = [pair("cat", box_object(4, 6, 10, 12)), pair("dog", box_object(30, 20, 6, 8))]
+  got = row(
+    pairs,
+    box_only_probability=0.0,
+    text_and_box_probability=1.0,
+    negative_box_probability=1.0,
+    max_exemplars=1,
+  )
   assert (got.positive == got.box_valid).all()
 
 
-def test_a_image_of_one_pixel():
+def test_image_of_one_pixel():
   mask: Any = coco.encode(np.ones((1, 1), np.uint8, order="F"))
   one = Pair(0, "a.png", 1, 1, "dot", True, (Object(mask, (0, 0, 1, 1)),))
   image = TrainingImage(np.full((1, 1, 3), 200, np.uint8), [one])
   for seed in range(5):
-    config = DataConfig(**(vars(CONFIG) | {"crop": 1.0, "box_only": 1.0, "text_and_box": 0.0}))
+    config = DataConfig(
+      **(
+        vars(CONFIG)
+        | {"crop_probability": 1.0, "box_only_probability": 1.0, "text_and_box_probability": 0.0}
+      )
+    )
     got = example(image, 0, config, tokenize, np.random.default_rng(seed))
-    check_promises(got, config)
+    check_invariants(got, config)
     assert got.targets.valid.sum() == 1
 
 
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"prompts": 0}, "data.prompts must be a whole number from 1; got 0"),
-    ({"objects": 2.5}, "data.objects must be a whole number from 1; got 2.5"),
-    ({"batch": True}, "data.batch must be a whole number from 1; got True"),
+    ({"prompts_per_image": 0}, "data.prompts_per_image must be a whole number from 1; got 0"),
+    ({"max_objects": 2.5}, "data.max_objects must be a whole number from 1; got 2.5"),
+    ({"batch_size": True}, "data.batch_size must be a whole number from 1; got True"),
     ({"seed": -1}, "data.seed must be a whole number from 0; got -1"),
     ({"workers": -1}, "data.workers must be a whole number from 0; got -1"),
-    ({"flip": 1.5}, r"data.flip must be in \[0, 1\]; got 1.5"),
-    ({"crop": float("nan")}, "data.crop must be a finite number; got nan"),
-    ({"present": 9}, "data.present is 9, more than the 8 prompts"),
-    ({"box_only": 0.6, "text_and_box": 0.5}, "together at most 1"),
-    ({"smallest": 0.0}, "must be above 0"),
-    ({"crop_side": 0.0}, "must be above 0"),
+    ({"flip_probability": 1.5}, r"data.flip_probability must be in \[0, 1\]; got 1.5"),
+    ({"crop_probability": float("nan")}, "data.crop_probability must be a finite number; got nan"),
+    ({"present_prompts": 9}, "data.present_prompts is 9, but data.prompts_per_image only 8"),
+    ({"box_only_probability": 0.6, "text_and_box_probability": 0.5}, "must add up to at most 1"),
+    ({"min_scale": 0.0}, "must be greater than 0"),
+    ({"min_crop_size": 0.0}, "must be greater than 0"),
   ],
   ids=str,
 )
-def test_settings_that_cannot_be(options, message):
+def test_invalid_settings_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     DataConfig(**options)

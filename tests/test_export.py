@@ -1,4 +1,4 @@
-"""The way back: bit-equal tensors, whichever layout they came from, and what is zero is said."""
+"""Export to the layouts of Meta and Hugging Face: bit-equal tensors, and zero-filled ones."""
 
 import collections
 import dataclasses
@@ -18,18 +18,19 @@ from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.layouts.huggingface_config import read_config, write_config
-from sam3_jax.converters.readers.safetensors import open_safetensors, write_safetensors
+from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import name_in_file
-from sam3_jax.converters.torch_writer import write_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
-from sam3_jax.converters.vocabulary_files import merges, write_huggingface, write_openai
+from sam3_jax.converters.writers.safetensors import write_safetensors
+from sam3_jax.converters.writers.torch_files import write_torch
+from sam3_jax.converters.writers.vocabulary import merges, write_huggingface, write_openai
 from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3
-from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import checksums
+from sam3_jax.checkpoint.bundle import load, load_unread, save
 from sam3_jax.config import RELEASED, StemConfig
 
 POINTS = "detector.geometry_encoder.points_"
@@ -64,7 +65,7 @@ def assert_arrays(got, want):
     np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
-def test_meta_to_meta_is_the_source(bundles, tmp_path):
+def test_round_trip_of_meta(bundles, tmp_path):
   done = export(bundles / "meta", tmp_path / "out", "meta", verify=True)
   assert_arrays(read(tmp_path / "out", "meta"), layout("meta") | meta.rope_tables(CONFIG))
   assert done.zero_filled == ()
@@ -74,14 +75,14 @@ def test_meta_to_meta_is_the_source(bundles, tmp_path):
     assert len(file.read().splitlines()) == 48_895
 
 
-def test_hugging_face_to_hugging_face_is_the_source(bundles, tmp_path):
+def test_round_trip_of_hugging_face(bundles, tmp_path):
   done = export(bundles / "hub", tmp_path / "out", "huggingface", verify=True)
   assert_arrays(read(tmp_path / "out", "huggingface"), layout("hub"))
   assert_arrays(load_file(tmp_path / "out" / "model.safetensors"), layout("hub"))
   assert (done.zero_filled, done.left_out) == ((), {})
 
 
-def test_a_saved_model_keeps_the_way_back(bundles, tmp_path):
+def test_export_of_a_saved_model(bundles, tmp_path):
   """What `Sam3` does not use goes with it: a changed model is written whole."""
   model = Sam3.from_checkpoint(bundles / "hub", dtype="float32")
   name = "detector_model.detr_decoder.presence_token.weight"
@@ -116,7 +117,7 @@ def test_from_hugging_face_to_meta(bundles, tmp_path):
   assert report["zero_filled"] == list(done.zero_filled)
 
 
-def test_a_checkpoint_without_a_tracker(bundles, tmp_path):
+def test_checkpoint_without_a_tracker(bundles, tmp_path):
   done = export(bundles / "detector", tmp_path / "hf", "huggingface", verify=True)
   assert set(done.left_out) == {"tracker", "neck of the tracker"}
   want = {f"detector_model.{name}": array for name, array in layout("detector").items()}
@@ -130,12 +131,12 @@ def test_a_checkpoint_without_a_tracker(bundles, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["meta", "huggingface"])
-def test_there_and_back_without_the_source(bundles, tmp_path, kind):
+def test_round_trip_without_the_source(bundles, tmp_path, kind):
   """The written folder has all that `convert` needs, but for Meta's configuration."""
   export(bundles / "meta", tmp_path / "out", kind)
   config = CONFIG if kind == "meta" else None
   convert(tmp_path / "out", tmp_path / "again", config=config)
-  first, second = (checkpoint.load(p, verify=True) for p in (bundles / "meta", tmp_path / "again"))
+  first, second = (load(p, verify=True) for p in (bundles / "meta", tmp_path / "again"))
   assert second.tokenizer == first.tokenizer
   assert second.config == dataclasses.replace(CONFIG, concept_points=kind == "meta")
   for path, array in jax.tree.leaves_with_path(second.params):
@@ -144,15 +145,13 @@ def test_there_and_back_without_the_source(bundles, tmp_path, kind):
       want = want[key.key]
     np.testing.assert_array_equal(array, want)
   if kind == "meta":
-    assert_arrays(
-      checkpoint.load_unread(tmp_path / "again"), checkpoint.load_unread(bundles / "meta")
-    )
+    assert_arrays(load_unread(tmp_path / "again"), load_unread(bundles / "meta"))
 
 
-def test_a_fine_tuned_model(tmp_path):
+def test_fine_tuned_model(tmp_path):
   """Saved without `unread`, as nothing read it: all of the detector is there, some of it zero."""
   params = jax.tree.map(lambda x: (x * 1.5).astype(jnp.bfloat16), parameters())
-  checkpoint.save(tmp_path / "tuned", params, CONFIG, TOKENIZER.read_bytes())
+  save(tmp_path / "tuned", params, CONFIG, TOKENIZER.read_bytes())
   done = export(tmp_path / "tuned", tmp_path / "out", "meta", verify=True)
   got = read(tmp_path / "out", "meta")
   want = meta_weights()
@@ -168,14 +167,14 @@ def test_a_fine_tuned_model(tmp_path):
   assert dtypes == {"bfloat16": len(got) - 4, "complex64": 4}
 
 
-def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
-  bundle = checkpoint.load(bundles / "meta")
-  checkpoint.save(
+def test_unread_tensors_of_a_fine_tuned_model(bundles, tmp_path):
+  bundle = load(bundles / "meta")
+  save(
     tmp_path / "tuned",
     jax.tree.map(lambda x: x * 2, bundle.params),
     bundle.config,
     bundle.tokenizer,
-    unread=checkpoint.load_unread(bundles / "meta"),
+    unread=load_unread(bundles / "meta"),
   )
   export(tmp_path / "tuned", tmp_path / "out", "meta")
   got = read(tmp_path / "out", "meta")
@@ -190,12 +189,12 @@ def test_unread_of_a_fine_tuned_model_comes_back(bundles, tmp_path):
   np.testing.assert_array_equal(got[CLASS_ROW][:, 0], meta_weights()[CLASS_ROW][:, 0])
 
 
-def test_training_keeps_what_nothing_reads(bundles):
+def test_training_keeps_unread_tensors(bundles):
   from sam3_jax.training.config import TrainConfig
-  from sam3_jax.training.run import load_start
+  from sam3_jax.training.start import load_start
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
-  assert_arrays(start.unread, checkpoint.load_unread(bundles / "hub"))
+  assert_arrays(start.unread, load_unread(bundles / "hub"))
 
 
 # --- refusals
@@ -209,7 +208,7 @@ def refused(tmp_path, bundle, match, layout="meta", error=ValueError):
   assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_cannot_be_written(bundles, tmp_path):
+def test_invalid_targets(bundles, tmp_path):
   refused(tmp_path, bundles / "meta", "layout 'keras' must be one of huggingface, meta", "keras")
   refused(tmp_path, tmp_path / "none", "there is no checkpoint at", error=FileNotFoundError)
   (tmp_path / "out").mkdir()
@@ -217,16 +216,16 @@ def test_what_cannot_be_written(bundles, tmp_path):
   refused(tmp_path, bundles / "meta", "exists already")
 
 
-def test_a_stem_has_no_place(tmp_path):
+def test_convolutional_stem_is_refused(tmp_path):
   stem = (StemConfig(stride=14, width=64, blocks=1),)
   config = dataclasses.replace(CONFIG, trunk=dataclasses.replace(CONFIG.trunk, stem=stem))
   from sam3_jax.model.sam3 import init
 
-  checkpoint.save(tmp_path / "b", init(config, jax.random.key(0)), config, TOKENIZER.read_bytes())
+  save(tmp_path / "b", init(config, jax.random.key(0)), config, TOKENIZER.read_bytes())
   refused(tmp_path, tmp_path / "b", "has a trunk with a convolutional stem")
 
 
-def test_a_damaged_checkpoint_is_not_written_elsewhere(bundles, tmp_path):
+def test_damaged_checkpoint_is_refused(bundles, tmp_path):
   import shutil
 
   damaged = shutil.copytree(bundles / "meta", tmp_path / "damaged")
@@ -254,7 +253,7 @@ SPOILT = {
 @pytest.mark.parametrize(
   ("kind", "name"), [(kind, name) for kind, names in SPOILT.items() for name in names]
 )
-def test_a_file_that_holds_something_else_is_found(bundles, tmp_path, monkeypatch, kind, name):
+def test_verify_finds_a_flipped_bit(bundles, tmp_path, monkeypatch, kind, name):
   """One bit of the tensor's first number, flipped on its way into the file."""
   write = {"huggingface": write_safetensors, "meta": write_torch}[kind]
 
@@ -292,7 +291,7 @@ LISTING = [(name, array.shape, str(array.dtype)) for name, array in ARRAYS.items
 @pytest.mark.parametrize(
   ("write", "open_file"), [(write_torch, open_torch), (write_safetensors, open_safetensors)]
 )
-def test_writers_write_what_readers_read(tmp_path, write, open_file):
+def test_readers_read_what_writers_write(tmp_path, write, open_file):
   write(tmp_path / "file", LISTING, iter(ARRAYS.values()))
   found = open_file(tmp_path / "file")
   assert_arrays({name_in_file(name, one): one.read() for name, one in found.items()}, ARRAYS)
@@ -300,7 +299,7 @@ def test_writers_write_what_readers_read(tmp_path, write, open_file):
     write(tmp_path / "other", LISTING[:1], [np.ones(1, np.float32)])
 
 
-def test_files_are_the_same_bytes_every_time_and_aligned(tmp_path):
+def test_files_are_deterministic_and_aligned(tmp_path):
   for name in ("a", "b"):
     write_torch(tmp_path / name, LISTING, ARRAYS.values())
   content = (tmp_path / "a").read_bytes()
@@ -313,7 +312,7 @@ def test_files_are_the_same_bytes_every_time_and_aligned(tmp_path):
         assert content.index(data) % 64 == 0
 
 
-def test_merges_follow_from_the_pieces(tmp_path):
+def test_merges_from_the_pieces(tmp_path):
   """clip_bpe.py reads them from tokenizer.json."""
   model = TOKENIZER.read_bytes()
   assert merges(model) == [tuple(merge) for merge in clip_merges()]
@@ -324,14 +323,14 @@ def test_merges_follow_from_the_pieces(tmp_path):
   assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 32
 
 
-def test_config_json_is_read_as_it_was_written():
+def test_config_json_round_trip():
   for config in (CONFIG, RELEASED):
     for layers in (0, 4):
       points = dataclasses.replace(config, concept_points=False)
       assert read_config(write_config(config, layers), "x") == points
 
 
-def test_config_json_is_that_of_transformers():
+def test_config_json_equals_transformers():
   """Every key that is written is in the file that transformers wrote, with the same value."""
 
   def compare(got, want, path=""):

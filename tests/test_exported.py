@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.flax import load_file
 from support import difference
-from toy import CONFIG, parameters, visual_parameters
+from training_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt
 from sam3_jax.checkpoint import bundle
@@ -62,7 +62,7 @@ np.savez("got.npz", **{f"{part}.{name}": x for part, it in parts.items() for nam
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer_path):
-  """Holds a bundle with a head for visual prompts, and what is exported of it."""
+  """A bundle with a head for visual prompts, and its export."""
   folder = tmp_path_factory.mktemp("export")
   params = nest(parameters() | visual_parameters())
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
@@ -85,7 +85,7 @@ def run(folder: Path, code: str) -> str:
 
 
 def test_equals_the_live_programs(folder):
-  """Bit for bit, in a process that cannot import this package."""
+  """Bit-equal, in a process that cannot import this package."""
   model = Sam3.from_checkpoint(folder / "toy", dtype="float32")
   embedding, text = model.encode(PHOTO, visual=True), model.encode_text("lion")
   found = model.decode(embedding, Prompt("lion", [BOX]))
@@ -115,11 +115,10 @@ def test_equals_the_live_programs(folder):
       np.testing.assert_array_equal(got[name], getattr(live[part], field), err_msg=name)
 
 
-def test_readme(folder):
-  """Its ten lines, on this model's smaller images."""
-  readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-  [code] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.S) if "export" in code]
-  assert len([line for line in code.splitlines() if line]) <= 10
+def test_code_of_the_guide(folder):
+  """The guide's code, on this model's smaller images."""
+  guide = (Path(__file__).parents[1] / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
+  [code] = re.findall(r"```python\n(.*?)```", guide, re.S)
   (folder / "docs").mkdir()
   Image.fromarray(PHOTO).save(folder / "docs" / "scene.jpg")
   printed = run(folder, code.replace("360", str(CONFIG.image_size)))
@@ -148,7 +147,7 @@ def test_manifest(folder):
 
 
 def test_sizes_and_bfloat16(folder, tmp_path):
-  """As it is for a TPU; without the phrases' ids but one."""
+  """As for a TPU; with the token ids of one phrase."""
   sizes = Sizes(images=2, prompts=3, boxes=4, points=5, max_detections=2)
   manifest = export(folder / "toy", tmp_path / "out", platforms=["tpu"], sizes=sizes)
   found = manifest["programs"]["decode"]["outputs"]
@@ -185,7 +184,7 @@ def test_command(folder, tmp_path, capsys):
     (["sam3-tiny", "out", "--prompts", "0"], "--prompts"),
   ],
 )
-def test_faults(typed, message, tmp_path, capsys, monkeypatch):
+def test_errors(typed, message, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert main.main(["export", *typed]) == 2
   captured = capsys.readouterr()

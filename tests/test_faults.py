@@ -1,7 +1,7 @@
-"""Single faults: whatever is wrong with one tensor of a source is refused, and the tensor is named.
+"""Conversion refuses every fault in a single tensor, and names the tensor.
 
-A transposed tensor is found by its shape; a square one cannot be told from its transpose. Most
-faults here are in memory; `benchmarks/convert_faults.py` makes them in files, a few of them here.
+A transposed tensor is detected by its shape; transposing a square tensor cannot be detected. Most
+faults here are in memory; `benchmarks/convert_faults.py` makes faults in files, a few of them here.
 """
 
 import json
@@ -9,13 +9,12 @@ import re
 
 import numpy as np
 import pytest
-import sam3_jax.converters as converters
 from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert
+from sam3_jax.converters import conversion, convert
 from sam3_jax.converters.layouts import meta
-from sam3_jax.converters.rules import Source
+from sam3_jax.converters.source import Source
 from tiny import CONFIG
 
 from sam3_jax.checkpoint import bundle
@@ -25,7 +24,7 @@ DTYPES = ("float64", "float16", "int32", "complex64", "bool")
 
 
 def source(kind, folder):
-  """The tensors of a layout, and a folder with its configuration."""
+  """The tensors of a layout, a directory with its configuration, and the configuration itself."""
   if kind == "meta":
     folder.mkdir()
     (folder / "sam3.pt").touch()
@@ -36,15 +35,15 @@ def source(kind, folder):
 
 
 @pytest.mark.parametrize("kind", ["huggingface", "meta", "keras"])
-def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
+def test_every_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   arrays, folder, config = source(kind, tmp_path / "source")
   rng = np.random.default_rng(0)
-  monkeypatch.setattr(converters, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
+  monkeypatch.setattr(conversion, "_tokenizer", lambda *_: TOKENIZER.read_bytes())
   before = sorted(tmp_path.rglob("*"))
   for number in range(COUNT):
     changed, name = change(rng, arrays, rng.choice(CHANGES), DTYPES)
     sources = {n: Source(a.shape, str(a.dtype), lambda a=a: a) for n, a in changed.items()}
-    monkeypatch.setattr(converters, "open_weights", lambda _, sources=sources: sources)
+    monkeypatch.setattr(conversion, "open_weights", lambda _, sources=sources: sources)
     with pytest.raises(ValueError) as caught:
       convert(folder, tmp_path / "out", config=config)
     message = str(caught.value)
@@ -54,14 +53,14 @@ def test_every_single_fault_is_found_and_named(tmp_path, monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_a_fault_of_every_kind_in_files(kind):
+def test_one_fault_of_every_kind_in_files(kind):
   """`benchmarks/convert_faults.py` makes 200 in each layout."""
   missed = [outcome for outcome in run(kind, len(KINDS), seed=1) if not outcome.named]
   assert missed == []
 
 
 def test_every_flipped_bit_is_found(tmp_path):
-  """In all files of params/, those that only Orbax reads included."""
+  """In all files of params/, including those that only Orbax reads."""
   convert(write_folder(tmp_path / "hf", layout("detector")), tmp_path / "out", tokenizer=TOKENIZER)
   files = [file for file in (tmp_path / "out" / "params").rglob("*") if file.is_file()]
   parameters = json.loads((tmp_path / "out" / "manifest.json").read_text())["parameters"]
@@ -79,7 +78,7 @@ def test_every_flipped_bit_is_found(tmp_path):
     named += any(re.search(rf"\b{name} differs", message) for name in parameters)
     assert f"{file} differs" in message
     file.write_bytes(content)
-  assert named >= 19  # the others hit what Orbax says of the tensors, and are named by their file
+  assert named >= 19  # the others are in metadata of Orbax, and are named by their file
   small = min((file for file in files if file.stat().st_size), key=lambda f: f.stat().st_size)
   content = small.read_bytes()
   small.write_bytes(bytes([content[0] ^ 1]) + content[1:])

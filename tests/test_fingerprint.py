@@ -1,4 +1,4 @@
-"""What a checkpoint's programs gave, kept by `convert` and compared by `inspect`, with --verify."""
+"""Fingerprints: written by `convert --verify`, compared by `inspect --verify`."""
 
 import copy
 import dataclasses
@@ -11,21 +11,22 @@ import sys
 
 import layouts
 import pytest
-import toy
+import training_model
 from support import quick
 
-from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import checksums, fingerprint
-from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare, compute
+from sam3_jax.checkpoint.bundle import load
+from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare
 from sam3_jax.cli import main
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.verify import compute_fingerprint
 
 RESULTS = 12  # without a head for visual prompts, which has 3 more
 
 
 @pytest.fixture(scope="module")
 def loads():
-  """Has `Sam3.from_checkpoint` compile quickly, and once for all models of a configuration."""
+  """Makes `Sam3.from_checkpoint` compile quickly, and once for each configuration."""
   load, first = Sam3.from_checkpoint, {}
 
   def again(*args, **kwargs):
@@ -45,8 +46,8 @@ def loads():
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory, loads):
   """The toy model with a head for visual prompts, and its fingerprint."""
-  folder = toy.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
-  fingerprint.write(compute(Sam3.from_checkpoint(folder, dtype="float32")), folder)
+  folder = training_model.save(tmp_path_factory.mktemp("fingerprint") / "toy", visual=True)
+  fingerprint.write(compute_fingerprint(Sam3.from_checkpoint(folder, dtype="float32")), folder)
   return folder
 
 
@@ -71,12 +72,14 @@ def inspect(capsys, folder, *options):
 def test_every_program_is_run(bundle, tmp_path):
   found = kept(bundle)
   assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
-  without = compute(Sam3.from_checkpoint(toy.save(tmp_path / "toy"), dtype="float32"))
+  without = compute_fingerprint(
+    Sam3.from_checkpoint(training_model.save(tmp_path / "toy"), dtype="float32")
+  )
   assert len(without.numbers) == RESULTS
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
 
-def test_unusual_modes_of_jax_compute_the_same(bundle):
+def test_other_modes_of_jax_give_the_same(bundle):
   """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
   set them."""
   modes = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_PLATFORMS": "cpu"}
@@ -93,24 +96,24 @@ def test_unusual_modes_of_jax_compute_the_same(bundle):
 
 
 def test_bfloat16_is_within_its_tolerance(bundle):
-  found = compute(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
+  found = compute_fingerprint(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
   assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
 
 
-def test_a_bundle_is_compared(bundle, capsys):
+def test_inspect_compares_the_fingerprint(bundle, capsys):
   before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
   checks = inspect(capsys, bundle)["checks"]
   assert checks["fingerprint"] == "not compared"
   assert "--verify compares the others" in checks["checksums"]
   summary = inspect(capsys, bundle, "--verify")
-  tensors = len(toy.parameters() | toy.visual_parameters())
+  tensors = len(training_model.parameters() | training_model.visual_parameters())
   assert summary["checks"]["fingerprint"] == "equal within 0.0e+00, 1e-04 allowed"
-  assert f"those of {tensors} tensors are right" in summary["checks"]["checksums"]
+  assert f"{tensors} tensors match" in summary["checks"]["checksums"]
   assert summary["fingerprint"] == dataclasses.asdict(kept(bundle))
   assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
-def test_other_parameters_have_no_fingerprint_and_not_this_one(bundle, tmp_path, capsys):
+def test_other_parameters_have_another_fingerprint(bundle, tmp_path, capsys):
   model = Sam3.from_checkpoint(bundle, dtype="float32")
   table = model.params["decoder"]["query_embedding"]
   model.params = model.params | {
@@ -124,13 +127,13 @@ def test_other_parameters_have_no_fingerprint_and_not_this_one(bundle, tmp_path,
   assert "but the fingerprint has" in line
 
 
-def test_what_is_not_finite_is_named(bundle):
+def test_output_is_not_finite(bundle):
   model = Sam3.from_checkpoint(bundle, dtype="float32")
   trunk = model.params["trunk"]
   trunk = trunk | {"position": trunk["position"] * float("inf")}
   model.params = model.params | {"trunk": trunk}
   with pytest.raises(ValueError, match="encode image: coarse is not finite"):
-    compute(model)
+    compute_fingerprint(model)
 
 
 @pytest.mark.parametrize(
@@ -145,16 +148,16 @@ def test_what_is_not_finite_is_named(bundle):
     (lambda found: {}, "is damaged"),
   ],
 )
-def test_a_fingerprint_of_another_kind(copied, bundle, change, message):
+def test_incompatible_fingerprint(copied, bundle, change, message):
   found = json.loads((copied / fingerprint.FILE).read_text())
   (copied / fingerprint.FILE).write_text(json.dumps(change(found)))
   with pytest.raises(ValueError, match=message) as caught:
     compare(kept(bundle), kept(copied))
   assert "\n" not in str(caught.value)
-  checkpoint.load(copied, verify=True)
+  load(copied, verify=True)
 
 
-def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
+def test_bundle_without_fingerprint(copied, capsys):
   (copied / fingerprint.FILE).unlink()
   assert inspect(capsys, copied, "--verify")["checks"]["fingerprint"] == "none"
   manifest = json.loads((copied / "manifest.json").read_text())
@@ -162,18 +165,18 @@ def test_a_bundle_without_one_has_its_checksums_compared(copied, capsys):
   (copied / "manifest.json").write_text(json.dumps(manifest))
   checksums.write(copied)
   assert "trunk/position differs" in inspect(capsys, copied, "--verify")
-  assert "are right; --verify" in inspect(capsys, copied)["checks"]["checksums"]
+  assert "match; --verify" in inspect(capsys, copied)["checks"]["checksums"]
 
 
-def test_convert_keeps_one(tmp_path, loads, capsys, monkeypatch):
-  """And without transformers, says that nothing was compared with it."""
+def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
+  """Without transformers, it says that nothing was compared."""
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   layouts.write_folder(tmp_path / "source", layouts.layout("detector"))
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
   assert main.main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
   said = " ".join(capsys.readouterr().out.split())
-  assert "not compared with transformers, without torch and transformers here: pip" in said
+  assert "not compared with transformers, torch and transformers are not installed; pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]
@@ -182,8 +185,8 @@ def test_convert_keeps_one(tmp_path, loads, capsys, monkeypatch):
   assert not (tmp_path / "out" / fingerprint.FILE).exists()
 
 
-def test_convert_refuses_a_model_that_computes_nothing(tmp_path, loads, capsys):
-  """Finite parameters, with which the trunk overflows."""
+def test_convert_refuses_a_model_with_infinite_outputs(tmp_path, loads, capsys):
+  """The parameters are finite, but the trunk overflows."""
   arrays = dict(layouts.layout("detector"))
   name = "vision_encoder.backbone.layer_norm.weight"
   arrays[name] = arrays[name] * 0 + 3e38

@@ -1,11 +1,11 @@
-"""Other models' files are recognised and refused in words; SAM 3.1's detector is read."""
+"""Files of other models are recognized and rejected; SAM 3.1's detector is read."""
 
 import numpy as np
 import pytest
 from layouts import TOKENIZER, layout
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
-from sam3_jax.converters.identify import recognise, recognise_variant
+from sam3_jax.converters.identify import identify_model, identify_variant
 from sam3_jax.converters.layouts import meta
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG, meta_weights
@@ -57,7 +57,7 @@ NAMES = {
   "YOLO": ("model.0.conv.weight", "model.22.cv1.conv.weight"),
   "BERT": ("bert.embeddings.word_embeddings.weight",),
   "language model": ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"),
-  "nothing known": ("a", "b"),
+  "an unknown model": ("a", "b"),
 }
 
 
@@ -67,22 +67,22 @@ def test_other_models(tmp_path, kind):
   refused(tmp_path / "x.safetensors", tmp_path, rf"any known layout; it looks like .*{kind}")
 
 
-def test_lite_text_of_its_authors(tmp_path):
-  """transformers' layout of it can be read: test_lite_text.py."""
+def test_lite_text_in_the_authors_layout(tmp_path):
+  """The layout of transformers can be read, see test_lite_text.py."""
   arrays = {f"{TEXT}.transformer.0.fc1.bias": np.ones(2, np.float32)}
   save_file(arrays, tmp_path / "x.safetensors")
   refused(tmp_path / "x.safetensors", tmp_path, "LiteText in its authors' .* Sam3LiteTextModel")
-  assert recognise_variant([f"{TEXT}.transformer.resblocks.0.ln_1.weight"]) is None
+  assert identify_variant([f"{TEXT}.transformer.resblocks.0.ln_1.weight"]) is None
 
 
 @pytest.mark.parametrize("kind", ["meta", "hub", "doubled", "detector"])
 def test_sam3_itself_is_not_taken_for_another(kind):
-  assert recognise_variant(layout(kind)) is None
-  assert recognise([]) is None
+  assert identify_variant(layout(kind)) is None
+  assert identify_model([]) is None
 
 
 def multiplex():
-  """SAM 3.1's names, as far as they are known, with the tiny model's sizes."""
+  """SAM 3.1's parameter names, as far as known, with the sizes of the tiny model."""
   arrays = {
     name: array for name, array in meta_weights().items()
     if "sam2_convs" not in name and ".convs.3." not in name
@@ -94,7 +94,7 @@ def multiplex():
   return arrays | {"tracker.model.anything.weight": np.ones((2, 3), np.float32)}
 
 
-def test_the_detector_of_sam_3_1(tmp_path):
+def test_detector_of_sam_3_1(tmp_path):
   save_file(multiplex(), tmp_path / "sam3.1_multiplex.safetensors")
   bundle = converted(tmp_path / "sam3.1_multiplex.safetensors", tmp_path / "out", config=CONFIG)
   assert_tree(bundle.params, points=True, visual=False)
@@ -115,14 +115,14 @@ def test_the_detector_of_sam_3_1(tmp_path):
     (lambda a: a.update({"tracker.other": np.ones(1, np.float32)}), "tracker.other .* not a name"),
   ],
 )  # fmt: skip
-def test_faults_of_a_file_of_sam_3_1(tmp_path, change, match):
+def test_invalid_files_of_sam_3_1(tmp_path, change, match):
   arrays = multiplex()
   change(arrays)
   save_file(arrays, tmp_path / "x.safetensors")
   refused(tmp_path / "x.safetensors", tmp_path, match, config=CONFIG)
 
 
-def test_the_necks_may_be_absent(tmp_path):
+def test_necks_may_be_absent(tmp_path):
   arrays = {n: a for n, a in multiplex().items() if "propagation_convs" not in n}
   save_file(arrays, tmp_path / "x.safetensors")
   convert(tmp_path / "x.safetensors", tmp_path / "out", tokenizer=TOKENIZER, config=CONFIG)

@@ -1,16 +1,16 @@
-"""A few mutated images through the readers; `benchmarks/fuzz_images.py` reads hundreds."""
+"""Reads a few mutated images; `benchmarks/fuzz_images.py` reads hundreds."""
 
 import fuzz_images
 import pytest
 
 
-def test_mutants_are_the_same_for_a_seed():
+def test_mutants_are_deterministic():
   first, again = (list(fuzz_images.mutants(40, seed=3, bombs=False)) for _ in range(2))
   assert first == again
   assert list(fuzz_images.mutants(40, seed=4, bombs=False)) != first
 
 
-def test_a_few_mutants():
+def test_mutants_are_read_or_rejected():
   faults, figures = fuzz_images.run(60, seed=1, bombs=False)
   assert faults == []
   assert figures["read"] + figures["refused"] == 60
@@ -29,7 +29,7 @@ def test_a_few_mutants():
     ({"header": "x", "path": "two\nlines"}, "in one line"),
   ],
 )
-def test_faults_are_found(said, fault):
+def test_unexpected_errors_are_reported(said, fault):
   found = fuzz_images.faults_of(said)
   assert bool(found) == bool(fault)
   assert fault in " ".join(found)

@@ -220,7 +220,7 @@ def _our_stages(decoded, rows, golden):
     **{f"dec_presence_{i}": x[:, :1] for i, x in enumerate(layers)},
     "hs": states,
     "reference_boxes": np.stack([anchors, *boxes[:-1]]),
-    "presence_logits": np.stack([*presence[:-1], detections.presence]),
+    "presence_logits": np.stack([*presence[:-1], detections.presence_logit]),
     "scores_all": logits[..., None],
     "mask_embed": _out(masks["mask_embed"])[rows],
     "pixel_embed": _channels_first(np.maximum(_out(masks["norm1"])[rows], 0)),

@@ -1,4 +1,4 @@
-"""What training needs of the model: all gradients, Meta's one stop, and noise only on demand."""
+"""Gradients of the model: all parameters, stopped gradients as in Meta's code, dropout."""
 
 import functools
 
@@ -29,7 +29,7 @@ STACKS = ("groups", "layers", "blocks")
 
 @pytest.fixture(scope="module")
 def data():
-  """Two images, and a prompt about each with boxes and points of both labels."""
+  """Two images, each with a prompt that has boxes and points of both labels."""
   rng = np.random.default_rng(0)
   images, sizes = random_images(rng, 2), np.array([[300, 400], [500, 200]], np.int32)
   tokens = random_tokens(rng, [3, 10])
@@ -62,7 +62,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 
     embedding = part(0, images, sizes, method="encode_image")
     text = part(1, tokens, method="encode_text")
-    predictions = part(2, embedding, prompts.replace(text=text), method="predict")
+    predictions = part(2, embedding, prompts.replace(text=text), method="detect_all_layers")
     products = jax.tree.map(lambda x, weight: (x * weight).sum(), predictions, weights)
     return sum(jax.tree.leaves(products)), predictions
 
@@ -72,7 +72,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 
 @pytest.fixture(scope="module")
 def weights(data):
-  """Of every number of the predictions, all different."""
+  """Different weights for all numbers of the predictions."""
   predictions = shapes("predict", shapes("encode_image", *data[:2]), data[3])
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), predictions)
@@ -96,7 +96,7 @@ def test_every_parameter_has_a_gradient(data, weights, train):
 
 
 @pytest.mark.parametrize("layer", range(CONFIG.decoder_layers))
-def test_boxes_look_forward_twice(data, weights, layer):
+def test_gradients_of_boxes_stop_between_layers(data, weights, layer):
   """Meta's one stop is between a layer's boxes and what the next layer takes from them: a box is
   the head's output added to that of the layer before, in logit space, and no more of them.
 
@@ -123,7 +123,7 @@ def test_boxes_look_forward_twice(data, weights, layer):
     assert not any(x.any() for x in jax.tree.leaves(part))
 
 
-def test_noise_in_training_only(data, weights):
+def test_dropout_in_training_only(data, weights):
   def predict(seed, train):
     key = jax.random.key(seed)
     return predictions_and_gradients(parameters(), data, weights, key, train)[0]
@@ -135,12 +135,12 @@ def test_noise_in_training_only(data, weights):
       assert np.abs(one - two).max() > 1e-2
 
 
-def test_training_needs_a_key(data):
+def test_training_requires_a_key(data):
   with pytest.raises(Exception, match='needs PRNG for "dropout"'):
     shapes("encode_image", *data[:2], train=True)
 
 
-def test_the_text_encoder_has_no_noise(data):
+def test_text_encoder_has_no_dropout(data):
   want = run("encode_text", data[2])
   got = run("encode_text", data[2], key=jax.random.key(0), train=True)
   assert_close(got.features, want.features, rel=0)
@@ -148,7 +148,7 @@ def test_the_text_encoder_has_no_noise(data):
 
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_drop_path(rate):
-  """A row leaves its branch out at this rate, or has it divided by 1 - rate."""
+  """A sample drops its branch at this rate; otherwise the branch is divided by 1 - rate."""
   rows, x = 200, normal(0, 1, 3, 8)
   block, noisy = Block(2, 16), Block(2, 16, train=True)
   params = jax.jit(block.init)(jax.random.key(0), x)["params"]

@@ -12,7 +12,7 @@ import types
 
 import pytest
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters.vocabulary_files import write_huggingface
+from sam3_jax.converters.writers.vocabulary import write_huggingface
 
 from sam3_jax.checkpoint import hf_hub
 
@@ -130,8 +130,8 @@ except Exception as error:
 
 @pytest.fixture
 def ask(server, tmp_path):
-  """What `download` returns or raises in a process of its own, as the client's settings are
-  read when it is imported."""
+  """Runs `download` in a subprocess, as the client reads its settings when it is imported; returns
+  the result or the error."""
 
   def run(name, code=DOWNLOAD, **settings):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
@@ -160,7 +160,7 @@ def names(folder):
   }
 
 
-def test_only_what_a_conversion_reads_is_downloaded_and_only_once(ask, server):
+def test_downloads_only_files_that_a_conversion_reads_and_once(ask, server):
   folder = ask("hf://org/both")
   assert names(folder) == {"model.safetensors", "config.json", "merges.txt"}
   assert folder.endswith(COMMIT)
@@ -179,26 +179,26 @@ def test_only_what_a_conversion_reads_is_downloaded_and_only_once(ask, server):
     ("org/forbidden", {}, "PermissionError the hub refuses org/forbidden (status 403): the token"),
     ("org/none", {}, "FileNotFoundError there is no org/none on the hub, or it is private"),
     ("org/both@v9", {}, "FileNotFoundError org/both has no revision v9"),
-    ("org/down", {}, "FileNotFoundError the hub fails for org/down (status 500)"),
+    ("org/down", {}, "FileNotFoundError the hub failed for org/down (status 500)"),
     ("org/both", {"HF_HUB_OFFLINE": "1"}, "FileNotFoundError org/both cannot be"),
     ("org/both", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "FileNotFoundError org/both cannot"),
-    ("org/broken", {}, "FileNotFoundError the hub fails for org/broken (status 500)"),
+    ("org/broken", {}, "FileNotFoundError the hub failed for org/broken (status 500)"),
   ],
 )  # fmt: skip
-def test_what_cannot_be_had_is_one_line_with_a_remedy(ask, name, settings, message):
+def test_errors_are_one_line_with_a_remedy(ask, name, settings, message):
   said = ask(f"hf://{name}", **settings)
   assert said.startswith(message)
   assert "\n" not in said
 
 
-def test_a_download_that_broke_off_is_no_checkpoint(ask):
+def test_incomplete_download_is_an_error(ask):
   assert "status 500" in ask("hf://org/broken")
   said = ask("hf://org/broken", HF_HUB_OFFLINE="1")
-  assert said.startswith("FileNotFoundError org/broken cannot be reached and is not, or not wholly")
+  assert said.startswith("FileNotFoundError org/broken cannot be reached, and the hub's cache is")
 
 
-def test_a_body_cut_off_is_resumed(ask, server):
-  """From the client's last whole block of 10 MB; after its last try, that is an error in a line."""
+def test_truncated_file_is_resumed(ask, server):
+  """From the client's last complete block of 10 MB."""
   whole = FILES["org/cut"]["model.safetensors"]
   with open(os.path.join(ask("hf://org/cut"), "model.safetensors"), "rb") as file:
     assert file.read() == whole
@@ -206,19 +206,19 @@ def test_a_body_cut_off_is_resumed(ask, server):
 
 
 @pytest.mark.parametrize("module", ["httpx", "httpx2.transports", "requests", "builtins"])
-def test_a_connection_that_breaks_off_for_good(monkeypatch, module):
+def test_connection_errors(monkeypatch, module):
   kind = OSError if module == "builtins" else type("Broken", (Exception,), {"__module__": module})
 
   def snapshot_download(*_, **__):
     raise kind("peer closed connection\nand more")
 
   monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-  with pytest.raises(FileNotFoundError, match=r"org/x broke off \(peer closed") as caught:
+  with pytest.raises(FileNotFoundError, match=r"org/x failed \(peer closed") as caught:
     hf_hub.download("hf://org/x")
   assert "\n" not in str(caught.value)
 
 
-def test_an_error_of_another_kind_is_no_connection(monkeypatch):
+def test_other_errors_are_not_caught(monkeypatch):
   monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: {}["x"])
   with pytest.raises(KeyError):
     hf_hub.download("hf://org/x")
@@ -227,14 +227,14 @@ def test_an_error_of_another_kind_is_no_connection(monkeypatch):
 LOAD = """
 import sys
 from sam3_jax import Sam3
-from sam3_jax.checkpoint.registry import find_checkpoint
+from sam3_jax.registry import find_checkpoint
 model = Sam3.from_checkpoint(find_checkpoint(sys.argv[1]), dtype="float32")
 print(model.params["trunk"]["norm_pre"]["scale"].sum())
 """
 
 
-def test_from_the_hub_into_a_model_and_again_without_it(ask, server, tmp_path):
-  """A whole checkpoint; converted once, and then loaded with no server."""
+def test_load_from_the_hub_and_then_offline(ask, server, tmp_path):
+  """Converts a checkpoint once, then loads it without a server."""
   source = write_folder(tmp_path / "source", layout("detector"))
   write_huggingface(TOKENIZER.read_bytes(), source, 32)
   FILES["org/whole"] = {path.name: path.read_bytes() for path in source.iterdir()}
@@ -251,8 +251,8 @@ def test_from_the_hub_into_a_model_and_again_without_it(ask, server, tmp_path):
 @pytest.mark.parametrize(
   "name", ["", "sam3", "a/b/c", "../x", "a/..", "a/b@", "a b/c", "a/b@../x", "org/name@x y"]
 )
-def test_names_that_are_none(name):
-  with pytest.raises(ValueError, match=r"names no repository; expected hf://org/name"):
+def test_invalid_names(name):
+  with pytest.raises(ValueError, match=r"does not name a repository; expected hf://org/name"):
     hf_hub.check_name(f"hf://{name}")
 
 
@@ -261,7 +261,7 @@ def test_names():
   assert hf_hub.check_name("keras/sam3_pcs@v1.0") == ("keras/sam3_pcs", "v1.0")
 
 
-def test_which_commit_a_revision_is(monkeypatch, tmp_path):
+def test_resolve_revision(monkeypatch, tmp_path):
   asked = []
 
   def model_info(self, repository, *, revision, timeout):

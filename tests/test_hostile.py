@@ -1,6 +1,7 @@
-"""Files that ask for more than there is: refused in a line that names them, with little memory.
+"""Files with huge sizes, deep nesting etc. are rejected with a one-line error and little memory.
 
-What a format alone allows is in the tests of that format: test_torch_files.py, test_keras_hub.py.
+Faults that only one format allows are in the tests of that format: test_torch_files.py,
+test_keras_hub.py.
 """
 
 import gzip
@@ -54,7 +55,7 @@ def hub(tmp_path_factory):
   [
     ((*BACKBONE, "hidden_size"), 2**40, "config.json: trunk width must be at most 65,536"),
     ((*BACKBONE, "image_size"), 14 * 2**30, "config.json: image_size must be at most 65,536"),
-    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches a side with 16"),
+    ((*BACKBONE, "image_size"), 14 * 4680, "config.json: a grid of 4680 patches per side with 16"),
     (
       BACKBONE,
       {"num_hidden_layers": 200_000_000, "global_attn_indexes": [99_999_999, 199_999_999]},
@@ -62,13 +63,13 @@ def hub(tmp_path_factory):
     ),
     ((*BACKBONE, "global_attn_indexes"), [[0] * 10**5], r"indexes \[\[0, 0, 0.* of 4 blocks"),
     (("text_config", "num_hidden_layers"), 10**9, "text layers must be at most 65,536"),
-    (("text_config", "num_hidden_layers"), 2**16, r"tensors, where its configuration wants 1,\d+"),
+    (("text_config", "num_hidden_layers"), 2**16, r"tensors, but its configuration needs 1,\d+"),
     (("text_config", "vocab_size"), 2**62, "text vocabulary must be at most 65,536"),
     (("detr_encoder_config", "num_layers"), "9" * 10**6, "num_layers = '9999.*expected something"),
     (("detr_encoder_config", "num_layers"), 10**50, "not readable JSON .* a number of 51 digits"),
   ],
 )
-def test_configurations_that_ask_for_more_than_there_is(hub, tmp_path, path, value, match):
+def test_configurations_with_huge_sizes(hub, tmp_path, path, value, match):
   source = tmp_path / "source"
   source.mkdir()
   (source / "model.safetensors").symlink_to(hub / "model.safetensors")
@@ -84,18 +85,18 @@ def test_configurations_that_ask_for_more_than_there_is(hub, tmp_path, path, val
     ("vision_encoder", "hidden_dim", 2**40, "config.json: trunk width must be at most 65,536"),
     ("vision_encoder", "image_shape", [2**40, 2**40, 3], "image_size must be at most 65,536"),
     ("text_encoder", "num_layers", 10**9, "text layers must be at most 65,536"),
-    ("detr_encoder", "num_layers", 2**16, "has 1 tensors, where its configuration wants 1,"),
+    ("detr_encoder", "num_layers", 2**16, "has 1 tensors, but its configuration needs 1,"),
     ("detr_encoder", "num_layers", [0] * 10**5, r"num_layers = \[0, 0, 0"),
   ],
 )
-def test_presets_that_ask_for_more_than_there_is(tmp_path, part, key, value, match):
+def test_presets_with_huge_sizes(tmp_path, part, key, value, match):
   config = changed(preset_config(), ("config", part, "config", key), value)
   name = "layers/sam3_vision_encoder/x/vars/0"
   write_preset(tmp_path / "source", {name: np.ones(1, np.float32)}, config=config)
   refused(tmp_path / "source", tmp_path, match)
 
 
-def test_a_name_that_counts_layers(tmp_path):
+def test_huge_layer_index_in_a_name(tmp_path):
   name = f"detector.backbone.vision_backbone.trunk.blocks.{'9' * 30}.norm1.weight"
   arrays = layout("meta") | meta.rope_tables(CONFIG) | {name: np.ones(3, np.float32)}
   save_arrays(tmp_path / "sam3.pt", arrays)
@@ -115,7 +116,7 @@ def test_a_name_that_counts_layers(tmp_path):
   ],
 )
 def test_json_that_is_nested_deeply_or_too_long(hub, tmp_path, name, text):
-  source, match = tmp_path / "source", "nested too deeply|larger than 16 MB|no safetensors file"
+  source, match = tmp_path / "source", "nested too deeply|larger than 16 MB|not a safetensors file"
   source.mkdir()
   if name == "header":
     safetensors(source / "model.safetensors", b'{"a":' + text)
@@ -131,7 +132,7 @@ def test_json_that_is_nested_deeply_or_too_long(hub, tmp_path, name, text):
 
 
 @pytest.mark.usefixtures("bounded_memory")
-def test_a_vocabulary_that_is_a_bomb(tmp_path):
+def test_vocabulary_decompression_bomb(tmp_path):
   path = tmp_path / "bpe_simple_vocab_16e6.txt.gz"
   with gzip.open(path, "wb") as file:
     for _ in range(100):
@@ -148,7 +149,7 @@ def test_a_vocabulary_that_is_a_bomb(tmp_path):
     ((0, *[1] * 40), "a has 41 axes, more than 32"),
   ],
 )
-def test_shapes_that_no_tensor_can_have(tmp_path, shape, match):
+def test_impossible_tensor_shapes(tmp_path, shape, match):
   path = safetensors(tmp_path / "x.safetensors", {"a": entry(shape=shape, offsets=(0, 0))})
   with pytest.raises(ValueError, match=f"a in the header of {path} is damaged: {match}"):
     open_safetensors(path)
@@ -159,7 +160,7 @@ def test_shapes_that_no_tensor_can_have(tmp_path, shape, match):
 
 
 @pytest.mark.usefixtures("bounded_memory")
-def test_shapes_in_hdf5_that_no_tensor_can_have(tmp_path):
+def test_impossible_hdf5_shapes(tmp_path):
   import h5py
 
   with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -172,12 +173,12 @@ def test_shapes_in_hdf5_that_no_tensor_can_have(tmp_path):
 @pytest.mark.parametrize(
   ("places", "match"),
   [
-    ({"a": "b\nc"}, "is no index of shards"),
-    ({"a\nb": "c"}, "is no index of shards"),
-    ({"a": "x" * 10**6}, "is no index of shards"),
+    ({"a": "b\nc"}, "is not an index of shards"),
+    ({"a\nb": "c"}, "is not an index of shards"),
+    ({"a": "x" * 10**6}, "is not an index of shards"),
   ],
 )
-def test_indices_with_names_that_are_none(tmp_path, places, match):
+def test_index_with_invalid_file_names(tmp_path, places, match):
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
   refused(tmp_path, tmp_path, match)
 
@@ -191,14 +192,14 @@ def test_indices_with_names_that_are_none(tmp_path, places, match):
     ),
     (
       "https://example.com/sam3.pt",
-      "https://example.com/sam3.pt is no path; say `sam3-jax convert",
+      "https://example.com/sam3.pt is no path; run `sam3-jax convert",
     ),
     ("hf://me/sam3", "say `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),
-    ("sam3-huge", "there is nothing at sam3-huge; give model.safetensors"),
+    ("sam3-huge", "sam3-huge does not exist; give model.safetensors"),
   ],
 )
-def test_names_of_other_things(tmp_path, source, match):
+def test_names_of_wrong_files(tmp_path, source, match):
   with pytest.raises(FileNotFoundError, match=match) as caught:
     convert(source, tmp_path / "out")
   assert "\n" not in str(caught.value)

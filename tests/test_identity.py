@@ -1,4 +1,4 @@
-"""Identities of files and checkpoints, and what changed between two lists."""
+"""Identities of files and checkpoints, and changes between lists of files."""
 
 import os
 
@@ -22,7 +22,7 @@ FILES = st.dictionaries(
 )
 
 
-def test_a_replaced_file_of_the_same_name_and_size_has_another_identity(tmp_path):
+def test_replaced_file_of_the_same_size_has_another_identity(tmp_path):
   path = tmp_path / "a.jpg"
   path.write_bytes(b"one")
   before = identify(path)
@@ -33,7 +33,7 @@ def test_a_replaced_file_of_the_same_name_and_size_has_another_identity(tmp_path
   assert identify(path, content=True) == FileIdentity(3, 7, file_sha256(path))
 
 
-def test_a_touched_file_has_the_same_content(tmp_path):
+def test_touched_file_has_the_same_content(tmp_path):
   path = tmp_path / "a.jpg"
   path.write_bytes(b"one")
   unread, before = identify(path), identify(path, content=True)
@@ -46,31 +46,31 @@ def test_a_touched_file_has_the_same_content(tmp_path):
   assert changes({"a": before}, {"a": after}) == []
 
 
-def test_a_missing_file_has_none(tmp_path):
+def test_missing_file_has_no_identity(tmp_path):
   assert identify(tmp_path / "a.jpg") is None
   assert identify(tmp_path / "a.jpg", content=True) is None
 
 
 @given(FILES, FILES)
-def test_changes_are_none_only_between_equal_lists(then, now):
-  found = changes(then, now)
-  same = then.keys() == now.keys() and all(
-    then[n] == now[n] or (then[n] is not None and then[n].matches(now[n])) for n in then
+def test_only_equal_lists_have_no_changes(before, after):
+  found = changes(before, after)
+  same = before.keys() == after.keys() and all(
+    before[n] == after[n] or (before[n] is not None and before[n].matches(after[n])) for n in before
   )
   assert (found == []) == same
-  assert changes(then, then) == []
+  assert changes(before, before) == []
 
 
-def test_changes_name_some_and_count_all():
-  now = {f"{i}.jpg": FileIdentity(1, 1) for i in range(5)}
-  assert changes({}, now) == ["5 files added (0.jpg, 1.jpg, 2.jpg and 2 more)"]
+def test_changes_count_all_files_and_name_some():
+  after = {f"{i}.jpg": FileIdentity(1, 1) for i in range(5)}
+  assert changes({}, after) == ["5 files added (0.jpg, 1.jpg, 2.jpg and 2 more)"]
   assert changes({"0.jpg": FileIdentity(1, 1)}, {"0.jpg": FileIdentity(2, 1)}) == [
     "1 file modified (0.jpg)"
   ]
 
 
 @pytest.mark.parametrize("part", ["shape", "dtype", "sha256", "name", "model", "tokenizer"])
-def test_everything_that_decides_results_is_in_a_checkpoints_identity(part):
+def test_checkpoint_identity_depends_on_all_parts(part):
   entry = {"shape": [2], "dtype": "float32", "sha256": "0"}
   model, tokenizer, name = {"width": 8}, b"pieces", "a/kernel"
   before = checkpoint_identity({name: entry}, model, tokenizer)
@@ -86,5 +86,5 @@ def test_everything_that_decides_results_is_in_a_checkpoints_identity(part):
   assert checkpoint_identity({name: entry}, model, tokenizer) != before
 
 
-def test_a_digest_does_not_depend_on_the_order_of_keys():
+def test_digest_is_independent_of_key_order():
   assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})

@@ -1,4 +1,4 @@
-"""Every way to an image agrees on what it is, whatever its format, and refuses the same files."""
+"""Opening image files: formats, orientation, errors, limits; paths, bytes and PIL images agree."""
 
 import io
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import load_images
 from PIL import Image
 
 from sam3_jax.batch.inputs import Input
-from sam3_jax.batch.reading import Source, reading
-from sam3_jax.inputs.file_signatures import what_it_is
+from sam3_jax.inputs.file_signatures import unsupported_format
 from sam3_jax.inputs.image_file import (
   FORMATS,
   IMAGE_SUFFIXES,
@@ -47,7 +47,7 @@ ODD = {
 
 
 def exif_of(entry: tuple[int, int, bytes], order: str = "<") -> bytes:
-  """EXIF with the tag of the orientation alone."""
+  """EXIF with only the orientation tag."""
   kind, count, value = entry
   if order == ">" and kind == 3:
     value = value[1::-1] + value[3:1:-1]
@@ -67,7 +67,7 @@ def saved(form: str, exif: bytes = b"", image: Image.Image | None = None, **opti
 
 
 def assert_all_agree(data: bytes, path: Path, form: str) -> np.ndarray:
-  """Of the header and of the pixels, from a path, from bytes and from PIL images."""
+  """Checks that the header and the pixels agree, from a path, bytes and PIL images."""
   path.write_bytes(data)
   pixels = read_image(path)
   with Image.open(io.BytesIO(data)) as lazy, Image.open(path) as loaded:
@@ -80,15 +80,14 @@ def assert_all_agree(data: bytes, path: Path, form: str) -> np.ndarray:
   tar = path.with_name("tar")
   tar.write_bytes(b"before" + data + b"behind")
   inputs = [Input("a", str(path), ()), Input("b", str(tar), (), (6, len(data)))]
-  with reading(Source(inputs, 8, 10**6), workers=0, threads=1, ahead=1) as images:
-    for one in images:
-      assert (one.size, one.reason) == (pixels.shape[:2], "")
+  for image in load_images(inputs):
+    assert (image.size, image.reason) == (pixels.shape[:2], "")
   return pixels
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_formats(form, tmp_path):
-  """A whole file is read by all; one without its end is refused by all, or is whole still."""
+  """All source types read a complete file; they agree about a truncated one."""
   data = saved(form)
   pixels = assert_all_agree(data, tmp_path / "a", form)
   assert pixels.shape == (40, 60, 3)
@@ -116,12 +115,12 @@ def test_orientations(form, orientation, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*[Tt]ag:UserWarning")
 @pytest.mark.parametrize("name", ODD)
-def test_odd_orientations(name, tmp_path):
+def test_invalid_orientation_tags(name, tmp_path):
   for form in ("JPEG", "PNG", "WEBP"):
     assert_all_agree(saved(form, exif_of(ODD[name])), tmp_path / "a", form)
   path = tmp_path / "b"
   path.write_bytes(tiff(ODD[name]))
-  try:  # Pillow refuses some of them itself
+  try:  # Pillow rejects some of them
     shape = read_image(path).shape[:2]
   except InvalidImageError:
     return
@@ -146,7 +145,7 @@ def test_orientation_in_xmp(form, tmp_path):
   assert_all_agree(data, tmp_path / "a", form)
 
 
-def test_exif_behind_the_pixels_of_a_png(tmp_path):
+def test_exif_after_the_pixels_of_a_png(tmp_path):
   data = saved("PNG")
   exif = exif_of((3, 1, b"\x06\0\0\0"))
   chunk = b"eXIf" + exif
@@ -166,17 +165,17 @@ def tiff(orientation: tuple[int, int, bytes]) -> bytes:
   return start + struct.pack("<H", len(entries)) + rows + bytes(4)
 
 
-def test_endings_are_pillows():
+def test_suffixes_equal_pillows():
   Image.init()
-  for form, endings in SUFFIXES_BY_FORMAT.items():
+  for form, suffixes in SUFFIXES_BY_FORMAT.items():
     theirs = {end for end, one in Image.registered_extensions().items() if one == form}
-    # Floats, which are refused, and endings that other programs use for something else.
-    assert set(endings) == theirs - {".pfm", ".icb", ".vda", ".vst"}
+    # Without floats, which are not supported, and suffixes that other programs use differently.
+    assert set(suffixes) == theirs - {".pfm", ".icb", ".vda", ".vst"}
   assert {".jpg", ".jfif", ".mpo", ".tga", ".j2k", ".png"} <= IMAGE_SUFFIXES
   assert not {"EPS", "PDF", "WMF", "HDF5", "FITS", "GRIB", "BUFR", "SPIDER"} & set(FORMATS)
 
 
-def test_nothing_else_opens_images():
+def test_no_other_module_opens_images():
   for file in (ROOT / "sam3_jax").rglob("*.py"):
     if file.name not in ("image_file.py", "make_sheet.py"):
       assert "Image.open" not in file.read_text(), file
@@ -202,7 +201,7 @@ def test_nothing_else_opens_images():
     (b"SIMPLE  =                    T", "FITS"),
   ],
 )
-def test_other_files_are_named(start, kind, tmp_path):
+def test_unsupported_files_are_recognized(start, kind, tmp_path):
   (tmp_path / "a.jpg").write_bytes(start)
   for source in (start, tmp_path / "a.jpg"):
     for read in (read_image, displayed_size):
@@ -211,17 +210,17 @@ def test_other_files_are_named(start, kind, tmp_path):
       assert "\n" not in str(error.value)
 
 
-def test_what_is_read_has_no_other_name():
+def test_supported_formats_are_not_recognized_as_unsupported():
   for form in FORMATS:
-    assert what_it_is(saved(form)[:512]) is None
+    assert unsupported_format(saved(form)[:512]) is None
 
 
-def test_formats_that_are_not_read():
+def test_unsupported_formats():
   for form in ("PCX", "PDF", "EPS", "SGI", "ICO", "DDS"):
     with pytest.raises(InvalidImageError):
       read_image(saved(form))
   icon = Image.open(io.BytesIO(saved("PCX")))
-  with pytest.raises(InvalidImageError, match="format PCX, which is not read"):
+  with pytest.raises(InvalidImageError, match="the unsupported format PCX"):
     read_image(icon)
   icon.load()
   np.testing.assert_array_equal(read_image(icon), PIXELS)
@@ -243,7 +242,7 @@ def test_only_regular_files(tmp_path):
       continue
     for read in (read_image, displayed_size):
       with ThreadPoolExecutor(1) as pool:
-        assert "no regular file" in pool.submit(fault, read, path).result(timeout=10)
+        assert "not a regular file" in pool.submit(fault, read, path).result(timeout=10)
   assert "null byte" in fault(read_image, "a\0b")
   assert "cannot be read (File name too long)" in fault(read_image, "a" * 300)
 
@@ -256,8 +255,8 @@ def fault(read, source) -> str:
   return ""
 
 
-def test_errors_of_reading_are_no_damage(tmp_path, monkeypatch):
-  """Whatever a decoder makes of them."""
+def test_read_errors_are_not_reported_as_damage(tmp_path, monkeypatch):
+  """Even if a decoder hides them."""
 
   class Broken(io.FileIO):
     def readinto(self, buffer):
@@ -273,7 +272,7 @@ def test_errors_of_reading_are_no_damage(tmp_path, monkeypatch):
 
 
 def header_of(form: str, width: int, height: int) -> bytes:
-  """A small file whose header says another size."""
+  """A small file whose header has a wrong size."""
   data = bytearray(saved(form))
   if form == "PNG":
     data[16:24] = struct.pack(">II", width, height)
@@ -300,7 +299,7 @@ def header_of(form: str, width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TGA", "JPEG", "PPM", "WEBP"])
-def test_giants_are_refused_by_their_headers(form):
+def test_too_large_images_are_rejected_by_their_header(form):
   for read in (read_image, displayed_size):
     tracemalloc.start()
     with pytest.raises(InvalidImageError, match=r"is 60000 x 50000: 3,000,000,000 pixels"):
@@ -310,19 +309,19 @@ def test_giants_are_refused_by_their_headers(form):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_bombs_below_the_limit_are_refused(form):
+def test_decompression_bombs_are_rejected(form):
   for read in (read_image, displayed_size):
     with pytest.raises(InvalidImageError, match=r"in only [\d,]+ bytes"):
       read(header_of(form, 16_000, 16_000))
 
 
-def test_slow_formats_are_bounded():
+def test_slow_encodings_have_a_limit():
   plain = b"P3\n4000 3000\n255\n" + b"1 2 3 " * 10
-  with pytest.raises(InvalidImageError, match="12,000,000 pixels in a kind of PPM"):
+  with pytest.raises(InvalidImageError, match="12,000,000 pixels in a PPM encoding"):
     read_image(plain)
 
 
-def test_scans_are_bounded():
+def test_progressive_scans_have_a_limit():
   data = saved("JPEG", progressive=True)
   assert read_image(data).shape == (40, 60, 3)
   at = data.index(b"\xff\xda")
@@ -330,7 +329,7 @@ def test_scans_are_bounded():
     read_image(data[:at] + b"\xff\xda\0\x08\x01\x01\0\0\0\0" * 100 + data[at:])
 
 
-def test_the_file_is_closed(tmp_path):
+def test_file_is_closed(tmp_path):
   (tmp_path / "a").write_bytes(saved("PNG"))
   before = len(os.listdir("/proc/self/fd"))
   with open_image(tmp_path / "a") as header:

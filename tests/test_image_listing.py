@@ -1,4 +1,4 @@
-"""What a directory or a pattern stands for: each file is listed or counted, never lost."""
+"""Listing the images of a directory or a pattern: each file is listed or counted as skipped."""
 
 import errno
 import glob
@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.inputs.image_listing import ListingNotes, find_files
+from sam3_jax.inputs.image_listing import find_files
+from sam3_jax.utils.notes import ListingNotes
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def listed(given):
   return [one.name for one in find_files(given, notes)], notes.line()
 
 
-def test_everything_left_out_is_counted(here):
+def test_skipped_files_are_counted(here):
   make(*(f"d/{i}.txt" for i in range(8)), "d/a.jpg", "d/.b.jpg", "d/._c.jpg", "d/.git/d.jpg")
   make("d/a.sam3.png", "d/a.sam3.json", "d/README", "d/odd.\x1b[31m", "d/__MACOSX/._e.jpg")
   os.symlink("nowhere.jpg", "d/broken.jpg")
@@ -47,7 +48,7 @@ def test_everything_left_out_is_counted(here):
 
 
 @pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES))
-def test_every_ending_of_a_format_that_is_read(here, suffix):
+def test_suffixes_of_all_formats(here, suffix):
   make(f"d/a{suffix}", f"d/A{suffix.upper()}")
   assert listed("d") == ([f"A{suffix.upper()}", f"a{suffix}"], "")
 
@@ -66,7 +67,7 @@ def test_linked_directories_are_followed_once(here):
   )
 
 
-def test_many_circles_of_links_take_no_time(here):
+def test_many_link_cycles_are_fast(here):
   make("d/a.jpg")
   for i in range(50):
     os.symlink(".", f"d/{i}")
@@ -96,7 +97,7 @@ def test_patterns(here):
     st.sampled_from(["*", "**", "a*", "?", "[ab]", "a", ".*", "b.jpg"]), min_size=1, max_size=4
   ),
 )
-def test_patterns_match_what_python_matches(tmp_path, files, parts):
+def test_patterns_match_like_glob(tmp_path, files, parts):
   top = tmp_path / str(len(os.listdir(tmp_path)))
   for names in sorted(files, key=len, reverse=True):
     path = top.joinpath(*names)
@@ -109,7 +110,7 @@ def test_patterns_match_what_python_matches(tmp_path, files, parts):
     assert listed(pattern)[0] == sorted(wanted)
 
 
-def test_a_pattern_over_what_cannot_be_read(here, monkeypatch):
+def test_patterns_with_unreadable_directories(here, monkeypatch):
   make("d/a/x.jpg", "d/b/x.jpg")
   scandir, code = os.scandir, errno.EACCES
 
@@ -120,7 +121,7 @@ def test_a_pattern_over_what_cannot_be_read(here, monkeypatch):
 
   monkeypatch.setattr("os.scandir", fail)
   assert listed("d/*/*.jpg") == (
-    ["d/b/x.jpg"], "1 directory without permission to read it is left out (d/a)"
+    ["d/b/x.jpg"], "1 directory is skipped, as permission to read it is denied (d/a)"
   )  # fmt: skip
   code = errno.EIO
   for pattern in ("d/*/*.jpg", "d/**/*.jpg"):
@@ -128,13 +129,13 @@ def test_a_pattern_over_what_cannot_be_read(here, monkeypatch):
       listed(pattern)
 
 
-def test_a_file_named_by_itself(here):
+def test_single_files(here):
   make("a[1].jpg", "b.txt", "c.sam3.png", "d.sam3.png", "d.sam3.json")
   assert listed("a[1].jpg") == (["a[1].jpg"], "")
   assert listed("b.txt") == (["b.txt"], "")
   assert listed("c.sam3.png") == (["c.sam3.png"], "")
   assert listed("d.sam3.png") == ([], "skipped 1 file: 1 result of segment")
-  with pytest.raises(FileNotFoundError, match="there is no folder, file or pattern none"):
+  with pytest.raises(FileNotFoundError, match="there is no directory, file or pattern none"):
     listed("none")
 
 
@@ -160,7 +161,7 @@ def grow(path, tree):
   max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(TREES.filter(lambda tree: tree is not None))
-def test_listed_and_counted_are_all_files(tmp_path, tree):
+def test_every_file_is_listed_or_counted(tmp_path, tree):
   top = tmp_path / str(len(os.listdir(tmp_path)))
   grow(top, tree)
   notes = ListingNotes()
@@ -174,7 +175,7 @@ def test_listed_and_counted_are_all_files(tmp_path, tree):
   assert notes.line().isprintable()
 
 
-def test_the_note_is_short_however_many_kinds():
+def test_note_is_short_for_many_kinds():
   notes = ListingNotes()
   for i in range(1000):
     notes.skip_suffix(f"a.x{i}")

@@ -17,8 +17,10 @@ from support import QUICK, assert_close, quick
 
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
 from sam3_jax.inference import output_buffer, predictor
+from sam3_jax.inference.concepts import ConceptDecoder
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.types import Detections, Prompts, TextEmbedding
+from sam3_jax.outputs.detections import Detections
+from sam3_jax.types import Prompts, TextEmbedding
 
 QUERIES = tiny.CONFIG.queries
 # Sizes of batches change the order of sums: scores and boxes differ by 3e-7, masks by 2e-6 of their
@@ -37,7 +39,7 @@ def made(tokenizer_path, dtype="float32"):
 
 @pytest.fixture(autouse=True)
 def batches(monkeypatch):
-  """Those of an accelerator."""
+  """Uses the batch sizes of an accelerator."""
   monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
 
 
@@ -67,7 +69,7 @@ INDEX = [0, 0, 3, 3, 0, 4]
 def assert_same(got: Detections, want: Detections):
   for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
     assert_close(getattr(got, name), getattr(want, name), rel=CLOSE)
-  np.testing.assert_allclose(got.presence, want.presence, atol=CLOSE)  # a logit; measured 3.9e-6
+  np.testing.assert_allclose(got.presence_logit, want.presence_logit, atol=CLOSE)  # measured 3.9e-6
   for name in ("image_index", "sizes", "ids"):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
@@ -84,8 +86,8 @@ def test_shapes_and_dtypes(model, embedding):
   assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
-def test_equals_the_functional_layer(model, embedding):
-  """Against one call of the module with arrays made here."""
+def test_equals_the_module(model, embedding):
+  """Compares with one call of the module."""
   found = model.decode(embedding, Prompt("ear", [[6, 4, 30, 20]]), 0)
   text = model.encode_text("ear")
   box = jnp.array([[[18 / 60, 12 / 40, 24 / 60, 16 / 40]]])
@@ -97,7 +99,7 @@ def test_equals_the_functional_layer(model, embedding):
   assert_same(found, want.replace(ids=want.ids + 1))
 
 
-def test_many_in_one_call_equal_one_by_one(model, embedding):
+def test_one_call_equals_one_by_one(model, embedding):
   together = model.decode(embedding, PROMPTS, INDEX)
   for i, (prompt, image) in enumerate(zip(PROMPTS, INDEX, strict=True)):
     alone = model.decode(embedding[image : image + 1], prompt)
@@ -114,7 +116,7 @@ def test_order_of_prompts_does_not_matter(model, embedding):
   assert_same(back.replace(ids=want.ids), want)
 
 
-def test_images_in_one_call_equal_one_by_one(model, images, embedding):
+def test_images_in_one_call_equal_images_one_by_one(model, images, embedding):
   for i, image in enumerate(images):
     alone = model.encode(image)
     for name in ("fine", "middle", "coarse", "attended"):
@@ -122,7 +124,7 @@ def test_images_in_one_call_equal_one_by_one(model, images, embedding):
     assert alone.sizes.tolist() == [list(image.shape[:2])]
 
 
-def test_every_kind_of_source_gives_the_same(model, images, tmp_path):
+def test_image_sources_give_the_same(model, images, tmp_path):
   image = images[0]
   source_image = Image.fromarray(image)
   source_image.save(tmp_path / "a.png")
@@ -134,7 +136,7 @@ def test_every_kind_of_source_gives_the_same(model, images, tmp_path):
     np.testing.assert_array_equal(other, found[0])
 
 
-def test_a_saved_embedding_equals_a_direct_call(model, embedding, tmp_path):
+def test_saved_embedding_equals_direct_call(model, embedding, tmp_path):
   embedding[3:4].save(tmp_path / "image")
   model.encode_text(PROMPTS).save(tmp_path / "text")
   cached, text = ImageEmbedding.load(tmp_path / "image"), TextEmbedding.load(tmp_path / "text")
@@ -144,7 +146,7 @@ def test_a_saved_embedding_equals_a_direct_call(model, embedding, tmp_path):
   assert_same(got.replace(image_index=want.image_index), want)
 
 
-def test_max_detections_are_the_best_in_order(model, embedding):
+def test_max_detections(model, embedding):
   every = model.decode(embedding, PROMPTS, INDEX)
   some = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
   order = np.argsort(-np.asarray(every.scores), axis=1, kind="stable")[:, :4]
@@ -160,7 +162,7 @@ def test_max_detections_are_the_best_in_order(model, embedding):
 @pytest.mark.parametrize(
   ("index", "left_out"), [(INDEX, 0), (INDEX, 4), (INDEX, 6), (0, 3)], ids=str
 )
-def test_prompts_below_min_score_get_no_masks(model, embedding, index, left_out):
+def test_prompts_below_min_score_have_no_masks(model, embedding, index, left_out):
   every = model.decode(embedding, PROMPTS, index)
   best = np.asarray(every.scores).max(axis=1)
   between = np.append(np.sort(best), 1)[left_out - 1 : left_out + 1]
@@ -178,7 +180,7 @@ def test_prompts_below_min_score_get_no_masks(model, embedding, index, left_out)
 
 
 @pytest.mark.parametrize("min_score", [0.0, 0.5])
-def test_masks_over_the_budget_are_collected_on_the_host(model, embedding, min_score):
+def test_masks_beyond_the_budget_are_on_the_host(model, embedding, min_score):
   want = model.decode(embedding, PROMPTS, INDEX, min_score=min_score)
   size = want.mask_logits.nbytes + want.semantic_logits.nbytes
   fits = model.decode(embedding, PROMPTS, INDEX, min_score=min_score, memory_budget=size)
@@ -194,14 +196,14 @@ def test_masks_over_the_budget_are_collected_on_the_host(model, embedding, min_s
 
 
 @pytest.mark.parametrize(("min_score", "decodings"), [(0.0, 0), (1e-9, 1)])
-def test_no_room_for_masks_is_one_line(model, embedding, monkeypatch, min_score, decodings):
-  """At once, or, where it depends on the scores, as soon as it is known."""
-  asked, parts = [], model._parts
-  monkeypatch.setattr(model, "_parts", lambda *args: asked.append(args) or parts(*args))
+def test_too_little_memory_for_masks(model, embedding, monkeypatch, min_score, decodings):
+  """Raises before any computation, or after the scores if the masks depend on them."""
+  runs, run = [], ConceptDecoder._run
+  monkeypatch.setattr(ConceptDecoder, "_run", lambda *args: runs.append(args) or run(*args))
   monkeypatch.setattr(output_buffer, "free_memory", lambda: 0)
   with pytest.raises(ValueError, match=r"the masks of .* take 0.0 GB, .*max_detections"):
     model.decode(embedding, PROMPTS[:2], 0, min_score=min_score, memory_budget=0)
-  assert len(asked) == decodings
+  assert len(runs) == decodings
   assert model.decode(embedding, PROMPTS[:2], 0).scores.shape == (2, QUERIES)
 
 
@@ -226,7 +228,7 @@ def test_instances_have_source_pixels(model, embedding):
   assert len(found.instances(threshold=1.0)[0]) == 0
 
 
-def test_one_prompt_at_a_time_on_a_cpu(model, embedding, monkeypatch):
+def test_batch_sizes_of_a_cpu(model, embedding, monkeypatch):
   together = model.decode(embedding, PROMPTS, INDEX)
   monkeypatch.undo()
   assert predictor.prompts_at_once() == (1,)
@@ -234,8 +236,8 @@ def test_one_prompt_at_a_time_on_a_cpu(model, embedding, monkeypatch):
 
 
 def test_few_compilations(model, images, monkeypatch):
-  """Any mix of prompts, boxes and images takes at most 6 programs. Of a program that computes
-  nothing: it is the shapes that count."""
+  """Any mix of prompts, boxes and images takes at most 6 programs. The program computes nothing, as
+  only shapes matter."""
 
   def nothing(params, embedding, prompts, max_detections):
     rows, side = len(prompts.image), tiny.CONFIG.mask_size
@@ -245,7 +247,8 @@ def test_few_compilations(model, images, monkeypatch):
     ids = jnp.zeros(found.shape, jnp.int32)
     return Detections(found, boxes, masks, jnp.zeros(rows), masks[:, 0], seen, sizes, ids)
 
-  monkeypatch.setattr(model, "_detect", jax.jit(nothing, static_argnames="max_detections"))
+  detect = jax.jit(nothing, static_argnames="max_detections")
+  monkeypatch.setattr(model.programs.prompts, "detect", detect)
   before = model.compilations
   rng = np.random.default_rng(1)
   for count in (1, 2, 3, 4, 5, 7, 11):
@@ -260,7 +263,7 @@ def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
   half = made(tokenizer_path, "bfloat16")
   got = half.decode(half.encode(images[3]), "ear")
   want = model.decode(embedding, "ear", 3)
-  assert got.scores.dtype == got.boxes.dtype == got.presence.dtype == jnp.float32
+  assert got.scores.dtype == got.boxes.dtype == got.presence_logit.dtype == jnp.float32
   assert got.mask_logits.dtype == jnp.bfloat16
   assert_close(got.boxes, want.boxes, rel=0.02)  # measured 3.8e-3
   assert_close(got.scores, want.scores, rel=0.1)  # measured 3.8e-2
@@ -280,10 +283,10 @@ def test_save_and_load(model, embedding, tmp_path):
     ("a", None, {}, "the embedding has 5 images"),
     ("a", 5, {}, "image_index 5 is not in the embedding"),
     ("a", -1, {}, "image_index -1 is not in the embedding"),
-    (["a", "b"], [0], {}, "one integer a prompt, 2"),
-    ("a", [0.5], {}, "one integer a prompt, 1"),
-    (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "wholly outside the 60 x 40 image"),
-    (["a", "b"], [[0], [0, 1]], {}, "one integer a prompt, 2"),
+    (["a", "b"], [0], {}, "for each of 2 prompts"),
+    ("a", [0.5], {}, "for each of 1 prompts"),
+    (Prompt(boxes=[[90, 0, 95, 5]]), 0, {}, "completely outside the 60 x 40 image"),
+    (["a", "b"], [[0], [0, 1]], {}, "for each of 2 prompts"),
     ("a", 0, {"min_score": "a"}, r"min_score must be in \[0, 1\]; got 'a'"),
     ("a", 0, {"max_detections": 0}, "max_detections must be 1, 2, .. or None"),
     ("a", 0, {"max_detections": True}, "max_detections must be 1, 2, .. or None"),
@@ -292,7 +295,7 @@ def test_save_and_load(model, embedding, tmp_path):
     ("a", 0, {"memory_budget": -1}, "memory_budget must be a number of bytes; got -1"),
   ],
 )
-def test_faults_are_one_line(model, embedding, prompts, index, settings, message):
+def test_errors_are_one_line(model, embedding, prompts, index, settings, message):
   with pytest.raises(ValueError, match=message) as caught:
     model.decode(embedding, prompts, index, **settings)
   assert "\n" not in str(caught.value)
@@ -304,7 +307,7 @@ def test_max_detections_is_a_positive_integer(model, embedding, value):
     model.decode(embedding, "a", 0, max_detections=value)
 
 
-def test_what_is_no_embedding(model, embedding):
+def test_wrong_types(model, embedding):
   with pytest.raises(TypeError, match="decode takes what encode returns"):
     model.decode("a.jpg", "cat")
   with pytest.raises(TypeError, match="text must be what encode_text returns"):
@@ -312,12 +315,12 @@ def test_what_is_no_embedding(model, embedding):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float16", "bogus"])
-def test_dtypes_that_are_not_there(model, dtype):
+def test_unknown_dtypes(model, dtype):
   with pytest.raises(ValueError, match=f"float32 or bfloat16; got .*{dtype}"):
     Sam3(model.config, model.params, model.tokenizer, dtype=dtype)
 
 
-def test_text_needs_a_row_a_prompt(model, embedding):
+def test_text_needs_one_row_per_prompt(model, embedding):
   with pytest.raises(ValueError, match="text has 1 rows for 2 prompts"):
     model.decode(embedding, ["a", "b"], 0, text=model.encode_text("a"))
 
@@ -328,7 +331,7 @@ def test_no_image(model):
 
 
 def test_three_hundred_phrases(model, images):
-  """On four images, in one call, and every tenth by itself."""
+  """On four images in one call; compares every tenth phrase with a call of its own."""
   embedding = model.encode(images[:4])
   phrases = [f"{color} thing {i}" for i, color in enumerate(["red", "blue", "old"] * 100)]
   index = np.arange(300) % 4
@@ -343,7 +346,7 @@ def test_three_hundred_phrases(model, images):
 
 
 def test_memory_stays_flat():
-  """Resident memory, at the least, after calls 6 to 10 and 296 to 300, in a process of its own."""
+  """Compares the minimum of resident memory after calls 6 to 10 and 296 to 300, in a subprocess."""
   script = """
     import ctypes, resource, numpy as np, sam3_jax
     model = sam3_jax.Sam3.from_checkpoint(sam3_jax.find_checkpoint("sam3_tiny"))

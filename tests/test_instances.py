@@ -1,4 +1,4 @@
-"""Instances of an image, and what is done to their masks."""
+"""Postprocessing: instances of an image, thresholds and filling of holes."""
 
 import sys
 import types
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sam3_jax.outputs import instances as postprocess
+from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances, fill_holes, instances, visual_masks
 from sam3_jax.outputs.masks import Masks, interpolate
-from sam3_jax.types import Detections, VisualMasks
 
 GOLDEN = dict(np.load(Path(__file__).parent / "goldens" / "text.npz"))
 GOLDEN_SIZE = (1200, 1800)
@@ -22,7 +22,7 @@ def random_grid(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def detections(scores, size=(8, 10), grid=(4, 5), convert=jnp.asarray) -> Detections:
-  """Made-up ones; query q of prompt p has the identity 100 p + q."""
+  """Random detections; query q of prompt p has the id 100 p + q."""
   scores = np.asarray(scores, np.float32)
   prompts, queries = scores.shape
   sizes = np.broadcast_to(np.asarray(size, np.int32), (prompts, 2))
@@ -32,7 +32,7 @@ def detections(scores, size=(8, 10), grid=(4, 5), convert=jnp.asarray) -> Detect
       prompts, queries, 4
     ),
     mask_logits=convert(random_grid((prompts, queries, *grid))),
-    presence=convert(np.zeros(prompts, np.float32)),
+    presence_logit=convert(np.zeros(prompts, np.float32)),
     semantic_logits=convert(np.zeros((prompts, *grid), np.float32)),
     image_index=convert(np.zeros(prompts, np.int32)),
     sizes=convert(sizes),
@@ -43,7 +43,7 @@ def detections(scores, size=(8, 10), grid=(4, 5), convert=jnp.asarray) -> Detect
 # Interpolation.
 
 
-def test_boxes_are_metas():
+def test_boxes_equal_metas():
   detected = detections(np.full((1, 10), 0.9), size=GOLDEN_SIZE)
   detected = detected.replace(boxes=jnp.asarray(GOLDEN["out.pred_boxes_xyxy"]))
   np.testing.assert_array_equal(instances(detected)[0].boxes, GOLDEN["final.boxes"])
@@ -72,12 +72,12 @@ def test_boxes_are_not_clipped():
   assert found.boxes.max() > 10
 
 
-def test_ties_keep_the_order_of_queries():
+def test_ties_are_ordered_by_query():
   found = instances(detections([[0.6, 0.9, 0.6, 0.6, 0.9]]))[0]
   np.testing.assert_array_equal(found.ids, [1, 4, 0, 2, 3])
 
 
-def test_the_threshold_is_strict_and_in_float32():
+def test_threshold_is_strict_and_float32():
   detected = detections([[0.3, 0.5, np.nextafter(np.float32(0.5), 1)]])
   np.testing.assert_array_equal(instances(detected, 0.5)[0].ids, [2])
   np.testing.assert_array_equal(instances(detected, 0.3)[0].ids, [2, 1])
@@ -86,7 +86,7 @@ def test_the_threshold_is_strict_and_in_float32():
 
 
 @pytest.mark.parametrize("convert", [list, tuple, np.array, jnp.array])
-def test_a_threshold_for_each_prompt(convert):
+def test_threshold_for_each_prompt(convert):
   detected = detections([[0.2, 0.9], [0.2, 0.9], [0.2, 0.9]])
   found = instances(detected, convert([0.1, 0.5, 0.95]))
   assert [len(one) for one in found] == [2, 1, 0]
@@ -119,13 +119,13 @@ def test_bfloat16_masks():
   assert found.masks.rle(1) == exact.rle(1)
 
 
-def test_the_method_is_the_function():
+def test_method_equals_the_function():
   detected = detections([[0.9, 0.4]])
   for mine, theirs in zip(detected.instances(0.3), instances(detected, 0.3), strict=True):
     np.testing.assert_array_equal(mine.ids, theirs.ids)
 
 
-def test_fetching_masks_compiles_once():
+def test_copying_masks_compiles_once():
   postprocess._mask.clear_cache()
   scores = np.random.default_rng(0).random((3, 20))
   for threshold in (0.1, 0.5, 0.9, 1.0):
@@ -133,7 +133,7 @@ def test_fetching_masks_compiles_once():
   assert postprocess._mask._cache_size() == 1
 
 
-def test_instances_can_be_selected():
+def test_selecting_instances():
   found = instances(detections([[0.6, 0.9, 0.7]]))[0]
   best = found[found.scores > 0.65]
   assert isinstance(best, Instances)
@@ -151,19 +151,19 @@ def test_thresholds_outside_0_to_1(threshold):
 
 
 @pytest.mark.parametrize("threshold", [[0.5], [0.5, 0.5, 0.5], [[0.5, 0.5]], []])
-def test_thresholds_that_do_not_match(threshold):
+def test_thresholds_of_invalid_shape(threshold):
   with pytest.raises(ValueError, match=r"2 prompts and thresholds of shape .*one for each"):
     instances(detections([[0.9], [0.9]]), threshold)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (8, 0), (-1, 8)])
-def test_a_image_without_a_size(size):
+def test_image_without_size(size):
   with pytest.raises(ValueError, match=f"prompt 1 is {size[0]} x {size[1]}"):
     instances(detections([[0.9], [0.9]], size=[(8, 10), size]))
 
 
 def test_supervision(monkeypatch):
-  """With a stand-in for the package, which is optional."""
+  """With a stub of the optional package."""
   found = instances(detections([[0.9, 0.1, 0.8]]), 0.5)[0]
   monkeypatch.setitem(sys.modules, "supervision", types.SimpleNamespace(Detections=dict))
   got = found.to_supervision(class_id=3)
@@ -183,7 +183,7 @@ def test_supervision(monkeypatch):
 
 
 def ring(size: int = 24) -> np.ndarray:
-  """Logits of a ring with a hole of 9 cells, a corner of 3 and a corner of 1 left out."""
+  """Logits of a ring with a hole of 9 cells, without corners of 3 cells and 1 cell."""
   grid = np.full((size, size), 2.0, np.float32)
   grid[8:11, 8:11] = -3
   grid[0, :3] = 0  # 0 is outside
@@ -195,7 +195,7 @@ def ring(size: int = 24) -> np.ndarray:
 @pytest.mark.parametrize(
   ("area", "filled"), [(0, 0), (1, 0), (2, 2), (3, 5), (8, 5), (9, 14), (1000, 14)]
 )
-def test_holes_are_filled_by_their_area(area, filled):
+def test_holes_are_filled_up_to_their_area(area, filled):
   grid = ring()
   got = fill_holes(grid, area)
   changed = got != grid
@@ -206,7 +206,7 @@ def test_holes_are_filled_by_their_area(area, filled):
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
-def test_nothing_and_everything_have_no_holes(value):
+def test_constant_masks_have_no_holes(value):
   grid = np.full((5, 6), value, np.float32)
   np.testing.assert_array_equal(fill_holes(grid, 29), grid)
 

@@ -1,4 +1,4 @@
-"""Checksums of all files of a checkpoint: which faults are found when, and what is said of them."""
+"""Checksums of a checkpoint's files: when faults are found, and the messages."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def copy(made, tmp_path):
 
 @pytest.fixture
 def old(copy):
-  """As earlier versions wrote it: checksums of the files in params/ alone, in the manifest."""
+  """A checkpoint of earlier versions: the manifest has checksums of the files in params/ only."""
   sums = checksums.read(copy)
   manifest = json.loads((copy / "manifest.json").read_text())
   del manifest["checksums_file"], manifest["unread_files"]
@@ -68,7 +68,7 @@ def largest(path, folder="params"):
 
 
 @given(SUMS)
-def test_written_checksums_are_read(tmp_path_factory, files):
+def test_write_and_read_checksums(tmp_path_factory, files):
   folder = tmp_path_factory.mktemp("sums")
   written = {}
   for name, content in files.items():
@@ -83,8 +83,8 @@ def test_written_checksums_are_read(tmp_path_factory, files):
 
 
 @given(SUMS, st.data())
-def test_a_flipped_bit_in_the_checksums_is_seen(tmp_path_factory, files, data):
-  """It is no line, or another digest, or another name."""
+def test_flipped_bit_in_the_checksums(tmp_path_factory, files, data):
+  """The line is invalid, or has another digest or name."""
   folder = tmp_path_factory.mktemp("sums")
   sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
   text = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
@@ -105,14 +105,14 @@ def test_a_flipped_bit_in_the_checksums_is_seen(tmp_path_factory, files, data):
   ["", "0" * 64, f"{'0' * 63}  a", f"{'0' * 64} a", f"{'0' * 64}  ../a", f"{'0' * 64}  /a",
    f"{'A' * 64}  a", f"{'0' * 64}  SHA256SUMS", f"{'0' * 64}  a\n{'1' * 64}  a", "[" * 99_999],
 )  # fmt: skip
-def test_lines_that_are_none(tmp_path, line):
+def test_invalid_lines(tmp_path, line):
   (tmp_path / checksums.FILE).write_text(f"{'0' * 64}  first\n{line}\n")
   with pytest.raises(ValueError, match=r"SHA256SUMS is damaged: line [23] \(") as caught:
     checksums.read(tmp_path)
   assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
-def test_sha256sum_reads_it_and_all_files_are_in_it(made):
+def test_sha256sum_checks_all_files(made):
   done = subprocess.run(
     ["sha256sum", "--check", "--strict", checksums.FILE],
     cwd=made, capture_output=True, text=True, check=False,
@@ -123,7 +123,7 @@ def test_sha256sum_reads_it_and_all_files_are_in_it(made):
   assert {"README.md", "LICENSE", "fingerprint.json", "tokenizer.model"} < files
 
 
-def test_progress_is_told_while_files_are_read(made, monkeypatch):
+def test_progress_of_reading_files(made, monkeypatch):
   monkeypatch.setattr(checksums, "TICK", 0.0)
   told = []
   bundle.verify(made, progress=told.append)
@@ -134,12 +134,12 @@ def test_progress_is_told_while_files_are_read(made, monkeypatch):
 # --- faults
 
 
-def test_every_fault_is_found_before_a_job():
-  """`benchmarks/bundle_flips.py` makes 650."""
+def test_faults_are_found_before_a_job():
+  """`benchmarks/bundle_flips.py` tests 650 faults."""
   assert [one for one in bundle_flips.run(6, 1, seed=1) if one.missed] == []
 
 
-def test_a_flipped_bit_in_a_large_file_waits_for_verify(copy):
+def test_verify_finds_a_flipped_bit_in_a_large_file(copy):
   flip(largest(copy), 2**19)
   bundle.begin(copy)
   refused(copy, f"{largest(copy)} differs from its checksum", verify=True)
@@ -158,12 +158,12 @@ def test_batch_refuses_a_damaged_checkpoint(copy, tmp_path, capsys, name):
   assert not any((tmp_path / "out").glob("**/*.json*"))
 
 
-def test_checksums_that_are_removed_are_missed(copy):
+def test_missing_checksums(copy):
   (copy / checksums.FILE).unlink()
   refused(copy, f"SHA256SUMS is missing. .*`sam3-jax inspect {copy} --add-checksums`")
 
 
-def test_files_beside_are_compared_by_verify_and_new_ones_named(copy):
+def test_verify_compares_additional_files(copy):
   flip(copy / "README.md")
   bundle.begin(copy)
   refused(copy, "README.md differs from its checksum", verify=True)
@@ -173,17 +173,17 @@ def test_files_beside_are_compared_by_verify_and_new_ones_named(copy):
   (copy / "notes").mkdir()
   (copy / ".git").mkdir()
   (copy / ".git" / "HEAD").write_text("x")
-  assert "none of notes/; --add-checksums adds" in bundle.inspect(copy).checks["checksums"]
+  assert "no checksums of notes/; --add-checksums adds" in bundle.inspect(copy).checks["checksums"]
   assert bundle.add_checksums(copy) == ["README.md"]
   bundle.verify(copy)
 
 
-def test_an_item_that_orbax_wrote_again_is_left_to_its_tensors(copy):
+def test_item_rewritten_by_orbax(copy):
   arrays = read_item(copy / "params" / "trunk")
   shutil.rmtree(copy / "params" / "trunk")
   save_item(copy / "params" / "trunk", arrays)
   checks = bundle.inspect(copy).checks["checksums"]
-  assert checks.endswith("params/trunk was written again by Orbax")
+  assert checks.endswith("params/trunk was rewritten by Orbax")
   bundle.load(copy, verify=True)
   shutil.rmtree(copy / "params" / "trunk")
   arrays["trunk"]["norm_pre"]["scale"] = arrays["trunk"]["norm_pre"]["scale"] + 1
@@ -196,7 +196,7 @@ def test_an_item_that_orbax_wrote_again_is_left_to_its_tensors(copy):
 # --- edited on purpose, and of earlier versions
 
 
-def test_a_configuration_may_be_edited(copy, capsys):
+def test_edited_configuration(copy, capsys):
   before = bundle.inspect(copy).identity
   settings = json.loads((copy / "config.json").read_text())
   settings["model"]["dropout"] = 0.25
@@ -217,12 +217,12 @@ def test_a_configuration_may_be_edited(copy, capsys):
   refused(copy, "config.json differs from its checksum")
 
 
-def test_a_checkpoint_of_an_earlier_version(old, made):
+def test_checkpoint_of_an_earlier_version(old, made):
   assert bundle.load(old, verify=True).identity == bundle.inspect(made).identity
-  for verify, end in ((False, ""), (True, "tensors are right; ")):
+  for verify, end in ((False, ""), (True, "tensors match; ")):
     checks = bundle.inspect(old, verify=verify).checks["checksums"]
     lacking = "LICENSE, README.md, config.json, fingerprint.json, manifest.json, tokenizer.model"
-    assert checks.endswith(f"{end}there are none of {lacking}; --add-checksums adds them")
+    assert checks.endswith(f"{end}no checksums of {lacking}; --add-checksums adds them")
   file = largest(old)
   flip(file, 2**19)
   bundle.begin(old)
@@ -234,19 +234,19 @@ def test_a_checkpoint_of_an_earlier_version(old, made):
   refused(old, "_METADATA differs from its checksum")
 
 
-def test_an_earlier_version_gets_checksums(old):
+def test_add_checksums_to_an_earlier_version(old):
   names = bundle.add_checksums(old)
   assert set(names) == checksums.read(old).keys()
   manifest = json.loads((old / "manifest.json").read_text())
   assert manifest["checksums_file"] == checksums.FILE
   assert "checksums" not in manifest
   checks = bundle.inspect(old, verify=True).checks["checksums"]
-  assert checks.startswith(f"those of all {len(names)} files are right")
+  assert checks.startswith(f"all {len(names)} files match")
   flip(old / "tokenizer.model")
   refused(old, "tokenizer.model differs from its checksum")
 
 
-def test_what_one_flips_in_an_earlier_version_is_found_where_it_can_be(old):
+def test_flipped_bits_in_an_earlier_version(old):
   flip(largest(old, "unread"), 0)
   bundle.begin(old)
   refused(old, r"tracker\.\d differs from its checksum|cannot be read", verify=True)
@@ -255,8 +255,8 @@ def test_what_one_flips_in_an_earlier_version_is_found_where_it_can_be(old):
 # --- identity
 
 
-def test_conversions_of_the_same_weights_have_one_identity(tmp_path):
-  """Of two files in two layouts, under two names."""
+def test_conversions_of_the_same_weights_have_the_same_identity(tmp_path):
+  """From two files in two layouts, under two names."""
   identities = set()
   for name, kind, shards in (("a", "hub", 1), ("b", "doubled", 2)):
     source = write_folder(tmp_path / f"source-{name}", layout(kind), shards)
@@ -273,17 +273,17 @@ def test_inspect_shows_the_identity(made, capsys):
   assert json.loads(capsys.readouterr().out)["identity"] == identity
 
 
-def test_the_embedded_checkpoint_is_whole():
+def test_embedded_checkpoint_is_complete():
   path = bundle.place(bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny")
   checks = bundle.inspect(path, verify=True).checks["checksums"]
-  assert "there are none of" not in checks
-  assert checks.startswith("those of all ")
+  assert "no checksums of" not in checks
+  assert checks.startswith("all ")
 
 
 # --- what is no checkpoint
 
 
-def test_another_layout_or_the_folder_above_is_named(made, tmp_path):
+def test_message_for_another_layout_or_the_parent_folder(made, tmp_path):
   source = write_folder(tmp_path / "source", {"x": np.ones(1)})
   refused(source, r"holds weights in another layout \(model.safetensors\).*`sam3-jax convert ")
   refused(made.parent, f"{made.parent} is no checkpoint, but {made} is one; give that")
@@ -291,6 +291,6 @@ def test_another_layout_or_the_folder_above_is_named(made, tmp_path):
   refused(tmp_path / "sam3.pt", "is a file, but a checkpoint is a folder; .*convert it: `sam3-jax")
 
 
-def test_a_fingerprint_is_compared_whenever_it_is_there(copy):
+def test_checksum_of_the_fingerprint(copy):
   flip(copy / fingerprint.FILE)
   refused(copy, "fingerprint.json differs from its checksum")

@@ -1,4 +1,4 @@
-"""What must not change a result: padding, order and company, in the tiny model."""
+"""Padding, order and batch size must not change results of the tiny model."""
 
 import functools
 import types
@@ -20,19 +20,19 @@ SLOTS, IMAGE, BOXES = 4, [1, 0, 1, 0], [0, 1, 2, 4]
 
 @pytest.fixture(scope="module")
 def base():
-  """Two images, and four prompts with 0, 1, 2 and 4 boxes in their first slots."""
+  """Two images, and four prompts with 0, 1, 2 and 4 boxes."""
   rng = np.random.default_rng(0)
   images, sizes = random_images(rng, 2), np.array([[300, 400], [500, 200]], np.int32)
   tokens = random_tokens(rng, [3, 4, 10, 32])
   embedding = run("encode_image", images, sizes)
   prompts = random_prompts(rng, run("encode_text", tokens), IMAGE, BOXES, SLOTS)
-  predictions = run("predict", embedding, prompts)
+  predictions = run("detect_all_layers", embedding, prompts)
   return types.SimpleNamespace(**locals())
 
 
 def rows(predictions, index):
   """These prompts' predictions."""
-  layered = {"logits", "boxes", "presence"}
+  layered = {"logits", "boxes", "presence_logit"}
   return {
     name: value[:, index] if name in layered else value[index]
     for name, value in vars(predictions).items()
@@ -43,25 +43,28 @@ def everything(predictions):
   return rows(predictions, slice(None))
 
 
-def test_results_depend_on_what_they_should(base):
-  """Or the tests below would be empty."""
-  assert np.unique(np.round(base.predictions.presence, 4)).size == base.predictions.presence.size
+def test_results_depend_on_the_inputs(base):
+  """Otherwise the tests below would show nothing."""
+  assert (
+    np.unique(np.round(base.predictions.presence_logit, 4)).size
+    == base.predictions.presence_logit.size
+  )
   swapped = base.prompts.replace(positive=~base.prompts.positive)
-  other = run("predict", base.embedding, swapped)
+  other = run("detect_all_layers", base.embedding, swapped)
   moved = np.abs(other.logits - base.predictions.logits).max(axis=(0, 2))
   assert moved[0] == 0  # it has no boxes
   assert moved[1:].min() > 1e-3
 
 
-def test_a_batch_of_images_is_the_images_one_by_one(base):
+def test_batch_of_images_equals_single_images(base):
   for i in range(2):
     alone = run("encode_image", base.images[i : i + 1], base.sizes[i : i + 1])
     assert_close(alone, base.embedding[i : i + 1], rel=4e-6)  # measured 4.4e-7
 
 
 @pytest.mark.parametrize("row", [0, 3])
-def test_a_prompt_alone_without_padding(base, row):
-  """On its own image's own embedding: no other prompt, no other image and no padded slot."""
+def test_single_prompt_without_padding(base, row):
+  """With the embedding of its image only: no other prompt, image or padding."""
   image, boxes = IMAGE[row], BOXES[row]
   prompt = base.prompts[row : row + 1]
   prompt = prompt.replace(
@@ -70,24 +73,24 @@ def test_a_prompt_alone_without_padding(base, row):
     positive=prompt.positive[:, :boxes],
     valid=prompt.valid[:, :boxes],
   )
-  alone = run("predict", base.embedding[image : image + 1], prompt)
+  alone = run("detect_all_layers", base.embedding[image : image + 1], prompt)
   assert_close(everything(alone), rows(base.predictions, slice(row, row + 1)), rel=ROUNDING)
 
 
 def test_permuting_prompts_permutes_results(base):
   order = np.array([2, 0, 3, 1])
-  permuted = run("predict", base.embedding, base.prompts[order])
+  permuted = run("detect_all_layers", base.embedding, base.prompts[order])
   assert_close(everything(permuted), rows(base.predictions, order), rel=ROUNDING)
 
 
 def test_permuting_images_changes_nothing(base):
   flipped = base.prompts.replace(image=1 - base.prompts.image)
-  got = run("predict", base.embedding[::-1], flipped)
+  got = run("detect_all_layers", base.embedding[::-1], flipped)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 
-def test_order_and_padding_of_boxes_change_nothing(base):
-  """Boxes in any slots; numbers in padded slots are free, even a box far outside."""
+def test_order_and_padding_of_boxes(base):
+  """Boxes in any slots, and any numbers in padded slots, even a box far outside."""
   rng = np.random.default_rng(1)
   prompts = base.prompts
   order = rng.permuted(np.tile(np.arange(SLOTS), (4, 1)), axis=1)
@@ -101,17 +104,17 @@ def test_order_and_padding_of_boxes_change_nothing(base):
     positive=np.where(valid, labels, ~labels),
     valid=valid,
   )
-  got = run("predict", base.embedding, moved)
+  got = run("detect_all_layers", base.embedding, moved)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 
-def test_padding_of_texts_changes_nothing(base):
+def test_padding_of_phrases(base):
   text = base.prompts.text
   noise = np.random.default_rng(2).normal(0, 50, text.features.shape).astype(np.float32)
   features = np.where(text.valid[..., None], text.features, noise)
   assert (features != text.features).any()
   prompts = base.prompts.replace(text=text.replace(features=features))
-  got = run("predict", base.embedding, prompts)
+  got = run("detect_all_layers", base.embedding, prompts)
   assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
 
 
@@ -123,8 +126,8 @@ def test_tokens_see_only_earlier_tokens(base):
   np.testing.assert_array_equal(whole.valid, base.tokens != 0)
 
 
-def test_padding_of_points_changes_nothing(base):
-  """Two points beside the boxes, then the same with padding between them."""
+def test_padding_of_points(base):
+  """Two points and boxes, then the same with padding between them."""
   rng = np.random.default_rng(3)
   xy = rng.uniform(0, 1, (4, 2, 2)).astype(np.float32)
   points = Points(xy, rng.random((4, 2)) < 0.5, np.ones((4, 2), bool))

@@ -1,4 +1,4 @@
-"""JSON from users: what is accepted equals Python's values, everything else is one ValueError."""
+"""Strict JSON: accepted texts equal Python's values, all others raise a one-line ValueError."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=50, deadline=None)
 @given(VALUES, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32", None]), st.booleans())
-def test_json_is_read_as_python_reads_it(values, encoding, escaped):
+def test_values_equal_pythons(values, encoding, escaped):
   text = json.dumps(values, ensure_ascii=escaped)
   if encoding and not escaped and any(0xD800 <= ord(c) <= 0xDFFF for c in text):
     return
@@ -44,7 +44,7 @@ def test_json_is_read_as_python_reads_it(values, encoding, escaped):
     ('{"a": 1}\n{"b": 2}', "Extra data (line 2, column 1)"),
   ],
 )
-def test_everything_else_is_one_line(text, said):
+def test_invalid_json_gives_a_one_line_error(text, said):
   with pytest.raises(ValueError, match=r"^list\.json is not valid JSON: ") as caught:
     parse(text, "list.json")
   assert said in str(caught.value)
@@ -54,12 +54,12 @@ def test_everything_else_is_one_line(text, said):
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=40))
-def test_no_bytes_raise_anything_else(data):
+def test_random_bytes_raise_only_value_errors(data):
   with contextlib.suppress(ValueError):
     parse(data, "x")
 
 
-def test_shown_is_short_whatever_the_value():
+def test_shown_is_short_for_any_value():
   deep = []
   for _ in range(100_000):
     deep = [deep]

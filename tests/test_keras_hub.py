@@ -13,17 +13,18 @@ import pytest
 from clip_bpe import merges as clip_merges
 from keras_preset import datasets, preset_config, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
-from sam3_jax.converters import convert, find_weights
+from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from sam3_jax.converters.layouts import keras_hub
 from sam3_jax.converters.readers.hdf5 import open_hdf5
 from sam3_jax.converters.readers.safetensors import open_safetensors
+from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.vocabulary import build_tokenizer
-from sam3_jax.converters.vocabulary_files import write_huggingface
+from sam3_jax.converters.writers.vocabulary import write_huggingface
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint.bundle import inspect, load_unread
 
 HUB = dataclasses.replace(CONFIG, concept_points=False)
 TILED = "layers/sam3_vision_encoder/backbone/embeddings/vars/0"
@@ -45,12 +46,12 @@ def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   pixels = "detector.segmentation_head.pixel_decoder"
   assert set(bundle.info["lacks"]) >= {"tracker", f"{pixels}.conv_layers.2.weight"}
   assert len(bundle.info["lacks"]) == 9
-  summary = checkpoint.inspect(tmp_path / "out")
+  summary = inspect(tmp_path / "out")
   assert {reason: sums["tensors"] for reason, sums in summary.dropped.items()} == {
     "computed anew": 8,
     "tiles of the position table": 1,
   }
-  assert {name.rpartition("/vars")[0] for name in checkpoint.load_unread(tmp_path / "out")} == {
+  assert {name.rpartition("/vars")[0] for name in load_unread(tmp_path / "out")} == {
     f"{LEVEL3}/proj1",
     f"{LEVEL3}/proj2",
   }
@@ -115,7 +116,7 @@ def test_the_configuration():
     ("vision_encoder", "hidden_activation", "relu", "only 'gelu' can be converted"),
     ("vision_encoder", "hidden_dim", "64", "hidden_dim = '64'; expected a int"),
     ("vision_encoder", "num_heads", 0, "num_heads = 0; expected a int"),
-    ("vision_encoder", "image_shape", [168, 112, 3], "expected a square of pixels"),
+    ("vision_encoder", "image_shape", [168, 112, 3], "expected a square image"),
     ("vision_encoder", "global_attn_indexes", [0, 3], "expected equal groups"),
     ("detr_encoder", "hidden_dim", 64, "must have one hidden_dim for these parts"),
     ("detr_decoder", "num_queries", None, "num_queries = None"),
@@ -132,10 +133,10 @@ def test_configurations_that_cannot_be_converted(preset, tmp_path, part, key, va
 
 
 def test_other_or_missing_configurations(preset, tmp_path):
-  with pytest.raises(ValueError, match="is of class 'GemmaBackbone'; expected SAM3Promptable"):
+  with pytest.raises(ValueError, match="has class_name 'GemmaBackbone'; expected SAM3Promptable"):
     keras_hub.read_config({"class_name": "GemmaBackbone"}, "x")
   with pytest.raises(ValueError, match=r"lacks vision_encoder\.hidden_activation"):
-    keras_hub.read_config({"class_name": keras_hub.CLASS, "config": {}}, "x")
+    keras_hub.read_config({"class_name": "SAM3PromptableConceptBackbone", "config": {}}, "x")
   source = tmp_path / "model.weights.h5"
   os.link(preset / "model.weights.h5", source)
   refused(source, tmp_path, "config.json is missing; it belongs beside", FileNotFoundError)
@@ -177,12 +178,18 @@ def hostile(path, change):
 @pytest.mark.parametrize(
   ("change", "match"),
   [
-    (lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")), "x is a link elsewhere"),
-    (lambda f: f.__setitem__("x", h5py.SoftLink("/layers")), r"x is a link elsewhere \(SoftLink\)"),
-    (lambda f: f.__setitem__("x", f["layers"]), "x is a group that is there twice"),
+    (
+      lambda f: f.__setitem__("x", h5py.ExternalLink("/etc/passwd", "/")),
+      "x is a link to another object",
+    ),
+    (
+      lambda f: f.__setitem__("x", h5py.SoftLink("/layers")),
+      r"x is a link to another object \(SoftLink\)",
+    ),
+    (lambda f: f.__setitem__("x", f["layers"]), "x is a group that occurs twice"),
     (
       lambda f: f["layers"].__setitem__("loop", f["/"]),
-      "loop is a group that is there twice",
+      "loop is a group that occurs twice",
     ),
     (
       lambda f: f.__setitem__("y", f["layers/sam3_vision_encoder/a/vars/0"]),
@@ -197,14 +204,14 @@ def hostile(path, change):
     ),
     (
       lambda f: f.create_dataset("x", (4,), "f4", external=[("/etc/passwd", 0, 16)]),
-      "the elements of x lie in another file",
+      "the elements of x are in another file",
     ),
     (lambda f: f.create_virtual_dataset("x", h5py.VirtualLayout((4,), "f4")), "x is stored in"),
     (lambda f: f.create_dataset("x", data="text"), "x is of dtype object"),
     (lambda f: f.create_dataset("x", data=np.ones(2, ">f4")), "x is of dtype >f4"),
     (lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "x is of dtype|never written"),
     (lambda f: f.__setitem__("x", np.dtype("f4")), "x is a Datatype, not a dataset"),
-    (lambda f: f.create_dataset("a\nb", data=np.ones(2)), r"'a\\nb' is no name of a tensor"),
+    (lambda f: f.create_dataset("a\nb", data=np.ones(2)), r"'a\\nb' is not a valid tensor name"),
   ],
 )
 def test_what_keras_does_not_write_is_refused(tmp_path, change, match):
@@ -223,7 +230,7 @@ def test_truncated_anywhere(preset, tmp_path):
   size = source.stat().st_size
   for length in sorted({0, 8, 100, *np.random.default_rng(0).integers(9, size, 100)})[::-1]:
     os.truncate(source, int(length))
-    refused(source, tmp_path, "is truncated or damaged|is no safetensors file")
+    refused(source, tmp_path, "is truncated or damaged|is not a safetensors")
 
 
 def test_shards_that_are_missing_or_elsewhere(tmp_path):
@@ -241,8 +248,8 @@ def test_shards_that_are_missing_or_elsewhere(tmp_path):
   shard.write_bytes(content)
   values["weight_map"]["more"] = "../elsewhere.h5"
   index.write_text(json.dumps(values))
-  refused(source, tmp_path, "must lie beside its index")
+  refused(source, tmp_path, "must be in the directory of its index")
   for text in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
     index.write_text(text)
-    refused(source, tmp_path, "is no index of shards")
+    refused(source, tmp_path, "is not an index of shards")
   assert find_weights(source) == index

@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, whoever dies, and wherever."""
+"""Leases: one holder at a time, even if processes are killed."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def path(tmp_path):
 
 
 def write(path, age=0.0, **changed):
-  """A lease of a living process, or what is changed about it."""
+  """Writes the lease of a running process, with some fields changed."""
   path.parent.mkdir(exist_ok=True)
   holder = dataclasses.replace(Holder.this_process(), **changed)
   path.write_text(json.dumps(dataclasses.asdict(holder)))
@@ -74,10 +74,10 @@ def test_many_threads_at_once(path):
   ("age", "changed", "stale"),
   [
     (0, {"pid": 2**22 + 1}, True),  # no such process
-    (0, {"started": 1}, True),  # its number is another process's now
-    (500, {}, False),  # alive, if slow
-    (0, {"host": "other"}, False),  # a name says nothing
-    (0, {"system": "other", "pid": 2**22 + 1}, False),  # not known to be dead
+    (0, {"started": 1}, True),  # its id now belongs to another process
+    (500, {}, False),  # running, but slow
+    (0, {"host": "other"}, False),  # the host name does not count
+    (0, {"system": "other", "pid": 2**22 + 1}, False),  # not known to have ended
     (100, {"system": "other"}, False),
     (130, {"system": "other"}, True),
   ],
@@ -90,7 +90,7 @@ def test_stale(path, age, changed, stale):
   assert len(list(path.parent.iterdir())) == 1
 
 
-def test_a_damaged_file_is_stale_by_age_only(path):
+def test_damaged_file_is_stale_only_by_age(path):
   write(path)
   path.write_bytes(b"")
   assert not Lease(path).acquire()
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_stale_by_age_only(path):
   assert Lease(path).acquire()
 
 
-def test_a_killed_process_leaves_a_stale_one(path):
+def test_killed_process_leaves_a_stale_lease(path):
   code = "import sys; from sam3_jax.utils.lease import Lease; print(Lease(sys.argv[1]).acquire())"
   command = [sys.executable, "-c", f"{code}; sys.stdout.flush(); sys.stdin.read()", str(path)]
   process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -109,7 +109,7 @@ def test_a_killed_process_leaves_a_stale_one(path):
   assert Lease(path).acquire()
 
 
-def test_a_lost_lease_is_left_to_its_new_holder(path):
+def test_lost_lease_is_not_released(path):
   lease = Lease(path)
   assert lease.acquire()
   write(path, 50)
@@ -132,7 +132,7 @@ def test_renewal(path, monkeypatch):
   lease.release()
 
 
-def test_a_takeover_that_was_killed(path):
+def test_killed_takeover(path):
   write(path, pid=2**22 + 1)
   guard = path.with_name(f"{path.name}.takeover")
   guard.touch()

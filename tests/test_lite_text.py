@@ -48,7 +48,7 @@ def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
   assert bundle.config == lite.config(mixers)
   done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
   got = load_file(tmp_path / "out" / "model.safetensors")
-  want = {f"detector_model.{n}": x for n, x in lite.weights_of_all(mixers).items()}
+  want = {f"detector_model.{n}": x for n, x in lite.all_weights(mixers).items()}
   assert got.keys() == want.keys()
   for name, array in want.items():
     assert got[name].dtype == array.dtype
@@ -104,7 +104,7 @@ def test_sizes(size, parameters):
 def test_refusals(bundles, tmp_path):
   with pytest.raises(ValueError, match=r"the text encoder of LiteText.* the layout meta; only"):
     export(bundles / "True", tmp_path / "out", "meta")
-  with pytest.raises(ValueError, match=r"text kernel must be odd, .*; got 4"):
+  with pytest.raises(ValueError, match=r"text kernel must be odd; got 4"):
     LiteTextConfig(kernel=4)
   source = lite.write(tmp_path / "source", mixers=False)
   (source / "config.json").unlink()

@@ -1,11 +1,11 @@
-"""The loop: what is written, interruptions, faults; with a stand-in for the step, which compiles at
-once."""
+"""The training loop: output, interruptions and errors. A stand-in for the step compiles quickly."""
 
 import contextlib
 import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,14 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.training import log, loop, sharding, state
+from sam3_jax.training import log, loop, sharding, state, trainer
 from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.run_data import RUN_DATA_FILE
+from sam3_jax.training.start import Start
 from sam3_jax.training.state import TrainState
-from sam3_jax.utils import console
+from sam3_jax.utils.lease import draft_path
 from sam3_jax.utils.param_tree import flatten
+from sam3_jax.utils.signals import interruptible
 
 PATTERN = r"decoder/norm/.*|scoring/query_project/.*"
 
@@ -33,7 +36,7 @@ TOKENIZER = Path(__file__).parent / "goldens" / "tokenizer.model"
 
 
 def stand_in(settings, optimizer, schedule, mesh, state, frozen):
-  """A step that depends on everything a real one does, and costs nothing."""
+  """A cheap step that depends on everything that a real step depends on."""
 
   @jax.jit
   def run(state, frozen, batch):
@@ -41,37 +44,45 @@ def stand_in(settings, optimizer, schedule, mesh, state, frozen):
     gradients = {path: jnp.sin(x) + push for path, x in state.trained.items()}
     updates, moments = optimizer.update(gradients, state.optimizer, state.trained)
     trained = {path: x + updates[path] for path, x in state.trained.items()}
-    from sam3_jax.training.state import move_average
+    from sam3_jax.training.state import update_ema
 
-    average = move_average(state.average, trained, state.step, settings.average)
+    ema = update_ema(state.ema, trained, state.step, settings.ema_decay)
     metrics = {"loss": push + 2, "grad_norm": push * push, "learning_rate": schedule(state.step)}
-    return TrainState(state.step + 1, trained, moments, average, state.key), metrics
+    return TrainState(state.step + 1, trained, moments, ema, state.key), metrics
 
   return run
 
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(loop, "make_step", stand_in)
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
+  monkeypatch.setattr(trainer, "make_step", stand_in)
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+  )
 
 
 def config(**values):
   fields = {
-    "model": toy.CONFIG.to_dict(), "train": PATTERN, "steps": 7, "save_every": 2, "average": 0.5,
-    "data": {"batch": 4, "present": 1, "prompts": 2},
-    "optimizer": {"warmup": 2, "cooldown": 2, "learning_rate": 1e-2},
+    "model": training_model.CONFIG.to_dict(), "trainable": PATTERN,
+    "steps": 7, "save_every": 2, "ema_decay": 0.5,
+    "data": {"batch_size": 4, "present_prompts": 1, "prompts_per_image": 2},
+    "optimizer": {"warmup_steps": 2, "cooldown_steps": 2, "learning_rate": 1e-2},
   }  # fmt: skip
   return TrainConfig.from_dict(fields | values)
 
 
 def start():
-  return loop.Start(toy.CONFIG, toy.parameters(), TOKENIZER.read_bytes(), {"licence": "CC0-1.0"})
+  return Start(
+    training_model.CONFIG,
+    training_model.parameters(),
+    TOKENIZER.read_bytes(),
+    {"licence": "CC0-1.0"},
+  )
 
 
 def train(out, settings=None, source=None, **options):
   settings = settings or config()
-  return loop.train(settings, start(), source or toy.Source(), out, **options)
+  return loop.train(settings, start(), source or training_model.RandomBatches(), out, **options)
 
 
 def parameters(bundle):
@@ -84,7 +95,7 @@ def assert_same(found, wanted):
     np.testing.assert_array_equal(found[path], wanted[path], err_msg=path)
 
 
-def test_a_run_leaves_metrics_checkpoints_and_a_bundle(tmp_path, quick):
+def test_run_writes_metrics_checkpoints_and_a_bundle(tmp_path, quick):
   out = tmp_path / "run"
   final = train(out)
   assert final == out / "final"
@@ -92,24 +103,29 @@ def test_a_run_leaves_metrics_checkpoints_and_a_bundle(tmp_path, quick):
   assert [line["step"] for line in lines] == list(range(1, 8))
   assert {"loss", "grad_norm", "learning_rate", "images_per_second", "seconds"} <= lines[0].keys()
   assert [line["learning_rate"] for line in lines][:2] == [0, 0.005]
-  assert sorted(int(folder.name) for folder in (out / "steps").iterdir()) == [6, 7]  # keep: 2
+  assert sorted(int(folder.name) for folder in (out / "steps").iterdir()) == [
+    6,
+    7,
+  ]  # max_to_keep: 2
   bundle = checkpoint.load(final)
   assert bundle.info["name"] == "run"
   assert bundle.info["trained"] is True
   assert bundle.info["licence"] == "CC0-1.0"
   assert bundle.info["source"] == "7 steps of sam3-jax train from random parameters"
   after = parameters(final)
-  moved = {path for path, x in toy.parameters().items() if not np.array_equal(after[path], x)}
-  assert moved == state.split(toy.parameters(), PATTERN)[0].keys()
-  assert train(out) == final  # and does nothing again
+  moved = {
+    path for path, x in training_model.parameters().items() if not np.array_equal(after[path], x)
+  }
+  assert moved == state.split(training_model.parameters(), PATTERN)[0].keys()
+  assert train(out) == final  # nothing left to do
 
 
 class Stop(Exception):
   pass
 
 
-class Stopping(toy.Source):
-  """Breaks off before a step."""
+class Stopping(training_model.RandomBatches):
+  """Raises `Stop` before a step."""
 
   def __init__(self, after):
     super().__init__()
@@ -122,7 +138,7 @@ class Stopping(toy.Source):
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 5])
-def test_an_interrupted_run_goes_on_to_the_same_parameters(tmp_path, quick, after):
+def test_interrupted_run_resumes_to_the_same_parameters(tmp_path, quick, after):
   whole, broken = tmp_path / "run", tmp_path / "again" / "run"
   train(whole)
   with pytest.raises(Stop):
@@ -138,11 +154,11 @@ KILLED = """
 import sys, pathlib
 sys.path[:0] = {paths!r}
 import test_loop as t
-from sam3_jax.training import loop, sharding
+from sam3_jax.training import sharding, trainer
 import jax, time
-loop.make_step = t.stand_in
-loop.make_mesh = lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
-class Slow(t.toy.Source):
+trainer.make_step = t.stand_in
+trainer.make_mesh = lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+class Slow(t.training_model.RandomBatches):
   def __next__(self):
     time.sleep(0.02)
     return super().__next__()
@@ -150,8 +166,8 @@ t.train(pathlib.Path({out!r}), t.config(steps=40), Slow())
 """
 
 
-def test_killed_processes_lose_nothing(tmp_path, quick):
-  """kill -9 at three moments; `benchmarks/resume.py` does the same with the model itself."""
+def test_killed_process_resumes_to_the_same_parameters(tmp_path, quick):
+  """kill -9 at three times; `benchmarks/resume.py` does the same with a real step."""
   wanted, out = tmp_path / "a" / "run", tmp_path / "run"
   train(wanted, config(steps=40))
   root = Path(__file__).parents[1]
@@ -176,7 +192,7 @@ def test_killed_processes_lose_nothing(tmp_path, quick):
 
 @pytest.mark.parametrize("what", ["loss", "grad_norm"])
 @pytest.mark.parametrize("bad", [1, 4, 7])
-def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch, quick, bad, what):
+def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, quick, bad, what):
   def broken(*args):
     run = stand_in(*args)
 
@@ -187,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
 
     return step
 
-  monkeypatch.setattr(loop, "make_step", broken)
+  monkeypatch.setattr(trainer, "make_step", broken)
   out = tmp_path / "run"
   with pytest.raises(ValueError, match=f"step {bad} has loss") as caught:
     train(out)
@@ -202,7 +218,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path, monkeypatch,
   assert not (out / "final").exists()
 
 
-def test_the_best_evaluation_is_kept(tmp_path, quick):
+def test_best_evaluation_is_saved(tmp_path, quick):
   scores, seen = iter([10.0, 30.0, math.nan, 20]), []
 
   def evaluate(model):
@@ -222,8 +238,8 @@ def test_the_best_evaluation_is_kept(tmp_path, quick):
 
 
 @pytest.mark.parametrize("written", [True, False])
-def test_a_best_bundle_is_back_after_a_kill_between_two_renamings(tmp_path, quick, written):
-  """Where the new one is not evaluated again, or is no better."""
+def test_best_bundle_is_recovered_after_a_kill(tmp_path, quick, written):
+  """Killed between the two renames of a replacement."""
   out = tmp_path / "run"
   figures = iter([30.0, 20.0])
   with pytest.raises(Stop):
@@ -238,12 +254,12 @@ def test_a_best_bundle_is_back_after_a_kill_between_two_renamings(tmp_path, quic
   assert names == {"config.json", "metrics.jsonl", "steps", "best", "final"}
 
 
-def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
-  """As XLA's callbacks do. A shell's background jobs start with the signal ignored."""
+def test_swallowed_control_c_ends_the_run(tmp_path, quick, request):
+  """XLA's callbacks swallow it. A shell's background jobs start with the signal ignored."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
-  class Swallowing(toy.Source):
+  class Swallowing(training_model.RandomBatches):
     def __next__(self):
       if self.number == 3:
         with contextlib.suppress(KeyboardInterrupt):
@@ -251,55 +267,61 @@ def test_control_c_that_others_catch_ends_the_run(tmp_path, quick, request):
       return super().__next__()
 
   out = tmp_path / "run"
-  with console.interruptible(), pytest.raises(KeyboardInterrupt):
+  with interruptible(), pytest.raises(KeyboardInterrupt):
     train(out, source=Swallowing())
   assert len(log.read_metrics(out / "metrics.jsonl")) == 3
-  train(out)  # goes on: it was of that command only
+  train(out)  # resumes: only that command was interrupted
 
 
-@pytest.mark.parametrize(("last", "told"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])
-def test_a_run_killed_before_its_end_keeps_the_last_figures(tmp_path, quick, last, told):
+@pytest.mark.parametrize(("last", "kept"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])
+def test_run_killed_at_its_end_keeps_the_latest_metrics(tmp_path, quick, last, kept):
   out = tmp_path / "run"
   final = train(out, evaluate=lambda _: {"cgf1": last, "pairs": 3})
   shutil.rmtree(final)
   train(out, evaluate=lambda _: pytest.fail("evaluated again"))
-  assert checkpoint.load(final).info["figures"] == told
+  assert checkpoint.load(final).info["figures"] == kept
 
 
-def test_low_rank_factors_end_in_the_kernels(tmp_path, quick):
-  settings = config(train="", lora={"rank": 2, "scale": 0.5, "kernels": r"fusion/.*/query/kernel"})
+def test_low_rank_factors_are_merged_into_the_kernels(tmp_path, quick):
+  settings = config(
+    trainable="", lora={"rank": 2, "scale": 0.5, "kernels": r"fusion/.*/query/kernel"}
+  )
   out = tmp_path / "run"
   final = train(out, settings)
   after = parameters(final)
-  assert after.keys() == toy.parameters().keys()
-  moved = {path for path, x in toy.parameters().items() if not np.array_equal(after[path], x)}
+  assert after.keys() == training_model.parameters().keys()
+  moved = {
+    path for path, x in training_model.parameters().items() if not np.array_equal(after[path], x)
+  }
   assert moved == {f"fusion/layers/{a}_attn/query/kernel" for a in ("self", "cross")}
   change = (
     after["fusion/layers/self_attn/query/kernel"]
-    - toy.parameters()["fusion/layers/self_attn/query/kernel"]
+    - training_model.parameters()["fusion/layers/self_attn/query/kernel"]
   )
   ranks = np.linalg.matrix_rank(change, rtol=1e-3)
   assert ((ranks >= 1) & (ranks <= 2)).all()
 
 
-def test_another_run_in_the_same_folder_is_refused(tmp_path, quick):
+def test_other_run_in_the_same_directory_is_refused(tmp_path, quick):
   out = tmp_path / "run"
   with pytest.raises(Stop):
     train(out, source=Stopping(1))
   before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-  with pytest.raises(ValueError, match=r"holds a run that differs in data\.batch, steps; "):
-    train(out, config(steps=8, data={"batch": 8, "present": 1, "prompts": 2}))
+  with pytest.raises(ValueError, match=r"has a run that differs in data\.batch_size, steps; "):
+    train(
+      out, config(steps=8, data={"batch_size": 8, "present_prompts": 1, "prompts_per_image": 2})
+    )
   other = dataclasses.replace(start(), tokenizer=b"other")
-  with pytest.raises(ValueError, match="holds a run that differs in the starting checkpoint; "):
-    loop.train(config(), other, toy.Source(), out)
+  with pytest.raises(ValueError, match="has a run that differs in the starting checkpoint; "):
+    loop.train(config(), other, training_model.RandomBatches(), out)
   assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
   (out / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is damaged"):
     train(out)
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path, quick):
-  """Fields that its file has not have their defaults; a file that is none is damaged."""
+def test_run_without_newer_fields_is_resumed(tmp_path, quick):
+  """Fields that its file lacks have their defaults; an invalid file is damaged."""
   out = tmp_path / "run"
   with pytest.raises(Stop):
     train(out, source=Stopping(3))
@@ -311,38 +333,82 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path, quick):
       train(out)
   del values["config"]["dense"]
   file.write_text(json.dumps(values))
-  with pytest.raises(ValueError, match=r"holds a run that differs in steps; "):
+  with pytest.raises(ValueError, match=r"has a run that differs in steps; "):
     train(out, config(steps=8))
   train(out)
   assert len(log.read_metrics(out / "metrics.jsonl")) == 7
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path):
-  (tmp_path / "file").touch()
-  with pytest.raises(ValueError, match="is not empty and holds no training run"):
+def test_run_of_format_version_1_is_refused_with_the_new_names(tmp_path, quick):
+  out = tmp_path / "run"
+  with pytest.raises(Stop):
+    train(out, source=Stopping(1))
+  file = out / "config.json"
+  values = json.loads(file.read_text())
+  assert values.pop("format_version") == 2
+  values["config"]["average"] = values["config"].pop("ema_decay")
+  values["config"]["data"]["batch"] = values["config"]["data"].pop("batch_size")
+  file.write_text(json.dumps(values))
+  names = r"average to ema_decay, data\.batch to data\.batch_size\."
+  with pytest.raises(ValueError, match=f"format version 1, .* resumes version 2; .* {names}"):
+    train(out)
+  file.write_text(json.dumps(values | {"format_version": 3}))
+  with pytest.raises(ValueError, match="has a run of format version 3, "):
+    train(out)
+
+
+def test_run_killed_before_its_configuration_was_written_restarts(tmp_path, quick):
+  """It left identities of data, and drafts, which are removed if their process is dead."""
+  out = tmp_path / "run"
+  out.mkdir()
+  (out / RUN_DATA_FILE).write_text("{}")
+  # The name of a draft: this machine, a process that has ended, its start time, a random number.
+  tag = re.sub(r"-\d+-\d+-", "-99999999-1-", draft_path(out / "x").name.removeprefix(".x."))
+  drafts = [out / f".{name}.{tag}" for name in ("config.json", RUN_DATA_FILE)]
+  for draft in drafts:
+    draft.touch()
+  living = draft_path(out / "config.json")
+  living.touch()
+  train(out)
+  names = {path.name for path in out.iterdir()}
+  assert names == {"config.json", "metrics.jsonl", "steps", "final", living.name}
+
+
+@pytest.mark.parametrize("name", [".other.json.a.partial", "config.json.partial", "steps"])
+def test_directory_with_other_files_is_refused(tmp_path, name):
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match="is not empty and contains no training run"):
     train(tmp_path)
 
 
-@pytest.mark.parametrize("values", [{"train": "norm"}, {"fsdp": 3}])
-def test_a_run_that_cannot_begin_leaves_nothing(tmp_path, quick, values):
+def test_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(ValueError, match="is not empty and contains no training run"):
+    train(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"trainable": "norm"}, {"fsdp": 3}])
+def test_run_that_cannot_begin_writes_nothing(tmp_path, quick, values):
   with pytest.raises(ValueError):
     train(tmp_path / "run", config(**values))
   assert not (tmp_path / "run").exists()
 
 
-def test_marks_tell_starts_apart():
-  changed = dict(toy.parameters())
+def test_checksums_of_starts_differ():
+  changed = dict(training_model.parameters())
   changed["decoder/norm/scale"] = changed["decoder/norm/scale"] + 1
   marks = {
-    start().mark(),
-    dataclasses.replace(start(), parameters=changed).mark(),
-    dataclasses.replace(start(), tokenizer=b"other").mark(),
+    start().checksum(),
+    dataclasses.replace(start(), parameters=changed).checksum(),
+    dataclasses.replace(start(), tokenizer=b"other").checksum(),
   }
   assert len(marks) == 3
-  assert start().mark() in marks
+  assert start().checksum() in marks
 
 
-def test_batches_that_devices_cannot_share_are_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp))
-  with pytest.raises(ValueError, match="a batch of 4 images cannot be shared by 8 devices"):
+def test_batch_size_must_be_a_multiple_of_the_devices(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:8], fsdp)
+  )
+  with pytest.raises(ValueError, match=r"data\.batch_size 4 must be a multiple of 8"):
     train(tmp_path / "run")

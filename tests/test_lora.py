@@ -1,4 +1,4 @@
-"""Low-rank adaptation: nothing changes at first, merging adds the product, gradients are its."""
+"""Low-rank adaptation: initial factors, merging and gradients."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ import pytest
 from support import QUICK, assert_close, difference, normal, run
 from tiny import parameters
 
-from sam3_jax.training.lora import LoraConfig, adapt, chosen, merge
+from sam3_jax.training.lora import LoraConfig, adapt, adapted_kernels, merge
 from sam3_jax.training.optimizer import stacked_axes
 from sam3_jax.utils.param_tree import flatten, nest
 
@@ -26,8 +26,8 @@ def factors_of(config):
   return jax.jit(lambda: adapt(model(), config, KEY), compiler_options=QUICK)()
 
 
-def test_every_attention_and_mlp_kernel_is_chosen():
-  found = chosen(model(), LoraConfig(rank=2))
+def test_attention_and_mlp_kernels_are_adapted():
+  found = adapted_kernels(model(), LoraConfig(rank=2))
   # Per block: 4 of attention, 2 of MLP; geometry and fusion have two attentions, the decoder three.
   blocks = {"trunk/groups/windowed/": 6, "trunk/groups/global/": 6, "text/blocks/": 6}
   blocks |= {"geometry/layers/": 10, "fusion/layers/": 10, "decoder/layers/": 14}
@@ -39,8 +39,8 @@ def test_every_attention_and_mlp_kernel_is_chosen():
 def test_factors_have_the_kernels_leading_axes():
   config = LoraConfig(rank=3)
   factors = jax.device_get(factors_of(config))
-  assert len(factors) == 2 * len(chosen(model(), config))
-  for path in chosen(model(), config):
+  assert len(factors) == 2 * len(adapted_kernels(model(), config))
+  for path in adapted_kernels(model(), config):
     *stack, inputs, outputs = model()[path].shape
     assert len(stack) == stacked_axes(path)
     name = path.removesuffix("kernel")
@@ -51,10 +51,10 @@ def test_factors_have_the_kernels_leading_axes():
     assert not b.any()
     assert 0 < np.abs(a).max() <= 1 / np.sqrt(inputs)
   draws = [np.ravel(a)[:6].tobytes() for path, a in factors.items() if path.endswith("lora_a")]
-  assert len(set(draws)) == len(draws)  # no two alike
+  assert len(set(draws)) == len(draws)  # all different
 
 
-def test_nothing_changes_at_first():
+def test_initial_factors_change_nothing():
   """Bit for bit, through the model."""
   merged = jax.jit(functools.partial(merge, scale=2.0))(model() | factors_of(LoraConfig(rank=2)))
   assert merged.keys() == model().keys()
@@ -66,7 +66,7 @@ def test_nothing_changes_at_first():
 
 
 @pytest.mark.parametrize("rank", [1, 4])
-def test_merging_adds_each_layers_product(rank):
+def test_merging_adds_the_product_of_each_layer(rank):
   path = "trunk/groups/windowed/attn/query/"
   kernel = np.asarray(model()[f"{path}kernel"])
   a, b = normal(1, *kernel.shape[:-1], rank), normal(2, *kernel.shape[:-2], rank, kernel.shape[-1])
@@ -80,7 +80,7 @@ def test_merging_adds_each_layers_product(rank):
   assert all(merged[other] is model()[other] for other in others)
 
 
-def test_gradients_are_those_of_the_product():
+def test_gradients_of_the_factors():
   """d/dA = scale * G B', d/dB = scale * A' G, where G is the kernel's gradient."""
   path = "text/blocks/mlp/fc1/"
   kernel = model()[f"{path}kernel"]
@@ -107,7 +107,7 @@ def test_kernels_keep_their_dtype():
   assert (merged == 1).all()
 
 
-def test_rank_zero_is_none():
+def test_rank_0_has_no_factors():
   assert adapt(model(), LoraConfig(), KEY) == {}
   assert merge(model(), 1.0) == model()
 
@@ -115,18 +115,18 @@ def test_rank_zero_is_none():
 @pytest.mark.parametrize(
   ("values", "message"),
   [
-    ({"rank": -1}, "lora.rank must be 1 or more, or 0 for none; got -1."),
+    ({"rank": -1}, "lora.rank must be 0 (no adaptation) or more; got -1."),
     ({"scale": float("nan")}, "lora.scale must be a finite number; got nan."),
     ({"scale": float("-inf")}, "lora.scale must be a finite number; got -inf."),
-    ({"kernels": "["}, "lora.kernels: '[' is no regular expression"),
+    ({"kernels": "["}, "lora.kernels: '[' is not a regular expression"),
   ],
 )
-def test_bad_values_are_refused(values, message):
+def test_invalid_values_are_refused(values, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     LoraConfig(**values)
 
 
 @pytest.mark.parametrize("pattern", ["nothing", "masks/conv0/kernel", "decoder/norm/scale"])
 def test_patterns_without_a_dense_kernel_are_refused(pattern):
-  with pytest.raises(ValueError, match=f"lora.kernels '{pattern}' match no dense kernel"):
+  with pytest.raises(ValueError, match=f"lora.kernels '{pattern}' matches no dense kernel"):
     adapt(model(), LoraConfig(rank=1, kernels=pattern), KEY)

@@ -1,4 +1,4 @@
-"""Losses against loops over pairs in float64, and what must not change them."""
+"""Losses against loops over pairs in float64, and their invariances."""
 
 import dataclasses
 import functools
@@ -13,9 +13,10 @@ from scipy.special import expit
 from support import QUICK, assert_close
 
 from sam3_jax.training.batch import Targets
-from sam3_jax.training.losses import LossConfig, cell_loss, loss, match
+from sam3_jax.training.losses import LossConfig, loss, match
+from sam3_jax.training.mask_losses import cell_loss
 from sam3_jax.training.matcher import overlap
-from sam3_jax.types import Predictions
+from sam3_jax.types import DetectorOutput
 
 QUERIES, LAYERS, CONFIG = 5, 2, LossConfig(pad_queries=0)
 
@@ -36,15 +37,15 @@ def evaluate(predictions, targets, prompt_valid, config=CONFIG, images=1):
 
 
 def examples(prompts=4, counts=(2, 0, 3, 1), objects=3, masks=np.uint8, seed=0, sets=2):
-  """Predictions not far from some targets, of masks of half their size."""
+  """Predictions close to random targets, with masks of half the targets' size."""
   rng = np.random.default_rng(seed)
   boxes = rng.uniform(0.2, 0.5, (prompts, objects, 4)).astype(np.float32)
   near = boxes[:, rng.integers(0, objects, sets * QUERIES)] if objects else 0.3
   shape = (LAYERS, prompts, sets * QUERIES)
-  predictions = Predictions(
+  predictions = DetectorOutput(
     logits=rng.normal(0, 2, shape).astype(np.float32),
     boxes=(near + rng.normal(0, 0.03, (*shape, 4))).astype(np.float32),
-    presence=rng.normal(0, 2, shape[:2]).astype(np.float32),
+    presence_logit=rng.normal(0, 2, shape[:2]).astype(np.float32),
     mask_logits=rng.normal(0, 2, (*shape[1:], 4, 4)).astype(np.float32),
     semantic_logits=rng.normal(0, 2, (prompts, 4, 4)).astype(np.float32),
     cell_logits=np.random.default_rng(9).normal(0, 2, (prompts, 16)).astype(np.float32),
@@ -55,7 +56,7 @@ def examples(prompts=4, counts=(2, 0, 3, 1), objects=3, masks=np.uint8, seed=0, 
   return predictions, Targets(boxes, drawn, valid), np.ones(prompts, bool)
 
 
-def test_terms_are_those_of_loops():
+def test_terms_equal_loops():
   predictions, targets, prompt_valid = examples()
   total, terms, _ = evaluate(predictions, targets, prompt_valid)
   shape = (LAYERS, 4, 2, QUERIES)
@@ -111,12 +112,12 @@ def _loops(predictions, targets, pairs, kind, layer):
     terms["class"] += losses.mean() / 4
   if kind == 0:
     sign = np.where(targets.valid.any(1), -1, 1)
-    terms["presence"] = np.logaddexp(0, sign * predictions.presence[layer]).mean() / 2
+    terms["presence"] = np.logaddexp(0, sign * predictions.presence_logit[layer]).mean() / 2
   return terms
 
 
 def _mask(logits, mask, alpha):
-  """Upsampled by two: each cell is nine, three or one sixteenths of its neighbours."""
+  """Losses of a mask upsampled by two: weights of neighbours are 9/16, 3/16 and 1/16."""
   padded = np.pad(logits.astype(np.float64), 1, mode="edge")
   for axis in (0, 1):
     near, before, after = (
@@ -139,7 +140,7 @@ def _semantic(predictions, targets):
 
 
 def padded(predictions, targets, objects=0, prompts=0):
-  """With free numbers in so many further slots and prompts."""
+  """Adds padding objects and prompts with random numbers."""
   rng = np.random.default_rng(9)
 
   def pad(x, widths):
@@ -153,8 +154,10 @@ def padded(predictions, targets, objects=0, prompts=0):
   def rows(x, axis):
     return pad(x, [(0, prompts if i == axis else 0) for i in range(x.ndim)])
 
-  layered = {"logits", "boxes", "presence"}
-  predictions = Predictions(**{k: rows(v, int(k in layered)) for k, v in vars(predictions).items()})
+  layered = {"logits", "boxes", "presence_logit"}
+  predictions = DetectorOutput(
+    **{k: rows(v, int(k in layered)) for k, v in vars(predictions).items()}
+  )
   slots = [(0, prompts), (objects, 0)]
   return predictions, Targets(
     boxes=pad(targets.boxes, [*slots, (0, 0)]),
@@ -169,12 +172,12 @@ def test_padding_changes_nothing(objects, prompts):
   total, terms, gradients = evaluate(predictions, targets, valid)
   more = padded(predictions, targets, objects, prompts)
   got = evaluate(*more, np.pad(valid, (0, prompts)))
-  # Measured 0: the padding adds zeros, and the order of the sums is the compiler's.
+  # Measured 0: padding adds zeros, but the compiler chooses the order of sums.
   assert_close(got[1], terms, rel=1e-7)
   assert_close(got[0], total, rel=1e-7)
   rows = slice(0, 4)
   for name, value in vars(gradients).items():
-    layered = name in {"logits", "boxes", "presence"}
+    layered = name in {"logits", "boxes", "presence_logit"}
     kept = getattr(got[2], name)
     assert_close(kept[:, rows] if layered else kept[rows], value, rel=1e-7, what=name)
     assert not (kept[:, 4:] if layered else kept[4:]).any()
@@ -184,9 +187,9 @@ def test_order_of_objects_and_prompts_changes_nothing():
   predictions, targets, valid = examples()
   total, terms, _ = evaluate(predictions, targets, valid)
   flipped = jax.tree.map(lambda x: x[::-1, ::-1], targets)
-  layered = {"logits", "boxes", "presence"}
+  layered = {"logits", "boxes", "presence_logit"}
   other = {k: v[:, ::-1] if k in layered else v[::-1] for k, v in vars(predictions).items()}
-  got = evaluate(Predictions(**other), flipped, valid)
+  got = evaluate(DetectorOutput(**other), flipped, valid)
   assert_close(got[:2], (total, terms), rel=1.6e-6)  # measured 1.6e-7
 
 
@@ -196,7 +199,7 @@ def test_masks_as_bytes_or_fractions():
 
 
 def test_masks_of_the_first_prompts_only():
-  """Two images of two prompts; the second ones have no objects."""
+  """Two images of two prompts; the second prompts have no objects."""
   predictions, targets, valid = examples(counts=(2, 0, 3, 0))
   total, terms, _ = evaluate(predictions, targets, valid, images=2)
   first = predictions.replace(
@@ -206,8 +209,8 @@ def test_masks_of_the_first_prompts_only():
   assert_close(got[:2], (total, terms), rel=1e-6)  # measured 1.0e-7
 
 
-def test_masks_that_are_not_made_do_not_count():
-  """The same two images with objects of the second prompts, whose masks are left out."""
+def test_prompts_without_masks_have_no_mask_loss():
+  """The second prompts have objects, but no masks."""
   predictions, targets, valid = examples(counts=(2, 1, 3, 2))
   some = predictions.replace(
     mask_logits=predictions.mask_logits[::2], semantic_logits=predictions.semantic_logits[::2]
@@ -232,7 +235,7 @@ def test_no_object_anywhere(objects):
     assert np.isfinite(value).all()
 
 
-def test_no_prompt_at_all():
+def test_no_valid_prompt():
   predictions, targets, _ = examples()
   total, _, gradients = evaluate(predictions, targets, np.zeros(4, bool))
   assert total == 0
@@ -247,7 +250,7 @@ def test_more_objects_than_queries(counts):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
-def test_without_duplicates_or_their_masks():
+def test_without_one_to_many_queries_or_their_masks():
   predictions, targets, valid = examples()
   _, terms, _ = evaluate(predictions, targets, valid)
   alone = predictions.replace(
@@ -259,13 +262,13 @@ def test_without_duplicates_or_their_masks():
   want = {name: value for name, value in terms.items() if not name.endswith("_many")}
   # Measured 0 with JAX 0.10. JAX 0.12 sums in another order: 1.1e-7, the last bit of `giou`.
   assert_close(got, want, rel=2.4e-7)
-  config = dataclasses.replace(CONFIG, many_masks=False)
+  config = dataclasses.replace(CONFIG, one_to_many_masks=False)
   _, got, gradients = evaluate(predictions, targets, valid, config)
   assert got.keys() == terms.keys() - {"mask_many", "dice_many"}
   assert not gradients.mask_logits[:, QUERIES:].any()
 
 
-def test_padding_of_queries_scales_the_classification():
+def test_pad_queries_scales_the_classification():
   predictions, targets, valid = examples()
   _, terms, _ = evaluate(predictions, targets, valid)
   _, got, _ = evaluate(predictions, targets, valid, LossConfig())
@@ -274,8 +277,8 @@ def test_padding_of_queries_scales_the_classification():
     assert_close(got[name], scale * value, rel=8e-7)  # measured 8.3e-8
 
 
-def test_a_sharded_batch_has_the_same_loss():
-  """Prompts over eight devices, counts of objects uneven."""
+def test_sharded_batch_has_the_same_loss():
+  """Prompts on eight devices, with different numbers of objects."""
   predictions, targets, _ = examples(prompts=8, counts=(2, 0, 3, 1, 0, 0, 3, 3))
   valid = np.arange(8) != 4
   total, terms, gradients = evaluate(predictions, targets, valid)
@@ -285,13 +288,13 @@ def test_a_sharded_batch_has_the_same_loss():
     spec = jax.sharding.PartitionSpec(*[None] * axis, "data")
     return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
 
-  layered = {"logits", "boxes", "presence"}
-  spread = Predictions(**{k: put(v, int(k in layered)) for k, v in vars(predictions).items()})
+  layered = {"logits", "boxes", "presence_logit"}
+  spread = DetectorOutput(**{k: put(v, int(k in layered)) for k, v in vars(predictions).items()})
   got = evaluate(spread, jax.tree.map(put, targets), put(valid))
   assert_close(got, (total, terms, gradients), rel=1.8e-6)  # measured 1.8e-7
 
 
-def test_cells_count_for_every_prompt_that_is_one():
+def test_cell_loss_of_every_valid_prompt():
   predictions, targets, valid = examples()
   config = dataclasses.replace(CONFIG, cell_weight=3.0)
   without, _, _ = evaluate(predictions, targets, valid)
@@ -308,15 +311,18 @@ def test_cells_count_for_every_prompt_that_is_one():
   ("values", "message"),
   [
     ({"class_weight": -1.0}, "losses.class_weight must be 0 or more; got -1.0."),
-    ({"many_weight": math.nan}, "losses.many_weight must be a finite number; got nan."),
+    (
+      {"one_to_many_weight": math.nan},
+      "losses.one_to_many_weight must be a finite number; got nan.",
+    ),
     ({"cell_weight": math.inf}, "losses.cell_weight must be a finite number; got inf."),
-    ({"match_box": -0.1}, "losses.match_box must be 0 or more; got -0.1."),
-    ({"negative_power": -2.0}, "losses.negative_power must be 0 or more; got -2.0."),
+    ({"cost_box": -0.1}, "losses.cost_box must be 0 or more; got -0.1."),
+    ({"focal_gamma": -2.0}, "losses.focal_gamma must be 0 or more; got -2.0."),
     ({"pad_queries": -1}, "losses.pad_queries must be 0 or more; got -1."),
-    ({"mask_alpha": 1.5}, "losses.mask_alpha must be in [0, 1]; got 1.5."),
+    ({"mask_focal_alpha": 1.5}, "losses.mask_focal_alpha must be in [0, 1]; got 1.5."),
     ({"quality_alpha": -0.5}, "losses.quality_alpha must be in [0, 1]; got -0.5."),
-    ({"many_threshold": 2.0}, "losses.many_threshold must be in [0, 1]; got 2.0."),
-    ({"many_top": 0}, "losses.many_top must be 1 or more; got 0."),
+    ({"one_to_many_threshold": 2.0}, "losses.one_to_many_threshold must be in [0, 1]; got 2.0."),
+    ({"one_to_many_top_k": 0}, "losses.one_to_many_top_k must be 1 or more; got 0."),
   ],
 )
 def test_settings_out_of_range_are_refused(values, message):
@@ -324,5 +330,11 @@ def test_settings_out_of_range_are_refused(values, message):
     LossConfig(**values)
 
 
-def test_bounds_themselves_are_in_range():
-  LossConfig(class_weight=0.0, mask_alpha=0.0, semantic_alpha=1.0, many_threshold=1.0, many_top=1)
+def test_bounds_are_in_range():
+  LossConfig(
+    class_weight=0.0,
+    mask_focal_alpha=0.0,
+    semantic_focal_alpha=1.0,
+    one_to_many_threshold=1.0,
+    one_to_many_top_k=1,
+  )

@@ -1,4 +1,4 @@
-"""Free pages of the heap go back to the system, where its C library can do that."""
+"""Freed memory is returned to the operating system, if the C library supports it."""
 
 import ctypes
 import platform
@@ -14,9 +14,9 @@ def resident() -> int:
   return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own function")
-def test_holes_are_given_back():
-  """100 MB in blocks that lie beside each other, every sixteenth still in use."""
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a function of glibc")
+def test_fragmented_memory_is_returned():
+  """100 MB in adjacent blocks, every sixteenth of which is still in use."""
   blocks = [np.ones(8000) for _ in range(1600)]
   kept = blocks[15::16]
   del blocks
@@ -27,7 +27,7 @@ def test_holes_are_given_back():
 
 
 @pytest.mark.parametrize("missing", [OSError("none"), AttributeError("malloc_trim")])
-def test_other_libraries_are_left_alone(monkeypatch, missing):
+def test_other_c_libraries_are_ignored(monkeypatch, missing):
   def fail(*_):
     raise missing
 

@@ -1,4 +1,4 @@
-"""Everything in an image: of a made-up model, whose masks are known, and of the tiny one."""
+"""The mask generator, on a fake model with known masks and on the tiny model."""
 
 import re
 
@@ -18,8 +18,8 @@ from sam3_jax.inference.mask_generator import (
   suppress,
 )
 from sam3_jax.outputs.coco_json import coco as coco_record
+from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.outputs.visualize import overlay
-from sam3_jax.types import VisualMasks
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -39,7 +39,7 @@ class Discs:
 
   @staticmethod
   def image(height, width):
-    """Pixels that say where they are, so that crops do."""
+    """Pixels that encode their coordinates, so that crops do, too."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8)
 
@@ -86,7 +86,7 @@ def overlap(one, other):
   return (one & other).sum() / (one | other).sum()
 
 
-def test_each_thing_is_found_once():
+def test_each_object_is_found_once():
   found = generate_masks(Discs(*THREE), Discs.image(100, 160), MaskGeneration(points_per_side=16))
   assert found.ids.tolist() == [1, 2, 3]
   np.testing.assert_allclose(found.scores, [0.99, 0.95, 0.9], rtol=1e-6)
@@ -132,14 +132,14 @@ def test_soft_masks_are_unstable():
     assert len(generate_masks(Discs(THREE[0], soft), Discs.image(100, 160), options)) == count
 
 
-def test_a_lower_quality_finds_parts_too():
+def test_lower_pred_iou_thresh_finds_parts():
   options = MaskGeneration(points_per_side=16, pred_iou_thresh=0.5)
   found = generate_masks(Discs(THREE[0]), Discs.image(100, 160), options)
   np.testing.assert_allclose(found.scores, [0.95, 0.57], rtol=1e-6)
   assert (found.masks[1] <= found.masks[0]).all()
 
 
-def test_small_things_are_found_in_crops():
+def test_crops_find_small_objects():
   """Less than three pixels across, and between the cells of the whole image's grid."""
   size, small, large = (200, 250), (31.2, 31.2, 1.4, 0.9, 0.02), (125, 100, 60, 0.9, 0.1)
   image, model = Discs.image(*size), Discs(small, large)
@@ -185,7 +185,7 @@ def test_grids():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
-def test_suppression_equals_a_loop(count, threshold):
+def test_suppress_equals_a_loop(count, threshold):
   rng = np.random.default_rng(count)
   corners = rng.integers(0, 20, (count, 2))
   boxes = np.concatenate([corners, corners + rng.integers(1, 12, (count, 2))], axis=1)
@@ -200,7 +200,7 @@ def test_suppression_equals_a_loop(count, threshold):
 
 
 def regions(mask):
-  """Sets of cells that touch by sides or corners, by flooding."""
+  """Connected sets of cells, by sides or corners, by flood fill."""
   left, found = set(map(tuple, np.argwhere(mask))), []
   while left:
     region, edge = set(), [left.pop()]
@@ -216,7 +216,7 @@ def regions(mask):
 
 @pytest.mark.parametrize("area", [0, 1, 2, 5, 1000])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 1.0])
-def test_cleaning_equals_flooding(area, share):
+def test_clean_equals_flood_fill(area, share):
   mask = np.random.default_rng(area).random((14, 17)) < share
   want = mask.copy()
   for hole in regions(~mask):
@@ -260,7 +260,7 @@ def test_measures_equal_loops(offset):
 
 
 def test_results_are_instances():
-  """Slices, images and JSON take them as they take a concept's."""
+  """Slicing, drawing and JSON work as for a concept's instances."""
   image = Discs.image(100, 160)
   found = generate_masks(Discs(*THREE), image, MaskGeneration(points_per_side=16))
   assert isinstance(found[1:], Segments)
@@ -305,7 +305,7 @@ def test_results_are_instances():
     ("point_grids", [[[0.5, 0.5], [0.5]]], "in [0, 1]; got [[0.5, 0.5], [0.5]]."),
   ],
 )
-def test_faulty_options(field, value, message):
+def test_invalid_options(field, value, message):
   with pytest.raises(ValueError, match=re.escape(message)) as caught:
     MaskGeneration(**{field: value})
   assert "\n" not in str(caught.value)
@@ -314,18 +314,18 @@ def test_faulty_options(field, value, message):
 @pytest.mark.parametrize(
   "grid", [[[0.5, 1.5]], [[0.5]], [0.5, 0.5], [[np.nan, 0]], np.zeros((0, 2))], ids=str
 )
-def test_faulty_grids(grid):
+def test_invalid_grids(grid):
   with pytest.raises(ValueError, match=r"point_grids\[0\] must be \[n, 2\] of x, y in \[0, 1\]"):
     generate_masks(Discs(), Discs.image(9, 9), MaskGeneration(point_grids=[np.array(grid)]))
 
 
-def test_options_are_no_dictionary():
+def test_options_of_wrong_type():
   with pytest.raises(TypeError, match=r"options must be a MaskGeneration, .*got \{'points_per"):
     generate_masks(Discs(), Discs.image(9, 9), {"points_per_side": 4})
 
 
 def test_with_a_model(tokenizer_path):
-  """The tiny one: its masks are of nothing, but each is what its click gives."""
+  """Each mask equals that of its point prompt."""
   model = visual_model(tokenizer_path)
   image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
   options = MaskGeneration(

@@ -1,4 +1,4 @@
-"""Masks over an image: Meta's own numbers, a float64 loop, and pycocotools."""
+"""Lazy masks over an image, against Meta's values, a float64 loop and pycocotools."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def random_grid(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def naive(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Bilinear, a value at a time, in float64: half-pixel centres, the border repeated."""
+  """Bilinear interpolation in float64, one value at a time: half-pixel centres, edge padding."""
   result = np.zeros(size)
 
   def between(i: int, source: int, target: int) -> tuple[int, int, float]:
@@ -47,7 +47,7 @@ def coco_encode(mask: np.ndarray) -> dict:
   return {"size": list(mask.shape), "counts": encoded["counts"].decode()}
 
 
-def test_interpolation_gives_metas_probabilities():
+def test_interpolation_equals_metas_probabilities():
   top = GOLDEN["final.top"].astype(int)
   for query, expected in zip(top, GOLDEN["final.masks_prob_top_every_8th"][:, 0], strict=True):
     resized = interpolate(GOLDEN["out.pred_masks"][0, query], GOLDEN_SIZE)
@@ -72,7 +72,7 @@ def test_interpolation_to_a_larger_size_equals_jax():
   np.testing.assert_allclose(resized, expected, rtol=0, atol=4e-6)  # measured 4.8e-7
 
 
-def test_interpolation_to_the_same_size_changes_nothing():
+def test_interpolation_to_the_same_size_is_the_identity():
   values = random_grid((24, 18))
   np.testing.assert_array_equal(interpolate(values, (24, 18)), values)
 
@@ -136,21 +136,21 @@ def test_masks_are_a_sequence():
 
 
 @pytest.mark.parametrize("index", [4, -5])
-def test_masks_that_are_not_there(index):
+def test_mask_index_out_of_range(index):
   masks = Masks(random_grid((4, 6, 5)), (20, 30))
-  with pytest.raises(IndexError, match=f"no mask {index}: there are 4"):
+  with pytest.raises(IndexError, match=f"mask index {index} is out of range: there are 4"):
     masks[index]
-  with pytest.raises(IndexError, match=f"no mask {index}"):
+  with pytest.raises(IndexError, match=f"mask index {index} is out"):
     masks.rle(index)
 
 
-def test_no_masks():
+def test_empty_masks():
   masks = Masks(random_grid((0, 6, 5)), (20, 30))
   assert np.asarray(masks).shape == (0, 20, 30)
   assert list(masks) == []
 
 
-def test_masks_cannot_be_had_without_a_copy():
+def test_masks_as_an_array_need_a_copy():
   with pytest.raises(ValueError, match="copy=False"):
     np.asarray(Masks(random_grid((1, 6, 5)), (20, 30)), copy=False)
 
@@ -172,7 +172,7 @@ def peak_megabytes(function) -> float:
 def test_memory_at_300_megapixels():
   wave = np.sin(np.arange(288) / 40)[:, None] + 0.3 * np.cos(np.arange(288) / 9)
   masks = Masks(np.broadcast_to(wave.astype(np.float32), (200, 288, 288)), (15_000, 20_000))
-  assert peak_megabytes(lambda: masks[50:]) < 1  # nothing is made before it is asked for
+  assert peak_megabytes(lambda: masks[50:]) < 1  # masks are computed on access
   assert peak_megabytes(lambda: masks[0]) < 300 + 200  # measured 370, of which the mask is 300
   assert peak_megabytes(lambda: masks.rle(0)) < 200  # measured 52
 
@@ -191,7 +191,7 @@ def stored(size: tuple[int, int], count: int = 3) -> tuple[np.ndarray, RleMasks]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (13, 9)])
-def test_run_lengths_are_masks(size):
+def test_rle_masks(size):
   masks, kept = stored(size)
   assert (len(kept), kept.size, repr(kept)) == (3, size, f"RleMasks(3 of {size[0]} x {size[1]})")
   np.testing.assert_array_equal(np.asarray(kept), masks)
@@ -200,13 +200,13 @@ def test_run_lengths_are_masks(size):
   np.testing.assert_array_equal(np.asarray(kept[np.array([2, 0])]), masks[[2, 0]])
   np.testing.assert_array_equal(np.asarray(kept[np.array([True, False, True])]), masks[[0, 2]])
   assert kept.rle(1) == coco_encode(masks[1])
-  with pytest.raises(IndexError, match="there is no mask 3: there are 3"):
+  with pytest.raises(IndexError, match="mask index 3 is out of range: there are 3"):
     kept[3]
-  with pytest.raises(ValueError, match=r"copy=False\) cannot work"):
+  with pytest.raises(ValueError, match=r"copy=False\) is impossible"):
     np.asarray(kept, copy=False)
 
 
-def test_run_lengths_over_another_image():
+def test_rle_masks_of_another_size():
   masks, kept = stored((6, 4))
   twice = kept.at((12, 8))
   np.testing.assert_array_equal(twice[0], masks[0].repeat(2, axis=0).repeat(2, axis=1))

@@ -1,4 +1,4 @@
-"""Matching against SciPy and against loops."""
+"""Assignments against SciPy and loops."""
 
 import functools
 
@@ -29,8 +29,8 @@ def random_boxes(rng, *shape):
   ("objects", "queries", "alike"),
   [(5, 9, False), (5, 9, True), (4, 4, True), (6, 3, False), (1, 1, False), (1, 5, False)],
 )
-def test_assignments_cost_least(objects, queries, alike):
-  """`alike`: all objects want the same queries, so that many have to give way."""
+def test_assignment_has_the_least_cost(objects, queries, alike):
+  """`alike`: all objects have the lowest cost with the same queries."""
   rng = np.random.default_rng(objects * queries)
   cost = rng.uniform(-8, 20, (2, 20, objects, queries)).astype(np.float32)
   if alike:
@@ -54,7 +54,7 @@ def test_nothing_to_assign(shape):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_costs_that_are_not_finite_come_to_an_end(value):
+def test_assignment_ends_with_costs_that_are_not_finite(value):
   cost = np.random.default_rng(0).random((1, 5, 9)).astype(np.float32)
   cost[0, 2] = value
   query, matched = jax.device_get(solve(cost, np.ones((1, 5), bool)))
@@ -63,7 +63,7 @@ def test_costs_that_are_not_finite_come_to_an_end(value):
 
 
 def test_overlap():
-  """Of boxes inside, beside, across, far from, equal to, and without extent."""
+  """Boxes inside, next to, across, far from and equal to each other, and of zero size."""
   corners = np.array([
     [[0, 0, 4, 4], [1, 1, 3, 3]],
     [[0, 0, 2, 2], [2, 0, 4, 2]],
@@ -83,7 +83,7 @@ def test_overlap():
 
 
 def test_one_to_one_costs():
-  """Two objects, and the formula of the costs in float64."""
+  """Two objects; the cost's formula in float64."""
   rng = np.random.default_rng(0)
   rows, queries, objects = 30, 6, 2
   logits = rng.normal(0, 3, (rows, queries)).astype(np.float32)
@@ -100,7 +100,7 @@ def test_one_to_one_costs():
 
 @pytest.mark.parametrize("queries", [1, 4, 5, 10, 200])
 def test_one_to_many(queries):
-  """Against numpy's quantile; with at most 4 queries there is none."""
+  """Against NumPy's quantile; with at most 4 queries there is no quantile."""
   rng = np.random.default_rng(queries)
   rows, objects = 6, 3
   wanted = random_boxes(rng, rows, objects)
@@ -122,7 +122,7 @@ def test_one_to_many(queries):
   assert found > 2 * rows or queries == 1
 
 
-def test_no_object_no_pair():
+def test_no_pairs_without_objects():
   empty = jnp.zeros((2, 0, 4)), jnp.zeros((2, 0), bool)
   logits, boxes = jnp.zeros((2, 6)), jnp.full((2, 6, 4), 0.5)
   assert match_one(logits, boxes, *empty).query.shape == (2, 0, 1)

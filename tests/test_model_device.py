@@ -1,4 +1,4 @@
-"""Where a model without a mesh computes: the device that is given, the default, the first local."""
+"""The device of a model without a mesh: the given one, the default, or the first local one."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import toy
+import training_model
 from support import quick
 from test_processes import environment
 
@@ -44,15 +44,15 @@ open({folder!r} + str(jax.process_index()) + ".json", "w").write(json.dumps(foun
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  return training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
 
 
 def placed(tree):
   return {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
 
 
-def test_everything_is_on_the_given_device(folder):
-  """Also where another device is the default, for a model of a bundle and of bare parameters."""
+def test_all_arrays_are_on_the_given_device(folder):
+  """Also with another default device; for a checkpoint and for bare parameters."""
   third, fifth = jax.devices()[3], jax.devices()[5]
   model = quick(Sam3.from_checkpoint(folder, device="cpu:3"))
   bare = Sam3(model.config, jax.device_get(model.params), model.tokenizer, device=third)
@@ -70,7 +70,7 @@ def test_everything_is_on_the_given_device(folder):
   assert placed((embedding, text, found)) == {third}
 
 
-def test_the_default_is_respected(folder):
+def test_default_device(folder):
   params = load(folder).params
   first, second = jax.devices()[:2]
   assert devices.default_device() == first
@@ -95,20 +95,20 @@ def test_the_default_is_respected(folder):
     (0, TypeError, r'device must be a jax.Device or a platform such as "cpu"; got 0'),
   ],
 )
-def test_devices_that_do_not_exist(folder, device, error, message):
+def test_unknown_devices(folder, device, error, message):
   with pytest.raises(error, match=message) as caught:
     Sam3.from_checkpoint(folder, device=device)
   assert "\n" not in str(caught.value)
 
 
-def test_a_device_and_a_mesh_exclude_each_other(folder):
+def test_device_and_mesh(folder):
   mesh = sharding.make_mesh(jax.devices()[:2])
   with pytest.raises(ValueError, match="device=cpu and a mesh exclude each other"):
     Sam3.from_checkpoint(folder, device="cpu", mesh=mesh)
   assert Sam3.from_checkpoint(folder, mesh=mesh).device is None
 
 
-def test_the_dtype_follows_the_device(monkeypatch):
+def test_default_dtype_of_a_device(monkeypatch):
   from sam3_jax.inference.predictor import default_dtype
 
   for platform, dtype in (("cpu", "float32"), ("tpu", "bfloat16")):

@@ -1,4 +1,4 @@
-"""Label images as COCO's annotations: nothing moved, nothing lost but slivers. And the recipes."""
+"""Annotations made from label images, and the configurations of the documentation."""
 
 import json
 import sys
@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from sam3_jax.datasets import annotations
-from sam3_jax.training.config import TrainConfig, overlaid, read
+from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.config_file import override, read
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 @pytest.fixture(scope="module")
 def cells() -> tuple[np.ndarray, np.ndarray]:
-  """32 discs of radius 7 on a grid, brighter the higher their number, with cuts at tile borders."""
+  """32 discs of radius 7 on a grid, with brightness by number; tile borders cut some of them."""
   labels = np.zeros((96, 128), np.uint16)
   y, x = np.ogrid[:96, :128]
   for number in range(32):
@@ -40,7 +41,7 @@ def written(cells, tmp_path_factory):
   return folder / "out"
 
 
-def test_halves_share_no_pixel(cells):
+def test_train_and_score_tiles_do_not_overlap(cells):
   numbers = np.arange(96 * 128).reshape(96, 128)
   tiles = nuclei.halves(numbers, cells[1], 48)
   seen = {
@@ -52,12 +53,12 @@ def test_halves_share_no_pixel(cells):
   assert len(tiles["train"]) == 3 * 4  # overlapping, to four sides
 
 
-def test_turns_pixels_and_labels_alike(cells):
+def test_pixels_and_labels_have_the_same_rotation(cells):
   for tile in nuclei.halves(*cells, 48)["train"]:
     assert np.array_equal(tile.pixels, tile.labels * 100)
 
 
-def test_our_reader_finds_no_fault(written):
+def test_annotations_are_valid(written):
   for name, images in (("train", 12), ("score", 2)):
     pairs = annotations.read(written / name / "annotations.json")
     assert annotations.check(pairs, written / name) == []
@@ -67,7 +68,7 @@ def test_our_reader_finds_no_fault(written):
     assert sum(not pair.objects for pair in pairs) == images  # a phrase for nothing each
 
 
-def test_masks_are_the_labels(written, cells):
+def test_masks_equal_the_labels(written, cells):
   record = json.loads((written / "score" / "annotations.json").read_text())
   for number, top in enumerate((0, 48)):
     labels = cells[1][top : top + 48, 64:112]
@@ -89,7 +90,7 @@ def test_masks_are_the_labels(written, cells):
 
 
 @pytest.mark.parametrize("bright", [0, 1, 235, 30000])
-def test_a_few_bright_pixels_do_not_darken_the_rest(bright, tmp_path):
+def test_outliers_do_not_darken_the_image(bright, tmp_path):
   pixels = np.full((20, 20), bright, np.uint16)
   pixels[0, :2] = 0, 2 * bright
   Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -98,7 +99,7 @@ def test_a_few_bright_pixels_do_not_darken_the_rest(bright, tmp_path):
   assert (got.ravel()[1:] == (255 if bright else 0)).all()
 
 
-def test_faults(cells, monkeypatch):
+def test_errors(cells, monkeypatch):
   with pytest.raises(SystemExit, match="room for a tile of 65 x 65"):
     nuclei.halves(*cells, 65)
   with pytest.raises(SystemExit, match="must have one size"):
@@ -115,12 +116,12 @@ def test_empty_labels_have_no_objects():
 @pytest.mark.parametrize(
   ("name", "trained"), [("fine-tuning.toml", "(?!trunk/|neck/).*"), ("nuclei.toml", ".*")]
 )
-def test_recipes_of_the_walk_through(name, trained):
+def test_configurations_of_the_fine_tuning_guide(name, trained):
   values = read(Path(__file__).parents[1] / "docs" / name)
-  config = TrainConfig.from_dict(overlaid(values, {"checkpoint": "sam3-tiny", "steps": 3}))
-  assert config.trained == trained
-  assert config.optimizer.warmup < 250  # the fewest steps that the walk-through takes
-  guide = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
+  config = TrainConfig.from_dict(override(values, {"checkpoint": "sam3-tiny", "steps": 3}))
+  assert config.trainable_pattern == trained
+  assert config.optimizer.warmup_steps < 250  # the fewest steps that the walk-through takes
+  guide = (Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 
 
@@ -128,12 +129,14 @@ VISUAL_STAGES = ("visual-first", "visual", "visual-levels", "visual-wide", "visu
 
 
 @pytest.mark.parametrize("name", ["dense", "detection", "one-to-one", "larger", *VISUAL_STAGES])
-def test_recipes_of_sam3_tiny(name):
+def test_configurations_of_sam3_tiny(name):
   root = Path(__file__).parents[1]
   values = read(root / "docs" / "sam3-tiny" / f"{name}.toml")
   start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
-  config = TrainConfig.from_dict(overlaid(values, start))
+  config = TrainConfig.from_dict(override(values, start))
   assert config.scenes is not None
   assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
-  guide = "docs/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  guide = (
+    "docs/guides/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
+  )
   assert f"docs/sam3-tiny/{name}.toml" in (root / guide).read_text()

@@ -1,4 +1,4 @@
-"""The optimizer: torch's AdamW from numbers, rates and decays by part, schedules, Muon."""
+"""The optimizer: steps of PyTorch's AdamW, learning rates and decays by part, schedules, Muon."""
 
 import math
 import re
@@ -88,8 +88,8 @@ def run(config, trunk, parameters, gradients):
 
 
 def test_first_steps_equal_torch():
-  """Clipping, moments, weight decay, the factor of each layer, and the schedule."""
-  config = OptimizerConfig(learning_rate=0.5, warmup=2, timescale=4, cooldown=2)
+  """Clipping, moments, weight decay, learning rate factors and the schedule."""
+  config = OptimizerConfig(learning_rate=0.5, warmup_steps=2, timescale=4, cooldown_steps=2)
   start, gradients = start_and_gradients()
   moved = run(config, TRUNK, start, gradients)
   assert moved.keys() == TORCH.keys()
@@ -120,7 +120,12 @@ def test_first_steps_equal_torch():
 )
 def test_schedules(schedule, step, rate):
   config = OptimizerConfig(
-    learning_rate=1.0, schedule=schedule, warmup=10, timescale=30, cooldown=20, final=0.1
+    learning_rate=1.0,
+    schedule=schedule,
+    warmup_steps=10,
+    timescale=30,
+    cooldown_steps=20,
+    min_learning_rate_ratio=0.1,
   )
   # Measured 3e-8.
   assert float(make_schedule(config, 100)(step)) == pytest.approx(rate, abs=3e-7)
@@ -128,7 +133,7 @@ def test_schedules(schedule, step, rate):
 
 def test_schedules_without_warmup_and_cooldown():
   for schedule in ("inverse_sqrt", "cosine", "constant"):
-    config = OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup=0, cooldown=0)
+    config = OptimizerConfig(learning_rate=0.5, schedule=schedule, warmup_steps=0, cooldown_steps=0)
     rates = [float(make_schedule(config, 1)(step)) for step in (0, 1)]
     assert rates[0] == 0.5
     assert np.isfinite(rates).all()
@@ -138,7 +143,7 @@ def factor(path, ndim=1, config=None):
   return learning_rate_factor(path, ndim, config or OptimizerConfig(), RELEASED.trunk)
 
 
-def test_factors_of_the_released_model():
+def test_learning_rate_factors_of_the_released_model():
   """Meta's: vision 2.5e-4, text 5e-5, rest 8e-4; 0.9^(33 - id) on the trunk but its positions."""
   assert factor("trunk/patch_embed/kernel") == pytest.approx(2.5 / 8 * 0.9**33)
   assert factor("trunk/norm_pre/bias") == pytest.approx(2.5 / 8 * 0.9**33)
@@ -153,23 +158,23 @@ def test_factors_of_the_released_model():
   assert windowed.shape == (4, 7, 1, 1)
   assert whole.shape == (4, 1, 1)
   for block in range(32):
-    group, place = divmod(block, 8)
-    found = whole[group] if place == 7 else windowed[group, place]
+    group, index = divmod(block, 8)
+    found = whole[group] if index == 7 else windowed[group, index]
     assert found.item() == pytest.approx(
       2.5 / 8 * 0.9 ** (33 - (block + 1))
     )  # block i has id i + 1
 
 
-def test_the_first_matching_multiplier_counts():
-  multipliers = ((r"trunk/norm_pre/.*", 0.0), (r"trunk/.*", 0.5), (r"trunk/.*", 7.0))
-  config = OptimizerConfig(multipliers=multipliers, layer_decay=1.0)
+def test_first_matching_multiplier_is_used():
+  learning_rate_multipliers = ((r"trunk/norm_pre/.*", 0.0), (r"trunk/.*", 0.5), (r"trunk/.*", 7.0))
+  config = OptimizerConfig(learning_rate_multipliers=learning_rate_multipliers, layer_decay=1.0)
   assert factor("trunk/norm_pre/scale", config=config) == 0
   assert factor("trunk/position", config=config) == 0.5
   assert factor("text/position", config=config) == 1
   assert factor("a/trunk/position", config=config) == 1  # the whole path
 
 
-def test_weight_decay_leaves_out_biases_and_layer_norms():
+def test_no_weight_decay_of_biases_and_layer_norms():
   left_out = {path for path in flatten(parameters()) if not is_decayed(path)}
   # Every norm of the model is a LayerNorm but the two of the mask head's convolutions.
   norms = {path for path in flatten(parameters()) if path.endswith("/scale")}
@@ -180,7 +185,7 @@ def test_weight_decay_leaves_out_biases_and_layer_norms():
   assert is_decayed("trunk/groups/global/attn/query/lora_a")
 
 
-def test_stacked_axes_are_those_that_count_layers():
+def test_stacked_axes():
   layers = {
     "trunk/groups/windowed/": (2, 1), "trunk/groups/global/": (2,), "text/blocks/": (2,),
     "geometry/layers/": (2,), "fusion/layers/": (2,), "decoder/layers/": (3,),
@@ -192,12 +197,12 @@ def test_stacked_axes_are_those_that_count_layers():
 
 
 def orthogonal_factor(update):
-  """The largest and the smallest singular value over 0.2 sqrt(longer side)."""
+  """The smallest and largest singular value, divided by 0.2 sqrt(longer side)."""
   values = np.linalg.svd(update, compute_uv=False) / (0.2 * math.sqrt(max(update.shape)))
   return values.min(), values.max()
 
 
-def test_muon_orthogonalises_each_hidden_matrix():
+def test_muon_orthogonalizes_each_hidden_matrix():
   """Newton-Schulz's five steps leave singular values between 0.5 and 1.5, layer by layer; what is
   no hidden kernel is moved by Adam."""
   rng = np.random.default_rng(0)
@@ -211,8 +216,8 @@ def test_muon_orthogonalises_each_hidden_matrix():
   start = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
   gradient = {path: rng.standard_normal(s).astype(np.float32) for path, s in shapes.items()}
   plain = {
-    "learning_rate": 1.0, "multipliers": (), "layer_decay": 1.0, "weight_decay": 0.0, "clip": 0.0,
-    "schedule": "constant", "warmup": 0, "cooldown": 0,
+    "learning_rate": 1.0, "learning_rate_multipliers": (), "layer_decay": 1.0, "weight_decay": 0.0,
+    "max_grad_norm": 0.0, "schedule": "constant", "warmup_steps": 0, "cooldown_steps": 0,
   }  # fmt: skip
   moved, adam = (
     run(OptimizerConfig(name=name, **plain), TRUNK, start, [gradient]) for name in ("muon", "adamw")
@@ -232,8 +237,8 @@ def test_muon_orthogonalises_each_hidden_matrix():
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_every_parameter_of_the_model_has_a_rule(name):
-  """The whole tree goes through, and every parameter with a gradient moves; shapes suffice."""
+def test_updates_of_every_parameter(name):
+  """The whole parameter tree is accepted; checked with shapes."""
   shapes = {
     path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in flatten(parameters()).items()
   }
@@ -247,12 +252,18 @@ def test_every_parameter_of_the_model_has_a_rule(name):
   assert {path: x.shape for path, x in updates.items()} == {p: x.shape for p, x in shapes.items()}
 
 
-def test_clipping_can_be_left_out():
-  plain = {"schedule": "constant", "warmup": 0, "cooldown": 0, "epsilon": 1.0}  # size then matters
+def test_without_gradient_clipping():
+  plain = {
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "cooldown_steps": 0,
+    "epsilon": 1.0,
+  }  # size then matters
   start = {"decoder/query_embedding": np.zeros((1, 2), np.float32)}
   gradient = {"decoder/query_embedding": np.array([[3.0, 4.0]], np.float32)}
   clipped, whole = (
-    run(OptimizerConfig(clip=clip, **plain), TRUNK, start, [gradient]) for clip in (0.1, 0.0)
+    run(OptimizerConfig(max_grad_norm=clip, **plain), TRUNK, start, [gradient])
+    for clip in (0.1, 0.0)
   )
   rate = 8e-5
   for moved, scale in ((clipped, 0.1 / 5), (whole, 1.0)):
@@ -270,18 +281,27 @@ def test_clipping_can_be_left_out():
     ({"schedule": "step"}, "optimizer.schedule must be one of inverse_sqrt, cosine, constant"),
     ({"learning_rate": -1.0}, "optimizer.learning_rate must be 0 or more; got -1.0."),
     ({"learning_rate": math.nan}, "optimizer.learning_rate must be a finite number; got nan."),
-    ({"clip": math.inf}, "optimizer.clip must be a finite number; got inf."),
+    ({"max_grad_norm": math.inf}, "optimizer.max_grad_norm must be a finite number; got inf."),
     ({"beta1": 1.0}, "optimizer.beta1 must be in [0, 1); got 1.0."),
     ({"beta2": -0.1}, "optimizer.beta2 must be in [0, 1); got -0.1."),
     ({"epsilon": 0.0}, "optimizer.epsilon must be more than 0; got 0.0."),
     ({"layer_decay": 0.0}, "optimizer.layer_decay must be in (0, 1]; got 0.0."),
     ({"layer_decay": 1.1}, "optimizer.layer_decay must be in (0, 1]; got 1.1."),
-    ({"multipliers": (("a", -1.0),)}, "optimizer.multipliers: the factor of 'a' must be finite"),
-    ({"multipliers": (("a", math.nan),)}, "optimizer.multipliers: the factor of 'a' must be fi"),
+    (
+      {"learning_rate_multipliers": (("a", -1.0),)},
+      "optimizer.learning_rate_multipliers: the factor of 'a' must be finite",
+    ),
+    (
+      {"learning_rate_multipliers": (("a", math.nan),)},
+      "optimizer.learning_rate_multipliers: the factor of 'a' must be fi",
+    ),
     ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
-    ({"multipliers": (("(", 1.0),)}, "optimizer.multipliers: '(' is no regular expression"),
+    (
+      {"learning_rate_multipliers": (("(", 1.0),)},
+      "optimizer.learning_rate_multipliers: '(' is no regular expression",
+    ),
   ],
 )
-def test_bad_values_are_refused(values, message):
+def test_invalid_values_are_refused(values, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     OptimizerConfig(**values)

@@ -1,4 +1,4 @@
-"""Parameters and shapes of all configurations, traced without memory or arithmetic."""
+"""Parameters and shapes of all configurations, by `eval_shape`."""
 
 import functools
 import math
@@ -14,8 +14,8 @@ from sam3_jax.model.sam3 import Detector, init, parameter_shapes
 from sam3_jax.types import Prompts
 from sam3_jax.utils.param_tree import flatten
 
-# Parameters of the released checkpoint's parts in Meta's layout, buffers left out (complex
-# rotations and the tracker's random matrix), counted on the shapes of its 1465 tensors.
+# Parameters of the released checkpoint's parts in Meta's layout, without buffers (complex rotations
+# and the tracker's random matrix), counted from the shapes of its 1465 tensors.
 SOURCE = {
   "trunk": 446_237_696,
   "neck": 7_802_112,
@@ -27,7 +27,7 @@ SOURCE = {
   "masks": 2_298_881,
 }
 TRACKER = {"tracker": 11_743_362, "its neck": 7_802_112}
-# Tensors that Meta's code never reads, so that our parts have none for them.
+# Tensors that Meta's code never reads; our parts lack them.
 UNREAD = {
   "trunk": 1024,  # the class token's row of the position table
   "neck": 1024 * 256 + 256 + 9 * 256 * 256 + 256,  # level 3
@@ -51,7 +51,7 @@ def test_the_source_has_860_million_parameters():
   assert sum(SOURCE.values()) + sum(TRACKER.values()) == 860_055_224
 
 
-def test_released_parameters_are_those_of_the_source():
+def test_released_parameter_counts():
   shapes = shapes_of(RELEASED)
   assert shapes.keys() == SOURCE.keys()
   for part, tree in shapes.items():
@@ -72,7 +72,7 @@ def test_only_trunk_and_neck_depend_on_the_size(size):
     assert sizes(shapes_of(SIZES[size])[part]) == sizes(shapes_of(RELEASED)[part])
 
 
-def test_no_points_no_tensors_for_them():
+def test_no_point_tensors_without_concept_points():
   with_points = flatten(shapes_of(CONFIG))
   config = CONFIG.from_dict(CONFIG.to_dict() | {"concept_points": False})
   gone = with_points.keys() - flatten(parameter_shapes(config)).keys()
@@ -84,7 +84,7 @@ def test_no_points_no_tensors_for_them():
 
 
 def test_initial_parameters():
-  parts = ("trunk", "scoring")  # the others are left out as compiling them takes long
+  parts = ("trunk", "scoring")  # compiling the others takes long
   make = jax.jit(lambda key: {part: init(CONFIG, key)[part] for part in parts})
   params, others = (flatten(jax.device_get(make(jax.random.key(seed)))) for seed in (0, 1))
   for path, x in params.items():
@@ -96,7 +96,7 @@ def test_initial_parameters():
 
 
 @pytest.mark.parametrize(
-  ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("large", jnp.bfloat16)]
+  ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("vit-large", jnp.bfloat16)]
 )
 def test_shapes_of_every_size(size, dtype):
   config, images, prompts = SIZES[size], 2, 3
@@ -134,24 +134,24 @@ def test_shapes_of_every_size(size, dtype):
     "scores": ((prompts, 50), jnp.float32),
     "boxes": ((prompts, 50, 4), jnp.float32),
     "mask_logits": ((prompts, 50, 288, 288), dtype),
-    "presence": ((prompts,), jnp.float32),
+    "presence_logit": ((prompts,), jnp.float32),
     "semantic_logits": ((prompts, 288, 288), dtype),
     "image_index": ((prompts,), jnp.int32),
     "sizes": ((prompts, 2), jnp.int32),
     "ids": ((prompts, 50), jnp.int32),
   }
-  assert described(trace("predict", embedding, some)) == {
+  assert described(trace("detect_all_layers", embedding, some)) == {
     "logits": ((6, prompts, 200), jnp.float32),
     "boxes": ((6, prompts, 200, 4), jnp.float32),
-    "presence": ((6, prompts), jnp.float32),
+    "presence_logit": ((6, prompts), jnp.float32),
     "mask_logits": ((prompts, 200, 288, 288), dtype),
     "semantic_logits": ((prompts, 288, 288), dtype),
     "cell_logits": ((prompts, 72 * 72), jnp.float32),
   }
 
 
-def test_paths_are_an_interface():
-  """Checkpoints, sharding rules and learning rates refer to them; tiny.py writes them by hand."""
+def test_parameter_paths():
+  """Checkpoints, sharding rules and learning rates use them; tiny.py lists them by hand."""
   assert sizes(shapes_of(CONFIG)) == sizes(parameters())
   assert shapes_of(RELEASED).keys() == parameters().keys()
   assert sizes(shapes_of(RELEASED)).keys() == sizes(parameters()).keys()

@@ -1,6 +1,6 @@
-"""Bundles in buckets, and one line for every path that is neither there nor here.
+"""Local paths and buckets: bundles in a bucket, and one-line errors for unsupported paths.
 
-The bucket is that of a local server, see buckets.py.
+The bucket is on a local server, see buckets.py.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ import buckets
 import pytest
 from tiny import CONFIG, parameters
 
+from sam3_jax import registry
 from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint import registry
 from sam3_jax.checkpoint.writer import NewFolder, Writer
 from sam3_jax.cli import main
-from sam3_jax.utils import paths as places
+from sam3_jax.utils import paths
 
 ROOT = Path(__file__).parents[1]
 NO_CREDENTIALS = {"NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
@@ -32,19 +32,19 @@ test_paths.work("gs://bucket/some/tiny")
 
 def test_paths(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
-  assert places.place("a/b") == places.place(Path("a/b")) == tmp_path / "a/b"
-  assert places.scheme_of("a:b/c") is places.scheme_of("/a://b") is places.scheme_of("C:/a") is None
-  assert places.scheme_of("gs://a/b") == places.scheme_of(Path("gs://a/b")) == "gs"
-  assert places.file_sizes(tmp_path / "none") == {}
+  assert paths.resolve_path("a/b") == paths.resolve_path(Path("a/b")) == tmp_path / "a/b"
+  assert paths.scheme_of("a:b/c") is paths.scheme_of("/a://b") is paths.scheme_of("C:/a") is None
+  assert paths.scheme_of("gs://a/b") == paths.scheme_of(Path("gs://a/b")) == "gs"
+  assert paths.file_sizes(tmp_path / "none") == {}
   (tmp_path / "d").mkdir()
   (tmp_path / "d" / "e").write_text("123")
-  assert places.file_sizes(tmp_path) == {"d/e": 3}
+  assert paths.file_sizes(tmp_path) == {"d/e": 3}
 
 
 @pytest.mark.parametrize("url", ["s3://bucket/x", "https://host/x", "memory://x"])
-def test_other_schemes_are_refused_before_any_work(url, tmp_path, monkeypatch, capsys):
+def test_unsupported_schemes_are_rejected_first(url, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  message = f"^{url} is of a kind that is not known; give a folder, or gs://.$"
+  message = f"^{url} has an unsupported scheme; give a local directory, or gs://.$"
   for use in (checkpoint.load, checkpoint.inspect, registry.find_checkpoint, Writer):
     with pytest.raises(ValueError, match=message):
       use(url)
@@ -54,26 +54,26 @@ def test_other_schemes_are_refused_before_any_work(url, tmp_path, monkeypatch, c
   assert not any(tmp_path.iterdir())
 
 
-def test_what_is_no_bundle_is_written_to_folders_alone(tmp_path, monkeypatch, capsys):
+def test_other_outputs_must_be_local(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=r"gs://bucket/x: what is written must be in a folder of"):
+  with pytest.raises(ValueError, match=r"gs://bucket/x: what is written must be in a local d"):
     NewFolder("gs://bucket/x")
   assert main.main(["convert", "sam3-tiny", "gs://bucket/x", "--to", "meta"]) == 2
-  assert "gs://bucket/x: what --to writes must be in a folder" in capsys.readouterr().err
+  assert "gs://bucket/x: what --to writes must be in a local directory" in capsys.readouterr().err
   (tmp_path / "a.jpg").write_bytes(b"")
   assert main.main(["segment", "a.jpg", "--text", "a", "--out", "gs://bucket/x"]) == 2
-  assert "gs://bucket/x: --out must be in a folder" in capsys.readouterr().err
+  assert "gs://bucket/x: --out must be in a local directory" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
-def test_buckets_without_their_package(monkeypatch):
+def test_buckets_without_gcsfs(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[gcs\]'"):
     checkpoint.load("gs://bucket/x")
 
 
 def work(url):
-  """In a process of its own: what is saved in a bucket is what is loaded from there."""
+  """Runs in a subprocess: saves a bundle to a bucket and loads it from there."""
   from layouts import TOKENIZER
   from test_checkpoint import assert_params
 
@@ -87,7 +87,7 @@ def work(url):
   assert_params(bundle.params, parameters())
   assert told[0] == ("checksums", 0)
   assert checkpoint.load_unread(url).keys() == {"x"}
-  summary = checkpoint.inspect(Path(url), verify=True)  # in which pathlib makes one stroke of two
+  summary = checkpoint.inspect(Path(url), verify=True)  # pathlib turns // into /
   assert (summary.path, summary.config, summary.info) == (url, CONFIG, {"name": "tiny"})
   assert Sam3.from_checkpoint(found).encode_text("a").features.shape[0] == 1
   assert main.main(["inspect", url]) == 0
@@ -95,12 +95,12 @@ def work(url):
   assert Path("back/sam3.pt").is_file()
   with pytest.raises(ValueError, match="exists already"):
     save()
-  files = places.file_sizes(found)
+  files = paths.file_sizes(found)
   with Writer(url + "-2") as writer:
     writer._save("rest", {"text": parameters()["text"]})
-    assert places.exists(places.place(url + "-2"))
-  assert not places.exists(places.place(url + "-2"))
-  assert places.file_sizes(found) == files
+    assert paths.exists(paths.resolve_path(url + "-2"))
+  assert not paths.exists(paths.resolve_path(url + "-2"))
+  assert paths.file_sizes(found) == files
   largest = max((name for name in files if "/d/" in name), key=files.__getitem__)
   data = (found / largest).read_bytes()
   (found / largest).write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
@@ -111,14 +111,14 @@ def work(url):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs the extra gcs")
-def test_a_bundle_in_a_bucket(tmp_path):
+def test_bundle_in_a_bucket(tmp_path):
   server = buckets.Server()
   threading.Thread(target=server.serve_forever, daemon=True).start()
   addresses = dict.fromkeys(("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"), server.address)
-  paths = [str(ROOT / name) for name in ("tests", "benchmarks", ".")]
+  search = [str(ROOT / name) for name in ("tests", "benchmarks", ".")]
   try:
     done = subprocess.run(
-      [sys.executable, "-c", IN_A_BUCKET.format(paths=paths)],
+      [sys.executable, "-c", IN_A_BUCKET.format(paths=search)],
       env=os.environ | addresses | NO_CREDENTIALS | {"JAX_PLATFORMS": "cpu"},
       cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip

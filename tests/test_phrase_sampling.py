@@ -1,67 +1,71 @@
-"""What is asked of a scene."""
+"""Sampling phrases for a scene."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from sam3_jax.datasets.synthetic.drawings import concepts, everything, new_concepts
-from sam3_jax.datasets.synthetic.phrase_sampling import _text, ask, lookalikes, plural
+from sam3_jax.datasets.synthetic.drawings import all_concepts, concepts, new_concepts
+from sam3_jax.datasets.synthetic.phrase_sampling import _text, lookalikes, plural, sample_phrases
 
 NAMES = [concept.name for concept in concepts()]
-EVERY = 6
+UNSEEN_PLURAL_EVERY = 6
+
+
+def seeded(seed: int) -> np.random.Generator:
+  return np.random.default_rng(seed)
 
 
 def number(name: str) -> int:
   return NAMES.index(name)
 
 
-def asked(*present: str, seed: int = 0, **options):
-  return ask(np.random.default_rng(seed), [number(name) for name in present], **options)
+def sample(*present: str, seed: int = 0, **options):
+  return sample_phrases(seeded(seed), [number(name) for name in present], **options)
 
 
-def spoken(seed: int, concept: int) -> str:
-  """Without its article."""
+def without_article(seed: int, concept: int) -> str:
+  """A random text of a concept, without article."""
   text = _text(np.random.default_rng([seed, concept]), concept, 0.0)
   return text.removeprefix("the ").removeprefix("an ").removeprefix("a ")
 
 
 class TestConcepts:
-  def test_no_phrase_names_two_things(self):
-    every = [
+  def test_every_phrase_names_one_concept(self):
+    forms = [
       form
-      for concept in everything()
+      for concept in all_concepts()
       for text in (*concept.phrases, *concept.synonyms, *concept.unseen)
       for form in {text, plural(text)}
     ]
-    assert len(every) == len(set(every))
+    assert len(forms) == len(set(forms))
 
-  def test_things_of_any_color_are_not_called_by_one(self):
+  def test_concepts_of_any_color_have_no_color_in_phrases(self):
     colors = {"red", "green", "blue", "yellow", "orange", "purple", "pink", "black", "brown"}
     for concept in concepts():
       words = " ".join((*concept.phrases, *concept.synonyms, *concept.unseen)).split()
       assert not concept.any_color or not colors & set(words), concept.name
 
-  def test_no_phrase_tells_left_from_right(self):
-    """Or scenes and their phrases could not be mirrored."""
+  def test_no_phrase_has_left_or_right(self):
+    """Otherwise scenes could not be mirrored."""
     for concept in concepts():
       words = " ".join((*concept.phrases, *concept.synonyms, *concept.unseen)).split()
       assert not {"left", "right"} & set(words)
 
 
-class TestAsk:
-  def test_every_concept_once_with_all_its_objects(self):
-    found = asked("cat", "dog", "cat", "star", "cat")
+class TestSamplePhrases:
+  def test_one_phrase_per_concept_with_all_its_objects(self):
+    found = sample("cat", "dog", "cat", "star", "cat")
     present = [phrase for phrase in found if phrase.objects]
     assert [phrase.concept for phrase in present] == [number(n) for n in ("cat", "dog", "star")]
     assert [phrase.objects for phrase in present] == [(0, 2, 4), (1,), (3,)]
     assert found[:3] == present
 
   @pytest.mark.parametrize("seed", range(20))
-  def test_as_many_absent_ones_and_none_of_them_there(self, seed):
+  def test_as_many_absent_phrases_as_present_ones(self, seed):
     rng = np.random.default_rng(seed)
     present = [int(one) for one in rng.choice(78, rng.integers(1, 13), replace=False)]
-    found = ask(rng, present)
+    found = sample_phrases(rng, present)
     absent = [phrase for phrase in found if phrase.concept is None]
     assert len(absent) == len(present) == len(found) - len(present)
     assert all(phrase.objects == () for phrase in absent)
@@ -85,38 +89,38 @@ class TestAsk:
       ("lion", {"tiger", "cat", "dog"}),
     ],
   )
-  def test_look_alikes_first(self, there, twins):
+  def test_similar_concepts_first(self, there, twins):
     for seed in range(20):
-      _, first = asked(there, seed=seed, usual=1.0)
+      _, first = sample(there, seed=seed, usual=1.0)
       assert first.text in twins
 
-  def test_further_absent_ones_are_of_both_kinds(self):
-    kin = {concepts()[one].phrases[0] for one in lookalikes(number("red-heart"))}
+  def test_more_absent_phrases_are_similar_first(self):
+    similar = {concepts()[one].phrases[0] for one in lookalikes(number("red-heart"))}
     for seed in range(10):
-      found = asked("red-heart", seed=seed, usual=1.0, absent=6.0)[1:]
+      found = sample("red-heart", seed=seed, usual=1.0, absent=6.0)[1:]
       assert len(found) == 6
-      alike = [phrase.text in kin for phrase in found]
+      alike = [phrase.text in similar for phrase in found]
       assert alike == sorted(alike, reverse=True)
       assert 1 < sum(alike) < 6
 
-  def test_twins_that_are_there_are_not_absent(self):
-    everything = ("red-heart", "blue-heart", "green-heart", "yellow-heart", "purple-heart")
-    found = asked(*everything, usual=1.0)
+  def test_present_similar_concepts_are_not_absent(self):
+    hearts = ("red-heart", "blue-heart", "green-heart", "yellow-heart", "purple-heart")
+    found = sample(*hearts, usual=1.0)
     assert not {"red heart", "blue heart"} & {phrase.text for phrase in found[5:]}
-    assert len(found) == 10  # other things instead
+    assert len(found) == 10  # other concepts instead
 
-  def test_all_things_at_once_leave_nothing_absent(self):
-    assert all(phrase.concept is not None for phrase in asked(*NAMES))
+  def test_all_concepts_leave_none_absent(self):
+    assert all(phrase.concept is not None for phrase in sample(*NAMES))
 
-  def test_the_first_phrase_mostly(self):
-    first = [asked("doughnut", seed=seed)[0].text == "doughnut" for seed in range(300)]
-    assert 0.68 < np.mean(first) < 0.85  # 0.7, and some of the rest
+  def test_first_phrase_is_the_most_frequent(self):
+    first = [sample("doughnut", seed=seed)[0].text == "doughnut" for seed in range(300)]
+    assert 0.68 < np.mean(first) < 0.85  # 0.7, and a part of the rest
 
   def test_same_generator_same_phrases(self):
-    assert asked("cat", "bus", seed=5) == asked("cat", "bus", seed=5)
-    assert asked("cat", "bus", seed=5) != asked("cat", "bus", seed=6)
+    assert sample("cat", "bus", seed=5) == sample("cat", "bus", seed=5)
+    assert sample("cat", "bus", seed=5) != sample("cat", "bus", seed=6)
 
-  def test_articles_fit(self):
+  def test_articles(self):
     texts = {
       _text(np.random.default_rng([seed, concept]), concept, 0.0)
       for seed, concept in itertools.product(range(40), range(78))
@@ -130,29 +134,32 @@ class TestAsk:
 class TestNew:
   NUMBERS = range(78, 81)
 
-  def test_is_asked_for_in_any_case(self):
+  def test_new_concept_always_has_a_phrase(self):
     for new in self.NUMBERS:
-      there, *_ = asked_new = ask(np.random.default_rng(0), [new, 3, new], new=new)
-      assert (there.concept, there.objects, there.named) == (new, (0, 2), new)
-      assert sum(one.named == new for one in asked_new) == 1
-      absent = [one for one in ask(np.random.default_rng(0), [3], new=new) if one.named == new]
+      first, *_ = phrases = sample_phrases(seeded(0), [new, 3, new], new=new)
+      assert (first.concept, first.objects, first.named) == (new, (0, 2), new)
+      assert sum(one.named == new for one in phrases) == 1
+      phrases = sample_phrases(seeded(0), [3], new=new)
+      absent = [one for one in phrases if one.named == new]
       assert [(one.concept, one.objects) for one in absent] == [(None, ())]
 
-  def test_the_others_are_asked_for_as_ever(self):
+  def test_other_phrases_are_unchanged(self):
     for seed in range(20):
-      names = [one.named for one in ask(np.random.default_rng(seed), [3, 4], absent=2.0)]
-      more = [one.named for one in ask(np.random.default_rng(seed), [3, 4], absent=2.0, new=79)]
-      assert [one for one in more if one != 79] == names
+      without, with_new = (
+        [one.named for one in sample_phrases(seeded(seed), [3, 4], absent=2.0, new=new)]
+        for new in (None, 79)
+      )
+      assert [one for one in with_new if one != 79] == without
 
-  def test_no_other_scene_asks_for_it(self):
+  def test_other_scenes_have_no_phrase_for_new_concepts(self):
     words = {text for one in new_concepts() for text in (*one.phrases, *one.synonyms)}
     for seed in range(60):
       rng = np.random.default_rng(seed)
-      found = ask(rng, rng.choice(78, 5).tolist(), absent=4.0, usual=0.0)
+      found = sample_phrases(rng, rng.choice(78, 5).tolist(), absent=4.0, usual=0.0)
       assert all(one.named < 78 for one in found)
       assert not words & {one.text for one in found}
 
-  def test_is_taken_for_known_things(self):
+  def test_new_concepts_have_similar_known_concepts(self):
     for new in self.NUMBERS:
       assert lookalikes(new)
       assert max(lookalikes(new)) < 78
@@ -160,33 +167,38 @@ class TestNew:
 
 
 class TestUnseen:
-  def test_training_never_says_them(self):
-    said = {spoken(seed, concept) for seed in range(60) for concept in range(78)}
+  def test_training_never_uses_unseen_phrases(self):
+    used = {without_article(seed, concept) for seed in range(60) for concept in range(78)}
     unseen = {text for concept in concepts() for text in concept.unseen}
     assert len(unseen) > 15
-    assert not said & unseen
-    withheld = {plural(one.phrases[0]) for one in concepts()[::EVERY]} - {"grapes", "cherries"}
-    shown = {plural(one.phrases[0]) for one in concepts()[1::EVERY]}
-    assert not said & withheld
-    assert len(said & shown) > 8
+    assert not used & unseen
+    withheld = {plural(one.phrases[0]) for one in concepts()[::UNSEEN_PLURAL_EVERY]} - {
+      "grapes",
+      "cherries",
+    }
+    shown = {plural(one.phrases[0]) for one in concepts()[1::UNSEEN_PLURAL_EVERY]}
+    assert not used & withheld
+    assert len(used & shown) > 8
 
-  def test_asks_by_nothing_else(self):
+  def test_only_unseen_phrases_are_used(self):
     trained = {text for one in concepts() for text in (*one.phrases, *one.synonyms)}
     for seed in range(20):
       present = np.random.default_rng(seed).choice(NAMES, 6, replace=False)
-      for phrase in asked(*present, seed=seed, unseen=True):
+      for phrase in sample(*present, seed=seed, unseen=True):
         assert phrase.text not in trained
 
-  def test_leaves_out_what_has_none(self):
-    bare = next(one.name for n, one in enumerate(concepts()) if not one.unseen and n % EVERY)
-    assert all(phrase.concept is None for phrase in asked(bare, unseen=True))
+  def test_concepts_without_unseen_phrases_are_left_out(self):
+    bare = next(
+      one.name for n, one in enumerate(concepts()) if not one.unseen and n % UNSEEN_PLURAL_EVERY
+    )
+    assert all(phrase.concept is None for phrase in sample(bare, unseen=True))
 
 
 class TestLookalikes:
-  def test_everything_has_some(self):
+  def test_every_concept_has_some(self):
     assert all(lookalikes(concept) for concept in range(78))
 
-  def test_are_mutual_and_never_oneself(self):
+  def test_similarity_is_symmetric_and_irreflexive(self):
     for concept in range(78):
       assert concept not in lookalikes(concept)
       assert len(set(lookalikes(concept))) == len(lookalikes(concept))

@@ -1,4 +1,4 @@
-"""A model can be copied, and pickled to processes that are spawned."""
+"""Copies and pickles of a model."""
 
 import copy
 import multiprocessing
@@ -7,10 +7,10 @@ import pickle
 import jax
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax import Sam3
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference import sharding
 
 PHRASES = ["ear", "a red cat"]
@@ -18,7 +18,7 @@ PHRASES = ["ear", "a red cat"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-  folder = toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  folder = training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
   return Sam3.from_checkpoint(folder, dtype="float32")
 
 
@@ -27,7 +27,7 @@ def encoded(model):
 
 
 def answer(model, queue):
-  """What a spawned process does."""
+  """Runs in a spawned process."""
   queue.put((model.identity, str(model.device), encoded(model)))
 
 
@@ -45,7 +45,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_copy_is_the_same_model(model, way, tmp_path):
+def test_copies_give_the_same_results(model, way, tmp_path):
   again = WAYS[way](model)
   assert again.identity == model.identity
   assert (again.config, again.info, again.dtype) == (model.config, model.info, model.dtype)
@@ -59,12 +59,12 @@ def test_a_copy_is_the_same_model(model, way, tmp_path):
   assert model.params
 
 
-def test_a_copy_saves_what_its_bundle_keeps(model, tmp_path):
+def test_a_copy_saves_unread_tensors(model, tmp_path):
   pickle.loads(pickle.dumps(model)).save(tmp_path / "again")
   assert Sam3.from_checkpoint(tmp_path / "again", dtype="float32").identity == model.identity
 
 
-def test_a_spawned_process_gets_a_model(model):
+def test_pickle_to_a_spawned_process(model):
   context = multiprocessing.get_context("spawn")
   queue = context.Queue()
   process = context.Process(target=answer, args=(model, queue))
@@ -76,7 +76,7 @@ def test_a_spawned_process_gets_a_model(model):
   np.testing.assert_allclose(features, encoded(model), atol=1e-6)
 
 
-def test_the_platform_travels_and_not_the_device(model):
+def test_pickles_hold_the_platform_and_not_the_device(model):
   third = Sam3(model.config, model.params, model.tokenizer, device="cpu:3")
   assert pickle.loads(pickle.dumps(third)).device == jax.devices("cpu")[0]
   assert copy.copy(third).device == jax.devices()[3]
@@ -86,14 +86,14 @@ def test_the_platform_travels_and_not_the_device(model):
   assert again.device == jax.devices()[0]
 
 
-def test_bfloat16_and_the_card_s_class(model):
+def test_bfloat16_and_keras_hub_class(model):
   half = Sam3(model.config, model.params, model.tokenizer, dtype="bfloat16")
   again = pickle.loads(pickle.dumps(SAM3PromptableConceptImageSegmenter(half))).model
   assert again.dtype == half.dtype
   assert again.identity == half.identity
 
 
-def test_a_model_with_a_mesh_says_why_not(model):
+def test_model_with_a_mesh_is_refused(model):
   mesh = sharding.make_mesh(jax.devices()[:2])
   whole = Sam3(model.config, model.params, model.tokenizer, mesh=mesh)
   with pytest.raises(

@@ -23,7 +23,7 @@ def both():
     embedding = run("encode_image", images, sizes, params=params, dtype=dtype)
     text = run("encode_text", tokens, params=params, dtype=dtype)
     prompts = random_prompts(np.random.default_rng(1), text, [1, 0, 1, 0], [0, 1, 2, 4], 4)
-    predictions = run("predict", embedding, prompts, params=params, dtype=dtype)
+    predictions = run("detect_all_layers", embedding, prompts, params=params, dtype=dtype)
     results.append(types.SimpleNamespace(embedding=embedding, text=text, predictions=predictions))
   return results
 
@@ -55,7 +55,7 @@ def test_dtypes(both):
     low = [embedding.fine, embedding.middle, embedding.coarse, embedding.attended]
     low += [results.text.features, predictions.mask_logits, predictions.semantic_logits]
     assert {x.dtype for x in low} == {jnp.dtype(dtype)}
-    high = [predictions.logits, predictions.boxes, predictions.presence]
+    high = [predictions.logits, predictions.boxes, predictions.presence_logit]
     assert {x.dtype for x in high} == {jnp.dtype(jnp.float32)}
 
 

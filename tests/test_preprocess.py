@@ -1,4 +1,4 @@
-"""Pixels: torchvision's numbers, an integer recipe in plain Python, Pillow, the EXIF standard."""
+"""Reading, resizing and normalizing images, against torchvision, Pillow and the EXIF standard."""
 
 import hashlib
 import io
@@ -41,10 +41,10 @@ def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
 # Resize.
 
 
-def recipe(image: np.ndarray, size: int, precision: int | None = None) -> np.ndarray:
-  """facts.md 1.1, a weight and a pixel at a time, in Python's integers."""
+def reference_resize(image: np.ndarray, size: int, precision: int | None = None) -> np.ndarray:
+  """PyTorch's uint8 resize, one weight and pixel at a time, in Python's integers."""
 
-  def shrink(rows: list) -> list:  # along the first axis of a list of rows of whole numbers
+  def shrink(rows: list) -> list:  # along the first axis of a list of rows of integers
     source, result = len(rows), []
     scale = source / size
     support = max(scale, 1.0)
@@ -73,7 +73,7 @@ def recipe(image: np.ndarray, size: int, precision: int | None = None) -> np.nda
 
 
 @pytest.mark.parametrize("case", SEEDED, ids=lambda case: f"{case['shape'][:2]}-{case['size']}")
-def test_resize_is_torchvisions_bit_for_bit(case):
+def test_resize_is_bit_equal_to_torchvision(case):
   height, width, _ = case["shape"]
   image = random_image(height, width, seed=height * 10000 + width)
   assert sha256(image) == case["source_sha256"]
@@ -90,42 +90,42 @@ def test_resize_of_photographs(case):
 
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 30])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (50, 1), (2, 3), (8, 8), (31, 29), (40, 200)])
-def test_resize_equals_the_recipe(shape, size):
+def test_resize_equals_the_reference(shape, size):
   image = random_image(*shape)
-  np.testing.assert_array_equal(resize(image, size), recipe(image, size))
+  np.testing.assert_array_equal(resize(image, size), reference_resize(image, size))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (31, 29), (40, 90)])
-def test_the_recipe_with_22_bits_is_pillows(shape):
+def test_reference_with_22_bits_equals_pillow(shape):
   image = random_image(*shape)
   pillow = Image.fromarray(image).resize((17, 17), Image.Resampling.BILINEAR)
-  np.testing.assert_array_equal(recipe(image, 17, precision=22), np.asarray(pillow))
+  np.testing.assert_array_equal(reference_resize(image, 17, precision=22), np.asarray(pillow))
 
 
-def test_resize_to_the_same_size_changes_nothing():
+def test_resize_to_the_same_size_is_the_identity():
   image = random_image(33, 33)
   np.testing.assert_array_equal(resize(image, 33), image)
 
 
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
 @pytest.mark.parametrize("shape", [(3, 500), (700, 2), (64, 64)])
-def test_resize_keeps_a_constant(shape, value):
+def test_resize_preserves_constant_images(shape, value):
   image = np.full((*shape, 3), value, np.uint8)
   assert (resize(image, 21) == value).all()
 
 
-def test_resize_takes_views():
+def test_resize_accepts_views():
   image = random_image(60, 40)
   for view in (image.transpose(1, 0, 2), image[::-2, 3:], image[..., ::-1]):
     np.testing.assert_array_equal(resize(view, 24), resize(view.copy(), 24))
 
 
-def test_resize_commutes_with_the_order_of_channels():
+def test_resize_is_equivariant_to_channel_order():
   image = random_image(60, 40)
   np.testing.assert_array_equal(resize(image, 24)[..., ::-1], resize(image[..., ::-1], 24))
 
 
-def test_resize_of_300_megapixels_needs_little_memory():
+def test_resize_memory_for_300_megapixels():
   row = random_image(1, 20_000)
   image = np.broadcast_to(row, (15_000, 20_000, 3))
   tracemalloc.start()
@@ -146,12 +146,12 @@ def test_resize_of_300_megapixels_needs_little_memory():
   ],
   ids=lambda image: f"{image.dtype}{image.shape}",
 )
-def test_resize_refuses(image):
+def test_resize_rejects_invalid_images(image):
   with pytest.raises(ValueError, match=r"resize takes uint8 \[h, w, 3\], not"):
     resize(image, 8)
 
 
-def test_resize_refuses_no_size():
+def test_resize_rejects_size_0():
   with pytest.raises(ValueError, match="size is 0"):
     resize(random_image(4, 4), 0)
 
@@ -159,7 +159,7 @@ def test_resize_refuses_no_size():
 # Normalize.
 
 
-def test_normalize_gives_torchs_numbers():
+def test_normalize_equals_torch():
   golden = np.unique(np.load(GOLDENS / "common.npz")["pixel_values"])
   pixels = np.rint((golden * 0.5 + 0.5) * 255).astype(np.uint8)
   np.testing.assert_array_equal(normalize(pixels), golden)
@@ -175,7 +175,7 @@ def test_normalize_inside_jit():
   np.testing.assert_allclose(jitted, eager, rtol=0, atol=1e-6)  # measured 1.2e-7: fused
 
 
-def test_normalize_refuses_floats():
+def test_normalize_rejects_floats():
   with pytest.raises(TypeError, match="uint8, not float32"):
     normalize(np.zeros((2, 2, 3), np.float32))
 
@@ -183,7 +183,7 @@ def test_normalize_refuses_floats():
 # Sources.
 
 
-def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
+def test_all_source_types_give_the_same_pixels(tmp_path):
   image = random_image(5, 7)
   data = encode(Image.fromarray(image))
   path = tmp_path / "a.png"
@@ -196,13 +196,13 @@ def test_every_kind_of_source_gives_the_same_pixels(tmp_path):
     np.testing.assert_array_equal(pixels, image)
 
 
-def test_an_array_is_not_copied():
+def test_rgb_arrays_are_not_copied():
   image = random_image(5, 7)
   assert read_image(image) is image
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP", "PPM", "GIF"])
-def test_a_single_pixel(form):
+def test_single_pixel(form):
   image = np.full((1, 1, 3), 200, np.uint8)
   np.testing.assert_array_equal(read_image(encode(Image.fromarray(image), form)), image)
 
@@ -215,13 +215,13 @@ def test_grey_arrays(shape):
 
 def test_16_bit_arrays_are_scaled():
   values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-  expected = np.rint(values / 257).astype(np.uint8)  # no value lies halfway
+  expected = np.rint(values / 257).astype(np.uint8)  # no value is halfway
   np.testing.assert_array_equal(read_image(values)[..., 0], expected)
   np.testing.assert_array_equal(read_image(np.stack([values] * 3, -1))[..., 1], expected)
   np.testing.assert_array_equal(read_image(values.astype(">u2"))[..., 2], expected)
 
 
-def test_alpha_is_laid_over_white():
+def test_alpha_is_composited_over_white():
   alpha, color = np.meshgrid(np.arange(256), np.arange(256))
   image = np.stack([color, 255 - color, color // 2, alpha], -1).astype(np.uint8)
   exact = 255 + (image[..., :3] - 255.0) * alpha[..., None] / 255
@@ -240,25 +240,25 @@ def test_alpha_is_laid_over_white():
     ((), "list of images"),
   ],
 )
-def test_arrays_of_another_shape(shape, hint):
+def test_arrays_of_invalid_shape(shape, hint):
   with pytest.raises(ValueError, match=rf"not \[{', '.join(map(str, shape))}\]: .*{hint}"):
     read_image(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
-def test_arrays_of_another_dtype(dtype):
+def test_arrays_of_invalid_dtype(dtype):
   with pytest.raises(TypeError, match=f"uint8, 0..255, not {np.dtype(dtype)}.*round and cast"):
     read_image(np.zeros((4, 4, 3), dtype))
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0), (0, 0, 3)])
-def test_arrays_without_pixels(shape):
+def test_empty_arrays(shape):
   with pytest.raises(ValueError, match="at least 1 pixel"):
     read_image(np.zeros(shape, np.uint8))
 
 
 @pytest.mark.parametrize("source", [None, 3, [1, 2]])
-def test_other_sources(source):
+def test_unsupported_source_types(source):
   with pytest.raises(TypeError, match=f"not {type(source).__name__}"):
     read_image(source)
 
@@ -274,7 +274,7 @@ def test_modes_without_transparency(mode):
   np.testing.assert_array_equal(read_image(image), np.asarray(image.convert("RGB")))
 
 
-def test_cmyk_by_its_formula():
+def test_cmyk_conversion():
   image = Image.new("CMYK", (2, 1), (0, 255, 100, 0))
   np.testing.assert_array_equal(read_image(image)[0, 0], [255, 0, 155])
 
@@ -303,7 +303,7 @@ def test_transparent_palette_entries():
     np.testing.assert_array_equal(pixels, [[[255, 255, 255], [40, 50, 60], [70, 80, 90]]])
 
 
-def test_a_transparent_color():
+def test_transparent_color():
   image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
   pixels = read_image(encode(image, transparency=(1, 2, 3)))
   np.testing.assert_array_equal(pixels, [[[255, 255, 255], [4, 5, 6]]])
@@ -328,14 +328,14 @@ def test_32_bit_values(values):
     read_image(Image.fromarray(np.array(values, np.int32)))
 
 
-def test_modes_that_are_no_colors():
+def test_float_and_unsupported_modes():
   with pytest.raises(ValueError, match="the PIL image holds floating-point values: scale them"):
     read_image(Image.new("F", (3, 4)))
   with pytest.raises(ValueError, match="the PIL image has pixels in mode La: convert it to RGB"):
     read_image(Image.new("La", (3, 4)))
 
 
-def test_the_first_frame_of_an_animation():
+def test_first_frame_of_an_animation():
   frames = [Image.new("RGB", (4, 3), color) for color in ("red", "blue")]
   data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
   np.testing.assert_array_equal(read_image(data), np.broadcast_to([255, 0, 0], (3, 4, 3)))
@@ -386,11 +386,11 @@ def test_exif_orientation_of_a_pil_image():
   exif[0x0112] = 6
   image = Image.open(io.BytesIO(encode(Image.fromarray(random_image(4, 6)), exif=exif)))
   assert read_image(image).shape == (6, 4, 3)
-  assert image.size == (6, 4)  # width x height: the user's own image stays as it was
+  assert image.size == (6, 4)  # width x height: the user's image is unchanged
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
-def test_orientations_that_do_not_exist(orientation):
+def test_invalid_orientations(orientation):
   exif = Image.Exif()
   exif[0x0112] = orientation
   image = random_image(4, 6)
@@ -399,7 +399,7 @@ def test_orientations_that_do_not_exist(orientation):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_exif_that_is_none(form):
+def test_invalid_exif(form):
   data = encode(Image.fromarray(random_image(4, 6)), form, exif=b"Exif\0\0garbage")
   assert read_image(data).shape == (4, 6, 3)
 
@@ -408,7 +408,7 @@ def test_exif_that_is_none(form):
 
 
 def png_header(width: int, height: int) -> bytes:
-  """A PNG that claims a size, and holds nothing."""
+  """A PNG with only a header."""
 
   def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -436,7 +436,7 @@ def noisy_file(form: str) -> bytes:
     (png_header(100, 100), "is truncated or damaged"),
   ],
 )
-def test_broken_files(tmp_path, content, reason):
+def test_damaged_files(tmp_path, content, reason):
   path = tmp_path / "some image.img"
   path.write_bytes(content)
   with pytest.raises(ValueError, match=f"some image.img ({reason}).*: g") as error:
@@ -446,29 +446,29 @@ def test_broken_files(tmp_path, content, reason):
     read_image(content)
 
 
-def test_a_truncated_pil_image():
+def test_truncated_pil_image():
   image = Image.open(io.BytesIO(noisy_file("PNG")[:3000]))
   with pytest.raises(ValueError, match=r"^the PIL image is truncated or damaged"):
     read_image(image)
 
 
-def test_no_file(tmp_path):
+def test_missing_file(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no image .*missing\.png: check the path"):
     read_image(tmp_path / "missing.png")
 
 
-def test_a_folder(tmp_path):
-  with pytest.raises(ValueError, match="is a folder, not an image"):
+def test_directory(tmp_path):
+  with pytest.raises(ValueError, match="is a directory, not an image"):
     read_image(str(tmp_path))
 
 
-def test_a_path_through_a_file(tmp_path):
+def test_path_through_a_file(tmp_path):
   (tmp_path / "file").write_bytes(b"x")
   with pytest.raises(ValueError, match=r"a\.png cannot be read \(Not a directory\)"):
     read_image(tmp_path / "file" / "a.png")
 
 
-def test_a_pil_image_without_pixels():
+def test_empty_pil_image():
   with pytest.raises(ValueError, match="is 0 x 5"):
     read_image(Image.new("RGB", (0, 5)))
 
@@ -476,7 +476,7 @@ def test_a_pil_image_without_pixels():
 # The limit of pixels.
 
 
-def test_a_giant_is_refused_before_it_is_decoded():
+def test_too_large_images_are_rejected_before_decoding():
   tracemalloc.start()
   with pytest.raises(ValueError, match=r"30000 x 20000: 600,000,000 .* 300,000,000.*max_pixels="):
     read_image(png_header(30_000, 20_000))
@@ -487,7 +487,7 @@ def test_a_giant_is_refused_before_it_is_decoded():
     read_image(png_header(30_000, 20_000))
 
 
-def test_max_pixels_counts_exactly():
+def test_max_pixels_is_inclusive():
   image = random_image(4, 5)
   for source in (image, Image.fromarray(image), encode(Image.fromarray(image))):
     assert read_image(source, max_pixels=20).shape == (4, 5, 3)
@@ -496,7 +496,7 @@ def test_max_pixels_counts_exactly():
 
 
 @pytest.mark.parametrize("limit", [1, 12])  # Pillow would raise, Pillow would warn
-def test_pillows_own_limit_does_not_matter_and_stays(monkeypatch, limit):
+def test_pillows_limit_is_ignored_and_restored(monkeypatch, limit):
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
   sources = [noisy_file("PNG"), encode(Image.fromarray(random_image(4, 5))), b"not an image"] * 8
 
@@ -518,7 +518,7 @@ UNITS = np.random.default_rng(1).integers(0, 2, (9, 12)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
-def test_few_bits_in_16(bits):
+def test_16_bit_values_with_fewer_bits(bits):
   values = np.random.default_rng(1).integers(0, 2**bits, (9, 12)).astype(np.uint16)
   values[0, 0] = 2**bits - 1
   sources = [values, np.stack([values] * 3, -1), jnp.asarray(values), Image.fromarray(values)]
@@ -532,8 +532,8 @@ def test_few_bits_in_16(bits):
   assert read_image(values << (16 - bits)).max() > 240
 
 
-def test_few_bits_in_16_bit_colors():
-  """Pillow has reduced them to 8 bits before anyone can look."""
+def test_16_bit_colors_with_fewer_bits():
+  """Pillow reduces them to 8 bits while loading."""
   values = np.random.default_rng(1).integers(0, 2**12, (4, 5, 3)).astype(">u2")
   for shift, fine in ((0, False), (4, True)):
     rows = b"".join(b"\0" + (row << shift).astype(">u2").tobytes() for row in values)
@@ -552,7 +552,7 @@ def test_few_bits_in_16_bit_colors():
         read_image(bytes(data))
 
 
-def test_zeros_and_ones():
+def test_values_of_only_0_and_1():
   sources = [UNITS, np.stack([UNITS] * 3, -1), jnp.asarray(UNITS), Image.fromarray(UNITS)]
   sources += [encode(Image.fromarray(UNITS))]
   for source in sources:
@@ -571,7 +571,7 @@ def test_zeros_and_ones():
 
 
 @pytest.mark.parametrize("value", [0, 1, 2, 200])
-def test_images_of_one_color_and_dark_ones(value):
+def test_dark_and_single_color_images(value):
   for dtype in (np.uint8, np.uint16):
     assert read_image(np.full((4, 5), value, dtype)).shape == (4, 5, 3)
   dark = np.full((300, 5), value, np.uint8)
@@ -592,7 +592,7 @@ def test_images_of_one_color_and_dark_ones(value):
     (np.zeros((3, 4), complex), "not complex128"),
   ],
 )
-def test_types_that_are_not_read_say_how(array, remedy):
+def test_dtype_errors_name_a_conversion(array, remedy):
   with pytest.raises(TypeError, match=remedy) as error:
     read_image(array)
   assert len(str(error.value)) < 300

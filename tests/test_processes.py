@@ -1,4 +1,4 @@
-"""Several processes train one model: what each does, what only the first one writes."""
+"""Training by several processes: what each does, and what only the first writes."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 import tensorstore
-import toy
+import training_model
 from jax.sharding import NamedSharding, PartitionSpec
 from test_loop import PATTERN, assert_same, parameters, stand_in
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint.orbax_items import restore_item, save_item
 from sam3_jax.cli import main
-from sam3_jax.training import data, log, loop, sharding
+from sam3_jax.training import data, log, loop, sharding, trainer
 from sam3_jax.training import run as command
 from sam3_jax.utils.param_tree import flatten
 
@@ -35,18 +35,17 @@ test_processes.work(pathlib.Path({folder!r}))
 
 
 def score(model):
-  """A stand-in for the evaluation, of a model on a device of this process."""
-  values = flatten(model.params)
-  one = values["decoder/norm/scale"]
-  assert one.devices() <= set(jax.local_devices())
-  return {"cgf1": float(np.asarray(one).sum()), "pairs": 3}
+  """Replaces the evaluation; the model must be on devices of this process."""
+  scale = flatten(model.params)["decoder/norm/scale"]
+  assert scale.devices() <= set(jax.local_devices())
+  return {"cgf1": float(np.asarray(scale).sum()), "pairs": 3}
 
 
 def replace(patch):
-  """Stand-ins for step and evaluation; every parameter is cut."""
-  patch.setattr(loop, "make_step", stand_in)
+  """Replaces step and evaluation, and shards every parameter."""
+  patch.setattr(trainer, "make_step", stand_in)
   patch.setattr(sharding, "SMALL", 0)
-  patch.setattr(command, "_evaluate", lambda *_: score)
+  patch.setattr(command, "_make_evaluate", lambda *_: score)
 
 
 def typed(folder, out, *more):
@@ -54,7 +53,7 @@ def typed(folder, out, *more):
 
 
 def work(folder):
-  """One of two processes: a run that breaks off after its third step, and goes on."""
+  """The work of each process: a run that fails after its third step, and is resumed."""
   with pytest.MonkeyPatch.context() as patch:
     replace(patch)
     following = data.Batches.__next__
@@ -75,7 +74,7 @@ def work(folder):
 
 
 def restore_shards(folder):
-  """This process's half of an item, and how much of the files it reads for that."""
+  """Restores the shards of this process, and records how many bytes that reads."""
   shards = NamedSharding(sharding.make_mesh(fsdp=4), PartitionSpec(None, "fsdp"))
   read = bytes_read()
   found = restore_item(folder / "item", {"x": jax.ShapeDtypeStruct(BIG, np.int32, sharding=shards)})
@@ -95,7 +94,7 @@ def bytes_read():
 
 
 def environment(number, port):
-  """As Open MPI sets it for one of two processes on this machine, each with two CPU devices."""
+  """The environment of Open MPI for one of two processes, each with two CPU devices."""
   return os.environ | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
@@ -109,12 +108,15 @@ def environment(number, port):
 
 @pytest.fixture
 def folder(tmp_path):
-  """A checkpoint of the toy model, and a run from it on scenes."""
+  """A directory with a checkpoint of the small model, and a training file."""
   values = {
-    "checkpoint": str(toy.save(tmp_path / "toy")), "name": "run",
-    "steps": 4, "save_every": 2, "evaluate_every": 2, "average": 0.5,
-    "fsdp": 4, "train": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
-    "data": {"batch": 4, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
+    "checkpoint": str(training_model.save(tmp_path / "toy")), "name": "run",
+    "steps": 4, "save_every": 2, "evaluate_every": 2, "ema_decay": 0.5,
+    "fsdp": 4, "trainable": PATTERN, "scenes": {"count": 6, "size": [64, 64]},
+    "data": {
+      "batch_size": 4, "prompts_per_image": 2, "present_prompts": 1, "max_objects": 2,
+      "prefetch": 0,
+    },
   }  # fmt: skip
   (tmp_path / "run.json").write_text(json.dumps(values))
   return tmp_path
@@ -135,7 +137,9 @@ def test_two_processes_equal_one(folder, monkeypatch):
   ]
   try:
     replace(monkeypatch)
-    monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp))
+    monkeypatch.setattr(
+      trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp)
+    )
     assert main.main(typed(folder, "one")) == 0
     errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
   finally:
@@ -159,7 +163,7 @@ def test_two_processes_equal_one(folder, monkeypatch):
     assert read < 0.6 * big().nbytes  # measured 0.5001
 
 
-def test_processes_that_cannot_meet_are_one_line(folder, monkeypatch, capsys):
+def test_failing_jax_distributed_is_one_line(folder, monkeypatch, capsys):
   def fail():
     raise ValueError("coordinator_address should be defined.")
 
@@ -167,12 +171,12 @@ def test_processes_that_cannot_meet_are_one_line(folder, monkeypatch, capsys):
   monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
   assert main.main(typed(folder, "out", "--distributed")) == 2
   error = capsys.readouterr().err
-  assert "--distributed: JAX cannot meet the other processes (coordinator_address" in error
+  assert "--distributed: JAX cannot connect to the other processes (coordinator_address" in error
   assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_processes_must_do_the_same(monkeypatch, alike):
+def test_processes_must_have_the_same_settings(monkeypatch, alike):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   gathered = lambda x: np.stack([x, x if alike else x[::-1]])  # noqa: E731
   monkeypatch.setattr(loop.multihost_utils, "process_allgather", gathered)
@@ -182,4 +186,4 @@ def test_processes_must_do_the_same(monkeypatch, alike):
     else pytest.raises(ValueError, match="the 2 processes have different settings, data or")
   )
   with expected:
-    loop._check_alike({"config": {}, "start": "a"})
+    loop._check_same_run({"config": {}, "start": "a"})

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import programs
 import pytest
-import toy
+import training_model
 from jax.lax import Precision
 
 from sam3_jax.ops.precision import precision_of
@@ -41,7 +41,7 @@ def test_inference(kind, dtype):
   wrong = []
   with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
     if kind == "mesh":
-      traces = programs.sharded(toy.CONFIG, dtype)
+      traces = programs.sharded(training_model.CONFIG, dtype)
     else:
       traces = programs.inference(programs.CONFIGS[kind], dtype)
     for name, traced in traces:

@@ -1,4 +1,4 @@
-"""Prompts: what is accepted, what is refused and in which words, and how they are packed."""
+"""Prompts: validation, error messages and packing."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +33,11 @@ def test_defaults():
   assert Prompt(boxes=np.array([BOX], np.float32)) == Prompt(boxes=[BOX], box_labels=[1])
 
 
-def test_prompts_can_be_keys():
+def test_prompts_are_hashable():
   assert len({Prompt("a"), Prompt("a"), Prompt("b", [BOX], [0])}) == 2
 
 
-def test_one_prompt_is_a_list_of_one():
+def test_single_prompt_becomes_a_list():
   assert as_prompts("ear") == as_prompts(Prompt("ear")) == as_prompts(["ear"])
   assert as_prompts(["a", Prompt("b")]) == [Prompt("a"), Prompt("b")]
 
@@ -56,17 +56,17 @@ def test_one_prompt_is_a_list_of_one():
     ({"boxes": [[0, 0, np.inf, 1]]}, "box 0 must be finite"),
     ({"boxes": [[5, 0, 4, 1]]}, "box 0 has a negative extent"),
     ({"boxes": [[0, 5, 1, 4]]}, "box 0 has a negative extent"),
-    ({"boxes": [BOX], "box_labels": [7]}, r"1 \(example\) or 0 \(counterexample\); got 7"),
-    ({"boxes": [BOX], "box_labels": [1, 0]}, "one a box: 1"),
-    ({"boxes": [BOX], "box_labels": 1}, "one a box: 1"),
+    ({"boxes": [BOX], "box_labels": [7]}, r"or 0 \(negative exemplar\); got 7"),
+    ({"boxes": [BOX], "box_labels": [1, 0]}, "needs one label for each box: 1"),
+    ({"boxes": [BOX], "box_labels": 1}, "needs one label for each box: 1"),
     ({"boxes": [BOX, BOX], "box_labels": [[1], [1, 2]]}, r"got \[1\]"),
     ({"boxes": 5}, "boxes must be a list of x0, y0, x1, y1 in pixels; got 5"),
     ({"text": "&nbsp;"}, "phrase is empty"),
-    ({"text": "a", "box_labels": [1]}, "one a box: 0"),
+    ({"text": "a", "box_labels": [1]}, "needs one label for each box: 0"),
     ({"boxes": [BOX] * 129}, "at most 128 boxes; got 129"),
   ],
 )
-def test_faults_are_one_line(arguments, message):
+def test_invalid_prompts(arguments, message):
   with pytest.raises(ValueError, match=message) as caught:
     Prompt(**arguments)
   assert "\n" not in str(caught.value)
@@ -85,7 +85,7 @@ def test_arrays_of_phrases():
   assert as_prompts(np.array(["a", "b"])) == [Prompt("a"), Prompt("b")]
 
 
-def test_no_prompt():
+def test_empty_list_of_prompts():
   with pytest.raises(ValueError, match="no prompt given"):
     as_prompts([])
 
@@ -97,16 +97,16 @@ def test_boxes_that_touch_the_image(box):
 
 @pytest.mark.parametrize("box", [[-9, 0, -1, 5], [101, 0, 120, 5], [0, -9, 5, -1], [0, 51, 5, 60]])
 def test_boxes_outside_the_image(box):
-  with pytest.raises(ValueError, match="wholly outside the 100 x 50 image"):
+  with pytest.raises(ValueError, match="completely outside the 100 x 50 image"):
     check_boxes(Prompt(boxes=[box]), height=50, width=100)
 
 
-def test_boxes_far_larger_than_the_image():
+def test_boxes_larger_than_twice_the_image():
   with pytest.raises(ValueError, match="more than twice as large as the 100 x 50 image"):
     check_boxes(Prompt(boxes=[[0, 0, 201, 5]]), height=50, width=100)
 
 
-def test_pack_normalises_and_pads():
+def test_pack_normalizes_and_pads():
   prompts = [Prompt("a", [[0, 0, 100, 50], [10, 20, 30, 40]], [1, 0]), Prompt("b")]
   got = packed(prompts, [(50, 100), (7, 9)])
   assert got.boxes.shape == (2, BOX_SIZES[0], 4)
@@ -117,7 +117,7 @@ def test_pack_normalises_and_pads():
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 128])
-def test_boxes_are_padded_to_few_sizes(count):
+def test_number_of_boxes_is_padded_to_few_sizes(count):
   prompt = Prompt("a", [BOX] * count)
   got = packed([prompt], [(100, 100)])
   assert got.boxes.shape[1] == (8 if count <= 8 else 128)
@@ -157,7 +157,7 @@ def fault_of(make) -> str:
 
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.none(), st.text(), THINGS), THINGS, THINGS)
-def test_any_prompt_or_a_fault_in_one_line(text, some, others):
+def test_any_input_gives_a_prompt_or_a_one_line_error(text, some, others):
   for make in (
     lambda: check_boxes(Prompt(text, some, others), 480, 640),
     lambda: check_visual(VisualPrompt(some, others), 480, 640),
@@ -171,7 +171,7 @@ def test_any_prompt_or_a_fault_in_one_line(text, some, others):
 
 
 @pytest.mark.parametrize("wrap", [list, tuple, np.array, jnp.array])
-def test_arrays_of_any_library(wrap):
+def test_arrays_of_other_libraries(wrap):
   prompt = Prompt("cat", wrap([[1.0, 2, 30, 40]]), wrap([0]))
   assert (prompt.boxes, prompt.box_labels) == (((1, 2, 30, 40),), (False,))
   assert Prompt("cat", [wrap([1, 2, 30, 40])], [wrap([1])[0]]) == Prompt("cat", [[1, 2, 30, 40]])
@@ -186,17 +186,17 @@ def test_arrays_of_any_library(wrap):
   "given",
   [{"text": "cat"}, {"cat", "dog"}, b"cat", None, 3, [["cat"]], [b"cat"], np.array(["a"])[0:0]],
 )
-def test_what_is_no_list_of_prompts(given):
+def test_invalid_lists_of_prompts(given):
   with pytest.raises((TypeError, ValueError)) as error:
     as_prompts(given)
   assert "\n" not in str(error.value)
 
 
-def test_fractions_are_no_pixels():
+def test_boxes_in_fractions_are_rejected():
   for box in ([0, 0, 1, 1], [0.25, 0.5, 0.75, 0.9], [0, 0, 0.5, 0]):
     with pytest.raises(ValueError, match=r"within the first pixel.* multiply fractions by width"):
       check_boxes(Prompt(boxes=[[100, 100, 200, 200], box]), 480, 640)
-    check_boxes(Prompt(boxes=[box]), 8, 640)  # an image so small that they may be meant
+    check_boxes(Prompt(boxes=[box]), 8, 640)  # the image is so small that pixels may be meant
   with pytest.raises(ValueError, match="within the first pixel"):
     check_visual(VisualPrompt(box=[0.1, 0.1, 0.9, 0.9]), 480, 640)
   for points in ([[0.5, 0.5]], [[0.5, 0.3], [1, 1]]):

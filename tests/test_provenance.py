@@ -1,4 +1,4 @@
-"""What is not made for each other is refused: embeddings, phrases, masks, thresholds, rows."""
+"""Mismatched inputs are refused: embeddings, phrases, masks, thresholds, rows."""
 
 import dataclasses
 import warnings
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -15,11 +15,12 @@ from support import quick
 
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.checkpoint.registry import SAM3PromptableConceptImageSegmenter
+from sam3_jax.compat.keras_hub import SAM3PromptableConceptImageSegmenter
 from sam3_jax.inference.provenance import own_embedding
-from sam3_jax.inference.refine import add_instance, mend_by_clicks, mend_instance
+from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
+from sam3_jax.outputs.detections import Detections
 from sam3_jax.outputs.instances import Instances, instances
-from sam3_jax.types import Detections, TextEmbedding
+from sam3_jax.types import TextEmbedding
 from sam3_jax.utils.identity import Origin
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -27,7 +28,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  return toy.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
+  return training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def other(folder, tmp_path_factory, model):
-  """Of other parameters; nothing of it is compiled."""
+  """A model with other parameters, of which nothing is compiled."""
   params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.01), model.params)
   path, info = tmp_path_factory.mktemp("bundles") / "other", {"name": "other"}
   bundle.save(path, params, model.config, model.tokenizer.model, info=info)
@@ -56,7 +57,7 @@ def refused(message):
 # Checkpoints.
 
 
-def test_an_embedding_is_decoded_by_its_own_checkpoint_only(model, other, embedding, tmp_path):
+def test_embedding_of_another_checkpoint(model, other, embedding, tmp_path):
   embedding.save(tmp_path / "image")
   for found in (embedding, ImageEmbedding.load(tmp_path / "image"), embedding[1:], embedding[:0]):
     assert (found.origin.identity, found.origin.name) == (model.identity, "toy")
@@ -74,7 +75,7 @@ def test_an_embedding_is_decoded_by_its_own_checkpoint_only(model, other, embedd
   assert len(jax.tree.map(lambda *x: jnp.concatenate(x), embedding, embedding)) == 4
 
 
-def test_a_loaded_embedding_decodes_as_before(model, embedding, tmp_path):
+def test_loaded_embedding_decodes_the_same(model, embedding, tmp_path):
   embedding.save(tmp_path / "image")
   before = model.compilations
   want, got = (
@@ -85,7 +86,7 @@ def test_a_loaded_embedding_decodes_as_before(model, embedding, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
-def test_text_belongs_to_its_checkpoint_and_its_prompts(model, other, embedding, tmp_path):
+def test_text_of_another_checkpoint_or_other_prompts(model, other, embedding, tmp_path):
   model.encode_text(["ear", "Dog "]).save(tmp_path / "text")
   text = TextEmbedding.load(tmp_path / "text")
   theirs = dataclasses.replace(embedding, origin=other.origin)
@@ -117,14 +118,14 @@ def test_old_files_are_loaded_with_a_warning(model, embedding, tmp_path):
 
 
 def test_files_of_a_later_version_are_refused(tmp_path):
-  save_file({"features": np.zeros(1)}, tmp_path / "text", {"format_version": "3"})
-  with refused("text is of format version '3', and this sam3-jax reads versions up to 2"):
+  save_file({"features": np.zeros(1)}, tmp_path / "text", {"format_version": "4"})
+  with refused("text has format version '4', and this sam3-jax reads versions up to 3"):
     TextEmbedding.load(tmp_path / "text")
 
 
-def test_identity_is_of_the_content(model, other, tokenizer_path):
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
-  raw = Sam3(toy.CONFIG, model.params, tokenizer, dtype="float32")
+def test_identity_depends_on_the_content(model, other, tokenizer_path):
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
+  raw = Sam3(training_model.CONFIG, model.params, tokenizer, dtype="float32")
   assert raw.identity == model.identity != other.identity
   raw.params = other.params
   assert raw.identity == other.identity
@@ -132,7 +133,7 @@ def test_identity_is_of_the_content(model, other, tokenizer_path):
   assert raw.identity == ""
 
 
-def test_an_embedding_of_another_size_or_dtype(model, embedding):
+def test_embedding_of_another_size_or_dtype(model, embedding):
   unknown = dataclasses.replace(embedding, origin=Origin())
   small = dataclasses.replace(unknown, coarse=unknown.coarse[:, :2])
   with refused(
@@ -162,14 +163,14 @@ def detections(scores, limits=None, fill=1.0):
   )  # fmt: skip
 
 
-def test_a_threshold_below_min_score_is_refused(model, embedding, tmp_path):
+def test_threshold_below_min_score(model, embedding, tmp_path):
   found = model.decode(embedding, ["ear", "dog"], [0, 1], min_score=1.0)
   best = float(np.asarray(found.scores).max())
   assert not np.asarray(found.mask_logits).any()
   found.save(tmp_path / "found")
   for one in (found, Detections.load(tmp_path / "found"), found[1:], found[np.array([1, 0])]):
     with refused(
-      r"above the threshold 0, but no masks, as decode made none for scores up to min_sc"
+      r"above the threshold 0, but no masks: decode computed none for scores up to min_sc"
     ):
       one.instances(0)
     assert [len(x) for x in one.instances(best)] == [0] * len(one)
@@ -182,7 +183,7 @@ def test_a_threshold_below_min_score_is_refused(model, embedding, tmp_path):
     jax.tree.map(lambda *x: jnp.concatenate(x), made, found).instances([0, 0, 1, 0])
 
 
-def test_old_files_say_by_their_masks_which_rows_have_none(tmp_path):
+def test_old_files_mark_rows_without_masks(tmp_path):
   arrays = vars(detections([[0.2, 0.3], [0.1, 0.4]], [0, 0.5]))
   save_file(
     {k: np.asarray(x) for k, x in arrays.items() if k != "mask_min_score"}, tmp_path / "old"
@@ -199,14 +200,14 @@ share = st.floats(0, 1, width=32)
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(share, share), min_size=1, max_size=4), share, st.data())
-def test_no_instance_ever_lacks_its_mask(scores, min_score, data):
-  """As `decode` marks rows, at any threshold."""
+def test_every_instance_has_its_mask(scores, min_score, data):
+  """At any threshold, with rows as `decode` marks them."""
   rows = np.float32(scores)
   limits = np.where(rows.max(axis=1) > np.float32(min_score), 0, np.float32(min_score))
   threshold = data.draw(st.one_of(share, st.lists(share, min_size=len(rows), max_size=len(rows))))
   asked = rows > np.float32(threshold).reshape(-1, 1)
   if (asked.any(axis=1) & (limits > 0)).any():
-    with refused(r"above the threshold .* but no masks, as decode made none"):
+    with refused(r"above the threshold .* but no masks: decode computed none"):
       instances(detections(rows, limits), threshold)
     return
   found = instances(detections(rows, limits), threshold)
@@ -237,7 +238,7 @@ def test_labels_are_0_or_1(label):
     Prompt("ear", [[1, 1, 9, 9]], [label])
 
 
-def test_arguments_in_the_wrong_order(model, embedding):
+def test_swapped_arguments(model, embedding):
   with pytest.raises(TypeError, match="instances takes what decode returns, then thresholds"):
     instances(0.5, detections([[0.9]]))
   with pytest.raises(TypeError, match="decode takes what encode returns, then prompts"):
@@ -251,14 +252,14 @@ def test_scores_that_are_nan():
     detections([[0.9], [np.nan]]).instances()
 
 
-def test_nothing_found_and_nothing_asked():
+def test_no_instances_and_no_prompts():
   assert [len(one) for one in detections([[0.2, 0.3]]).instances()] == [0]
   assert detections([[0.2]])[:0].instances() == []
 
 
 @pytest.mark.parametrize("index", [[2], [-3], [0, 5]], ids=str)
-def test_rows_that_do_not_exist(index):
-  """JAX alone takes the last row."""
+def test_row_out_of_range(index):
+  """JAX itself would return the last row."""
   for given_as in (index, np.array(index), jnp.array(index)):
     with pytest.raises(IndexError, match=r"there is no row .*: there are 2"):
       detections([[0.1], [0.2]])[given_as]
@@ -274,15 +275,15 @@ def test_rows_by_lists_and_bools():
   assert jax.jit(lambda x, i: x[i])(two, jnp.array([1])).scores.tolist() == two[1:].scores.tolist()
 
 
-def test_instances_of_another_image_are_not_refined(model, embedding):
+def test_refine_instances_of_another_image(model, embedding):
   found = model.decode(embedding, "ear", 0).instances(0)[0]
   prompt = VisualPrompt(points=[[3, 3]])
   for refine in (
-    lambda **row: mend_instance(model, embedding, found, found.ids[0], prompt, **row),
+    lambda **row: refine_instance(model, embedding, found, found.ids[0], prompt, **row),
     lambda **row: add_instance(model, embedding, found, prompt, **row),
-    lambda **row: mend_by_clicks(model, embedding, found, [[3, 3]], [1], **row),
+    lambda **row: refine_by_clicks(model, embedding, found, [[3, 3]], [1], **row),
   ):
-    with refused("the embedding has 2 images: say which one"):
+    with refused("the embedding has 2 images: give the image of each prompt"):
       refine()
     with refused(r"of an image of 20 x 30 \(height x width\), and the prompt is about .* 20 x 25"):
       refine(image_index=1)
@@ -300,7 +301,7 @@ def test_images_on_another_scale(model):
     segmenter.predict({"images": [IMAGE, IMAGE[:3]], "prompts": ["a", "b"]})
 
 
-def test_no_warning_without_a_reason(model, embedding, tmp_path):
+def test_no_spurious_warning(model, embedding, tmp_path):
   embedding.save(tmp_path / "image")
   with warnings.catch_warnings():
     warnings.simplefilter("error")

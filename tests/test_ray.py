@@ -1,5 +1,4 @@
-"""The example for Ray Data, under a local Ray of two workers, one of which is killed; needs the
-extra `ray`."""
+"""The Ray Data example with two local workers, one of which is killed; needs the extra `ray`."""
 
 import importlib.util
 import json
@@ -8,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-import toy
+import training_model
 from batches import write_images
 
 from sam3_jax.batch.segmenter import Segmenter
@@ -30,14 +29,14 @@ def example():
 @pytest.fixture(scope="module")
 def cluster():
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("RAY_AUTH_MODE", "disabled")  # or it writes a token to the home folder
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # else Ray writes a token to the home directory
     ray.init(num_cpus=3, include_dashboard=False)
     yield
     ray.shutdown()
 
 
-def test_two_workers_one_of_which_is_killed(example, cluster, tmp_path, monkeypatch):
-  """In the middle of its work; its block is done again."""
+def test_killed_worker_is_replaced(example, cluster, tmp_path, monkeypatch):
+  """Its block of images is done again."""
   killed = tmp_path / "killed"
 
   class Mortal(Segmenter):
@@ -53,7 +52,7 @@ def test_two_workers_one_of_which_is_killed(example, cluster, tmp_path, monkeypa
   (folder / "broken.png").write_bytes(b"broken")
   failed = example.segment(
     str(folder), str(tmp_path / "out"), workers=2, resources={}, prompts=["cat", "dog"],
-    checkpoint=str(toy.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
+    checkpoint=str(training_model.save(tmp_path / "toy")), threshold=0.05, max_detections=3,
   )  # fmt: skip
   assert killed.exists()
   assert failed == 1

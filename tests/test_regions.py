@@ -1,4 +1,4 @@
-"""Pooled regions and samples of a map against loops over every sample, float64."""
+"""Region pooling and point sampling, against float64 loops over all samples."""
 
 import math
 
@@ -71,12 +71,12 @@ def test_roi_align(height, width, size):
   assert_close(got, np.array(want), rel=1e-5)  # measured 1.9e-6
 
 
-def test_roi_align_of_no_boxes_and_no_maps():
+def test_roi_align_without_boxes_or_maps():
   assert jitted(jnp.ones((2, 4, 4, 3)), jnp.ones((2, 0, 4)), 7).shape == (2, 0, 7, 7, 3)
   assert jitted(jnp.ones((0, 4, 4, 3)), jnp.ones((0, 2, 4)), 7).shape == (0, 2, 7, 7, 3)
 
 
-def test_roi_align_of_a_constant_map_is_the_constant():
+def test_roi_align_of_a_constant_map():
   boxes = jnp.asarray([[BOXES["whole"], BOXES["inside"], BOXES["tiny"]]], jnp.float32)
   got = jitted(jnp.full((1, 72, 72, 2), 3.0), boxes, 7)
   assert_close(got, np.full((1, 3, 7, 7, 2), 3.0), rel=1e-6)  # measured 1.6e-7
@@ -97,5 +97,5 @@ def test_samples_at_points(height, width):
   assert_close(_sample(jnp.asarray(image), jnp.asarray(xy)), want, rel=5e-6)  # measured 5.4e-7
 
 
-def test_no_points_no_samples():
+def test_no_points():
   assert _sample(jnp.ones((4, 4, 3)), jnp.zeros((0, 2))).shape == (0, 3)

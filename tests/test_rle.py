@@ -1,17 +1,18 @@
-"""Run lengths against pycocotools and against masks painted by hand."""
+"""Run-length encoding and segmentations, against pycocotools and hand-made masks."""
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam3_jax.outputs.rle import bounds, compress, decode, encode, runs
+from sam3_jax.outputs.rle import bounds, decode, encode, runs
+from sam3_jax.outputs.segmentations import compress
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 def masks():
-  """Masks of every kind of edge: none, all, one pixel, single rows and columns, noise, blobs."""
+  """Masks: empty, full, one pixel, single rows and columns, noise, blobs."""
   rng = np.random.default_rng(0)
   yield np.zeros((1, 1), np.uint8)
   yield np.ones((1, 1), np.uint8)
@@ -40,7 +41,7 @@ def test_runs_and_masks_equal_pycocotools(mask):
 
 
 @pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
-def test_masks_become_runs_and_boxes(mask):
+def test_encode_and_bounds(mask):
   rle = encode(mask.astype(bool))
   assert rle["size"] == list(mask.shape)
   assert (decode(rle) == mask).all()
@@ -53,7 +54,7 @@ def test_masks_become_runs_and_boxes(mask):
 
 
 @pytest.mark.parametrize("mask", tuple(masks()), ids=lambda mask: "x".join(map(str, mask.shape)))
-def test_uncompressed_lengths_become_the_same_string(mask):
+def test_uncompressed_run_lengths(mask):
   flat = mask.T.ravel()
   change = np.flatnonzero(np.diff(flat)) + 1
   lengths = np.diff(change, prepend=0, append=flat.size).tolist()
@@ -64,8 +65,8 @@ def test_uncompressed_lengths_become_the_same_string(mask):
   assert rle["counts"] == coco.encode(np.asfortranarray(mask))["counts"].decode()
 
 
-def test_polygons_are_joined():
-  """Two squares, the second with a corner that is no integer."""
+def test_polygons_are_merged():
+  """Two squares, the second with float coordinates."""
   rle = compress([[2, 1, 6, 1, 6, 5, 2, 5], [8.0, 2.0, 10.0, 2.0, 10.0, 4.0, 8.0, 4.0]], 8, 12)
   want = np.zeros((8, 12), np.uint8)
   want[1:5, 2:6] = 1
@@ -96,26 +97,26 @@ def test_polygons_are_joined():
   ],
   ids=str,
 )
-def test_what_is_no_mask_is_refused(segmentation, message):
+def test_invalid_segmentations(segmentation, message):
   with pytest.raises(ValueError, match=message):
     compress(segmentation, 4, 4)
 
 
 @pytest.mark.parametrize("counts", ["é", "P", "!", "0P", "PPPPPPPPP0", "o" * 30], ids=repr)
-def test_damaged_strings_are_refused(counts):
+def test_damaged_strings(counts):
   for function in (runs, decode, bounds):
     with pytest.raises(ValueError, match="damaged"):
       function({"size": [4, 4], "counts": counts})
 
 
 @pytest.mark.parametrize("counts", ["", "0", "00", "11", "o" + "0" * 5, b"5"], ids=repr)
-def test_runs_of_another_number_of_pixels_are_refused(counts):
+def test_runs_of_another_number_of_pixels(counts):
   for function in (runs, decode, bounds):
     with pytest.raises(ValueError, match="pixels, not 4 x 4"):
       function({"size": [4, 4], "counts": counts})
 
 
-def test_masks_of_another_size_are_refused():
+def test_masks_of_another_size():
   rle = encode(np.ones((2, 3), bool))
   assert runs(rle, (2, 3)).tolist() == [0, 6]
   with pytest.raises(ValueError, match=r"size is \[2, 3\], but .* is \[3, 2\]"):

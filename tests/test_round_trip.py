@@ -1,4 +1,4 @@
-"""What `batch --merge` writes is read by `train`, by `evaluate` as data, and as predictions."""
+"""Results of `batch --merge` are read by `train` and `evaluate` as data and as predictions."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam3_jax.batch.merge import category_name
 from sam3_jax.batch.merge import merge as merge_parts
-from sam3_jax.batch.merge import name_of
 from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import predictions
 from sam3_jax.evaluation.score import Scorer
@@ -22,7 +22,7 @@ SIZE = 60, 80
 
 
 def instances(*boxes, pixels=True):
-  """Objects that fill their boxes x0, y0, x1, y1 but for the border; or of no pixel."""
+  """Objects that fill their boxes x0, y0, x1, y1 except for the border, or are empty."""
   logits = np.full((len(boxes), *SIZE), -5, np.float32)
   for i, (x0, y0, x1, y1) in enumerate(boxes):
     logits[i, y0 + 3 : y1, x0:x1] = 5 if pixels else -5
@@ -33,7 +33,7 @@ def instances(*boxes, pixels=True):
 
 @pytest.fixture
 def merged(tmp_path, monkeypatch):
-  """A merged job of made-up records; a function that takes prompts and instances by image."""
+  """A function that makes a merged job from prompts and instances by image."""
   from sam3_jax.batch import merge
 
   (tmp_path / "images").mkdir()
@@ -53,7 +53,7 @@ def merged(tmp_path, monkeypatch):
 
     class Records(list):
       def categories(self):
-        names = (name_of(prompt) for record in self for prompt in record["prompts"])
+        names = (category_name(prompt) for record in self for prompt in record["prompts"])
         return {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
 
     job = dict.fromkeys(("checkpoint", "dtype", "threshold", "max_detections"))
@@ -76,7 +76,7 @@ def found(pairs):
   return [(p.file_name, p.phrase, len(p.objects), p.exhaustive) for p in pairs]
 
 
-def test_data_of_a_job_are_what_was_asked_and_found(merged):
+def test_merged_results_have_the_prompts_and_instances(merged):
   cat, none = instances((10, 10, 40, 30)), instances()
   path = merged(
     a=[("cat", cat), ("dog", none)],
@@ -89,8 +89,8 @@ def test_data_of_a_job_are_what_was_asked_and_found(merged):
   assert found(pairs) == [
     ("a.png", "cat", 1, True),
     ("a.png", "dog", 0, True),
-    ("b.png", "dog", 0, True),  # no cat was looked for
-  ]  # nor c.png with its cat, which is neither there nor absent
+    ("b.png", "dog", 0, True),  # no prompt "cat"
+  ]  # nor c.png with "cat", which is neither present nor absent
   lines = "\n".join(notes.lines())
   assert "boxes unlike their masks" in lines
   assert "category 'visual'" in lines
@@ -98,7 +98,7 @@ def test_data_of_a_job_are_what_was_asked_and_found(merged):
   assert [p.id for p in Scorer(pairs).pairs] == [0, 1, 2]
 
 
-def test_an_image_that_is_asked_twice_is_read_once(merged):
+def test_image_with_two_prompts_is_read_once(merged):
   cat, dog = instances((10, 10, 40, 30)), instances((50, 5, 70, 50), (10, 10, 40, 30))
   path = merged(a_1=[("cat", cat), ("fox", instances())], a_2=[("dog", dog), ("cat", cat)])
   assert found(read(path)) == [
@@ -108,13 +108,13 @@ def test_an_image_that_is_asked_twice_is_read_once(merged):
   ]
 
 
-def test_a_job_that_found_nothing_is_scored(merged):
+def test_job_without_instances_is_scored(merged):
   path = merged(a=[("cat", instances())])
   pair = annotations.Pair(1, "a.png", SIZE[1], SIZE[0], "cat")
   assert predictions.read(path, [pair]) == ({}, 0)
 
 
-def test_a_job_is_scored_against_data_of_other_ids(merged, tmp_path):
+def test_job_is_scored_against_data_with_other_ids(merged, tmp_path):
   """By file name and phrase, in both layouts."""
   path = merged(
     a=[("A Cat", instances((10, 10, 40, 30))), ("fox", instances())],
@@ -149,7 +149,7 @@ def test_a_job_is_scored_against_data_of_other_ids(merged, tmp_path):
   row = rows["annotations"][0]
   rows["images"][0]["file_name"] = f"/data/{rows['images'][0]['file_name']}"
   path.write_text(json.dumps(rows))
-  assert len(predictions.read(path, pairs)[0]) == 2  # by the end of the name
+  assert len(predictions.read(path, pairs)[0]) == 2  # by the last parts of the name
   rows["images"][2]["file_name"] = "/other/a.png"
   path.write_text(json.dumps(rows))
   with pytest.raises(ValueError, match=r"/data/a.png and /other/a.png may both be a.png"):
@@ -158,7 +158,7 @@ def test_a_job_is_scored_against_data_of_other_ids(merged, tmp_path):
 
 
 @pytest.mark.parametrize(("count", "refused"), [(1, True), (0, False)])
-def test_predictions_whose_boxes_are_corners(tmp_path, count, refused):
+def test_predictions_with_corners_as_boxes(tmp_path, count, refused):
   image = {"id": 1, "file_name": "a.png", "width": 80, "height": 60, "text_input": "cat"}
   (tmp_path / "truth.json").write_text(json.dumps({"images": [image], "annotations": []}))
   [one] = entries(instances((20, 20, 40, 40)), SIZE)

@@ -1,4 +1,4 @@
-"""The tables of names and the engine, against the parameters that tiny.py puts together by hand."""
+"""The layouts' tables and the plan, against the parameters that tiny.py builds by hand."""
 
 import collections
 import dataclasses
@@ -10,12 +10,14 @@ import jax
 import numpy as np
 import pytest
 from layouts import layout
-from sam3_jax.converters.engine import convert_arrays, export_arrays, plan
+from sam3_jax.converters.in_memory import convert_arrays, export_arrays
 from sam3_jax.converters.infer import infer_config
 from sam3_jax.converters.layouts import huggingface, meta
 from sam3_jax.converters.layouts.unread import translate, unread
-from sam3_jax.converters.planning import plan_source
-from sam3_jax.converters.rules import CONV, DECONV, DENSE, Grid, HalfSplit, Source
+from sam3_jax.converters.plan import plan
+from sam3_jax.converters.plan_source import plan_source
+from sam3_jax.converters.source import Source
+from sam3_jax.converters.transforms import CONV, DECONV, DENSE, Grid, HalfSplit
 from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax.checkpoint.bundle import expected_shapes
@@ -49,13 +51,13 @@ def oracle(points=True):
   return tree
 
 
-def test_meta_names_give_the_tree_made_by_hand():
+def test_meta_layout_gives_the_expected_tree():
   config, params = meta.from_arrays(meta_weights(), CONFIG)
   assert config == CONFIG
   assert_same(params, oracle())
 
 
-def test_the_image_models_own_names_are_the_same_without_prefix():
+def test_image_model_names_without_prefix():
   arrays = {name.removeprefix("detector."): array for name, array in meta_weights().items()}
   arrays |= {
     name.replace("tracker.", "inst_interactive_predictor.model."): array
@@ -66,13 +68,13 @@ def test_the_image_models_own_names_are_the_same_without_prefix():
 
 
 @pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
-def test_huggingface_names_give_the_same_tree_less_points(kind):
+def test_huggingface_layouts_give_the_expected_tree_without_points(kind):
   shapes = expected_shapes(NO_POINTS)
   assert_same(convert_arrays(huggingface.TABLE, layout(kind), shapes, NO_POINTS), oracle(False))
 
 
 @pytest.mark.parametrize("kind", ["meta", "hub", "doubled"])
-def test_the_head_for_visual_prompts(kind):
+def test_visual_prompt_head_is_converted(kind):
   table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
   assert table.has_visual(layout(kind))
   shapes = expected_shapes(config, visual=True)
@@ -82,8 +84,8 @@ def test_the_head_for_visual_prompts(kind):
   assert_same(params, oracle(kind == "meta"))
 
 
-def test_a_source_without_that_head():
-  """Meta's image model may come with the second neck alone, which then is of no use."""
+def test_sources_without_visual_prompt_head():
+  """Meta's image model may have the second neck without the head; the neck is unread then."""
   assert not meta.TABLE.has_visual(meta_weights())
   assert not huggingface.TABLE.has_visual(layout("detector"))
   reasons = planned(meta_weights()).unread
@@ -91,7 +93,7 @@ def test_a_source_without_that_head():
   assert necks == {"neck of visual prompts, no head", "half-resolution level: unused"}
 
 
-def test_half_of_that_head_is_a_fault():
+def test_incomplete_visual_prompt_head_is_refused():
   arrays = layout("meta")
   arrays = {name: x for name, x in arrays.items() if "sam_prompt_encoder" not in name}
   with pytest.raises(ValueError, match=r"17 faults: tracker\.sam_prompt_encoder\.pe_layer"):
@@ -100,17 +102,17 @@ def test_half_of_that_head_is_a_fault():
 
 @pytest.mark.parametrize("visual", [False, True])
 @pytest.mark.parametrize("kind", ["meta", "hub"])
-def test_the_way_back_is_bit_equal_and_complete(kind, visual):
+def test_export_round_trip_is_bit_equal_and_complete(kind, visual):
   table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
   arrays, faults = layout(kind), []
-  there = plan(table, sources(arrays), expected_shapes(config, visual=visual), config)
-  assert visual == any(path.startswith("visual/") for path in there.shapes)
-  params = {part: there.read(part, "float32", faults) for part in there.parts}
-  unread = there.read_unread(faults)
+  made = plan(table, sources(arrays), expected_shapes(config, visual=visual), config)
+  assert visual == any(path.startswith("visual/") for path in made.shapes)
+  params = {part: made.read(part, "float32", faults) for part in made.parts}
+  unread = made.read_unread(faults)
   assert not faults
   assert_same(dict(export_arrays(table, params, unread, config)), arrays)
   bare = dict(export_arrays(table, params, {}, config))
-  assert bare.keys() == there.entries.keys()
+  assert bare.keys() == made.entries.keys()
   if kind == "meta":
     position = bare["detector.backbone.vision_backbone.trunk.pos_embed"]
     assert position.shape == (1, 17, 64)
@@ -118,9 +120,9 @@ def test_the_way_back_is_bit_equal_and_complete(kind, visual):
 
 
 @pytest.mark.parametrize("visual", [False, True])
-@pytest.mark.parametrize("config", [SIZES["tiny"], RELEASED], ids=["tiny", "released"])
+@pytest.mark.parametrize("config", [SIZES["vit-tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
-def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config, visual):
+def test_each_parameter_is_filled_exactly_once(table, config, visual):
   config = dataclasses.replace(config, concept_points=table is meta.TABLE)
   shapes = expected_shapes(config, visual=visual)
   entries, concepts = table.entries(config, visual=visual), table.entries(config)
@@ -132,12 +134,12 @@ def test_each_element_is_filled_once_and_no_name_is_claimed_twice(table, config,
   assert filled == {path: math.prod(shape) for path, shape in shapes.items()}
   for name in entries:
     assert table.canonical(name) == name
-    # What visual prompts alone need is unread where their head is missing.
+    # Tensors that only visual prompts need are unread if their head is missing.
     assert (table.reason(table.unread, name) is None) == (name in concepts)
     assert table.reason(table.dropped, name) is None
 
 
-def test_released_counts_are_those_of_the_published_checkpoints():
+def test_parameter_counts_equal_those_of_the_released_checkpoints():
   # Of 860,055,224 parameters in sam3.pt and 859,921,848 in facebook/sam3.
   assert sum(map(math.prod, expected_shapes(RELEASED).values())) == 838_541_366
   assert len(meta.TABLE.entries(RELEASED)) == 1093
@@ -146,7 +148,7 @@ def test_released_counts_are_those_of_the_published_checkpoints():
   assert len(huggingface.TABLE.entries(released)) == 1459
 
 
-def test_unread_tensors_of_one_layout_are_those_of_the_other():
+def test_unread_tensors_are_translated_between_layouts():
   """Against layouts.py, which has its own table."""
   tables = {"meta": (meta.TABLE, CONFIG), "hub": (huggingface.TABLE, NO_POINTS)}
   plans = {kind: planned(layout(kind), *table) for kind, table in tables.items()}
@@ -158,7 +160,7 @@ def test_unread_tensors_of_one_layout_are_those_of_the_other():
       np.testing.assert_array_equal(array, plans[other].sources[name].read(), err_msg=name)
 
 
-def test_stored_rope_tables_must_be_those_of_the_configuration():
+def test_stored_rope_tables_must_match_the_configuration():
   tables = meta.rope_tables(CONFIG)
   assert set(planned(meta_weights() | tables).dropped) == set(tables)
   first = next(iter(tables))
@@ -176,13 +178,13 @@ def test_stored_rope_tables_must_be_those_of_the_configuration():
   np.testing.assert_allclose(tables[first], cosine + 1j * sine, atol=3e-7)  # measured 6.0e-8
 
 
-def test_a_lone_dtype_is_a_fault():
+def test_a_single_tensor_of_another_dtype_is_refused():
   arrays = meta_weights() | {FIRST: meta_weights()[FIRST].astype(np.float16)}
   with pytest.raises(ValueError, match=f"{FIRST} is float16, all others are not; most are float32"):
     planned(arrays)
 
 
-def test_transforms_do_what_they_say():
+def test_transforms_by_element_and_their_inverses():
   rng = np.random.default_rng(0)
   kernel = rng.standard_normal((5, 4, 3, 2))  # out, in, rows, columns
   for o, i, r, c in np.ndindex(kernel.shape):
@@ -226,10 +228,9 @@ def test_all_faults_are_reported_together():
   assert f"{trunk}{broken} holds values that are not finite" in text
 
 
-def test_more_faults_than_are_shown_are_counted():
-  count = (
-    len(meta.TABLE.entries(CONFIG)) + 9
-  )  # unread, but in every file: a level, a pair, a matrix
+def test_faults_beyond_the_shown_ones_are_counted():
+  # The 9 unread tensors of every file: a level of the neck, a pair of the pixel decoder, a matrix.
+  count = len(meta.TABLE.entries(CONFIG)) + 9
   with pytest.raises(ValueError, match=f"{count} faults.*; and {count - SHOWN_FAULTS} more"):
     planned({})
 
@@ -242,18 +243,18 @@ def test_more_faults_than_are_shown_are_counted():
     (np.float32(1), r"is \[\]; expected \[64\]"),
   ],
 )
-def test_a_tensor_of_another_dtype_or_rank(array, match):
+def test_wrong_dtype_or_rank_is_refused(array, match):
   with pytest.raises(ValueError, match=match):
     planned(meta_weights() | {FIRST: np.asarray(array)})
 
 
-def test_an_empty_unread_tensor_is_a_fault():
+def test_an_empty_unread_tensor_is_refused():
   name = "tracker.no_obj_ptr"
   with pytest.raises(ValueError, match=rf"{name} is \[0\]; expected \[1, 128\]"):
     planned(layout("meta") | {name: np.zeros(0, np.float32)})
 
 
-def test_unread_tensors_are_known_by_name_and_shape():
+def test_number_of_unread_tensors():
   assert len(planned(layout("meta")).unread) == 288
   assert len(planned(layout("hub"), huggingface.TABLE, NO_POINTS).unread) == 286
   for config, layers, count in ((CONFIG, 2, 288), (RELEASED, 4, 340)):
@@ -263,13 +264,13 @@ def test_unread_tensors_are_known_by_name_and_shape():
     assert len(names) == len(set(names)) == count - 2
 
 
-def test_values_that_overflow_the_wanted_dtype_are_a_fault():
+def test_values_that_overflow_bfloat16_are_refused():
   arrays = meta_weights() | {FIRST: np.full(64, 3.4e38, np.float32)}
   with pytest.raises(ValueError, match=f"{FIRST} holds values that are not finite in bfloat16"):
     meta.from_arrays(arrays, CONFIG, "bfloat16")
 
 
-def test_half_of_the_point_tensors_is_a_fault():
+def test_incomplete_point_tensors_are_refused():
   arrays = meta_weights()
   del arrays["detector.geometry_encoder.points_pool_project.bias"]
   with pytest.raises(ValueError, match=r"points_pool_project.bias is missing"):
@@ -281,27 +282,27 @@ def released_shapes(table, config):
   return {name: entry.shape(shapes, config) for name, entry in table.entries(config).items()}
 
 
-def test_a_released_checkpoint_needs_no_configuration():
+def test_configuration_of_released_checkpoints_is_inferred():
   assert infer_config(meta.TABLE, released_shapes(meta.TABLE, RELEASED)) == RELEASED
   released = dataclasses.replace(RELEASED, concept_points=False)
   assert infer_config(huggingface.TABLE, released_shapes(huggingface.TABLE, released)) == released
 
 
-def test_rope_tables_tell_the_trunk():
+def test_trunk_configuration_is_inferred_from_rope_tables():
   config = dataclasses.replace(
-    SIZES["tiny"], trunk=dataclasses.replace(SIZES["tiny"].trunk, window=12), image_size=672
+    SIZES["vit-tiny"], trunk=dataclasses.replace(SIZES["vit-tiny"].trunk, window=12), image_size=672
   )
   shapes = released_shapes(meta.TABLE, config)
   name = "detector.backbone.vision_backbone.trunk.blocks.{}.attn.freqs_cis"
   shapes |= {name.format(i): (48**2 if i % 3 == 2 else 12**2, 32) for i in range(12)}
   assert infer_config(meta.TABLE, shapes) == config
   for block, damaged in ((0, (143, 32)), (2, (48**2, 31)), (2, (32, 48**2)), (5, (7,))):
-    changed = shapes | {name.format(block): damaged}  # outvoted, so that it can be named
+    changed = shapes | {name.format(block): damaged}  # outvoted by the others
     assert infer_config(meta.TABLE, changed) == config
 
 
-def test_a_size_that_was_read_off_a_damaged_tensor(tmp_path):
-  """The released file but for one tensor: that one is named, not all that its size contradicts."""
+def test_a_damaged_tensor_that_determines_a_size_is_named(tmp_path):
+  """Only the damaged tensor of a released file is reported, not the others that contradict it."""
   shapes = released_shapes(meta.TABLE, RELEASED)
   shapes |= {name: item.shape for item in unread(RELEASED, 4) for name in item.meta}
   for name, shape in (
@@ -317,12 +318,12 @@ def test_a_size_that_was_read_off_a_damaged_tensor(tmp_path):
 @pytest.mark.parametrize(
   ("change", "match"),
   [
-    (lambda shapes: shapes, "trunk 64 wide with 4 blocks do not tell its heads"),
+    (lambda shapes: shapes, "trunk 64 wide with 4 blocks do not determine its heads"),
     (lambda shapes: {}, "is missing; this is no complete SAM 3"),
     (lambda shapes: shapes | {FIRST.replace("ln_pre", "patch_embed.proj"): (64,)}, r"is \[64\]"),
   ],
 )
-def test_shapes_that_do_not_tell_the_configuration(change, match):
+def test_shapes_that_do_not_determine_the_configuration(change, match):
   shapes = {name: array.shape for name, array in meta_weights().items()}
   with pytest.raises(ValueError, match=match):
     infer_config(meta.TABLE, change(shapes))

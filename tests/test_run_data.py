@@ -1,4 +1,4 @@
-"""A run that is resumed with other data is refused, with what changed."""
+"""Runs that are resumed with other data are refused, with the changes."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import shutil
 import pytest
 from test_loop import Stop, Stopping, quick, train  # noqa: F401  # pyright: ignore
 
-from sam3_jax.training.run_data import FILE, RunData, identify_data
+from sam3_jax.training.run_data import RUN_DATA_FILE, RunData, identify_data
 
 
 @pytest.fixture
 def data(tmp_path):
-  """A function for the data as they are now: an annotation file, and three images."""
+  """Returns a function that identifies the data: an annotation file and three images."""
   (tmp_path / "images").mkdir()
   for name in "abc":
     (tmp_path / "images" / name).write_text(name * 10)
@@ -25,7 +25,7 @@ def data(tmp_path):
   return now
 
 
-def test_the_same_data_are_resumed_and_others_refused(tmp_path, quick, data):  # noqa: F811
+def test_same_data_are_resumed_and_other_data_refused(tmp_path, quick, data):  # noqa: F811
   out = tmp_path / "run"
   with pytest.raises(Stop):
     train(out, source=Stopping(3), data=data())
@@ -40,7 +40,7 @@ def test_the_same_data_are_resumed_and_others_refused(tmp_path, quick, data):  #
   final = train(out, data=data())
   assert final.exists()
   (tmp_path / "images" / "b").write_text("other")
-  with pytest.raises(ValueError, match=r"images: 1 file modified \(.*b\)"):  # also when it is done
+  with pytest.raises(ValueError, match=r"images: 1 file modified \(.*b\)"):  # also after the end
     train(out, data=data())
 
 
@@ -55,7 +55,7 @@ def test_the_same_data_are_resumed_and_others_refused(tmp_path, quick, data):  #
     (lambda folder: None, ""),
   ],
 )
-def test_what_changed_is_said(tmp_path, data, change, words):
+def test_changes_are_reported(tmp_path, data, change, words):
   data().write(tmp_path)
   change(tmp_path)
   fault = data().fault(tmp_path)
@@ -63,19 +63,19 @@ def test_what_changed_is_said(tmp_path, data, change, words):
   assert bool(fault) == bool(words)
 
 
-def test_the_checkpoint_counts_too(tmp_path, data):
+def test_changed_checkpoint_is_reported(tmp_path, data):
   data().write(tmp_path)
-  assert "the starting checkpoint is another one" in data("other").fault(tmp_path)
+  assert "the starting checkpoint differs" in data("other").fault(tmp_path)
 
 
-def test_runs_of_earlier_versions_and_damaged_files(tmp_path, data):
+def test_missing_and_damaged_files(tmp_path, data):
   assert data().fault(tmp_path) == ""
   for text in ("{", "[]", json.dumps({"annotations": 3, "images": {}, "checkpoint": ""})):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / RUN_DATA_FILE).write_text(text)
     assert "is damaged" in data().fault(tmp_path)
 
 
-def test_copies_of_images_on_other_hosts_are_the_same_data(tmp_path, data):
+def test_copies_of_images_have_the_same_digest(tmp_path, data):
   before = data()
   os.utime(tmp_path / "images" / "a", (1, 1))
   assert data() != before

@@ -13,7 +13,7 @@ from sam3_jax import VisualPrompt
 from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.cli import main
 from sam3_jax.datasets.synthetic import drawings, scenes
-from sam3_jax.evaluation.clicks import heart
+from sam3_jax.evaluation.clicks import deepest_point
 from sam3_jax.outputs.rle import decode
 from sam3_jax.utils.param_tree import compare, flatten
 
@@ -88,7 +88,7 @@ def test_an_example_box_finds_its_object(model, embedding, truth):
 @pytest.mark.parametrize("thing", PRESENT.values())
 def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, truth):
   mask = truth[thing]
-  x, y, _ = heart(mask)
+  x, y, _ = deepest_point(mask)
   [click] = model.decode_visual(pointed, VisualPrompt([[x, y]])).masks()
   assert max(iou(np.asarray(one), mask) for one in click) > FOUND
   [found] = model.decode_visual(pointed, VisualPrompt(box=box_of(mask)), multimask=False).masks()

@@ -1,4 +1,4 @@
-"""What is computed once an image, or with less work, equals the plain form of it."""
+"""Optimized computations equal their plain forms: work done once per image, fused or skipped."""
 
 import functools
 
@@ -36,7 +36,7 @@ from sam3_jax.utils.param_tree import flatten
 
 
 class PlainFusion(nn.Module):
-  """All layers alike, once a prompt."""
+  """All layers, run for each prompt."""
 
   @nn.compact
   def __call__(self, image, position, prompt, valid):
@@ -46,7 +46,7 @@ class PlainFusion(nn.Module):
 
 
 class PlainMasks(nn.Module):
-  """Doubled maps, 3 x 3 convolutions of the sums, and a projection of every cell."""
+  """Upsampled maps, 3 x 3 convolutions of their sums, and a projection of every cell."""
 
   @nn.compact
   def __call__(self, states, memory, levels, prompt, valid):
@@ -65,7 +65,7 @@ class PlainMasks(nn.Module):
 
 
 class Plain(Detector):
-  """The detector with nothing prepared."""
+  """The detector without work shared between prompts."""
 
   def setup(self):
     self.geometry, self.decoder = GeometryEncoder(CONFIG), Decoder(CONFIG)
@@ -75,17 +75,17 @@ class Plain(Detector):
     return ImageEmbedding(maps.fine, maps.middle, maps.coarse, maps.coarse, maps.sizes)
 
 
-UNSEEN = ("key/bias", "x/fc2/bias", "y/fc2/bias")  # softmax does not feel them: rounding
+UNSEEN = ("key/bias", "x/fc2/bias", "y/fc2/bias")  # softmax cancels them: gradients are rounding
 PARTS = ("geometry", "fusion", "decoder", "scoring", "masks")
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def predictions_and_gradients(kind, params, maps, prompts, weights):
-  """Of decoding; the gradients of the sum of the predictions times `weights`."""
+  """Decodes; also returns the gradients of the sum of the predictions times `weights`."""
 
   def total(params):
     apply = functools.partial(kind(CONFIG).apply, {"params": params})
-    found = apply(apply(maps, method="prepare"), prompts, method="predict")
+    found = apply(apply(maps, method="prepare"), prompts, method="detect_all_layers")
     products = jax.tree.map(lambda x, weight: (x * weight).sum(), found, weights)
     return sum(jax.tree.leaves(products)), found
 
@@ -95,14 +95,14 @@ def predictions_and_gradients(kind, params, maps, prompts, weights):
 
 @pytest.mark.parametrize("index", [[0], [1, 0, 1]], ids=str)
 def test_decoding_equals_the_plain_form(index):
-  """Predictions and gradients; about one image, and about two."""
+  """Predictions and gradients, for one image and for two."""
   rng, images = np.random.default_rng(0), max(index) + 1
   maps = run("map_image", random_images(rng, images), np.full((images, 2), 99, np.int32))
   text = run("encode_text", random_tokens(rng, [3, 9, 5][: len(index)]))
   prompts = random_prompts(rng, text, index, [1, 2, 0][: len(index)], 2)
   params = {part: parameters()[part] for part in PARTS}
   embedding = Plain(CONFIG).prepare(maps)
-  found = shapes("predict", embedding, prompts)
+  found = shapes("detect_all_layers", embedding, prompts)
   weights = jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), found)
   (got, got_gradients), (want, gradients) = (
     jax.device_get(predictions_and_gradients(kind, params, maps, prompts, weights))
@@ -118,8 +118,8 @@ def test_decoding_equals_the_plain_form(index):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (5, 4)])
-def test_a_convolution_in_two_parts(height, width):
-  """Against each tap's product with the shifted sum."""
+def test_merge_convolution_in_two_parts(height, width):
+  """Against the products of each tap with the shifted sum."""
   kernel, bias = normal(0, 3, 3, 6, 6), normal(1, 6)
   level, x = normal(2, 2, 2 * height, 2 * width, 6), normal(3, 2, height, width, 6)
   module, variables = MergeConv(6), {"params": {"kernel": kernel, "bias": bias}}
@@ -134,7 +134,7 @@ def test_a_convolution_in_two_parts(height, width):
   assert_close(got, want, rel=5e-6)
 
 
-def test_a_projection_of_the_map_folded_into_the_queries():
+def test_projection_folded_into_the_queries():
   queries, image = normal(0, 2, 3, 8), normal(1, 2, 4, 5, 8)
   kernel, bias = normal(2, 1, 1, 8, 8), normal(3, 8)
   variables = {"params": {"kernel": kernel, "bias": bias}}
@@ -145,8 +145,8 @@ def test_a_projection_of_the_map_folded_into_the_queries():
 
 
 @pytest.mark.parametrize("doublings", [0, 1, 2])
-def test_a_level_of_the_neck_with_what_follows(doublings):
-  """Values and gradients, against each layer by itself."""
+def test_neck_level_fused_with_the_next_layer(doublings):
+  """Values and gradients, against the separate layers."""
   level, image, width = Level(doublings, 6), normal(0, 2, 3, 4, 8), normal(1, 1, 1, 6, 2)
   after, weights = Linear(width, normal(2, 2)), normal(3, 2, 3 << doublings, 4 << doublings, 2)
   params = level.init(jax.random.key(0), image)["params"]
@@ -204,9 +204,9 @@ def released():
   }
 
 
-def test_work_of_the_released_model(released):
-  """In the plain form 5611 an image, 218 its second neck, and 418 a prompt. The level of the neck
-  and the convolution that nothing reads are in none of them."""
+def test_gflop_of_the_released_model(released):
+  """The plain form takes 5611 per image, 218 for its second neck, and 418 per prompt, without the
+  neck level and the convolution that are not read."""
   assert released["map_image"] == pytest.approx(5585.4, abs=0.1)
   assert released["visual"] == pytest.approx(83.0, abs=0.1)
   convolutions = 2 * 9 * 256**2 * (144**2 + 288**2) / 1e9
@@ -215,8 +215,8 @@ def test_work_of_the_released_model(released):
   assert released["detect"] == pytest.approx(310.0, abs=0.1)
 
 
-def test_the_trunk_walks_over_its_stack():
-  """As the scan of scans of training, to which capturing leads too."""
+def test_trunk_without_scan_equals_nested_scans():
+  """`capture` selects the nested scans, as training does."""
   images = random_images(np.random.default_rng(0), 2)
   sizes = np.full((2, 2), 99, np.int32)
   (want, _), got = run("map_image", images, sizes, capture=True), run("map_image", images, sizes)

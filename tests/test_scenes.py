@@ -1,4 +1,4 @@
-"""Scenes: what is composed is what the masks say, as hard as promised, and the same each time."""
+"""Scenes: masks match the image, scenes are hard enough and reproducible."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from sam3_jax.cli import main, train
+from sam3_jax.cli import main
+from sam3_jax.cli import scenes as command
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.synthetic import drawings, scene_files, scenes
 from sam3_jax.datasets.synthetic.phrase_sampling import lookalikes
@@ -40,22 +41,22 @@ def plans() -> list[list[tuple[int, float]]]:
 
 
 class Recorder(scenes._Canvas):
-  """Remembers what it started from and what was put onto it, and where."""
+  """Records the background and the pasted patches."""
 
   def __init__(self, image):
     super().__init__(image)
     self.first, self.record = image.copy(), []
     Recorder.made = self
 
-  def put(self, patch, corner, concept):
-    done = super().put(patch, corner, concept)
+  def paste(self, patch, corner, concept):
+    done = super().paste(patch, corner, concept)
     if done:
       self.record.append((patch, corner, concept))
     return done
 
 
-def composed_again(recorder: Recorder):
-  """Image, masks and fractions seen, pixel by pixel on a frame so wide that nothing is cut."""
+def recompose(recorder: Recorder):
+  """Image, masks and visible fractions, on a canvas so large that nothing is clipped."""
   edge = 300
   height, width = recorder.first.shape[:2]
   image = np.pad(recorder.first.astype(float), ((edge, edge), (edge, edge), (0, 0)))
@@ -79,17 +80,17 @@ def composed_again(recorder: Recorder):
 
 class TestCompose:
   @pytest.mark.parametrize("seed", range(12))
-  def test_masks_are_exactly_what_is_seen(self, seed, monkeypatch):
+  def test_masks_match_the_visible_pixels(self, seed, monkeypatch):
     monkeypatch.setattr(scenes, "_Canvas", Recorder)
     made = scene(seed, augment=seed % 2)
-    image, masks, seen = composed_again(Recorder.made)
+    image, masks, seen = recompose(Recorder.made)
     assert [one.concept for one in made.objects] == [row[2] for row in Recorder.made.record]
     assert all(np.array_equal(one.mask, m) for one, m in zip(made.objects, masks, strict=True))
     assert np.allclose(made.visible, seen, rtol=1e-12)
-    # Rounded once an object: half a value for each that covers a pixel.
+    # Rounded once for each object: an error of half a value per object at a pixel.
     assert np.abs(made.image - image).max() <= 2  # measured 1.17
 
-  def test_masks_share_no_pixel(self, many):
+  def test_masks_are_disjoint(self, many):
     for one in many:
       assert np.sum([item.mask for item in one.objects], axis=0).max() == 1
       assert all(item.mask.any() for item in one.objects)
@@ -102,24 +103,24 @@ class TestCompose:
       assert all(item.mask.dtype == bool for item in one.objects)
       assert all(0 <= item.concept < 78 for item in one.objects)
 
-  def test_one_to_twelve_at_least_half_seen(self, many):
+  def test_1_to_12_objects_at_least_half_visible(self, many):
     counts = [len(one.objects) for one in many]
     assert min(counts) >= 1
-    assert max(counts) == scenes.CROWD == 12
+    assert max(counts) == scenes.MAX_OBJECTS == 12
     assert {1, 2, 3, 4} < set(counts)
     seen = [value for one in many for value in one.visible]
     assert min(seen) >= 0.5
     assert np.mean([value < 0.75 for value in seen]) > 0.08  # measured 0.2
 
   def test_sizes(self, many):
-    """8 to 60 % of the shorter side, where nothing hides or reshapes them."""
+    """8 to 60 % of the shorter side, for objects that are not occluded."""
     shares = []
     for one in [scene(7, number, size=(128, 170)) for number in range(COUNT)]:
       for item, seen in zip(one.objects, one.visible, strict=True):
         box = [np.ptp(np.flatnonzero(item.mask.any(axis))) + 1 for axis in (0, 1)]
         if seen == 1:
           shares.append(max(box) / min(one.image.shape[:2]))
-    # The thinnest ends of a small object may not be opaque.
+    # Thin ends of a small object may not be opaque.
     assert 0.06 < min(shares) < 0.12
     assert 0.5 < max(shares) <= 0.605
 
@@ -138,11 +139,9 @@ class TestCompose:
     ]
     assert np.percentile(areas, 10) < 1.2 * np.percentile(known, 10)
 
-  def test_look_alikes_stand_together(self, plans):
-    there = [{concept for concept, _ in plan} for plan in plans]
-    alike = [
-      any(set(lookalikes(one)) & all_of_them for one in all_of_them) for all_of_them in there
-    ]
+  def test_similar_concepts_are_often_together(self, plans):
+    present = [{concept for concept, _ in plan} for plan in plans]
+    alike = [any(set(lookalikes(one)) & concepts for one in concepts) for concepts in present]
     assert np.mean(alike) > 0.25  # measured 0.43
 
   def test_crowds(self, plans):
@@ -162,7 +161,7 @@ class TestCompose:
     )
     assert not np.array_equal(first.image, other.image)
 
-  def test_draws_from_its_generator_alone(self):
+  def test_uses_only_its_generator(self):
     before = np.random.default_rng(3)
     scenes.compose(before, size=(120, 160))
     np.random.default_rng(8).random(5)
@@ -188,18 +187,18 @@ class TestCompose:
 
 
 class TestNew:
-  def test_scenes_without_it_are_the_same_as_ever(self):
-    """Digest of the scenes before there were new concepts."""
+  def test_scenes_without_new_concepts_are_unchanged(self):
+    """Compares with the digest of the scenes before new concepts were added."""
     digest = hashlib.sha256()
     for number in range(12):
       rng = np.random.default_rng([5, number])
       made = scenes.compose(rng, mixed=0.2, augment=0.5)
       digest.update(made.image.tobytes())
-      said = [tuple(one)[:3] for one in scenes.phrases(rng, made, absent=1.5)]
-      digest.update(repr(said).encode())
+      sampled = [tuple(one)[:3] for one in scenes.phrases(rng, made, absent=1.5)]
+      digest.update(repr(sampled).encode())
     assert digest.hexdigest() == "8f070f222cbf34b6d522ab40b897a82dee4c6e4c1a6e23f3280c28f7f37c1eb7"
 
-  def test_half_of_the_scenes_show_it(self):
+  def test_half_of_the_scenes_show_the_new_concept(self):
     new = 79
     plans = []
     for number in range(300):
@@ -212,12 +211,12 @@ class TestNew:
     alike = [not shows and a != b for shows, (a, b) in zip(shown, plans, strict=True)]
     assert 0.1 < np.mean(alike) < 0.3
 
-  def test_it_is_drawn_and_asked_for(self):
+  def test_new_concept_is_drawn_and_has_a_phrase(self):
     made = [scene(number, new=80) for number in range(16)]
     found = [scenes.phrases(np.random.default_rng(1), one, new=80) for one in made]
-    there = [80 in [item.concept for item in one.objects] for one in made]
-    assert 3 < sum(there) < 13
-    for phrases, shows in zip(found, there, strict=True):
+    present = [80 in [item.concept for item in one.objects] for one in made]
+    assert 3 < sum(present) < 13
+    for phrases, shows in zip(found, present, strict=True):
       [own] = [phrase for phrase in phrases if phrase.named == 80]
       assert bool(own.objects) == shows
 
@@ -232,7 +231,7 @@ class TestStyles:
     assert named == {*drawings.TRAINING, "mixed"}
 
   @pytest.mark.parametrize("style", drawings.STYLES)
-  def test_one_artist_a_scene(self, style, monkeypatch):
+  def test_one_artist_per_scene(self, style, monkeypatch):
     used = []
     real = drawings.drawings
     monkeypatch.setattr(drawings, "drawings", lambda style: used.append(style) or real(style))
@@ -247,16 +246,16 @@ class TestStyles:
     assert set(used) == set(drawings.TRAINING)
 
 
-def test_phrases_are_of_the_scene(many):
+def test_phrases_match_the_objects(many):
   for number, one in enumerate(many):
-    asked = scenes.phrases(np.random.default_rng(number), one)
-    matched = sorted(index for phrase in asked for index in phrase.objects)
+    phrases = scenes.phrases(np.random.default_rng(number), one)
+    matched = sorted(index for phrase in phrases for index in phrase.objects)
     assert matched == list(range(len(one.objects)))
-    for phrase in asked:
+    for phrase in phrases:
       assert all(one.objects[index].concept == phrase.concept for index in phrase.objects)
       assert (phrase.concept is None) == (not phrase.objects)
-    absent = [phrase for phrase in asked if phrase.concept is None]
-    assert len(absent) >= len(asked) - len(absent)
+    absent = [phrase for phrase in phrases if phrase.concept is None]
+    assert len(absent) >= len(phrases) - len(absent)
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +294,7 @@ class TestWrite:
       box = coco.toBbox(annotation["segmentation"])
       assert np.allclose(np.array(annotation["bbox"]) * scale, box, atol=1e-9)
 
-  def test_layout_is_that_of_the_fixed_scenes(self, written):
+  def test_layout_equals_that_of_the_fixed_scenes(self, written):
     ours, fixed = (
       json.loads((folder / "annotations.json").read_text()) for folder in (written, FIXED / "known")
     )
@@ -306,32 +305,32 @@ class TestWrite:
         key: type(value) for key, value in fixed[part][0].items()
       }
 
-  def test_our_reader_finds_no_fault(self, written):
+  def test_annotations_have_no_faults(self, written):
     pairs = annotations.read(written / "annotations.json")
     assert len(annotations.check(pairs, written)) == 0
     assert np.mean([not pair.objects for pair in pairs]) > 0.5
     images = {pair.file_name for pair in pairs}
     assert images == {name for name in contents(written) if name.endswith(".jpg")}
 
-  def test_images_are_the_scenes(self, written):
+  def test_images_equal_the_scenes(self, written):
     made = scenes.compose(np.random.default_rng([5, 0]))
     with Image.open(written / "images" / f"000000_{made.style}.jpg") as image:
       stored = np.asarray(image).astype(int)
     assert stored.shape == made.image.shape
-    assert np.abs(stored - made.image).mean() < 6  # what JPEG loses
+    assert np.abs(stored - made.image).mean() < 6  # loss of JPEG
 
-  def test_same_seed_same_bytes_and_more_begin_the_same(self, written, tmp_path):
+  def test_same_seed_gives_the_same_files(self, written, tmp_path):
     scene_files.write(tmp_path / "again", 12, 5)
     assert contents(tmp_path / "again") == contents(written)
     scene_files.write(tmp_path / "fewer", 3, 5)
-    fewer, all_of_them = contents(tmp_path / "fewer"), contents(written)
+    fewer, written_files = contents(tmp_path / "fewer"), contents(written)
     assert {name: fewer[name] for name in fewer if name.startswith("images/")}.items() <= (
-      all_of_them.items()
+      written_files.items()
     )
     scene_files.write(tmp_path / "other", 3, 6)
-    assert not set(contents(tmp_path / "other").values()) & set(all_of_them.values())
+    assert not set(contents(tmp_path / "other").values()) & set(written_files.values())
 
-  def test_a_new_concept_has_a_file_of_its_own(self, tmp_path):
+  def test_new_concept_has_its_own_annotation_file(self, tmp_path):
     scene_files.write(tmp_path / "out", 10, 5, ("noto", "fluent", "noto"), new="crown")
     pairs = annotations.read(tmp_path / "out" / "annotations.json")
     own = annotations.read(tmp_path / "out" / "crown.json")
@@ -354,14 +353,14 @@ class TestWrite:
       scene_files.write(tmp_path / "out", 1, 0, new="cat")
     assert not list(tmp_path.iterdir())
 
-  def test_unseen_words(self, tmp_path):
+  def test_unseen_phrases(self, tmp_path):
     scene_files.write(tmp_path / "out", 8, 5, unseen=True)
-    said = {pair.phrase for pair in annotations.read(tmp_path / "out" / "annotations.json")}
+    phrases = {pair.phrase for pair in annotations.read(tmp_path / "out" / "annotations.json")}
     trained = {text for one in drawings.concepts() for text in (*one.phrases, *one.synonyms)}
-    assert said
-    assert not said & trained
+    assert phrases
+    assert not phrases & trained
 
-  def test_an_interrupted_run_is_done_again(self, written, tmp_path):
+  def test_interrupted_run_is_repeated(self, written, tmp_path):
     out = tmp_path / "out"
 
     def stop(what: str, fraction: float) -> None:
@@ -375,12 +374,12 @@ class TestWrite:
     scene_files.write(out, 12, 5)
     assert contents(out) == contents(written)
 
-  def test_progress_is_told(self, tmp_path):
-    told = []
-    scene_files.write(tmp_path / "out", 4, 0, progress=lambda what, done: told.append(done))
-    assert told == [0, 0.25, 0.5, 0.75]
+  def test_progress(self, tmp_path):
+    fractions = []
+    scene_files.write(tmp_path / "out", 4, 0, progress=lambda what, done: fractions.append(done))
+    assert fractions == [0, 0.25, 0.5, 0.75]
 
-  def test_a_full_disk(self, tmp_path, monkeypatch):
+  def test_full_disk(self, tmp_path, monkeypatch):
     def full(*_, **__):
       raise OSError(28, "No space left on device")
 
@@ -388,8 +387,8 @@ class TestWrite:
     with pytest.raises(ValueError, match=r"cannot write to .*out: No space left on device; free"):
       scene_files.write(tmp_path / "out", 1, 0)
 
-  def test_a_disk_full_at_the_end(self, tmp_path, monkeypatch):
-    """Every JSON file is there as a whole or not at all, and the folder can be written again."""
+  def test_full_disk_at_the_end(self, tmp_path, monkeypatch):
+    """Every JSON file is complete or missing, and the directory can be written again."""
 
     def full(*_):
       raise OSError(28, "No space left on device")
@@ -404,8 +403,8 @@ class TestWrite:
     assert contents(tmp_path / "out") == contents(tmp_path / "same")
 
   @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-3, 0), (1, -1)])
-  def test_bad_numbers(self, count, seed, tmp_path):
-    with pytest.raises(ValueError, match=f"got {count} of seed {seed}"):
+  def test_invalid_count_or_seed(self, count, seed, tmp_path):
+    with pytest.raises(ValueError, match=f"got {count} scenes of seed {seed}"):
       scene_files.write(tmp_path / "out", count, seed)
     assert not list(tmp_path.iterdir())
 
@@ -416,7 +415,7 @@ class TestWrite:
 
 
 class TestCommand:
-  def test_writes_and_says_what(self, tmp_path, monkeypatch, capsys):
+  def test_writes_files_and_prints_counts(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     typed = ["scenes", "--out", "out", "--count", "3", "--seed", "2", "--style", "noto-v1"]
     assert main.main(typed) == 0
@@ -434,8 +433,10 @@ class TestCommand:
     assert capsys.readouterr() == ("", "")
 
   def test_every_style_and_new_concept_is_offered(self):
-    assert {style.value for style in train.Style} == {*drawings.STYLES, scene_files.TRAIN}
-    assert [new.value for new in train.New] == [one.name for one in drawings.new_concepts()]
+    assert {style.value for style in command.Style} == {*drawings.STYLES, scene_files.TRAIN}
+    assert [new.value for new in command.NewConcept] == [
+      one.name for one in drawings.new_concepts()
+    ]
 
   def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -458,12 +459,12 @@ class TestCommand:
       (["--out", "out", "--new", "cat"], "cat"),
       (["--out", "out", "--augment", "nan"], "got nan"),
       (["--count", "3"], "--out"),
-      (["--out", "there"], "there is not empty; give another folder, or remove it first."),
+      (["--out", "there"], "there is not empty; give another directory, or remove it first."),
       (["--out", "there/file"], "cannot write to there/file"),
       (["--out", "there/file/below"], "cannot write to there/file/below"),
     ],
   )
-  def test_faults_in_one_line(self, typed, message, tmp_path, monkeypatch, capsys):
+  def test_errors_are_one_line(self, typed, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/file").write_text("mine")

@@ -1,4 +1,4 @@
-"""The model is found in a file whatever wraps its names, and everything left over is said."""
+"""Finds the model among a file's tensors: wrappers, several models, training state, other files."""
 
 import collections
 
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from keras_preset import datasets
 from layouts import TOKENIZER, layout, write_folder
 from safetensors.numpy import save_file
-from sam3_jax.converters import convert, find_weights
-from sam3_jax.converters.rules import Source
+from sam3_jax.converters import convert
 from sam3_jax.converters.selection import select
-from sam3_jax.converters.sources import files_of, open_weights
+from sam3_jax.converters.source import Source
+from sam3_jax.converters.sources import files_of, find_weights, open_weights
 from test_convert import refused
 from torch_archive import save, views
 
@@ -42,7 +42,7 @@ def chosen(arrays, **options):
 class TestWrappers:
   @settings(max_examples=10, deadline=None)
   @given(st.sampled_from(KINDS), st.lists(st.sampled_from(WRAPPERS), min_size=1, max_size=4))
-  def test_any_nesting_before_all_names_is_taken_off(self, kind, wrappers):
+  def test_nested_prefixes_are_removed(self, kind, wrappers):
     whole = arrays(kind)
     mark = "/" if kind == "keras" else "."
     prefix = "".join(f"{part}{mark}" for part in wrappers)
@@ -54,8 +54,8 @@ class TestWrappers:
 
   @settings(max_examples=10, deadline=None)
   @given(st.sampled_from(KINDS), st.data())
-  def test_in_the_middle_of_names_too(self, kind, data):
-    """A module is wrapped as a whole: all names below it have the segment."""
+  def test_wrappers_inside_names_are_removed(self, kind, data):
+    """All names below a wrapped module have the segment."""
     whole = arrays(kind)
     mark = "/" if kind == "keras" else "."
     name = data.draw(st.sampled_from(sorted(whole)))
@@ -68,7 +68,7 @@ class TestWrappers:
     }
     assert chosen(wrapped).tensors.keys() == whole.keys()
 
-  def test_the_checkpoint_is_the_same(self, tmp_path):
+  def test_wrappers_do_not_change_the_checkpoint(self, tmp_path):
     found = []
     prefix = "module._orig_mod.model."
     for wrap in (
@@ -82,14 +82,14 @@ class TestWrappers:
       found.append(bundle.begin(out)[0].identity)
     assert found[0] == found[1]
 
-  def test_a_tensor_that_has_a_wrapper_alone_is_named(self, tmp_path):
+  def test_a_single_wrapped_tensor_is_named(self, tmp_path):
     whole = dict(layout("detector"))
     name = "vision_encoder.backbone.layer_norm.weight"
     whole[f"module.{name}"] = whole.pop(name)
     folder = write_folder(tmp_path / "source", whole)
     refused(folder, tmp_path, rf"module\.{name} .*not a name|{name} is missing")
 
-  def test_one_model_under_two_prefixes(self, tmp_path):
+  def test_a_model_split_over_two_prefixes_is_refused(self, tmp_path):
     whole = {
       ("module." if i % 2 else "") + name: array
       for i, (name, array) in enumerate(layout("detector").items())
@@ -113,7 +113,7 @@ class TestSeveralModels:
       ("student", "teacher", "student"),
     ],
   )
-  def test_the_default_is_the_model_and_said(self, first, second, prefix):
+  def test_default_choice_is_noted(self, first, second, prefix):
     found = chosen(self.two(first, second))
     assert found.prefix == (prefix,)
     other = second if prefix == first else first
@@ -121,26 +121,26 @@ class TestSeveralModels:
     assert chosen(self.two(first, second), key=other).tensors.keys() == layout("detector").keys()
     assert chosen(self.two(first, second), key=other).notes == []
 
-  def test_none_is_more_likely(self):
+  def test_equally_likely_models_need_a_key(self):
     with pytest.raises(ValueError, match=r"holds 2 models: 430 tensors under 'a'.* --key a"):
       chosen(self.two("a", "b"))
 
-  def test_a_key_that_is_not_there(self):
+  def test_unknown_key(self):
     with pytest.raises(ValueError, match="has nothing under the key 'ema'; it has model, b"):
       chosen(self.two("model", "b"), key="ema")
 
-  def test_the_only_one_needs_no_key(self):
+  def test_a_single_model_needs_no_key(self):
     assert chosen({f"ema.{n}": a for n, a in layout("hub").items()}).prefix == ("ema",)
 
-  def test_others_beside_a_prefix_are_refused_without_a_key(self):
+  def test_tensors_outside_the_prefix_are_refused_without_a_key(self):
     whole = {f"model.{n}": a for n, a in layout("detector").items()}
     whole["criterion.empty_weight"] = np.ones(3, np.float32)
-    with pytest.raises(ValueError, match=r"1 tensors .*criterion.empty_weight first; say --key mo"):
+    with pytest.raises(ValueError, match=r"1 tensors .*criterion.empty_weight first; use --key mo"):
       chosen(whole)
     assert chosen(whole, key="model").tensors.keys() == layout("detector").keys()
 
 
-class TestFilesOfTraining:
+class TestTrainingCheckpoints:
   @pytest.mark.parametrize(
     "wrap",
     [
@@ -156,7 +156,7 @@ class TestFilesOfTraining:
     found = select(open_weights(path), "auto", None, str(path))
     assert found.tensors.keys() == layout("meta").keys()
 
-  def test_the_state_of_an_optimizer_is_left_out(self, tmp_path):
+  def test_optimizer_state_alone_is_refused(self, tmp_path):
     state = {0: views({"exp_avg": np.ones(3, np.float32)})}
     path = save(tmp_path / "optimizer.pt", {"state": state, "param_groups": [{"lr": 1}]})
     refused(path, tmp_path, "holds the state of an optimizer and no model")
@@ -164,7 +164,7 @@ class TestFilesOfTraining:
     with pytest.raises(ValueError, match="holds the state of an optimizer and no model"):
       chosen(whole)
 
-  def test_objects_beside_a_model_are_left_out_and_not_imported(self, tmp_path):
+  def test_objects_beside_a_model_are_ignored_and_not_imported(self, tmp_path):
     import argparse
 
     content = {
@@ -176,53 +176,53 @@ class TestFilesOfTraining:
     assert list(open_weights(save(tmp_path / "x.pt", content))) == ["model.a"]
 
 
-class TestShards:
+class TestShardsWithoutIndex:
   @pytest.fixture
   def folder(self, tmp_path):
     folder = write_folder(tmp_path / "source", layout("detector"), shards=3)
     (folder / "model.safetensors.index.json").unlink()
     return folder
 
-  def test_all_are_read_without_an_index(self, folder):
+  def test_all_shards_are_read(self, folder):
     for path in (folder, folder / "model-00002-of-00003.safetensors"):
       weights = find_weights(path)
       assert open_weights(weights).keys() == layout("detector").keys()
       assert len(files_of(weights)) == 3
 
-  def test_a_missing_one_is_named(self, folder, tmp_path):
+  def test_missing_shard_is_named(self, folder, tmp_path):
     (folder / "model-00001-of-00003.safetensors").unlink()
     match = "has 2 of the 3 shards of model; model-00001-of-00003.safetensors is missing"
     refused(folder, tmp_path, match, FileNotFoundError)
     refused(folder / "model-00002-of-00003.safetensors", tmp_path, match, FileNotFoundError)
 
 
-class TestWhatIsGiven:
+class TestOtherFiles:
   @pytest.mark.parametrize(
     ("content", "match"),
     [
       (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d", "Git LFS pointer, not the fi"),
       (b"<!DOCTYPE html><html>not found</html>", "is a web page"),
       (b"  <html>", "is a web page"),
-      (b'{"weight_map": 1}', "is a JSON text"),
-      (b"hello there\n", "is a text"),
+      (b'{"weight_map": 1}', "is a JSON file"),
+      (b"hello there\n", "is a text file"),
       (b"", "is empty or all zero"),
       (bytes(4000), "is empty or all zero"),
       (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
-      (b"\x1f\x8b\x08\x00", "a packed archive; unpack it"),
+      (b"\x1f\x8b\x08\x00", "a compressed archive; unpack it"),
       (b"\x89PNG\r\n\x1a\n", "is an image"),
       (b"\x93NUMPY\x01\x00", "is a NumPy array"),
-      (b"\xde\xad\xbe\xef\x00\x01\x02", "is of no known kind"),
+      (b"\xde\xad\xbe\xef\x00\x01\x02", "is of an unknown kind"),
     ],
   )
-  def test_files_that_are_no_weights(self, tmp_path, content, match):
+  def test_files_that_are_not_weights(self, tmp_path, content, match):
     (tmp_path / "x.pt").write_bytes(content)
-    refused(tmp_path / "x.pt", tmp_path, rf"is no safetensors file, .*{match}")
+    refused(tmp_path / "x.pt", tmp_path, rf"is not a safetensors, PyTorch or Keras file: .*{match}")
 
-  def test_metadata_alone(self, tmp_path):
+  def test_safetensors_header_without_tensors(self, tmp_path):
     save_file({}, tmp_path / "x.safetensors", metadata={"format": "pt"})
     refused(tmp_path / "x.safetensors", tmp_path, "holds no tensors, only a header")
 
-  def test_folders_of_pieces(self, tmp_path):
+  def test_distributed_checkpoints(self, tmp_path):
     folder = tmp_path / "pytorch_model_fsdp_0"
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(b"x")
@@ -230,10 +230,12 @@ class TestWhatIsGiven:
     (folder / "__0_0.distcp").rename(folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     refused(folder, tmp_path, "checkpoint of DeepSpeed, .*zero_to_fp32.py")
 
-  def test_a_folder_of_folders(self, tmp_path):
+  def test_weights_in_subdirectories(self, tmp_path):
     (tmp_path / "run").mkdir()
     write_folder(tmp_path / "run" / "checkpoint-500", {"x": np.ones(1)})
-    refused(tmp_path / "run", tmp_path, r"its folders do \(checkpoint-500\); give one of them")
+    refused(
+      tmp_path / "run", tmp_path, r"its subdirectories do \(checkpoint-500\); give one of them"
+    )
 
   @pytest.mark.parametrize(
     ("name", "dtype", "kind"),
@@ -261,14 +263,14 @@ class TestWhatIsGiven:
     with pytest.raises(ValueError, match=rf"EfficientSAM3 with an? {kind} .* cannot be converted"):
       chosen(whole)
 
-  def test_few_of_the_tensors_are_summed_up(self, tmp_path):
+  def test_missing_tensors_are_summarized_by_part(self, tmp_path):
     whole = {n: a for i, (n, a) in enumerate(layout("detector").items()) if i % 3 == 0}
     folder = write_folder(tmp_path / "source", whole)
     refused(
       folder, tmp_path, r"has few of the tensors .*the image encoder \d+ of \d+, .* give|Give"
     )
 
-  def test_float16_is_noted(self, tmp_path):
+  def test_float16_source_is_noted(self, tmp_path):
     whole = {n: a.astype(np.float16) for n, a in layout("detector").items()}
     notes = []
     convert(

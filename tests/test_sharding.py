@@ -1,4 +1,4 @@
-"""The programs on a mesh: equal to one device, without collectives, with cut parameters too."""
+"""The programs on a mesh: equal to one device, without collectives, and with sharded parameters."""
 
 import subprocess
 import sys
@@ -11,16 +11,16 @@ import jax
 import numpy as np
 import pytest
 import tiny
-import toy
 import tpu_batch
+import training_model
 from jax.sharding import PartitionSpec as P
 from support import QUICK, assert_close, quick
 from tpu_batch import lower_decoder, lower_encoder
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.inference import sharding
+from sam3_jax.inference.programs import Programs
 from sam3_jax.inputs.prompts import pack
-from sam3_jax.model.sam3 import Detector
 from sam3_jax.types import TextEmbedding
 from sam3_jax.utils.param_tree import flatten, nest
 
@@ -53,22 +53,21 @@ def images():
 
 @pytest.fixture(scope="module")
 def alone(tokenizer, images):
-  """What one device makes of it."""
+  """The results of one device."""
   model = model_on(None, tokenizer)
   embedding = model.encode(images)
   return jax.device_get((embedding, model.decode(embedding, PROMPTS, INDEX, max_detections=4)))
 
 
-def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
-  """As `Sam3` and `batch` keep it, for visual prompts that may come."""
-  detector = Detector(tiny.CONFIG, "float32")
+def test_returning_the_trunk_s_map_costs_nothing():
+  """`Sam3` and `batch` keep it for later visual prompts."""
   rows = (
     np.zeros((1, tiny.CONFIG.image_size, tiny.CONFIG.image_size, 3), np.uint8),
     np.ones((1, 2), int),
   )
   costs = []
   for keep in (lambda embedding, features: embedding, lambda *both: both):
-    program: Any = sharding.image_encoder(detector, keep=keep)
+    program: Any = Programs(tiny.CONFIG, "float32", select_image=keep).encode
     compiled = program.lower(tiny.parameters(), *rows).compile(compiler_options=QUICK)
     costs.append([compiled.cost_analysis()[name] for name in ("flops", "bytes accessed")])
   (flops, read), (kept_flops, kept_read) = costs
@@ -76,7 +75,7 @@ def test_encoding_costs_no_more_where_the_trunk_s_map_is_kept():
   assert 0 <= kept_read - read <= 8  # one more pointer in the result
 
 
-def model_on(mesh, tokenizer, rules=sharding.WHOLE):
+def model_on(mesh, tokenizer, rules=sharding.REPLICATED):
   parameters = tiny.parameters()
   return quick(Sam3(tiny.CONFIG, parameters, tokenizer, dtype="float32", mesh=mesh, rules=rules))
 
@@ -87,7 +86,7 @@ def four(mesh, tokenizer):
   return model_on(mesh, tokenizer)
 
 
-def test_a_mesh_equals_one_device(four, images, alone):
+def test_mesh_equals_one_device(four, images, alone):
   """Three images and five prompts, which four devices do not divide."""
   model, before = four, four.compilations
   embedding = model.encode(images)
@@ -102,8 +101,8 @@ def test_a_mesh_equals_one_device(four, images, alone):
 
 
 @pytest.mark.parametrize("masked", [0, 3, 5])
-def test_masks_of_some_prompts(four, alone, masked):
-  """Those above a score, shared out anew: none, fewer than devices, and more."""
+def test_masks_above_min_score(four, alone, masked):
+  """Prompts above a score are sharded again: none, fewer than devices, and more."""
   best = alone[1].scores.max(axis=1)
   limit = (
     float(np.append(np.sort(best)[::-1], 1e-9)[masked - 1 : masked + 1].mean()) if masked else 1.0
@@ -121,12 +120,12 @@ def test_masks_of_some_prompts(four, alone, masked):
 
 @pytest.fixture(scope="module")
 def pairs(tokenizer):
-  """On two groups of two devices, which have one copy of the kernels between them."""
+  """On two groups of two devices, each with one copy of the kernels."""
   mesh = sharding.make_mesh(jax.devices()[:4], model=2)
   return model_on(mesh, tokenizer, sharding.BY_OUTPUTS)
 
 
-def test_cut_parameters_equal_whole_ones(pairs, images, alone):
+def test_sharded_parameters_equal_replicated_ones(pairs, images, alone):
   model = pairs
   kernels = {path: x for path, x in flatten(model.params).items() if path.endswith("fc1/kernel")}
   cut = [x.sharding.shard_shape(x.shape)[-1] * 2 == x.shape[-1] for x in kernels.values()]
@@ -139,8 +138,8 @@ def test_cut_parameters_equal_whole_ones(pairs, images, alone):
 
 
 @pytest.mark.parametrize(("min_score", "programs"), [(0.0, 1), (1e-9, 2)])
-def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, programs):
-  """Two prompts for two groups, and one, for which the second group has nothing to do."""
+def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
+  """Two prompts for two groups, and one prompt, for which the second group computes nothing."""
   before = pairs.compilations
   for rows in ([3, 1], [3]):
     asked = [PROMPTS[i] for i in rows], [INDEX[i] for i in rows]
@@ -154,12 +153,12 @@ def test_two_devices_share_the_work_on_a_prompt(pairs, alone, min_score, program
 def test_visual_prompts(tokenizer_path, images):
   """Of one image, which each device then has, and of several; with cut parameters. 17 prompts,
   which four devices do not divide."""
-  params = nest(toy.parameters() | toy.visual_parameters())
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
+  params = nest(training_model.parameters() | training_model.visual_parameters())
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
   mesh = sharding.make_mesh(jax.devices()[:4], model=2)
-  rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *sharding.WHOLE)
+  rules = ((r"visual/.*/fc1/kernel", P(None, "model")), *sharding.REPLICATED)
   alone, shared = (
-    quick(Sam3(toy.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
+    quick(Sam3(training_model.CONFIG, params, tokenizer, dtype="float32", mesh=mesh, rules=rules))
     for mesh in (None, mesh)
   )
   cut = shared.params["visual"]["decoder"]["two_way"]["layer0"]["mlp"]["fc1"]["kernel"]
@@ -189,15 +188,15 @@ def test_no_collective(mesh):
     assert listing.collectives == []
 
 
-def test_cut_parameters_are_gathered(mesh):
-  """That a collective would be seen, too."""
+def test_sharded_parameters_are_gathered(mesh):
+  """Also shows that the test above would find a collective."""
   pair = sharding.make_mesh(mesh.devices.ravel(), model=2)
   encode, _ = lower_encoder(tiny.CONFIG, np.float32, pair, 1, sharding.BY_OUTPUTS)
   assert {one.kind for one in hlo.read(text_of(encode)).collectives} == {"all-gather"}
 
 
-def test_what_crosses_when_devices_share_a_prompt(mesh):
-  """The tokens, in each fusion layer but the first, and at the end; nothing else."""
+def test_collectives_when_devices_share_a_prompt(mesh):
+  """Gathers the tokens in each fusion layer but the first, and at the end; nothing else."""
   group, config = sharding.make_mesh(mesh.devices.ravel(), model=4), tiny.CONFIG
   _, embedding = lower_encoder(config, np.float32, group, images=1)
   decode = lower_decoder(config, np.float32, group, embedding, prompts=3, most=4, split=True)
@@ -208,7 +207,7 @@ def test_what_crosses_when_devices_share_a_prompt(mesh):
 
 
 def test_no_collective_on_a_tpu():
-  """Compiled for four chips that are not here; at full size by `benchmarks/tpu_batch.py`."""
+  """Compiled for four chips that are not attached; `benchmarks/tpu_batch.py` uses the full size."""
   pytest.importorskip("libtpu", reason="the TPU's compiler")
   program = f"""
     import sys
@@ -232,30 +231,31 @@ def test_no_collective_on_a_tpu():
   assert (run.returncode, run.stdout) == (0, "True []\n" * 2), run.stderr
 
 
-def test_keep_says_what_comes_back(mesh):
-  detector = Detector(tiny.CONFIG)
-  detect = sharding.prompt_decoder(detector, keep=lambda found: (found.scores, found.ids))
+def test_selected_results():
+  programs = Programs(tiny.CONFIG, "float32").selecting(
+    image=lambda embedding, features: embedding,
+    detections=lambda detections: (detections.scores, detections.ids),
+  )
   text = TextEmbedding(np.zeros((1, 4, tiny.CONFIG.width), np.float32), np.ones((1, 4), bool))
   row = np.zeros(1, np.int32)
   prompts = pack([Prompt("a")], np.ones((1, 2)), image=row, first_id=row, text=text)
-  encode = sharding.image_encoder(detector)
   pixels = np.zeros((1, *[tiny.CONFIG.image_size] * 2, 3), np.uint8)
-  embedding = jax.eval_shape(encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
+  embedding = jax.eval_shape(programs.encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
   scores, ids = jax.eval_shape(
-    lambda *given: detect(*given, 3), tiny.parameters(), embedding, prompts
+    lambda *given: programs.prompts.detect(*given, 3), tiny.parameters(), embedding, prompts
   )
   assert scores.shape == ids.shape == (1, 3)
 
 
-def test_meshes_and_rules_that_cannot_be():
+def test_invalid_meshes_and_rules():
   with pytest.raises(ValueError, match="model must divide the number of devices, 8; got 3"):
     sharding.make_mesh(model=3)
   mesh = sharding.make_mesh(model=8)
   assert dict(mesh.shape) == {"data": 1, "model": 8}
-  with pytest.raises(ValueError, match="no rule says where the parameter b goes"):
+  with pytest.raises(ValueError, match="no rule matches the parameter b"):
     sharding.parameter_sharding(mesh, [("a", P())])("b", (8,))
   for shape in ((4, 12), (8,)):
-    with pytest.raises(ValueError, match=r"the parameter a/b, .* cannot be cut .* 8 pieces"):
+    with pytest.raises(ValueError, match=r"cannot shard the parameter a/b, .* over 8 devices"):
       sharding.parameter_sharding(mesh, [("a/.*", P(None, "model"))])("a/b", shape)
   assert sharding.parameter_sharding(mesh, [("a", P("model")), ("a", P())])("a", (8,)).spec == P(
     "model"

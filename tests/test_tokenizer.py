@@ -1,4 +1,4 @@
-"""The tokenizer against Meta's ids and a merge-by-merge oracle; cutting, padding, errors."""
+"""The tokenizer against Meta's ids and a merge-by-merge oracle; truncation, padding, errors."""
 
 import hashlib
 import io
@@ -34,12 +34,12 @@ def test_meta_ids(tokenize):
   np.testing.assert_array_equal(rows, [ids for _, ids in GOLDEN])
 
 
-def test_oracle_meets_meta_ids():
+def test_oracle_equals_meta_ids():
   for text, ids in GOLDEN:
     assert clip_bpe.encode(text, 32) == ids
 
 
-def test_merges_are_the_published_ones():
+def test_merges_equal_the_published_merges():
   lines = "".join(f"{left} {right}\n" for left, right in clip_bpe.merges())
   assert hashlib.sha256(lines.encode()).hexdigest() == clip_bpe.PUBLISHED
 
@@ -50,8 +50,8 @@ def test_attributes_come_from_the_model(tokenize):
   assert tokenize.model == clip_bpe.MODEL.read_bytes()
 
 
-def test_every_entry_is_its_own_encoding(tokenize):
-  """Each entry that ends a word, alone, gives the oracle's ids: nearly always its own id."""
+def test_every_entry_is_encoded_as_by_the_oracle(tokenize):
+  """Each entry that ends a word is encoded as by the oracle, nearly always to its own id."""
   own = 0
   to_byte = {symbol: byte for byte, symbol in clip_bpe.byte_symbols().items()}
   for entry, index in clip_bpe.vocabulary().items():
@@ -67,7 +67,7 @@ def test_every_entry_is_its_own_encoding(tokenize):
 
 
 def _known(text: str) -> bool:
-  """Whether this Python's Unicode tables, the oracle's, have all of it: `regex` has newer ones."""
+  """Whether the oracle's Unicode tables (Python's) know all characters; `regex` has newer ones."""
   return all(unicodedata.category(character) != "Cn" for character in clean(text))
 
 
@@ -82,7 +82,7 @@ def _unicode(rng):
 
 
 def _merges(rng):
-  """Entries cut at another place than their merge's, among neighbours that want the parts."""
+  """Entries split at other positions than their merge, beside parts that merge with neighbours."""
   texts = []
   for _ in range(rng.randint(1, 4)):
     left, right = rng.choice(clip_bpe.merges())
@@ -164,7 +164,7 @@ def test_random_strings(make, count):
     assert row.tolist() == clip_bpe.encode(text, 77), repr(text)
 
 
-def test_no_phrase_and_empty_phrase(tokenize):
+def test_no_phrases_and_empty_phrase(tokenize):
   assert tokenize([]).shape == (0, 32)
   assert tokenize([]).dtype == np.int32
   for blank in ("", " ", "\t\n\u3000", "&nbsp;"):
@@ -173,8 +173,8 @@ def test_no_phrase_and_empty_phrase(tokenize):
 
 
 @pytest.mark.parametrize("words", [29, 30, 31, 200])
-def test_cut(tokenize, words):
-  """30 words fill a row of 32; of more, the first 30 stay, and the end id."""
+def test_truncation(tokenize, words):
+  """30 words fill a context of 32; of longer phrases, 30 tokens and the end id remain."""
   row = tokenize(["cat " * words], truncate=True)[0]
   kept = min(words, 30)
   assert row.tolist() == [START] + [2368] * kept + [END] + [0] * (30 - kept)
@@ -189,7 +189,7 @@ def test_other_contexts(context):
     assert row.tolist() == clip_bpe.encode(phrase, context)
 
 
-def test_cut_inside_a_word(tokenize):
+def test_truncation_inside_a_word(tokenize):
   ids = tokenize.encode("x" * 2000)
   row = tokenize(["x" * 2000], truncate=True)[0]
   assert row[1:31].tolist() == ids[:30]
@@ -197,7 +197,7 @@ def test_cut_inside_a_word(tokenize):
   assert tokenize.encode("x" * 2000, limit=0) == []
 
 
-def test_page_of_text_costs_no_more_than_a_row(tokenize, monkeypatch):
+def test_truncation_of_long_text_is_fast(tokenize, monkeypatch):
   encoded = []
   plain = Tokenizer._encode_word
   monkeypatch.setattr(
@@ -208,7 +208,7 @@ def test_page_of_text_costs_no_more_than_a_row(tokenize, monkeypatch):
 
 
 def test_exclamation_mark_inside_a_word_is_the_padding_id(tokenize):
-  """Id 0 twice over, as in Meta's: the tokenizer does not hide it."""
+  """Id 0 has two meanings, as in Meta's tokenizer."""
   row = tokenize(["?!?!~#"])[0].tolist()
   assert row == clip_bpe.encode("?!?!~#", 32)
   assert tokenize(["!\u0301"])[0, 1] == 0
@@ -235,32 +235,32 @@ def test_clean(text, expected):
 
 
 def test_pickles(tokenize):
-  """Data workers get a copy."""
+  """Data loader workers get a copy."""
   copy = pickle.loads(pickle.dumps(tokenize))
   np.testing.assert_array_equal(copy(["yellow school bus"]), tokenize(["yellow school bus"]))
 
 
 @pytest.mark.parametrize("phrases", ["cat", b"cat"])
-def test_one_string_is_no_sequence(tokenize, phrases):
+def test_single_string_is_rejected(tokenize, phrases):
   with pytest.raises(TypeError, match=r"sequence of strings; write \[.*cat"):
     tokenize(phrases)
 
 
 @pytest.mark.parametrize("phrase", [None, 3, b"cat", ["cat"]])
-def test_phrase_of_another_type(tokenize, phrase):
+def test_phrase_of_wrong_type(tokenize, phrase):
   with pytest.raises(TypeError, match="a phrase must be a str, got"):
     tokenize(["dog", phrase])
 
 
 @pytest.mark.parametrize("context", [-1, 0, 1])
-def test_no_room(context):
+def test_context_too_small(context):
   with pytest.raises(ValueError, match="context must be at least 2"):
     Tokenizer(clip_bpe.MODEL, context=context)
 
 
 def test_missing_model(tmp_path):
   for path in (tmp_path / "tokenizer.model", tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"is no file; a tokenizer.model was expected"):
+    with pytest.raises(FileNotFoundError, match=r"is not a file; give the tokenizer.model"):
       Tokenizer(path)
 
 
@@ -269,14 +269,14 @@ def test_damaged_model(tmp_path, data, capfd):
   path = tmp_path / "tokenizer.model"
   path.write_bytes(data)
   for source, name in ((path, str(path)), (data, "the given bytes")):
-    with pytest.raises(ValueError, match="is no SentencePiece model, or a damaged one") as error:
+    with pytest.raises(ValueError, match="is not a SentencePiece model, or is damaged") as error:
       Tokenizer(source)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
   assert capfd.readouterr().err == ""
 
 
-def _foreign_model() -> bytes:
+def _other_vocabulary() -> bytes:
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(["a cat and a dog", "a bus and a car"]),
@@ -290,12 +290,13 @@ def _foreign_model() -> bytes:
 
 def test_model_of_another_vocabulary():
   model = clip_bpe.MODEL.read_bytes()
-  for foreign in (_foreign_model(), model[: 20 * 1000], model.replace("\ue041".encode(), b"abc")):
+  others = (_other_vocabulary(), model[: 20 * 1000], model.replace("\ue041".encode(), b"abc"))
+  for other in others:
     with pytest.raises(ValueError, match=r"not of CLIP's vocabulary|damaged"):
-      Tokenizer(foreign)
+      Tokenizer(other)
 
 
-def test_a_trimmed_vocabulary_keeps_the_first_merges(tokenize):
+def test_trimmed_vocabulary_keeps_the_first_merges(tokenize):
   small = Tokenizer(tokenizer.trim(clip_bpe.MODEL.read_bytes(), 4098))
   assert (small.vocabulary, small.start, small.end) == (4098, 4096, 4097)
   assert len(small.model) < 100_000
@@ -310,8 +311,8 @@ def test_a_trimmed_vocabulary_keeps_the_first_merges(tokenize):
 
 
 @pytest.mark.parametrize("entries", [0, 513, 49409])
-def test_a_trimmed_vocabulary_has_bounds(entries):
-  with pytest.raises(ValueError, match=f"514 to 49,408; not {entries:,}"):
+def test_trimmed_vocabulary_size_has_bounds(entries):
+  with pytest.raises(ValueError, match=f"514 to 49,408; got {entries:,}"):
     tokenizer.trim(clip_bpe.MODEL.read_bytes(), entries)
 
 
@@ -319,7 +320,7 @@ LONG = "cat " * 31
 EMPTY = ("", " ", "\t\n\u3000", "&nbsp;", "\0\x1b\x07", "\u200b\u202e", "\ufeff")
 
 
-def test_long_phrases_are_refused_unless_cutting_is_asked_for(tokenize):
+def test_long_phrases_are_rejected_unless_truncated(tokenize):
   for phrase in (LONG, "cat " * 10_000, "x" * 2000):
     with pytest.raises(ValueError, match=r"phrase '.* has .*, and at most 30 .*Use a short noun"):
       tokenize(["dog", phrase])
@@ -341,6 +342,6 @@ def test_empty_phrases(tokenize, phrase):
     tokenize.check([phrase])
 
 
-def test_phrases_that_are_no_text(tokenize):
-  assert "no text in UTF-8" in tokenize.fault("caf\udce9")
+def test_phrases_with_undecodable_bytes(tokenize):
+  assert "not valid UTF-8" in tokenize.fault("caf\udce9")
   assert phrase_fault("caf\u00e9 \N{CAT FACE} !") == ""

@@ -1,4 +1,4 @@
-"""PyTorch's files: read as written, and everything hostile refused in one line."""
+"""PyTorch's files are read as written; damaged and hostile ones are refused in one line."""
 
 import collections
 import os
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layouts import TOKENIZER, layout
-from sam3_jax.converters import convert, find_weights
+from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.readers.pickles import MAX_BYTES, read_pickle
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import select
+from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.wrappers import find_candidates
 from test_convert import assert_tree, converted, refused
 from tiny import CONFIG, meta_weights
@@ -26,7 +27,7 @@ SCALE = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
 
 @pytest.fixture(scope="module")
 def sam3(tmp_path_factory):
-  """sam3.pt of the tiny model, RoPE tables included."""
+  """sam3.pt of the tiny model, with RoPE tables."""
   arrays = layout("meta") | meta.rope_tables(CONFIG)
   return save_arrays(tmp_path_factory.mktemp("torch") / "sam3.pt", arrays)
 
@@ -57,7 +58,7 @@ def test_views_of_a_storage(tmp_path):
     "columns": View(base, "0", (3, 2), (1, 3), 12),  # transposed
     "tied": View(base, "0", (2, 3), (3, 1), 6),
     "sparse": View(base, "0", (3,), (2,), 18),
-    "kept": View(base, "0", (1, 2), (99, 1), 0),  # the stride of an axis of 1 means nothing
+    "kept": View(base, "0", (1, 2), (99, 1), 0),  # the stride of an axis of size 1 is ignored
   }
   found = open_torch(save(tmp_path / "x.pt", content))
   np.testing.assert_array_equal(found["rows"].read(), base[6:12].reshape(2, 3))
@@ -68,7 +69,7 @@ def test_views_of_a_storage(tmp_path):
   assert not found["rows"].read().flags.writeable
 
 
-def test_sam3_pt_gives_the_tree_made_by_hand(sam3, tmp_path):
+def test_sam3_pt_gives_the_expected_tree(sam3, tmp_path):
   bundle = converted(sam3, tmp_path / "out", config=CONFIG)
   assert_tree(bundle.params, points=True)
   assert bundle.info["source"] == "sam3.pt, 623 tensors in the layout meta"
@@ -92,26 +93,26 @@ def test_sam3_pt_gives_the_tree_made_by_hand(sam3, tmp_path):
     },
   ],
 )
-def test_flat_or_nested_or_of_training(tmp_path, wrap):
+def test_state_dicts_and_training_checkpoints(tmp_path, wrap):
   path = save(tmp_path / "x.pt", wrap(views(meta_weights())))
   found = select(open_torch(path), "auto", None, str(path))
   assert found.tensors.keys() == meta_weights().keys()
 
 
-def test_prefixes_of_image_models_and_of_several_gpus():
+def test_prefixes_of_image_models_and_ddp():
   for prefix in ("module.detector.", "module.", ""):
     names = {prefix + name.removeprefix("detector.") for name in meta_weights()}
     (found,) = find_candidates("meta", names)
     assert {meta.canonical(name) for name in found.names.values()} == meta_weights().keys()
 
 
-def test_checkpoints_of_hugging_faces_names(tmp_path):
+def test_huggingface_names_without_configuration(tmp_path):
   path = save(tmp_path / "pytorch_model.bin", views(layout("detector")))
-  with pytest.raises(ValueError, match="trunk 64 wide with 4 blocks do not tell its heads"):
+  with pytest.raises(ValueError, match="trunk 64 wide with 4 blocks do not determine its heads"):
     convert(path, tmp_path / "out", tokenizer=TOKENIZER)
 
 
-def test_attributes_of_dictionaries_are_left_alone(tmp_path):
+def test_attributes_of_dictionaries_are_ignored(tmp_path):
   content = views({"a": np.ones(3, np.float32)})
   content._metadata = collections.OrderedDict(version=1)  # as state_dict() has it
   assert list(open_torch(save(tmp_path / "x.pt", content))) == ["a"]
@@ -121,7 +122,7 @@ def test_attributes_of_dictionaries_are_left_alone(tmp_path):
 
 
 class Calls:
-  """Pickles as a call."""
+  """Pickles as a function call."""
 
   def __init__(self, function, *arguments):
     self.function, self.arguments = function, arguments
@@ -132,7 +133,7 @@ class Calls:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("bare", [False, True])
-def test_a_pickle_that_calls_something_is_refused_by_name(tmp_path, protocol, bare):
+def test_function_calls_are_refused_by_name(tmp_path, protocol, bare):
   victim = tmp_path / "victim"
   content = {"model": {"a": Calls(os.system, f"touch {victim}")}}
   path = tmp_path / "sam3.pt"
@@ -141,7 +142,7 @@ def test_a_pickle_that_calls_something_is_refused_by_name(tmp_path, protocol, ba
   else:
     write(path, {"data.pkl": pickle.dumps(content, protocol)})
   named = protocol >= 2
-  refused(path, tmp_path, "posix.system" if named else "cannot be used|no safetensors file")
+  refused(path, tmp_path, "posix.system" if named else "cannot be used|not a safetensors")
   assert not victim.exists()
 
 
@@ -155,14 +156,14 @@ def test_a_pickle_that_calls_something_is_refused_by_name(tmp_path, protocol, ba
     (bytearray, "bytearray"),
   ],
 )
-def test_every_other_global_is_refused(tmp_path, function, name):
+def test_unknown_globals_are_refused(tmp_path, function, name):
   for protocol in (2, 4):
     write(tmp_path / "x.pt", {"data.pkl": pickle.dumps(Calls(function, "1"), protocol)})
     with pytest.raises(ValueError, match=f"asks for .*({name}).*it was not called"):
       open_torch(tmp_path / "x.pt")
 
 
-DOUBLED = b")" + b"".join(b"\x94h%c\x86" % i for i in range(100))  # whose repr never ends
+DOUBLED = b")" + b"".join(b"\x94h%c\x86" % i for i in range(100))  # its repr has 2**100 parts
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0aN%stQ"
 TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % b"K\x01" + b"K\0%s)tR."
 
@@ -180,19 +181,19 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % b"K\x01" + b"K\0%s)
     (b"\x80\x02cos\nsystem\n(S'id'\ntR.", "asks for 'os.system'"),
     (b"\x80\x02(ios\nsystem\n.", "asks for 'os.system'"),
     (b"\x80\x02c" + b"a" * 2000 + b"\nb\n.", "is truncated"),
-    (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls torch.FloatStorage, which is no function"),
+    (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls torch.FloatStorage, which is not a function"),
     (b"\x80\x02ccollections\nOrderedDict\n]\x85R.", "fills an OrderedDict"),
     (b"\x80\x02ccollections\nOrderedDict\n}b.", "sets attributes of a Global"),
     (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", "damaged"),
-    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x01))K\x01K\x01tR.", "no storage"),
-    (b"\x80\x02ctorch._utils\n_rebuild_parameter\nK\x01\x85R.", "no tensor"),
+    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x01))K\x01K\x01tR.", "not a storage"),
+    (b"\x80\x02ctorch._utils\n_rebuild_parameter\nK\x01\x85R.", "not a tensor"),
     (b"\x80\x02K\x01Q.", "refers to 1 where a storage"),
     (b"\x80\x02(K\x01K\x01K\x01K\x01K\x01tQ.", "refers to 1 where a storage"),
-    (b"\x80\x02})K\x01s.", "has a tuple for a key"),
+    (b"\x80\x02})K\x01s.", "has a key of type tuple"),
     (b"\x80\x02}(K\x01NK\x01Nu.", "1 is there twice"),
     (b"\x80\x02}(K\x01u.", "damaged"),
     (b"\x80\x02)K\x01a.", "damaged"),
-    (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "it holds a int"),  # a memo of 2**31, at no cost
+    (b"\x80\x02K\x01r\xff\xff\xff\x7f.", "it holds an int"),  # a memo index of 2**31
     (DOUBLED + b"Q.", r"refers to \(\(\(.* where a storage"),
     (b"(" + DOUBLED + b"K\x01K\x01K\x01K\x01tQ.", r"refers to \(\(\(.* where a storage"),
     (DOUBLED + b"\x8c\x01a\x93.", "damaged"),
@@ -202,7 +203,7 @@ TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % b"K\x01" + b"K\0%s)
     (TENSOR % DOUBLED, r"has the size \(\(\("),
   ],
 )
-def test_pickles_that_are_damaged_or_worse(tmp_path, data, match):
+def test_damaged_and_hostile_pickles(tmp_path, data, match):
   write(tmp_path / "x.pt", {"data.pkl": data})
   tracemalloc.start()
   with pytest.raises(ValueError, match=match) as caught:
@@ -210,11 +211,11 @@ def test_pickles_that_are_damaged_or_worse(tmp_path, data, match):
   _, peak = tracemalloc.get_traced_memory()
   tracemalloc.stop()
   assert "\n" not in str(caught.value)
-  assert peak < 1_000_000  # measured 0.1 million: nothing is allocated on a pickle's word
+  assert peak < 1_000_000  # measured 0.1 million: a pickle cannot ask for memory
 
 
-def test_a_pickle_of_endless_depth(tmp_path):
-  """Python's hash, repr and deletion of such a tuple must not be reached, or must bear it."""
+def test_deeply_nested_pickle(tmp_path):
+  """hash and repr of such a tuple would exceed the recursion limit."""
   for end, match in (
     (b".", "it holds a tuple, not a dictionary"),
     (b"Q.", r"refers to \(\(\(\(\(\(\(\.\.\.\),"),
@@ -225,19 +226,19 @@ def test_a_pickle_of_endless_depth(tmp_path):
       open_torch(tmp_path / "x.pt")
 
 
-def test_a_pickle_that_is_too_large():
+def test_a_pickle_over_the_size_limit():
   with pytest.raises(ValueError, match="larger than"):
     read_pickle(b"N" * (MAX_BYTES + 1))
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, 2**63, None, "3"])
-def test_sizes_that_are_none(tmp_path, size):
+def test_invalid_sizes(tmp_path, size):
   for view in (
     View(np.ones(3, np.float32), "0", (size,), (1,)),
     View(np.ones(3, np.float32), "0", (3,), (size,)),
     View(np.ones(3, np.float32), "0", (3,), (1,), size),
   ):
-    with pytest.raises(ValueError, match=r"has the size .*; expected a whole number"):
+    with pytest.raises(ValueError, match=r"has the size .*; expected an integer of 0 or more"):
       open_torch(save(tmp_path / "x.pt", {"a": view}))
 
 
@@ -253,7 +254,7 @@ def test_sizes_that_are_none(tmp_path, size):
     ({"a": ((3,), (1,), 0), "b": ((2,), (1,), 0)}, "overlap in storage 0"),
   ],
 )
-def test_views_that_overlap_or_leave_their_storage(tmp_path, views_of_0, match):
+def test_views_that_overlap_or_exceed_their_storage(tmp_path, views_of_0, match):
   base = np.ones(3, np.float32)
   content = {name: View(base, "0", *view) for name, view in views_of_0.items()}
   with pytest.raises(ValueError, match=match):
@@ -263,15 +264,15 @@ def test_views_that_overlap_or_leave_their_storage(tmp_path, views_of_0, match):
 @pytest.mark.parametrize(
   ("content", "match"),
   [
-    (3, "it holds a int, not a dictionary"),
+    (3, "it holds an int, not a dictionary"),
     ({}, "it holds no model"),
     ({"weights": {}, "x": 1}, "it holds no model: it has no tensors, but 'weights', 'x'"),
     ({"model": {"a": {"b": 1}}}, "it holds no model: it has no tensors, but 'model'"),
     ({"optimizer": {"a": View(np.ones(1, np.float32), "0")}}, "state of an optimizer and no mode"),
-    ({"a\nb": View(np.ones(1, np.float32), "0")}, r"'a\\nb' is no name of a tensor"),
+    ({"a\nb": View(np.ones(1, np.float32), "0")}, r"'a\\nb' is not a valid tensor name"),
   ],
 )
-def test_contents_that_are_no_model(tmp_path, content, match):
+def test_contents_without_a_model(tmp_path, content, match):
   with pytest.raises(ValueError, match=match) as caught:
     open_torch(save(tmp_path / "x.pt", content))
   assert "\n" not in str(caught.value)
@@ -283,13 +284,13 @@ def test_contents_that_are_no_model(tmp_path, content, match):
     ({"data/0": b"123"}, "the storage of a takes 3 bytes; expected 12 for 3 of float32"),
     ({"byteorder": b"big"}, "not little-endian"),
     ({"constants.pkl": b""}, "TorchScript"),
-    ({"../../escape": b"x"}, "would lie outside of its folder"),
-    ({"..\\escape": b"x"}, "would lie outside of its folder"),
-    ({"a\nb": b"x"}, "is no name"),
+    ({"../../escape": b"x"}, "would be outside of its folder"),
+    ({"..\\escape": b"x"}, "would be outside of its folder"),
+    ({"a\nb": b"x"}, "is not a valid tensor name"),
     ({"more/data.pkl": b"x"}, "a zip archive without PyTorch's data.pkl"),
   ],
 )
-def test_archives_with_other_files(tmp_path, changes, match):
+def test_invalid_archives(tmp_path, changes, match):
   path = save(tmp_path / "x.pt", views({"a": np.ones(3, np.float32)}), **changes)
   refused(path, tmp_path, match)
 
@@ -319,7 +320,7 @@ def test_a_zip_bomb(tmp_path):
     tracemalloc.stop()
 
 
-def test_storages_that_share_their_bytes(tmp_path):
+def test_storages_that_share_bytes(tmp_path):
   arrays = {"a": np.ones(3, np.float32), "b": np.ones(3, np.float32)}
   path = save(tmp_path / "x.pt", views(arrays))
   content = bytearray(path.read_bytes())
@@ -331,7 +332,7 @@ def test_storages_that_share_their_bytes(tmp_path):
   refused(path, tmp_path, "overlaps what follows it")
 
 
-def test_a_file_that_changed_since_its_checksum(tmp_path):
+def test_checksum_mismatch_is_found(tmp_path):
   path = save_arrays(tmp_path / "x.pt", meta_weights())
   content = bytearray(path.read_bytes())
   with zipfile.ZipFile(path) as archive:
@@ -341,17 +342,17 @@ def test_a_file_that_changed_since_its_checksum(tmp_path):
   refused(path, tmp_path, f"{SCALE} in .* differs from its checksum", config=CONFIG)
 
 
-def test_truncated_anywhere(sam3, tmp_path):
+def test_truncation_at_any_length_is_refused(sam3, tmp_path):
   path = tmp_path / "sam3.pt"
   path.write_bytes(sam3.read_bytes())
   lengths = [0, 3, 4, 30, *np.random.default_rng(0).integers(31, path.stat().st_size, 100)]
   for length in sorted(lengths, reverse=True):
     os.truncate(path, int(length))
-    refused(path, tmp_path, "is truncated or damaged|is no safetensors file")
+    refused(path, tmp_path, "is truncated or damaged|is not a safetensors")
 
 
-def test_the_test_writes_what_torch_writes():
-  """Opcodes of torch.save({"a": torch.ones(2)}) of torch 2.14, by hand."""
+def test_torch_archive_writes_the_opcodes_of_torch_save():
+  """Checked by hand against torch.save({"a": torch.ones(2)}) of torch 2.14."""
   data = pickled({"a": View(np.ones(2, np.float32), "0")})
   for part in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"cpuq"):
     assert part in data

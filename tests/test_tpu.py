@@ -6,7 +6,7 @@ import re
 import hlo
 import jax
 import pytest
-import toy
+import training_model
 
 from sam3_jax.config import RELEASED
 from sam3_jax.inference import aot
@@ -28,7 +28,7 @@ def compiled(request, tokenizer_path):
   )
   tokenizer = Tokenizer(tokenizer_path, context=RELEASED.text.context)
   model = Sam3(RELEASED, params, tokenizer, dtype="bfloat16")
-  lowered = aot.lowered(model, images=[1], prompts=[PROMPTS])
+  lowered = aot.lowered(model.programs, model.params, images=[1], prompts=[PROMPTS])
   return [program.compile() for program in lowered.values()]
 
 
@@ -37,13 +37,15 @@ def test_float32_products_take_all_passes(tokenizer_path, dtype):
   """Of a small model: all its products in float32; in bfloat16 those of boxes and scores alone."""
   place = jax.sharding.SingleDeviceSharding(aot.described_tpu(CHIPS[0]))
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), parameter_shapes(toy.CONFIG)
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place),
+    parameter_shapes(training_model.CONFIG),
   )
-  tokenizer = Tokenizer(tokenizer_path, context=toy.CONFIG.text.context)
-  model = Sam3(toy.CONFIG, params, tokenizer, dtype=dtype)
+  tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
+  model = Sam3(training_model.CONFIG, params, tokenizer, dtype=dtype)
   wide = r"/(BoxBias|layers\.step/Mlp|query_project|neck/level[01]/dot_general)\b"
   found = set()
-  for lowered in aot.lowered(model, images=[1], phrases=[1], prompts=[1]).values():
+  one = {"images": [1], "phrases": [1], "prompts": [1]}
+  for lowered in aot.lowered(model.programs, model.params, **one).values():
     for line in lowered.compile().as_text().splitlines():
       if re.search(r" (convolution|dot)\(", line):
         exact = dtype == "float32" or re.search(wide, line) is not None

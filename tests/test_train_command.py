@@ -1,197 +1,36 @@
-"""`sam3-jax train`: configurations read and refused, faults in one line, files to a bundle."""
+"""`sam3-jax train`: from files to a bundle, and errors in one line."""
 
 import dataclasses
 import functools
 import json
-import math
 import re
 
 import jax
 import numpy as np
 import pytest
-import toy
+import training_model
 from PIL import Image
 from support import QUICK
 from test_loop import TOKENIZER, stand_in
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.cli.main import main
-from sam3_jax.config import LiteTextConfig, TextConfig
 from sam3_jax.inputs.tokenizer import Tokenizer
-from sam3_jax.training import log, loop, sharding, step
+from sam3_jax.training import log, sharding, step, trainer
 from sam3_jax.training import run as command
-from sam3_jax.training.config import TrainConfig, completed, differences, overlaid, read
+from sam3_jax.training.config import TrainConfig
 from sam3_jax.utils.param_tree import flatten, nest
 
-START = {"model": toy.CONFIG.to_dict()}
-
-
-# Configurations.
-
-
-def test_a_file_names_only_what_differs(tmp_path):
-  (tmp_path / "run.toml").write_text(
-    'checkpoint = "sam3-tiny"\nsteps = 20\nlora = {rank = 4}\n'
-    "[optimizer]\nlearning_rate = 1\nmultipliers = {'trunk/.*' = 0.5, 'text/.*' = 0}\n"
-    "[data]\nbatch = 2\n"
-  )
-  found = TrainConfig.from_dict(read(tmp_path / "run.toml"))
-  assert found.steps == 20
-  assert found.lora.rank == 4
-  assert found.lora.kernels == TrainConfig(checkpoint="a").lora.kernels
-  assert found.optimizer.multipliers == (("trunk/.*", 0.5), ("text/.*", 0.0))
-  assert found.optimizer.learning_rate == 1.0
-  assert isinstance(found.optimizer.learning_rate, float)
-  (tmp_path / "run.json").write_text(json.dumps(found.to_dict()))
-  assert TrainConfig.from_dict(read(tmp_path / "run.json")) == found
-
-
-def test_models_and_scenes_are_read():
-  values = START | {"scenes": {"count": 5, "size": [96, 64], "styles": ["noto"]}}
-  found = TrainConfig.from_dict(values)
-  assert found.model == toy.CONFIG
-  assert found.scenes is not None
-  assert found.scenes.size == (96, 64)
-  assert found.scenes.styles == ("noto",)
-  assert TrainConfig.from_dict(found.to_dict()) == found
-  # A model may leave out what is as released.
-  assert TrainConfig.from_dict({"model": {"queries": 10}}).model.queries == 10
-  for text in (TextConfig(layers=2), LiteTextConfig(layers=4, mixers=True)):
-    values = {"model": {"text": dataclasses.asdict(text)}}
-    assert TrainConfig.from_dict(values).model.text == text
-
-
-@pytest.mark.parametrize(
-  ("values", "pattern"),
-  [
-    (START, ".*"),
-    ({"checkpoint": "a"}, r"(?!trunk/|text/).*"),
-    ({"checkpoint": "a", "train": "neck/.*"}, "neck/.*"),
-  ],
-)
-def test_what_is_trained_by_default(values, pattern):
-  assert TrainConfig.from_dict(values).trained == pattern
-
-
-def test_low_rank_factors_are_trained_alone_by_default():
-  pattern = TrainConfig.from_dict({"checkpoint": "a", "lora": {"rank": 1}}).trained
-  assert not any(re.fullmatch(pattern, path) for path in toy.parameters())
-
-
-@pytest.mark.parametrize(
-  ("values", "message"),
-  [
-    ({}, "give either checkpoint (--checkpoint sam3-tiny), to start from its parameters, or model"),
-    (START | {"checkpoint": "a"}, "give either checkpoint"),
-    (START | {"image_size": 48}, "image_size and window belong into model"),
-    (START | {"step": 3}, "step is no field of a training configuration; did you mean steps?"),
-    (START | {"lossless": {}}, "lossless is no field of a training configuration; did you mean lo"),
-    (START | {"sparkle": 3}, "sparkle is no field of a training configuration; TrainConfig has ch"),
-    (
-      START | {"optimizer": {"lr": 1.0}},
-      "optimizer.lr is no field of a training configuration; Op",
-    ),
-    (START | {"optimizer": {"lerning_rate": 1.0}}, "configuration; did you mean learning_rate?"),
-    (START | {"optimizer": 3}, "optimizer must be a table with the fields of OptimizerConfig"),
-    (START | {"steps": "many"}, "steps must be of type int; got 'many'."),
-    (START | {"steps": True}, "steps must be of type int; got True."),
-    (START | {"steps": 0}, "steps must be 1 or more; got 0."),
-    (START | {"average": 1.0}, "average must be in [0, 1); got 1.0."),
-    (START | {"dtype": "half"}, "dtype must be one of auto, float32, bfloat16; got 'half'."),
-    (START | {"objective": "x"}, "objective must be one of detection, dense, visual; got 'x'."),
-    (START | {"objective": "dense", "masked": 1}, "masked and losses belong to the objective det"),
-    (
-      START | {"dense": {"objects": 4}},
-      "dense has the weights of the objective dense, but the obj",
-    ),
-    (START | {"objective": "dense", "dense": {"inside": 0}}, "dense.inside must be in (0, 1]"),
-    (START | {"objective": "dense", "losses": {"box_weight": 1}}, "masked and losses belong to"),
-    (START | {"best": "ap"}, "best must be one of il_mcc, cgf1, "),
-    (START | {"scenes": {"count": 0}}, "scenes.count must be 1 or more; got 0."),
-    (START | {"scenes": {"absent": math.nan}}, "scenes.absent must be a finite number; got nan."),
-    (START | {"scenes": {"absent": -1}}, "scenes.absent must be 0 or more; got -1.0."),
-    (START | {"scenes": {"mixed": 2}}, "scenes.mixed must be in [0, 1]; got 2.0."),
-    (START | {"scenes": {"styles": ["twemoji"]}}, "scenes.styles may name noto, noto-v1, fluent"),
-    (START | {"scenes": {"size": [20, 640]}}, "scenes.size, height and width, must be 64 or more"),
-    (START | {"train": "("}, "train: '(' is no regular expression"),
-    (START | {"accumulate": 3}, "a batch of 8 images cannot be cut into 3 microbatches"),
-    (START | {"lora": {"rank": -1}}, "lora.rank must be 1 or more"),
-    (START | {"lora": {"scale": math.inf}}, "lora.scale must be a finite number; got inf."),
-    (START | {"data": {"seed": -1}}, "data.seed must be a whole number from 0; got -1."),
-    (START | {"losses": {"box_weight": -1}}, "losses.box_weight must be 0 or more; got -1.0."),
-    (START | {"optimizer": {"multipliers": 3}}, "optimizer.multipliers must be a list; got 3."),
-    (
-      START | {"optimizer": {"multipliers": [["a", 1, 2]]}},
-      "optimizer.multipliers[0] must have 2 values",
-    ),
-    ({"model": {"width": 3}}, "width 3 must be a multiple of the heads"),
-    ({"model": {"trunk": {"stem": [{"stride": 2}]}}}, "model.trunk.stem[0]: "),
-  ],
-)
-def test_bad_configurations_are_refused(values, message):
-  with pytest.raises(ValueError, match=re.escape(message)) as caught:
-    TrainConfig.from_dict(values)
-  assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-  ("name", "content", "message"),
-  [
-    ("a.toml", "steps = ", "is not readable toml"),
-    ("a.json", "{", "is not readable json"),
-    ("a.json", "[1]", "must hold one object with fields such as steps"),
-    ("a.json", "\xff", "must hold|not readable"),
-  ],
-)
-def test_files_that_are_no_configuration_are_refused(tmp_path, name, content, message):
-  (tmp_path / name).write_text(content, encoding="latin-1")
-  with pytest.raises(ValueError, match=message):
-    read(tmp_path / name)
-
-
-def test_a_missing_file_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"there is no configuration .*none\.toml"):
-    read(tmp_path / "none.toml")
-
-
-def test_options_stand_over_the_file(tmp_path):
-  values = {"steps": 3, "data": {"batch": 2, "seed": 1}}
-  typed = {"steps": None, "data.batch": 4, "images": tmp_path, "lora.rank": 0, "train": None}
-  assert overlaid(values, typed) == {
-    "steps": 3, "data": {"batch": 4, "seed": 1}, "images": str(tmp_path), "lora": {"rank": 0},
-  }  # fmt: skip
-  assert values == {"steps": 3, "data": {"batch": 2, "seed": 1}}
-
-
-def test_configurations_of_earlier_versions_are_completed():
-  """A field that came later has its default; styles left open are all of them, as they were."""
-  values = START | {"objective": "dense", "dense": {"objects": 3}, "scenes": {"count": 5}}
-  now = TrainConfig.from_dict(values).to_dict()
-  then = {name: value for name, value in now.items() if name != "best"}
-  then["scenes"] = now["scenes"] | {"styles": []}
-  then["dense"] = {"objects": 3}
-  assert completed(then) == now
-  assert TrainConfig.from_dict(then).dense.objects == 3
-  for other in ({"unknown": 1}, {}, None, 3):
-    assert completed(other) == other
-
-
-def test_differences_name_fields():
-  old = {"a": 1, "b": {"c": 2, "d": 3}, "e": None}
-  assert differences(old, old) == []
-  assert differences(old, {"a": 1, "b": {"c": 3, "d": 3}, "f": 1}) == ["b.c", "f"]
-
-
-# The command.
+START = {"model": training_model.CONFIG.to_dict()}
 
 
 @pytest.fixture
 def files(tmp_path):
-  """A checkpoint of the toy model, and two images with a square each."""
+  """A checkpoint of the training model, and two annotated images with a square each."""
   info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
   folder = tmp_path / "toy"
-  params = nest(toy.parameters() | toy.visual_parameters())
-  checkpoint.save(folder, params, toy.CONFIG, TOKENIZER.read_bytes(), info=info)
+  params = nest(training_model.parameters() | training_model.visual_parameters())
+  checkpoint.save(folder, params, training_model.CONFIG, TOKENIZER.read_bytes(), info=info)
   images = tmp_path / "images"
   images.mkdir()
   entries, found = [], []
@@ -220,9 +59,15 @@ def files(tmp_path):
       {
         "steps": 3,
         "save_every": 2,
-        "train": "decoder/norm/.*",
+        "trainable": "decoder/norm/.*",
         "evaluate_every": 2,
-        "data": {"batch": 2, "prompts": 2, "present": 1, "objects": 2, "ahead": 0},
+        "data": {
+          "batch_size": 2,
+          "prompts_per_image": 2,
+          "present_prompts": 1,
+          "max_objects": 2,
+          "prefetch": 0,
+        },
       }
     )
   )
@@ -231,8 +76,10 @@ def files(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-  monkeypatch.setattr(loop, "make_step", stand_in)
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
+  monkeypatch.setattr(trainer, "make_step", stand_in)
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+  )
 
 
 def typed(files, *more):
@@ -244,7 +91,7 @@ def typed(files, *more):
 
 
 def assert_refused(files, capsys, more, message):
-  """One line, status 2, nothing written."""
+  """Checks for one line, status 2 and no written file."""
   before = set(files.rglob("*"))
   assert main(typed(files, *more)) == 2
   error = capsys.readouterr().err
@@ -254,25 +101,25 @@ def assert_refused(files, capsys, more, message):
   assert set(files.rglob("*")) == before
 
 
-def test_files_to_a_bundle(files, quick, capsys):
+def test_training_from_files_to_a_bundle(files, quick, capsys):
   assert main(typed(files)) == 0
   assert capsys.readouterr().out == f"{files / 'out' / 'final'}: the trained checkpoint\n"
   bundle = checkpoint.load(files / "out" / "final")
-  assert bundle.info["source"] == "3 steps of sam3-jax train from toy parameters"
+  assert bundle.info["source"] == "3 steps of sam3-jax train from training_model parameters"
   assert bundle.info["licence"] == "CC0-1.0"
   visual = flatten(jax.device_get(bundle.params["visual"]), "visual/")
-  assert visual.keys() == toy.visual_parameters().keys()
-  for path, array in toy.visual_parameters().items():
+  assert visual.keys() == training_model.visual_parameters().keys()
+  for path, array in training_model.visual_parameters().items():
     np.testing.assert_array_equal(visual[path], array, err_msg=path)
   assert len(log.read_metrics(files / "out" / "metrics.jsonl")) == 3
   used = json.loads((files / "out" / "config.json").read_text())["config"]
-  assert used["data"]["image_size"] == toy.CONFIG.image_size
-  assert used["data"]["mask_size"] == toy.CONFIG.mask_size
-  # The same again has nothing to do; another run is refused.
+  assert used["data"]["image_size"] == training_model.CONFIG.image_size
+  assert used["data"]["mask_size"] == training_model.CONFIG.mask_size
+  # The same command has nothing left to do; another run is refused.
   assert main(typed(files, "--quiet")) == 0
   assert capsys.readouterr().out == ""
   assert main(typed(files, "--steps", "5")) == 2
-  assert "holds a run that differs in steps; " in capsys.readouterr().err
+  assert "has a run that differs in steps; " in capsys.readouterr().err
 
 
 def test_check_reads_all_data_and_writes_nothing(files, capsys):
@@ -288,7 +135,7 @@ def test_check_reads_all_data_and_writes_nothing(files, capsys):
   assert set(files.rglob("*")) == before
 
 
-def test_a_run_with_corrected_annotations_is_not_resumed(files, quick, capsys):
+def test_changed_annotations_are_not_resumed(files, quick, capsys):
   assert main(typed(files, "--quiet")) == 0
   content = json.loads((files / "data.json").read_text())
   content["annotations"].pop()
@@ -299,13 +146,15 @@ def test_a_run_with_corrected_annotations_is_not_resumed(files, quick, capsys):
   assert error.count("\n") == 1
 
 
-def test_the_real_step_on_cells_in_microbatches(files, monkeypatch):
+def test_dense_pretraining_with_gradient_accumulation(files, monkeypatch):
   run = json.loads((files / "run.json").read_text())
-  run |= {"objective": "dense", "accumulate": 2, "steps": 2, "evaluate_every": 0}
+  run |= {"objective": "dense", "gradient_accumulation_steps": 2, "steps": 2, "evaluate_every": 0}
   (files / "run.json").write_text(json.dumps(run))
-  monkeypatch.setattr(loop, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp))
+  monkeypatch.setattr(
+    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
+  )
   quickly = functools.partial(step.make_step, compiler_options=QUICK)
-  monkeypatch.setattr(loop, "make_step", quickly)
+  monkeypatch.setattr(trainer, "make_step", quickly)
   assert main(typed(files, "--train", "neck/.*")) == 0
   first, second = log.read_metrics(files / "out" / "metrics.jsonl")
   assert np.isfinite([first["loss"], second["loss"]]).all()
@@ -315,7 +164,7 @@ def test_the_real_step_on_cells_in_microbatches(files, monkeypatch):
   assert all(moved)
 
 
-def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
+def test_evaluation_of_the_first_pairs(files, monkeypatch):
   from sam3_jax.evaluation import score
 
   calls = []
@@ -324,7 +173,9 @@ def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
     checkpoint="toy", evaluation_annotations=str(files / "data.json"),
     evaluation_images=str(files / "images"), evaluate_pairs=3,
   )  # fmt: skip
-  evaluate = command._evaluate(settings, command.open_evaluation(settings, Tokenizer(TOKENIZER)))
+  evaluate = command._make_evaluate(
+    settings, command.open_evaluation(settings, Tokenizer(TOKENIZER))
+  )
   assert evaluate is not None
   assert evaluate("model") == {"cgf1": 1.0}
   ((model, pairs, images),) = calls
@@ -333,29 +184,33 @@ def test_the_evaluation_is_of_the_first_pairs(files, monkeypatch):
   assert command.open_evaluation(none, Tokenizer(TOKENIZER)) is None
 
 
-def test_a_random_start_takes_a_vocabulary_and_a_seed(monkeypatch):
+def test_random_start_with_vocabulary_and_seed(monkeypatch):
   from sam3_jax.model import sam3
 
   monkeypatch.setattr(sam3, "init", lambda config, key: {"a": jax.random.normal(key, (3,))})
   settings = TrainConfig.from_dict(START | {"tokenizer": str(TOKENIZER), "seed": 4})
   begun = command.load_start(settings)
-  assert begun.model == toy.CONFIG
+  assert begun.model == training_model.CONFIG
   assert begun.tokenizer == TOKENIZER.read_bytes()
   np.testing.assert_array_equal(begun.parameters["a"], jax.random.normal(jax.random.key(4), (3,)))
-  small = dataclasses.replace(toy.CONFIG.text, vocabulary=600)
-  settings = dataclasses.replace(settings, model=dataclasses.replace(toy.CONFIG, text=small))
+  small = dataclasses.replace(training_model.CONFIG.text, vocabulary=600)
+  settings = dataclasses.replace(
+    settings, model=dataclasses.replace(training_model.CONFIG, text=small)
+  )
   assert Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
 
 
-def test_a_checkpoint_goes_on_at_another_resolution(files):
+def test_checkpoint_at_another_image_size(files):
   settings = TrainConfig(checkpoint=str(files / "toy"), image_size=48, window=3)
   begun = command.load_start(settings)
   assert (begun.model.image_size, begun.model.trunk.window) == (48, 3)
   assert (
-    dataclasses.replace(begun.model, image_size=toy.CONFIG.image_size, trunk=toy.CONFIG.trunk)
-    == toy.CONFIG
+    dataclasses.replace(
+      begun.model, image_size=training_model.CONFIG.image_size, trunk=training_model.CONFIG.trunk
+    )
+    == training_model.CONFIG
   )
-  assert set(begun.parameters) == set(toy.parameters())
+  assert set(begun.parameters) == set(training_model.parameters())
   with pytest.raises(
     ValueError, match=r"the grid of 5 patches .* multiple of the window, 2 patches"
   ):
@@ -368,16 +223,16 @@ def test_a_checkpoint_goes_on_at_another_resolution(files):
     (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
     (["--data", "nowhere.json"], "there is no annotation file nowhere.json"),
     (["--images", "nowhere"], "nowhere"),
-    (["--train", "norm"], "train 'norm' matches no parameter"),
-    (["--train", "("], "train: '(' is no regular expression"),
+    (["--train", "norm"], "trainable 'norm' matches no parameter"),
+    (["--train", "("], "trainable: '(' is no regular expression"),
     (["--learning-rate", "-1"], "optimizer.learning_rate must be 0 or more; got -1.0."),
     (["--steps", "0"], "--steps"),
-    (["--plot", "plot.foo"], "--plot plot.foo must be a file that ends in .png or .svg."),
+    (["--plot", "plot.foo"], "--plot must be a file that ends in .png or .svg; got plot.foo."),
     (["--plot", "/proc/none/plot.png"], "cannot write to /proc/none ("),
-    (["--plot", __file__ + "/a/b.png"], "choose another folder with --plot."),
+    (["--plot", __file__ + "/a/b.png"], "choose another directory with --plot."),
   ],
 )
-def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
+def test_errors_are_one_line_with_status_2(files, quick, capsys, more, message):
   assert_refused(files, capsys, more, message)
 
 
@@ -393,8 +248,8 @@ def test_faults_are_one_line_with_status_2(files, quick, capsys, more, message):
     ("categories", {"name": "square " * 31}, "has 31 tokens, and at most"),
   ],
 )
-def test_faults_of_the_data_are_one_line_with_status_2(files, quick, capsys, kind, values, message):
-  """Of the data to train on, and of the data to evaluate on; nothing is written."""
+def test_data_errors_are_one_line_with_status_2(files, quick, capsys, kind, values, message):
+  """For training and for evaluation data; nothing is written."""
   content = json.loads((files / "data.json").read_text())
   content[kind][0] |= values
   (files / "bad.json").write_text(json.dumps(content))
@@ -408,35 +263,37 @@ def test_faults_of_the_data_are_one_line_with_status_2(files, quick, capsys, kin
   ("more", "unit"),
   [({"objective": "dense"}, 16), ({"losses": {"cell_weight": 1.0}}, 4), ({}, 1)],
 )
-def test_target_masks_are_whole_multiples_of_the_cells(more, unit):
+def test_mask_size_is_a_multiple_of_the_grid(more, unit):
   settings = TrainConfig.from_dict(START | {"mask_size": 17} | more)
   if unit == 1:  # masks are resized to any size
-    assert command.settled(settings, toy.CONFIG).data.mask_size == 17
+    assert command.with_sizes(settings, training_model.CONFIG).data.mask_size == 17
     return
   with pytest.raises(ValueError, match=f"mask_size must be a multiple of {unit} for .*; got 17"):
-    command.settled(settings, toy.CONFIG)
+    command.with_sizes(settings, training_model.CONFIG)
 
 
 @pytest.mark.parametrize("field", ["image_size", "mask_size"])
-def test_sizes_of_the_data_are_the_model_s(field):
-  size = getattr(toy.CONFIG, field)
+def test_data_sizes_are_the_models(field):
+  size = getattr(training_model.CONFIG, field)
   given = TrainConfig.from_dict(START | {"data": {field: 77}})
-  message = f"data.{field} is the model's, here {size}; got 77: set {field} at the top"
+  message = f"data.{field} must be the run's {field}, {size}; got 77: set {field} at the top"
   with pytest.raises(ValueError, match=re.escape(message)):
-    command.settled(given, toy.CONFIG)
-  settled = command.settled(TrainConfig.from_dict(START | {"data": {field: size}}), toy.CONFIG)
-  assert command.settled(settled, toy.CONFIG) == settled
+    command.with_sizes(given, training_model.CONFIG)
+  settled = command.with_sizes(
+    TrainConfig.from_dict(START | {"data": {field: size}}), training_model.CONFIG
+  )
+  assert command.with_sizes(settled, training_model.CONFIG) == settled
   assert getattr(settled.data, field) == size
 
 
-def test_data_or_scenes_are_needed(files, capsys):
+def test_data_or_scenes_are_required(files, capsys):
   command_line = typed(files)
   del command_line[2:4]  # --data
   assert main(command_line) == 2
   assert "give either annotations (--data FILE --images DIR) or scenes" in capsys.readouterr().err
 
 
-def test_a_start_is_needed(files, capsys):
+def test_checkpoint_or_model_is_required(files, capsys):
   command_line = typed(files)
   del command_line[6:8]  # --checkpoint
   assert main(command_line) == 2
@@ -445,6 +302,6 @@ def test_a_start_is_needed(files, capsys):
   assert error.count("\n") == 1
 
 
-def test_out_is_needed(capsys):
+def test_out_is_required(capsys):
   assert main(["train", "--steps", "3"]) == 2
   assert "--out DIR is needed" in capsys.readouterr().err

@@ -1,10 +1,10 @@
-"""The work of `sam3-jax train` around the loop: what is checked before, and told after."""
+"""The work of `sam3-jax train` around the loop: checks, notes and the plot."""
 
 import dataclasses
 import io
 
 import pytest
-import toy
+import training_model
 from rich.console import Console
 from test_loop import TOKENIZER, start
 
@@ -14,12 +14,12 @@ from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training import run as command
 from sam3_jax.training.config import TrainConfig
 
-SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch": 1}}
+SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch_size": 1}}
 
 
 @pytest.fixture
 def started(monkeypatch):
-  """Runs start from the toy model."""
+  """Starts runs from the training model."""
   monkeypatch.setattr(command, "load_start", lambda *_: start())
 
 
@@ -28,27 +28,27 @@ def run(out, plot=None, console=None, **values):
   return command.run(settings, out, console or Console(quiet=True), plot=plot)
 
 
-def test_a_plot_that_cannot_be_drawn_stops_before_any_work(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "load_start", lambda *_: pytest.fail("it began"))
-  with pytest.raises(ValueError, match=r"plot\.foo must be a file that ends in"):
+def test_invalid_plot_file_is_refused_before_training(tmp_path, monkeypatch):
+  monkeypatch.setattr(command, "load_start", lambda *_: pytest.fail("training began"))
+  with pytest.raises(ValueError, match=r"must be a file that ends in .*plot\.foo"):
     run(tmp_path / "run", tmp_path / "plot.foo")
 
 
-def test_the_plot_is_of_the_figures_that_count(tmp_path, monkeypatch, started):
+def test_plot_has_the_bundle_metrics_and_the_best_metric(tmp_path, monkeypatch, started):
   monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
   calls = []
   monkeypatch.setattr(command.log, "plot", lambda *args: calls.append(args))
   image = tmp_path / "plot.png"
-  assert run(tmp_path, image, best="f1_50") == tmp_path / "final"
-  assert calls == []  # there are no metrics
+  assert run(tmp_path, image, best_metric="f1_50") == tmp_path / "final"
+  assert calls == []  # no metrics yet
   (tmp_path / "metrics.jsonl").touch()
-  run(tmp_path, image, best="f1_50")
+  run(tmp_path, image, best_metric="f1_50")
   figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
   assert calls == [(tmp_path / "metrics.jsonl", image, figures)]
 
 
 @pytest.mark.parametrize("error", [ValueError("step 3 has loss nan"), KeyboardInterrupt()])
-def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatch, started, error):
+def test_plot_error_does_not_hide_the_training_error(tmp_path, monkeypatch, started, error):
   def train(config, start, batches, out, **_):
     (out / "metrics.jsonl").touch()
     raise error
@@ -67,7 +67,7 @@ def test_a_fault_of_the_plot_does_not_hide_that_of_training(tmp_path, monkeypatc
   assert len(calls) == 1
 
 
-def test_images_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
+def test_image_directory_defaults_to_that_of_the_annotations(tmp_path, monkeypatch):
   seen = []
 
   def read(path, images, tokenizer, **_):
@@ -75,10 +75,10 @@ def test_images_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
     return [Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")]
 
   monkeypatch.setattr(annotations, "read_checked", read)
-  tokenizer = Tokenizer(TOKENIZER, context=toy.CONFIG.text.context)
+  tokenizer = Tokenizer(TOKENIZER, context=training_model.CONFIG.text.context)
   values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
   for given in ({}, {"images": "c", "evaluation_images": "d"}):
-    settings = command.settled(TrainConfig.from_dict(values | given), toy.CONFIG)
+    settings = command.with_sizes(TrainConfig.from_dict(values | given), training_model.CONFIG)
     batches, left_out = command.open_data(settings, tokenizer)
     assert left_out == 0
     assert command.open_evaluation(settings, tokenizer) is not None
@@ -87,12 +87,12 @@ def test_images_are_looked_for_beside_their_annotations(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("left_out", [0, 1])
-def test_pairs_that_are_left_out_are_counted(tmp_path, monkeypatch, started, left_out):
+def test_left_out_pairs_are_counted(tmp_path, monkeypatch, started, left_out):
   whole = Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")
   pairs = [whole] + [dataclasses.replace(whole, id=2, exhaustive=False)] * left_out
   monkeypatch.setattr(annotations, "read_checked", lambda *_, **__: pairs)
   monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
-  told = io.StringIO()
-  run(tmp_path, console=Console(file=told, width=20), scenes=None, annotations="a.json")
+  output = io.StringIO()
+  run(tmp_path, console=Console(file=output, width=20), scenes=None, annotations="a.json")
   note = "note: pairs left out of training, not exhaustive or with crowds: 1\n"
-  assert told.getvalue() == note * left_out
+  assert output.getvalue() == note * left_out

@@ -1,4 +1,4 @@
-"""A training step under JAX's other modes: it is traced with the dtypes that it always has."""
+"""A training step has the same dtypes in JAX's other modes."""
 
 import contextlib
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+import training_model
 
 from sam3_jax.training import sharding, state
 from sam3_jax.training.losses import LossConfig
@@ -15,21 +15,25 @@ from sam3_jax.training.step import StepSettings, make_step
 
 
 def traced(objective, optimizer, accumulate):
-  """State before and after a step, and its metrics: shapes."""
-  values = toy.parameters() | (toy.visual_parameters() if objective == "visual" else {})
+  """Shapes of the state before and after a step, and of its metrics."""
+  values = training_model.parameters() | (
+    training_model.visual_parameters() if objective == "visual" else {}
+  )
   shapes = {path: jax.ShapeDtypeStruct(x.shape, np.float32) for path, x in values.items()}
   trained, frozen = state.split(shapes, "visual/.*" if objective == "visual" else ".*")
   config = OptimizerConfig(name=optimizer)
-  moves = make_optimizer(config, trained, toy.CONFIG.trunk, 10)
-  before = jax.eval_shape(
-    lambda x: state.create(x, moves, jax.random.key(0), average=True), trained
-  )
+  moves = make_optimizer(config, trained, training_model.CONFIG.trunk, 10)
+  before = jax.eval_shape(lambda x: state.create(x, moves, jax.random.key(0), ema=True), trained)
   step_settings = StepSettings(
-    model=toy.CONFIG, losses=LossConfig(), objective=objective, accumulate=accumulate, average=0.9
+    model=training_model.CONFIG,
+    losses=LossConfig(),
+    objective=objective,
+    gradient_accumulation_steps=accumulate,
+    ema_decay=0.9,
   )
   mesh, schedule = sharding.make_mesh(jax.devices()[:1]), make_schedule(config, 10)
   step = make_step(step_settings, moves, schedule, mesh, before, frozen)
-  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), toy.batch(0))
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), training_model.batch(0))
   return before, *jax.eval_shape(step, before, frozen, batch)
 
 
@@ -37,9 +41,9 @@ def traced(objective, optimizer, accumulate):
   ("objective", "optimizer", "accumulate"),
   [("detection", "adamw", 1), ("dense", "muon", 2), ("visual", "adamw", 1)],
 )
-def test_a_step_in_64_bit_mode_with_strict_promotion(objective, optimizer, accumulate):
-  toy.parameters()  # made before, in the usual mode
-  toy.visual_parameters()
+def test_step_in_64_bit_mode_with_strict_promotion(objective, optimizer, accumulate):
+  training_model.parameters()  # made in the default mode
+  training_model.visual_parameters()
   with contextlib.ExitStack() as modes:
     modes.enter_context(jax.enable_x64(True))
     modes.enter_context(jax.numpy_dtype_promotion("strict"))

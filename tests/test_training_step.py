@@ -1,8 +1,8 @@
-"""A training step of the tiny model against Meta's code: predictions, matches, every loss, every
-gradient. goldens/train* hold its numbers in float32, without dropout.
+"""A training step of the golden model against Meta's code: predictions, matches, all losses and all
+gradients. goldens/train* have Meta's numbers in float32, without dropout.
 
-Meta's three prompts are put into a padded batch here: two prompts an image, the last one padding,
-four slots for objects, six for example boxes, masks for the first prompt of each image only.
+Meta's three prompts are in a padded batch: two prompts per image, the last one padding; four slots
+for objects, six for exemplar boxes; masks for the first prompt of each image only.
 """
 
 import functools
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sam3_jax.converters.engine import export_arrays
+from sam3_jax.converters.in_memory import export_arrays
 from sam3_jax.converters.layouts.meta import TABLE
 from support import QUICK, assert_close
 from tiny import CONFIG, GOLDENS, parameters
@@ -22,7 +22,7 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch, Targets, flat_prompts, flatten
 from sam3_jax.training.losses import LossConfig, loss, match
 
-ROWS = (0, 1, 2)  # of the flat prompts: Meta's three; row 3 is padding
+ROWS = (0, 1, 2)  # Meta's three prompts of the flat ones; row 3 is padding
 NAMES = {
   "class": "loss_ce",
   "box": "loss_bbox",
@@ -34,8 +34,8 @@ NAMES = {
   "semantic_dice": "loss_semantic_dice",
 }
 LOG = {"prompts", "objects", "matched_iou"}
-# A bias that a softmax over all cells does not see: the gradient is 0, and what stands in either
-# golden or ours is what is left of sums of thousands of numbers of order 1.
+# A softmax over all cells does not depend on these biases: their gradient is 0, and goldens and our
+# gradients are rounding errors of sums of thousands of numbers of order 1.
 UNSEEN = {f"detector.transformer.decoder.boxRPB_embed_{axis}.layers.1.bias" for axis in ("x", "y")}
 
 
@@ -64,11 +64,11 @@ def batch(golden):
     examples[image, prompt, :2] = golden["input_boxes"][row]
     labels[image, prompt, :2] = golden["input_boxes_label"][row] == 1
     given[image, prompt, :2] = ~golden["input_boxes_padding"][row]
-  # Meta's last object has the centre of the box that a query predicts, to 6e-8: the sign of this
-  # distance is L1's gradient, so it is made certain.
+  # Meta's last object has the same centre as a predicted box, up to 6e-8. The gradient of L1 is the
+  # sign of this distance, so the distance is increased.
   boxes[1, 0, 1, 1] += 1e-6
   return Batch(
-    images=np.zeros((2, side, side, 3), np.uint8),  # the golden has them normalised
+    images=np.zeros((2, side, side, 3), np.uint8),  # the goldens have normalized images
     sizes=np.full((2, 2), side, np.int32),
     ids=np.arange(2),
     tokens=tokens,
@@ -89,7 +89,7 @@ def _step(params, pixels, batch):
     embedding = part("encode_image", pixels, batch.sizes)
     flat = flatten(batch)
     prompts = flat_prompts(batch, part("encode_text", flat.tokens))
-    predictions = part("predict", embedding, prompts, duplicate=True, masked=1)
+    predictions = part("detect_all_layers", embedding, prompts, duplicate=True, masked=1)
     total, terms = loss(
       predictions, CONFIG.queries, flat.targets, flat.prompt_valid, LossConfig(), images=2
     )
@@ -118,16 +118,18 @@ def test_predictions(step, golden):
     logits, boxes = found.logits[:, ROWS, part], found.boxes[:, ROWS, part]
     assert_close(logits[..., None], golden[f"pred_logits{suffix}"], rel=rel["logits"])
     assert_close(boxes, golden[f"pred_boxes{suffix}"], rel=rel["boxes"])
-    masks = golden[f"pred_masks{suffix}"][[0, 2]]  # row 1 has no objects, so no masks here
+    masks = golden[f"pred_masks{suffix}"][[0, 2]]  # row 1 has no objects, so it has no masks
     assert_close(found.mask_logits[:, part], masks, rel=rel["masks"])
-  assert_close(found.presence[:, ROWS, None], golden["presence_logit_dec"], rel=rel["presence"])
+  assert_close(
+    found.presence_logit[:, ROWS, None], golden["presence_logit_dec"], rel=rel["presence"]
+  )
   semantic = golden["semantic_seg"][[0, 2], 0]
   assert_close(found.semantic_logits, semantic, rel=rel["semantic"])
 
 
 @pytest.fixture(scope="module")
 def matches(step, batch):
-  """Sets (prompt, query, object) of each set of queries in each layer."""
+  """Triples (prompt, query, object) of each set of queries in each layer."""
   found, rows, queries = step.predictions, np.array(ROWS), CONFIG.queries
   targets = flatten(batch).targets
   logits, boxes = (
@@ -151,7 +153,7 @@ def test_matches(matches, golden, kind, layer):
   name = f"match_{'o2m_' if kind else ''}{layer}"
   prompt, query, number = (golden[f"{name}_{x}"].astype(int).tolist() for x in "bqt")
   first = np.cumsum(golden["num_boxes"]) - golden["num_boxes"]
-  number = number or list(range(len(query)))  # numbers run on over the prompts
+  number = number or list(range(len(query)))  # numbers continue over prompts
   want = {(p, q, t - first[p]) for p, q, t in zip(prompt, query, number, strict=True)}
   assert matches[kind, layer] == want
   assert len(want) > 0
@@ -198,8 +200,8 @@ def test_gradients(step):
     assert max(np.abs(got[name]).max(), largest[name]) < floor
 
 
-def test_points_are_not_in_this_step(step):
-  """Meta's code makes exact zeros of them too."""
+def test_unused_point_parameters_have_zero_gradients(step):
+  """Meta's code has exact zeros too."""
   geometry = step.gradients["geometry"]
   assert not any(
     x.any() for name, x in geometry.items() if name.startswith("point_") for x in x.values()

@@ -1,15 +1,15 @@
-"""Where an image lies in the model's square: pixels, boxes and masks move together."""
+"""Augmentation: pixels, boxes and masks are transformed alike."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sam3_jax.inputs.preprocess import resize
-from sam3_jax.training.transforms import Frame, draw, whole
+from sam3_jax.training.transforms import Frame, random_frame, whole_image
 
 SIZE = 48
 FRAMES = {
-  "whole": whole(30, 40, SIZE),
+  "whole": whole_image(30, 40, SIZE),
   "padded": Frame(left=0, top=0, right=40, bottom=30, size=SIZE, side=31, x=5, y=12),
   "flipped": Frame(left=0, top=0, right=40, bottom=30, size=SIZE, side=31, x=5, y=12, flip=True),
   "cropped": Frame(left=7, top=3, right=29, bottom=25, size=SIZE, side=40, x=8, y=1, flip=True),
@@ -26,12 +26,12 @@ def image(seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(1, 256, (30, 40, 3), dtype=np.uint8)
 
 
-def test_whole_image_is_what_inference_sees():
-  assert (whole(30, 40, SIZE).image(image()) == resize(image(), SIZE)).all()
+def test_whole_image_equals_inference():
+  assert (whole_image(30, 40, SIZE).image(image()) == resize(image(), SIZE)).all()
 
 
 def test_pixels(frame):
-  """The resized crop in its place, and black beside it."""
+  """The resized crop at its position, and black elsewhere."""
   square = frame.image(image())
   assert square.shape == (SIZE, SIZE, 3)
   assert square.flags.c_contiguous
@@ -43,7 +43,7 @@ def test_pixels(frame):
 
 
 def test_boxes_follow_the_pixels(frame):
-  """A white rectangle on black: its box in the square is where the square is bright."""
+  """The box of a white rectangle on black is where the square is bright."""
   x0, y0, x1, y1 = frame.left, frame.top, frame.right, frame.bottom
   if x1 - x0 > 10:
     x0, x1, y0, y1 = x0 + 3, x1 - 6, y0 + 5, y1 - 2
@@ -56,7 +56,7 @@ def test_boxes_follow_the_pixels(frame):
   np.testing.assert_allclose(box, found, atol=0.51)  # half a pixel: the threshold's rounding
 
 
-def test_boxes_are_cut_to_the_crop():
+def test_boxes_are_clipped_to_the_crop():
   frame = FRAMES["cropped"]
   boxes = frame.boxes(np.array([[-10.0, -10, 50, 50], [0, 0, 8, 4]]))
   np.testing.assert_allclose(boxes[0] * SIZE, [8, 1, 48, 41])
@@ -68,7 +68,7 @@ def test_no_boxes(frame):
   assert frame.boxes(np.zeros((0, 4))).shape == (0, 4)
 
 
-def test_the_way_back(frame):
+def test_to_image_inverts_to_square(frame):
   values = np.linspace(-3, 45, 20)
   for axis in (0, 1):
     back = frame.to_image(frame.to_square(values, axis), axis)
@@ -76,11 +76,11 @@ def test_the_way_back(frame):
 
 
 def oracle(frame: Frame, mask: np.ndarray, cells: int, fine: int = 30) -> np.ndarray:
-  """Coverage by asking many points of each cell which pixel of the image they lie in."""
-  place = (np.arange(cells * fine) + 0.5) / fine * frame.size / cells
+  """Coverage from many points in each cell, and the image pixels that they are in."""
+  centres = (np.arange(cells * fine) + 0.5) / fine * frame.size / cells
   inside = np.zeros((cells * fine,) * 2, bool)
-  x = np.floor(frame.to_image(place, 0)).astype(int)
-  y = np.floor(frame.to_image(place, 1)).astype(int)
+  x = np.floor(frame.to_image(centres, 0)).astype(int)
+  y = np.floor(frame.to_image(centres, 1)).astype(int)
   columns = np.flatnonzero((x >= frame.left) & (x < frame.right))
   rows = np.flatnonzero((y >= frame.top) & (y < frame.bottom))
   inside[np.ix_(rows, columns)] = mask[np.ix_(y[rows], x[columns])]
@@ -89,7 +89,7 @@ def oracle(frame: Frame, mask: np.ndarray, cells: int, fine: int = 30) -> np.nda
 
 @pytest.mark.parametrize("cells", [1, 7, 12, 48, 64])
 def test_coverage(frame, cells):
-  """Of a random mask, on grids coarser and finer than the image."""
+  """A random mask, on grids coarser and finer than the image."""
   mask = (np.random.default_rng(1).random((30, 40)) < 0.6).astype(np.uint8)
   part = mask[frame.top : frame.bottom, frame.left : frame.right]
   got = frame.coverage(part, (frame.left, frame.top), cells)
@@ -99,17 +99,17 @@ def test_coverage(frame, cells):
 
 
 def test_coverage_keeps_the_area():
-  """Whole-number scale, exact: cells are means of their pixels."""
+  """Exact at an integer scale: cells are averages of their pixels."""
   mask = (np.random.default_rng(2).random((32, 64)) < 0.5).astype(np.uint8)
-  got = whole(32, 64, 16).coverage(mask, (0, 0), 16)
+  got = whole_image(32, 64, 16).coverage(mask, (0, 0), 16)
   want = np.rint(mask.reshape(16, 2, 16, 4).mean(axis=(1, 3)) * 255)
   assert (got == want).all()
   flipped = Frame(left=0, top=0, right=64, bottom=32, size=16, side=16, flip=True)
   assert (flipped.coverage(mask, (0, 0), 16) == want[:, ::-1]).all()
 
 
-def test_a_part_of_a_mask_is_enough(frame):
-  """Where the mask is 0 it may be left out."""
+def test_coverage_of_a_part_of_a_mask(frame):
+  """Parts of the mask that are 0 may be left out."""
   mask = np.zeros((30, 40), np.uint8)
   y, x = (frame.top + frame.bottom) // 2, (frame.left + frame.right) // 2
   mask[y : y + 1, x : x + 1] = 1
@@ -118,22 +118,22 @@ def test_a_part_of_a_mask_is_enough(frame):
   assert (frame.coverage(mask[y : y + 1, x : x + 1], (x, y), 12) == want).all()
 
 
-def test_coverage_lies_where_pillow_puts_it():
-  """Another implementation: box filter of the whole image."""
+def test_coverage_equals_pillows_box_filter():
+  """An independent implementation for whole images."""
   y, x = np.mgrid[:90, :120]
   mask = ((x - 50) ** 2 + (y - 40) ** 2 < 30**2).astype(np.uint8)
   want = np.asarray(Image.fromarray(mask * 255).resize((16, 16), Image.Resampling.BOX), int)
-  got = whole(90, 120, 64).coverage(mask, (0, 0), 16).astype(int)
+  got = whole_image(90, 120, 64).coverage(mask, (0, 0), 16).astype(int)
   # Pillow gives pixels that a cell's edge cuts to one of the two cells: measured 19, and 1.2 in
   # the mean.
   assert np.abs(got - want).max() <= 25
   assert np.abs(got - want).mean() <= 2
 
 
-def test_drawn_frames_are_within_bounds():
+def test_random_frames_are_within_bounds():
   rng = np.random.default_rng(0)
-  options = {"smallest": 20, "flip": 0.3, "crop": 0.5, "crop_side": 0.4}
-  frames = [draw(rng, 30, 40, SIZE, **options) for _ in range(600)]
+  options = {"min_side": 20, "flip": 0.3, "crop": 0.5, "min_crop_size": 0.4}
+  frames = [random_frame(rng, 30, 40, SIZE, **options) for _ in range(600)]
   for one in frames:
     assert 20 <= one.side <= SIZE
     assert min(one.x, one.y) >= 0
@@ -148,12 +148,12 @@ def test_drawn_frames_are_within_bounds():
   assert 0.4 < np.mean(cropped) < 0.6
 
 
-def test_nothing_to_draw_is_the_whole_image():
+def test_random_frame_without_augmentation_is_the_whole_image():
   rng = np.random.default_rng(0)
   for height, width in ((1, 1), (30, 40)):
-    assert draw(rng, height, width, SIZE, smallest=SIZE) == whole(height, width, SIZE)
+    assert random_frame(rng, height, width, SIZE, min_side=SIZE) == whole_image(height, width, SIZE)
 
 
-def test_the_smallest_image_can_be_cropped():
-  frame = draw(np.random.default_rng(0), 1, 1, SIZE, smallest=1, crop=1.0)
+def test_smallest_image_can_be_cropped():
+  frame = random_frame(np.random.default_rng(0), 1, 1, SIZE, min_side=1, crop=1.0)
   assert (frame.left, frame.top, frame.right, frame.bottom) == (0, 0, 1, 1)

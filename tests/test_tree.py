@@ -1,4 +1,4 @@
-"""Heavy packages are imported where they are used, and names are unique."""
+"""Import cost, public names, and names of test files."""
 
 import pathlib
 import subprocess
@@ -7,13 +7,13 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_test_files_have_names_of_their_own():
-  """pytest takes two files of one name in folders that are no packages for one module."""
+def test_names_of_test_files_are_unique():
+  """pytest confuses files of the same name in different folders."""
   names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
   assert sorted(names) == sorted(set(names))
 
 
-def test_import_stays_light():
+def test_import_loads_no_heavy_package():
   heavy = {
     "torch", "tensorflow", "keras", "transformers", "orbax", "grain", "scipy", "pycocotools",
     "typer", "h5py", "optax", "matplotlib", "huggingface_hub",
@@ -25,8 +25,9 @@ def test_import_stays_light():
   assert set(run.stdout.split()) & heavy == set()
 
 
-def test_public_names_are_there():
+def test_public_names():
   import sam3_jax
 
   assert sorted(sam3_jax.__all__) == sorted(set(sam3_jax.__all__))
   assert all(hasattr(sam3_jax, name) for name in sam3_jax.__all__)
+  assert dir(sam3_jax) == sorted([*sam3_jax.__all__, "__version__"])

@@ -8,10 +8,10 @@ from safetensors.numpy import save_file
 
 from sam3_jax.types import (
   Detections,
+  DetectorOutput,
   ImageEmbedding,
   ImageMaps,
   Points,
-  Predictions,
   Prompts,
   TextEmbedding,
   VisualEmbedding,
@@ -172,5 +172,5 @@ def test_prompts_without_and_with_points():
 
 
 def test_predictions_have_layers_first_and_so_no_rows():
-  assert not hasattr(Predictions, "save")
-  assert not hasattr(Predictions, "__getitem__")
+  assert not hasattr(DetectorOutput, "save")
+  assert not hasattr(DetectorOutput, "__getitem__")

@@ -1,4 +1,4 @@
-"""Ranges of a configuration's numbers: bounds, what is no number, and how it is said."""
+"""Validation of settings: ranges of numbers, flags, patterns, and error messages."""
 
 import math
 import re
@@ -75,17 +75,17 @@ def test_flags():
     check_flag("a", 1)
 
 
-def test_arrays_of_unequal_rows():
+def test_ragged_arrays():
   assert as_array([[1, 2], [3, 4]]).shape == (2, 2)
   assert as_array([[1, 2], [3]]).dtype == object
 
 
-def test_fields_at_the_top_have_no_table():
+def test_messages_of_top_level_fields():
   with pytest.raises(ValueError, match=r"^a must be 1 or more; got 0\.$"):
     check(0, 1, table="")
 
 
 def test_patterns():
   check_pattern(r"(trunk|neck)/.*", "train")
-  with pytest.raises(ValueError, match=r"^train: '\(' is no regular expression"):
+  with pytest.raises(ValueError, match=r"^train: '\(' is not a regular expression"):
     check_pattern("(", "train")

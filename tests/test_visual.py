@@ -10,7 +10,7 @@ import tiny
 from support import assert_close, difference, visual_model
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
-from sam3_jax.inference.predictor import VISUAL_BATCHES
+from sam3_jax.inference.visual import VISUAL_BATCHES
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, as_visual_prompts, pack_visual
 
 SIDE = tiny.CONFIG.image_size
@@ -72,8 +72,8 @@ def random_prompts(seed, count, size=(40, 60)):
   return prompts
 
 
-def test_meta_s_numbers_from_image_and_pixels(model, embedding):
-  """A click, and then a box, a click beside it and the first click's mask: as Meta's predictor."""
+def test_equals_meta_from_image_and_pixels(model, embedding):
+  """A click, then a box with a click off the object and the first click's mask."""
   first = model.decode_visual(embedding, golden_prompt("point"), 0)
   assert first.mask_logits.shape == (1, 3, MASK, MASK)
   low = np.clip(first.mask_logits[0], -32, 32)
@@ -93,8 +93,8 @@ def test_meta_s_numbers_from_image_and_pixels(model, embedding):
     assert difference(then.iou[row], GOLDEN[f"{kind}.iou"]) < 3e-6  # measured 3.0e-7
 
 
-def test_concepts_do_not_notice(model, images, embedding):
-  """The first neck's maps and what is decoded from them: equal to the bit, by the same program."""
+def test_visual_encoding_does_not_change_concepts(model, images, embedding):
+  """The first neck's maps and the detections are bit-equal, from the same program."""
   plain = model.encode(images[1])
   assert plain.visual is None
   both = embedding[1:]
@@ -107,7 +107,7 @@ def test_concepts_do_not_notice(model, images, embedding):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
-def test_many_in_one_call_equal_one_by_one(model, embedding):
+def test_one_call_equals_one_by_one(model, embedding):
   prompts = random_prompts(1, 21)
   prompts[5] = VisualPrompt(points=[[n, n] for n in range(5)])  # more slots for its batch
   images = np.array([1] * 17 + [0, 1, 0, 1])  # a full batch of one image, one over both, and one
@@ -122,7 +122,7 @@ def test_many_in_one_call_equal_one_by_one(model, embedding):
 
 
 def test_a_thousand_points(model, embedding):
-  """As one by one, in batches of 16 and 4."""
+  """Equal to one by one, in batches of 16 and 4."""
   points = np.random.default_rng(6).random((1000, 2)) * [60, 40]
   prompts = [VisualPrompt(points=[point]) for point in points]
   together = model.decode_visual(embedding, prompts, 1)
@@ -155,15 +155,16 @@ def test_masks_of_the_source_image(model, embedding):
 
 
 def test_few_compilations(model, embedding, monkeypatch):
-  """Whatever is asked: batches of 16, 4 and 1 of one image, of 16 and 4 of several. Of a program
-  that computes nothing: it is the shapes that count."""
+  """Any prompts: batches of 16, 4 and 1 of one image, of 16 and 4 of several. The program computes
+  nothing, as only shapes matter."""
 
   def nothing(params, embedding, prompts, multimask):
     rows, kept = len(prompts.image), 3 if multimask else 1
     scores = jnp.zeros((rows, kept))
     return jnp.zeros((*scores.shape, MASK, MASK)), scores, jnp.zeros(rows)
 
-  monkeypatch.setattr(model, "_decode_visual", jax.jit(nothing, static_argnames="multimask"))
+  decode = jax.jit(nothing, static_argnames="multimask")
+  monkeypatch.setattr(model.programs, "decode_visual", decode)
   rng = np.random.default_rng(5)
   for count in (1, 2, 5, 17):
     prompts = [VisualPrompt(points=rng.random((n % 3 + 1, 2)) * 40) for n in range(count)]
@@ -183,7 +184,7 @@ def test_save_and_load(model, tmp_path):
   assert_close(jax.device_get(again.params), jax.device_get(model.params), rel=0)
 
 
-def test_a_checkpoint_without_the_head(model, images, embedding, tokenizer_path):
+def test_checkpoint_without_the_head(model, images, embedding, tokenizer_path):
   bare = Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype="float32")
   for ask in (
     lambda: bare.encode(images[1], visual=True),
@@ -201,21 +202,21 @@ POINT = VisualPrompt(points=[[3, 4]])
   ("prompts", "index", "message"),
   [
     ([], 1, "no prompt given; pass a VisualPrompt or a list"),
-    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] lies outside the 60 x 40 image"),
-    (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] lies outside"),
-    (VisualPrompt(box=[70, 0, 80, 5]), 1, "wholly outside the 60 x 40 image"),
+    (VisualPrompt(points=[[3, 41]]), 1, r"point \[3, 41\] is outside the 60 x 40 image"),
+    (VisualPrompt(points=[[-0.1, 4]]), 1, r"point \[-0.1, 4\] is outside"),
+    (VisualPrompt(box=[70, 0, 80, 5]), 1, "completely outside the 60 x 40 image"),
     (
       VisualPrompt(mask=np.zeros((40, 60))),
       1,
       r"\[48, 48\] logits of an earlier.*shape \[40, 60\]",
     ),
-    (POINT, None, "the embedding has 2 images: say which one"),
+    (POINT, None, "the embedding has 2 images: give the image of each prompt"),
     (POINT, 2, "image_index 2 is not in the embedding"),
-    ([POINT] * 3, [0, 1], "one integer a prompt, 3"),
-    ([POINT] * 2, [[0], [0, 1]], r"one integer a prompt, 2; got \[\[0\], \[0, 1\]\]"),
+    ([POINT] * 3, [0, 1], "for each of 3 prompts"),
+    ([POINT] * 2, [[0], [0, 1]], r"for each of 2 prompts; got \[\[0\], \[0, 1\]\]"),
   ],
 )
-def test_faults_are_one_line(model, embedding, prompts, index, message):
+def test_errors_are_one_line(model, embedding, prompts, index, message):
   with pytest.raises(ValueError, match=message) as caught:
     model.decode_visual(embedding, prompts, index)
   assert "\n" not in str(caught.value)
@@ -232,20 +233,20 @@ def test_faults_are_one_line(model, embedding, prompts, index, message):
     ("memory_budget", "a", "memory_budget must be a number of bytes; got 'a'"),
   ],
 )
-def test_faulty_settings(model, embedding, setting, value, message):
+def test_invalid_settings(model, embedding, setting, value, message):
   with pytest.raises(ValueError, match=message) as caught:
     model.decode_visual(embedding, POINT, 1, **{setting: value})
   assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_prompt_and_no_embedding(model, embedding):
+def test_wrong_types(model, embedding):
   with pytest.raises(TypeError, match=r"pass a VisualPrompt or a list of them; got 'cat'"):
     model.decode_visual(embedding, ["cat"], 1)
   with pytest.raises(TypeError, match=r"got Prompt\(text='cat'.* are for decode"):
     model.decode_visual(embedding, Prompt("cat"), 1)
   with pytest.raises(TypeError, match=r"decode_visual takes what encode.*got \[\]"):
     model.decode_visual([], [POINT] * 1000)
-  with pytest.raises(ValueError, match=r"the embedding has no image"):
+  with pytest.raises(ValueError, match=r"the embedding has no images"):
     model.decode_visual(embedding[:0], [POINT] * 1000)
   with pytest.raises(ValueError, match=r"encode\(images, visual=True\)"):
     model.decode_visual(embedding.replace(visual=None), POINT, 1)
@@ -266,9 +267,9 @@ def test_what_is_no_prompt_and_no_embedding(model, embedding):
     ({"points": [[1, 2]], "point_labels": [3]}, r"labels are 1 \(on the object\) or 0.*got 3"),
     ({"points": [[1, 2]], "point_labels": [0.5]}, "or 0 .*got 0.5"),
     ({"points": [[1, 2]], "point_labels": [np.nan]}, "or 0 .*got nan"),
-    ({"points": [[1, 2]], "point_labels": [1, 0]}, r"one a point: 1; got \[1, 0\]"),
-    ({"points": [[1, 2]], "point_labels": 1}, "one a point: 1; got 1"),
-    ({"box": [1, 2, 3, 4], "point_labels": [1]}, r"one a point: 0; got \[1\]"),
+    ({"points": [[1, 2]], "point_labels": [1, 0]}, r"one label for each point: 1; got \[1, 0\]"),
+    ({"points": [[1, 2]], "point_labels": 1}, "one label for each point: 1; got 1"),
+    ({"box": [1, 2, 3, 4], "point_labels": [1]}, r"one label for each point: 0; got \[1\]"),
     ({"box": [1, 2, 3]}, "the box must be four numbers x0, y0, x1, y1"),
     ({"box": [[1, 2, 3, 4]]}, "the box must be four numbers"),
     ({"box": [5, 2, 3, 4]}, "the box has a negative extent"),
@@ -277,20 +278,20 @@ def test_what_is_no_prompt_and_no_embedding(model, embedding):
     ({"mask": np.zeros((48, 48), bool)}, r"got bool of shape \[48, 48\]"),
     (
       {"box": [5, 5, 5, 9]},
-      r"the box \[5.0, 5.0, 5.0, 9.0\] has no area.* for a click give points=",
+      r"the box \[5.0, 5.0, 5.0, 9.0\] has no area.* for a click use points=",
     ),
     ({"mask": [[1.0, 2.0], [1.0]]}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": "mask"}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": np.full((48, 48), np.nan)}, "mask holds values that are not finite"),
   ],
 )
-def test_faulty_prompts(fields, message):
+def test_invalid_prompts(fields, message):
   with pytest.raises(ValueError, match=message) as caught:
     VisualPrompt(**fields)
   assert "\n" not in str(caught.value)
 
 
-def test_edges_of_the_image_are_in_it(model, embedding):
+def test_edges_of_the_image_are_inside(model, embedding):
   box = [-10, -10, 70, 50]
   corners = [VisualPrompt(points=[point], box=box) for point in ([0, 0], [60, 40])]
   assert np.isfinite(model.decode_visual(embedding, corners, 1).iou).all()
@@ -321,7 +322,7 @@ def test_points_are_padded_to_few_sizes(points, slots):
   assert (packed.labels >= 0).sum() == points
 
 
-def test_one_prompt_or_several():
+def test_one_or_several_prompts():
   assert as_visual_prompts(POINT) == [POINT]
   assert as_visual_prompts(one for one in (POINT, POINT)) == [POINT, POINT]
   assert POINT.point_labels == (1,)

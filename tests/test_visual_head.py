@@ -16,10 +16,10 @@ from tiny import CONFIG, GOLDENS, visual_parameters
 
 from sam3_jax.config import RELEASED
 from sam3_jax.model.visual import head
-from sam3_jax.model.visual.head import VisualHead, choose
+from sam3_jax.model.visual.head import VisualHead, select_masks
 from sam3_jax.model.visual.prompt_encoder import PromptEncoder
 from sam3_jax.outputs.masks import interpolate
-from sam3_jax.types import VisualPredictions, VisualPrompts
+from sam3_jax.types import VisualHeadOutput, VisualPrompts
 from sam3_jax.utils.param_tree import flatten
 
 KINDS = ("point", "points_single", "box", "box_point_mask")
@@ -60,10 +60,10 @@ def _jitted(params, args, method, dtype):
 
 
 def chosen(found, multimask):
-  return jax.device_get(_choose(found, multimask=multimask))
+  return jax.device_get(_select_masks(found, multimask=multimask))
 
 
-_choose = jax.jit(choose, static_argnames="multimask", compiler_options=QUICK)
+_select_masks = jax.jit(select_masks, static_argnames="multimask", compiler_options=QUICK)
 
 
 def question(goldens, kinds, slots=3):
@@ -85,7 +85,7 @@ def question(goldens, kinds, slots=3):
 
 @pytest.fixture(scope="module")
 def found(goldens, embedding):
-  return run("predict", embedding, question(goldens, KINDS))
+  return run("detect", embedding, question(goldens, KINDS))
 
 
 def check(stage, got, want):
@@ -124,7 +124,7 @@ def test_masks_over_the_image(goldens, found, kind):
 
 
 def test_padding_changes_nothing(goldens, embedding, found):
-  wide = run("predict", embedding, question(goldens, KINDS, slots=16))
+  wide = run("detect", embedding, question(goldens, KINDS, slots=16))
   assert_close(wide, found, rel=CLOSE)
 
 
@@ -134,7 +134,7 @@ def test_padding_may_stand_anywhere_and_hold_anything(goldens, embedding, found)
   xy, labels = prompts.xy.copy(), prompts.labels.copy()
   xy[1], labels[1] = xy[1, order], labels[1, order]
   xy[1][labels[1] < 0] = 0.7
-  got = run("predict", embedding, prompts.replace(xy=xy, labels=labels))
+  got = run("detect", embedding, prompts.replace(xy=xy, labels=labels))
   assert_close(got[1:], got[:1], rel=CLOSE)
 
 
@@ -144,16 +144,16 @@ def test_alone_equals_together(goldens, embedding, found):
     prompts = question(goldens, [kind])
     if not prompts.has_mask[0]:
       prompts = prompts.replace(mask=None, has_mask=None)
-    assert_close(run("predict", embedding, prompts), found[i : i + 1], rel=CLOSE)
+    assert_close(run("detect", embedding, prompts), found[i : i + 1], rel=CLOSE)
 
 
 def test_prompts_of_several_images(goldens, embedding, found):
   other = jax.tree.map(lambda x: x[:, ::-1] * 0.5, embedding)
   both = jax.tree.map(lambda *x: np.concatenate(x), other, embedding)
   prompts = question(goldens, KINDS)
-  got = run("predict", both, prompts.replace(image=np.int32([1, 0, 1, 1])))
+  got = run("detect", both, prompts.replace(image=np.int32([1, 0, 1, 1])))
   assert_close(got[np.array([0, 2, 3])], found[np.array([0, 2, 3])], rel=CLOSE)
-  alone = run("predict", other, prompts)
+  alone = run("detect", other, prompts)
   assert_close(got[1:2], alone[1:2], rel=CLOSE)
   assert difference(alone.mask_logits, found.mask_logits) > 0.1
 
@@ -162,21 +162,21 @@ def test_a_mask_alone_is_a_prompt(goldens, embedding):
   """No point: no token closes the list, whatever is in the padding."""
   prompts = question(goldens, ["box_point_mask"])
   empty = prompts.replace(labels=np.full_like(prompts.labels, -1))
-  got = run("predict", embedding, empty)
-  assert_close(run("predict", embedding, empty.replace(xy=empty.xy + 0.3)), got, rel=CLOSE)
+  got = run("detect", embedding, empty)
+  assert_close(run("detect", embedding, empty.replace(xy=empty.xy + 0.3)), got, rel=CLOSE)
   assert np.isfinite(got.mask_logits).all()
 
 
 def test_padding_masks_do_not_matter(goldens, embedding, found):
   prompts = question(goldens, KINDS)
   prompts.mask[:3] = 7
-  assert_close(run("predict", embedding, prompts), found, rel=CLOSE)
+  assert_close(run("detect", embedding, prompts), found, rel=CLOSE)
 
 
 def test_bfloat16_stays_close(goldens, embedding, found):
   """Scores are float32 whatever the computation is."""
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embedding)
-  got = run("predict", half, question(goldens, KINDS), dtype=jnp.bfloat16)
+  got = run("detect", half, question(goldens, KINDS), dtype=jnp.bfloat16)
   assert got.iou.dtype == got.object_logit.dtype == np.float32
   assert got.mask_logits.dtype == jnp.bfloat16
   assert_close(got.iou, found.iou, rel=0.029)  # measured 2.9e-3
@@ -202,7 +202,7 @@ def test_random_frequencies_are_never_trained():
   """And everything else is, but for what a softmax does not see: what all keys have in common."""
 
   def total(params, features, prompts):
-    found = VisualHead(CONFIG).apply({"params": params}, features, prompts, method="everything")
+    found = VisualHead(CONFIG).apply({"params": params}, features, prompts)
     return found.mask_logits.sum() + found.iou.sum() + found.object_logit.sum()
 
   side, rng = CONFIG.grid, np.random.default_rng(0)
@@ -223,7 +223,7 @@ def test_random_frequencies_are_never_trained():
 
 def predictions(single, others, iou):
   logits = np.stack([single, *others])[None].astype(np.float32)
-  return VisualPredictions(
+  return VisualHeadOutput(
     logits, np.float32([iou]), np.zeros(1, np.float32), np.zeros((1, 4, 1), np.float32)
   )
 

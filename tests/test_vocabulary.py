@@ -1,4 +1,4 @@
-"""CLIP's vocabulary: each published form gives the same model, damaged and foreign ones none."""
+"""CLIP's vocabulary: each published form gives the same model; other files are refused."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ LINES = [f"{left} {right}" for left, right in clip_bpe.merges()]
 
 
 def _entries() -> dict[str, int]:
-  """The vocabulary under Hugging Face's names of start and end."""
+  """The vocabulary with Hugging Face's names of start and end."""
   entries = dict(clip_bpe.vocabulary())
   return {name: i for name, i in entries.items() if i < 49406} | {
     "<|startoftext|>": 49406,
@@ -38,7 +38,7 @@ def _write_slow(folder: Path, entries=None, lines=LINES) -> Path:
 
 
 def _write_fast(folder: Path, entries=None, merges=LINES) -> Path:
-  """tokenizer.json as tokenizers lays it out: start and end stand in both tables."""
+  """tokenizer.json as tokenizers writes it: start and end are in both tables."""
   entries = _entries() if entries is None else entries
   added = [{"id": 49406, "content": "<|startoftext|>"}, {"id": 49407, "content": "<|endoftext|>"}]
   model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": entries, "merges": merges}
@@ -48,7 +48,7 @@ def _write_fast(folder: Path, entries=None, merges=LINES) -> Path:
 
 
 def _published_tail(folder: Path) -> Path:
-  """OpenAI's file goes on behind the merges that CLIP uses."""
+  """OpenAI's file has more merges than CLIP uses."""
   return _write_gzip(folder, [*LINES, "more merges", "than CLIP", "reads here"])
 
 
@@ -80,7 +80,7 @@ def test_folder_as_source(tmp_path):
 
 
 def test_model_as_protobuf_reads_it():
-  """Field numbers by the schema that SentencePiece ships, read by protobuf itself."""
+  """Read by protobuf with the schema that SentencePiece ships."""
   schema = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
   model = schema.ModelProto.FromString(clip_bpe.MODEL.read_bytes())
   assert len(model.pieces) == 49409
@@ -100,9 +100,9 @@ def test_model_as_protobuf_reads_it():
   assert model.SerializeToString(deterministic=True) == clip_bpe.MODEL.read_bytes()
 
 
-def test_order_of_search(tmp_path):
+def test_search_order(tmp_path):
   for write in (_write_gzip, _write_slow, _write_fast):
-    path = write(tmp_path)  # each goes before those already there
+    path = write(tmp_path)  # each precedes the earlier ones
     assert find_vocabulary(tmp_path) == path
 
 
@@ -111,7 +111,7 @@ def test_vocab_json_needs_its_merges(tmp_path):
   (tmp_path / "merges.txt").unlink()
   with pytest.raises(FileNotFoundError, match=r"vocab.json with merges.txt"):
     find_vocabulary(tmp_path)
-  with pytest.raises(FileNotFoundError, match=r"merges.txt is no file"):
+  with pytest.raises(FileNotFoundError, match=r"merges.txt does not exist"):
     build_tokenizer(path)
 
 
@@ -121,13 +121,13 @@ def test_nothing_found(tmp_path):
       call(tmp_path)
     for name in (str(tmp_path), "tokenizer.json", "vocab.json", "merges.txt", GZIP):
       assert name in str(error.value)
-  with pytest.raises(FileNotFoundError, match=r"tokenizer.json is no file"):
+  with pytest.raises(FileNotFoundError, match=r"tokenizer.json does not exist"):
     build_tokenizer(tmp_path / "tokenizer.json")
 
 
-def test_unknown_name(tmp_path):
+def test_unknown_file_name(tmp_path):
   (tmp_path / "notes.txt").write_text("notes")
-  with pytest.raises(ValueError, match=r"notes.txt is none of the known vocabulary files"):
+  with pytest.raises(ValueError, match=r"notes.txt is not a known vocabulary file"):
     build_tokenizer(tmp_path / "notes.txt")
 
 
@@ -146,7 +146,7 @@ def test_damaged_gzip(tmp_path):
   flipped[len(whole) // 2] ^= 0xFF
   for data in (b"no gzip", whole[:-9], whole[: len(whole) // 2], bytes(flipped)):
     path.write_bytes(data)
-    _refused(path, "is no whole gzip file")
+    _refused(path, "is not a complete gzip file")
   path.write_bytes(b"")
   _refused(path, "does not begin with")
   path.write_bytes(gzip.compress(b"#version\n\xff\xfe"))
@@ -157,8 +157,8 @@ def test_damaged_gzip(tmp_path):
 @pytest.mark.parametrize(
   ("data", "match"),
   [
-    (b"", "is no JSON"),
-    (b'{"model": {"vo', "is no JSON"),
+    (b"", "is not JSON"),
+    (b'{"model": {"vo', "is not JSON"),
     (b"\xff\xfe{}", "is not UTF-8"),
     (b"[1, 2]", "holds a JSON list"),
   ],
@@ -198,12 +198,12 @@ def test_json_of_another_layout(tmp_path, content):
     (["i</w> n", *LINES[1:]], "merge 0 .* does not follow"),
   ],
 )
-def test_other_merges(tmp_path, lines, match):
+def test_wrong_merges(tmp_path, lines, match):
   _refused(_write_gzip(tmp_path, lines), match)
 
 
 @pytest.mark.parametrize("merge", [3, None, ["i", 3], {"i": "n"}, "i n g", "in"])
-def test_merge_of_another_type(tmp_path, merge):
+def test_merge_of_wrong_type(tmp_path, merge):
   path = _write_fast(tmp_path, {}, [merge, *LINES[1:]])
   _refused(path, "merge 0 is .* not two symbols")
 
@@ -242,11 +242,11 @@ def _swapped() -> dict[str, int]:
     ),
   ],
 )
-def test_other_entries(tmp_path, entries, match):
+def test_wrong_entries(tmp_path, entries, match):
   _refused(_write_slow(tmp_path, entries=entries), match)
 
 
-def test_start_and_end_elsewhere(tmp_path):
+def test_start_and_end_with_wrong_ids(tmp_path):
   entries = _entries() | {"<|endoftext|>": 50000}
   _refused(_write_slow(tmp_path, entries=entries), "has start and end at")
   _refused(_write_fast(tmp_path, _entries() | {"<pad>": 49408}), "holds 49,409 entries")

@@ -1,4 +1,4 @@
-"""Tar files: whole ones of every kind are read, and no damage loses a member without a word."""
+"""WebDataset tar files: all formats are read, and damage never loses a member silently."""
 
 import contextlib
 import io
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sam3_jax.batch.webdataset import members
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.batch.webdataset import list_samples
+from sam3_jax.utils.notes import ListingNotes
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LONG = "directory/" * 20 + "café.jpg"
@@ -31,12 +31,12 @@ def packed(*names, format=tarfile.GNU_FORMAT, content=lambda name: name.encode()
 
 
 def listed(path, data):
-  """Name and content of each image, and the note; raises as `members`."""
+  """Name, content and sidecar of each image, and the note; raises as `list_samples`."""
   path.write_bytes(data)
   notes = ListingNotes()
   found = [
-    (one.name, data[one.span[0] : one.span[0] + one.span[1]], one.notes)
-    for one in members(str(path), notes)
+    (sample.name, data[sample.span[0] : sum(sample.span)], sample.sidecar)
+    for sample in list_samples(str(path), notes)
   ]
   return found, notes.line()
 
@@ -59,11 +59,11 @@ def test_formats(path, format):
   assert line == ""
 
 
-def test_old_headers_and_global_ones(path):
+def test_old_and_global_headers(path):
   file = io.BytesIO()
   with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"k": "v"}):
     pass
-  # The global header, then a member of the format before POSIX: no magic, a type of zero.
+  # A global header, then a member in the format before POSIX: no magic, and type zero.
   glob, old = file.getvalue()[:1024], bytearray(packed("a.jpg"))
   old[257:265], old[156] = bytes(8), 0
   total = sum(old[:148]) + sum(old[156:512]) + 8 * 32
@@ -72,7 +72,7 @@ def test_old_headers_and_global_ones(path):
   assert found == [("a.jpg", b"a.jpg" * 40, b"")]
 
 
-def test_what_is_not_an_image(path):
+def test_skips_files_that_are_not_images(path):
   found, line = names(path, packed(
     "0001.jpg", "0001.seg.png", "0001.mask.PNG", "0001.txt", "0001.json", "._0001.jpg",
     "__MACOSX/x.jpg", "./.git/a.jpg", "s.sam3.png", "0002.meta.json",
@@ -84,7 +84,7 @@ def test_what_is_not_an_image(path):
   )
 
 
-def test_what_is_not_a_file(path):
+def test_skips_members_that_are_not_files(path):
   file = io.BytesIO()
   with tarfile.open(fileobj=file, mode="w") as tar:
     for name, kind in (("d", tarfile.DIRTYPE), ("s.jpg", tarfile.SYMTYPE),
@@ -99,12 +99,12 @@ def test_what_is_not_a_file(path):
 @pytest.mark.parametrize(
   "options", [["gnu"], *(["posix", f"--sparse-version={one}"] for one in ("0.0", "0.1", "1.0"))]
 )
-def test_sparse_members_are_counted_and_passed(path, options, tmp_path, monkeypatch):
+def test_sparse_members_are_skipped_and_counted(path, options, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in ("a.jpg", "sparse.bmp", "z.jpg"):
     (tmp_path / name).write_bytes(name.encode() * 40)
   with (tmp_path / "sparse.bmp").open("r+b") as file:
-    for offset in range(10**6, 10**7, 10**6):  # more holes than a header has room for
+    for offset in range(10**6, 10**7, 10**6):  # more holes than fit into a header
       file.seek(offset)
       file.write(b"x")
   given = ["a.jpg", "sparse.bmp", "z.jpg"]
@@ -118,20 +118,20 @@ def test_sparse_members_are_counted_and_passed(path, options, tmp_path, monkeypa
 
 
 def test_names_with_dots(path):
-  """Without an image of the same sample that has none, they are what cameras call their files."""
+  """Images with several dots are images if the sample has no image with a single dot."""
   found, line = listed(path, packed("IMG.2024.05.jpg", "IMG.2024.05.json", "IMG.2024.06.jpg"))
   assert [name for name, *_ in found] == ["IMG.2024.05.jpg", "IMG.2024.06.jpg"]
   assert [bool(notes) for *_, notes in found] == [True, False]
-  assert line.startswith("2 members count as an image, though its name has several dots (such as I")
+  assert line.startswith("2 members count as an image, although the name has several dots (such as")
 
 
-def test_the_prompts_of_a_sample(path):
+def test_sidecar_of_a_sample(path):
   found, line = listed(path, packed("a/1.jpg", "b/1.json", "a/1.JSON", "a/1.meta.json"))
   assert found == [("a/1.jpg", b"a/1.jpg" * 40, b"a/1.JSON" * 40)]
   assert line == "skipped 2 files: 2 .json"
 
 
-def test_a_later_member_of_the_same_name_replaces_the_earlier(path):
+def test_later_member_of_the_same_name_replaces_the_earlier(path):
   turn = iter((b"old" * 200, b"b", b"new"))
   data = packed("a.jpg", "b.jpg", "./a.jpg", content=lambda _: next(turn))
   found, line = listed(path, data)
@@ -153,11 +153,11 @@ def test_empty_archives_and_padding(path):
     (lambda tar: tar[:2148], "2 members, then the end of the file inside a header at byte 2,048"),
     (lambda tar: tar[:2700], "3 members, then the end of the file, at byte 2,700, inside 'c.jpg'"),
     (lambda tar: tar[:1024] + b"x" + tar[1025:], "1 member, then a damaged header at byte 1,024"),
-    (lambda tar: tar + tar, "3 members, then the end mark, but something follows at byte 10,240"),
+    (lambda tar: tar + tar, "3 members, then the end mark, but more data follow at byte 10,240"),
     (lambda tar: b"x" + tar[1:], r"is not a tar file \(10,240 bytes\), or its first header is da"),
   ],
 )
-def test_damage_is_named(path, change, said):
+def test_damage_is_described(path, change, said):
   with pytest.raises(ValueError, match=said) as caught:
     listed(path, change(packed("a.jpg", "b.jpg", "c.jpg")))
   assert str(path) in str(caught.value)
@@ -165,8 +165,8 @@ def test_damage_is_named(path, change, said):
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
-def test_headers_that_no_one_wrote_in_good_faith(path, kind):
-  """Thousands of extended headers in a row, or one of exabytes, or of less than nothing."""
+def test_malicious_headers(path, kind):
+  """Thousands of extended headers in a row, and sizes that are huge or negative."""
   extended = tarfile.TarInfo("x")
   extended.type = kind
   for size, times in ((0, 5000), (2**60, 1), (2**32, 1)):
@@ -180,7 +180,7 @@ def test_headers_that_no_one_wrote_in_good_faith(path, kind):
       listed(path, packed("a.jpg")[:1024] + member.tobuf(tarfile.GNU_FORMAT) + packed("b.jpg"))
 
 
-WHOLE = {format: packed("a.jpg", "b.seg.png", "b.jpg", "a.json", LONG[-90:], format=format)
+COMPLETE = {format: packed("a.jpg", "b.seg.png", "b.jpg", "a.json", LONG[-90:], format=format)
          for format in FORMATS}  # fmt: skip
 
 
@@ -192,20 +192,20 @@ def headers(data):
 
 @SHARED
 @given(st.sampled_from(FORMATS), st.data())
-def test_a_bit_flipped_in_a_header_loses_nothing(tmp_path, format, data):
-  whole = WHOLE[format]
+def test_flipped_bit_in_a_header_loses_nothing(tmp_path, format, data):
+  whole = COMPLETE[format]
   at = data.draw(st.sampled_from(headers(whole))) + data.draw(st.integers(0, 511))
   flipped = bytearray(whole)
   flipped[at] ^= 1 << data.draw(st.integers(0, 7))
   wanted = listed(tmp_path / "whole.tar", whole)
-  with contextlib.suppress(ValueError):  # refused, else the same
+  with contextlib.suppress(ValueError):  # either an error, or the same result
     assert listed(tmp_path / "0.tar", bytes(flipped)) == wanted
 
 
 @SHARED
 @given(st.sampled_from(FORMATS), st.data())
-def test_a_cut_anywhere_loses_nothing(tmp_path, format, data):
-  whole = WHOLE[format]
+def test_truncation_loses_nothing(tmp_path, format, data):
+  whole = COMPLETE[format]
   at = data.draw(
     st.integers(0, len(whole)) | st.integers(0, len(whole) // 512).map(lambda n: 512 * n)
   )

@@ -88,7 +88,7 @@ class Ours:
       scores=jnp.ones((1, count)),
       boxes=jnp.ones((1, count, 4)),
       mask_logits=jnp.asarray(mask_logits(count, side), self.model.dtype)[None],
-      presence=jnp.ones(1),
+      presence_logit=jnp.ones(1),
       semantic_logits=jnp.zeros((1, side, side)),
       image_index=jnp.zeros(1, jnp.int32),
       sizes=jnp.asarray([self.photo.shape[:2]], jnp.int32),

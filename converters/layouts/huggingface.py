@@ -1,8 +1,8 @@
 """Hugging Face's names: `model.safetensors` and `config.json` as transformers writes them.
 
-The layout of facebook/sam3 (`detector_model.*`, `tracker_model.*`, `tracker_neck.*`) is taken as
-canonical. `Sam3Model` writes the detector without its prefix; transformers 5.23 doubles
-`tracker_model.` for a model that was built rather than loaded; `Sam3TrackerModel` writes neither
+The canonical names are those of facebook/sam3 (`detector_model.*`, `tracker_model.*`,
+`tracker_neck.*`). `Sam3Model` writes the detector without its prefix. transformers 5.23 doubles
+`tracker_model.` for a model that was built rather than loaded. `Sam3TrackerModel` writes neither
 text encoder nor detector and cannot be converted. None has the tensors of concept points.
 `Sam3LiteTextModel` is `Sam3Model` with another text encoder.
 """
@@ -12,23 +12,19 @@ import functools
 import re
 from collections.abc import Iterable
 
-from .. import shared
-from ..rules import (
+from ..rules import Rule, dense, norm, rule
+from ..table import Table
+from ..transforms import (
   CONV,
   DECONV,
-  POINT,
+  POINTWISE,
   Axes,
   Grid,
   HalfSplit,
-  Rule,
-  Table,
+  Squeeze,
   Transform,
-  Without,
-  dense,
-  norm,
-  rule,
 )
-from . import unread
+from . import common, unread
 from .huggingface_config import read_config as read_config
 
 _PARTS = ("detector_model", "tracker_model", "tracker_neck")
@@ -48,7 +44,7 @@ def is_lite(names: Iterable[str]) -> bool:
 
 
 def canonical(name: str) -> str:
-  """The name in facebook/sam3 of a tensor of any of the layouts."""
+  """The name in facebook/sam3 of a tensor with any of these names."""
   if name.startswith(tuple(f"tracker_model.{part}." for part in _PARTS)):
     return name.removeprefix("tracker_model.")
   if name.startswith(tuple(f"{part}." for part in _PARTS)):
@@ -128,18 +124,18 @@ def _text(source: str, block: str) -> tuple[Rule, ...]:
 
 def _mixer(source: str, target: str) -> tuple[Rule, ...]:
   mix, feed = f"{source}.token_mixer", f"{source}.conv_feed_forward"
-  along = Without((2,)), Axes((2, 1, 0))
+  along = Squeeze((2,)), Axes((2, 1, 0))
   return (
-    *rule(f"{mix}.layer_scale", f"{target}/mix_scale", Without((1, 2))),
+    *rule(f"{mix}.layer_scale", f"{target}/mix_scale", Squeeze((1, 2))),
     *rule(f"{mix}.mixer.conv.weight", f"{target}/mix/kernel", *along),
     *_fixed_norm(f"{mix}.mixer.batchnorm_conv", f"{target}/mix_norm"),
     *_fixed_norm(f"{mix}.mixer.batchnorm_skip", f"{target}/skip_norm"),
     *_fixed_norm(f"{mix}.reference_batchnorm", f"{target}/reference_norm"),
-    *rule(f"{source}.layer_scale", f"{target}/feed_scale", Without((1, 2))),
+    *rule(f"{source}.layer_scale", f"{target}/feed_scale", Squeeze((1, 2))),
     *rule(f"{feed}.depthwise_conv.weight", f"{target}/feed/kernel", *along),
     *_fixed_norm(f"{feed}.depthwise_batchnorm", f"{target}/feed_norm"),
-    *dense(f"{feed}.mlp.fc1", f"{target}/mlp/fc1", kernel=POINT),
-    *dense(f"{feed}.mlp.fc2", f"{target}/mlp/fc2", kernel=POINT),
+    *dense(f"{feed}.mlp.fc1", f"{target}/mlp/fc1", kernel=POINTWISE),
+    *dense(f"{feed}.mlp.fc2", f"{target}/mlp/fc2", kernel=POINTWISE),
   )
 
 
@@ -165,6 +161,7 @@ _MASKS = "mask_decoder"
 _PROMPT = "tracker_model.prompt_encoder"
 _MASK_DECODER = "tracker_model.mask_decoder"
 _TWO_WAY = f"{_MASK_DECODER}.transformer"
+_HALF = "half-resolution level: unused"
 
 TABLE = Table(
   name="huggingface",
@@ -185,7 +182,7 @@ TABLE = Table(
     *rule(f"{_TEXT}.embeddings.position_embedding.weight", "text/position"),
     *_text(_TEXT, f"{_TEXT}.encoder.layers.*"),
     *dense("text_projection", "text/project"),
-    *shared.geometry(_GEOMETRY),
+    *common.geometry(_GEOMETRY),
     *norm(f"{_GEOMETRY}.prompt_layer_norm", "geometry/norm"),
     *norm(f"{_GEOMETRY}.vision_layer_norm", "geometry/image_norm"),
     *norm(f"{_GEOMETRY}.output_layer_norm", "geometry/norm_final"),
@@ -202,7 +199,7 @@ TABLE = Table(
     *norm(f"{_DECODER_LAYER}.mlp_layer_norm", "decoder/layers/*/norm_mlp"),
     *norm(f"{_DECODER}.output_layer_norm", "decoder/norm"),
     *norm(f"{_DECODER}.presence_layer_norm", "decoder/presence_norm"),
-    *shared.queries(_DECODER),
+    *common.queries(_DECODER),
     *_mlp(f"{_DECODER}.box_head", "decoder/box_head", 3),
     *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
     *_mlp(f"{_DECODER}.presence_head", "decoder/presence_head", 3),
@@ -214,7 +211,7 @@ TABLE = Table(
     *dense(f"{_SCORING}.query_proj", "scoring/query_project"),
     *norm(f"{_MASKS}.prompt_cross_attn_norm", "masks/prompt_norm"),
     *_attention(f"{_MASKS}.prompt_cross_attn", "masks/prompt_attn"),
-    *shared.pixel_decoder(f"{_MASKS}.pixel_decoder"),
+    *common.pixel_decoder(f"{_MASKS}.pixel_decoder"),
     *dense(f"{_MASKS}.instance_projection", "masks/instance_project", kernel=CONV),
     *dense(f"{_MASKS}.semantic_projection", "masks/semantic_project", kernel=CONV),
     *dense(f"{_MASKS}.mask_embedder.layers.0", "masks/mask_embed/fc1"),
@@ -222,21 +219,21 @@ TABLE = Table(
     *dense(f"{_MASKS}.mask_embedder.layers.2", "masks/mask_embed/fc3"),
   ),
   unread={
-    r"(detector_model\.vision_encoder\.|tracker_)neck\.fpn_layers\.3\..*": "half size: unused",
+    r"(detector_model\.vision_encoder\.|tracker_)neck\.fpn_layers\.3\..*": _HALF,
     r"detector_model\.text_encoder\.text_projection\.weight": "computed, unused",
     r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
     r"tracker_neck\..*": "neck of visual prompts, no head",
-    r"tracker_model\.shared_image_embedding\..*": "the prompt encoder's, once more",
+    r"tracker_model\.shared_image_embedding\..*": "a copy of the prompt encoder's",
     r"tracker_model\..*": "video",
   },
   dropped={},
-  visual=(
+  visual_rules=(
     *_neck("tracker_neck.fpn_layers", "visual/neck"),
     *rule("tracker_model.no_memory_embedding", "visual/no_memory"),
-    *shared.mask_tokens(_MASK_DECODER),
+    *common.mask_tokens(_MASK_DECODER),
     *rule(f"{_PROMPT}.shared_embedding.positional_embedding", "visual/prompt/frequencies"),
     *rule(f"{_PROMPT}.point_embed.weight", "visual/prompt/label_embedding"),
-    *shared.prompt_tokens(_PROMPT),
+    *common.prompt_tokens(_PROMPT),
     *dense(f"{_PROMPT}.mask_embed.conv1", "visual/prompt/mask/conv1", kernel=CONV),
     *norm(f"{_PROMPT}.mask_embed.layer_norm1", "visual/prompt/mask/norm1"),
     *dense(f"{_PROMPT}.mask_embed.conv2", "visual/prompt/mask/conv2", kernel=CONV),
@@ -254,7 +251,7 @@ TABLE = Table(
     *_visual_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head"),
   ),
   visual_parts=("tracker_model.mask_decoder.", "tracker_neck."),
-  kept=functools.partial(unread.wanted, "huggingface"),
+  unread_shapes=functools.partial(unread.unread_shapes, "huggingface"),
 )
 
 LITE = dataclasses.replace(
@@ -262,17 +259,17 @@ LITE = dataclasses.replace(
   name="huggingface, LiteText",
   rules=(
     *(item for item in TABLE.rules if not item.source.startswith(_TEXT)),
-    *rule(f"{_LITE_POSITION}.position_embedding", "text/position", Without((0, 1))),
+    *rule(f"{_LITE_POSITION}.position_embedding", "text/position", Squeeze((0, 1))),
     *_text(_LITE, f"{_LITE}.layers.*"),
     *_mixer(f"{_LITE}.layers.0", "text/first"),
     *_mixer(f"{_LITE}.layers.*", "text/last"),
   ),
   unread={
-    r"detector_model\.vision_encoder\.neck\.fpn_layers\.3\..*": "half size: unused",
+    r"detector_model\.vision_encoder\.neck\.fpn_layers\.3\..*": _HALF,
     r"detector_model\.text_encoder\.projection\.weight": "computed, unused",
     r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
-    r".*\.num_batches_tracked": "batches of a training",
+    r".*\.num_batches_tracked": "number of training batches",
   },
-  visual=(),
+  visual_rules=(),
   visual_parts=(),
 )

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json of SAM 3: into our configuration, and back."""
+"""Converts Hugging Face's config.json of SAM 3 to our configuration, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig
 from sam3_jax.utils.json_text import shown
 
-from ..settings import Settings
+from .config_reader import ConfigReader
 from .unread import MEMORY, PROJECTION
 
-# What our code does and a configuration could ask otherwise. Their layer_norm_eps is left out: it
-# differs from the 1e-5 of Meta's code, with which the weights were trained, and we keep to that.
+# The only values that our code supports. layer_norm_eps is not checked: it differs from the 1e-5 of
+# Meta's code, with which the weights were trained and which we use.
 _FIXED = {
   "vision_config.backbone_config.hidden_act": "gelu",
   "vision_config.backbone_config.num_channels": 3,
@@ -29,16 +29,16 @@ _LITE = "sam3_lite_text"
 _MODEL_TYPES = ("sam3", "sam3_video", _LITE)
 
 
-class _Settings(Settings):
-  """What the file leaves out is as released."""
+class _Reader(ConfigReader):
+  """Missing values are those of the released model."""
 
   def get(self, path: str, like: Any) -> Any:
     node: Any = self.values
-    for key in path.split("."):
+    keys = path.split(".")
+    for depth, key in enumerate(keys):
       if not isinstance(node, Mapping):
-        raise ValueError(
-          f"{self.where} has {shown(node)} where {path} is looked for; expected an object."
-        )
+        parent = ".".join(keys[:depth]) or "detector_config"
+        raise ValueError(f"{self.where} has {parent} = {shown(node)}; expected an object.")
       if key not in node:
         return like
       node = node[key]
@@ -53,25 +53,25 @@ class _Settings(Settings):
 
 
 def read_config(values: Mapping[str, Any], where: str) -> Config:
-  """Our configuration from the contents of a config.json; what it leaves out is as released.
+  """Returns our configuration; values missing from config.json are those of the released model.
 
   Raises:
-    ValueError: it is of another model, contradicts itself, or asks for what the code does not do.
+    ValueError: it is of another model, contradicts itself, or asks for something unsupported.
   """
   kind = values.get("model_type") if isinstance(values, Mapping) else None
   if kind not in _MODEL_TYPES:
     raise ValueError(
-      f"{where} is of model_type {shown(kind)}; expected one of {', '.join(_MODEL_TYPES)}: the "
+      f"{where} has model_type {shown(kind)}; expected one of {', '.join(_MODEL_TYPES)}: the "
       "config.json of facebook/sam3, of a Sam3Model or of a Sam3LiteTextModel."
     )
-  settings = _Settings(values.get("detector_config", values), where)
-  get, same = settings.get, settings.same
-  settings.require(_FIXED)
+  reader = _Reader(values.get("detector_config", values), where)
+  get, same = reader.get, reader.same
+  reader.require(_FIXED)
   attending = "geometry_encoder_config", "detr_encoder_config", "detr_decoder_config"
-  return settings.make(
+  return reader.make(
     Config,
-    trunk=_read_trunk(settings),
-    text=_read_lite_text(settings) if kind == _LITE else _read_text(settings),
+    trunk=_read_trunk(reader),
+    text=_read_lite_text(reader) if kind == _LITE else _read_text(reader),
     image_size=get(f"{_BACKBONE}.image_size", 1008),
     patch=get(f"{_BACKBONE}.patch_size", 14),
     width=same("hidden_size", 256, *attending, "mask_decoder_config"),
@@ -86,25 +86,25 @@ def read_config(values: Mapping[str, Any], where: str) -> Config:
   )
 
 
-def _read_trunk(settings: Settings) -> TrunkConfig:
-  get = settings.get
+def _read_trunk(reader: _Reader) -> TrunkConfig:
+  get = reader.get
   blocks = get(f"{_BACKBONE}.num_hidden_layers", 32)
   ends = get(f"{_BACKBONE}.global_attn_indexes", [7, 15, 23, 31])
-  return settings.make(
+  return reader.make(
     TrunkConfig,
     width=get(f"{_BACKBONE}.hidden_size", 1024),
     heads=get(f"{_BACKBONE}.num_attention_heads", 16),
     mlp_width=get(f"{_BACKBONE}.intermediate_size", 4736),
-    **settings.groups(blocks, ends),
+    **reader.groups(blocks, ends),
     window=get(f"{_BACKBONE}.window_size", 24),
     pretrain_grid=get(f"{_BACKBONE}.pretrain_image_size", 336)
     // get(f"{_BACKBONE}.patch_size", 14),
   )
 
 
-def _read_text(settings: Settings) -> TextConfig:
-  get = settings.get
-  return settings.make(
+def _read_text(reader: _Reader) -> TextConfig:
+  get = reader.get
+  return reader.make(
     TextConfig,
     width=get("text_config.hidden_size", 1024),
     heads=get("text_config.num_attention_heads", 16),
@@ -115,10 +115,10 @@ def _read_text(settings: Settings) -> TextConfig:
   )
 
 
-def _read_lite_text(settings: Settings) -> LiteTextConfig:
-  get = settings.get
+def _read_lite_text(reader: _Reader) -> LiteTextConfig:
+  get = reader.get
   mixers = get("text_config.use_repmixer_blocks", True)
-  return settings.make(
+  return reader.make(
     LiteTextConfig,
     width=get("text_config.hidden_size", 512),
     heads=get("text_config.num_attention_heads", 8),
@@ -132,11 +132,11 @@ def _read_lite_text(settings: Settings) -> LiteTextConfig:
 
 
 def write_config(config: Config, memory_layers: int) -> dict[str, Any]:
-  """The contents of config.json; what it leaves out is transformers' default.
+  """Returns the contents of config.json; missing values are transformers' defaults.
 
   Args:
-    config: ours.
-    memory_layers: of the tracker; 0 for a file without it, which is that of a Sam3Model.
+    config: our configuration.
+    memory_layers: of the tracker; 0 for a file without tracker, that of a Sam3Model.
   """
   detector = _detector(config)
   if isinstance(config.text, LiteTextConfig):

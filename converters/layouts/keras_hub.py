@@ -1,10 +1,11 @@
 """KerasHub's names: a preset of `SAM3PromptableConceptBackbone` (keras_hub 0.32).
 
-A preset is a folder of config.json, model.weights.h5 (or shards) and assets/tokenizer. A variable
-is a dataset `layers/LAYER/.../vars/N`: kernel, gamma or embeddings are 0, bias or beta are 1. Of
-several layers of one class the first has no number. Kernels are channels-last. What KerasHub
-computes otherwise than Meta's code is not imported, the weights are; it has no tensors of concept
-points, no third pair of the pixel decoder, no CLIP projection and no tracker.
+A preset is a directory with config.json, model.weights.h5 (or shards) and assets/tokenizer. A
+variable is a dataset `layers/LAYER/.../vars/N`: N is 0 for kernel, gamma or embeddings, and 1 for
+bias or beta. The first of several layers of one class has no number. Kernels are channels-last.
+Only the weights are imported: where KerasHub's code differs from Meta's, ours follows Meta's. A
+preset has no tensors of concept points, no third pair of the pixel decoder, no CLIP projection and
+no tracker.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,32 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.config import Config, TextConfig, TrunkConfig
+from sam3_jax.config import Config
 from sam3_jax.model.rope import rope_table
-from sam3_jax.utils.json_text import shown
 
-from ..rules import DENSE, Axes, Grid, HalfSplit, Rule, Source, Table, Transform, rule
-from ..settings import Settings
+from ..rules import Rule, rule
+from ..source import Source
+from ..table import Table
+from ..transforms import DENSE, Axes, Grid, HalfSplit, Transform
+from .keras_hub_config import read_config as read_config
 from .unread import DETECTOR
 
-CLASS = "SAM3PromptableConceptBackbone"
-_DECONV = Axes((0, 1, 3, 2))  # Conv2DTranspose: (rows, columns, out, in)
-_TURN = (DENSE, HalfSplit(), DENSE)  # columns of outputs as rows, and back
-_FIXED = {
-  "vision_encoder.hidden_activation": "gelu",
-  "vision_encoder.rope_theta": 10000.0,
-  "vision_encoder.fpn_scale_factors": [4.0, 2.0, 1.0, 0.5],
-  "text_encoder.intermediate_activation": "gelu",
-  "geometry_encoder.hidden_activation": "relu",
-  "geometry_encoder.roi_size": 7,
-  "detr_encoder.hidden_activation": "relu",
-  "detr_decoder.hidden_activation": "relu",
-  "mask_decoder.num_upsampling_stages": 3,
-}
+_DECONV = Axes((0, 1, 3, 2))  # Conv2DTranspose: (height, width, out, in)
+_HALF_SPLIT_COLUMNS = (DENSE, HalfSplit(), DENSE)  # as rows, by transposing
 
 
 class Heads:
-  """The text encoder's attention has an axis of heads: before (kernels) or after (output) it."""
+  """Merges the text encoder's axis of heads, `axis`, with the axis after it."""
 
   def __init__(self, axis: int):
     self.axis = axis
@@ -56,104 +47,25 @@ def matches(names: Iterable[str]) -> bool:
   return any(name.startswith("layers/sam3_vision_encoder/") for name in names)
 
 
-def number(layer: int) -> str:
-  """What Keras appends to the name of a layer's class."""
+def layer_suffix(layer: int) -> str:
+  """The suffix that Keras appends to the class name of a layer."""
   return f"_{layer}" if layer else ""
 
 
-class _Settings(Settings):
-  """A preset says everything."""
-
-  def get(self, path: str, like: Any) -> Any:
-    """`like` may be a type too."""
-    kind = like if isinstance(like, type) else type(like)
-    part, _, key = path.partition(".")
-    try:
-      value = self.values["config"][part]["config"][key]
-    except (KeyError, TypeError) as error:
-      raise ValueError(f"{self.where} lacks {path}; {_AGAIN}") from error
-    if type(value) is not kind or (kind is int and value < 1):
-      raise ValueError(f"{self.where} has {path} = {shown(value)}; expected a {kind.__name__}.")
-    return value
-
-  def side(self, path: str) -> int:
-    """Of a square image [side, side, channels]."""
-    shape = self.get(path, list)
-    square = len(shape) == 3 and shape[0] == shape[1] and type(shape[0]) is int
-    if not square or shape[0] < 1:
-      raise ValueError(f"{self.where} has {path} = {shown(shape)}; expected a square of pixels.")
-    return shape[0]
-
-
-def read_config(values: Mapping[str, Any], where: str) -> Config:
-  """Our configuration from a preset's config.json.
-
-  Raises:
-    ValueError: it is of another model, lacks something, or asks for what the code does not do.
-  """
-  kind = values.get("class_name") if isinstance(values, Mapping) else None
-  if kind != CLASS:
-    raise ValueError(
-      f"{where} is of class {shown(kind)}; expected {CLASS}: KerasHub's preset of SAM 3."
-    )
-  settings = _Settings(values, where)
-  get, same = settings.get, settings.same
-  settings.require(_FIXED)
-  text, attending = "text_encoder", ("geometry_encoder", "detr_encoder", "detr_decoder")
-  return settings.make(
-    Config,
-    trunk=_read_trunk(settings),
-    text=settings.make(
-      TextConfig,
-      width=get(f"{text}.hidden_dim", int),
-      heads=get(f"{text}.num_heads", int),
-      mlp_width=get(f"{text}.intermediate_dim", int),
-      layers=get(f"{text}.num_layers", int),
-      context=get(f"{text}.max_sequence_length", int),
-      vocabulary=get(f"{text}.vocabulary_size", int),
-    ),
-    image_size=settings.side("vision_encoder.image_shape"),
-    patch=get("vision_encoder.patch_size", int),
-    width=same("hidden_dim", int, *attending, "mask_decoder"),
-    heads=same("num_heads", int, *attending, "mask_decoder"),
-    mlp_width=same("intermediate_dim", int, *attending),
-    geometry_layers=get("geometry_encoder.num_layers", int),
-    fusion_layers=get("detr_encoder.num_layers", int),
-    decoder_layers=get("detr_decoder.num_layers", int),
-    queries=get("detr_decoder.num_queries", int),
-    concept_points=False,
-  )
-
-
-def _read_trunk(settings: _Settings) -> TrunkConfig:
-  get, vision = settings.get, "vision_encoder"
-  blocks, ends = get(f"{vision}.num_layers", int), get(f"{vision}.global_attn_indexes", list)
-  side = settings.side(f"{vision}.pretrain_image_shape")
-  return settings.make(
-    TrunkConfig,
-    width=get(f"{vision}.hidden_dim", int),
-    heads=get(f"{vision}.num_heads", int),
-    mlp_width=get(f"{vision}.intermediate_dim", int),
-    **settings.groups(blocks, ends),
-    window=get(f"{vision}.window_size", int),
-    pretrain_grid=side // get(f"{vision}.patch_size", int),
-  )
-
-
 def names_in_huggingface() -> list[str]:
-  """Hugging Face's names of the tensors that a preset has and our model does not read."""
-  place = "detector_model.vision_encoder.neck.fpn_layers.3"
-  return [f"{place}.proj{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")]
+  """Hugging Face's names of the unread tensors of a preset."""
+  prefix = "detector_model.vision_encoder.neck.fpn_layers.3"
+  return [f"{prefix}.proj{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")]
 
 
 def as_huggingface(unread: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A preset's unread tensors as those of Hugging Face's layout, for the way back."""
+  """Converts a preset's unread tensors to Hugging Face's layout, for export."""
   found = {}
   for i in (1, 2):
-    place = f"detector_model.vision_encoder.neck.fpn_layers.3.proj{i}"
+    prefix = f"detector_model.vision_encoder.neck.fpn_layers.3.proj{i}"
     kernel, bias = (unread.get(f"{_LEVEL3}/proj{i}/vars/{n}") for n in (0, 1))
     if kernel is not None and bias is not None:
-      found |= {f"{place}.weight": kernel.transpose(3, 2, 0, 1), f"{place}.bias": bias}
+      found |= {f"{prefix}.weight": kernel.transpose(3, 2, 0, 1), f"{prefix}.bias": bias}
   return found
 
 
@@ -178,8 +90,8 @@ def _attention(source: str, target: str) -> tuple[Rule, ...]:
 
 def _trunk_attention(source: str, target: str) -> tuple[Rule, ...]:
   return (
-    *_dense(f"{source}/q_proj", f"{target}/query", *_TURN, bias=(HalfSplit(),)),
-    *_dense(f"{source}/k_proj", f"{target}/key", *_TURN, bias=(HalfSplit(),)),
+    *_dense(f"{source}/q_proj", f"{target}/query", *_HALF_SPLIT_COLUMNS, bias=(HalfSplit(),)),
+    *_dense(f"{source}/k_proj", f"{target}/key", *_HALF_SPLIT_COLUMNS, bias=(HalfSplit(),)),
     *_dense(f"{source}/v_proj", f"{target}/value"),
     *_dense(f"{source}/o_proj", f"{target}/out"),
   )
@@ -211,7 +123,7 @@ def _encoder_layer(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
-def _kept(config: Config, _: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _unread_shapes(config: Config, _: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
   d = config.width
   return {
     f"{_LEVEL3}/proj1/vars/0": (DETECTOR, (1, 1, config.trunk.width, d)),
@@ -222,9 +134,9 @@ def _kept(config: Config, _: Mapping[str, Any]) -> dict[str, tuple[str, tuple[in
 
 
 def _derived(config: Config, sources: Mapping[str, Source]) -> dict[str, Source]:
-  """RoPE tables, and the position table tiled over the image, which Keras makes when it loads.
+  """RoPE tables, and the position table tiled over the image, which Keras computes when it loads.
 
-  One that is no tiling was trained: our model has no place for it, and KerasHub loses it too.
+  A table that is not tiled was trained; our model cannot hold it, and KerasHub loses it too.
   """
   trunk = config.trunk
   window, image = (
@@ -234,9 +146,9 @@ def _derived(config: Config, sources: Mapping[str, Source]) -> dict[str, Source]
   )
   found = {}
   for block in range(trunk.blocks):
-    place = f"{_TRUNK}/layers/sam3_vi_t_layer{number(block)}/rotary_emb/vars"
+    path = f"{_TRUNK}/layers/sam3_vi_t_layer{layer_suffix(block)}/rotary_emb/vars"
     tables = window if (block + 1) % (trunk.windowed + 1) else image
-    found |= {f"{place}/{i}": table for i, table in enumerate(tables)}
+    found |= {f"{path}/{i}": table for i, table in enumerate(tables)}
   position, side = sources.get(f"{_TRUNK}/embeddings/vars/1"), trunk.pretrain_grid
   if position is not None and position.shape == (1, side**2, trunk.width):
 
@@ -250,7 +162,6 @@ def _derived(config: Config, sources: Mapping[str, Source]) -> dict[str, Source]
   return found
 
 
-_AGAIN = "download the preset again."
 _TRUNK = "layers/sam3_vision_encoder/backbone"
 _BLOCK = f"{_TRUNK}/layers/sam3_vi_t_layer*"
 _NECK = "layers/sam3_vision_encoder/vision_neck/fpn_layers/sam3fpn_layer"
@@ -268,7 +179,7 @@ TABLE = Table(
   name="keras",
   prefix="",
   canonical=str,
-  number=number,
+  format_layer=layer_suffix,
   rules=(
     *rule(f"{_TRUNK}/embeddings/vars/1", "trunk/position", Grid()),
     *rule(f"{_TRUNK}/embeddings/patch_embeddings/projection/vars/0", "trunk/patch_embed/kernel"),
@@ -342,9 +253,9 @@ TABLE = Table(
   ),
   unread={rf"{_LEVEL3}/.*": "half-resolution level: unused"},
   dropped={
-    rf"{_TRUNK}/layers/.*/rotary_emb/vars/[01]": "computed anew",
+    rf"{_TRUNK}/layers/.*/rotary_emb/vars/[01]": "recomputed",
     rf"{_TRUNK}/embeddings/vars/0": "tiles of the position table",
   },
-  kept=_kept,
+  unread_shapes=_unread_shapes,
   derived=_derived,
 )

@@ -1,7 +1,7 @@
 """Meta's names: the layout of `sam3.pt` (facebookresearch/sam3, `Sam3VideoInference.state_dict()`).
 
-`detector.*` is the image model, `tracker.*` the video model on top of it. The image model's own
-state has no `detector.` in front.
+`detector.*` is the image model, `tracker.*` the video model on top of it. The state of an image
+model alone has no prefix `detector.`.
 """
 
 import dataclasses
@@ -14,35 +14,23 @@ import numpy as np
 from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import Config
 
-from .. import shared
-from ..engine import convert_arrays
+from ..in_memory import convert_arrays
 from ..infer import infer_config
-from ..rules import (
-  CONV,
-  DECONV,
-  DENSE,
-  Grid,
-  HalfSplit,
-  Rule,
-  Source,
-  Table,
-  Transform,
-  Without,
-  dense,
-  norm,
-  rule,
-)
-from . import unread
+from ..rules import Rule, dense, norm, rule
+from ..source import Source
+from ..table import Table
+from ..transforms import CONV, DECONV, DENSE, Grid, HalfSplit, Squeeze, Transform
+from . import common, unread
 
 
 def from_arrays(
   arrays: Mapping[str, np.ndarray], config: Config | None = None, dtype: str = "float32"
 ) -> tuple[Config, dict[str, Any]]:
-  """Our configuration and parameters, in memory, from arrays under Meta's names.
+  """Returns our configuration and parameters, from arrays by Meta's names.
 
   Raises:
-    ValueError: one line for everything that is missing, unknown, mis-shaped or not finite, or for a
-      configuration that the shapes do not tell.
+    ValueError: tensors are missing, unknown, misshaped or not finite (all faults in one line), or
+      the shapes do not determine the configuration.
   """
   config = config or infer_config(TABLE, {name: array.shape for name, array in arrays.items()})
   shapes = expected_shapes(config, visual=TABLE.has_visual(arrays))
@@ -71,10 +59,10 @@ def canonical(name: str) -> str:
 
 
 def rope_tables(config: Config) -> dict[str, np.ndarray]:
-  """Meta's stored tables of rotary position codes: complex64 [positions, channel pairs] a block.
+  """Meta's stored RoPE tables of each block: complex64 [positions, channel pairs].
 
-  Computed as Meta's code does, in float32; the positions of a global block are as far apart as if
-  its grid were one window.
+  Computed in float32, as in Meta's code. Positions of global blocks are scaled so that the whole
+  grid spans one window.
   """
   trunk = config.trunk
   channels = trunk.width // trunk.heads
@@ -86,10 +74,10 @@ def rope_tables(config: Config) -> dict[str, np.ndarray]:
     angles = np.concatenate([np.outer(x, frequencies), np.outer(y, frequencies)], axis=1)
     return (np.cos(angles) + 1j * np.sin(angles)).astype(np.complex64)
 
-  windowed, everywhere = table(trunk.window, 1), table(config.grid, trunk.window / config.grid)
+  windowed, whole = table(trunk.window, 1), table(config.grid, trunk.window / config.grid)
   group = trunk.windowed + 1
   return {
-    f"detector.{_TRUNK}.blocks.{i}.attn.freqs_cis": windowed if (i + 1) % group else everywhere
+    f"detector.{_TRUNK}.blocks.{i}.attn.freqs_cis": windowed if (i + 1) % group else whole
     for i in range(trunk.blocks)
   }
 
@@ -99,16 +87,16 @@ def _derived(config: Config, _: Mapping[str, Source]) -> dict[str, Source]:
 
 
 def _fused(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
-  """The rows of query, key and value in one matrix; `source` ends where weight or bias follow."""
-  places = [f"{target}/{name}" for name in ("query", "key", "value")]
-  turns = (rotate, rotate, ())
+  """Query, key and value in one matrix; `weight` or `bias` is appended to `source`."""
+  paths = [f"{target}/{name}" for name in ("query", "key", "value")]
+  rotations = (rotate, rotate, ())
   return (
     Rule(
       f"{source}weight",
-      tuple(f"{place}/kernel" for place in places),
-      tuple((*turn, DENSE) for turn in turns),
+      tuple(f"{path}/kernel" for path in paths),
+      tuple((*rotation, DENSE) for rotation in rotations),
     ),
-    Rule(f"{source}bias", tuple(f"{place}/bias" for place in places), turns),
+    Rule(f"{source}bias", tuple(f"{path}/bias" for path in paths), rotations),
   )
 
 
@@ -184,7 +172,7 @@ TABLE = Table(
   prefix="detector.",
   canonical=canonical,
   rules=(
-    *rule(f"{_TRUNK}.pos_embed", "trunk/position", Grid(), skip=1),  # row 0: a class token's
+    *rule(f"{_TRUNK}.pos_embed", "trunk/position", Grid(), skip=1),  # row 0 is a class token's
     *rule(f"{_TRUNK}.patch_embed.proj.weight", "trunk/patch_embed/kernel", CONV),
     *norm(f"{_TRUNK}.ln_pre", "trunk/norm_pre"),
     *norm(f"{_BLOCK}.norm1", "trunk/blocks/*/norm1"),
@@ -203,7 +191,7 @@ TABLE = Table(
     *dense(f"{_TEXT_BLOCK}.mlp.c_proj", "text/blocks/*/mlp/fc2"),
     *norm(f"{_TEXT}.ln_final", "text/norm_final"),
     *dense("backbone.language_backbone.resizer", "text/project"),
-    *shared.geometry(_GEOMETRY),
+    *common.geometry(_GEOMETRY),
     *dense(f"{_GEOMETRY}.points_direct_project", "geometry/point_project"),
     *dense(f"{_GEOMETRY}.points_pool_project", "geometry/point_pool_project"),
     *dense(f"{_GEOMETRY}.points_pos_enc_project", "geometry/point_position_project"),
@@ -223,7 +211,7 @@ TABLE = Table(
     *norm(f"{_DECODER_LAYER}.norm3", "decoder/layers/*/norm_mlp"),
     *norm(f"{_DECODER}.norm", "decoder/norm"),
     *norm(f"{_DECODER}.presence_token_out_norm", "decoder/presence_norm"),
-    *shared.queries(_DECODER),
+    *common.queries(_DECODER),
     *_mlp(f"{_DECODER}.bbox_embed", "decoder/box_head", 3),
     *_mlp(f"{_DECODER}.ref_point_head", "decoder/query_position", 2),
     *_mlp(f"{_DECODER}.presence_token_head", "decoder/presence_head", 3),
@@ -235,7 +223,7 @@ TABLE = Table(
     *dense("dot_prod_scoring.hs_proj", "scoring/query_project"),
     *norm(f"{_MASKS}.cross_attn_norm", "masks/prompt_norm"),
     *_attention(f"{_MASKS}.cross_attend_prompt", "masks/prompt_attn"),
-    *shared.pixel_decoder(f"{_MASKS}.pixel_decoder"),
+    *common.pixel_decoder(f"{_MASKS}.pixel_decoder"),
     *dense(f"{_MASKS}.instance_seg_head", "masks/instance_project", kernel=CONV),
     *dense(f"{_MASKS}.semantic_seg_head", "masks/semantic_project", kernel=CONV),
     *_mlp(f"{_MASKS}.mask_predictor.mask_embed", "masks/mask_embed", 3),
@@ -248,15 +236,15 @@ TABLE = Table(
     r"tracker\..*": "video",
   },
   dropped={
-    r"detector\.backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "computed anew",
+    r"detector\.backbone\.vision_backbone\.trunk\.blocks\.\d+\.attn\.freqs_cis": "recomputed",
   },
-  visual=(
+  visual_rules=(
     *_neck(_VISUAL_NECK, "visual/neck"),
     *rule("tracker.no_mem_embed", "visual/no_memory"),
-    *shared.mask_tokens(_MASK_DECODER),
+    *common.mask_tokens(_MASK_DECODER),
     *rule(f"{_PROMPT}.pe_layer.positional_encoding_gaussian_matrix", "visual/prompt/frequencies"),
-    *rule(f"{_PROMPT}.point_embeddings.*.weight", "visual/prompt/label_embedding/*", Without((0,))),
-    *shared.prompt_tokens(_PROMPT),
+    *rule(f"{_PROMPT}.point_embeddings.*.weight", "visual/prompt/label_embedding/*", Squeeze((0,))),
+    *common.prompt_tokens(_PROMPT),
     *dense(f"{_PROMPT}.mask_downscaling.0", "visual/prompt/mask/conv1", kernel=CONV),
     *norm(f"{_PROMPT}.mask_downscaling.1", "visual/prompt/mask/norm1"),
     *dense(f"{_PROMPT}.mask_downscaling.3", "visual/prompt/mask/conv2", kernel=CONV),
@@ -274,14 +262,14 @@ TABLE = Table(
     *_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head", 3),
   ),
   visual_parts=("tracker.sam_mask_decoder.", f"{_VISUAL_NECK}."),
-  kept=functools.partial(unread.wanted, "meta"),
+  unread_shapes=functools.partial(unread.unread_shapes, "meta"),
   derived=_derived,
 )
 
-# sam3.1_multiplex.pt: the detector is that of SAM 3 (`Sam3Image`), tensor by tensor, but for the
-# neck's half-resolution level and for other necks beside it; the tracker is another model. Sources:
+# sam3.1_multiplex.pt: the detector has the tensors of SAM 3's (`Sam3Image`), except for the neck's
+# half-resolution level and two more necks; the tracker is another model. Sources:
 # facebookresearch/sam3 (issues 506 and 526), ultralytics (pull request 26144), and comparisons of
-# both files by names and shapes. No file was seen here.
+# both files by names and shapes. The file itself was not available for a test.
 MULTIPLEX = dataclasses.replace(
   TABLE,
   name="meta, SAM 3.1",
@@ -292,6 +280,6 @@ MULTIPLEX = dataclasses.replace(
     r"detector\.segmentation_head\.pixel_decoder\.(conv_layers|norms)\.2\..*": "third pair, unused",
     r"tracker\.model\..*": "visual prompts and video of SAM 3.1, which tracks objects together",
   },
-  kept=unread.wanted_multiplex,
-  visual=(),
+  unread_shapes=unread.multiplex_shapes,
+  visual_rules=(),
 )

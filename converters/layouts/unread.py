@@ -1,9 +1,9 @@
-"""Tensors of SAM 3 that our model does not read, or not without a head for visual prompts: their
-names in both layouts, and their shapes.
+"""Names in both layouts, and shapes, of the tensors of SAM 3 that our model does not read.
 
-They are kept beside the parameters, so that a checkpoint can be written back whole. Knowing each
-by name and shape means that one which is missing, renamed or cut is found like any other; knowing
-both names means that a checkpoint of one layout can be written in the other.
+Includes the tensors that only the head for visual prompts reads, for sources without that head.
+Unread tensors are kept beside the parameters, so that exports are complete. With their names and
+shapes, faults in them are found as in any other tensor, and a checkpoint of one layout can be
+exported to the other.
 
 Sources: facebookresearch/sam3 (`Sam3VideoInference.state_dict()`) and transformers 5.23
 (`Sam3VideoModel.state_dict()`), whose tracker is that of SAM 2 (arXiv:2408.00714).
@@ -19,29 +19,30 @@ import numpy as np
 
 from sam3_jax.config import Config, LiteTextConfig
 
-from ..rules import has_mixers
+from ..table import has_mixers
 
 DETECTOR, NECK, TRACKER = "detector", "neck of the tracker", "tracker"
-COUNTERS = "batch norms' counters"  # of LiteText, whole numbers
+COUNTERS = "batch norms' counters"  # integers of LiteText
 MEMORY = 64  # channels of a memory
-# Hugging Face's layout has the prompt encoder's frequencies twice.
+FREQUENCIES = "visual/prompt/frequencies"  # path in our tree
+# Hugging Face's layout stores the frequencies twice.
 SHARED_FREQUENCIES = tuple(
-  f"tracker_model.{place}.positional_embedding"
-  for place in ("prompt_encoder.shared_embedding", "shared_image_embedding")
+  f"tracker_model.{module}.positional_embedding"
+  for module in ("prompt_encoder.shared_embedding", "shared_image_embedding")
 )
-PROJECTION = 512  # width of CLIP's joint space, into which nothing is projected
+PROJECTION = 512  # width of CLIP's joint space; the projection into it is unused
 
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-  """A tensor, or a few that one of the layouts has as one.
+  """An unread tensor, or several that one of the layouts stores as one.
 
   Attributes:
-    part: DETECTOR is always there; NECK, TRACKER and COUNTERS may be absent, each as a whole.
+    part: DETECTOR is always present; NECK, TRACKER and COUNTERS may be absent, each as a whole.
     meta: names in Meta's layout; four for rows that Hugging Face stacks.
-    huggingface: names in Hugging Face's; two for what it stores twice.
-    shape: of each in Meta's layout.
-    transposed: Hugging Face has it transposed.
+    huggingface: names in Hugging Face's layout; two for tensors that it stores twice.
+    shape: of each tensor in Meta's layout.
+    transposed: whether Hugging Face stores it transposed.
   """
 
   part: str
@@ -54,7 +55,7 @@ class Unread:
     return self.meta if layout == "meta" else self.huggingface
 
   def shape_in(self, layout: str) -> tuple[int, ...]:
-    """Of each of its tensors in `layout`, meta or huggingface."""
+    """The shape of each tensor in `layout`, meta or huggingface."""
     if layout == "meta":
       return self.shape
     if self.transposed:
@@ -62,7 +63,7 @@ class Unread:
     return (len(self.meta), *self.shape[1:]) if len(self.meta) > 1 else self.shape
 
   def translate(self, arrays: list[np.ndarray], layout: str) -> list[np.ndarray]:
-    """The tensors of the other layout as those of `layout`."""
+    """Converts the tensors of the other layout to `layout`."""
     if self.transposed:
       return [np.ascontiguousarray(arrays[0].T)]
     if len(self.meta) > 1:
@@ -72,12 +73,14 @@ class Unread:
 
 
 def unread(config: Config, memory_layers: int) -> list[Unread]:
-  """All of them, for a model of this size with so many layers of memory attention."""
+  """All unread tensors of a model, with this number of memory attention layers."""
   return _Lister(config, memory_layers).items
 
 
-def wanted(layout: str, config: Config, names: Mapping[str, Any]) -> dict[str, tuple[str, tuple]]:
-  """Part and shape of each unread tensor that a checkpoint with tensors of these names may have."""
+def unread_shapes(
+  layout: str, config: Config, names: Mapping[str, Any]
+) -> dict[str, tuple[str, tuple]]:
+  """Part and shape of each unread tensor that a checkpoint with these names may have."""
   return {
     name: (item.part, item.shape_in(layout))
     for item in unread(config, memory_layers(names))
@@ -85,8 +88,8 @@ def wanted(layout: str, config: Config, names: Mapping[str, Any]) -> dict[str, t
   }
 
 
-def wanted_multiplex(config: Config, found: Mapping[str, Any]) -> dict[str, tuple[str, tuple]]:
-  """Likewise for SAM 3.1: three necks of three levels, and a tracker that is taken as it comes."""
+def multiplex_shapes(config: Config, found: Mapping[str, Any]) -> dict[str, tuple[str, tuple]]:
+  """As `unread_shapes`, for SAM 3.1: three necks with three levels, and any tracker."""
   lister = _Lister(config, 0)
   lister.items = [
     item for item in lister.items if item.part == DETECTOR and ".convs.3." not in item.meta[0]
@@ -105,8 +108,8 @@ def wanted_multiplex(config: Config, found: Mapping[str, Any]) -> dict[str, tupl
   return facts | tracker
 
 
-def lacking(config: Config, names: Iterable[str]) -> list[str]:
-  """What a source of either layout with these unread names has not, by Meta's names or as parts."""
+def absent_tensors(config: Config, names: Iterable[str]) -> list[str]:
+  """Tensors, by Meta's names, and whole parts that are not among a source's unread names."""
   names = set(names)
   absent = [
     item
@@ -120,7 +123,7 @@ def lacking(config: Config, names: Iterable[str]) -> list[str]:
 def translate(
   arrays: Mapping[str, np.ndarray], layout: str, config: Config
 ) -> dict[str, np.ndarray]:
-  """Unread tensors of either layout as those of `layout`; what has no name there is left out."""
+  """Converts unread tensors of either layout to `layout`; omits those without a name there."""
   found: dict[str, np.ndarray] = {}
   other = "huggingface" if layout == "meta" else "meta"
   for item in unread(config, memory_layers(arrays)):
@@ -133,7 +136,7 @@ def translate(
 
 
 def memory_layers(names: Iterable[str]) -> int:
-  """Layers of the tracker's memory attention, which no configuration of ours holds."""
+  """The number of the tracker's memory attention layers, which our configuration lacks."""
   pattern = re.compile(
     r"(?:tracker\.transformer\.encoder|tracker_model\.memory_attention)\.layers\.(\d{1,2})\..*"
   )
@@ -141,7 +144,7 @@ def memory_layers(names: Iterable[str]) -> int:
 
 
 class _Lister:
-  """Lists them; shapes are written as in `"D W 1 1"`, with the letters of `sizes`."""
+  """Lists all unread tensors; shapes are strings like `"D W 1 1"`, with the letters of `sizes`."""
 
   def __init__(self, config: Config, memory_layers: int):
     d = config.width
@@ -175,7 +178,7 @@ class _Lister:
     self.items.append(Unread(self.part, *names, sizes, **options))
 
   def pair(self, meta: str, huggingface: str, shape: str, outputs: int = 0) -> None:
-    """Weight and bias of a layer; `outputs` is the axis of its outputs."""
+    """Adds weight and bias of a layer; `outputs` is the axis of its outputs."""
     self.one(f"{meta}.weight", f"{huggingface}.weight", shape)
     self.one(f"{meta}.bias", f"{huggingface}.bias", shape.split()[outputs])
 
@@ -210,7 +213,7 @@ class _Lister:
     meta, huggingface = "segmentation_head.pixel_decoder", "mask_decoder.pixel_decoder"
     self.pair(f"{meta}.conv_layers.2", f"{huggingface}.conv_layers.2", "D D 3 3")
     self.pair(f"{meta}.norms.2", f"{huggingface}.norms.2", "D")
-    self.meta = self.huggingface = ""  # a neck's names are given in full
+    self.meta = self.huggingface = ""  # names of a neck are complete
     neck = "detector.backbone.vision_backbone.convs", "detector_model.vision_encoder.neck"
     self.level(*neck, 3)
 
@@ -247,9 +250,9 @@ class _Lister:
     meta, huggingface = "maskmem_backbone.mask_downsampler", "memory_encoder.mask_downsampler"
     channels = ("1", "4", "16", "64", "256")
     for i, (inputs, outputs) in enumerate(itertools.pairwise(channels)):
-      place = f"{huggingface}.layers.{i}"
-      self.pair(f"{meta}.encoder.{3 * i}", f"{place}.conv", f"{outputs} {inputs} 3 3")
-      self.pair(f"{meta}.encoder.{3 * i + 1}", f"{place}.layer_norm", outputs)
+      layer = f"{huggingface}.layers.{i}"
+      self.pair(f"{meta}.encoder.{3 * i}", f"{layer}.conv", f"{outputs} {inputs} 3 3")
+      self.pair(f"{meta}.encoder.{3 * i + 1}", f"{layer}.layer_norm", outputs)
     self.pair(f"{meta}.encoder.12", f"{huggingface}.final_conv", "D 256 1 1")
     self.pair("maskmem_backbone.pix_feat_proj", "memory_encoder.feature_projection", "D D 1 1")
     for i in range(2):

@@ -1,9 +1,9 @@
-"""KerasHub's files: `model.weights.h5`, or the shards that `model.weights.json` names.
+"""Reads KerasHub's files: `model.weights.h5`, or the shards that `model.weights.json` names.
 
-Keras writes every variable as a contiguous dataset, without filters. So the HDF5 library is asked
-only where each one lies, and the elements are read from a memory map; all that HDF5 could do
-besides (links into other files, chunks that a filter inflates, elements that were never written) is
-refused. Source: the HDF5 format and `keras.src.saving.saving_lib`.
+Keras writes every variable as a contiguous dataset, without filters. So the HDF5 library only
+locates the datasets, and their elements are read from a memory map. Other features of HDF5 (links
+into other files, compressed chunks, elements that were never written) are refused. Source: the HDF5
+format and `keras.src.saving.saving_lib`.
 """
 
 import itertools
@@ -16,22 +16,22 @@ import numpy as np
 
 from sam3_jax.utils.json_text import parse
 
-from ..checks import check_name, check_shape, read_text
-from ..rules import Source
+from ..bounds import check_name, check_shape, read_text
+from ..source import Source
 
 INDEX = "model.weights.json"
-MAX_DEPTH = 20  # groups in groups; Keras nests 9 of them
+MAX_DEPTH = 20  # of nested groups; Keras nests 9
 AGAIN = "download it again."
 _DTYPES = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 
-Place = tuple[int, int, str, tuple[int, ...]]  # begin, end, dtype, shape
+Extent = tuple[int, int, str, tuple[int, ...]]  # begin, end, dtype, shape
 
 
 def open_hdf5(path: Path) -> dict[str, Source]:
-  """The datasets of a file by path, or of all shards that an index names.
+  """Opens a file, or all shards that an index names; returns the datasets by path.
 
   Raises:
-    FileNotFoundError: a shard is not there.
+    FileNotFoundError: a shard is missing.
     ValueError: a file is truncated, damaged, hostile or not as Keras writes it.
   """
   return _open_shards(path) if path.suffix == ".json" else _open_file(path)
@@ -39,18 +39,20 @@ def open_hdf5(path: Path) -> dict[str, Source]:
 
 def _open_shards(index: Path) -> dict[str, Source]:
   try:
-    places = parse(read_text(index), "it")["weight_map"].values()
-    named = {name for place in places for name in ([place] if isinstance(place, str) else place)}
-    for name in named:
+    values = parse(read_text(index), "it")["weight_map"].values()
+    names = {name for value in values for name in ([value] if isinstance(value, str) else value)}
+    for name in names:
       check_name(name)
-    shards = sorted(named)
+    shards = sorted(names)
   except (ValueError, KeyError, TypeError, AttributeError) as error:
-    raise ValueError(f"{index} is no index of shards ({error!r}); {AGAIN}") from error
+    raise ValueError(f"{index} is not an index of shards ({error!r}); {AGAIN}") from error
   sources: dict[str, Source] = {}
   for shard in shards:
     path = index.parent / shard
     if Path(shard).name != shard:
-      raise ValueError(f"{index} names the shard {shard!r:.100}; it must lie beside its index.")
+      raise ValueError(
+        f"{index} names the shard {shard!r:.100}; a shard must be in the directory of its index."
+      )
     if not path.is_file():
       raise FileNotFoundError(f"{path}, one of {len(shards)} shards, is missing; download it.")
     found = _open_file(path)
@@ -63,11 +65,11 @@ def _open_shards(index: Path) -> dict[str, Source]:
 def _open_file(path: Path) -> dict[str, Source]:
   import h5py
 
-  places: dict[str, Place] = {}
+  extents: dict[str, Extent] = {}
   try:
     with h5py.File(path, "r") as file:
-      _walk(file, "", places, set(), h5py)
-    _check_extents(places, path.stat().st_size)
+      _walk(file, "", extents, set(), h5py)
+    _check_extents(extents, path.stat().st_size)
   except _Refusal as error:
     raise ValueError(f"{path} cannot be used: {error}.") from error
   except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -78,15 +80,15 @@ def _open_file(path: Path) -> dict[str, Source]:
   def source(begin: int, end: int, dtype: str, shape: tuple[int, ...]) -> Source:
     return Source(shape, dtype, lambda: data[begin:end].view(jnp.dtype(dtype)).reshape(shape))
 
-  return {name: source(*place) for name, place in places.items()}
+  return {name: source(*extent) for name, extent in extents.items()}
 
 
 class _Refusal(Exception):
-  """What a file does that Keras does not, in words."""
+  """A file uses a feature of HDF5 that Keras does not."""
 
 
-def _walk(group: Any, prefix: str, places: dict[str, Place], seen: set[int], h5py: Any) -> None:
-  """Adds the place of every dataset in a group and in the groups in it."""
+def _walk(group: Any, prefix: str, extents: dict[str, Extent], seen: set[int], h5py: Any) -> None:
+  """Adds the extent of every dataset in a group and its subgroups."""
   seen.add(h5py.h5o.get_info(group.id).addr)
   if prefix.count("/") > MAX_DEPTH:
     raise _Refusal(f"its groups are nested deeper than {MAX_DEPTH}")
@@ -95,29 +97,29 @@ def _walk(group: Any, prefix: str, places: dict[str, Place], seen: set[int], h5p
     check_name(name)
     link = group.get(key, getlink=True)
     if not isinstance(link, h5py.HardLink):
-      raise _Refusal(f"{name} is a link elsewhere ({type(link).__name__})")
+      raise _Refusal(f"{name} is a link to another object ({type(link).__name__})")
     item = group[key]
     if isinstance(item, h5py.Group):
       if h5py.h5o.get_info(item.id).addr in seen:
-        raise _Refusal(f"{name} is a group that is there twice")
-      _walk(item, f"{name}/", places, seen, h5py)
+        raise _Refusal(f"{name} is a group that occurs twice")
+      _walk(item, f"{name}/", extents, seen, h5py)
     elif isinstance(item, h5py.Dataset):
-      places[name] = _place(name, item, h5py)
+      extents[name] = _extent(name, item, h5py)
     else:
       raise _Refusal(f"{name} is a {type(item).__name__}, not a dataset")
 
 
-def _place(name: str, dataset: Any, h5py: Any) -> Place:
+def _extent(name: str, dataset: Any, h5py: Any) -> Extent:
   settings = dataset.id.get_create_plist()
   if settings.get_external_count():
-    raise _Refusal(f"the elements of {name} lie in another file")
+    raise _Refusal(f"the elements of {name} are in another file")
   if settings.get_layout() != h5py.h5d.CONTIGUOUS or settings.get_nfilters():
-    raise _Refusal(f"{name} is stored in chunks, compressed or virtual, as Keras stores nothing")
+    raise _Refusal(f"{name} is stored in chunks, compressed or virtual, which Keras never does")
   shape, dtype = dataset.shape, str(dataset.dtype)
   if dataset.dtype.itemsize == 2 and _is_bfloat16(dataset):
     dtype = "bfloat16"
   if shape is None or dtype not in (*_DTYPES, "bfloat16"):
-    raise _Refusal(f"{name} is of dtype {dtype:.40}, not of numbers")
+    raise _Refusal(f"{name} is of dtype {dtype:.40}, which is not numeric")
   check_shape(name, shape)
   needed = math.prod(shape) * jnp.dtype(dtype).itemsize
   begin = dataset.id.get_offset()
@@ -127,7 +129,7 @@ def _place(name: str, dataset: Any, h5py: Any) -> Place:
 
 
 def _is_bfloat16(dataset: Any) -> bool:
-  """Keras says so in an attribute: HDF5 has no such dtype."""
+  """Whether Keras marks a dataset as bfloat16, in an attribute; HDF5 has no such dtype."""
   if "dtype" not in dataset.attrs:
     return False
   if dataset.attrs.get_id("dtype").get_storage_size() > 100:
@@ -135,8 +137,9 @@ def _is_bfloat16(dataset: Any) -> bool:
   return dataset.attrs["dtype"] == "bfloat16"
 
 
-def _check_extents(places: dict[str, Place], size: int) -> None:
-  filled = sorted((place[:2], name) for name, place in places.items() if place[0] < place[1])
+def _check_extents(extents: dict[str, Extent], size: int) -> None:
+  """Refuses datasets that overlap, or end after the file of `size` bytes."""
+  filled = sorted((extent[:2], name) for name, extent in extents.items() if extent[0] < extent[1])
   for ((_, end), name), ((begin, _), other) in itertools.pairwise(filled):
     if begin < end:
       raise _Refusal(f"{name} and {other} share their elements")

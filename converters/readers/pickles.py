@@ -1,11 +1,11 @@
-"""Pickles as data: reads what PyTorch writes around its tensors, and can call nothing.
+"""Reads PyTorch's pickles as data: nothing can be imported or called.
 
 A pickle is a program: `GLOBAL os system`, then `REDUCE`, runs a command. Python's own unpickler can
-be told which globals to find, but not to be economical: one opcode makes it reserve gigabytes for
-its memo. Hence a machine for the opcodes that torch.save emits (protocol 2, and what differs in 4
-and 5), in which a global is but a name. `CONSTRUCTORS` and `STORAGES` are all the names that mean
-something, `INERT` are those that are left out; any other is refused where it stands. Source: the
-opcodes' descriptions in Python's pickletools.
+restrict the globals, but not its memory: one opcode makes it reserve gigabytes for its memo. So
+this module interprets the opcodes that torch.save emits (protocol 2, and the additions of 4 and 5),
+and a global is only a name. `CONSTRUCTORS` and `STORAGES` are the names with a meaning, `INERT` the
+names that are ignored; any other is refused. Source: the descriptions of opcodes in Python's
+pickletools.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ STORAGES = {
   "BoolStorage": "bool",
   "ComplexFloatStorage": "complex64",
 }
-# Classes whose objects stand beside a model in checkpoints of training, and are left out. They are
-# names here, as all others: none is imported.
+# Classes whose objects training programs save beside a model. They are ignored, and none is
+# imported: here they are only names.
 INERT = (
   r"argparse\.Namespace|collections\.defaultdict|datetime\.\w+|_codecs\.encode|copyreg\._reconstructor"
   r"|copy_reg\._reconstructor|pathlib\.(_local\.)?\w*Path"
@@ -39,25 +39,24 @@ INERT = (
   r"|torch\.(Size|device|dtype|float\w*|bfloat16|int\w*|uint8|bool)"
   r"|(omegaconf|lightning|lightning_fabric|pytorch_lightning)\.[\w.]+"
 )
-MAX_BYTES = 8_000_000  # sam3.pt has 0.3 million; a byte may ask for 70 of memory
-MAX_NAME = 1000  # bytes of a module or of a name in it
+MAX_BYTES = 8_000_000  # sam3.pt has 0.3 million; a byte may take 70 bytes of memory
+MAX_NAME = 1000  # bytes of the name of a module, or of a name in it
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-  """A name, and nothing behind it."""
+  """The name of a global, without the object."""
 
   name: str
 
 
 class Inert:
-  """What stands for an object of a class that training programs save beside a model: its name was
-  recognized (`INERT`), nothing was imported or called, and what it holds is not kept."""
+  """A placeholder for an object of a class in `INERT`; its contents are not kept."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-  """Where a tensor's elements lie: a file of the archive."""
+  """The file of the archive that holds a tensor's elements."""
 
   key: str
   dtype: str
@@ -75,11 +74,11 @@ class Tensor:
 
 
 def read_pickle(data: bytes) -> Any:
-  """What a pickle describes: None, numbers, strings, tuples, lists, dictionaries and `Tensor`s, and
-  `Inert` for the objects that are left out.
+  """Returns the contents of a pickle: None, numbers, strings, tuples, lists, dictionaries and
+  `Tensor`s, and `Inert` for ignored objects.
 
   Raises:
-    ValueError: it names another global, is truncated, or is no pickle of torch.save.
+    ValueError: it names an unknown global, is truncated, or was not written by torch.save.
   """
   if len(data) > MAX_BYTES:
     raise ValueError(f"its pickle of {len(data):,} bytes is larger than {MAX_BYTES:,}")
@@ -93,7 +92,7 @@ def read_pickle(data: bytes) -> Any:
 
 
 class _Machine:
-  """The stack, the memo, and how far it has read."""
+  """An interpreter: its stack, its memo, and its position in the data."""
 
   def __init__(self, data: bytes):
     self.data, self.position = data, 0
@@ -136,7 +135,7 @@ class _Machine:
     return items
 
   def find(self, module: Any, name: Any) -> None:
-    """Pushes a global, if it is one of the few."""
+    """Pushes a known global; refuses others."""
     if not isinstance(module, str) or not isinstance(name, str):
       raise TypeError("STACK_GLOBAL")
     full = f"{module}.{name}"
@@ -148,7 +147,7 @@ class _Machine:
       raise ValueError(_unknown(full))
 
   def reduce(self) -> None:
-    """Calls one of our own constructors; nothing else can be on the stack as a `Global`."""
+    """Calls one of our own constructors; no other function can be reached."""
     function, arguments = self.pop(2)
     if isinstance(function, Inert):
       self.stack.append(Inert())
@@ -157,17 +156,18 @@ class _Machine:
       raise TypeError("REDUCE")
     constructor = CONSTRUCTORS.get(function.name)
     if constructor is None:
-      raise ValueError(f"its pickle calls {function.name}, which is no function")
+      raise ValueError(f"its pickle calls {function.name}, which is not a function")
     self.stack.append(constructor(*arguments))
 
   def build(self) -> None:
-    """The state of an object: only a dictionary's attributes (`_metadata`), which are not kept."""
+    """Ignores the state of an object: a dictionary's attributes (`_metadata`)."""
     target, _ = self.pop(2)
     if not isinstance(target, dict | Inert):
       raise ValueError(f"its pickle sets attributes of a {type(target).__name__}")
     self.stack.append(target)
 
   def persistent(self) -> None:
+    """Pushes the storage that a persistent id describes."""
     (identity,) = self.pop(1)
     if not isinstance(identity, tuple) or len(identity) != 5:
       raise ValueError(f"its pickle refers to {shown(identity)} where a storage is expected")
@@ -186,8 +186,8 @@ class _Machine:
     for key, value in zip(items[::2], items[1::2], strict=True):
       if isinstance(key, Inert):
         continue
-      if not isinstance(key, str | int | float | None):  # a tuple's hash may recurse without end
-        raise ValueError(f"its pickle has a {type(key).__name__} for a key; expected a string")
+      if not isinstance(key, str | int | float | None):  # hashing a tuple may recurse too deep
+        raise ValueError(f"its pickle has a key of type {type(key).__name__}; expected a string")
       if key in target:
         raise ValueError(f"{key!r:.120} is there twice")
       target[key] = value
@@ -201,25 +201,25 @@ class _Machine:
 
 
 def _unknown(name: str) -> str:
-  """What to say of a global that is not known."""
+  """The message for an unknown global."""
   if name in ("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_qtensor"):
     return f"it has quantized or float8 tensors ({name}), which cannot be converted"
-  what = next((words for start, words in _CLASSES.items() if name.startswith(start)), "")
+  kind = next((words for start, words in _CLASSES.items() if name.startswith(start)), "")
   return (
     f"its pickle asks for {name!r:.120}, which no checkpoint of SAM 3 needs: it was not called"
-    f"{f' (the file is {what}, saved as Python objects and not as tensors)' if what else ''}"
+    f"{f' (the file is {kind}, saved as Python objects and not as tensors)' if kind else ''}"
   )
 
 
 def _size(value: Any) -> int:
   if type(value) is not int or not 0 <= value < 2**63:
-    raise ValueError(f"its pickle has the size {shown(value)}; expected a whole number")
+    raise ValueError(f"its pickle has the size {shown(value)}; expected an integer of 0 or more")
   return value
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
   if not isinstance(values, tuple) or len(values) > 32:
-    raise ValueError("its pickle has a tensor of more than 32 axes, or of none that can be read")
+    raise ValueError("its pickle has a tensor of more than 32 axes, or with a damaged shape")
   return tuple(_size(value) for value in values)
 
 
@@ -233,14 +233,14 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Ten
   """torch._utils._rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, ..)."""
   shape, strides = _sizes(shape), _sizes(strides)
   if not isinstance(storage, Storage) or len(shape) != len(strides):
-    raise ValueError("its pickle makes a tensor of something that is no storage")
+    raise ValueError("its pickle makes a tensor of something that is not a storage")
   return Tensor(storage, _size(offset), shape, strides)
 
 
 def _parameter(tensor: Any, *_: Any) -> Tensor:
   """torch._utils._rebuild_parameter(data, requires_grad, backward_hooks)."""
   if not isinstance(tensor, Tensor):
-    raise ValueError("its pickle makes a parameter of something that is no tensor")
+    raise ValueError("its pickle makes a parameter of something that is not a tensor")
   return tensor
 
 
@@ -310,7 +310,7 @@ _OPCODES: dict[bytes, Callable[[_Machine], Any]] = {
   b"h": _push(lambda m: m.memo[m.number("<B")]),
   b"j": _push(lambda m: m.memo[m.number("<I")]),
   b"c": lambda m: m.find(m.line(), m.line()),
-  b"i": lambda m: m.find(m.line(), m.line()),  # INST: finds and calls
+  b"i": lambda m: m.find(m.line(), m.line()),  # INST
   b"\x93": lambda m: m.find(*m.pop(2)),
   b"R": lambda m: m.reduce(),
   b"\x81": lambda m: m.reduce(),  # NEWOBJ

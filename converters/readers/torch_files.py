@@ -1,8 +1,8 @@
-"""PyTorch's files without PyTorch: `sam3.pt`, checkpoints of its training, `pytorch_model.bin`.
+"""Reads PyTorch's files without PyTorch: `sam3.pt`, training checkpoints, `pytorch_model.bin`.
 
-torch.save (since 1.6) writes a zip archive of uncompressed files in one folder: `data.pkl`, a
-pickle that puts names to tensors, and `data/KEY`, the raw elements of a storage. The file is mapped
-into memory, and a tensor is a view of it. Nothing in the archive is believed before it is checked,
+torch.save (since 1.6) writes a zip archive of uncompressed files in one directory: `data.pkl`, a
+pickle that names the tensors, and `data/KEY`, the raw elements of a storage. The file is mapped
+into memory, and a tensor is a view of it. Everything in the archive is checked before it is used,
 and nothing is extracted.
 """
 
@@ -19,37 +19,37 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import check_name, check_shape
-from ..rules import Source
+from ..bounds import check_name, check_shape
+from ..source import Source
 from .pickles import MAX_BYTES, Inert, Tensor, read_pickle
 
 AGAIN = "download it again"
-MAX_DEPTH = 16  # dictionaries in dictionaries
-# Keys of checkpoints of Meta's trainer, Lightning, DeepSpeed and accelerate, model apart.
+MAX_DEPTH = 16  # of nested dictionaries
+# Keys beside the model in checkpoints of Meta's trainer, Lightning, DeepSpeed and accelerate.
 _OF_TRAINING = (
   r"(optim(izers?)?(_states?(_dict)?)?|(lr_)?sched(uler)?s?(_states?(_dict)?)?|(grad_)?scaler|loops"
   r"|callbacks|rng_states?|(native_)?amp(_scaling)?(_state)?|hyper_parameters|param_groups"
   r"|(lr_schedulers|optimizer_states|ds_config|steps|loss|best_meter_values))"
 )
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".h5")
-_LOCAL = struct.Struct("<4s22xHH")  # signature, then the lengths of name and extra field
+_LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
 
 
 def open_torch(path: Path) -> dict[str, Source]:
-  """The tensors in a file of torch.save, by the keys that lead to them; see `_tensors`.
+  """Opens a file of torch.save; returns the tensors by their dotted keys (see `_tensors`).
 
   Raises:
     ValueError: the file is truncated, damaged, hostile, of another kind, or holds no tensors.
   """
   with path.open("rb") as file:
     if file.read(4) != b"PK\x03\x04":
-      raise ValueError(_old(path))
+      raise ValueError(_describe_pickle(path))
   try:
-    places, pickle = _read_archive(path)
+    extents, pickle = _read_archive(path)
     tensors = _tensors(read_pickle(pickle))
     for container in {container for _, container in tensors.values()}:
       _check_views({n: tensor for n, (tensor, c) in tensors.items() if c == container})
-    return _sources(path, tensors, places)
+    return _sources(path, tensors, extents)
   except ValueError as error:
     raise ValueError(f"{path} cannot be used: {error}; {_remedy(error)}.") from error
 
@@ -60,7 +60,7 @@ def _read_archive(path: Path) -> tuple[dict[str, tuple[int, int, int]], bytes]:
     with zipfile.ZipFile(path) as archive:
       members = {info.filename: info for info in archive.infolist()}
       if len(members) != len(archive.infolist()):
-        raise ValueError("it holds two files of one name")
+        raise ValueError("it holds two files of the same name")
       folder = _check_members(members)
       extents = _check_extents(path, members.values(), archive.start_dir)
       order = members.get(f"{folder}/byteorder")
@@ -78,11 +78,11 @@ def _read_archive(path: Path) -> tuple[dict[str, tuple[int, int, int]], bytes]:
 
 
 def _check_members(members: Mapping[str, zipfile.ZipInfo]) -> str:
-  """The folder that all is in, after looking at what the archive says of its files."""
+  """Checks the archive's directory; returns the name of the folder that holds all files."""
   for name, info in members.items():
     check_name(name)
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-      raise ValueError(f"it holds a file {name!r:.120} that would lie outside of its folder")
+      raise ValueError(f"it holds a file {name!r:.120} that would be outside of its folder")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
       raise ValueError(
         f"its file {name} is compressed ({info.compress_size:,} bytes to {info.file_size:,}), "
@@ -102,9 +102,9 @@ def _check_members(members: Mapping[str, zipfile.ZipInfo]) -> str:
 def _check_extents(
   path: Path, infos: Iterable[zipfile.ZipInfo], directory: int
 ) -> dict[str, tuple[int, int]]:
-  """Where each file's bytes begin and end; refuses files that share some, or the directory's.
+  """Returns where each file's bytes begin and end; refuses overlaps.
 
-  A file's own header is read too: it may be longer than the directory says.
+  Each file's own header is read too, as it may be longer than the directory says.
   """
   extents = {}
   infos = sorted(infos, key=lambda info: info.header_offset)
@@ -127,16 +127,16 @@ def _bytes(path: Path, info: zipfile.ZipInfo, extents: Mapping[str, tuple[int, i
   with path.open("rb") as file:
     file.seek(begin)
     data = file.read(end - begin)
-  if info.CRC and zlib.crc32(data) != info.CRC:  # 0: written without checksums
+  if info.CRC and zlib.crc32(data) != info.CRC:  # 0 means written without checksums
     raise ValueError(f"its file {info.filename} differs from its checksum")
   return data
 
 
 def _tensors(content: Any) -> dict[str, tuple[Tensor, str]]:
-  """All tensors by the dotted keys that lead to them, each with the keys of its dictionary.
+  """All tensors by their dotted keys, each with the dotted keys of its dictionary.
 
-  A file of training has other things beside its model, which are left out: numbers and texts, and
-  what the optimizer and its like keep.
+  Other contents of training checkpoints are left out: numbers, strings, and the states of optimizer
+  and scheduler.
   """
   if not isinstance(content, dict):
     kind = "object" if isinstance(content, Inert) else type(content).__name__
@@ -160,8 +160,8 @@ def _tensors(content: Any) -> dict[str, tuple[Tensor, str]]:
   visit(content, ())
   if {"state", "param_groups"} <= content.keys() or (others and not found):
     raise ValueError(
-      "it holds the state of an optimizer and no model: the model is in another file, which was "
-      "saved beside it"
+      "it holds the state of an optimizer and no model: the model is in another file, saved "
+      "beside it"
     )
   if not found:
     keys = ", ".join(repr(key)[:30] for key in list(content)[:5])
@@ -170,12 +170,12 @@ def _tensors(content: Any) -> dict[str, tuple[Tensor, str]]:
 
 
 def is_of_training(key: str) -> bool:
-  """Whether a key of a checkpoint is for what training keeps beside the model."""
+  """Whether a checkpoint's key holds training state rather than the model."""
   return bool(re.fullmatch(_OF_TRAINING, key))
 
 
 def _check_views(tensors: Mapping[str, Tensor]) -> None:
-  """Refuses tensors that leave their storage, or share elements without being the same view."""
+  """Refuses views that exceed their storage, or overlap without being equal."""
   spans: dict[str, list[tuple[int, int, tuple[int, ...], tuple[int, ...], str]]] = {}
   for name, tensor in tensors.items():
     check_shape(name, tensor.shape)
@@ -203,13 +203,13 @@ def _check_views(tensors: Mapping[str, Tensor]) -> None:
 def _sources(
   path: Path,
   tensors: Mapping[str, tuple[Tensor, str]],
-  places: Mapping[str, tuple[int, int, int]],
+  extents: Mapping[str, tuple[int, int, int]],
 ) -> dict[str, Source]:
   data = np.memmap(path, np.uint8, "r")
   checked: set[str] = set()
 
   def storage(tensor: Tensor, name: str) -> np.ndarray:
-    begin, end, crc = places[tensor.storage.key]
+    begin, end, crc = extents[tensor.storage.key]
     if tensor.storage.key not in checked:
       if crc and zlib.crc32(data[begin:end].data) != crc:
         raise ValueError(f"{name} in {path} differs from its checksum; {AGAIN}.")
@@ -229,9 +229,9 @@ def _sources(
     return Source(tensor.shape, tensor.storage.dtype, read, container)
 
   for name, (tensor, _) in tensors.items():
-    if tensor.storage.key not in places:
+    if tensor.storage.key not in extents:
       raise ValueError(f"the storage {tensor.storage.key!r:.60} of {name} is missing")
-    begin, end, _ = places[tensor.storage.key]
+    begin, end, _ = extents[tensor.storage.key]
     needed = tensor.storage.elements * jnp.dtype(tensor.storage.dtype).itemsize
     if needed != end - begin:
       raise ValueError(
@@ -241,16 +241,16 @@ def _sources(
   return {name: source(name, *tensor) for name, tensor in tensors.items()}
 
 
-def _old(path: Path) -> str:
-  """What to say of a pickle that is no archive; one that asks for a global gets that said."""
+def _describe_pickle(path: Path) -> str:
+  """The message for a bare pickle; it names a refused global, if there is one."""
   with path.open("rb") as file:
     start = file.read(1_000_000)
-  why = "it is in PyTorch's format of before 1.6"
+  why = "it is in the format of PyTorch before 1.6"
   try:
     read_pickle(start)
   except ValueError as error:
     why = str(error) if "asks for" in str(error) else why
-  return f"{path} cannot be used: {why}; load it with PyTorch and save it again with torch.save."
+  return f"{path} cannot be used: {why}; load it with PyTorch and save it with torch.save."
 
 
 def _other_archive(members: Mapping[str, Any]) -> str:
@@ -265,11 +265,11 @@ def _other_archive(members: Mapping[str, Any]) -> str:
 
 
 def _article(noun: str) -> str:
-  return f"an {noun}" if noun == "object" else f"a {noun}"
+  return f"an {noun}" if noun[0] in "aeio" else f"a {noun}"
 
 
 def _remedy(error: ValueError) -> str:
-  """What to do, as far as the message does not say that."""
+  """The remedy, if the message has none."""
   text = str(error)
   if "ultralytics" in text or "a YOLO" in text:
     return "give the weights of facebook/sam3"

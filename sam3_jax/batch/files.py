@@ -1,4 +1,4 @@
-"""Files of a job: `utils.atomic_files`, with errors that say what becomes of the job."""
+"""Reads and writes the files of a job; errors say how to resume it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,10 +8,11 @@ from typing import Any
 from sam3_jax.utils import atomic_files
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import PARTIAL, create_exclusively, is_abandoned
+from sam3_jax.utils.os_errors import error_text
 
 
 class Draft(atomic_files.Draft):
-  """A file that appears when it is committed; its errors say what becomes of the job."""
+  """A file that appears when it is committed; errors say how to resume the job."""
 
   def naming(self) -> contextlib.AbstractContextManager[None]:
     return _naming(self.path)
@@ -22,9 +23,9 @@ def _naming(path: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    reason = error.strerror or str(error)
     raise OSError(
-      f"cannot write {path}: {reason}; what is done stays: fix that and rerun the same command."
+      f"cannot write {path}: {error_text(error)}; finished results are kept. Fix this and rerun "
+      "the same command."
     ) from error
 
 
@@ -36,18 +37,18 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def create_json(path: Path, values: Any) -> bool:
-  """Writes plain values unless there is a file of this name, which is one step: of several
-  processes that do so at the same time, one succeeds."""
+  """Writes plain values unless the file exists, in one atomic step: if several processes try at the
+  same time, one succeeds."""
   with _naming(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     return create_exclusively(path, atomic_files.json_bytes(values))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-  """An object from a file; None if there is no such file.
+  """A JSON object from a file; None if there is no such file.
 
   Raises:
-    ValueError: it holds something else, or cannot be read.
+    ValueError: it is not a JSON object, or cannot be read.
   """
   try:
     values = parse(path.read_bytes(), str(path))
@@ -55,27 +56,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return None
   except OSError as error:
     raise ValueError(
-      f"{path} cannot be read ({error.strerror}); check its permissions and run batch again."
+      f"{path} cannot be read ({error_text(error)}); check its permissions and run batch again."
     ) from error
   except ValueError as error:
     raise ValueError(f"{error}; remove it and run batch again.") from error
   if not isinstance(values, dict):
-    raise ValueError(f"{path} holds no object; remove it and run batch again.")
+    raise ValueError(f"{path} is not a JSON object; remove it and run batch again.")
   return values
 
 
 def drafts(folder: Path) -> list[Path]:
-  """What processes, alive or killed, have not committed of the files of a directory."""
+  """The uncommitted drafts in a directory, of running and of killed processes."""
   return list(folder.glob(f".*{PARTIAL}"))
 
 
 def draft_of(draft: Path) -> str:
-  """The name of the file that a draft is of."""
+  """The name of the file that a draft becomes when it is committed."""
   return draft.name[1:].removesuffix(PARTIAL).rpartition(".")[0]
 
 
 def remove_drafts(folder: Path, wanted: Callable[[str], bool]) -> None:
-  """Removes what killed processes left of the files of whose names `wanted` is true."""
+  """Removes drafts that killed processes left, of files whose names satisfy `wanted`."""
   for path in drafts(folder):
     if wanted(draft_of(path)) and is_abandoned(path):
       path.unlink(missing_ok=True)

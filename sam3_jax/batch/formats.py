@@ -1,4 +1,4 @@
-"""Other layouts made of a job's parts: LabelMe's and YOLO's, with polygons, and a Parquet table."""
+"""Exports a job to LabelMe and YOLO, with polygons, and to a Parquet table."""
 
 import contextlib
 import itertools
@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.batch import parts
 from sam3_jax.batch.files import Draft
-from sam3_jax.batch.merge import Records, name_of
-from sam3_jax.batch.polygons import joined, outlines
-from sam3_jax.inputs.image_listing import ListingNotes
+from sam3_jax.batch.job_files import read_job
+from sam3_jax.batch.merge import Records, category_name
+from sam3_jax.batch.polygons import join_polygons, mask_to_polygons
 from sam3_jax.outputs.rle import decode
+from sam3_jax.utils.notes import ListingNotes
 
-ROWS = 2**14  # of a group in a Parquet file
-# Endings of images that Ultralytics reads: IMG_FORMATS of ultralytics/data/utils.py, version 8.4.
+ROW_GROUP = 2**14  # rows of a row group in a Parquet file
+# Image suffixes that Ultralytics reads: IMG_FORMATS of ultralytics/data/utils.py, version 8.4.
 ULTRALYTICS = {
   ".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif",
   ".tiff", ".webp",
@@ -25,44 +25,45 @@ ULTRALYTICS = {
 
 
 def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
-  """Writes OUT/labelme/NAME.json for each image, as LabelMe reads it (version 5).
+  """Writes OUT/labelme/NAME.json for each image, in the format of LabelMe 5.
 
-  LabelMe finds an image by its path relative to the .json file: copy the tree of files beside the
-  images. Images given by an absolute path are found from anywhere. Pieces of an instance are shapes
-  with the same `group_id`, its identity. Holes are filled.
+  LabelMe finds an image by its path relative to the .json file, so copy the tree of .json files to
+  the images. Images listed by absolute path are found from anywhere. The components of an
+  instance are shapes with the same `group_id`, its id. Holes are filled.
 
   Args:
-    out: the job's directory.
-    notes: counts images whose file has another name than usual.
+    out: directory of the job.
+    notes: counts images whose .json file does not have the usual name.
 
   Returns:
     The directory.
   """
   notes = ListingNotes() if notes is None else notes
   folder, names = out / "labelme", _Names(".json")
-  for record in Records(out, parts.read_job(out)):
+  for record in Records(out, read_job(out)):
     image = PurePosixPath(record["image"])
     name, usual = names.of(PurePosixPath(*_parts(image)))
     if name != usual:
-      what = "its name with another but for the ending; open its .json file"
       notes.remark(
-        f"image shares {what}", f"images share {what.replace('its', 'their')}", f"{image}: {name}"
+        "image differs from another only in its suffix; open its .json file",
+        "images differ from others only in their suffix; open their .json files",
+        f"{image}: {name}",
       )
     if "\\" in image.name:
-      what = "a backslash in its name, which LabelMe takes for a directory"
-      notes.remark(f"image has {what}", f"images have {what.replace('its', 'their')}", str(image))
+      what = "a backslash in the name, which LabelMe takes for a directory"
+      notes.remark(f"image has {what}", f"images have {what}", str(image))
     unpacked = any(part.endswith(".tar") for part in image.parts[:-1])
     shapes = [
       {
         "label": label,
         "points": points.tolist(),
-        "group_id": one["id"],
-        "description": f"score {one['score']:.6f}",
+        "group_id": instance["id"],
+        "description": f"score {instance['score']:.6f}",
         "shape_type": "polygon",
         "flags": {},
       }
-      for label, one in _instances(record)
-      for points in outlines(decode(one["segmentation"]).astype(bool))
+      for label, instance in _instances(record)
+      for points in mask_to_polygons(decode(instance["segmentation"]).astype(bool))
     ]
     values = {
       "version": "5.0.0",
@@ -78,31 +79,31 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
 
 
 def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
-  """Writes OUT/yolo/data.yaml and OUT/yolo/labels/NAME.txt, as Ultralytics reads them.
+  """Writes OUT/yolo/data.yaml and OUT/yolo/labels/NAME.txt, in the format of Ultralytics.
 
-  Ultralytics looks for images in OUT/yolo/images, and for the labels of each where `_label_path`
-  says: copy the tree of images there, or links to the files (`cp -rs`); a link to the directory
-  would be resolved first. A line is an instance: class, then its outline as fractions of width and
-  height. The pieces of an instance are joined by lines without width, as Ultralytics joins COCO's.
-  Holes are filled.
+  Ultralytics looks for images in OUT/yolo/images, and for their labels in the files that
+  `_label_path` names. Copy the tree of images there, or link the files (`cp -rs`); a link to the
+  directory does not work, because Ultralytics resolves it. A line is an instance: class, then its
+  polygon as fractions of width and height. The components of an instance are joined by bridges of
+  zero width, as Ultralytics does for COCO. Holes are filled.
 
   Args:
-    out: the job's directory.
-    notes: counts images that Ultralytics does not read, or takes for others.
+    out: directory of the job.
+    notes: counts images that Ultralytics does not read, or confuses with others.
 
   Returns:
     The directory.
   """
   notes = ListingNotes() if notes is None else notes
-  folder, names, records = out / "yolo", _Names(".txt"), Records(out, parts.read_job(out))
+  folder, names, records = out / "yolo", _Names(".txt"), Records(out, read_job(out))
   numbers = {name: number - 1 for name, number in records.categories().items()}
   classes = "".join(f"\n  {number}: {_quoted(name)}" for name, number in numbers.items()) or " {}"
-  # Without `path`, the directory of data.yaml counts, wherever that is.
+  # Without the key `path`, paths are relative to data.yaml.
   _write(folder / "data.yaml", f"train: images\nval: images\nnames:{classes}\n")
   for record in records:
     lines = []
-    for label, one in _instances(record):
-      points = joined(outlines(decode(one["segmentation"]).astype(bool)))
+    for label, instance in _instances(record):
+      points = join_polygons(mask_to_polygons(decode(instance["segmentation"]).astype(bool)))
       if len(points):
         fractions = points / [record["width"], record["height"]]
         lines.append(" ".join([str(numbers[label]), *(f"{v:.6g}" for v in np.ravel(fractions))]))
@@ -110,24 +111,24 @@ def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
     image = PurePosixPath(*_parts(PurePosixPath(record["image"])))
     name, usual = names.of(_label_path(image))
     if name != usual:
-      what = "its name with another but for the ending, and would get that one's labels"
       renamed = PurePosixPath("images", image.with_name(name.stem + image.suffix))
       notes.remark(
-        f"image shares {what}", f"images share {what.replace('its', 'their')}",
+        "image differs from another only in its suffix, and would get the labels of that image",
+        "images differ from others only in their suffix, and would get the labels of those images",
         f"copy {image} as {renamed}",
-      )  # fmt: skip
+      )
     if image.suffix.lower() not in ULTRALYTICS:
-      what = "an ending that Ultralytics does not read"
+      what = "a suffix that Ultralytics does not read"
       notes.remark(f"image has {what}", f"images have {what}", str(image))
     _write(folder / name, text)
   return folder
 
 
 def write_parquet(out: Path) -> Path:
-  """Writes OUT/annotations.parquet: a row an instance, in the list's order.
+  """Writes OUT/annotations.parquet: one row per instance, in the order of the list.
 
-  Columns: input, image, width, height, text (null where there was no phrase), id, score, bbox (x,
-  y, width, height in pixels), area, counts (COCO's compressed run lengths over height x width).
+  Columns: input, image, width, height, text (null if there was no phrase), id, score, bbox (x, y,
+  width, height in pixels), area, counts (COCO's compressed run lengths over height x width).
 
   Returns:
     The file.
@@ -146,10 +147,10 @@ def write_parquet(out: Path) -> Path:
     "id": whole, "score": pyarrow.float32(), "bbox": pyarrow.list_(pyarrow.float32(), 4),
     "area": pyarrow.int64(), "counts": text,
   }  # fmt: skip
-  schema, rows = pyarrow.schema(list(columns.items())), _rows(Records(out, parts.read_job(out)))
+  schema, rows = pyarrow.schema(list(columns.items())), _rows(Records(out, read_job(out)))
   with Draft(out / "annotations.parquet") as draft:
     with contextlib.closing(parquet.ParquetWriter(draft, schema)) as writer:
-      while group := list(itertools.islice(rows, ROWS)):
+      while group := list(itertools.islice(rows, ROW_GROUP)):
         writer.write_table(pyarrow.Table.from_pylist(group, schema))
     draft.commit()
   return draft.path
@@ -160,42 +161,42 @@ def _rows(records: Records) -> Iterator[dict[str, Any]]:
     image = {key: record[key] for key in ("input", "width", "height")}
     image["image"] = _utf8(record["image"])
     for prompt in record["prompts"]:
-      for one in prompt["instances"]:
-        found = {key: one[key] for key in ("id", "score", "bbox", "area")}
-        counts = one["segmentation"]["counts"]
+      for instance in prompt["instances"]:
+        found = {key: instance[key] for key in ("id", "score", "bbox", "area")}
+        counts = instance["segmentation"]["counts"]
         yield {**image, "text": _utf8(prompt.get("text")), **found, "counts": counts}
 
 
 def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
   for prompt in record["prompts"]:
-    for one in prompt["instances"]:
-      yield name_of(prompt), one
+    for instance in prompt["instances"]:
+      yield category_name(prompt), instance
 
 
 class _Names:
-  """Names of files in a layout that has one for each image, by the image's name without its ending.
+  """Names of files in a format with one file per image: the name of the image with another suffix.
 
-  Images of which both would have the same file get different ones; so do files and directories.
+  Images that would have the same file get different files; so do files and directories.
   """
 
-  def __init__(self, ending: str):
-    self._ending, self._taken = ending, set[PurePosixPath]()
+  def __init__(self, suffix: str):
+    self._suffix, self._taken = suffix, set[PurePosixPath]()
 
   def of(self, image: PurePosixPath) -> tuple[PurePosixPath, PurePosixPath]:
-    """The name of an image's file, and the name that it usually has."""
-    usual = image.with_name(image.stem + self._ending)
-    parents = [part + "_" if part.endswith(self._ending) else part for part in usual.parent.parts]
+    """The file name for an image, and the usual name without conflicts."""
+    usual = image.with_name(image.stem + self._suffix)
+    parents = [part + "_" if part.endswith(self._suffix) else part for part in usual.parent.parts]
     folder, number = PurePosixPath(*parents), 1
     name = folder / usual.name
     while name in self._taken:
-      several = f"-{number}" if number > 1 else ""
-      name, number = folder / f"{image.name}{several}{self._ending}", number + 1
+      counter = f"-{number}" if number > 1 else ""
+      name, number = folder / f"{image.name}{counter}{self._suffix}", number + 1
     self._taken.add(name)
     return name, usual
 
 
 def _parts(image: PurePosixPath) -> list[str]:
-  """An image's name below any directory: without root and `..`."""
+  """The components of an image name, relative to any directory: without root and `..`."""
   kept = [part.replace("\0", "_") for part in image.parts if part not in ("/", "//", "..")]
   return kept or ["_"]
 
@@ -203,7 +204,7 @@ def _parts(image: PurePosixPath) -> list[str]:
 def _label_path(image: PurePosixPath) -> PurePosixPath:
   """Where Ultralytics looks for the labels of images/IMAGE: the last `images` becomes `labels`.
 
-  `img2label_paths` of ultralytics/data/utils.py, version 8.4; the ending is not replaced here.
+  `img2label_paths` in ultralytics/data/utils.py, version 8.4; the suffix is not replaced here.
   """
   folders = ["images", *image.parent.parts]
   last = len(folders) - 1 - folders[::-1].index("images")
@@ -212,16 +213,16 @@ def _label_path(image: PurePosixPath) -> PurePosixPath:
 
 
 def _quoted(name: str) -> str:
-  """A string as YAML's double-quoted scalar, which nothing takes for a number, a key or `no`."""
-  # JSON's escapes are not YAML's: its pairs of surrogates would be two characters.
+  """A string as a double-quoted YAML scalar, which is never a number, a key or a boolean."""
+  # JSON escapes do not work in YAML: a surrogate pair would be two characters.
   escapes = {'"': '\\"', "\\": "\\\\"}
   return '"' + "".join(
-    escapes.get(one, one) if one.isprintable() else f"\\U{ord(one):08x}" for one in name
+    escapes.get(char, char) if char.isprintable() else f"\\U{ord(char):08x}" for char in name
   ) + '"'  # fmt: skip
 
 
 def _utf8(text: str | None) -> str | None:
-  """Text that Parquet can hold: bytes of a file name that are not UTF-8 are escaped."""
+  """Escapes bytes of a file name that are not UTF-8, which Parquet cannot store."""
   return text if text is None else text.encode(errors="backslashreplace").decode()
 
 

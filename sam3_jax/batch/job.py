@@ -1,4 +1,4 @@
-"""What a batch job is, and what stops it."""
+"""The settings of a batch job, and the errors that stop it."""
 
 import dataclasses
 import functools
@@ -6,34 +6,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.batch import parts
 from sam3_jax.batch.inputs import Input
-from sam3_jax.batch.prompt_schema import pointing
-from sam3_jax.batch.run_stats import Tally
+from sam3_jax.batch.job_files import ERRORS
+from sam3_jax.batch.prompt_schema import visual_prompts
+from sam3_jax.batch.run_stats import RunStats
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS
 
-SEEN = 100  # images before which the share of failures says nothing
+MIN_SAMPLE = 100  # images; with fewer, the error rate is not meaningful
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What to segment, how, and where to.
+  """What to segment, how, and where to write the results.
 
   Attributes:
-    inputs: all of them, of all processes.
-    out: output directory; made when there is something to write.
-    threshold: instances score above it.
-    max_detections: of each prompt, the best.
+    inputs: all inputs, of all processes.
+    out: output directory; created when there is something to write.
+    threshold: minimum score of an instance, exclusive.
+    max_detections: maximum number of instances for each prompt; the best are kept.
     max_pixels: larger images are refused.
-    part_size: inputs of a part.
-    images, prompts: of a batch, and of a round, on each device; see `Engine`.
+    part_size: inputs per part.
+    batch_images, batch_prompts: images per batch, and prompts decoded at a time, on each device;
+      see `Engine`.
     workers: processes that read images; 0 for threads.
-    max_error_rate: more failures than this share stop the job.
-    process, processes: which of how many this is.
+    max_error_rate: the job stops when a larger fraction of the images fails.
+    process, processes: index of this process, and their number.
     add: whether inputs that the job in `out` does not have extend it.
-    retry_failed: whether inputs that failed are done again.
-    skip_unreadable: whether inputs that cannot be read, at no try, count as failed.
+    retry_failed: whether failed inputs are done again.
+    skip_unreadable: whether inputs that remain unreadable after all retries count as failed.
   """
 
   inputs: Sequence[Input]
@@ -42,8 +43,8 @@ class Job:
   max_detections: int = 100
   max_pixels: int = MAX_PIXELS
   part_size: int = 256
-  images: int = 4
-  prompts: int | None = None
+  batch_images: int = 4
+  batch_prompts: int | None = None
   workers: int = 0
   max_error_rate: float = 0.05
   process: int = 0
@@ -52,8 +53,8 @@ class Job:
   retry_failed: bool = False
   skip_unreadable: bool = False
 
-  def describe(self, model: Sam3) -> dict[str, Any]:
-    """What decides the results, beside the inputs."""
+  def settings(self, model: Sam3) -> dict[str, Any]:
+    """Everything that determines the results, except the inputs."""
     return {
       "part_size": self.part_size,
       "checkpoint": model.info,
@@ -65,11 +66,12 @@ class Job:
     }
 
   @functools.cached_property
-  def visual(self) -> bool:
-    """Whether there are visual prompts, whosever part they are in."""
-    return any(pointing(one.prompts) for one in self.inputs)
+  def has_visual_prompts(self) -> bool:
+    """Whether any input has a visual prompt, whichever process does it."""
+    return any(visual_prompts(item.prompts) for item in self.inputs)
 
-  def is_mine(self, part: int) -> bool:
+  def owns(self, part: int) -> bool:
+    """Whether this process does a part."""
     return part % self.processes == self.process
 
 
@@ -78,33 +80,36 @@ class TooManyFailuresError(ValueError):
 
 
 class StorageError(OSError):
-  """So many inputs cannot be read that the storage must be away; the same command resumes."""
+  """So many inputs cannot be read that the storage is probably unavailable; the job can be
+  resumed."""
 
 
-def check_failures(job: Job, tally: Tally, at_end: bool = False) -> None:
-  """Stops a job of which too much fails.
+def check_failures(job: Job, stats: RunStats, at_end: bool = False) -> None:
+  """Stops a job in which too many inputs fail.
 
   Args:
-    job: what is allowed.
-    tally: what became of its inputs so far.
-    at_end: judge by all that was seen, even if that is little; before, by at least `SEEN`.
+    job: says how many may fail.
+    stats: outcome of the inputs so far.
+    at_end: compare with the number of inputs processed, even if it is small; before the end, with
+      at least `MIN_SAMPLE`.
 
   Raises:
-    TooManyFailuresError: more failed than allowed.
-    StorageError: more could not be read.
+    TooManyFailuresError: more inputs failed than allowed.
+    StorageError: more inputs could not be read than allowed.
   """
-  seen = tally.seen
-  allowed = job.max_error_rate * (seen if at_end else max(seen, SEEN))
-  if tally.all_failed > allowed:
+  processed = stats.processed
+  allowed = job.max_error_rate * (processed if at_end else max(processed, MIN_SAMPLE))
+  if stats.all_failed > allowed:
     raise TooManyFailuresError(
-      f"{tally.all_failed:,} of {seen:,} images failed, more than --max-error-rate "
-      f"{job.max_error_rate:g} allows; {job.out / parts.ERRORS} says why. What is done stays; "
+      f"{stats.all_failed:,} of {processed:,} images failed, more than --max-error-rate "
+      f"{job.max_error_rate:g} allows; {job.out / ERRORS} says why. Finished results are kept; "
       "to resume, rerun with a higher --max-error-rate."
     )
-  missed = len(tally.unreadable)
-  if missed > job.max_error_rate * max(seen + missed, SEEN) and not at_end:
+  missed = len(stats.unreadable)
+  total = processed + missed
+  if missed > job.max_error_rate * max(total, MIN_SAMPLE) and not at_end:
     raise StorageError(
-      f"{missed:,} of {seen + missed:,} images cannot be read, more than --max-error-rate "
-      f"{job.max_error_rate:g} allows: {tally.some_unreadable()}. Check that the storage is there "
-      "and rerun the same command to resume."
+      f"{missed:,} of {total:,} images cannot be read, more than --max-error-rate "
+      f"{job.max_error_rate:g} allows: {stats.describe_unreadable()}. Check the storage and rerun "
+      "the same command to resume."
     )

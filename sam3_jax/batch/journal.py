@@ -1,4 +1,4 @@
-"""Which images a process is reading: where it dies, one of them may be the reason."""
+"""The images that a process is reading: if it dies, one of them may be the reason."""
 
 import contextlib
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 class Journal:
-  """A file beside a part's lease, which names each image before and after it is read.
+  """A file beside the lease of a part that names each image before and after it is read.
 
-  It is not synced: it survives the process, and need not survive the machine.
+  The file is not synced: it must survive the process, not the machine.
 
   Attributes:
-    suspects: inputs that the process before was reading when it died.
+    suspects: inputs that the previous process was reading when it died.
   """
 
   def __init__(self, path: Path):
@@ -23,14 +23,14 @@ class Journal:
     self._file: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
 
   def begin(self, index: int) -> None:
-    self._note(f"+{index}\n")
+    self._append(f"+{index}\n")
 
   def end(self, index: int) -> None:
     self.suspects.discard(index)
-    self._note(f"-{index}\n")
+    self._append(f"-{index}\n")
 
   def close(self) -> None:
-    """Nothing is in flight any more; suspects that were not read stay what they are."""
+    """Ends all reads; suspects that were not read remain suspects."""
     with self._lock, contextlib.suppress(OSError):
       if self._file is None:
         return
@@ -41,14 +41,15 @@ class Journal:
       else:
         self._path.unlink()
 
-  def _note(self, line: str) -> None:
-    # The disk may be full, which is for others to say; a reader may come late, after the end.
+  def _append(self, line: str) -> None:
+    # A full disk is reported elsewhere. A reader may be late and call this after `close`.
     with self._lock, contextlib.suppress(OSError):
       if self._file is not None:
         os.write(self._file, line.encode())
 
 
 def _unfinished(path: Path) -> set[int]:
+  """Inputs whose reading began and did not end."""
   found: set[int] = set()
   try:
     lines = path.read_text(errors="replace").splitlines()
@@ -56,6 +57,6 @@ def _unfinished(path: Path) -> set[int]:
     return found
   for line in lines:
     sign, index = line[:1], line[1:]
-    if index.isdigit():  # the last line may be cut
+    if index.isdigit():  # the last line may be incomplete
       (found.add if sign == "+" else found.discard)(int(index))
   return found

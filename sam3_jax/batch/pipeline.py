@@ -1,8 +1,8 @@
-"""Three stages that overlap: images are read, the devices work, results are written.
+"""Three overlapping stages: reading of images, work of the devices, writing of results.
 
-Threads or processes read ahead; the main thread sets the devices to work, batch after batch; a
-thread waits for them, has others turn masks into run lengths, and writes. At most `AHEAD` batches
-are between the stages, so memory does not grow with the job.
+Threads or processes read ahead. The main thread dispatches batches to the devices. Another thread
+waits for the devices, has further threads encode masks, and writes. At most `AHEAD` batches are
+between two stages, so memory does not grow with the job.
 """
 
 import collections
@@ -14,205 +14,209 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
-from sam3_jax.batch.engine import Engine, Slot, Work
+from sam3_jax.batch.engine import Engine, PendingBatch, Slot
 from sam3_jax.batch.inputs import Input
 from sam3_jax.batch.job import Job, check_failures
-from sam3_jax.batch.loading import NO_PIXELS, Image
+from sam3_jax.batch.leased_part import LeasedPart
+from sam3_jax.batch.load_image import NO_PIXELS, LoadedImage
 from sam3_jax.batch.part_files import Failure
-from sam3_jax.batch.prompt_schema import check_places, concepts
-from sam3_jax.batch.reading import Source, StoppedError, Task, reading, task_of
-from sam3_jax.batch.records import record
-from sam3_jax.batch.run_stats import Reporter, Tally
-from sam3_jax.batch.share import Share
+from sam3_jax.batch.prefetch import ReadTask, StoppedError, prefetch, read_task
+from sam3_jax.batch.prompt_schema import check_coordinates, concept_prompts
+from sam3_jax.batch.records import make_record
+from sam3_jax.batch.run_stats import Reporter, RunStats
 from sam3_jax.inference.predictor import Sam3
 
-AHEAD = 2  # batches that the devices have before them, and batches of images read ahead
-BACKOFF = (1.0, 2.0, 4.0)  # seconds, about, before what could not be read is tried again
+AHEAD = 2  # batches queued for the devices, and batches of images read ahead
+BACKOFF = (1.0, 2.0, 4.0)  # seconds, approximately, before another attempt to read images
 
 
 class _Batch(NamedTuple):
-  """Inputs that the devices work on at a time.
+  """Inputs that the devices work on together.
 
   Attributes:
-    share: the part that they are of.
-    first: index of the input in the first slot; a batch always begins at the same inputs, so the
-      results are the same to the byte.
-    inputs: indices of those to do; the slots between them are empty.
-    last: whether it is the part's last in this pass.
+    part: to which they belong.
+    first: index of the input in the first slot; batches always begin at the same inputs, so that
+      the bytes of the results are always the same.
+    inputs: indices of the inputs to do; the slots between them are empty.
+    last: whether it is the last batch of the part in this pass.
   """
 
-  share: Share
+  part: LeasedPart
   first: int
   inputs: list[int]
   last: bool
 
 
-class _Started(NamedTuple):
+class _Dispatched(NamedTuple):
   batch: _Batch
-  images: list[Image]
+  images: list[LoadedImage]
   faults: list[str]
-  work: Work
+  pending: PendingBatch
 
 
 class Pipeline:
-  """An engine, and what is before and behind it."""
+  """Runs an engine together with the reading and writing stages."""
 
-  def __init__(self, job: Job, model: Sam3, tally: Tally, reporter: Reporter):
-    self._job, self._tally, self._reporter = job, tally, reporter
+  def __init__(self, job: Job, model: Sam3, stats: RunStats, reporter: Reporter):
+    self._job, self._stats, self._reporter = job, stats, reporter
     self._engine = Engine(
-      model, threshold=job.threshold, images=job.images, prompts=job.prompts,
-      most=job.max_detections, visual=job.visual,
+      model, threshold=job.threshold, images=job.batch_images, prompts=job.batch_prompts,
+      max_detections=job.max_detections, visual=job.has_visual_prompts,
     )  # fmt: skip
     self._side = model.config.image_size
     self._threads = max(1, (os.cpu_count() or 1) // 2)
-    self._ready = 0.0  # when the devices were done with the batch before
-    self._broken = False  # a batch could not be written: those behind it must not be
+    self._ready = 0.0  # when the devices finished the previous batch
+    self._failed = False  # a batch could not be written; later batches must not be written either
     self._last_pass = False
 
-  def run(self, shares: Sequence[Share], stopping: Callable[[], bool]) -> None:
-    """Does parts, in passes: inputs that cannot be read, and parts that another process holds, are
-    tried again in the next one."""
-    wanted = (self._job.inputs[i] for share in shares for i in share.inputs)
-    self._engine.learn(prompt for one in wanted for prompt in concepts(one.prompts))
+  def run(self, parts: Sequence[LeasedPart], stopping: Callable[[], bool]) -> None:
+    """Does parts, in several passes: each pass retries unreadable inputs, and parts that another
+    process holds."""
+    wanted = (self._job.inputs[i] for part in parts for i in part.inputs)
+    self._engine.encode_phrases(
+      prompt for item in wanted for prompt in concept_prompts(item.prompts)
+    )
     with ThreadPoolExecutor(self._threads) as self._pool, ThreadPoolExecutor(1) as finisher:
       for retry in range(len(BACKOFF) + 1):
         if retry and not _sleep(BACKOFF[retry - 1] * random.uniform(0.75, 1.25), stopping):
           return
         self._last_pass = retry == len(BACKOFF)
-        self._pass(shares, finisher, stopping)
-        shares = [share for share in shares if not share.finished]
-        if stopping() or not shares:
+        self._pass(parts, finisher, stopping)
+        parts = [part for part in parts if not part.finished]
+        if stopping() or not parts:
           return
 
   def _pass(
-    self, shares: Sequence[Share], finisher: ThreadPoolExecutor, stopping: Callable[[], bool]
+    self, parts: Sequence[LeasedPart], finisher: ThreadPoolExecutor, stopping: Callable[[], bool]
   ) -> None:
-    rows = self._engine.rows
     batches: collections.deque[_Batch] = collections.deque()
-    waiting: collections.deque[Future[None]] = collections.deque()
-    source = Source(self._tasks(shares, batches, stopping), self._side, self._job.max_pixels)
-    with reading(
-      source, workers=self._job.workers, threads=self._threads, ahead=AHEAD * rows,
+    writing: collections.deque[Future[None]] = collections.deque()
+    with prefetch(
+      self._tasks(parts, batches, stopping), side=self._side, max_pixels=self._job.max_pixels,
+      workers=self._job.workers, threads=self._threads, ahead=AHEAD * self._engine.batch_size,
       stopping=stopping,
     ) as images:  # fmt: skip
       while not stopping():
         start = time.perf_counter()
         try:
-          taken = list(itertools.islice(images, 1))
-          if not taken:
+          loaded = list(itertools.islice(images, 1))
+          if not loaded:
             break
-          taken += itertools.islice(images, len(batches[0].inputs) - 1)
+          loaded += itertools.islice(images, len(batches[0].inputs) - 1)
         except StoppedError:
           break
-        self._tally.waiting += time.perf_counter() - start
-        waiting.append(finisher.submit(self._finish, self._start(batches.popleft(), taken)))
-        if len(waiting) > AHEAD:
-          waiting.popleft().result()
+        self._stats.wait_seconds += time.perf_counter() - start
+        writing.append(finisher.submit(self._finish, self._dispatch(batches.popleft(), loaded)))
+        if len(writing) > AHEAD:
+          writing.popleft().result()
         self._reporter.show()
-      for future in waiting:
+      for future in writing:
         future.result()
         self._reporter.show()
 
   def _tasks(
     self,
-    shares: Sequence[Share],
+    parts: Sequence[LeasedPart],
     batches: collections.deque[_Batch],
     stopping: Callable[[], bool],
-  ) -> Iterator[Task]:
-    """What to read; claims each part when its turn to be read comes."""
-    for share in shares:
+  ) -> Iterator[ReadTask]:
+    """The images to read; acquires each part when its first image is to be read."""
+    for part in parts:
       if stopping():
         return
-      new = share.resumed is None
-      claimed = share.claim()
-      if new and share.resumed is not None:
-        done, failed = share.resumed
-        self._tally.done_before += done
-        self._tally.failed_before += failed
-        self._tally.total -= done + failed
-      if not claimed:
+      first_time = part.resumed is None
+      acquired = part.acquire()
+      if first_time and part.resumed is not None:
+        done, failed = part.resumed
+        self._stats.done_before += done
+        self._stats.failed_before += failed
+        self._stats.total -= done + failed
+      if not acquired:
         continue
-      journal = share.journal
-      for batch in _batches(share, self._engine.rows):
+      journal = part.journal
+      for batch in _batches(part, self._engine.batch_size):
         batches.append(batch)
         for index in batch.inputs:
-          yield task_of(self._job.inputs[index], index, journal)
+          yield read_task(self._job.inputs[index], index, journal)
 
-  def _start(self, batch: _Batch, images: list[Image]) -> _Started:
-    inputs = [self._job.inputs[i] for i in batch.inputs]
-    faults = [image.reason or _fault(one, image) for one, image in zip(inputs, images, strict=True)]
+  def _dispatch(self, batch: _Batch, images: list[LoadedImage]) -> _Dispatched:
+    items = [self._job.inputs[i] for i in batch.inputs]
+    faults = [
+      image.reason or _prompt_fault(item, image) for item, image in zip(items, images, strict=True)
+    ]
     slots: list[Slot | None] = [None] * (batch.inputs[-1] - batch.first + 1)
-    for i, one, image, fault in zip(batch.inputs, inputs, images, faults, strict=True):
+    for i, item, image, fault in zip(batch.inputs, items, images, faults, strict=True):
       if not fault:
-        slots[i - batch.first] = Slot(image.pixels, image.size, one.prompts)
-    kept = [image._replace(pixels=NO_PIXELS) for image in images]
-    return _Started(batch, kept, faults, self._engine.start(slots))
+        slots[i - batch.first] = Slot(image.pixels, image.size, item.prompts)
+    without_pixels = [image._replace(pixels=NO_PIXELS) for image in images]
+    return _Dispatched(batch, without_pixels, faults, self._engine.start(slots))
 
-  def _finish(self, started: _Started) -> None:
+  def _finish(self, dispatched: _Dispatched) -> None:
     """Waits for the devices, and writes."""
-    if self._broken:
+    if self._failed:
       return
-    self._broken = True
-    self._write(started)
-    self._broken = False
+    self._failed = True
+    self._write(dispatched)
+    self._failed = False
 
-  def _write(self, started: _Started) -> None:
-    batch, images, work = started.batch, started.images, started.work
-    found = work.instances()
-    self._tally.device += work.ready - max(work.started, self._ready)
-    self._ready = work.ready
-    good = [place for place, fault in enumerate(started.faults) if not fault]
+  def _write(self, dispatched: _Dispatched) -> None:
+    batch, images, pending = dispatched.batch, dispatched.images, dispatched.pending
+    results = pending.instances()
+    self._stats.device_seconds += pending.ready - max(pending.started, self._ready)
+    self._ready = pending.ready
+    good = [i for i, fault in enumerate(dispatched.faults) if not fault]
 
-    def make(place: int) -> tuple[bytes, float]:
-      start, index = time.perf_counter(), batch.inputs[place]
-      one, image = self._job.inputs[index], images[place]
-      results = found[index - batch.first]
-      line = record(index, one.name, image.size, one.prompts, results, image.identity)
+    def encode(i: int) -> tuple[bytes, float]:
+      start, index = time.perf_counter(), batch.inputs[i]
+      item, image = self._job.inputs[index], images[i]
+      found = results[index - batch.first]
+      line = make_record(index, item.name, image.size, item.prompts, found, image.identity)
       return line, time.perf_counter() - start
 
-    made = list(self._pool.map(make, good))
-    identities = {batch.inputs[place]: images[place].identity for place in good}
-    failures = self._failures(started)
+    encoded = list(self._pool.map(encode, good))
+    identities = {batch.inputs[i]: images[i].identity for i in good}
+    failures = self._failures(dispatched)
     resolved = [*identities, *(failure.input for failure in failures)]
     start = time.perf_counter()
-    batch.share.add([line for line, _ in made], failures, resolved, identities)
-    if batch.last and not batch.share.finished:
-      batch.share.close()
-    tally = self._tally
-    tally.writing += time.perf_counter() - start
-    tally.processing += sum(seconds for _, seconds in made)
-    tally.reading += sum(image.seconds for image in images)
-    tally.done += len(good)
-    tally.failed += len(failures)
-    results = [found[index - batch.first] for index in identities]
-    tally.prompts += sum(len(one) for one in results)
-    tally.instances += sum(len(one) for prompts in results for one in prompts)
-    check_failures(self._job, tally)
+    batch.part.add([line for line, _ in encoded], failures, resolved, identities)
+    if batch.last and not batch.part.finished:
+      batch.part.close()
+    stats = self._stats
+    stats.write_seconds += time.perf_counter() - start
+    stats.mask_seconds += sum(seconds for _, seconds in encoded)
+    stats.read_seconds += sum(image.seconds for image in images)
+    stats.done += len(good)
+    stats.failed += len(failures)
+    written = [results[index - batch.first] for index in identities]
+    stats.prompts += sum(len(prompts) for prompts in written)
+    stats.instances += sum(len(instances) for prompts in written for instances in prompts)
+    check_failures(self._job, stats)
 
-  def _failures(self, started: _Started) -> list[Failure]:
-    """Of a batch, the inputs that failed; those that could not be read stay pending."""
+  def _failures(self, dispatched: _Dispatched) -> list[Failure]:
+    """The inputs of a batch that failed; unreadable inputs stay pending until the last pass."""
     failures = []
-    rows = zip(started.batch.inputs, started.images, started.faults, strict=True)
-    for index, image, fault in rows:
+    outcomes = zip(dispatched.batch.inputs, dispatched.images, dispatched.faults, strict=True)
+    for index, image, fault in outcomes:
       name = self._job.inputs[index].name
-      self._tally.unreadable.pop((index, name), None)
+      self._stats.unreadable.pop((index, name), None)
       if not fault:
         continue
       if image.unreadable and not (self._job.skip_unreadable and self._last_pass):
-        self._tally.unreadable[index, name] = fault
+        self._stats.unreadable[index, name] = fault
       else:
         failures.append(Failure(index, name, fault, image.identity))
     return failures
 
 
-def _batches(share: Share, rows: int) -> Iterator[_Batch]:
-  """Batches never reach over a part's end, and begin at its start: they are always the same."""
-  left = set(share.left)
-  starts = range(share.inputs.start, share.inputs.stop, rows)
-  cut = [(first, [i for i in range(first, first + rows) if i in left]) for first in starts]
-  cut = [(first, inputs) for first, inputs in cut if inputs]
-  for number, (first, inputs) in enumerate(cut, start=1):
-    yield _Batch(share, first, inputs, number == len(cut))
+def _batches(part: LeasedPart, batch_size: int) -> Iterator[_Batch]:
+  """The batches of a part. They begin at the start of the part and end with it, so they are always
+  the same."""
+  left = set(part.left)
+  starts = range(part.inputs.start, part.inputs.stop, batch_size)
+  groups = [(first, [i for i in range(first, first + batch_size) if i in left]) for first in starts]
+  groups = [(first, inputs) for first, inputs in groups if inputs]
+  for number, (first, inputs) in enumerate(groups, start=1):
+    yield _Batch(part, first, inputs, number == len(groups))
 
 
 def _sleep(seconds: float, stopping: Callable[[], bool]) -> bool:
@@ -225,10 +229,10 @@ def _sleep(seconds: float, stopping: Callable[[], bool]) -> bool:
   return not stopping()
 
 
-def _fault(one: Input, image: Image) -> str:
-  """What is wrong with the prompts of an image of this size."""
+def _prompt_fault(item: Input, image: LoadedImage) -> str:
+  """Why the prompts do not fit an image of this size; empty if they do."""
   try:
-    check_places(one.prompts, *image.size)
+    check_coordinates(item.prompts, *image.size)
   except ValueError as error:
     return str(error)
   return ""

@@ -1,104 +1,107 @@
-"""Which of how many processes this one is, from what started them.
+"""The index and number of the processes of a job, from the launcher or from `jax.distributed`.
 
-Processes do not talk to each other once they have begun: each works on its own devices and on its
-own parts. So where JAX has to know of all of them, as on a slice of TPUs, it is told, and lets go
-again: afterwards a lost process costs its own parts, which the same command does later, and the
-others go on.
+Processes do not communicate after they have started: each works on its own devices and its own
+parts. If JAX must know all processes, as on a TPU slice, `jax.distributed` is initialized and shut
+down again. After that, a lost process costs only its own parts, which a rerun does later, and the
+others continue.
 """
 
 import os
 import threading
 from typing import NamedTuple
 
-from sam3_jax.utils.console import FAILED, complain
+from sam3_jax.utils.console import FAILED, print_error
 
-# How many processes an environment speaks of, and which this is: Slurm's srun, Open MPI's mpirun.
-_NUMBERS = (
+# Environment variables with the number and the index: Slurm's srun, Open MPI's mpirun.
+_VARIABLES = (
   ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
 )
-LATER = 600  # seconds by which JAX's own patience is longer
+MARGIN = 600  # seconds added to JAX's own timeout, so that ours ends first
 MISSED = "the processes did not find each other"
-_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a slice of TPUs, with commas between them
+_TPU_HOSTS = "TPU_WORKER_HOSTNAMES"  # of a TPU slice, separated by commas
 
 
-class Place(NamedTuple):
-  """This process's number, from 0, and how many there are."""
+class ProcessIndex(NamedTuple):
+  """The index of this process, from 0, and the number of processes."""
 
   process: int
   processes: int
 
 
-def join(
+def initialize(
   *,
   coordinator: str | None = None,
   processes: int | None = None,
   process: int | None = None,
   distributed: bool | None = None,
   timeout: int = 300,
-) -> Place:
-  """Finds this process's place, before anything is computed.
+) -> ProcessIndex:
+  """Determines the index of this process, before anything is computed.
 
   Args:
-    coordinator: HOST:PORT of process 0, for `jax.distributed`; then `processes` and `process` are
-      needed too. Without it those two make an independent worker, of which JAX knows nothing.
-    distributed: start `jax.distributed` from the environment (TPU VM, Slurm, Open MPI,
-      Kubernetes). None does on a slice of TPUs that the environment speaks of; elsewhere it takes
-      Slurm's or Open MPI's numbers, and the processes are independent. False: this one is alone.
-    timeout: seconds to wait for the others.
+    coordinator: HOST:PORT of process 0, for `jax.distributed`; needs `processes` and `process`.
+      Without it those two make an independent process, of which JAX knows nothing.
+    distributed: initialize `jax.distributed` from the environment (TPU VM, Slurm, Open MPI,
+      Kubernetes). None initializes it on a TPU slice that the environment describes; elsewhere
+      the index and number come from Slurm or Open MPI, and the processes are independent. False
+      makes this the only process.
+    timeout: seconds to wait for the other processes.
 
   Raises:
-    ValueError: numbers that do not fit, or JAX cannot start. If the others do not come in time, the
-      process ends with one line and exit status 2.
+    ValueError: the numbers are inconsistent, or JAX cannot start. If the other processes do not
+      start in time, the process ends with one line and exit status 2.
   """
   if (processes is None) != (process is None):
-    raise ValueError("--processes and --process go together: how many, and which one this is.")
+    raise ValueError(
+      "--processes and --process go together: the number, and the index of this one."
+    )
   if coordinator is not None and processes is None:
     raise ValueError("--coordinator needs --processes N and --process I.")
   if processes is not None and process is not None:
     if not 0 <= process < processes:
-      raise ValueError(f"--process {process} is none of {processes}; they count from 0.")
+      raise ValueError(f"--process must be from 0 to {processes - 1}; got {process}.")
     if coordinator is None:
-      return Place(process, processes)
-  elif distributed is None and len(os.environ.get(_HOSTS, "").split(",")) == 1:
-    return told()
+      return ProcessIndex(process, processes)
+  elif distributed is None and len(os.environ.get(_TPU_HOSTS, "").split(",")) == 1:
+    return from_environment()
   elif distributed is False:
-    return Place(0, 1)
-  return _introduce(coordinator, processes, process, timeout)
+    return ProcessIndex(0, 1)
+  return _from_jax(coordinator, processes, process, timeout)
 
 
-def told() -> Place:
-  """What Slurm's or Open MPI's variables say; process 0 of 1 without any."""
-  for names in _NUMBERS:
+def from_environment() -> ProcessIndex:
+  """The index from the variables of Slurm or Open MPI; process 0 of 1 without them."""
+  for names in _VARIABLES:
     count, process = (os.environ.get(name, "") for name in names)
     if count.isdigit() and process.isdigit():
-      return Place(int(process), int(count))
-  return Place(0, 1)
+      return ProcessIndex(int(process), int(count))
+  return ProcessIndex(0, 1)
 
 
-def _introduce(
+def _from_jax(
   coordinator: str | None, processes: int | None, process: int | None, timeout: int
-) -> Place:
+) -> ProcessIndex:
   import jax
 
-  # Where others do not come in time, JAX aborts the process with a page of C++: be faster.
+  # If a process is missing, JAX aborts with a page of C++ messages; end before it does.
   guard = threading.Timer(timeout, _give_up, [timeout])
   guard.daemon = True
   guard.start()
   try:
     jax.distributed.initialize(
-      coordinator, processes, process, initialization_timeout=timeout + LATER
+      coordinator, processes, process, initialization_timeout=timeout + MARGIN
     )
-    jax.devices()  # the backends start now, while all processes are there
-    place = Place(jax.process_index(), jax.process_count())
+    jax.devices()  # starts the backends while all processes are connected
+    index = ProcessIndex(jax.process_index(), jax.process_count())
     jax.distributed.shutdown()
   except (RuntimeError, ValueError) as error:
     raise ValueError(f"{MISSED} ({str(error).strip().partition(chr(10))[0]:.200}).") from error
   finally:
     guard.cancel()
-  return place
+  return index
 
 
 def _give_up(timeout: int) -> None:
-  complain(f"{MISSED} within {timeout} seconds; start all of them, or give a longer timeout.")
+  print_error(f"{MISSED} within {timeout} seconds; start all of them, or set a longer timeout.")
   os._exit(FAILED)

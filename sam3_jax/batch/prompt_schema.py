@@ -1,4 +1,4 @@
-"""What a list asks about an image: all things of a kind, or the one thing that is pointed at."""
+"""The prompts of an input list: concept prompts and visual prompts, from JSON and back."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,30 +8,30 @@ from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as
 from sam3_jax.utils.json_text import parse, shown
 
 AnyPrompt = Prompt | VisualPrompt
-# What either has in a line.
-CONCEPT = ("text", "boxes", "box_labels")
-POINTING = ("points", "point_labels", "box", "visual")
+# Keys of the two kinds of prompts in JSON.
+CONCEPT_KEYS = ("text", "boxes", "box_labels")
+VISUAL_KEYS = ("points", "point_labels", "box", "visual")
 
 
-def from_json(text: Any, wanted: str) -> Any:
-  """Values of JSON; raises ValueError, which says what was wanted, if it is none."""
+def parse_json(text: Any, expected: str) -> Any:
+  """Values from JSON; raises ValueError, with what was expected, if the text is not JSON."""
   if not isinstance(text, str | bytes | bytearray):
-    raise ValueError(f"{wanted}; {shown(text)} is not JSON")
+    raise ValueError(f"{expected}; {shown(text)} is not JSON")
   text = text.strip()
   try:
     return parse(text, shown(text))
   except ValueError as error:
-    raise ValueError(f"{wanted}; {error}") from error
+    raise ValueError(f"{expected}; {error}") from error
 
 
-def own_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
-  """The prompts of a line; None where it has none."""
+def parse_prompts(values: dict[str, Any]) -> tuple[AnyPrompt, ...] | None:
+  """The prompts of a line; None if the line has none."""
   given = values.get("prompts")
   if given is None:
     return None
   if not isinstance(given, list) or not given:
     raise ValueError(f"prompts must be a list of phrases or prompts; got {shown(given)}")
-  return distinct([_prompt(one) for one in given])
+  return unique_prompts([_prompt(value) for value in given])
 
 
 def _prompt(given: Any) -> AnyPrompt:
@@ -39,51 +39,54 @@ def _prompt(given: Any) -> AnyPrompt:
     given = {"text": given}
   if not isinstance(given, dict):
     raise ValueError(f"a prompt must be a phrase or an object; got {shown(given)}")
-  if unknown := set(given) - {*CONCEPT, *POINTING}:
+  if unknown := set(given) - {*CONCEPT_KEYS, *VISUAL_KEYS}:
     raise ValueError(
-      f"unknown {sorted(unknown)}; a prompt has {', '.join(CONCEPT)}, or {', '.join(POINTING)}"
+      f"unknown {sorted(unknown)}; the keys of a prompt are {', '.join(CONCEPT_KEYS)}, or "
+      f"{', '.join(VISUAL_KEYS)}"
     )
   given = {name: value for name, value in given.items() if value is not None}
-  check_text(given.get("text"))
-  if not (named := [name for name in POINTING if name in given]):
+  check_unicode(given.get("text"))
+  visual_keys = [name for name in VISUAL_KEYS if name in given]
+  if not visual_keys:
     return Prompt(**given)
-  if others := [name for name in CONCEPT if name in given]:
+  if concept_keys := [name for name in CONCEPT_KEYS if name in given]:
     raise ValueError(
-      f"{named[0]} is of a visual prompt, about one thing, and {others[0]} of one about all of "
-      "a kind; make them two prompts"
+      f"{visual_keys[0]} is for visual prompts, which segment one object, and {concept_keys[0]} "
+      "for concept prompts, which find all instances; make them two prompts"
     )
   marked = given.pop("visual", None)
   if marked is not True and (marked is not None or not given.get("points")):
     raise ValueError(
-      'a visual prompt without points needs "visual": true, which says that its box is around one '
-      f"thing; examples of a kind are boxes, [[x0, y0, x1, y1]]; got visual {marked!r:.20}"
+      'a visual prompt without points needs "visual": true, so that its box is not taken for an '
+      f"exemplar; exemplar boxes of a concept are boxes, [[x0, y0, x1, y1]]; got visual "
+      f"{marked!r:.20}"
     )
   return VisualPrompt(**given)
 
 
-def check_text(phrase: Any) -> None:
-  """Refuses halves of surrogate pairs, which JSON can name but no text can hold."""
+def check_unicode(phrase: Any) -> None:
+  """Refuses unpaired surrogates, which JSON can escape but UTF-8 cannot encode."""
   if isinstance(phrase, str) and any("\ud800" <= character <= "\udfff" for character in phrase):
-    raise ValueError(f"the phrase {shown(phrase)} holds half of a surrogate pair; write it again")
+    raise ValueError(f"the phrase {shown(phrase)} has an unpaired surrogate; write it again")
 
 
-def as_json(prompt: AnyPrompt) -> dict[str, Any]:
-  """A prompt as plain values; in a line they are the prompt again."""
+def prompt_to_json(prompt: AnyPrompt) -> dict[str, Any]:
+  """A prompt as plain values, which `parse_prompts` reads back."""
   if isinstance(prompt, VisualPrompt):
     return visual_as_json(prompt) | {"visual": True}
   return prompt_as_json(prompt)
 
 
-def distinct(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:
-  """Each prompt once; visual ones, which are not equal to each other, by what they say."""
+def unique_prompts(prompts: Sequence[AnyPrompt]) -> tuple[AnyPrompt, ...]:
+  """Removes duplicates; visual prompts, which have no equality, are compared by their fields."""
   keys = [
-    (one.points, one.point_labels, one.box) if isinstance(one, VisualPrompt) else one
-    for one in prompts
+    (prompt.points, prompt.point_labels, prompt.box) if isinstance(prompt, VisualPrompt) else prompt
+    for prompt in prompts
   ]
   return tuple(dict(zip(keys, prompts, strict=True)).values())
 
 
-def check_places(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
+def check_coordinates(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
   """Raises ValueError unless boxes and points fit an image of this size."""
   for prompt in prompts:
     if isinstance(prompt, VisualPrompt):
@@ -92,11 +95,11 @@ def check_places(prompts: Sequence[AnyPrompt], height: int, width: int) -> None:
       check_boxes(prompt, height, width)
 
 
-def concepts(prompts: Iterable[AnyPrompt]) -> list[Prompt]:
-  """Those that are about all things of a kind."""
+def concept_prompts(prompts: Iterable[AnyPrompt]) -> list[Prompt]:
+  """The concept prompts, which find all instances of a concept."""
   return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
 
 
-def pointing(prompts: Iterable[AnyPrompt]) -> list[VisualPrompt]:
-  """Those that point at one thing."""
+def visual_prompts(prompts: Iterable[AnyPrompt]) -> list[VisualPrompt]:
+  """The visual prompts, which segment one object each."""
   return [prompt for prompt in prompts if isinstance(prompt, VisualPrompt)]

@@ -1,4 +1,4 @@
-"""The work of `sam3-jax batch`: one process's share of a job."""
+"""The work of `sam3-jax batch`: does the parts of a job that belong to this process."""
 
 import collections
 import contextlib
@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sam3_jax.batch import parts
+from sam3_jax.batch import job_files
 from sam3_jax.batch.files import draft_of, drafts, remove_drafts
-from sam3_jax.batch.freeze import agree
+from sam3_jax.batch.frozen_inputs import open_job
 from sam3_jax.batch.job import Job, check_failures
+from sam3_jax.batch.leased_part import LeasedPart
 from sam3_jax.batch.part_files import (
   LEASES,
   PARTS,
@@ -19,16 +20,15 @@ from sam3_jax.batch.part_files import (
   journal_path,
   lease_path,
   manifest_path,
-  number,
+  part_number,
 )
 from sam3_jax.batch.pipeline import Pipeline
-from sam3_jax.batch.run_stats import Reporter, Tally
-from sam3_jax.batch.share import Share
+from sam3_jax.batch.run_stats import Reporter, RunStats
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.utils.console import Console, progress, say
 from sam3_jax.utils.lease import Lease
 
-_Closing = Callable[[], object]
+_Close = Callable[[], object]
 
 
 def run(
@@ -37,129 +37,137 @@ def run(
   console: Console,
   errors: Console,
   stopping: Callable[[], bool] = lambda: False,
-  at_deadline: Callable[[_Closing], object] = lambda _: None,
+  at_deadline: Callable[[_Close], object] = lambda _: None,
 ) -> bool:
-  """Does what is not done yet of this process's share of a job.
+  """Does the unfinished parts of a job that belong to this process.
 
   Args:
     job: what to do.
     model: on a mesh of this process's devices.
-    console: for the summary; if it is quiet, there is no progress either.
-    errors: for progress, and for what keeps the share from being done.
-    stopping: whether to stop after the batch in work (SIGTERM); what is done is kept.
-    at_deadline: takes a function that keeps what is done and returns soon, whatever this thread is
-      doing; to be called where the process must end.
+    console: for the summary; if it is quiet, no progress is shown either.
+    errors: for progress, and for the reasons why parts are unfinished.
+    stopping: whether to stop after the current batch (SIGTERM); finished work is kept.
+    at_deadline: receives a function that saves finished work and returns soon, whatever this thread
+      is doing; to be called when the process must end.
 
   Returns:
-    Whether all parts of the share are done. If not, running the job again can do them.
+    Whether all parts of this process are done. If not, rerunning the job can finish them.
 
   Raises:
     TooManyFailuresError: more inputs failed than allowed, in this run or before.
-    StorageError: so many inputs cannot be read that the storage must be away.
+    StorageError: so many inputs cannot be read that the storage is probably unavailable.
     ValueError: `out` holds another job, inputs of it have changed, or there are visual prompts and
-      no head for them.
+      the checkpoint has no head for them.
     OSError: the results cannot be written.
   """
-  if job.visual:
+  if job.has_visual_prompts:
     model.visual_params()  # raises before anything is written
-  described, inputs = agree(
-    job.out, job.describe(model), job.inputs, add=job.add, retry_failed=job.retry_failed
+  description, inputs = open_job(
+    job.out, job.settings(model), job.inputs, add=job.add, retry_failed=job.retry_failed
   )
   job = dataclasses.replace(job, inputs=inputs)
   remove_drafts(job.out, lambda name: bool(re.match(r"job\.|inputs-|errors\.", name)))
-  mine = [part for part in range(parts.count(described)) if job.is_mine(part)]
-  who = f"process {job.process} of {job.processes}: " if job.processes > 1 else ""
-  tally = Tally(0)
-  shares = _shares(job, described, mine, tally)
-  at_deadline(lambda: _close(shares))
-  if not console.quiet and len(shares) < len(mine):
-    say(errors, f"{who}{len(mine) - len(shares):,} of {len(mine):,} parts are done already")
-  check_failures(job, tally)
-  try:
-    with progress(errors, bar=True, quiet=console.quiet) as step:
-      reporter = Reporter(tally, errors, step, who, console.quiet)
-      Pipeline(job, model, tally, reporter).run(shares, stopping)
-  except BaseException:
-    with contextlib.suppress(OSError):  # the disk may be full: then that is what went wrong
-      _close(shares)
-      parts.write_errors(job.out)
-    raise
-  _close(shares)
-  whole = parts.done(job.out).issuperset(mine)
-  if whole or not stopping():  # who is told to stop has no time to read all manifests
-    parts.write_errors(job.out)
+  own = [part for part in range(job_files.part_count(description)) if job.owns(part)]
+  prefix = f"process {job.process} of {job.processes}: " if job.processes > 1 else ""
+  stats = RunStats(0)
+  parts = _unfinished(job, description, own, stats)
+  at_deadline(lambda: _close(parts))
+  if not console.quiet and len(parts) < len(own):
+    say(errors, f"{prefix}{len(own) - len(parts):,} of {len(own):,} parts are done already")
+  check_failures(job, stats)
+  with _saving(job, parts), progress(errors, bar=True, quiet=console.quiet) as step:
+    reporter = Reporter(stats, errors, step, prefix, console.quiet)
+    Pipeline(job, model, stats, reporter).run(parts, stopping)
+  complete = job_files.finished_parts(job.out).issuperset(own)
+  if complete or not stopping():  # a process that must stop has no time to read all manifests
+    job_files.write_errors(job.out)
   if not console.quiet:
-    for line in tally.summary():
-      say(console, who + line)
-  if not whole:
-    for line in _open_ends(shares, tally, stopping()):
-      say(errors, who + line)
-  check_failures(job, tally, at_end=whole)
-  return whole
+    for line in stats.summary():
+      say(console, prefix + line)
+  if not complete:
+    for line in _reasons(parts, stats, stopping()):
+      say(errors, prefix + line)
+  check_failures(job, stats, at_end=complete)
+  return complete
 
 
-def _shares(job: Job, described: dict, mine: Iterable[int], tally: Tally) -> list[Share]:
-  """The parts to do. The tally learns of the others."""
-  finished, left = parts.done(job.out), _drafts(job.out)
+@contextlib.contextmanager
+def _saving(job: Job, parts: Sequence[LeasedPart]):
+  """Saves the parts in the end; after an error, collects the failures too."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(OSError):  # the first error counts; the disk may be full
+      _close(parts)
+      job_files.write_errors(job.out)
+    raise
+  _close(parts)
+
+
+def _unfinished(
+  job: Job, description: dict, own: Iterable[int], stats: RunStats
+) -> list[LeasedPart]:
+  """The parts to do; adds the counts of the other ones to `stats`."""
+  finished, part_drafts = job_files.finished_parts(job.out), _part_drafts(job.out)
   _remove_leases(job.out, finished)
-  shares = []
-  for part in mine:
-    # Another process may have opened it again since: then it is not done.
+  parts = []
+  for part in own:
+    # Another process may have reopened the part since the listing; then it is not done.
     if part in finished and manifest_path(job.out, part).exists():
-      entry = parts.manifest(job.out, part)
-      check_job(entry, parts.job_digest(described, part), job.out, part)
-      if not (job.retry_failed and entry["failed"]):
-        tally.done_before += entry["done"]
-        tally.failed_before += len(entry["failed"])
+      manifest = job_files.read_manifest(job.out, part)
+      check_job(manifest, job_files.job_digest(description, part), job.out, part)
+      if not (job.retry_failed and manifest["failed"]):
+        stats.done_before += manifest["done"]
+        stats.failed_before += len(manifest["failed"])
         continue
-    shares.append(Share(job, part, described, left[part]))
-    tally.total += len(shares[-1].inputs)
-  return shares
+    parts.append(LeasedPart(job, part, description, part_drafts[part]))
+    stats.total += len(parts[-1].inputs)
+  return parts
 
 
 def _remove_leases(out: Path, finished: set[int]) -> None:
-  """Of parts that are done, with their beginnings: their process was killed before it could give
-  them back. And what processes were writing when they were killed."""
+  """Removes what killed processes left: leases and `.begun.` files of finished parts, and drafts
+  of leases."""
   remove_drafts(out / LEASES, lambda _: True)
-  left = {number(path.name) for path in (out / LEASES).glob("part-*")}
-  left |= {number(path.name) for path in (out / PARTS).glob("part-*.begun.*")}
-  for part in finished.intersection(left):
+  found = {part_number(path.name) for path in (out / LEASES).glob("part-*")}
+  found |= {part_number(path.name) for path in (out / PARTS).glob("part-*.begun.*")}
+  for part in finished.intersection(found):
     if (lease := Lease(lease_path(out, part))).acquire():
-      if manifest_path(out, part).exists():  # no other process has opened it again
+      if manifest_path(out, part).exists():  # no other process has reopened it
         begun = begun_path(out, part)
         for path in (journal_path(out, part), begun, begun.with_suffix(".jsonl")):
           path.unlink(missing_ok=True)
       lease.release()
 
 
-def _drafts(out: Path) -> dict[int, list[Path]]:
-  """What processes, alive or not, were writing of each part."""
+def _part_drafts(out: Path) -> dict[int, list[Path]]:
+  """Drafts of the files of each part, of running and of killed processes."""
   found: dict[int, list[Path]] = collections.defaultdict(list)
   for path in drafts(out / PARTS):
-    if (part := number(draft_of(path))) is not None:
+    if (part := part_number(draft_of(path))) is not None:
       found[part].append(path)
   return found
 
 
-def _close(shares: Sequence[Share]) -> None:
-  for share in shares:
-    share.close()
+def _close(parts: Sequence[LeasedPart]) -> None:
+  for part in parts:
+    part.close()
 
 
-def _open_ends(shares: Sequence[Share], tally: Tally, stopped: bool) -> Iterable[str]:
-  """Why the share is not done."""
+def _reasons(parts: Sequence[LeasedPart], stats: RunStats, stopped: bool) -> Iterable[str]:
+  """Why parts are unfinished."""
   if stopped:
-    yield "stopped as asked; rerun the same command to resume"
-  held = sum(share.held and not share.finished for share in shares)
-  if held:
+    yield "stopped; rerun the same command to resume"
+  leased = sum(part.leased_elsewhere and not part.finished for part in parts)
+  if leased:
     yield (
-      f"{held:,} {'part is' if held == 1 else 'parts are'} being done by another process; rerun "
-      "the same command when it has ended"
+      f"{leased:,} {'part is' if leased == 1 else 'parts are'} being done by another process; "
+      "rerun the same command when it has ended"
     )
-  if tally.unreadable and not stopped:
-    count = len(tally.unreadable)
+  if stats.unreadable and not stopped:
+    count = len(stats.unreadable)
     yield (
       f"{count:,} {'image' if count == 1 else 'images'} could not be read "
-      f"({tally.some_unreadable()}); rerun the same command to retry, or add --skip-unreadable to "
-      "count what cannot be read as failed"
+      f"({stats.describe_unreadable()}); rerun the same command to retry, or add "
+      "--skip-unreadable to count unreadable images as failed"
     )

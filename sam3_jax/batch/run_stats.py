@@ -1,4 +1,4 @@
-"""Figures of a run while it goes on and at its end."""
+"""Counts and times of a run, for progress lines and the summary."""
 
 import dataclasses
 import time
@@ -6,24 +6,26 @@ import time
 from sam3_jax.utils.console import Console, Step, say
 from sam3_jax.utils.identity import SHOWN
 
-EVERY = 10.0  # seconds between lines where there is no terminal to keep one up to date
+REPORT_INTERVAL = 10.0  # seconds between progress lines when there is no terminal
 
 
 @dataclasses.dataclass
-class Tally:
-  """What a process has done so far.
+class RunStats:
+  """Counts and times of a process.
 
   Attributes:
-    total: images of its share that were not done when it began.
-    done, failed: of these.
-    unreadable: why images of these could not be read at the last try, by index and name.
-    done_before, failed_before: images of its share that it found so.
-    prompts, instances: of the images that were done.
-    device: seconds in which the devices had work.
-    reading: seconds of reading and decoding, summed over threads or workers.
-    processing: seconds of masks and records, summed over threads.
-    writing: seconds of writing.
-    waiting: seconds for which the devices' next batch was not read yet.
+    total: images of this process that were not done when the run began.
+    done, failed: how many of them are done, and have failed.
+    unreadable: reason why an image could not be read at the last attempt, by index and name.
+    done_before, failed_before: images of this process that were done, or had failed, before the
+      run.
+    prompts, instances: of the images that are done.
+    device_seconds: time in which the devices had work.
+    read_seconds: reading and decoding, summed over threads or workers.
+    mask_seconds: masks and records, summed over threads.
+    write_seconds: writing of part files.
+    wait_seconds: time in which the next batch was not read yet.
+    started: start of the run, by `time.perf_counter`.
   """
 
   total: int
@@ -34,28 +36,29 @@ class Tally:
   failed_before: int = 0
   prompts: int = 0
   instances: int = 0
-  device: float = 0.0
-  reading: float = 0.0
-  processing: float = 0.0
-  writing: float = 0.0
-  waiting: float = 0.0
-  began: float = dataclasses.field(default_factory=time.perf_counter)
+  device_seconds: float = 0.0
+  read_seconds: float = 0.0
+  mask_seconds: float = 0.0
+  write_seconds: float = 0.0
+  wait_seconds: float = 0.0
+  started: float = dataclasses.field(default_factory=time.perf_counter)
 
   @property
   def seconds(self) -> float:
-    return time.perf_counter() - self.began
+    """Time since the start."""
+    return time.perf_counter() - self.started
 
   @property
   def all_failed(self) -> int:
-    """Of its share, in this run or before."""
+    """Failed images of this process, in this run and before."""
     return self.failed_before + self.failed
 
   @property
-  def seen(self) -> int:
-    """Images of its share that are done or failed, in this run or before."""
+  def processed(self) -> int:
+    """Images of this process that are done or have failed, in this run and before."""
     return self.done_before + self.done + self.all_failed
 
-  def some_unreadable(self) -> str:
+  def describe_unreadable(self) -> str:
     """The first images that could not be read, and why."""
     first = [
       (reason if name in reason else f"{name}: {reason}").rstrip(".")
@@ -64,41 +67,42 @@ class Tally:
     more = len(self.unreadable) - len(first)
     return "; ".join(first) + (f"; and {more:,} more" if more else "")
 
-  def line(self) -> str:
-    """How far it is, and how fast."""
-    seen, seconds = self.done + self.failed, max(self.seconds, 1e-9)
-    left = (self.total - seen) * seconds / seen if seen else None
+  def progress_line(self) -> str:
+    """Images done so far, and the rate."""
+    count, seconds = self.done + self.failed, max(self.seconds, 1e-9)
+    left = (self.total - count) * seconds / count if count else None
     return (
-      f"{seen:,} of {self.total:,} images, {seen / seconds:.1f} images/s, "
+      f"{count:,} of {self.total:,} images, {count / seconds:.1f} images/s, "
       f"{self.prompts / seconds:.1f} prompts/s, {self.failed:,} failed, "
       f"{'?' if left is None else _duration(left)} left"
     )
 
   def summary(self) -> list[str]:
-    """Lines for the end."""
+    """Lines for the end of the run."""
     seconds = max(self.seconds, 1e-9)
     return [
       f"{self.done:,} images done, {self.failed:,} failed, {self.prompts:,} prompts, "
       f"{self.instances:,} instances in {_duration(seconds)}: {self.done / seconds:.1f} images/s",
-      f"devices busy {self.device:.1f} s of {seconds:.1f} s ({self.device / seconds:.0%}); waited "
-      f"{self.waiting:.1f} s for images; host: reading {self.reading:.1f} s, masks "
-      f"{self.processing:.1f} s, writing {self.writing:.1f} s",
+      f"devices busy {self.device_seconds:.1f} s of {seconds:.1f} s "
+      f"({self.device_seconds / seconds:.0%}); waited {self.wait_seconds:.1f} s for images; host: "
+      f"reading {self.read_seconds:.1f} s, masks {self.mask_seconds:.1f} s, writing "
+      f"{self.write_seconds:.1f} s",
     ]
 
 
 class Reporter:
-  """Shows a tally: on a terminal in a line that changes, else in a line now and then."""
+  """Shows progress: in one updated line on a terminal, else in a line every few seconds."""
 
-  def __init__(self, tally: Tally, console: Console, step: Step, who: str, quiet: bool):
-    self._tally, self._console, self._step, self._who = tally, console, step, who
-    self._lines = not quiet and not console.is_terminal
+  def __init__(self, stats: RunStats, console: Console, step: Step, prefix: str, quiet: bool):
+    self._stats, self._console, self._step, self._prefix = stats, console, step, prefix
+    self._prints_lines = not quiet and not console.is_terminal
     self._last = time.perf_counter()
 
   def show(self) -> None:
-    tally = self._tally
-    line = self._who + tally.line()
-    self._step(line, (tally.done + tally.failed) / max(1, tally.total))
-    if self._lines and time.perf_counter() - self._last >= EVERY:
+    stats = self._stats
+    line = self._prefix + stats.progress_line()
+    self._step(line, (stats.done + stats.failed) / max(1, stats.total))
+    if self._prints_lines and time.perf_counter() - self._last >= REPORT_INTERVAL:
       self._last = time.perf_counter()
       say(self._console, line)
 

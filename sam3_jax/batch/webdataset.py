@@ -1,6 +1,6 @@
-"""Webdataset's tar files: which images are where in them, so that they can be read out of order.
+"""Lists the images in WebDataset tar files with their offsets, so that any order can be read.
 
-Files of one directory whose names are the same up to the first dot are a sample, and the rest is
+Files of one directory with the same name up to the first dot form a sample; the rest of the name is
 the extension: `0001.jpg`, `0001.seg.png`, `0001.json` (https://github.com/webdataset/webdataset).
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.inputs.image_listing import ListingNotes, is_hidden, is_result
+from sam3_jax.inputs.image_listing import is_hidden, is_result
+from sam3_jax.utils.notes import ListingNotes
 
-MAX_PROMPTS = 2**24  # bytes of a .json beside an image
+MAX_SIDECAR = 2**24  # bytes of a .json file beside an image
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC = {
   b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
@@ -26,28 +27,28 @@ class Sample(NamedTuple):
 
   Attributes:
     name: of the member.
-    span: offset in the tar file, and bytes.
-    notes: the .json beside it; empty if there is none.
+    span: offset and number of bytes in the tar file.
+    sidecar: content of the .json file beside it; empty if there is none.
   """
 
   name: str
   span: tuple[int, int]
-  notes: bytes
+  sidecar: bytes
 
 
-def members(path: str, notes: ListingNotes) -> Iterator[Sample]:
-  """The images of a whole tar file that is not compressed, in its order.
+def list_samples(path: str, notes: ListingNotes) -> Iterator[Sample]:
+  """The images of an uncompressed tar file, in its order.
 
-  A member that comes again later is replaced, as by unpacking. Beside an image such as `0001.jpg`,
-  images with an extension of several parts, such as `0001.seg.png`, are labels.
+  A later member of the same name replaces an earlier one, as in extraction. If a sample has an
+  image such as `0001.jpg`, its images with a longer extension, such as `0001.seg.png`, are labels.
 
   Args:
     path: of the tar file.
     notes: counts the members that are left out.
 
   Raises:
-    ValueError: it is not a tar file, or damaged, or does not end as a tar file ends.
-    OSError: it cannot be read.
+    ValueError: the file is not a tar file, is damaged, or lacks the end mark.
+    OSError: the file cannot be read.
   """
   with open(path, "rb") as file:
     files = _regular(_walk(file, path), notes)
@@ -60,9 +61,9 @@ def members(path: str, notes: ListingNotes) -> Iterator[Sample]:
       if several and _key(name) in plain:
         notes.skip("label image", "label images")
         continue
-      if several:  # as cameras and screenshots name files: not webdataset's rule
-        what = "counts as an image, though its name has several dots"
-        notes.remark(f"member {what}", f"members {what.replace('counts', 'count')}", name)
+      if several:  # names from cameras and screenshots, which do not follow WebDataset's rule
+        what = "as an image, although the name has several dots"
+        notes.remark(f"member counts {what}", f"members count {what}", name)
       beside = prompts.get(posixpath.splitext(name)[0], prompts.get(_key(name), ""))
       used.add(beside)
       text = _content(file, path, files[beside]) if beside else b""
@@ -72,7 +73,7 @@ def members(path: str, notes: ListingNotes) -> Iterator[Sample]:
 
 
 def _regular(found: list[tarfile.TarInfo], notes: ListingNotes) -> dict[str, tarfile.TarInfo]:
-  """The last files of each name that are neither hidden nor anything but files."""
+  """The regular files that are not hidden, the last one of each name."""
   files: dict[str, tarfile.TarInfo] = {}
   for member in found:
     name = member.name
@@ -94,9 +95,9 @@ def _regular(found: list[tarfile.TarInfo], notes: ListingNotes) -> dict[str, tar
 
 
 def _walk(file: BinaryIO, path: str) -> list[tarfile.TarInfo]:
-  """All members, once it is sure that there are no others.
+  """All members, after verifying that the archive is complete.
 
-  Python's reader takes a damaged header, or the end of the file, for the end of the archive.
+  Python's `tarfile` takes a damaged header, or the end of the file, for the end of the archive.
   """
   found: list[tarfile.TarInfo] = []
   end, problem = 0, ""
@@ -107,7 +108,7 @@ def _walk(file: BinaryIO, path: str) -> list[tarfile.TarInfo]:
         if member.size < 0 or shard.offset <= end:
           raise tarfile.ReadError("bad size")
         end = shard.offset
-  # Python's reader raises all of these on headers that no one wrote in good faith.
+  # `tarfile` raises all of these on malicious headers.
   except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError):
     problem = "a damaged header"
   size = os.fstat(file.fileno()).st_size
@@ -122,10 +123,12 @@ def _walk(file: BinaryIO, path: str) -> list[tarfile.TarInfo]:
   elif problem:
     problem = f"{problem} at byte {end:,}"
   else:
-    problem = _fault_behind(file, end)
+    problem = _end_fault(file, end)
   if problem:
     count = "1 member" if len(found) == 1 else f"{len(found):,} members"
-    raise ValueError(f"{path} is damaged or cut: {count}, then {problem}; copy or pack it again.")
+    raise ValueError(
+      f"{path} is damaged or truncated: {count}, then {problem}; copy or create it again."
+    )
   return found
 
 
@@ -134,8 +137,8 @@ def _is_end(file: BinaryIO, offset: int) -> bool:
   return file.read(2 * _BLOCK) == bytes(2 * _BLOCK)
 
 
-def _fault_behind(file: BinaryIO, end: int) -> str:
-  """What is wrong behind the last member; empty if the archive ends there and nothing follows."""
+def _end_fault(file: BinaryIO, end: int) -> str:
+  """What is wrong after the last member; empty if the archive ends there."""
   if not _is_end(file, end):
     file.seek(end)
     block = file.read(_BLOCK)
@@ -144,19 +147,18 @@ def _fault_behind(file: BinaryIO, end: int) -> str:
     what = "a damaged header" if len(block) == _BLOCK else "the end of the file inside a header"
     return f"{what} at byte {end:,}"
   at = end + 2 * _BLOCK
-  while piece := file.read(2**20):
-    if piece.strip(b"\0"):
-      at += len(piece) - len(piece.lstrip(b"\0"))
+  while chunk := file.read(2**20):
+    if chunk.strip(b"\0"):
+      at += len(chunk) - len(chunk.lstrip(b"\0"))
       return (
-        f"the end mark, but something follows at byte {at:,} (several tar files put together by "
-        "cat must be given one by one)"
+        f"the end mark, but more data follow at byte {at:,} (tar files joined by cat must be split)"
       )
-    at += len(piece)
+    at += len(chunk)
   return ""
 
 
 def _content(file: BinaryIO, path: str, member: tarfile.TarInfo) -> bytes:
-  if member.size > MAX_PROMPTS:
+  if member.size > MAX_SIDECAR:
     raise ValueError(f"{path}: {member.name} has {member.size:,} bytes, too many for prompts.")
   file.seek(member.offset_data)
   return file.read(member.size)

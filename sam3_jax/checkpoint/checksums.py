@@ -1,8 +1,8 @@
 """SHA256SUMS: the SHA-256 of every file in a directory, in the format of sha256sum.
 
 It lists files by their paths from the directory, sorted, so that `sha256sum -c SHA256SUMS` checks
-the directory without this package. Itself it does not list, nor what is hidden right under the
-directory (.git/, .cache/, .DS_Store), which belongs to other programs.
+the directory without this package. It does not list itself, nor hidden files and folders of the top
+level (.git/, .cache/, .DS_Store), which belong to other programs.
 """
 
 import hashlib
@@ -14,24 +14,25 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 
 from sam3_jax.utils.atomic_files import write_bytes
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.paths import file_sizes, is_remote
 
 FILE = "SHA256SUMS"
 MAX_BYTES = 64 * 2**20  # of SHA256SUMS; 30 files have 4,000
-BLOCK = 2**20  # bytes that are read at a time
-THREADS = 8  # SHA-256 has 0.3 to 1.9 GB/s a core; hashlib releases the GIL
-TICK = 0.2  # seconds between two reports of progress
+BLOCK = 2**20  # bytes read at a time
+THREADS = 8  # SHA-256 runs at 0.3 to 1.9 GB/s on a core; hashlib releases the GIL
+TICK = 0.2  # seconds between two calls of `progress`
 
-Progress = Callable[[float], None]  # is told which fraction of all bytes was read
+Progress = Callable[[float], None]  # called with the fraction of all bytes that were read
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](\S|\S.*\S)")
 
 
 def read(folder: Path) -> dict[str, str] | None:
-  """The checksums in a directory's SHA256SUMS by path; None if it has no such file.
+  """Reads the checksums in a directory's SHA256SUMS, by path; None if there is no such file.
 
   Raises:
-    ValueError: a line is not as sha256sum writes it, or the file cannot be read.
+    ValueError: sha256sum would not write a line like this, or the file cannot be read.
   """
   path = folder / FILE
   try:
@@ -41,7 +42,7 @@ def read(folder: Path) -> dict[str, str] | None:
       data = file.read(MAX_BYTES + 1)
     text = data.decode()
   except OSError as error:
-    raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    raise ValueError(f"{path} cannot be read: {error_text(error)}.") from error
   except UnicodeDecodeError as error:
     raise ValueError(f"{path} is damaged: byte {error.start:,} is not UTF-8.") from error
   if len(data) > MAX_BYTES:
@@ -66,11 +67,11 @@ def write(
 
   Args:
     folder: the directory.
-    known: checksums that need not be computed again.
-    progress: is told which fraction of all bytes was read.
+    known: checksums that are already computed.
+    progress: called with the fraction of all bytes that were read.
 
   Raises:
-    ValueError: a name has a character that SHA256SUMS cannot have, or a file cannot be read.
+    ValueError: a name has a character that SHA256SUMS cannot hold, or a file cannot be read.
     OSError: SHA256SUMS cannot be written.
   """
   names = [name for name in file_sizes(folder) if name != FILE and not name.startswith(".")]
@@ -80,7 +81,7 @@ def write(
   computed = compute(folder, [name for name in names if name not in sums], progress)
   for name, digest in computed.items():
     if isinstance(digest, OSError):
-      raise ValueError(f"{folder / name} cannot be read: {digest.strerror or digest}.") from digest
+      raise ValueError(f"{folder / name} cannot be read: {error_text(digest)}.") from digest
     sums[name] = digest
   data = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
   if is_remote(folder):  # an object appears when it is complete
@@ -91,15 +92,15 @@ def write(
 
 
 def compare(folder: Path, wanted: Mapping[str, str], progress: Progress | None = None) -> list[str]:
-  """What is wrong with a directory's files, a line each.
+  """The faults of a directory's files, one line each.
 
   Args:
     folder: the directory.
     wanted: checksums by path; other files are not read.
-    progress: is told which fraction of all bytes was read.
+    progress: called with the fraction of all bytes that were read.
   """
   return [
-    f"{folder / name} cannot be read: {found.strerror or found}"
+    f"{folder / name} cannot be read: {error_text(found)}"
     if isinstance(found, OSError)
     else f"{folder / name} differs from its checksum"
     for name, found in compute(folder, wanted, progress).items()
@@ -110,7 +111,7 @@ def compare(folder: Path, wanted: Mapping[str, str], progress: Progress | None =
 def compute(
   folder: Path, names: Iterable[str], progress: Progress | None = None
 ) -> dict[str, str | OSError]:
-  """The SHA-256 of files of a directory by path, or why one cannot be read; in threads."""
+  """The SHA-256 of files of a directory, or the error of reading one, by path. Uses threads."""
   names = list(names)
   counter = _Counter(sum(map(_size, (folder / name for name in names))) if progress else 0)
   threads = max(1, min(THREADS, os.cpu_count() or 1, len(names)))
@@ -126,7 +127,7 @@ def compute(
 
 
 class _Counter:
-  """Bytes that all threads have read, of how many."""
+  """Counts the bytes that all threads have read."""
 
   def __init__(self, total: int):
     self.total, self.done, self.stopped = total, 0, False
@@ -161,7 +162,7 @@ def _size(path: Path) -> int:
 
 
 def _is_listable(name: str) -> bool:
-  """Whether a path stays in its directory, and sha256sum writes it as it is."""
+  """Whether a path is inside its directory, and sha256sum writes it without escapes."""
   path = PurePosixPath(name)
   return (
     name.isprintable()

@@ -1,34 +1,29 @@
-"""A few numbers that a checkpoint's programs give for an image and prompts that never change.
+"""Fingerprints: statistics of a model's outputs for a fixed image and fixed prompts.
 
-`sam3-jax convert --verify` keeps them in the bundle, `sam3-jax inspect --verify` computes them
-again: whether this machine and this version of the code compute what was computed then. Whether the
-parameters are the same is for the checksums to say, which a flipped bit does not pass.
+`sam3-jax convert --verify` stores a fingerprint in the bundle, and `sam3-jax inspect --verify`
+computes it again. It shows whether this machine and this version compute the same outputs. The
+checksums show whether the parameters are the same.
 """
 
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
-from sam3_jax.inputs.prompts import Prompt
-from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.types import Detections, ImageEmbedding, TextEmbedding, VisualMasks
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.json_text import parse
 
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
-
 FILE = "fingerprint.json"
-RECIPE = 1  # the number of this image, these prompts and statistics
+RECIPE = 1  # version of the image, the prompts and the statistics
 TINY = float(np.finfo(np.float32).tiny)
-STATISTICS = ("mean", "root mean square", "mean times place")
-# Of the root mean square, by the dtype that was computed in. Measured at the released size with
-# seeded weights: 8e-6 between code for SSE4.2 and for AVX-512, 1e-7 between one core and two, 5e-2
-# between float32 and bfloat16.
+STATISTICS = ("mean", "root mean square", "mean times position")
+# Relative to the root mean square, by the dtype of the computation. Measured at the released size
+# with seeded weights: 8e-6 between code for SSE4.2 and for AVX-512, 1e-7 between one core and two,
+# 5e-2 between float32 and bfloat16.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.2}
 IMAGE = (200, 300)  # height and width
 PHRASE = "red circle"
@@ -37,12 +32,12 @@ BOX, CENTRE = (60, 40, 160, 140), (110, 90)  # of the disc in the image
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-  """What was computed.
+  """Statistics of outputs.
 
   Attributes:
     dtype: of the computation.
-    numbers: of each result, such as `decode phrase: boxes`, the `STATISTICS`: the mean, the root of
-      the mean square, and the mean of the values times a ramp from 0 at the first to 1 at the last.
+    numbers: the `STATISTICS` of each output, such as `decode phrase: boxes`: the mean, the root
+      mean square, and the mean of the values times a ramp from 0 at the first to 1 at the last.
     recipe: `RECIPE` of the code that computed it.
   """
 
@@ -52,14 +47,14 @@ class Fingerprint:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-  """What a model gives for the image and the prompts.
+class ModelOutputs:
+  """A model's outputs for the image and the prompts.
 
   Attributes:
     embedding: of the image.
     text: of the phrase.
-    found: of the phrase, and of it with the box.
-    masks: of the point and the box, three readings; None without a head for visual prompts.
+    found: detections of the phrase, and of the phrase with the exemplar box.
+    masks: multimask outputs of the point and the box; None without a head for visual prompts.
   """
 
   embedding: ImageEmbedding
@@ -68,28 +63,17 @@ class Answers:
   masks: VisualMasks | None
 
 
-def ask(model: "Sam3") -> Answers:
-  """Runs every program that the model's checkpoint carries."""
-  visual = "visual" in model.params
-  embedding = model.encode(image(), visual=visual)
-  text = model.encode_text(PHRASE)
-  found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
-  asked = VisualPrompt([CENTRE], [1], box=BOX)
-  return Answers(embedding, text, found, model.decode_visual(embedding, asked) if visual else None)
+def summarise(outputs: ModelOutputs, dtype: str) -> Fingerprint:
+  """The fingerprint of outputs.
 
-
-def compute(model: "Sam3") -> Fingerprint:
-  """Of what the model answers; raises as `summarise` does."""
-  return summarise(ask(model), str(model.dtype))
-
-
-def summarise(answers: Answers, dtype: str) -> Fingerprint:
-  """Their statistics.
+  Args:
+    outputs: of a model.
+    dtype: of the computation.
 
   Raises:
-    ValueError: a result is not finite.
+    ValueError: an output is not finite.
   """
-  embedding, text, masks = answers.embedding, answers.text, answers.masks
+  embedding, text, masks = outputs.embedding, outputs.text, outputs.masks
   results: dict[str, Any] = {
     "encode image: coarse": embedding.coarse,
     "encode image: middle": embedding.middle,
@@ -98,24 +82,24 @@ def summarise(answers: Answers, dtype: str) -> Fingerprint:
   }
   for row, kind in enumerate(("phrase", "phrase and box")):
     for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
-      results[f"decode {kind}: {name}"] = getattr(answers.found, name)[row]
+      results[f"decode {kind}: {name}"] = getattr(outputs.found, name)[row]
   if masks is not None:
     results |= {f"decode visual: {name}": getattr(masks, name) for name in ("mask_logits", "iou")}
-    # Of a logit alone near 0, any difference would be large.
+    # A single logit near 0 would make any relative difference large.
     results["decode visual: object"] = jax.nn.sigmoid(masks.object_logit)
   numbers = {name: _statistics(np.asarray(array)) for name, array in results.items()}
   for name, values in numbers.items():
     if not all(map(math.isfinite, values)):
-      raise ValueError(f"{name} is not finite: these parameters compute nothing; convert others.")
+      raise ValueError(f"{name} is not finite: the parameters are unusable; convert others.")
   return Fingerprint(dtype, numbers)
 
 
 def compare(found: Fingerprint, wanted: Fingerprint) -> float:
-  """The largest difference of two fingerprints, as a fraction of each result's root mean square.
+  """The largest difference of two fingerprints, relative to the root mean square of each output.
 
   Raises:
-    ValueError: it is over the tolerance of the coarser dtype, or they have other recipes or
-      results; the message names the number.
+    ValueError: it exceeds the tolerance of the coarser dtype, or the fingerprints have different
+      recipes or outputs; the message names the number.
   """
   if (found.recipe, found.numbers.keys()) != (wanted.recipe, wanted.numbers.keys()):
     names = sorted(found.numbers.keys() ^ wanted.numbers.keys())
@@ -127,26 +111,27 @@ def compare(found: Fingerprint, wanted: Fingerprint) -> float:
   for name, values in wanted.numbers.items():
     scale = max(values[1], found.numbers[name][1], TINY)
     for i, (value, got) in enumerate(zip(values, found.numbers[name], strict=True)):
-      if (off := abs(got - value) / scale) > worst:
-        worst, where = off, (name, i)
+      if (error := abs(got - value) / scale) > worst:
+        worst, where = error, (name, i)
   allowed = max(TOLERANCES[one.dtype] for one in (found, wanted))
   if worst > allowed:
     name, i = where
     raise ValueError(
       f"the {STATISTICS[i]} of {name!r} is {found.numbers[name][i]:.6g}, but the fingerprint has "
-      f"{wanted.numbers[name][i]:.6g}: off by {worst:.1e} of its root mean square, {allowed:.0e} "
-      "allowed. This machine or version computes something else, or config.json was edited."
+      f"{wanted.numbers[name][i]:.6g}: a difference of {worst:.1e} of its root mean square, "
+      f"{allowed:.0e} allowed. This machine or version computes differently, or config.json was "
+      "edited."
     )
   return worst
 
 
 def write(fingerprint: Fingerprint, folder: Path) -> None:
-  """Writes it into a bundle."""
+  """Writes a fingerprint into a bundle."""
   write_json(folder / FILE, dataclasses.asdict(fingerprint), indent=1)
 
 
 def read(folder: Path) -> Fingerprint | None:
-  """A bundle's, None if it has none; ValueError if it is damaged."""
+  """Reads the fingerprint of a bundle; None if there is none, ValueError if it is damaged."""
   path = folder / FILE
   if not path.exists():
     return None
@@ -162,7 +147,7 @@ def read(folder: Path) -> Fingerprint | None:
 
 
 def image() -> np.ndarray:
-  """A red disc on slopes and stripes."""
+  """The image: a red disc on gradients and stripes."""
   height, width = IMAGE
   y, x = np.indices(IMAGE)
   stripes = (7 * x + 13 * y) % 64 + 96

@@ -1,13 +1,13 @@
-"""Whether a bundle's files are those that were written: no bit flipped, none cut, lost or swapped.
+"""Checks that the files of a bundle are unchanged: no flipped bit, no truncated or missing file.
 
-`SHA256SUMS` has the checksum of every file, manifest.json the sizes of those of Orbax and the
-checksum of every tensor. Opening a bundle compares all small files, and the sizes and names of all;
-`verify` compares all files.
+SHA256SUMS has the checksum of every file. manifest.json has the sizes of Orbax's files and the
+checksum of every tensor. Opening a bundle compares the names and sizes of all files, and the
+checksums of small ones. `verify` compares all checksums.
 
-Bundles of earlier versions have no SHA256SUMS: their manifest has checksums of the files in
-params/, and nothing has any of config.json, tokenizer.model and unread/.
+Bundles of earlier versions have no SHA256SUMS. Their manifest has checksums of the files in
+params/, but config.json, tokenizer.model and unread/ have none.
 
-Plain Orbax may write an item again, which renames all its data files. Such an item is left to the
+Rewriting an item with plain Orbax renames all its data files. Such an item is checked by the
 checksums of its tensors.
 """
 
@@ -22,32 +22,33 @@ import numpy as np
 from sam3_jax.checkpoint import checksums
 from sam3_jax.checkpoint.orbax_items import REST, read_array, read_item
 from sam3_jax.utils.json_text import parse
+from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.param_tree import describe, flatten, raise_faults
 from sam3_jax.utils.paths import file_sizes
 
-OWN = ("config.json", "manifest.json", "tokenizer.model")  # read whole whenever a bundle is opened
+OWN = ("config.json", "manifest.json", "tokenizer.model")  # read whenever a bundle is opened
 FINGERPRINT = "fingerprint.json"
-INDEX = 2**20  # bytes below which a file may be an index of Orbax's, and is compared before use
+INDEX = 2**20  # bytes: smaller files may be an index of Orbax's, and are compared before use
 ADD = "--add-checksums"  # of `sam3-jax inspect`
 _ARRAYS = ("params/", "unread/")
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnFiles:
-  """What was read of a bundle before its arrays.
+  """The files of a bundle that are read before its arrays.
 
   Attributes:
-    data: the content of each of `OWN`, compared with its checksum if there is one.
-    sums: the checksums of SHA256SUMS by path; None if there is no such file.
+    data: content of each of `OWN`, compared with its checksum if there is one.
+    sums: checksums of SHA256SUMS by path; None if there is no such file.
   """
 
   data: dict[str, bytes]
   sums: dict[str, str] | None
 
   def json(self, path: Path, name: str) -> dict[str, Any]:
-    """An object; ValueError if the file holds something else."""
+    """Parses a file as a JSON object; ValueError if it is something else."""
     try:
-      values = parse(self.data[name], "it", allow_nan=True)  # figures in `info` may be NaN
+      values = parse(self.data[name], "it", allow_nan=True)  # metrics in `info` may be NaN
     except ValueError as error:
       raise ValueError(
         f"{path / name} is not readable JSON ({error!s:.200}); convert the weights again."
@@ -59,14 +60,14 @@ class OwnFiles:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What became of a bundle's checksums.
+  """Which checksums of a bundle were compared.
 
   Attributes:
-    files: files that have one.
-    compared: how many of them were compared.
-    tensors: how many tensors were compared.
-    missing: files of the bundle that have none; folders beside it end with a stroke.
-    rewritten: items that Orbax has written again.
+    files: number of files with a checksum.
+    compared: number of files compared.
+    tensors: number of tensors compared.
+    missing: files without a checksum; additional folders end with a slash.
+    rewritten: items that were rewritten with plain Orbax.
   """
 
   files: int
@@ -77,11 +78,11 @@ class Comparison:
 
 
 def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
-  """Reads the files that say what a bundle is, each once, and compares them.
+  """Reads the files `OWN`, each once, and compares their checksums.
 
   Args:
     path: the bundle's folder, in which they exist.
-    trust: take them as they are, whatever SHA256SUMS says.
+    trust: ignores SHA256SUMS.
 
   Raises:
     ValueError: a file cannot be read or differs from its checksum, or SHA256SUMS is damaged.
@@ -91,7 +92,7 @@ def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
     try:
       data[name] = (path / name).read_bytes()
     except OSError as error:
-      faults.append(f"{path / name} cannot be read: {error.strerror or error}")
+      faults.append(f"{path / name} cannot be read: {error_text(error)}")
   raise_faults(faults, f"{path} cannot be read")
   if trust:
     return OwnFiles(data, None)
@@ -118,20 +119,20 @@ def compare(
   tensors: bool = False,
   progress: Callable[[float], None] | None = None,
 ) -> Comparison:
-  """Compares a bundle's files with what was written.
+  """Compares a bundle's files with SHA256SUMS and the manifest.
 
   Args:
     path: the bundle's folder.
-    own: as `read_own` returned it.
+    own: the result of `read_own`.
     manifest: of the bundle, checked.
-    verify: compare all files, and the tensors of those that have no checksum; otherwise those alone
-      that are read whole, or are small.
-    tensors: compare all tensors too.
-    progress: is told which fraction of the files' bytes was read.
+    verify: compares all files, and the tensors of files without a checksum; otherwise only small
+      files.
+    tensors: also compares all tensors.
+    progress: called with the fraction of the files' bytes that were read.
 
   Raises:
-    ValueError: one differs, is missing, or was added; the message names all, and the tensors that a
-      damaged file spoils.
+    ValueError: a file differs, is missing, or was added. The message names all of them, and the
+      damaged tensors.
   """
   if own.sums is None and "checksums_file" in manifest:
     raise ValueError(f"{path} is damaged: {checksums.FILE} is missing. {_remedy(path)}")
@@ -157,7 +158,7 @@ def compare(
   names += [name for name in sums if _beside(name) and (verify or name == FINGERPRINT)]
   faults = checksums.compare(path, {name: sums[name] for name in names}, progress)
   if faults and verify:
-    faults += _find_spoiled(path, manifest, faults)
+    faults += _damaged_tensors(path, manifest, faults)
   raise_faults(faults, f"{path} is damaged", _remedy(path))
   roots = {_root(f"params/{item}/") for item in manifest["items"]}
   roots |= {"unread"} if manifest["unread"] else set()
@@ -166,16 +167,26 @@ def compare(
   compared = compare_tensors(path, manifest, roots)
   read = len(names) + (len(OWN) if complete else 0)
   files = sum(name in OWN or _beside(name) or name in kept for name in sums)
-  return Comparison(files, read, compared, _without(path, own, kept), tuple(sorted(rewritten)))
+  return Comparison(
+    files, read, compared, _without_checksum(path, own, kept), tuple(sorted(rewritten))
+  )
 
 
 def compare_tensors(
   path: Path, manifest: Mapping[str, Any], folders: set[str] | None = None
 ) -> int:
-  """Reads the tensors in Orbax's folders, all if None are given; ValueError names those that differ
-  from their checksums. Returns their number."""
+  """Compares the checksums of tensors; returns the number of tensors.
+
+  Args:
+    path: the bundle's folder.
+    manifest: of the bundle, checked.
+    folders: Orbax's folders to read; None for all.
+
+  Raises:
+    ValueError: tensors differ; the message names them.
+  """
   faults, count = [], 0
-  unread = set(manifest["unread"])  # missing parameters are found when the checkpoint is opened
+  unread = set(manifest["unread"])  # `open_checkpoint` finds missing parameters
   for folder, entries in _folders(manifest):
     if folders is None or folder in folders:
       arrays = flatten(read_item(path / folder))
@@ -188,7 +199,7 @@ def compare_tensors(
 
 
 def read_compared(folder: Path, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The arrays of an Orbax item by path; ValueError names those that differ."""
+  """Reads the arrays of an Orbax item by path; raises ValueError if their checksums differ."""
   arrays = flatten(read_item(folder))
   raise_faults(_different(arrays, entries), f"{folder} is damaged")
   return arrays
@@ -215,7 +226,7 @@ def _different(arrays: Mapping[str, np.ndarray], entries: Mapping[str, Any]) -> 
 
 
 def _array_files(path: Path) -> dict[str, int]:
-  """Sizes of the files that Orbax wrote, by their paths from the bundle."""
+  """Sizes of Orbax's files, by their paths from the bundle."""
   return {
     f"{folder}{name}": size
     for folder in _ARRAYS
@@ -224,7 +235,7 @@ def _array_files(path: Path) -> dict[str, int]:
 
 
 def _of_manifest(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
-  """What the manifest says of the files of each item, by their paths from the bundle."""
+  """The manifest's values for the files of each item, by their paths from the bundle."""
   return {
     f"params/{item}/{name}": value
     for item, values in manifest.get(key, {}).items()
@@ -233,7 +244,7 @@ def _of_manifest(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _root(name: str) -> str:
-  """The folder of Orbax's that a file is in."""
+  """The folder of the Orbax item that a file is in."""
   return "/".join(name.split("/")[: 2 if name.startswith("params/") else 1])
 
 
@@ -242,7 +253,7 @@ def _beside(name: str) -> bool:
 
 
 def _find_rewritten(sums: Mapping[str, str], found: Mapping[str, int]) -> set[str]:
-  """The folders that Orbax has written again: all their data files have other names."""
+  """The folders that were rewritten with plain Orbax: all their data files have other names."""
 
   def data_files(names: Mapping[str, Any]) -> dict[str, set[str]]:
     folders: dict[str, set[str]] = {}
@@ -251,16 +262,17 @@ def _find_rewritten(sums: Mapping[str, str], found: Mapping[str, int]) -> set[st
         folders.setdefault(_root(name), set()).add(name)
     return folders
 
-  listed, there = data_files(sums), data_files(found)
-  return {root for root in listed.keys() & there.keys() if not listed[root] & there[root]}
+  listed, present = data_files(sums), data_files(found)
+  common = listed.keys() & present.keys()
+  return {root for root in common if not listed[root] & present[root]}
 
 
-def _find_spoiled(path: Path, manifest: Mapping[str, Any], faults: list[str]) -> list[str]:
-  """The tensors that damaged files spoil, read one by one: Orbax would stop at the first.
+def _damaged_tensors(path: Path, manifest: Mapping[str, Any], faults: list[str]) -> list[str]:
+  """The damaged tensors, read one by one, as Orbax would stop at the first.
 
-  A damaged file may spoil none: an index that Orbax does not need, or bytes that nothing uses.
+  A damaged file may damage no tensor: an index that Orbax does not need, or unused bytes.
   """
-  items, spoiled = manifest["items"], []
+  items, damaged = manifest["items"], []
   for item in items:
     folder = path / "params" / item
     if not any(fault.startswith(f"{folder}/") for fault in faults):
@@ -270,21 +282,23 @@ def _find_spoiled(path: Path, manifest: Mapping[str, Any], faults: list[str]) ->
       if item == (part if part in items else REST):
         array = read_array(folder, name)
         if array is None or describe(array)["sha256"] != entry["sha256"]:
-          spoiled.append(f"{name} differs from its checksum")
-  return spoiled
+          damaged.append(f"{name} differs from its checksum")
+  return damaged
 
 
-def _without(path: Path, own: OwnFiles, kept: Mapping[str, int]) -> tuple[str, ...]:
-  """What has no checksum."""
+def _without_checksum(path: Path, own: OwnFiles, kept: Mapping[str, int]) -> tuple[str, ...]:
+  """Files and folders without a checksum."""
   listed = own.sums if own.sums is not None else {}
   names = [name for name in kept if name not in listed and own.sums is not None]
   names += [name for name in OWN if name not in listed]
-  for one in path.iterdir():
-    if one.name.startswith("."):
+  for child in path.iterdir():
+    if child.name.startswith("."):
       continue
-    if one.is_dir():
-      if f"{one.name}/" not in _ARRAYS and not any(n.startswith(f"{one.name}/") for n in listed):
-        names.append(f"{one.name}/")
-    elif one.name not in (*OWN, checksums.FILE) and one.name not in listed:
-      names.append(one.name)
+    if child.is_dir():
+      if f"{child.name}/" not in _ARRAYS and not any(
+        n.startswith(f"{child.name}/") for n in listed
+      ):
+        names.append(f"{child.name}/")
+    elif child.name not in (*OWN, checksums.FILE) and child.name not in listed:
+      names.append(child.name)
   return tuple(sorted(names))

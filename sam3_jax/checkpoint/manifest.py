@@ -1,17 +1,17 @@
-"""A bundle's manifest.json, checked before it is believed.
+"""Checks a bundle's manifest.json.
 
   format_version   of the bundle
   items            names of the Orbax items in params/
   parameters       shape, dtype and sha256 (of the little-endian bytes) of each, by path
-  fits             a seal that they fit the configuration, see `writer.fit`
-  unread           likewise of the tensors in unread/, with the reason
+  fits             a digest that marks them as compared with the model, see `writer.seal`
+  unread           likewise, of the tensors in unread/, with the reason
   dropped          shape, dtype and reason of the source's tensors that are not kept
-  source_tensors   tensors and parameters of the source that were read, kept unread and dropped
+  source_tensors   numbers of the source's tensors and parameters: read, kept unread, dropped
   files            bytes of each file of an item, by item and path
   unread_files     bytes of each file in unread/
   checksums_file   SHA256SUMS, which has the checksums of all files
 
-Earlier versions had `checksums`, of the files in params/ alone, in place of the last two.
+Earlier versions had `checksums`, of the files in params/ only, in place of the last two.
 """
 
 import math
@@ -25,10 +25,10 @@ _MAX_SIZE = 2**40  # elements along an axis
 
 
 def check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  """The parameters' shapes.
+  """The shapes of the parameters, by path.
 
   Raises:
-    KeyError, TypeError, ValueError, AttributeError: the manifest is not as `Writer` makes it.
+    KeyError, TypeError, ValueError, AttributeError: `Writer` would not write this manifest.
   """
   unread_files = manifest.get("unread_files", {})
   for counts in (*manifest["files"].values(), *manifest["source_tensors"].values(), unread_files):
@@ -48,7 +48,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def count_by_reason(entries: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-  """Tensors and parameters of each reason in `unread` or `dropped`."""
+  """Numbers of tensors and parameters for each reason in `unread` or `dropped`."""
   reasons: dict[str, dict[str, int]] = {}
   for entry in entries.values():
     sums = reasons.setdefault(entry["reason"], {"tensors": 0, "parameters": 0})

@@ -1,4 +1,4 @@
-"""One Orbax item: a tree of arrays in a folder. Reading raises ValueError in one line."""
+"""Orbax items: trees of arrays in a folder. Errors become ValueErrors of one line."""
 
 import contextlib
 import math
@@ -13,43 +13,45 @@ import numpy as np
 from sam3_jax.utils.param_tree import flatten, nest
 from sam3_jax.utils.paths import is_remote
 
-REST = "rest"  # a bundle's item of all parts that are no items of their own
-AGAIN = "convert or copy the checkpoint again."
-CHUNK = 4 * 2**20  # bytes from which on an array is stored in pieces, which are read by themselves
+REST = "rest"  # the item of all small parts
+REMEDY = "convert or copy the checkpoint again."
+CHUNK = 4 * 2**20  # bytes: larger arrays are stored in chunks, which can be read separately
 
 # One sharding for all parameters, or a function of path and shape.
 Shardings = jax.sharding.Sharding | Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def save_item(folder: Path, tree: dict[str, Any]) -> None:
-  """Writes NumPy arrays, none of them empty; large ones in chunks, of which a process that wants a
-  shard reads those with a part of it."""
+  """Writes NumPy arrays, none of them empty.
+
+  Large arrays are chunked, so that a process that restores a shard reads only its chunks.
+  """
   import orbax.checkpoint as ocp
 
   chunks = jax.tree.map(lambda array: ocp.SaveArgs(chunk_byte_size=_chunk_bytes(array)), tree)
   remedy = "may you write there?" if is_remote(folder) else "is the disk full?"
   with _one_line(folder, "written", remedy), _checkpointer() as checkpointer:
     checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=chunks))
-  (folder / "commit_success.txt").unlink(missing_ok=True)  # it only says on which path it was
+  (folder / "commit_success.txt").unlink(missing_ok=True)  # it holds only the temporary path
 
 
 def restore_item(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-  """An item as JAX arrays, straight to the dtype and sharding that are wanted of them, by path."""
+  """Reads an item as JAX arrays, directly in the wanted dtype and sharding of each path."""
   import orbax.checkpoint as ocp
 
   arguments = {
     name: ocp.ArrayRestoreArgs(dtype=wanted[name].dtype, sharding=wanted[name].sharding)
     for name in stored_arrays(folder)
   }
-  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
+  with _one_line(folder, "read", REMEDY), _checkpointer() as checkpointer:
     return checkpointer.restore(folder, args=ocp.args.PyTreeRestore(restore_args=nest(arguments)))
 
 
 def read_item(folder: Path) -> dict[str, Any]:
-  """An item as NumPy arrays, as stored."""
+  """Reads an item as NumPy arrays, as stored."""
   import orbax.checkpoint as ocp
 
-  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
+  with _one_line(folder, "read", REMEDY), _checkpointer() as checkpointer:
     arguments = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
       checkpointer.metadata(folder).item_metadata.tree,
@@ -58,9 +60,9 @@ def read_item(folder: Path) -> dict[str, Any]:
 
 
 def read_array(folder: Path, name: str) -> np.ndarray | None:
-  """One array of a damaged item as stored, by its path; None if it cannot be read.
+  """Reads one array of a damaged item as stored; None if it cannot be read.
 
-  Without Orbax, which reads all at once and leaves threads at work when one of them fails.
+  Does not use Orbax, which reads all arrays at once and leaves threads running when one fails.
   """
   import tensorstore
 
@@ -73,14 +75,16 @@ def read_array(folder: Path, name: str) -> np.ndarray | None:
 
 
 def stored_arrays(folder: Path) -> dict[str, Any]:
-  """Shape and dtype of an item's arrays, by path."""
-  with _one_line(folder, "read", AGAIN), _checkpointer() as checkpointer:
+  """Shapes and dtypes of an item's arrays, by path."""
+  with _one_line(folder, "read", REMEDY), _checkpointer() as checkpointer:
     return flatten(checkpointer.metadata(folder).item_metadata.tree)
 
 
 def _chunk_bytes(array: np.ndarray) -> int | None:
-  """The largest axis halved until a chunk is small enough, which is Orbax's way; but never an odd
-  one, of which Orbax would make as many chunks as it is long if that is a prime. None for one."""
+  """Bytes of a chunk, which Orbax gets by halving the largest axis; None for a single chunk.
+
+  Never halves an odd axis: Orbax would split a prime one into as many chunks as it is long.
+  """
   shape = list(array.shape)
   while (size := math.prod(shape) * array.dtype.itemsize) > CHUNK and max(shape) % 2 == 0:
     shape[shape.index(max(shape))] //= 2
@@ -88,20 +92,20 @@ def _chunk_bytes(array: np.ndarray) -> int | None:
 
 
 def _checkpointer():
-  """Orbax, without its copy of the arrays and without compression, which weights do not bear; of
-  several processes each works by itself."""
+  """An Orbax checkpointer that neither copies the arrays nor compresses them, as weights do not
+  compress. Each process works on its own."""
   import orbax.checkpoint as ocp
   from etils import epath
 
   class Alone(ocp.Checkpointer):
     def restore(self, directory, args):
-      """Without asking for the file by which Orbax knows a whole item in a bucket: the manifest
-      says what belongs to one."""
+      """Does not require the file with which Orbax marks a complete item in a bucket, as the
+      manifest lists its files."""
       return handler.restore(epath.Path(directory), args=args)
 
     def synchronize_next_awaitable_signal_operation_id(self):
-      """Counts nothing: processes find each other's signals by the number of their saves, in which
-      a save of one process alone has no part."""
+      """Does nothing: Orbax counts saves to match the signals of processes, and a save of a single
+      process must not count."""
 
   this = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(

@@ -1,4 +1,4 @@
-"""Writes a checkpoint, or another folder, so that it appears only when it is complete."""
+"""Writes checkpoints and other folders that appear only when they are complete."""
 
 import contextlib
 import errno
@@ -24,32 +24,35 @@ from sam3_jax.utils.atomic_files import json_bytes, sync
 from sam3_jax.utils.lease import PARTIAL, STALE, Lease, draft_path, sync_directory
 from sam3_jax.utils.os_errors import reason
 from sam3_jax.utils.param_tree import describe, flatten
-from sam3_jax.utils.paths import exists, file_sizes, is_remote, place, require_local
+from sam3_jax.utils.paths import exists, file_sizes, is_remote, require_local, resolve_path
 
 FORMAT_VERSION = 1
-OWN_ITEM = 256 * 2**20  # bytes from which on a part is an item, so that small bundles are few files
+OWN_ITEM = 256 * 2**20  # bytes: a part of this size or more is an item; the others share one
 
 
 class NewFolder:
-  """A folder that is filled under another name, `temporary`, until it is complete.
+  """A folder that is written under a temporary name until it is complete.
 
   with NewFolder(path) as folder:
     with folder.under_its_name():
       ...  # write into folder.temporary
       folder.appear()
 
-  Leaving without `appear` leaves nothing behind, and a killed process nothing under that name. One
-  process at a time, on whichever host, may write a folder: it holds a lease, so what else lies
-  there under such names is left by processes that were killed, and is removed.
+  Leaving the context without `appear` removes the folder. A killed process leaves nothing under the
+  final name. A lease lets one process at a time write a folder, on any host; other temporary
+  folders of the same name are leftovers of killed processes, and are removed.
 
-  In a bucket, where nothing can be renamed, it is filled under its own name, and what is written
-  last says that it is complete: only `in_bucket` allows that.
+  In a bucket nothing can be renamed. With `in_bucket`, the folder is written under its own name,
+  and the file written last marks it as complete.
+
+  Attributes:
+    temporary: the folder to write into.
   """
 
   def __init__(self, path: str | Path, *, in_bucket: bool = False):
     if not in_bucket:
       require_local(path, "what is written")
-    self._path, self._appeared = place(path), False
+    self._path, self._appeared = resolve_path(path), False
     if exists(self._path) and not (self._path.is_dir() and not any(self._path.iterdir())):
       raise ValueError(f"{self._path} exists already; give another path, or remove it first.")
     if is_remote(self._path):
@@ -92,39 +95,39 @@ class NewFolder:
     finally:
       self._lease.release()
 
-  def check_room(self, needed: int) -> None:
-    """Raises ValueError unless so many bytes are free."""
+  def check_space(self, needed: int) -> None:
+    """Raises ValueError unless `needed` bytes are free."""
     if is_remote(self._path):
       return
     free = shutil.disk_usage(self.temporary).free
     if needed > free:
       raise ValueError(
         f"cannot write to {self._path.parent}: {math.ceil(needed / 1e6):,} MB needed, "
-        f"{math.floor(free / 1e6):,} MB free; make room, or give a path on another disk."
+        f"{math.floor(free / 1e6):,} MB free; free some space, or give a path on another disk."
       )
 
   def appear(self) -> None:
-    """Makes the folder safe from a power cut, and gives it its name."""
+    """Syncs the folder to disk and renames it to its final name."""
     self._appeared = True
     if is_remote(self._path):
       return
     _sync(self.temporary)
     if not self._lease.held:
       raise ValueError(
-        f"{self._path} was taken over by {self._lease.holder() or 'another process'} while this "
-        "process did not respond; it is theirs to write."
+        f"{self._lease.holder() or 'another process'} took over writing {self._path} while this "
+        "process did not respond; wait for it to end, or give another path."
       )
     try:
       os.rename(self.temporary, self._path)
     except OSError as error:
       if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
         raise
-      raise ValueError(f"{self._path} has appeared meanwhile; give another path.") from error
+      raise ValueError(f"another process wrote {self._path}; give another path.") from error
     sync_directory(self._path.parent)
 
   @contextlib.contextmanager
   def under_its_name(self):
-    """Turns errors into one line that names the folder rather than the temporary one."""
+    """Replaces the temporary name in error messages by the final one."""
     try:
       yield
     except OSError as error:
@@ -141,7 +144,7 @@ class Writer(NewFolder):
       writer.add(part, tree)
     writer.finish(config, tokenizer, info=info)
 
-  Leaving without `finish` leaves nothing behind, and a killed process nothing that loads.
+  Leaving the context without `finish` removes it. A killed process leaves nothing that loads.
   """
 
   def __init__(self, path: str | Path):
@@ -151,7 +154,7 @@ class Writer(NewFolder):
     self._rest: dict[str, Any] = {}
 
   def add(self, part: str, tree: Mapping[str, Any]) -> None:
-    """Takes a top-level part of the tree, NumPy arrays; a large one is written at once."""
+    """Adds a top-level part of the tree, of NumPy arrays; writes a large one at once."""
     flat = flatten(tree, f"{part}/")
     self._parameters |= {name: describe(array) for name, array in flat.items()}
     if sum(array.nbytes for array in flat.values()) < OWN_ITEM:
@@ -172,39 +175,25 @@ class Writer(NewFolder):
     verify: bool = False,
     run: Callable[[Path], None] | None = None,
   ) -> None:
-    """Writes what is left and makes the checkpoint appear.
+    """Writes the rest of the checkpoint and makes it appear.
 
     Args:
-      config: the model's, with which the caller has compared the parameters.
-      tokenizer: the bytes of a SentencePiece model.
-      info: what it should say of itself; see `save`.
+      config: sizes of the model; the caller has compared the parameters with it.
+      tokenizer: bytes of a SentencePiece model.
+      info: metadata; see `bundle.save`.
       unread: tensors to keep beside the parameters, by name.
-      unread_reasons: why nothing reads them.
+      unread_reasons: why the model does not read them.
       dropped: shape, dtype and reason of the source's tensors that are not kept.
-      source_tensors: see `Summary`.
-      verify: read everything back and compare the checksums before that.
-      run: tries the complete checkpoint before it appears, and may put a file into it.
+      source_tensors: see `inspection.Summary`.
+      verify: reads all tensors back first and compares the checksums.
+      run: called with the complete checkpoint before it appears; may add a file.
     """
     if self._rest:
       self._save(REST, self._rest)
     if unread:
       self._write("unread", dict(unread))
-    reasons, params = unread_reasons or {}, self.temporary / "params"
-    manifest = {
-      "format_version": FORMAT_VERSION,
-      "items": self._items,
-      "parameters": self._parameters,
-      "fits": fit(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
-      "unread": {
-        name: {**describe(array), "reason": reasons.get(name, "")}
-        for name, array in (unread or {}).items()
-      },
-      "dropped": dropped or {},
-      "source_tensors": source_tensors or {},
-      "files": {item: file_sizes(params / item) for item in self._items},
-      "unread_files": file_sizes(self.temporary / "unread"),
-      "checksums_file": checksums.FILE,
-    }
+    manifest = self._manifest(config, unread or {}, unread_reasons or {})
+    manifest |= {"dropped": dropped or {}, "source_tensors": source_tensors or {}}
     settings = {
       "format_version": FORMAT_VERSION,
       "info": dict(info),
@@ -222,30 +211,52 @@ class Writer(NewFolder):
         checksums.write(self.temporary, sums)
       self.appear()
 
+  def _manifest(
+    self, config: Config, unread: Mapping[str, np.ndarray], reasons: Mapping[str, str]
+  ) -> dict[str, Any]:
+    """The manifest, except for the source's tensors."""
+    params = self.temporary / "params"
+    return {
+      "format_version": FORMAT_VERSION,
+      "items": self._items,
+      "parameters": self._parameters,
+      "fits": seal(config, {name: entry["shape"] for name, entry in self._parameters.items()}),
+      "unread": {
+        name: {**describe(array), "reason": reasons.get(name, "")} for name, array in unread.items()
+      },
+      "dropped": {},
+      "source_tensors": {},
+      "files": {item: file_sizes(params / item) for item in self._items},
+      "unread_files": file_sizes(self.temporary / "unread"),
+      "checksums_file": checksums.FILE,
+    }
+
   def _save(self, item: str, tree: dict[str, Any]) -> None:
     self._write(f"params/{item}", tree)
     self._items.append(item)
 
   def _write(self, folder: str, tree: dict[str, Any]) -> None:
-    """Writes an Orbax item, if there is room for it: Orbax meets a full disk in many threads."""
+    """Writes an Orbax item after checking the space, as Orbax fails in many threads otherwise."""
     needed = sum(array.nbytes for array in flatten(tree).values())
     with self.under_its_name():
-      self.check_room(needed)
+      self.check_space(needed)
       save_item(self.temporary / folder, tree)
 
 
-def fit(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
-  """A seal on parameters that were compared with their model, so that a reader that finds it
-  unbroken need not trace the model again, for a second, to know what shapes they must have."""
+def seal(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
+  """A digest that marks shapes as compared with the model.
+
+  It saves a reader the second that tracing the model for its shapes takes.
+  """
   text = json.dumps([config.to_dict(), sorted((name, list(shapes[name])) for name in shapes)])
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _remove_leftovers(parent: Path, name: str, now: float) -> None:
-  """Removes what killed processes left of the same folder; the caller holds its lease.
+  """Removes temporary folders of killed processes; the caller holds the lease.
 
-  Versions before leases wrote without one, into folders named after their process: those are
-  removed if they were not modified for a while before `now`, by the file system's clock.
+  Versions without leases named such folders after their process. Those are removed if they were not
+  modified for a while before `now`, by the file system's clock.
   """
   tag = r"([0-9a-f]{8}-\d+-\d+-[0-9a-f]{8}|\d+\.\w{8})"
   ours = re.compile(re.escape(f".{name}.") + tag + re.escape(PARTIAL))
@@ -259,12 +270,12 @@ def _age(folder: Path, now: float) -> float:
   """Seconds since anything in a folder was modified."""
   try:
     return now - max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
-  except OSError:  # someone is at work in it
+  except OSError:  # another process changes it
     return 0.0
 
 
 def _sync(folder: Path) -> None:
-  """Makes a folder's files safe from a power cut."""
+  """Syncs all files of a folder to disk."""
   for path in folder.rglob("*"):
     if path.is_file():
       with path.open("rb") as file:

@@ -8,14 +8,15 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.utils.console import RESUME, Console, complain, loading, say, terminable
+from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.utils.signals import RESUME, terminable
 
 if TYPE_CHECKING:
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
-DEADLINE = 5.0  # seconds after SIGTERM in which to finish the batches in work
+DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 
 
 class Layout(enum.StrEnum):
@@ -34,92 +35,95 @@ def batch(
     str | None,
     typer.Option(
       metavar="DIR|GLOB|FILE",
-      help="Images: a folder, a pattern in quotes, a webdataset's .tar, or a .jsonl of "
-      '{"image": PATH, "prompts": [...]} lines.',
+      help="Images: a directory, a quoted pattern, a WebDataset .tar, or a .jsonl file with lines "
+      '{"image": PATH, "prompts": [...]}.',
     ),
   ] = None,
   prompts: Annotated[
     str | None,
     typer.Option(
       metavar='FILE|"A, B"',
-      help="What to find where an image has no prompts of its own: a file with a phrase a line, "
-      "or phrases with commas between them.",
+      help="Phrases for images without prompts of their own: a file with one phrase per line, or "
+      "phrases separated by commas.",
     ),
   ] = None,
   merge: Annotated[
-    bool, typer.Option("--merge", metavar="", help="Put all parts together; nothing is computed.")
+    bool, typer.Option("--merge", metavar="", help="Merge all part files; computes nothing.")
   ] = False,
   add: Annotated[
     bool,
-    typer.Option(
-      "--add", metavar="", help="Extend the job in DIR by images that it does not have."
-    ),
+    typer.Option("--add", metavar="", help="Add the images that the job in DIR lacks."),
   ] = False,
   retry_failed: Annotated[
-    bool, typer.Option("--retry-failed", metavar="", help="Do the images that failed again.")
+    bool, typer.Option("--retry-failed", metavar="", help="Process failed images again.")
   ] = False,
   skip_unreadable: Annotated[
     bool,
     typer.Option(
       "--skip-unreadable",
       metavar="",
-      help="Count images that cannot be read as failed, so that the job can end without them.",
+      help="Count unreadable images as failed, so that the job can finish without them.",
     ),
   ] = False,
   to: Annotated[
-    Layout, typer.Option(help="With --merge: beside annotations.json, all of it in this layout.")
+    Layout, typer.Option(help="With --merge, also write the annotations in this format.")
   ] = Layout.coco,
   checkpoint: Annotated[
-    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+    str, typer.Option(metavar="DIR", help="Directory or name of a checkpoint.")
   ] = "sam3-tiny",
   threshold: Annotated[
-    float, typer.Option(metavar="0..1", help="Keep instances that score above it.")
+    float, typer.Option(metavar="0..1", help="Keep instances with a score above this.")
   ] = 0.5,
   max_detections: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+    int, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = 100,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Refuse images of more pixels.")
-  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+    int, typer.Option(min=1, metavar="N", help="Reject images with more pixels.")
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
   max_error_rate: Annotated[
     float,
-    typer.Option(metavar="0..1", help="Stop when more than this share of the images fails."),
+    typer.Option(metavar="0..1", help="Stop when a larger fraction of the images fails."),
   ] = 0.05,
-  part_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images of a part file.")] = 256,
+  part_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per part file.")] = 256,
   batch_images: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Images of a batch, for each device.")
+    int, typer.Option(min=1, metavar="N", help="Images per batch and device.")
   ] = 4,
   batch_prompts: Annotated[
     int | None,
     typer.Option(
-      min=1, metavar="N", help="Prompts decoded at a time, on each device; 1 on a CPU, else 4."
+      min=1, metavar="N", help="Prompts decoded at a time per device. Default: 1 on a CPU, else 4."
     ),
   ] = None,
   workers: Annotated[
     int,
-    typer.Option(min=0, metavar="N", help="Processes that read images; 0 for threads of this."),
+    typer.Option(
+      min=0, metavar="N", help="Processes that read images; 0 uses threads of this process."
+    ),
   ] = 0,
   processes: Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="How many processes share the job.")
+    int | None, typer.Option(min=1, metavar="N", help="Number of processes that share the job.")
   ] = None,
   process: Annotated[
-    int | None, typer.Option(min=0, metavar="I", help="Which of them this is, from 0.")
+    int | None, typer.Option(min=0, metavar="I", help="Index of this process, from 0.")
   ] = None,
   coordinator: Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Where process 0 listens, if JAX must know of all."),
+    typer.Option(metavar="HOST:PORT", help="Address of process 0, with --distributed."),
   ] = None,
   distributed: Annotated[
     bool | None,
     typer.Option(
       "--distributed/--no-distributed",
       metavar="",
-      help="Make all processes known to JAX, as a slice of TPUs needs it, or take this one for "
-      "alone. If neither is given, Slurm's and Open MPI's numbers count.",
+      help="Initialize `jax.distributed` (needed on TPU slices), or treat this process as the only "
+      "one. Default: detected from the variables of Slurm and Open MPI.",
     ),
   ] = None,
   start_timeout: Annotated[
-    int, typer.Option(min=1, metavar="SECONDS", help="How long to wait for the others to start.")
+    int,
+    typer.Option(
+      min=1, metavar="SECONDS", help="How long to wait for the other processes to start."
+    ),
   ] = 300,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
@@ -127,24 +131,24 @@ def batch(
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Segment a data set of any size: part files, which --merge puts together.
+  """Segment a dataset of any size. Writes part files, which --merge combines.
 
-  May be stopped or killed at any moment; rerun the same command to resume, also with another number
-  of processes. An image that cannot be used goes to errors.jsonl, and the others are done.
+  The command may be stopped or killed at any time. Rerun it to resume, with any number of
+  processes. Images that fail are listed in errors.jsonl; the others are processed.
 
-  Exit status: 0, all parts of this process are done. 75, work remains, and the same command can do
-  it: the process was stopped, images could not be read, or another process holds parts. 2, an
-  error, also if more images failed than --max-error-rate allows. 130, interrupted.
+  Exit status: 0, all parts of this process are done. 75, work remains, rerun the same command: the
+  process was stopped, images could not be read, or another process works on some parts. 2, an
+  error, or more images failed than --max-error-rate allows. 130, interrupted.
   """
   if merge:
     _merge(out, to, Console(quiet=quiet))
     return
   if to is not Layout.coco:
-    raise ValueError(f"--to {to.value} goes with --merge, once the images are done; leave it out.")
+    raise ValueError(f"--to {to.value} needs --merge; leave out --to until the images are done.")
   if images is None:
-    raise ValueError("--images is needed: a folder, a pattern, a .tar or a .jsonl file.")
-  arguments.check_share("--threshold", threshold)
-  arguments.check_share("--max-error-rate", max_error_rate)
+    raise ValueError("--images is required: a directory, a pattern, a .tar or a .jsonl file.")
+  arguments.check_fraction("--threshold", threshold)
+  arguments.check_fraction("--max-error-rate", max_error_rate)
   arguments.check_writable(out)
 
   members: dict[str, Any] = {
@@ -153,11 +157,11 @@ def batch(
   }  # fmt: skip
   settings: dict[str, Any] = {
     "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
-    "part_size": part_size, "images": batch_images, "prompts": batch_prompts, "workers": workers,
-    "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "part_size": part_size, "batch_images": batch_images, "batch_prompts": batch_prompts,
+    "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   notes = ListingNotes()
   with terminable(DEADLINE) as stopping:
@@ -174,7 +178,7 @@ def batch(
         job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
       )
     except StorageError as error:
-      complain(str(error))
+      print_error(str(error))
       whole = False
     finally:
       if job.process == 0:
@@ -195,24 +199,24 @@ def _prepare(
   notes: "ListingNotes",
   strict: bool,
 ) -> "tuple[Job, Sam3]":
-  """The job, and its model on this process's devices.
+  """Creates the job, and its model on this process's devices.
 
   Args:
-    images, prompts, checkpoint, device, dtype, quiet: as they were typed.
-    members: of the processes, as `processes.join` takes them.
-    settings: of the job.
-    notes: counts what the listing leaves out.
-    strict: refuse that.
+    images, prompts, checkpoint, device, dtype, quiet: values of the options.
+    members: arguments of `processes.join`.
+    settings: fields of the job.
+    notes: counts the files that the listing skips.
+    strict: raise if files are skipped.
   """
-  from sam3_jax.batch.inputs import check_phrases, find
-  from sam3_jax.batch.processes import join
+  from sam3_jax.batch.inputs import check_phrases, list_inputs
+  from sam3_jax.batch.processes import initialize
 
-  found, inputs = arguments.find(checkpoint, quiet), find(images, prompts, notes)
+  found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
   if strict:
     notes.refuse()
   if device is Device.cpu:
     arguments.use_device(device)
-  process, processes = join(**members)
+  process, processes = initialize(**members)
 
   from sam3_jax.batch.job import Job
   from sam3_jax.inference.predictor import Sam3
@@ -229,7 +233,7 @@ def _prepare(
 def _merge(out: Path, to: Layout, console: Console) -> None:
   from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
   from sam3_jax.batch.merge import ANNOTATIONS, merge
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
@@ -246,7 +250,7 @@ def _merge(out: Path, to: Layout, console: Console) -> None:
 
 
 def _devices(device: Device | None) -> list[Any]:
-  """This process's devices of the kind asked for."""
+  """The local devices of the given kind; of the default kind if it is None."""
   import jax
 
   found = arguments.local_devices()

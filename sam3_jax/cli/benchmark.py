@@ -1,4 +1,4 @@
-"""`sam3-jax benchmark`: the options of what benchmarks/speed/ measures, in a clone."""
+"""`sam3-jax benchmark`: runs benchmarks/speed/ of a clone of the repository."""
 
 import contextlib
 import enum
@@ -20,10 +20,10 @@ CLONE = Path(__file__).parents[2]
 
 
 class Size(enum.StrEnum):
-  tiny = "tiny"
-  small = "small"
-  base = "base"
-  large = "large"
+  vit_tiny = "vit-tiny"
+  vit_small = "vit-small"
+  vit_base = "vit-base"
+  vit_large = "vit-large"
 
 
 class Part(enum.StrEnum):
@@ -53,60 +53,67 @@ class Peer(enum.StrEnum):
 def benchmark(
   checkpoint: Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Folder or name of a checkpoint; sam3-tiny, if left out."),
+    typer.Option(metavar="DIR", help="Directory or name of a checkpoint. Default: sam3-tiny."),
   ] = None,
   size: Annotated[
-    Size | None, typer.Option(help="Seeded weights of this size instead; large is the release's.")
+    Size | None,
+    typer.Option(help="Use seeded weights of this size instead; vit-large is the released one."),
   ] = None,
   only: Annotated[
     list[Part] | None,
     typer.Option(
-      help="What to measure; repeat for several. All but growth (1 to 128 prompts, 1 to 8 "
-      "images) and start (the command as a whole), if left out."
+      help="Step to measure. May be repeated. Default: all except growth (1 to 128 prompts, 1 to 8 "
+      "images) and start (the whole command)."
     ),
   ] = None,
   most: Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="No more images, prompts or masks in a call."),
+    typer.Option(min=1, metavar="N", help="At most N images, prompts or masks per call."),
   ] = None,
   dtype: Annotated[
     list[Precision] | None,
-    typer.Option(help="Of the computation; repeat for both. float32, if left out."),
+    typer.Option(help="Dtype of the computation. May be repeated. Default: float32."),
   ] = None,
   peer: Annotated[
-    list[Peer] | None, typer.Option(help="Compare with this too; repeat for several.")
+    list[Peer] | None, typer.Option(help="Package to compare with. May be repeated.")
   ] = None,
   peer_python: Annotated[
     list[str] | None,
     typer.Option(
-      metavar="PATH", help="The interpreter that has the peer; one for each --peer, in order."
+      metavar="PATH", help="Python interpreter with the package; one for each --peer, in order."
     ),
   ] = None,
   image: Annotated[
-    Path | None, typer.Option(metavar="FILE", help="An image; that of the README, if left out.")
+    Path | None, typer.Option(metavar="FILE", help="Image to use. Default: docs/scene.jpg.")
   ] = None,
-  repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Calls after the first.")] = 5,
+  repeats: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Calls to measure after the first one.")
+  ] = 5,
   threads: Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Cores of each side; all, if left out.")
+    int | None, typer.Option(min=1, metavar="N", help="CPU cores for each package. Default: all.")
   ] = None,
   out: Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where benchmark.json and benchmark.md go.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Output directory, for benchmark.json and benchmark.md."),
   ] = None,
   plot: Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Draw the growth (a PNG or SVG).")
+    Path | None, typer.Option(metavar="FILE", help="Plot the growth to a PNG or SVG file.")
   ] = None,
   work: Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Keep seeded and converted weights here, and use them again."),
+    typer.Option(
+      metavar="DIR", help="Directory to keep seeded and converted weights in, for reuse."
+    ),
   ] = None,
   device: OnDevice = None,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Measure time and memory of every step, beside other packages if asked to; from a clone.
+  """Measure time and memory of each step, optionally compared with other packages. Needs a clone of
+  the repository.
 
-  Each side is a process of its own, gets the same image, prompts, weights and cores, and takes
-  turns with the others. What could not be measured is listed with the reason.
+  Each package runs in its own process, with the same image, prompts, weights and cores, in turns
+  with the others. Steps that cannot be measured are listed with the reason.
   """
   if checkpoint is not None and size is not None:
     raise ValueError("--checkpoint and --size exclude each other; give one of them.")
@@ -116,25 +123,25 @@ def benchmark(
       "benchmarks/ is not in the installed package: clone the repository, `pip install -e .` "
       "there, and run this again."
     )
-  for folder in (out, work, plot and plot.parent):
-    if folder is not None:
-      arguments.check_writable(folder)
-  source_image = image or CLONE / "docs" / "scene.jpg"
-  if not source_image.is_file():
+  for directory in (out, work, plot and plot.parent):
+    if directory is not None:
+      arguments.check_writable(directory)
+  scene = image or CLONE / "docs" / "scene.jpg"
+  if not scene.is_file():
     raise FileNotFoundError(f"there is no file {image}; check --image.")
   if plot is not None:
     if Part.growth not in (only or ()):
-      raise ValueError("--plot draws the growth: add --only growth, or leave it out.")
+      raise ValueError("--plot needs --only growth; add it, or leave out --plot.")
     from sam3_jax.training.log import require_matplotlib
 
     require_matplotlib()
-  arguments.use_device("cpu")  # this process; the sides are told below
+  arguments.use_device("cpu")  # for this process only
   sys.path.insert(0, str(CLONE / "benchmarks"))
 
-  # Not of this package, and so unknown to pyright.
+  # Outside the package, and so unknown to pyright.
   from speed import cases, plots, report, run  # pyright: ignore[reportMissingImports]
 
-  from sam3_jax.checkpoint.registry import find_checkpoint
+  from sam3_jax.registry import find_checkpoint
 
   with contextlib.ExitStack() as stack:
     if work is None:
@@ -150,7 +157,7 @@ def benchmark(
       repeats=repeats,
       threads=threads,
       device=device and device.value,
-      image=source_image.absolute(),
+      image=scene.absolute(),
       work=work.absolute(),
     )
     step = stack.enter_context(progress(Console(stderr=True), bar=True, quiet=quiet))
@@ -169,9 +176,9 @@ def benchmark(
 def _peers(names: Sequence[str], pythons: Sequence[str]) -> list[tuple[str, str]]:
   if len(pythons) != len(names):
     raise ValueError(
-      f"{len(names)} --peer need as many --peer-python, the interpreters that have them; got "
-      f"{len(pythons)}."
+      f"each --peer needs a --peer-python, an interpreter that has it; got {len(names)} --peer and "
+      f"{len(pythons)} --peer-python."
     )
-  # Each runs in another folder. A link is not followed: it says which environment is meant.
+  # Absolute, as each runs in another directory. Links are kept, as they identify the environment.
   found = [str(Path(shutil.which(python) or python).absolute()) for python in pythons]
   return list(zip(names, found, strict=True))

@@ -8,10 +8,11 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet
+from sam3_jax.cli.prompt_arguments import parse_mask_generation
 from sam3_jax.utils.console import Console
 
 
-class Ask(enum.StrEnum):
+class PromptKind(enum.StrEnum):
   text = "text"
   box = "box"
   both = "text+box"
@@ -24,63 +25,75 @@ def evaluate(
     list[Path],
     typer.Option(
       metavar="FILE",
-      help="Annotations in SA-Co's or COCO's layout. Repeat for the truths of several annotators: "
-      "the one that fits best counts.",
+      help="Annotation file in SA-Co's or COCO's format. Repeat for several annotators: for each "
+      "pair, the annotation with the best score counts.",
     ),
   ],
   images: Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of the images; that of the annotations, if left out."),
+    typer.Option(
+      metavar="DIR", help="Directory of the images. Default: that of the annotation file."
+    ),
   ] = None,
   checkpoint: Annotated[
     str | None,
-    typer.Option(metavar="DIR", help="Folder or name of a checkpoint; sam3-tiny, if left out."),
+    typer.Option(metavar="DIR", help="Directory or name of a checkpoint. Default: sam3-tiny."),
   ] = None,
   predictions: Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Score these, in COCO's results layout, without a model."),
+    typer.Option(
+      metavar="FILE", help="Score predictions in COCO's results format instead of a model."
+    ),
   ] = None,
   prompt: Annotated[
-    Ask,
+    PromptKind,
     typer.Option(
-      help="What the model is told: the phrase, the largest box of the objects (pairs without "
-      "objects are left out), or both. By click it is asked for each object itself, by clicks that "
-      "mend and by a box; by everything, nothing."
+      help="Prompts of the model: the phrase, the largest box of the objects (skips pairs without "
+      "objects), or both; click: corrective clicks, and a box prompt, for each object; everything: "
+      "no prompt, all objects by the mask generator."
     ),
-  ] = Ask.text,
+  ] = PromptKind.text,
   option: MaskOptions = None,
   threshold: Annotated[
-    float, typer.Option(metavar="0..1", help="Count predictions that score so much or more.")
+    float, typer.Option(metavar="0..1", help="Count predictions with at least this score.")
   ] = 0.5,
   out: Annotated[
-    Path, typer.Option(metavar="FILE", help="The figures; predictions.json goes beside it.")
+    Path,
+    typer.Option(
+      metavar="FILE", help="Output file for the metrics; predictions.json is written next to it."
+    ),
   ] = Path("metrics.json"),
   worst: Annotated[
-    int, typer.Option(min=0, metavar="N", help="Draw the N worst pairs, on a page in worst/.")
+    int,
+    typer.Option(
+      min=0, metavar="N", help="Draw the N pairs with the most errors, on a page in worst/."
+    ),
   ] = 0,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Score a checkpoint, or given predictions: cgF1 and its parts, average precision; with --prompt
-  click the mean IoU over objects, with everything the share that is found.
+  """Evaluate a checkpoint or predictions: cgF1 and its parts, and average precision; with --prompt
+  click, the mean IoU over objects; with --prompt everything, the recall of objects.
 
-  All files appear when everything is done, or none of them.
+  Output files are written at the end, all or none.
   """
-  arguments.check_share("--threshold", threshold)
+  arguments.check_fraction("--threshold", threshold)
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
-  pointing = prompt.value if prompt is Ask.click or prompt is Ask.everything else None
+  pointing = prompt.value if prompt in (PromptKind.click, PromptKind.everything) else None
   if pointing and (predictions is not None or worst or len(data) > 1):
     raise ValueError(
-      f"--prompt {prompt.value} asks a model about one --data; leave out --predictions and --worst."
+      f"--prompt {prompt.value} needs a model and one --data; leave out --predictions and --worst."
     )
-  if option and prompt is not Ask.everything:
-    raise ValueError(f"--option {option[0]!r} is for --prompt everything; leave it out.")
+  if option and prompt is not PromptKind.everything:
+    raise ValueError(f"--option {option[0]!r} needs --prompt everything; leave it out.")
   arguments.check_writable(out.parent)
   if out.is_dir():
-    raise ValueError(f"--out {out} is a folder; name a file in it, {out / 'metrics.json'}.")
+    raise ValueError(
+      f"--out {out} is a directory; name a file in it, such as {out / 'metrics.json'}."
+    )
   arguments.use_device(device)
 
   from sam3_jax.evaluation.run import Job, run, run_visual
@@ -90,9 +103,9 @@ def evaluate(
     images=images,
     checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
     predictions=predictions,
-    prompt="text" if prompt is Ask.click or prompt is Ask.everything else prompt.value,
+    prompt="text" if pointing else prompt.value,
     pointing=pointing,
-    generation=arguments.mask_generation(option or [], None),
+    generation=parse_mask_generation(option or [], None),
     threshold=threshold,
     out=out,
     worst=worst,

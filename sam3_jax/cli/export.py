@@ -18,46 +18,50 @@ class Format(enum.StrEnum):
 
 def export(
   checkpoint: Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="Folder or name of a checkpoint.")
+    str, typer.Argument(metavar="CHECKPOINT", help="Directory or name of a checkpoint.")
   ],
   out: Annotated[
-    Path, typer.Argument(metavar="OUT", help="Folder to make; it must not exist, or be empty.")
+    Path, typer.Argument(metavar="OUT", help="Output directory; must not exist, or be empty.")
   ],
   platforms: Annotated[
     str | None,
     typer.Option(
       metavar="NAMES",
-      help="Some of tpu, cuda, rocm and cpu, by commas; tpu,cuda,cpu, if left out.",
+      help="Target platforms, separated by commas: tpu, cuda, rocm, cpu. Default: tpu,cuda,cpu.",
     ),
   ] = None,
   to: Annotated[
-    Format, typer.Option(help="What to write; onnx has no platforms, and parameters inside.")
+    Format,
+    typer.Option(
+      help="Format to write. onnx needs no platforms, and its files contain the parameters."
+    ),
   ] = Format.stablehlo,
-  images: Annotated[int, typer.Option(min=1, metavar="N", help="Encoded in one call.")] = 1,
-  prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Decoded in one call.")] = 1,
-  boxes: Annotated[int, typer.Option(min=1, max=128, metavar="N", help="Of one prompt.")] = 8,
+  images: Annotated[int, typer.Option(min=1, metavar="N", help="Images encoded per call.")] = 1,
+  prompts: Annotated[int, typer.Option(min=1, metavar="N", help="Prompts decoded per call.")] = 1,
+  boxes: Annotated[int, typer.Option(min=1, max=128, metavar="N", help="Boxes per prompt.")] = 8,
   points: Annotated[
     int,
-    typer.Option(min=2, max=64, metavar="N", help="Of one visual prompt; a box takes two."),
+    typer.Option(min=2, max=64, metavar="N", help="Points per visual prompt; a box counts as two."),
   ] = 3,
   max_detections: Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="The best so many; all, if left out.")
+    int | None,
+    typer.Option(min=1, metavar="N", help="At most N instances per prompt. Default: all."),
   ] = None,
   text: Annotated[
     list[str] | None,
-    typer.Option(metavar="PHRASE", help="Keep its token ids in tokens.json; may be repeated."),
+    typer.Option(metavar="PHRASE", help="Write its token ids to tokens.json. May be repeated."),
   ] = None,
   dtype: Annotated[
     Dtype,
     typer.Option(
-      help="Of parameters and computation; auto is float32 if a CPU is among the "
-      "platforms, else bfloat16."
+      help="Dtype of parameters and computation; auto is float32 if the platforms include cpu, "
+      "else bfloat16."
     ),
   ] = Dtype.auto,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Write a checkpoint's programs as StableHLO that JAX alone runs, or as ONNX."""
+  """Export a checkpoint's programs as StableHLO, which needs only JAX to run, or as ONNX."""
   arguments.use_device("cpu")
 
   from sam3_jax.export.bundle import check_platforms
@@ -67,11 +71,11 @@ def export(
   names = None
   if platforms is not None:
     names = [name.strip() for name in platforms.split(",") if name.strip()]
-  check_platforms(names, to is Format.onnx)  # before a checkpoint is fetched
-  folder = arguments.find(checkpoint, quiet)
+  check_platforms(names, to is Format.onnx)  # before downloading a checkpoint
+  directory = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=True, quiet=quiet) as step:
     done = run(
-      folder,
+      directory,
       out,
       platforms=names,
       sizes=Sizes(

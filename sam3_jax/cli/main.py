@@ -1,7 +1,7 @@
-"""The command `sam3-jax`: what all commands share, from the first word typed to the exit status.
+"""The command `sam3-jax`: registers the subcommands, and turns errors into one line and a status.
 
-JAX and everything that needs it is imported inside the commands, so that
-help and usage errors come at once.
+JAX and everything that imports it is imported inside the commands, so that help and usage errors
+appear at once.
 """
 
 import contextlib
@@ -19,24 +19,25 @@ from sam3_jax.cli import (
   batch,
   benchmark,
   cache,
-  checkpoints,
   compile,
+  convert,
   evaluate,
   export,
+  inspect,
+  scenes,
   segment,
   train,
 )
 from sam3_jax.utils.console import (
   FAILED,
   INTERRUPTED,
-  RESUME,
-  complain,
-  forgive_encodings,
-  interruptible,
   one_line,
+  print_error,
   printable,
+  replace_unencodable,
   silence,
 )
+from sam3_jax.utils.signals import RESUME, interruptible
 
 app = typer.Typer(
   help="SAM 3 in JAX: find, box and mask every instance of a concept in an image.",
@@ -48,28 +49,28 @@ app = typer.Typer(
 for command in (
   segment.segment,
   batch.batch,
-  checkpoints.convert,
+  convert.convert,
   export.export,
   evaluate.evaluate,
-  checkpoints.inspect,
-  train.scenes,
+  inspect.inspect,
+  scenes.scenes,
   train.train,
   compile.compile,
   benchmark.benchmark,
 ):
   app.command()(command)
 
-# The base of all errors of usage; typer exports it in some versions only.
+# The base class of all usage errors, which only some versions of typer export.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 def entry() -> NoReturn:
-  """The program: `main` with the cache of compiled programs, and the process's end."""
+  """The entry point: runs `main` with the compilation cache, and ends the process."""
   cache.use()
   status = main()
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, signal.SIG_IGN)  # all is done and said: the status stays what it is
-  # XLA, torn down in the middle of its work, would crash; a thread that hangs would be waited for.
+    signal.signal(number, signal.SIG_IGN)  # nothing remains to be done: keep the status
+  # XLA would crash when torn down while it works, and a hanging thread would block the exit.
   if status in (INTERRUPTED, RESUME):
     with contextlib.suppress(OSError):
       sys.stdout.flush()
@@ -79,15 +80,15 @@ def entry() -> NoReturn:
 
 
 def main(typed: Sequence[str] | None = None) -> int:
-  """Runs the command; returns its exit status: 0, 2 after an error, 75 if running it again
-  resumes it, 130 when interrupted.
+  """Runs a command and returns its exit status: 0; 2 after an error; 75 if rerunning the command
+  resumes it; 130 after an interruption.
 
   Args:
-    typed: what stands after `sam3-jax`; None takes it from the process.
+    typed: the arguments after `sam3-jax`; None for those of the process.
   """
   typed = list(sys.argv[1:] if typed is None else typed) or ["--help"]
   debug, status = "--debug" in typed, FAILED
-  forgive_encodings()
+  replace_unencodable()
   with silence(debug), interruptible() as interrupted:
     try:
       status = app(typed, prog_name="sam3-jax", standalone_mode=False) or 0
@@ -99,23 +100,23 @@ def main(typed: Sequence[str] | None = None) -> int:
       command = error.ctx.command_path if error.ctx else "sam3-jax"
       message = error.format_message()
       stop = "" if message.endswith((".", "?", "!")) else "."
-      complain(f"{message}{stop} See `{command} --help`.")
-    except BrokenPipeError:  # whoever read the output has left
+      print_error(f"{message}{stop} See `{command} --help`.")
+    except BrokenPipeError:  # the reader of the output has exited
       _leave_pipe()
     except Exception as error:
       if debug:
         sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
-      if interrupted.is_set():  # what XLA makes of it
+      if interrupted.is_set():  # XLA turns KeyboardInterrupt into other exceptions
         status = INTERRUPTED
       else:
-        complain(one_line(error))
+        print_error(one_line(error))
     if status == INTERRUPTED:
-      complain("interrupted; files written before are complete.")
+      print_error("interrupted; files written before are complete.")
   return status
 
 
 def _leave_pipe() -> None:
-  """Keeps Python from writing into a closed pipe, and from saying so, at its end."""
+  """Keeps Python from writing to the closed pipe at exit, which would print an error."""
   with contextlib.suppress(OSError, ValueError):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -143,10 +144,9 @@ def _root(
     typer.Option(
       "--no-cache",
       metavar="",
-      help="Compile anew. Else compiled programs are kept in the folder sam3-jax/programs of the "
-      "user's cache, which may be deleted at any time; the environment variable "
-      "JAX_COMPILATION_CACHE_DIR names another folder, and JAX_ENABLE_COMPILATION_CACHE=0 does "
-      "the same as this.",
+      help="Disable the compilation cache (default: `~/.cache/sam3-jax/programs`, which may be "
+      "deleted at any time). The environment variable JAX_COMPILATION_CACHE_DIR selects another "
+      "directory; JAX_ENABLE_COMPILATION_CACHE=0 has the same effect as this option.",
     ),
   ] = False,
 ) -> None:

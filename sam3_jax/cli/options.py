@@ -1,4 +1,4 @@
-"""What several commands take, so that it reads the same in the help of each."""
+"""Options that several commands share."""
 
 import enum
 from typing import Annotated
@@ -19,29 +19,29 @@ class Dtype(enum.StrEnum):
 
 
 OnDevice = Annotated[
-  Device | None, typer.Option(help="Where to compute; the fastest there is, if not given.")
+  Device | None, typer.Option(help="Device to compute on. Default: the fastest one available.")
 ]
 Computed = Annotated[
-  Dtype, typer.Option(help="Of the computation; auto is float32 on a CPU, else bfloat16.")
+  Dtype, typer.Option(help="Dtype of the computation; auto is float32 on a CPU, else bfloat16.")
 ]
 MaskOptions = Annotated[
   list[str] | None,
   typer.Option(
     metavar="NAME=VALUE",
-    help="Of everything, an option of SAM's mask generator: points_per_side=16, "
-    "stability_score_thresh=0.7 and so on. May be repeated.",
+    help="Option of SAM's mask generator, such as points_per_side=16 or "
+    "stability_score_thresh=0.7. May be repeated.",
   ),
 ]
-# An empty metavar, as a flag takes no value.
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors.")]
+# A flag takes no value, so its metavar is empty.
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print errors only.")]
 Strict = Annotated[
   bool,
   typer.Option(
-    "--strict", metavar="", help="Stop before any work if a listed file is left out or empty."
+    "--strict", metavar="", help="Fail before any work if a file would be skipped or is empty."
   ),
 ]
-# Read by cli.main from the words typed, as errors of usage come before any command runs; here for
-# the help.
+# Declared here for the help only: `cli.main` reads this flag from the arguments, as usage errors
+# occur before any command runs.
 Debug = Annotated[
   bool, typer.Option("--debug", metavar="", help="Print the traceback of an error.")
 ]

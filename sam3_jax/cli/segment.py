@@ -1,4 +1,4 @@
-"""`sam3-jax segment`."""
+"""Declares `sam3-jax segment`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,84 +7,92 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
+from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts
 from sam3_jax.utils.console import FAILED, Console
 
 
 def segment(
   images: Annotated[
     list[Path],
-    typer.Argument(metavar="IMAGE", help="Images, directories of images, or patterns in quotes."),
+    typer.Argument(metavar="IMAGE", help="Images, directories of images, or quoted patterns."),
   ],
   text: Annotated[
     list[str] | None,
-    typer.Option(metavar="PHRASE", help="What to find: a short noun phrase. Repeat for several."),
+    typer.Option(metavar="PHRASE", help="Text prompt: a short noun phrase. May be repeated."),
   ] = None,
   box: Annotated[
     list[str] | None,
     typer.Option(
       metavar="X0,Y0,X1,Y1[,0|1]",
-      help="An example in pixels of the image as displayed (1, the default) or a counterexample "
-      "(0). Repeat for several. Joins a single --text; alone it finds all that looks like it; with "
-      "--visual it finds the one thing in it.",
+      help="Exemplar box, positive (1, the default) or negative (0), in pixels of the image as "
+      "displayed. May be repeated. Can be combined with a single --text; without --text, finds all "
+      "instances that look like the exemplar. With --visual, segments the object in the box.",
     ),
   ] = None,
   point: Annotated[
     list[str] | None,
     typer.Option(
       metavar="X,Y[,0|1]",
-      help="A click on the one thing that is wanted (1, the default) or off it (0), in pixels. "
-      "Repeat for several. With a single --text it mends what the phrase found: the instance that "
-      "it lies on, or a new one.",
+      help="Point prompt on the object (1, the default) or off it (0), in pixels. Repeat to add "
+      "points on or off the same object. With a single --text, refines the instance under the "
+      "points, or adds an instance.",
     ),
   ] = None,
   visual: Annotated[
-    bool, typer.Option("--visual", metavar="", help="A --box is around one thing, no example.")
+    bool,
+    typer.Option(
+      "--visual", metavar="", help="--box is a box prompt on an object, not an exemplar."
+    ),
   ] = False,
   everything: Annotated[
     bool,
-    typer.Option("--everything", metavar="", help="Segment all there is, by a grid of clicks."),
+    typer.Option(
+      "--everything",
+      metavar="",
+      help="Segment everything in the image, using a grid of point prompts.",
+    ),
   ] = False,
   option: MaskOptions = None,
   checkpoint: Annotated[
-    str, typer.Option(metavar="DIR", help="Folder or name of a checkpoint.")
+    str, typer.Option(metavar="DIR", help="Directory or name of a checkpoint.")
   ] = "sam3-tiny",
   threshold: Annotated[
     float | None,
     typer.Option(
       metavar="0..1",
-      help="Keep instances that score above it. [default: 0.5; 0.8 with --everything; with --point "
-      "or --visual alone, all]",
+      help="Keep instances with a score above this. [default: 0.5; 0.8 with --everything; 0 with "
+      "--point or --visual without --text]",
     ),
   ] = None,
   out: Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Where NAME.sam3.png and NAME.sam3.json of an image go."),
+    typer.Option(metavar="DIR", help="Output directory, for NAME.sam3.png and NAME.sam3.json."),
   ] = Path("out"),
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
   max_detections: Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Keep the best N of each prompt.")
+    int | None, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = None,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Refuse images of more pixels.")
-  ] = 300_000_000,  # preprocess.MAX_PIXELS, which would cost JAX's import
+    int, typer.Option(min=1, metavar="N", help="Reject images with more pixels.")
+  ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
   strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Find, box and mask all instances of phrases or example boxes in images, or what is clicked.
+  """Segment images: all instances of a concept, or single objects.
 
-  A --box is an example: everything that looks like it is found. A --point is a click: the one thing
-  under it is found, and with --visual a --box likewise means the one thing in it.
+  --text and --box describe a concept, of which all instances are found. --point, and --box with
+  --visual, select a single object.
 
-  Everything given is checked before any work, and a fault stops the run. A file that turns out to
-  be no image, or a damaged one, is reported and left out; the others are done, and the exit
-  status is 2. Of images with the same name the second's results are called NAME-2, and so on.
+  All arguments are checked before any work. Files that are not images, or are damaged, are reported
+  and skipped; the others are processed, and the exit status is 2. If several images have the same
+  name, the results of the second one are called NAME-2, and so on.
   """
-  arguments.check_share("--threshold", threshold)
+  arguments.check_fraction("--threshold", threshold)
   arguments.check_writable(out)
 
-  from sam3_jax.inputs.image_listing import ListingNotes
+  from sam3_jax.utils.notes import ListingNotes
 
   notes = ListingNotes()
   images = arguments.images(images, notes)
@@ -94,23 +102,23 @@ def segment(
 
   from sam3_jax.cli.segment_images import Job, run
 
-  asked = arguments.asked(text or [], box or [], point or [], visual, everything)
+  given = parse_prompts(text or [], box or [], point or [], visual, everything)
   if option and not everything:
-    raise ValueError(f"--option {option[0]!r} is for --everything; add it, or leave it out.")
+    raise ValueError(f"--option {option[0]!r} needs --everything; add it, or leave out --option.")
   job = Job(
     images=images,
-    prompts=asked.prompts,
-    visual=asked.visual,
-    everything=arguments.mask_generation(option or [], threshold) if everything else None,
+    prompts=given.prompts,
+    visual=given.visual,
+    mask_generation=parse_mask_generation(option or [], threshold) if everything else None,
     out=out,
     threshold=threshold,
     max_detections=max_detections,
     max_pixels=max_pixels,
   )
-  found = arguments.find(checkpoint, quiet)
+  directory = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value
   try:
-    failed = run(job, found, precision, Console(quiet=quiet), Console(stderr=True))
+    failed = run(job, directory, precision, Console(quiet=quiet), Console(stderr=True))
   finally:
     arguments.say_notes(notes, quiet)
   if failed:

@@ -1,4 +1,4 @@
-"""The work of `sam3-jax segment`: images in, overlays, JSON and a table out."""
+"""The work of `sam3-jax segment`: segments images and writes overlays, JSON and a table."""
 
 import dataclasses
 import time
@@ -14,13 +14,12 @@ from rich.text import Text
 
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inference.refine import add_instance, mend_by_clicks
+from sam3_jax.inference.refine import add_instance, refine_by_clicks
+from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.outputs.coco_json import (
-  ANNOTATIONS,
-  IMAGE,
   coco,
   json_of,
   output_stems,
@@ -29,26 +28,26 @@ from sam3_jax.outputs.coco_json import (
 )
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.visualize import overlay
-from sam3_jax.utils.console import Console, complain, loading, printable, progress, say
+from sam3_jax.utils.console import Console, loading, print_error, printable, progress, say
 from sam3_jax.utils.os_errors import reason
 
-USUAL = 0.5  # threshold
-LISTED = 10  # images whose files are named one by one
+DEFAULT_THRESHOLD = 0.5
+LISTED = 10  # images whose output files are listed; the others are counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What to segment, how, and where to.
+  """The arguments of a run.
 
   Attributes:
-    images: files that exist, each once.
-    prompts: of every image.
-    visual: likewise; beside a single prompt, they mend what it found.
-    everything: in place of prompts, whatever there is, and how to look for it.
-    out: folder; made when there is something to write.
-    threshold: of prompts; instances score above it; None for the usual one of what is asked.
-    max_detections: of each prompt, the best; None for all.
-    max_pixels: larger images are refused.
+    images: existing files without duplicates.
+    prompts: concept prompts for every image.
+    visual: visual prompts for every image; with a single concept prompt, they refine its result.
+    mask_generation: options to segment everything, without prompts.
+    out: output directory; created when there is something to write.
+    threshold: minimum score of instances, exclusive; None for the default of the kind of prompt.
+    max_detections: most instances per prompt, those with the highest scores; None for all.
+    max_pixels: larger images are rejected.
   """
 
   images: Sequence[Path]
@@ -58,24 +57,24 @@ class Job:
   max_detections: int | None
   max_pixels: int
   visual: Sequence[VisualPrompt] = ()
-  everything: MaskGeneration | None = None
+  mask_generation: MaskGeneration | None = None
 
   @property
   def phrases(self) -> list[str]:
-    """What is shown for each row of results."""
-    if self.everything:
+    """The name of each prompt in results."""
+    if self.mask_generation:
       return ["everything"]
     if not self.prompts:
       several = len(self.visual) > 1
-      return [_shown(prompt, i if several else 0) for i, prompt in enumerate(self.visual, start=1)]
+      return [_name(prompt, i if several else 0) for i, prompt in enumerate(self.visual, start=1)]
     return [
-      prompt.text or ("example box" if len(prompt.boxes) == 1 else "example boxes")
+      prompt.text or ("exemplar box" if len(prompt.boxes) == 1 else "exemplar boxes")
       for prompt in self.prompts
     ]
 
   @property
   def programs(self) -> dict[str, Any]:
-    """What `Sam3.compile` has to make for it."""
+    """The sizes of the programs to compile, as arguments of `Sam3.compile`."""
     return {
       "images": 1,
       "prompts": len(self.prompts),
@@ -85,20 +84,20 @@ class Job:
 
   @property
   def limit(self) -> float:
-    """Instances score above it."""
-    if self.everything:
-      return self.everything.pred_iou_thresh
-    usual = USUAL if self.prompts else 0.0
-    return usual if self.threshold is None else self.threshold
+    """The threshold in effect."""
+    if self.mask_generation:
+      return self.mask_generation.pred_iou_thresh
+    default = DEFAULT_THRESHOLD if self.prompts else 0.0
+    return default if self.threshold is None else self.threshold
 
   @property
   def outputs(self) -> list[tuple[Path, Path]]:
-    """Overlay and JSON of each image."""
+    """The paths of overlay and JSON for each image."""
     stems = output_stems(self.images)
     return [(self.out / (stem + IMAGE), self.out / (stem + ANNOTATIONS)) for stem in stems]
 
   def check(self) -> None:
-    """Raises ValueError where a box misses an image, or an output would replace an input."""
+    """Raises ValueError if a box lies outside an image, or an output would replace an input."""
     inputs = {path.resolve() for path in self.images}
     for path in (path for pair in self.outputs for path in pair):
       if path.resolve() in inputs:
@@ -113,20 +112,20 @@ class Job:
 
 
 def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors: Console) -> int:
-  """Does a job.
+  """Runs a job.
 
   Args:
-    job: what to do.
-    checkpoint: folder of the model.
+    job: its arguments.
+    checkpoint: directory of the model.
     dtype: as in `Sam3.from_checkpoint`.
-    console: for the table and the paths; if it is quiet, there are no progress and notes either.
-    errors: for progress, notes and faulty images.
+    console: for the table and the paths; a quiet one also suppresses progress and notes.
+    errors: for progress, notes and errors of single images.
 
   Returns:
-    How many images could not be read, each reported on `errors`.
+    The number of images that could not be read; each is reported on `errors`.
 
   Raises:
-    ValueError, OSError: whatever else goes wrong. What was written before is complete.
+    ValueError, OSError: any other error. Files written before it are complete.
   """
   job.check()
   failures, done, table, trained = 0, [], _table(), None
@@ -143,30 +142,30 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         try:
           rows = _segment(model, job, path, outputs)
         except _BadImageError as error:
-          complain(str(error), errors)
+          print_error(str(error), errors)
           failures += 1
         else:
           done.append(outputs)
           for row in rows:
             table.add_row(*row)
-  finally:  # what is done is shown even if the rest is not
+  finally:  # shows the completed images even after an error
     if done:
       if trained is False and not console.quiet:
-        note = f"note: {checkpoint.name} is untrained, its parameters are random: what it finds"
-        say(errors, f"{note} means nothing. Convert the released weights with `sam3-jax convert`.")
+        note = f"note: {checkpoint.name} is untrained, its parameters are random: the results are"
+        say(errors, f"{note} meaningless. Convert the released weights with `sam3-jax convert`.")
       console.print(table)
-      _say_where(console, job.out, done)
+      _list_outputs(console, job.out, done)
   return failures
 
 
 class _BadImageError(Exception):
-  """A file that holds no image that can be used; the others may."""
+  """A file that cannot be read as an image; the run continues with the others."""
 
 
 def _segment(
   model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
 ) -> list[tuple[str | Text, ...]]:
-  """Segments one image and writes its files; returns its rows of the table."""
+  """Segments one image and writes its files; returns rows of the table."""
   start = time.perf_counter()
   try:
     image = read_image(path, max_pixels=job.max_pixels)
@@ -177,16 +176,16 @@ def _segment(
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
     "threshold": job.limit,
-    "everything": job.everything and dataclasses.asdict(job.everything),
+    "everything": job.mask_generation and dataclasses.asdict(job.mask_generation),
     "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
     "prompts": [prompt_as_json(prompt) for prompt in job.prompts],
   }
-  source_image, annotations = outputs
+  drawing, annotations = outputs
   size = (image.shape[0], image.shape[1])
   record = coco(str(path), size, instances, job.phrases, info)
   drawn = overlay(image, instances, job.phrases)
   try:
-    write({annotations: json_of(record), source_image: png_of(drawn)})
+    write({annotations: json_of(record), drawing: png_of(drawn)})
   except OSError as error:
     raise OSError(
       f"cannot write {error.filename}: {reason(error)} or choose another --out."
@@ -205,44 +204,44 @@ def _segment(
 
 
 def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
-  """What is found in one image, for each of the job's phrases."""
-  if job.everything:
-    found = model.generate_masks(image, job.everything, max_pixels=job.max_pixels)
+  """The instances of one image for each of the job's prompts."""
+  if job.mask_generation:
+    found = model.generate_masks(image, job.mask_generation, max_pixels=job.max_pixels)
     return [found[: job.max_detections]]
   embedding = model.encode(image, visual=bool(job.visual), max_pixels=job.max_pixels)
   if not job.prompts:
     found = model.decode_visual(
-      embedding, job.visual, multimask=all(one.leaves_doubt for one in job.visual)
+      embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
   found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
-  for prompt in job.visual:  # beside a single phrase
+  for prompt in job.visual:  # with a single concept prompt
     if prompt.box is not None:
       instances = [add_instance(model, embedding, instances[0], prompt)]
     else:
-      mended = mend_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
-      instances = [mended]
+      refined = refine_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
+      instances = [refined]
   return instances
 
 
-def _shown(prompt: VisualPrompt, number: int) -> str:
+def _name(prompt: VisualPrompt, number: int) -> str:
   kind = "clicks" if len(prompt.points) > 1 else "click" if prompt.points else "box"
   return f"{kind} {number}" if number else kind
 
 
-def _say_where(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
-  for image, annotations in done[:LISTED]:
-    say(console, str(image))
+def _list_outputs(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
+  for drawing, annotations in done[:LISTED]:
+    say(console, str(drawing))
     say(console, str(annotations))
   if len(done) > LISTED:
     say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
 
 
 def _table() -> Table:
-  table = Table(caption="The first image's seconds include compiling.")
+  table = Table(caption="The time of the first image includes compilation.")
   table.add_column("Image", overflow="fold")
-  table.add_column("Phrase", overflow="fold")
+  table.add_column("Prompt", overflow="fold")
   for heading in ("Instances", "Best score", "Seconds"):
     table.add_column(heading, justify="right")
   return table
@@ -253,7 +252,7 @@ def _platform(model: Sam3) -> str:
 
 
 def _size(path: Path, max_pixels: int) -> tuple[int, int] | None:
-  """Height and width of an image; None where `read_image` will say what is wrong."""
+  """Height and width of an image; None if it is damaged, which `read_image` will report."""
   try:
     return displayed_size(path, max_pixels=max_pixels)
   except (OSError, ValueError):

@@ -1,1 +1,1 @@
-"""Annotation files, and synthetic images with annotations."""
+"""Annotation files and synthetic scenes."""

@@ -1,7 +1,8 @@
-"""Evaluation: cgF1 and its parts, COCO's average precision, and visual prompts.
+"""Evaluation: cgF1 and its parts, COCO's average precision, visual prompts and mask generation.
 
-concept.py has the metric, which knows no model; predict.py a model's predictions; score.py brings
-both together (`evaluate` is what training calls), and run.py is the command. coco.py has the
-average precision, clicks.py visual prompts and everything, predictions.py files of results, and
-worst.py the page of what went wrong.
+`cgf1` has the metric, which is independent of the model. `detect` computes a model's predictions.
+`score` combines both; training calls its `evaluate`. `run` is the work of the command.
+`average_precision` has COCO's metric, `clicks` evaluates visual prompts, `mask_generation`
+evaluates masks of everything in an image, `predictions` reads and writes prediction files, and
+`error_gallery` draws a page of the worst pairs.
 """

@@ -1,8 +1,8 @@
-"""How well clicks, boxes, and an image alone find the objects of annotated images.
+"""How well clicks and boxes segment the objects of annotated images.
 
-A click is at the heart of an object, the point farthest from its edges; the clicks that follow are
-at the heart of what is wrong (SAM 2's, Ravi et al. 2024, arXiv:2408.00714, section 6.1). Masks are
-compared over the image.
+The first click is at the point of an object that is farthest from its edges. The next clicks are at
+that point of the error (as in SAM 2, Ravi et al. 2024, arXiv:2408.00714, section 6.1). Masks are
+compared at the size of the image.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,147 +13,119 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from sam3_jax.datasets.annotations import Object, Pair
-from sam3_jax.evaluation.predict import Progress
-from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.evaluation.detect import Progress
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.visual_prompts import ComputedPrompt
+from sam3_jax.ops.masks import mask_iou
 from sam3_jax.outputs.rle import decode
 from sam3_jax.types import ImageEmbedding
 
 Mask = Bool[np.ndarray, "h w"]
 
-FOUND = 0.5  # IoU from which a mask is that of an object
-MENDING = 2  # clicks after the first
+CORRECTIONS = 2  # clicks after the first
 
 
 def evaluate(
   model: Sam3, pairs: Sequence[Pair], images: str | Path, *, progress: Progress | None = None
 ) -> dict[str, float]:
-  """Asks for each object of each image, once, whatever phrases name it.
+  """Segments each object of each image once, whatever phrases name it.
 
   Args:
     model: with a head for visual prompts.
-    pairs: of `annotations.read`; crowds are no objects.
-    images: the folder that their file names are below.
-    progress: is called with an image's name and the fraction done.
+    pairs: from `annotations.read`; crowds are left out.
+    images: the directory of their file names.
+    progress: called with the name of an image and the fraction done.
 
   Returns:
-    Means over objects of the IoU in per cent: after one `click`, of the mask that the model thinks
-    best, and `click_best` of the best of the three; after `three_clicks`, two of which mend; and
-    after a `box`. And the number of `objects`.
+    Mean IoU over objects in percent: after one `click`, of the mask with the highest predicted IoU,
+    and `click_best` of the best of the three masks; after `three_clicks`, two of which correct
+    errors; and after a `box`. And the number of `objects`.
 
   Raises:
-    ValueError: no objects, or a checkpoint without the head.
+    ValueError: there are no objects, or the checkpoint has no head for visual prompts.
     FileNotFoundError: an image is missing.
   """
-  overlaps: dict[str, list[float]] = {}
-  for image, objects in _images(pairs, images, progress):
+  ious: dict[str, list[float]] = {}
+  for image, objects in images_with_objects(pairs, images, progress):
     embedding = model.encode(image, visual=True)
-    for name, values in _ask(model, embedding, objects).items():
-      overlaps.setdefault(name, []).extend(values)
-  figures = {name: 100 * float(np.mean(values)) for name, values in overlaps.items()}
-  return figures | {"objects": len(overlaps["click"])}
+    for name, values in _ious(model, embedding, objects).items():
+      ious.setdefault(name, []).extend(values)
+  metrics = {name: 100 * float(np.mean(values)) for name, values in ious.items()}
+  return metrics | {"objects": len(ious["click"])}
 
 
-def evaluate_everything(
-  model: Sam3,
-  pairs: Sequence[Pair],
-  images: str | Path,
-  options: MaskGeneration | None = None,
-  *,
-  progress: Progress | None = None,
-) -> dict[str, float]:
-  """Asks for everything in each image; arguments and errors as of `evaluate`.
-
-  Args:
-    options: of `Sam3.generate_masks`.
-
-  Returns:
-    In per cent, the `found` of all objects (a mask has an IoU of 0.5 with it or more, each mask
-    standing for one object) and the `false` of all masks, those that stand for none; and the
-    numbers of `objects` and `masks`.
-  """
-  objects_found = objects_there = masks = 0
-  for image, objects in _images(pairs, images, progress):
-    segments = model.generate_masks(image, options)
-    truths = [_mask(one) for one in objects]
-    overlaps = np.array(
-      [[iou(mask, truth) for truth in truths] for mask in np.asarray(segments.masks)]
-    )
-    objects_found += len(matched(overlaps.reshape(len(segments), len(truths))))
-    objects_there, masks = objects_there + len(objects), masks + len(segments)
-  return {
-    "found": 100 * objects_found / objects_there,
-    "false": 100 * (masks - objects_found) / max(masks, 1),
-    "objects": objects_there,
-    "masks": masks,
-  }
-
-
-def matched(overlaps: np.ndarray) -> list[tuple[int, int]]:
-  """Masks and objects that belong together, by their IoU [masks, objects]: the best pair first, as
-  long as it is `FOUND` or more, each in one pair only."""
-  left, pairs = np.array(overlaps, np.float64), []
-  while left.size and left.max() >= FOUND:
-    mask, one = np.unravel_index(left.argmax(), left.shape)
-    pairs.append((int(mask), int(one)))
-    left[mask], left[:, one] = -1, -1
-  return pairs
-
-
-class Heart(NamedTuple):
-  """The point of a mask that is farthest from its edges, in pixels of the image, and how far."""
+class DeepestPoint(NamedTuple):
+  """The point of a mask that is farthest from its edges, and its distance to them, in pixels."""
 
   x: float
   y: float
   depth: float
 
 
-def heart(mask: Mask) -> Heart:
-  """The first such point, by rows; of an empty mask, with depth 0."""
-  from scipy import ndimage  # not at the top: it is slow to import
+def deepest_point(mask: Mask) -> DeepestPoint:
+  """The first such point in row-major order; the depth is 0 for an empty mask."""
+  from scipy import ndimage  # imported here because it is slow to import
 
   distances: Any = ndimage.distance_transform_edt(np.pad(mask, 1))
   row, column = np.unravel_index(distances[1:-1, 1:-1].argmax(), mask.shape)
-  return Heart(column + 0.5, row + 0.5, float(distances[row + 1, column + 1]))
+  return DeepestPoint(column + 0.5, row + 0.5, float(distances[row + 1, column + 1]))
 
 
-def correction(mask: Mask, truth: Mask) -> tuple[tuple[float, float], int]:
-  """Where a user would click next, and the label: at the heart of what is missing or of what is too
-  much, whichever is deeper; on the object, if nothing is wrong."""
-  missing, extra = heart(truth & ~mask), heart(mask & ~truth)
+def corrective_click(mask: Mask, truth: Mask) -> tuple[tuple[float, float], int]:
+  """The next click of a user, and its label: at the deepest point of the missing or of the extra
+  pixels, whichever is deeper; on the object if the mask is correct."""
+  missing, extra = deepest_point(truth & ~mask), deepest_point(mask & ~truth)
   label = int(missing.depth >= extra.depth)
-  chosen = heart(truth) if missing.depth == extra.depth == 0 else missing if label else extra
+  correct = missing.depth == extra.depth == 0
+  chosen = deepest_point(truth) if correct else missing if label else extra
   return (chosen.x, chosen.y), label
 
 
-def iou(mask: Mask, truth: Mask) -> float:
-  """Of two masks; 0 of two empty ones."""
-  return float((mask & truth).sum() / max(1, (mask | truth).sum()))
+def images_with_objects(
+  pairs: Sequence[Pair], images: str | Path, progress: Progress | None
+) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], list[Object]]]:
+  """The images that have objects, each with all its objects, without duplicates."""
+  by_image: dict[str, dict[Any, Object]] = {}
+  for pair in pairs:
+    own = by_image.setdefault(pair.file_name, {})
+    own |= {target.rle["counts"]: target for target in pair.objects if not target.crowd}
+  objects = {name: list(own.values()) for name, own in by_image.items() if own}
+  if not objects:
+    raise ValueError(f"none of the {len(pairs)} pairs has an object to segment; give others.")
+  for i, (name, own) in enumerate(objects.items()):
+    if progress is not None:
+      progress(name, i / len(objects))
+    yield read_image(Path(images) / name), own
 
 
-def _ask(
+def object_mask(target: Object) -> Mask:
+  """The mask of an annotated object."""
+  return decode(target.rle).astype(bool)
+
+
+def _ious(
   model: Sam3, embedding: ImageEmbedding, objects: Sequence[Object]
 ) -> Mapping[str, list[float]]:
-  truths = [_mask(one) for one in objects]
-  points = [[tuple(heart(truth)[:2])] for truth in truths]
+  """The IoU of each object with its mask, by kind of prompt."""
+  truths = [object_mask(target) for target in objects]
+  points = [[tuple(deepest_point(truth)[:2])] for truth in truths]
   labels = [[1] for _ in truths]
   found = model.decode_visual(embedding, [ComputedPrompt(point) for point in points])
   chosen = np.asarray(found.iou).argmax(axis=1)
-  readings = [
-    [iou(mask, truth) for mask in np.asarray(masks)]
+  multimask = [
+    [mask_iou(mask, truth) for mask in np.asarray(masks)]
     for masks, truth in zip(found.masks(), truths, strict=True)
   ]
-  figures = {
-    "click": [of[k] for of, k in zip(readings, chosen, strict=True)],
-    "click_best": [max(of) for of in readings],
+  ious = {
+    "click": [values[k] for values, k in zip(multimask, chosen, strict=True)],
+    "click_best": [max(values) for values in multimask],
   }
-  for _ in range(MENDING):
+  for _ in range(CORRECTIONS):
     for masks, k, truth, point, label in zip(
       found.masks(), chosen, truths, points, labels, strict=True
     ):
-      where, kind = correction(masks[int(k)], truth)
+      where, kind = corrective_click(masks[int(k)], truth)
       point.append(where)
       label.append(kind)
     logits = np.asarray(found.mask_logits)
@@ -163,35 +135,14 @@ def _ask(
     ]
     found = model.decode_visual(embedding, prompts, multimask=False)
     chosen = np.zeros(len(truths), int)
-  figures["three_clicks"] = _single(found, truths)
-  boxes = [(x, y, x + w, y + h) for x, y, w, h in (one.box for one in objects)]
+  ious["three_clicks"] = _single_mask_ious(found, truths)
+  boxes = [(x, y, x + w, y + h) for x, y, w, h in (target.box for target in objects)]
   found = model.decode_visual(
     embedding, [ComputedPrompt(box=box) for box in boxes], multimask=False
   )
-  figures["box"] = _single(found, truths)
-  return figures
+  ious["box"] = _single_mask_ious(found, truths)
+  return ious
 
 
-def _single(found: Any, truths: Sequence[Mask]) -> list[float]:
-  return [iou(masks[0], truth) for masks, truth in zip(found.masks(), truths, strict=True)]
-
-
-def _images(
-  pairs: Sequence[Pair], images: str | Path, progress: Progress | None
-) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], list[Object]]]:
-  """Images that have objects, each with all of its objects, once."""
-  objects: dict[str, dict[Any, Object]] = {}
-  for pair in pairs:
-    own = objects.setdefault(pair.file_name, {})
-    own |= {one.rle["counts"]: one for one in pair.objects if not one.crowd}
-  there = {name: list(own.values()) for name, own in objects.items() if own}
-  if not there:
-    raise ValueError(f"none of the {len(pairs)} pairs has an object to ask for; give others.")
-  for i, (name, own) in enumerate(there.items()):
-    if progress is not None:
-      progress(name, i / len(there))
-    yield read_image(Path(images) / name), own
-
-
-def _mask(one: Object) -> Mask:
-  return decode(one.rle).astype(bool)
+def _single_mask_ious(found: Any, truths: Sequence[Mask]) -> list[float]:
+  return [mask_iou(masks[0], truth) for masks, truth in zip(found.masks(), truths, strict=True)]

@@ -1,4 +1,4 @@
-"""A page of the pairs that went worst: truth and prediction side by side, to be looked at."""
+"""An HTML page of the worst pairs, with truth and prediction side by side."""
 
 import html
 import io
@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from sam3_jax.datasets.annotations import Object, Pair
-from sam3_jax.evaluation.concept import Counts
-from sam3_jax.evaluation.predictions import Prediction
+from sam3_jax.evaluation.cgf1 import PairCounts
+from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.outputs.coco_json import Write
 from sam3_jax.outputs.instances import Instances
@@ -31,58 +31,61 @@ img {{ width: 100%; }}
 small, figcaption {{ color: #999; }}
 </style>
 <h1>Worst pairs</h1>
-<p>Of {pairs} pairs those with the lowest F1 (mean over overlaps of 0.50 to 0.95), worst first; of
-equals, those with more errors. Predictions count from a score of {score:g} on.</p>
+<p>The pairs with the lowest F1 (mean over IoU 0.50 to 0.95) of {pairs}, worst first; among equals,
+those with more errors first. Predictions with a score of at least {score:g} count.</p>
 {sections}
 </html>
 """
 _SECTION = """<section>
 <h2>{rank}. {phrase}</h2>
-<p>F1 {f1:.0f} %: {found} found, {truths} there, {matched} match at an overlap of 0.50.
+<p>F1 {f1:.0f} %: {found} predictions, {truths} objects, {matched} matches at IoU 0.50.
 <small>{file}, pair {id}</small></p>
 <figure><img src="{truth}" alt=""><figcaption>truth</figcaption></figure>
 <figure><img src="{prediction}" alt=""><figcaption>prediction</figcaption></figure>
 </section>"""
 
 
-def order(pair: Counts) -> tuple[float, int]:
-  """Sorts pairs worst first: by the pair's mean F1, then by its errors at an overlap of 0.5."""
+def sort_key(pair: PairCounts) -> tuple[float, int]:
+  """Sorts pairs worst first: by the mean F1 of the pair, then by its errors at IoU 0.5."""
   return float(pair.f1.mean()), 2 * int(pair.matched[0]) - pair.truths - pair.found
 
 
 def page(
-  rows: Sequence[tuple[Pair, Counts]],
-  found: Mapping[int, Sequence[Prediction]],
+  worst: Sequence[tuple[Pair, PairCounts]],
+  found: Mapping[int, Sequence[EvalPrediction]],
   images: Path,
   folder: Path,
   *,
   pairs: int,
   score: float,
 ) -> dict[Path, Write]:
-  """The page's files, for `results.write`: index.html, and two images a pair, drawn as written.
+  """The files of the page, for `coco_json.write`: index.html, and two images per pair, which are
+  drawn when they are written.
 
   Args:
-    rows: the worst pairs, worst first, with what they gave.
-    found: predictions by pair.
-    images: the folder that the pairs' file names are below.
-    folder: where the files go.
-    pairs: of how many these are the worst.
-    score: the least at which a prediction counts.
+    worst: the worst pairs with their counts, worst first.
+    found: predictions by pair id.
+    images: the directory of the file names of the pairs.
+    folder: output directory of the page.
+    pairs: number of all pairs.
+    score: minimum score of a prediction, inclusive.
   """
   files, sections = {}, []
-  for rank, (pair, got) in enumerate(rows, start=1):
+  for rank, (pair, counts) in enumerate(worst, start=1):
     truth, prediction = f"{rank:03d}-truth.jpg", f"{rank:03d}-prediction.jpg"
-    kept = [one for one in found.get(pair.id, ()) if one.score >= score]
-    files[folder / truth] = _drawing(pair, [one for one in pair.objects if not one.crowd], images)
+    kept = [prediction for prediction in found.get(pair.id, ()) if prediction.score >= score]
+    files[folder / truth] = _drawing(
+      pair, [target for target in pair.objects if not target.crowd], images
+    )
     files[folder / prediction] = _drawing(pair, kept, images)
     sections.append(
       _SECTION.format(
         rank=rank,
         phrase=html.escape(pair.phrase),
-        f1=100 * got.f1.mean(),
-        found=got.found,
-        truths=got.truths,
-        matched=got.matched[0],
+        f1=100 * counts.f1.mean(),
+        found=counts.found,
+        truths=counts.truths,
+        matched=counts.matched[0],
         file=html.escape(pair.file_name),
         id=pair.id,
         truth=truth,
@@ -94,7 +97,7 @@ def page(
   return files
 
 
-def _drawing(pair: Pair, objects: Sequence[Object | Prediction], images: Path) -> Write:
+def _drawing(pair: Pair, objects: Sequence[Object | EvalPrediction], images: Path) -> Write:
   def write(file) -> None:
     image = overlay(read_image(images / pair.file_name), [_instances(pair, objects)], [""])
     buffer = io.BytesIO()
@@ -104,8 +107,8 @@ def _drawing(pair: Pair, objects: Sequence[Object | Prediction], images: Path) -
   return write
 
 
-def _instances(pair: Pair, objects: Sequence[Object | Prediction]) -> Instances:
-  """As the model's results: masks are logits of the image's own size."""
+def _instances(pair: Pair, objects: Sequence[Object | EvalPrediction]) -> Instances:
+  """Objects as instances, with masks as logits of the size of the image."""
   masks = np.zeros((len(objects), pair.height, pair.width), np.float32)
   for i, one in enumerate(objects):
     masks[i] = decode(one.rle)

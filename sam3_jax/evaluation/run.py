@@ -1,4 +1,4 @@
-"""The work of `sam3-jax evaluate`: truths and predictions in, figures, a table and a page out."""
+"""The work of `sam3-jax evaluate`: scores predictions, and writes metrics, a table and a page."""
 
 import dataclasses
 import heapq
@@ -11,12 +11,11 @@ from rich.text import Text
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Pair
-from sam3_jax.evaluation import clicks, predictions
-from sam3_jax.evaluation import error_gallery as worst
-from sam3_jax.evaluation.coco import average_precision
-from sam3_jax.evaluation.concept import Counts
-from sam3_jax.evaluation.predict import LEAST, Ask, predict
-from sam3_jax.evaluation.predictions import Found
+from sam3_jax.evaluation import clicks, error_gallery, mask_generation, predictions
+from sam3_jax.evaluation.average_precision import average_precision
+from sam3_jax.evaluation.cgf1 import PairCounts
+from sam3_jax.evaluation.detect import MIN_SCORE, PromptKind, detect_pairs
+from sam3_jax.evaluation.predictions import EvalPrediction, PredictionsByPair
 from sam3_jax.evaluation.score import Scorer
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
@@ -25,65 +24,65 @@ from sam3_jax.utils.console import Console, Step, loading, progress, say
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 
-PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the figures
+PREDICTIONS, PAGE = "predictions.json", "worst"  # beside the metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What to score, how, and where to.
+  """What to score, how, and where to write the results.
 
   Attributes:
     data: annotation files, one for each annotator.
-    images: the folder of their images; None for that of the first annotation file.
-    checkpoint: folder of the model that predicts; None to score `predictions`.
-    predictions: a file in COCO's results layout; None to ask the model.
-    prompt: what the model is told, or was told.
-    threshold: the least score at which a prediction counts.
-    out: JSON file of the figures.
-    worst: pairs on the page of the worst; 0 for no page.
-    pointing: in place of `prompt`, what `run_visual` scores.
-    generation: how to look for everything; None for the usual options.
+    images: the directory of the images; None for that of the first annotation file.
+    checkpoint: directory of the model; None to score `predictions`.
+    predictions: a file of COCO results; None to use the model.
+    prompt: kind of the prompts.
+    threshold: minimum score of a prediction, inclusive.
+    out: JSON file of the metrics.
+    worst: number of pairs on the page of the worst pairs; 0 for no page.
+    visual: evaluate clicks and boxes, or mask generation ("everything"), instead of `prompt`.
+    generation: options of mask generation; None for the defaults.
   """
 
   data: Sequence[Path]
   images: Path | None
   checkpoint: Path | None
   predictions: Path | None
-  prompt: Ask
+  prompt: PromptKind
   threshold: float
   out: Path
   worst: int
-  pointing: Literal["click", "everything"] | None = None
+  visual: Literal["click", "everything"] | None = None
   generation: MaskGeneration | None = None
 
   @property
   def folder(self) -> Path:
-    """Of the images."""
+    """The directory of the images."""
     return self.data[0].parent if self.images is None else self.images
 
   def check(self) -> None:
-    """Raises ValueError where an output would replace an input."""
+    """Raises ValueError if an output would overwrite an input."""
     outputs = [self.out] + [self.out.with_name(PREDICTIONS)] * (self.predictions is None)
     inputs = [*self.data, *([self.predictions] if self.predictions else [])]
     for path in outputs:
-      if path.resolve() in {one.resolve() for one in inputs}:
+      if path.resolve() in {given.resolve() for given in inputs}:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
 
 
 def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[str, Any]:
-  """Does a job; all files appear at its end, or none.
+  """Does a job; writes all files at its end, or none.
 
   Args:
     job: what to do.
     dtype: as in `Sam3.from_checkpoint`.
-    console: for the table and the paths; if it is quiet, there are no progress and notes either.
+    console: for the table and the paths; if it is quiet, no progress and notes are shown either.
     errors: for progress and notes.
 
   Returns:
-    The figures, as written.
+    The metrics, as written.
 
   Raises:
-    ValueError, OSError: whatever goes wrong.
+    ValueError, OSError: the job cannot be done.
   """
   job.check()
   notes = Notes()
@@ -95,35 +94,36 @@ def run(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[
       model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     _check(job, scorer.pairs, model)
-    found: dict[int, list[predictions.Prediction]] = {}
-    rows = []
+    found: dict[int, list[EvalPrediction]] = {}
+    scored = []
     given, left_out = {}, 0
     if job.predictions:
       given, left_out = predictions.read(job.predictions, truths[0], notes)
-    for pair, one in _found(job, scorer.pairs, given, model, step):
-      found[pair.id] = one
-      rows.append((pair, scorer.add(pair, one)))
+    for pair, pair_predictions in _predictions(job, scorer.pairs, given, model, step):
+      found[pair.id] = pair_predictions
+      scored.append((pair, scorer.add(pair, pair_predictions)))
     step("average precision", 1)
     metrics = scorer.metrics() | average_precision(scorer.pairs, found)
     step("writing", 1)
-    write(_files(job, metrics, found, rows))
-  _say(notes, console, errors)
+    write(_files(job, metrics, found, scored))
+  _show_notes(notes, console, errors)
   if left_out and not console.quiet:
     say(
       errors,
-      f"note: {left_out:,} predictions are left out: no pair asks for their category in their "
-      "image.",
+      f"note: {left_out:,} predictions are left out: no pair has their category and image.",
     )
   if model is not None and model.info.get("trained") is False and not console.quiet:
     name = job.checkpoint.name if job.checkpoint else ""
-    say(errors, f"note: {name} is untrained, its parameters are random: its figures mean nothing.")
+    say(errors, f"note: {name} is untrained, its parameters are random: the metrics mean nothing.")
   _show(job, metrics, console, errors)
   return metrics
 
 
 def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -> dict[str, Any]:
-  """Likewise for a job that is `pointing`: by clicks and boxes for each object, or everything there
-  is. No predictions are written, and neither prompt nor threshold has a part in it."""
+  """As `run`, for a job with `visual`: clicks and boxes for each object, or mask generation.
+
+  Predictions are not written, and `prompt` and `threshold` are not used.
+  """
   job.check()
   notes = Notes()
   [pairs] = [annotations.read(path, notes=notes) for path in job.data]
@@ -133,38 +133,41 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
   with progress(errors, bar=True, quiet=console.quiet) as step:
     step(f"reading {job.data[0].name}", 0)
     _check(job, pairs, model)
-    if job.pointing == "everything":
-      metrics = clicks.evaluate_everything(model, pairs, job.folder, job.generation, progress=step)
+    if job.visual == "everything":
+      metrics = mask_generation.evaluate(model, pairs, job.folder, job.generation, progress=step)
     else:
       metrics = clicks.evaluate(model, pairs, job.folder, progress=step)
     write({job.out: json_of(metrics)})
-  _say(notes, console, errors)
+  _show_notes(notes, console, errors)
   for name, value in metrics.items():
     say(console, f"{name:12} {value:.1f} %" if isinstance(value, float) else f"{name:12} {value:,}")
   say(console, str(job.out))
   return metrics
 
 
-def _say(notes: Notes, console: Console, errors: Console) -> None:
-  """What the data had that is worth a line, unless the console is quiet."""
+def _show_notes(notes: Notes, console: Console, errors: Console) -> None:
+  """Shows the notes about the data, unless the console is quiet."""
   for line in [] if console.quiet else notes.lines():
     say(errors, line)
 
 
 def _check(job: Job, pairs: Sequence[Pair], model: Sam3 | None) -> None:
-  """All faults of images and phrases that would stop the work later, in one report."""
-  bare = [dataclasses.replace(pair, objects=()) for pair in pairs]
+  """Reports all faults of images and phrases that would stop the work later."""
+  without_objects = [dataclasses.replace(pair, objects=()) for pair in pairs]
   opened = job.folder if model is not None or job.worst else None
-  faults = annotations.check(bare, opened, model.tokenizer if model else None)
+  faults = annotations.check(without_objects, opened, model.tokenizer if model else None)
   raise_faults(faults, str(job.data[0]), annotations.REMEDY)
 
 
-def _found(
-  job: Job, pairs: Sequence[Pair], given: Found, model: Sam3 | None, step: Step
-) -> Iterator[tuple[Pair, list[predictions.Prediction]]]:
+def _predictions(
+  job: Job, pairs: Sequence[Pair], given: PredictionsByPair, model: Sam3 | None, step: Step
+) -> Iterator[tuple[Pair, list[EvalPrediction]]]:
+  """The predictions for each pair, of the model or given."""
   if model is not None:
-    least = min(LEAST, job.threshold)
-    yield from predict(model, pairs, job.folder, prompt=job.prompt, least=least, progress=step)
+    least = min(MIN_SCORE, job.threshold)
+    yield from detect_pairs(
+      model, pairs, job.folder, prompt=job.prompt, min_score=least, progress=step
+    )
   elif job.predictions is not None:
     for i, pair in enumerate(pairs):
       step(job.predictions.name, i / len(pairs))
@@ -172,33 +175,37 @@ def _found(
 
 
 def _files(
-  job: Job, metrics: dict[str, Any], found: Found, rows: Sequence[tuple[Pair, Counts]]
+  job: Job,
+  metrics: dict[str, Any],
+  found: PredictionsByPair,
+  scored: Sequence[tuple[Pair, PairCounts]],
 ) -> dict[Path, Write]:
   files = {job.out: json_of(metrics)}
   if job.predictions is None:
     files[job.out.with_name(PREDICTIONS)] = json_of(
-      predictions.to_coco(found, [pair for pair, _ in rows])
+      predictions.to_coco(found, [pair for pair, _ in scored])
     )
   if job.worst:
-    least = heapq.nsmallest(job.worst, rows, key=lambda row: worst.order(row[1]))
-    folder = job.out.with_name(PAGE)
-    count = len(rows)
-    files |= worst.page(least, found, job.folder, folder, pairs=count, score=job.threshold)
+    worst = heapq.nsmallest(job.worst, scored, key=lambda item: error_gallery.sort_key(item[1]))
+    files |= error_gallery.page(
+      worst, found, job.folder, job.out.with_name(PAGE), pairs=len(scored), score=job.threshold
+    )
   return files
 
 
 def _show(job: Job, metrics: dict[str, Any], console: Console, errors: Console) -> None:
+  """Prints the table of metrics and the paths of the files."""
   if console.quiet:
     return
   source = job.checkpoint or job.predictions
-  asked = {"text": "phrases", "box": "a box each", "text+box": "phrases, and a box if there is one"}
-  table = Table(title=Text(f"{source}, {metrics['pairs']:,} pairs, asked by {asked[job.prompt]}"))
+  kinds = {"text": "phrases", "box": "one box", "text+box": "phrases and boxes"}
+  table = Table(title=Text(f"{source}, {metrics['pairs']:,} pairs, prompts: {kinds[job.prompt]}"))
   table.add_column()
   for heading in ("Masks", "at 0.50", "at 0.75", "Boxes", "at 0.50", "at 0.75"):
     table.add_column(heading, justify="right")
   rows = {"cgF1": "cgf1", "IL_MCC": "il_mcc", "pmF1": "pmf1", "F1": "f1", "AP": "ap"}
   for heading, name in rows.items():
-    keys = [box + name + overlap for box in ("", "box_") for overlap in ("", "_50", "_75")]
+    keys = [kind + name + suffix for kind in ("", "box_") for suffix in ("", "_50", "_75")]
     digits = 3 if name == "il_mcc" else 1
     cells = ["" if (v := metrics.get(key)) is None else f"{v:.{digits}f}" for key in keys]
     table.add_row(heading, *cells)

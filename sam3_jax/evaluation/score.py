@@ -1,42 +1,44 @@
-"""All figures of predictions against one truth or several, and of a model as training asks."""
+"""Scores predictions against the truths of one or several annotators, and models for training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sam3_jax.datasets.annotations import Pair
-from sam3_jax.evaluation import concept
-from sam3_jax.evaluation.coco import average_precision
-from sam3_jax.evaluation.predict import LEAST, Ask, Progress, as_prompt, predict
-from sam3_jax.evaluation.predictions import Prediction
+from sam3_jax.evaluation import cgf1
+from sam3_jax.evaluation.average_precision import average_precision
+from sam3_jax.evaluation.detect import MIN_SCORE, Progress, PromptKind, as_prompt, detect_pairs
+from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.inference.predictor import Sam3
 
 
 class Scorer:
-  """Scores predictions pair by pair; holds sums only.
+  """Scores predictions pair by pair; keeps only sums.
 
   Args:
-    truths: a list of pairs for each annotator, mostly one. The first says what the pairs are; of
-      each pair, the truth that fits the predictions best counts, for masks and boxes separately.
-    prompt: as in `predict`; with "box", pairs without objects are left out.
-    score: the least at which a prediction counts.
+    truths: a list of pairs for each annotator, usually one. The first determines the pairs. For
+      each pair, the truth with the best score counts, for masks and boxes separately.
+    prompt: as in `detect_pairs`; with "box", pairs without objects are left out.
+    score: minimum score of a prediction, inclusive.
 
   Attributes:
-    pairs: those of the first truth that count: left out are pairs that are not exhaustively
-      annotated in every truth.
+    pairs: the pairs of the first truth that are scored; pairs that are not exhaustively annotated
+      in every truth are left out.
 
   Raises:
-    ValueError: truths that are not about the same pairs, or none of their pairs counts.
+    ValueError: the truths do not have the same pairs, or no pair is to be scored.
   """
 
-  def __init__(self, *truths: Sequence[Pair], prompt: Ask = "text", score: float = concept.SCORE):
+  def __init__(
+    self, *truths: Sequence[Pair], prompt: PromptKind = "text", score: float = cgf1.THRESHOLD
+  ):
     self._truths = [{pair.id: pair for pair in truth} for truth in truths]
-    self._prompt: Ask = prompt
+    self._prompt: PromptKind = prompt
     self._score = score
-    self._masks, self._boxes = concept.Tally(), concept.Tally()
+    self._masks, self._boxes = cgf1.MetricSums(), cgf1.MetricSums()
     for i, other in enumerate(self._truths[1:], start=2):
       _check_same(self._truths[0], other, i)
-    self.pairs = [pair for pair in truths[0] if self._counts(pair)]
+    self.pairs = [pair for pair in truths[0] if self._is_scored(pair)]
     if not self.pairs:
       objects = "has an object and " if prompt == "box" else ""
       raise ValueError(
@@ -44,19 +46,19 @@ class Scorer:
         "give other annotations."
       )
 
-  def add(self, pair: Pair, found: Sequence[Prediction]) -> concept.Counts:
-    """Scores one of `pairs`; returns what its masks gave."""
+  def add(self, pair: Pair, found: Sequence[EvalPrediction]) -> cgf1.PairCounts:
+    """Scores one of `pairs`; returns the counts of its masks."""
     masks, boxes = self._best(pair, found, "masks"), self._best(pair, found, "boxes")
     self._masks.add(masks)
     self._boxes.add(boxes)
     return masks
 
   def metrics(self) -> dict[str, Any]:
-    """Figures of the pairs added so far.
+    """Metrics of the pairs added so far.
 
     Returns:
-      `prompt`, `threshold`, `truths`, `pairs`, `positive_pairs` (those with objects in the truth
-      that counts), and all of `concept.Tally.figures`: of masks, and of boxes as `box_cgf1` etc.
+      `prompt`, `threshold`, `truths`, `pairs`, `positive_pairs` (pairs with objects in the truth
+      that counts), and all of `cgf1.MetricSums.metrics`: of masks, and of boxes as `box_cgf1` etc.
     """
     return {
       "prompt": self._prompt,
@@ -64,15 +66,17 @@ class Scorer:
       "truths": len(self._truths),
       "pairs": self._masks.pairs,
       "positive_pairs": self._masks.positives,
-      **self._masks.figures(),
-      **{f"box_{name}": value for name, value in self._boxes.figures().items()},
+      **self._masks.metrics(),
+      **{f"box_{name}": value for name, value in self._boxes.metrics().items()},
     }
 
-  def _best(self, pair: Pair, found: Sequence[Prediction], kind: concept.Kind) -> concept.Counts:
-    objects = [truth[pair.id].objects for truth in self._truths]
-    return concept.best([concept.count(one, found, kind, self._score) for one in objects])
+  def _best(self, pair: Pair, found: Sequence[EvalPrediction], kind: cgf1.Kind) -> cgf1.PairCounts:
+    truths = [truth[pair.id].objects for truth in self._truths]
+    return cgf1.best_truth(
+      [cgf1.count_matches(objects, found, kind, self._score) for objects in truths]
+    )
 
-  def _counts(self, pair: Pair) -> bool:
+  def _is_scored(self, pair: Pair) -> bool:
     if not all(truth[pair.id].exhaustive for truth in self._truths):
       return False
     return as_prompt(pair, self._prompt) is not None
@@ -83,33 +87,36 @@ def evaluate(
   pairs: Sequence[Pair],
   images: str | Path,
   *,
-  prompt: Ask = "text",
-  score: float = concept.SCORE,
+  prompt: PromptKind = "text",
+  score: float = cgf1.THRESHOLD,
   precision: bool = False,
   progress: Progress | None = None,
 ) -> dict[str, Any]:
-  """A model's figures on pairs: what the training loop logs.
+  """The metrics of a model on pairs, as logged in training.
 
-  To score parameters as they change, set `model.params` and call again: nothing is compiled anew.
+  To score parameters as they change, set `model.params` and call again: nothing is recompiled.
 
   Args:
     model: a `Sam3`.
-    pairs: of `annotations.read`.
-    images: the folder that their file names are below.
-    prompt: "text", "box" or "text+box"; see `predict`.
-    score: the least at which a prediction counts.
-    precision: compute `average_precision` too; it takes the predictions of low scores, and memory.
-    progress: called with an image's name and the fraction done.
+    pairs: from `annotations.read`.
+    images: the directory of their file names.
+    prompt: "text", "box" or "text+box"; see `detect_pairs`.
+    score: minimum score of a prediction, inclusive.
+    precision: also compute `average_precision`, which needs predictions with low scores, and
+      memory.
+    progress: called with the name of an image and the fraction done.
 
   Returns:
     See `Scorer.metrics`.
 
   Raises:
-    ValueError, FileNotFoundError: no pair to score, or what `predict` raises.
+    ValueError, FileNotFoundError: no pair to score, or errors of `detect_pairs`.
   """
   scorer, kept = Scorer(pairs, prompt=prompt, score=score), {}
-  least = min(LEAST, score) if precision else score
-  found = predict(model, scorer.pairs, images, prompt=prompt, least=least, progress=progress)
+  min_score = min(MIN_SCORE, score) if precision else score
+  found = detect_pairs(
+    model, scorer.pairs, images, prompt=prompt, min_score=min_score, progress=progress
+  )
   for pair, predictions in found:
     scorer.add(pair, predictions)
     if precision:
@@ -120,12 +127,12 @@ def evaluate(
 def _check_same(first: Mapping[int, Pair], other: Mapping[int, Pair], number: int) -> None:
   for pair in first.values():
     twin = other.get(pair.id)
-    if twin is None or _about(twin) != _about(pair):
+    if twin is None or _subject(twin) != _subject(pair):
       raise ValueError(
         f"truth {number} {'lacks' if twin is None else 'has something else as'} pair {pair.id} "
-        f"({pair.file_name}, {pair.phrase!r}); several truths must be about the same pairs."
+        f"({pair.file_name}, {pair.phrase!r}); several truths must have the same pairs."
       )
 
 
-def _about(pair: Pair) -> tuple[object, ...]:
+def _subject(pair: Pair) -> tuple[object, ...]:
   return pair.image_id, pair.phrase, pair.width, pair.height

@@ -1,14 +1,14 @@
-"""The model's programs as files that JAX alone runs.
+"""Exports the programs of a model to files that run with JAX alone.
 
-  manifest.json                what each program takes and returns, and what the weights' licence is
+  manifest.json                inputs and outputs of each program, and the licence of the weights
   params.safetensors           the first argument of every program
-  tokens.json                  ids of phrases, for `encode_text`
-  tokenizer.model              for other phrases: `sam3_jax.Tokenizer` reads it
+  tokens.json                  token ids of phrases, for `encode_text`
+  tokenizer.model              for other phrases; `sam3_jax.Tokenizer` reads it
   PLATFORM/PROGRAM.stablehlo   for `jax.export.deserialize`
 
-A program's second argument and its result are dictionaries of arrays. There is a file for each
-platform: `ops.attention` takes its steps by platform, and a program for several would make that
-choice anew in every loop.
+The second argument and the result of a program are dictionaries of arrays. Each platform has its
+own file: `ops.attention` depends on the platform, and a program for several would choose its steps
+again in every loop.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint.bundle import VISUAL, Stored, check_dtype, open_stored
 from sam3_jax.checkpoint.writer import NewFolder
 from sam3_jax.export.exportable import Function, Sizes, functions, parameters
 from sam3_jax.export.onnx import check as check_onnx
@@ -34,31 +34,33 @@ PLATFORMS = ("tpu", "cuda", "rocm", "cpu")
 PARAMS, MANIFEST, TOKENS = "params.safetensors", "manifest.json", "tokens.json"
 FORMAT_VERSION = 1
 
-# What the arrays are, for the manifest; shapes and dtypes stand beside.
-MEANINGS = {
+# Descriptions of the arrays for the manifest, which also has their shapes and dtypes.
+DESCRIPTIONS = {
   "pixels": "RGB, 0 to 255; the whole image resized to this square, whatever its aspect ratio",
-  "image": "what encode_image returns",
-  "text": "what encode_text returns",
-  "visual": "what encode_visual returns",
+  "image": "the result of encode_image",
+  "text": "the result of encode_text",
+  "visual": "the result of encode_visual",
   "tokens": "ids: start, phrase, end, then 0",
-  "image_index": "row of the encoded images that each prompt is about",
-  "boxes": "examples: centre x, centre y, width, height as fractions of the image's sides",
-  "positive": "true on an example, false on a counterexample",
-  "valid": "false on padding",
+  "image_index": "row of the encoded image of each prompt",
+  "boxes": "exemplar boxes: centre x, centre y, width, height as fractions of the image's sides",
+  "positive": "true for a positive box, false for a negative one",
+  "valid": "false for padding",
   "xy": "points and corners of boxes: x, y as fractions of the image's sides",
-  "labels": "1 on the object, 0 off it, 2 and 3 a box's first and last corner, -1 padding",
+  "labels": "1 on the object, 0 off it, 2 and 3 for a box's first and last corner, -1 for padding",
   "mask": "logits of an earlier decode_visual, in [-32, 32]",
-  "has_mask": "false where mask is padding",
+  "has_mask": "false if the mask is padding",
   "scores": "of each query, in [0, 1]",
-  "presence": "logit that the image holds the concept at all",
-  "mask_logits": "of the whole image, on a square grid; above 0 is inside",
-  "semantic_logits": "that a cell belongs to the concept, whichever instance",
-  "iou": "of each mask with the object that was meant, as the model guesses it, in [0, 1]",
-  "object_logit": "that there is an object at all",
+  "presence_logit": "logit that the image contains the concept",
+  "mask_logits": "on a square grid over the whole image; above 0 is inside",
+  "semantic_logits": "logits that a cell belongs to any instance of the concept",
+  "iou": "predicted IoU of each mask with the object, in [0, 1]",
+  "object_logit": "logit that there is an object",
 }
-FOUND = {"boxes": "x0, y0, x1, y1 as fractions of the image's sides; they may leave [0, 1]"}
+OUTPUT_DESCRIPTIONS = {
+  "boxes": "x0, y0, x1, y1 as fractions of the image's sides; they may leave [0, 1]"
+}
 
-Made = Mapping[str, tuple[Function, Any]]
+Functions = Mapping[str, tuple[Function, Any]]
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 Tell = Callable[[str, float], None]
 
@@ -74,36 +76,32 @@ def export(
   onnx: bool = False,
   progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Any]:
-  """Writes the folder described above; no device of these platforms is needed.
+  """Exports a checkpoint and returns the manifest; needs no device of the platforms.
 
   Args:
     bundle: the checkpoint's folder.
-    out: a folder that does not exist yet, or is empty; it appears when it is complete.
-    platforms: some of `PLATFORMS`; tpu, cuda and cpu if None.
-    sizes: of the batches; those of `Sizes` if None.
-    dtype: of parameters and computation, "float32" or "bfloat16"; None for bfloat16 unless a CPU is
-      among the platforms.
-    phrases: to keep token ids of; those of a prompt of boxes alone, "visual", are there anyway.
-    onnx: writes PROGRAM.onnx, parameters inside, in place of all the platforms' files.
-    progress: is told what is being done, and which fraction of the whole was done before that.
-
-  Returns:
-    The manifest.
+    out: a new or empty folder; it appears when it is complete.
+    platforms: some of `PLATFORMS`; None for tpu, cuda and cpu.
+    sizes: of the batches; None for the defaults of `Sizes`.
+    dtype: "float32" or "bfloat16"; None for float32 if the platforms include cpu, else bfloat16.
+    phrases: phrases to store token ids of, besides "visual", that of prompts without a phrase.
+    onnx: writes PROGRAM.onnx, which includes the parameters, instead of the other formats.
+    progress: called with what is done next, and the fraction done so far.
 
   Raises:
     FileNotFoundError: there is nothing at `bundle`.
     ImportError: the package flatbuffers is missing, or jax2onnx with `onnx`.
-    ValueError: it is damaged, a platform is unknown or given with `onnx`, a size is below 1, or
-      `out` is not empty or cannot be written. Nothing is left then.
+    ValueError: the checkpoint is damaged, a platform is unknown or given with `onnx`, a size is
+      below 1, or `out` is not empty or cannot be written.
   """
   platforms, tell = check_platforms(platforms, onnx), progress or (lambda what, fraction: None)
   _check_packages(onnx)
   sizes = sizes or Sizes()
-  dtype = checkpoint.check_dtype(dtype or ("float32" if "cpu" in platforms else "bfloat16")).name
-  stored = checkpoint.open_stored(bundle)
-  visual = any(path.startswith(f"{checkpoint.VISUAL}/") for path in stored.dtypes)
+  dtype = check_dtype(dtype or ("float32" if "cpu" in platforms else "bfloat16")).name
+  stored = open_stored(bundle)
+  visual = any(path.startswith(f"{VISUAL}/") for path in stored.dtypes)
   params = parameters(stored.config, dtype, visual=visual)
-  made = functions(stored.config, dtype, sizes, visual=visual)
+  programs = functions(stored.config, dtype, sizes, visual=visual)
   manifest = {
     "format_version": FORMAT_VERSION,
     "jax": jax.__version__,
@@ -112,20 +110,24 @@ def export(
     "platforms": ["onnx"] if onnx else list(platforms),
     "sizes": dataclasses.asdict(sizes),
     "params": None if onnx else PARAMS,
-    "programs": _describe(made, params),
+    "programs": _describe(programs, params),
   }
   with NewFolder(out) as folder, folder.under_its_name():
-    place = folder.temporary
-    folder.check_room(sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values()))
+    path = folder.temporary
+    folder.check_space(_nbytes(params))
     if onnx:
-      _write_onnx(place, made, params, stored, tell)
+      _write_onnx(path, programs, params, stored, tell)
     else:
-      _write_stablehlo(place, made, params, platforms, tell)
-      _write_params(place / PARAMS, stored, params)
-    _write_tokens(place, stored, phrases)
-    (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+      _write_stablehlo(path, programs, params, platforms, tell)
+      _write_params(path / PARAMS, stored, params)
+    _write_tokens(path, stored, phrases)
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     folder.appear()
   return manifest
+
+
+def _nbytes(params: Shapes) -> int:
+  return sum(math.prod(x.shape) * x.dtype.itemsize for x in params.values())
 
 
 def _check_packages(onnx: bool) -> None:
@@ -136,9 +138,9 @@ def _check_packages(onnx: bool) -> None:
 
 
 def check_platforms(platforms: Sequence[str] | None, onnx: bool = False) -> tuple[str, ...]:
-  """Each once; ValueError where there is none, an unknown one, or any for ONNX."""
+  """Distinct platforms; ValueError if one is unknown, there is none, or ONNX gets any."""
   if onnx and platforms is not None:
-    raise ValueError(f"ONNX is for no platform; leave out platforms {','.join(platforms)!r}.")
+    raise ValueError(f"ONNX has no platforms; leave out platforms {','.join(platforms)!r}.")
   if platforms is None:
     return ("cpu",) if onnx else ("tpu", "cuda", "cpu")
   for platform in platforms:
@@ -150,21 +152,21 @@ def check_platforms(platforms: Sequence[str] | None, onnx: bool = False) -> tupl
 
 
 def _write_stablehlo(
-  place: Path, made: Made, params: Shapes, platforms: Sequence[str], tell: Tell
+  folder: Path, programs: Functions, params: Shapes, platforms: Sequence[str], tell: Tell
 ) -> None:
-  """A folder for each platform, with a file for each program."""
+  """Writes a folder for each platform, with a file for each program."""
   for i, platform in enumerate(platforms):
-    (place / platform).mkdir()
-    for j, (name, (function, inputs)) in enumerate(made.items()):
-      tell(f"{name} for {platform}", (i * len(made) + j) / (len(platforms) * len(made)))
+    (folder / platform).mkdir()
+    for j, (name, (function, inputs)) in enumerate(programs.items()):
+      tell(f"{name} for {platform}", (i * len(programs) + j) / (len(platforms) * len(programs)))
       exported = jax.export.export(jax.jit(function), platforms=[platform])(params, inputs)
-      (place / platform / f"{name}.stablehlo").write_bytes(exported.serialize())
+      (folder / platform / f"{name}.stablehlo").write_bytes(exported.serialize())
 
 
 def _write_onnx(
-  place: Path, made: Made, params: Shapes, stored: checkpoint.Stored, tell: Tell
+  folder: Path, programs: Functions, params: Shapes, stored: Stored, tell: Tell
 ) -> None:
-  """A file for each program; of the parameters, no more are in memory than one reads."""
+  """Writes a file for each program; holds the parameters of one program in memory."""
 
   def read(paths: Sequence[str]) -> dict[str, np.ndarray]:
     wanted, found = set(paths), {}
@@ -175,15 +177,15 @@ def _write_onnx(
             found[path] = x.astype(params[path].dtype, copy=False)
     return found
 
-  for j, (name, (function, inputs)) in enumerate(made.items()):
-    tell(f"{name} for ONNX", j / len(made))
-    write_onnx(place / f"{name}.onnx", function, params, inputs, read)
+  for j, (name, (function, inputs)) in enumerate(programs.items()):
+    tell(f"{name} for ONNX", j / len(programs))
+    write_onnx(folder / f"{name}.onnx", function, params, inputs, read)
 
 
-def _write_params(path: Path, stored: checkpoint.Stored, params: Shapes) -> None:
-  """Nothing larger than an item of the checkpoint is in memory at a time."""
+def _write_params(path: Path, stored: Stored, params: Shapes) -> None:
+  """Writes the parameters; holds one item of the checkpoint in memory."""
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
-  from sam3_jax.converters.readers.safetensors import write_safetensors
+  from sam3_jax.converters.writers.safetensors import write_safetensors
 
   def arrays() -> Iterator[np.ndarray]:
     for item, paths in stored.items.items():
@@ -197,30 +199,32 @@ def _write_params(path: Path, stored: checkpoint.Stored, params: Shapes) -> None
   )
 
 
-def _write_tokens(place: Path, stored: checkpoint.Stored, phrases: Sequence[str]) -> None:
-  (place / "tokenizer.model").write_bytes(stored.tokenizer)
+def _write_tokens(folder: Path, stored: Stored, phrases: Sequence[str]) -> None:
+  (folder / "tokenizer.model").write_bytes(stored.tokenizer)
   tokenizer = Tokenizer(stored.tokenizer, context=stored.config.text.context)
   tokenizer.check(phrases)
   rows = {phrase: tokenizer([phrase])[0].tolist() for phrase in (BOXES_ALONE, *phrases)}
-  (place / TOKENS).write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
+  (folder / TOKENS).write_text(json.dumps(rows, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _describe(made: Made, params: Shapes) -> dict[str, Any]:
-  """What each program takes and returns."""
+def _describe(programs: Functions, params: Shapes) -> dict[str, Any]:
+  """The inputs and outputs of each program, for the manifest."""
   return {
     name: {
-      "inputs": _described(inputs, MEANINGS),
-      "outputs": _described(jax.eval_shape(function, params, inputs), MEANINGS | FOUND),
+      "inputs": _described(inputs, DESCRIPTIONS),
+      "outputs": _described(
+        jax.eval_shape(function, params, inputs), DESCRIPTIONS | OUTPUT_DESCRIPTIONS
+      ),
     }
-    for name, (function, inputs) in made.items()
+    for name, (function, inputs) in programs.items()
   }
 
 
-def _described(tree: Any, meanings: Mapping[str, str], name: str = "") -> Any:
-  """The arrays' shapes, dtypes and meanings, in the dictionaries in which they are."""
+def _described(tree: Any, descriptions: Mapping[str, str], name: str = "") -> Any:
+  """Shapes, dtypes and descriptions of arrays, nested as the arrays are."""
   if isinstance(tree, Mapping):
-    if name:  # what another program returns is described there
-      return {"is": meanings[name]}
-    return {key: _described(value, meanings, key) for key, value in tree.items()}
+    if name:  # the result of another program, which its entry describes
+      return {"is": descriptions[name]}
+    return {key: _described(value, descriptions, key) for key, value in tree.items()}
   described = {"shape": list(tree.shape), "dtype": tree.dtype.name}
-  return described | ({"is": meanings[name]} if name in meanings else {})
+  return described | ({"is": descriptions[name]} if name in descriptions else {})

@@ -1,10 +1,10 @@
-"""The exported programs as ONNX files, by jax2onnx.
+"""Writes the exported programs as ONNX files, with jax2onnx.
 
-Four things stand between it and this model. It replaces functions of jax.numpy while it traces,
-which Flax's scan does not survive: so JAX traces first, and jax2onnx sees primitives alone. It
-knows no choice by platform: a CPU's is made here. It cannot pad between values: maps are stacked.
-And onnxruntime adds numbers up one by one, so that the mean of a group norm's millions would be off
-by 1e-3: it is taken an axis at a time.
+The model needs four adaptations. jax2onnx replaces functions of jax.numpy while it traces, which
+breaks Flax's scan; so JAX traces first, and jax2onnx gets primitives only. It does not support
+choices by platform; the CPU's steps are chosen here. It cannot pad between values; maps are stacked
+instead. onnxruntime sums numbers one by one, and the mean over the millions of a group norm would
+have an error of 1e-3; it is computed one axis at a time.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LOCK = threading.Lock()
 
 
 def check() -> None:
-  """Raises ImportError where jax2onnx is missing."""
+  """Raises ImportError if jax2onnx is missing."""
   if importlib.util.find_spec("jax2onnx") is None:
     raise ImportError(
       "ONNX needs jax2onnx, which asks for an older Orbax than this package: pip install "
@@ -46,25 +46,25 @@ def write_onnx(
   inputs: Any,
   read: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
 ) -> None:
-  """Writes one program, parameters inside; its inputs and outputs are called by their paths.
+  """Writes a program with its parameters; inputs and outputs are named by their paths.
 
   Args:
     path: of the file.
-    function, inputs: as `plain.functions` has them.
+    function, inputs: as in `exportable.functions`.
     params: shapes of the parameters, by path.
-    read: gives those of some paths; it is asked for what the program needs.
+    read: reads the parameters of paths; called with those that the program uses.
   """
-  # It tells at length of each example in it whose package is missing.
+  # jax2onnx warns about each of its examples whose package is missing.
   logging.getLogger("jax2onnx").setLevel(logging.ERROR)
   from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
   flat, names = flatten(inputs), sorted(params)
-  with _steps_it_knows():
+  with _supported_steps():
     traced, shapes = jax.make_jaxpr(
       lambda params, *arrays: function(params, nest(dict(zip(flat, arrays, strict=True)))),
       return_shape=True,
     )(dict(params), *flat.values())
-  # What the program does not read is no argument any more; inputs stay.
+  # Drops the parameters that the program does not use; keeps all inputs.
   keep = [False] * len(names) + [True] * len(flat)
   jaxpr, used = dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), keep)
   needed = [name for name, is_used in zip(names, used, strict=False) if is_used]
@@ -80,19 +80,19 @@ def write_onnx(
     output_path=str(path),
   )
   for file in path.parent.glob(f"{path.name}*"):
-    file.chmod(0o644)  # large tensors come in a file beside, for the owner alone
+    file.chmod(0o644)  # large tensors are in a separate file, which only the owner can read
 
 
 @contextlib.contextmanager
-def _steps_it_knows() -> Iterator[None]:
-  """Within, the model is traced from steps that jax2onnx has."""
-  # What another thread traces meanwhile takes these steps too.
+def _supported_steps() -> Iterator[None]:
+  """A context in which the model uses only steps that jax2onnx supports."""
+  # Other threads trace these steps too meanwhile.
   with LOCK, contextlib.ExitStack() as stack:
     stack.enter_context(mock.patch.object(attention, "platform_dependent", _on_cpu))
     for module in (neck, masks):
       stack.enter_context(mock.patch.object(module, "interleaved", _interleaved))
     stack.enter_context(mock.patch.object(norms, "mean", _mean))
-    jax.clear_caches()  # of what was traced before
+    jax.clear_caches()  # of earlier traces
     try:
       yield
     finally:
@@ -104,7 +104,7 @@ def _on_cpu(*operands: Any, cpu: Any, default: Any) -> Any:
 
 
 def _mean(x: Array, axes: tuple[int, ...]) -> Array:
-  """`norms.mean`, an axis at a time."""
+  """`norms.mean`, one axis at a time."""
   for axis in axes:
     x = x.mean(axis, keepdims=True)
   return x

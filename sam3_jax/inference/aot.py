@@ -1,23 +1,22 @@
-"""The model's programs compiled before they are called: for this machine, so that no call has to
-wait, or for a TPU that is not here, to see what its compiler says of them."""
+"""Compiles the programs of a model ahead of time (AOT): for this machine, so that the first calls
+do not wait, or for a TPU that is not attached, to read what its compiler reports."""
 
 import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
+from sam3_jax.inference.batch_sharding import BatchSharding
+from sam3_jax.inference.programs import Programs
 from sam3_jax.inputs.prompts import Prompt, pack
 
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
-
-# Has libtpu look for no TPU and for no metadata server; it reads them when it is loaded.
-DESCRIBED = {
+# Stops libtpu, which reads them when it is loaded, from looking for a TPU or a metadata server.
+LIBTPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -27,14 +26,14 @@ DESCRIBED = {
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What the compiler says of a program.
+  """A compiled program, as its compiler reports it.
 
   Attributes:
     name: such as "decode 4 prompts".
-    seconds: of compilation; programs are compiled side by side and disturb each other.
+    seconds: of compilation, while other programs were compiled in parallel.
     peak_bytes: of device memory, arguments included.
-    argument_bytes: parameters and inputs.
-    flops: a count that takes the body of a loop once.
+    argument_bytes: of parameters and inputs.
+    flops: counts the body of a loop once.
   """
 
   name: str
@@ -44,14 +43,16 @@ class Program:
   flops: float
 
 
-def programs(model: "Sam3", **sizes: Any) -> list[Program]:
-  """Compiles what `lowered` gives. Calls of the same shapes find it."""
+def compile_programs(programs: Programs, params: Any, **sizes: Any) -> list[Program]:
+  """Compiles the programs of `lowered`, in parallel. Calls with the same shapes reuse them."""
   with ThreadPoolExecutor() as pool:
-    return list(pool.map(lambda pair: _compile(*pair), lowered(model, **sizes).items()))
+    items = lowered(programs, params, **sizes).items()
+    return list(pool.map(lambda item: _compile(*item), items))
 
 
 def lowered(
-  model: "Sam3",
+  programs: Programs,
+  params: Any,
   *,
   images: Sequence[int] = (),
   phrases: Sequence[int] = (),
@@ -59,80 +60,91 @@ def lowered(
   boxes: int = 0,
   max_detections: int | None = None,
 ) -> dict[str, Any]:
-  """What `model` runs for batches of these sizes, for the compiler; by a name each.
+  """Lowers the programs for batches of these sizes; returns `jax.stages.Lowered` by name.
 
   Args:
-    model: its parameters may be `jax.ShapeDtypeStruct`s.
+    programs: of a model.
+    params: its parameters; may be `jax.ShapeDtypeStruct`s.
     images: sizes of the batches of `encode`.
-    phrases: of `encode_text`.
-    prompts: of `decode`, about one image; on a mesh, about an image each.
-    boxes: the most of a prompt.
-    max_detections: as in `decode`.
+    phrases: sizes of the batches of `encode_text`.
+    prompts: sizes of the batches of `decode`, of one image; on a mesh, of one image each.
+    boxes: the largest number of boxes of a prompt.
+    max_detections: as in `Sam3.decode`.
   """
-  config = model.config
-  params, given = jax.tree.map(_shape, model.params), _sharding(model.params)
-
-  def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-  def result(jitted: Any, *args: Any) -> Any:
-    """Lies where the parameters lie."""
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=given),
-      jax.eval_shape(jitted, params, *args),
-    )
-
-  def put(count: int, batch: Any) -> Any:
-    """As it is, or, if `model` has a mesh, so many rows as they lie there."""
-    sharding = model._placement.sharding(count)
-    if sharding is None:
-      return jax.tree.map(_shape, batch)
-    return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), batch
-    )
-
-  def image_shapes(count: int) -> tuple[Any, Any]:
-    side = config.image_size
-    return array((count, side, side, 3), np.uint8), array((count, 2), np.int32)
-
-  def tokens(count: int) -> Any:
-    return array((count, config.text.context), np.int32)
-
-  def question(count: int) -> tuple[Any, Any, int | None]:
-    seen, _ = result(model._encode_image, *image_shapes(model.mesh.size if model.mesh else 1))
-    rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
-    asked = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
-    text = result(model._encode_text, tokens(count))
-    packed = pack(asked, sizes, image=0 * rows, first_id=rows, text=text)
-    return *put(count, (seen, packed)), max_detections
-
-  wanted = {
-    _named("encode", n, "image"): (model._encode_image, put(n, image_shapes(n))) for n in images
+  inputs = _Inputs(programs, jax.tree.map(_shape, params))
+  arguments = {_name("encode", n, "image"): (programs.encode, inputs.images(n)) for n in images}
+  arguments |= {
+    _name("encode", n, "phrase"): (programs.encode_text, (inputs.tokens(n),)) for n in phrases
   }
-  wanted |= {_named("encode", n, "phrase"): (model._encode_text, (tokens(n),)) for n in phrases}
-  wanted |= {_named("decode", n, "prompt"): (model._programs(n)[0], question(n)) for n in prompts}
-  return {name: jitted.lower(params, *args) for name, (jitted, args) in wanted.items()}
+  for n in prompts:
+    split = inputs.sharding.is_split(n)
+    detect = (programs.split_prompts if split else programs.prompts).detect
+    arguments[_name("decode", n, "prompt")] = detect, (*inputs.prompts(n, boxes), max_detections)
+  return {name: jitted.lower(inputs.params, *rest) for name, (jitted, rest) in arguments.items()}
 
 
 def described_tpu(topology: str) -> Any:
-  """The device of a chip that is not here, such as of "v5e:1x1"; the compiler in libtpu knows it.
+  """The device of a chip that is not attached, such as of "v5e:1x1", as libtpu's compiler has it.
 
   Raises:
-    ValueError: libtpu is missing, or knows no such topology.
+    ValueError: libtpu is missing, or has no such topology.
   """
   from jax.experimental import topologies
 
-  os.environ |= DESCRIBED | os.environ
-  alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
+  os.environ |= LIBTPU_ENVIRONMENT | os.environ
+  single = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith(":1x1") else {}
   try:
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **alone)
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single)
   except Exception as error:
     [first, *_] = str(error).splitlines() or [""]
     raise ValueError(
       f"no compiler for the TPU {topology!r} ({first[:120]}); pip install 'sam3-jax[tpu]' on "
       "Linux, and name a topology such as v5e:1x1 or v6e:2x2."
     ) from error
-  return described.devices[0]
+  return description.devices[0]
+
+
+class _Inputs:
+  """Shapes of the inputs of programs, with their shardings."""
+
+  def __init__(self, programs: Programs, params: Any):
+    self.programs, self.params = programs, params
+    self.sharding = BatchSharding(programs.mesh)
+
+  def images(self, count: int) -> Any:
+    side = self.programs.config.image_size
+    pixels = jax.ShapeDtypeStruct((count, side, side, 3), np.uint8)
+    return self._put(count, (pixels, jax.ShapeDtypeStruct((count, 2), np.int32)))
+
+  def tokens(self, count: int) -> Any:
+    return jax.ShapeDtypeStruct((count, self.programs.config.text.context), np.int32)
+
+  def prompts(self, count: int, boxes: int) -> tuple[Any, Any]:
+    """The embedding and the prompts of `detect`."""
+    mesh = self.programs.mesh
+    embedding, _ = self._result(self.programs.encode, *self.images(mesh.size if mesh else 1))
+    text = self._result(self.programs.encode_text, self.tokens(count))
+    prompts = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
+    rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
+    packed = pack(prompts, sizes, image=0 * rows, first_id=rows, text=text)
+    return self._put(count, (embedding, packed))
+
+  def _result(self, jitted: Any, *args: Any) -> Any:
+    """The shapes of a result, on the device of the parameters."""
+    sharding = _shape(jax.tree.leaves(self.params)[0]).sharding
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      jax.eval_shape(jitted, self.params, *args),
+    )
+
+  def _put(self, count: int, batch: Any) -> Any:
+    """The shapes of a batch; on a mesh, sharded, with `count` rows each."""
+    sharding = self.sharding.sharding(count)
+    if sharding is None:
+      return jax.tree.map(_shape, batch)
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), batch
+    )
 
 
 def _compile(name: str, lowered: Any) -> Program:
@@ -149,15 +161,10 @@ def _compile(name: str, lowered: Any) -> Program:
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
-  """Committed to a device or not, which is part of what a program is found by."""
-  placed = isinstance(x, jax.ShapeDtypeStruct) or getattr(x, "committed", False)
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if placed else None)
+  """With the sharding only of committed arrays: JAX finds compiled programs by that, too."""
+  committed = isinstance(x, jax.ShapeDtypeStruct) or getattr(x, "committed", False)
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding if committed else None)
 
 
-def _sharding(params: Any) -> Any:
-  """Where what is computed of the parameters lies; None if nothing decides it."""
-  return _shape(jax.tree.leaves(params)[0]).sharding
-
-
-def _named(what: str, count: int, of: str) -> str:
+def _name(what: str, count: int, of: str) -> str:
   return f"{what} {count} {of}{'s' if count > 1 else ''}"

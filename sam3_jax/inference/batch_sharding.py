@@ -1,4 +1,4 @@
-"""How the rows of a batch are sharded over the devices of a mesh, or placed on a single device."""
+"""How batches are sharded over the devices of a mesh, or put on a single device."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -9,18 +9,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
-from sam3_jax.inference import sharding as parallel
 from sam3_jax.inference.batching import batches, batches_by_image
+from sam3_jax.inference.sharding import by_groups, by_rows, replicated
 from sam3_jax.utils import devices
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-  """Where rows go.
+class BatchSharding:
+  """Shards batches.
 
   Attributes:
-    mesh: of `parallel.make_mesh`; None for one device.
-    device: the one without a mesh.
+    mesh: from `sharding.make_mesh`; None for one device.
+    device: the device without a mesh; None for the device that the computation chooses.
   """
 
   mesh: Mesh | None
@@ -28,22 +28,28 @@ class Placement:
 
   @property
   def devices(self) -> int:
+    """Their number."""
     return self.mesh.size if self.mesh else 1
 
-  def places(self, rows: int) -> int:
-    """Among how many devices, or groups of devices that share the work on each, rows are cut."""
-    return min(rows, self.devices)
+  def shards(self, count: int) -> int:
+    """The number of devices, or of groups of devices, that a batch of `count` is split over."""
+    return min(count, self.devices)
 
-  def shares(self, rows: int) -> bool:
-    """Whether so few rows are cut that the devices of a group share the work on each."""
-    return self.places(rows) < self.devices
+  def is_split(self, count: int) -> bool:
+    """Whether the devices of a group compute each prompt of a batch of `count` together."""
+    return self.shards(count) < self.devices
 
-  def own_rows(self, count: int) -> Int[np.ndarray, " P"]:
-    """For each row of a batch, its number among those of its place."""
-    return np.arange(count, dtype=np.int32) % (count // self.places(count))
+  def local_rows(self, count: int) -> Int[np.ndarray, " P"]:
+    """The row of each prompt of a batch of `count` within its own shard."""
+    return np.arange(count, dtype=np.int32) % (count // self.shards(count))
 
   def prompt_batches(self, images: np.ndarray, sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """Batches of prompts about these images; `sizes` as in `rows.batches`."""
+    """Batches of prompts.
+
+    Args:
+      images: the image of each prompt.
+      sizes: as in `batching.batches`.
+    """
     if self.mesh is None:
       return batches_by_image(images, sizes)
     rows, groups = np.arange(len(images)), self.mesh.shape["data"]
@@ -51,21 +57,21 @@ class Placement:
       return batches(rows, (1,), groups)
     return batches(rows, sizes, self.devices)
 
-  def sharding(self, rows: int) -> NamedSharding | None:
-    """How batches of so many rows lie; None without a mesh, where they go to the program."""
+  def sharding(self, count: int) -> NamedSharding | None:
+    """The sharding of a batch of `count`; None without a mesh."""
     if self.mesh is None:
       return None
-    return (parallel.by_groups if self.shares(rows) else parallel.by_rows)(self.mesh)
+    return (by_groups if self.is_split(count) else by_rows)(self.mesh)
 
   def put(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The batch where it belongs; the last of its arrays says how many rows it has."""
+    """Shards a batch, whose last array has its length; without a mesh, returns it as it is."""
     sharding = self.sharding(len(batch[-1]))
     return batch if sharding is None else jax.device_put(batch, sharding)
 
-  def whole(self, arrays: Any) -> Any:
-    """NumPy arrays on the device, or the same on all devices of the mesh."""
-    return jax.device_put(arrays, self.device if self.mesh is None else parallel.whole(self.mesh))
+  def replicate(self, arrays: Any) -> Any:
+    """Puts NumPy arrays on the device, or on every device of the mesh."""
+    return jax.device_put(arrays, self.device if self.mesh is None else replicated(self.mesh))
 
-  def keep(self, pytree: Any) -> Any:
-    """What is wanted more than once on the device; with a mesh, each batch of it is put there."""
-    return pytree if self.device is None else devices.put(pytree, self.device)
+  def commit(self, pytree: Any) -> Any:
+    """Commits arrays that several batches use to the device; `put` shards them on a mesh."""
+    return pytree if self.device is None else devices.device_put(pytree, self.device)

@@ -1,16 +1,16 @@
-"""Everything in an image: a grid of clicks, the good masks kept, duplicates taken out.
+"""Segments everything in an image: a grid of point prompts, filtering, non-maximum suppression.
 
-The task, and the names of the options, are those of Segment Anything's automatic mask generator
-(Kirillov et al. 2023, arXiv:2304.02643, appendix B). Two things differ: a mask's stability is taken
-on the decoder's grid rather than in the image, where the masks that fail it never come to be, and
-duplicates are told by their boxes on that grid.
+The task and the names of the options are those of Segment Anything's automatic mask generator
+(Kirillov et al. 2023, arXiv:2304.02643, appendix B). There are two differences. The stability of a
+mask is measured on the decoder's grid instead of in the image, so that masks that fail it are never
+resized. The boxes for suppression are measured on that grid, too.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,44 +18,44 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
-from sam3_jax.inputs.visual_prompts import ComputedPrompt
-from sam3_jax.outputs.instances import Instances, box_of, kept_masks
+from sam3_jax.inputs.visual_prompts import ComputedPrompt, VisualPrompt
+from sam3_jax.ops.masks import mask_to_box
+from sam3_jax.outputs.instances import Instances, kept_masks
 from sam3_jax.outputs.masks import Masks, RleMasks
 from sam3_jax.outputs.rle import encode
+from sam3_jax.types import ImageEmbedding, VisualMasks
 from sam3_jax.utils.validation import as_array, check_flag, check_numbers
 
-if TYPE_CHECKING:
-  from sam3_jax.inference.predictor import Sam3
-
-MOST_A_SIDE = 1024  # clicks: more than the released model sees pixels (1008)
-MOST_LAYERS = 8  # of crops, 87,381 together
-EDGE = 20.0  # pixels: a mask whose box is so near to a crop's inner edge is cut off by it
+MAX_POINTS_PER_SIDE = 1024  # more than the pixels of the released model's input (1008)
+MAX_LAYERS = 8  # of crops, 87,381 in all
+EDGE = 20.0  # pixels: a mask whose box is this near to an inner edge of its crop is cut off
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskGeneration:
-  """How `generate_masks` looks for masks, and which it keeps.
+  """Options of `generate_masks`.
 
   Attributes:
-    points_per_side: clicks in a row and in a column of the grid, at most `MOST_A_SIDE`.
-    points_per_batch: clicks at a time; memory grows with it.
-    point_grids: in place of `points_per_side`: x, y of the clicks as fractions, an array for each
+    points_per_side: point prompts in a row and in a column of the grid, at most
+      `MAX_POINTS_PER_SIDE`.
+    points_per_batch: point prompts decoded in one call; memory grows with it.
+    point_grids: in place of `points_per_side`: x, y of the points as fractions, an array for each
       layer of crops.
-    multimask_output: three masks a click, else one.
-    pred_iou_thresh: masks whose quality, as the model guesses it, is lower are left out.
-    stability_score_thresh: likewise for their stability: their area at a threshold that is higher
-      by `stability_score_offset`, over that at one that is lower by it.
+    multimask_output: three masks per point, else one.
+    pred_iou_thresh: drops masks with a lower predicted IoU.
+    stability_score_thresh: drops masks with a lower stability: the area at a threshold that is
+      higher by `stability_score_offset`, divided by the area at one that is lower by it.
     stability_score_offset: of logits.
-    box_nms_thresh: of two masks whose boxes overlap by a higher IoU, the worse is left out.
-    crop_n_layers: times that the image is looked at again in smaller pieces: 2 x 2 crops in the
-      first layer, 4 x 4 in the second.
-    crop_nms_thresh: as `box_nms_thresh`, between crops; there the smaller crop's mask is kept.
-    crop_overlap_ratio: how much of the image's shorter side the first layer's crops share.
-    crop_n_points_downscale_factor: the n-th layer's grid is smaller by its n-th power.
-    min_mask_region_area: pixels; smaller holes are filled and smaller islands removed.
+    box_nms_thresh: of two masks whose boxes overlap by a higher IoU, drops the worse.
+    crop_n_layers: how many layers of smaller crops to segment as well: 2 x 2 crops in the first, 4
+      x 4 in the second.
+    crop_nms_thresh: as `box_nms_thresh`, between crops; keeps the mask of the smaller crop.
+    crop_overlap_ratio: fraction of the image's shorter side that the first layer's crops share.
+    crop_n_points_downscale_factor: the n-th layer has `points_per_side` divided by its n-th power.
+    min_mask_region_area: pixels; fills smaller holes and removes smaller islands.
 
   Raises:
-    ValueError: a value out of its range.
+    ValueError: a value out of range.
   """
 
   points_per_side: int = 32
@@ -74,9 +74,9 @@ class MaskGeneration:
 
   def __post_init__(self):
     check = functools.partial(check_numbers, self, "")
-    check(("points_per_side",), 1, MOST_A_SIDE, whole=True)
+    check(("points_per_side",), 1, MAX_POINTS_PER_SIDE, whole=True)
     check(("points_per_batch", "crop_n_points_downscale_factor"), 1, whole=True)
-    check(("crop_n_layers",), 0, MOST_LAYERS, whole=True)
+    check(("crop_n_layers",), 0, MAX_LAYERS, whole=True)
     check(("pred_iou_thresh", "stability_score_thresh"), 0, 1)
     check(("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio"), 0, 1)
     check(("stability_score_offset", "min_mask_region_area"), 0)
@@ -85,12 +85,12 @@ class MaskGeneration:
       _check_grids(self.point_grids, self.crop_n_layers + 1)
 
   def grid(self, layer: int) -> Float[np.ndarray, "n 2"]:
-    """The clicks of a layer's crops: x, y as fractions."""
+    """The point prompts of a layer's crops: x, y as fractions."""
     if self.point_grids is not None:
       return np.asarray(self.point_grids[layer], np.float64)
     side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
-    places = (np.arange(side) + 0.5) / side
-    return np.stack(np.meshgrid(places, places), axis=-1).reshape(-1, 2)
+    centres = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
 
 def _check_grids(grids: Any, layers: int) -> None:
@@ -109,16 +109,16 @@ def _check_grids(grids: Any, layers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Segments(Instances):
-  """Everything in an image, best first.
+  """All objects of an image, best first.
 
   Attributes:
     ids: 1, 2, ..
-    scores: quality (IoU with the thing that is meant), as the model guesses it.
+    scores: predicted IoU.
     boxes: of the masks: xyxy in pixels of the image.
     masks: over the image.
     stability: of the masks, in [0, 1].
-    points: the click that each came from: x, y in pixels of the image.
-    crops: the part of the image that was looked at: xyxy in pixels.
+    points: the point prompt of each: x, y in pixels of the image.
+    crops: the crop of each: xyxy in pixels of the image.
   """
 
   stability: Float[np.ndarray, " n"]
@@ -128,7 +128,7 @@ class Segments(Instances):
 
 @dataclasses.dataclass
 class _Candidates:
-  """Masks that were good enough, on the decoder's grid; the rest in pixels of the image."""
+  """Masks that passed the filters, on the decoder's grid; the other fields in image pixels."""
 
   logits: Float[np.ndarray, "n Hm Wm"]
   scores: Float[np.ndarray, " n"]
@@ -141,14 +141,26 @@ class _Candidates:
     return _Candidates(*(array[index] for array in vars(self).values()))
 
 
+class VisualModel(Protocol):
+  """The methods of `Sam3` that `generate_masks` uses."""
+
+  def encode(
+    self, images: ImageSource, *, visual: bool = False, max_pixels: int = MAX_PIXELS
+  ) -> ImageEmbedding: ...
+
+  def decode_visual(
+    self, embedding: ImageEmbedding, prompts: Sequence[VisualPrompt], *, multimask: bool = True
+  ) -> VisualMasks: ...
+
+
 def generate_masks(
-  model: "Sam3",
+  model: VisualModel,
   image: ImageSource,
   options: MaskGeneration | None = None,
   *,
   max_pixels: int = MAX_PIXELS,
 ) -> Segments:
-  """Everything in one image; see `Sam3.generate_masks`."""
+  """Segments everything in one image; see `Sam3.generate_masks`."""
   options = MaskGeneration() if options is None else options
   if not isinstance(options, MaskGeneration):
     raise TypeError(
@@ -171,26 +183,28 @@ def generate_masks(
 def suppress(
   boxes: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"], threshold: float
 ) -> np.ndarray:
-  """Greedy non-maximum suppression: positions of the boxes (xyxy) that stay, best first.
+  """Greedy non-maximum suppression: indices of the boxes (xyxy) to keep, best first.
 
-  A box goes where its IoU with a better one that stays is above `threshold`; ties by position.
+  Drops a box whose IoU with a better kept box is above `threshold`; ties by index.
   """
   order = np.argsort(-scores, kind="stable")
   boxes = np.asarray(boxes, np.float64)[order]
   areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-  stays = np.ones(len(order), bool)
+  keep = np.ones(len(order), bool)
   for i, box in enumerate(boxes):
-    if stays[i]:
+    if keep[i]:
       rest = boxes[i + 1 :]
       sides = np.minimum(rest[:, 2:], box[2:]) - np.maximum(rest[:, :2], box[:2])
       shared = np.prod(np.maximum(sides, 0), axis=1)
-      stays[i + 1 :] &= shared <= threshold * (areas[i] + areas[i + 1 :] - shared)
-  return order[stays]
+      keep[i + 1 :] &= shared <= threshold * (areas[i] + areas[i + 1 :] - shared)
+  return order[keep]
 
 
 def clean(mask: Bool[np.ndarray, "h w"], area: float) -> Bool[np.ndarray, "h w"]:
-  """A mask without holes and then islands of fewer than `area` pixels (joined by sides or corners);
-  of islands that are all smaller, the largest stays."""
+  """Fills holes, then removes islands, of fewer than `area` pixels, connected by sides or corners.
+
+  If all islands are smaller, keeps the largest.
+  """
   from scipy import ndimage  # not at the top: it is slow to import
 
   def regions(inside):
@@ -202,23 +216,23 @@ def clean(mask: Bool[np.ndarray, "h w"], area: float) -> Bool[np.ndarray, "h w"]
   labels, sizes = regions(mask)
   if not len(sizes):
     return mask
-  stays = sizes >= area
-  stays[sizes.argmax()] = True
-  return np.concatenate([[False], stays])[labels]
+  keep = sizes >= area
+  keep[sizes.argmax()] = True
+  return np.concatenate([[False], keep])[labels]
 
 
 def _crops(
   height: int, width: int, options: MaskGeneration
 ) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-  """Each layer's crops, xyxy: the whole image, then 2 x 2 pieces that overlap, then 4 x 4."""
+  """Yields layer and crop (xyxy): the whole image, then 2 x 2 overlapping crops, then 4 x 4."""
   yield 0, (0, 0, width, height)
   for layer in range(1, options.crop_n_layers + 1):
-    pieces = 2**layer
-    shared = int(options.crop_overlap_ratio * min(height, width) * 2 / pieces)
+    count = 2**layer
+    shared = int(options.crop_overlap_ratio * min(height, width) * 2 / count)
     spans = []
     for side in (width, height):
-      length = math.ceil((shared * (pieces - 1) + side) / pieces)
-      starts = [min((length - shared) * i, side - 1) for i in range(pieces)]
+      length = math.ceil((shared * (count - 1) + side) / count)
+      starts = [min((length - shared) * i, side - 1) for i in range(count)]
       spans.append([(start, min(start + length, side)) for start in starts])
     for y0, y1 in spans[1]:
       for x0, x1 in spans[0]:
@@ -226,13 +240,13 @@ def _crops(
 
 
 def _crop_candidates(
-  model: "Sam3",
+  model: VisualModel,
   image: np.ndarray,
   crop: tuple[int, int, int, int],
   grid: Float[np.ndarray, "n 2"],
   options: MaskGeneration,
 ) -> _Candidates:
-  """What is found in one crop, its duplicates taken out."""
+  """The masks of one crop, after suppression."""
   x0, y0, x1, y1 = crop
   corner, extent = np.array([x0, y0]), np.array([x1 - x0, y1 - y0])
   embedding = model.encode(image[y0:y1, x0:x1], visual=True, max_pixels=image.size)
@@ -245,15 +259,15 @@ def _crop_candidates(
       (found.iou, _measure(found.mask_logits, options.stability_score_offset))
     )
     good = (scores > options.pred_iou_thresh) & (stability >= options.stability_score_thresh)
-    prompt, reading = np.nonzero(good & (cells[..., 2] > 0))
-    logits = kept_masks(found.mask_logits, [reading[prompt == p] for p in range(len(batch))])
+    prompt, k = np.nonzero(good & (cells[..., 2] > 0))
+    logits = kept_masks(found.mask_logits, [k[prompt == p] for p in range(len(batch))])
     stretch = np.tile(extent / found.mask_logits.shape[:1:-1], 2)
     parts.append(
       _Candidates(
         logits=np.concatenate(logits),
-        scores=scores[prompt, reading],
-        stability=stability[prompt, reading],
-        boxes=cells[prompt, reading] * stretch + np.tile(corner, 2),
+        scores=scores[prompt, k],
+        stability=stability[prompt, k],
+        boxes=cells[prompt, k] * stretch + np.tile(corner, 2),
         points=batch[prompt] + corner,
         crops=np.tile(np.array(crop, np.float64), (len(prompt), 1)),
       )
@@ -267,14 +281,14 @@ def _crop_candidates(
 def _measure(
   logits: Float[Array, "P K Hm Wm"], offset: Float[Array, ""]
 ) -> tuple[Float[Array, "P K"], Float[Array, "P K 4"]]:
-  """Stability of masks, and their boxes, xyxy in cells; zeros of empty ones."""
+  """Stability of masks, and their boxes, xyxy in cells; zeros for empty masks."""
   inner, outer = ((logits > x).sum((2, 3)) for x in (offset, -offset))
   stability = inner / jnp.maximum(outer, 1)
   ends = []
-  for axis in (2, 3):  # x from what is in any row, y from what is in any column
-    there = (logits > 0).any(axis)
-    last = there.shape[-1] - there[..., ::-1].argmax(-1)
-    ends.append((there.argmax(-1), jnp.where(there.any(-1), last, 0)))
+  for axis in (2, 3):  # x from the columns with any cell inside, y from the rows
+    inside = (logits > 0).any(axis)
+    last = inside.shape[-1] - inside[..., ::-1].argmax(-1)
+    ends.append((inside.argmax(-1), jnp.where(inside.any(-1), last, 0)))
   (x0, x1), (y0, y1) = ends
   return stability, jnp.stack([x0, y0, x1, y1], axis=-1).astype(jnp.float32)
 
@@ -282,30 +296,30 @@ def _measure(
 def _cut(
   boxes: Float[np.ndarray, "n 4"], crop: tuple[int, int, int, int], shape: tuple[int, ...]
 ) -> Bool[np.ndarray, " n"]:
-  """Which boxes lie at an edge of the crop that is none of the image's."""
+  """Whether each box is at an edge of the crop that is not an edge of the image."""
   limits = np.array([0, 0, shape[1], shape[0]])
   near = np.abs(boxes - np.array(crop)) <= EDGE
   return np.any(near & (np.abs(boxes - limits) > EDGE), axis=1)
 
 
 def _finish(found: _Candidates, size: tuple[int, int], options: MaskGeneration) -> Segments:
-  """Whole pixels: masks cleaned and boxed, and what became a duplicate by that taken out."""
-  rles, boxes, same = [], [], []
+  """Resizes the masks to the image, cleans and boxes them, and drops new duplicates."""
+  rles, boxes, unchanged = [], [], []
   for logits, crop in zip(found.logits, found.crops.astype(int), strict=True):
     x0, y0, x1, y1 = crop.tolist()
     mask = np.zeros(size, bool)
     mask[y0:y1, x0:x1] = Masks(logits[None], (y1 - y0, x1 - x0))[0]
-    whole = clean(mask, options.min_mask_region_area) if options.min_mask_region_area else mask
-    same.append(np.array_equal(mask, whole))
-    rles.append(encode(whole))
-    boxes.append(box_of(whole))
+    cleaned = clean(mask, options.min_mask_region_area) if options.min_mask_region_area else mask
+    unchanged.append(np.array_equal(mask, cleaned))
+    rles.append(encode(cleaned))
+    boxes.append(mask_to_box(cleaned))
   found.boxes = np.array(boxes, np.float64).reshape(-1, 4)
   order = np.argsort(-found.scores, kind="stable")
-  if options.min_mask_region_area:  # what was clean goes before what had to be cleaned
-    preference = found.scores + 2 * np.array(same, bool)
-    stays = suppress(found.boxes, preference, options.box_nms_thresh)
-    order = order[np.isin(order, stays)]
-  order = order[found.boxes[order, 2] > 0]  # thinner than a pixel
+  if options.min_mask_region_area:  # prefer masks that cleaning did not change
+    preference = found.scores + 2 * np.array(unchanged, bool)
+    kept = suppress(found.boxes, preference, options.box_nms_thresh)
+    order = order[np.isin(order, kept)]
+  order = order[found.boxes[order, 2] > 0]  # drop masks thinner than a pixel
   found = found.take(order)
   return Segments(
     ids=np.arange(1, len(order) + 1),

@@ -1,4 +1,4 @@
-"""Whether what a user hands to a model was made for it: embeddings of images and of phrases."""
+"""Checks that the embeddings of images and of phrases belong to the model that gets them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from sam3_jax.utils.identity import Origin
 
 
 def check_origin(what: str, found: Origin, model: Origin) -> None:
-  """Raises ValueError if another checkpoint than the model's is known to have made an embedding."""
+  """Raises ValueError if an embedding is known to be from another checkpoint than the model's."""
   if found.identity and found != model:
     raise ValueError(
       f"the embedding of {what} was made by another checkpoint, {found}, than this model's, "
@@ -28,11 +28,12 @@ def check_origin(what: str, found: Origin, model: Origin) -> None:
 def own_embedding(
   embedding: ImageEmbedding, model: Origin, config: Config, dtype: DTypeLike
 ) -> ImageEmbedding:
-  """An embedding as the model's programs take it: of the model's dtype, without its origin, which
-  would be another program.
+  """An embedding as the programs take it: in the model's dtype and without its origin, which would
+  make JAX compile another program.
 
   Raises:
-    ValueError: another checkpoint made it, or its maps have other sizes than the model's.
+    ValueError: the embedding is from another checkpoint, or its maps have other sizes than the
+      model's.
   """
   check_origin("the image", embedding.origin, model)
   side, grid = config.image_size, config.image_size // config.patch
@@ -54,12 +55,11 @@ def own_text(
   model: Origin,
   dtype: DTypeLike,
 ) -> TextEmbedding:
-  """Encoded phrases as the model's programs take them: of the model's dtype, without their tokens
-  and origin.
+  """Encoded phrases as the programs take them: in the model's dtype, without tokens and origin.
 
   Raises:
-    TypeError: they are something else.
-    ValueError: another checkpoint made them, or of other prompts than these.
+    TypeError: `text` is not a `TextEmbedding`.
+    ValueError: it is from another checkpoint, or of other prompts.
   """
   if not isinstance(text, TextEmbedding):
     raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")

@@ -1,4 +1,4 @@
-"""Encoded phrases, each computed once and kept on the host: a data set has few distinct ones."""
+"""Caches encoded phrases on the host: a dataset has few distinct phrases."""
 
 from collections.abc import Sequence
 
@@ -9,28 +9,28 @@ from sam3_jax.inference.predictor import TEXT_BATCHES, Sam3
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.types import TextEmbedding
 
-REMEMBERED = 4096  # phrases whose encoding is kept: 130 MB for the released model
+CAPACITY = 4096  # phrases: 130 MB for the released model
 
 
-class Phrases:
-  """The encodings of the phrases of prompts that were learned: `phrases[prompts]`, a row each."""
+class TextCache:
+  """The encoded phrases of prompts; `cache[prompts]` has one row per prompt."""
 
   def __init__(self, model: Sam3):
     self._model = model
-    self._known: dict[str, TextEmbedding] = {}
+    self._rows: dict[str, TextEmbedding] = {}
 
-  def learn(self, prompts: Sequence[Prompt]) -> None:
-    """Encodes what is new, in full batches; forgets all else when there is too much."""
-    wanted, size = dict.fromkeys(prompt.phrase for prompt in prompts), TEXT_BATCHES[0]
-    new = [phrase for phrase in wanted if phrase not in self._known]
-    if new and len(self._known) + len(new) > REMEMBERED:
-      self._known, new = {}, list(wanted)
+  def add(self, prompts: Sequence[Prompt]) -> None:
+    """Encodes new phrases, in full batches. Beyond the capacity, drops all other phrases first."""
+    phrases, size = dict.fromkeys(prompt.phrase for prompt in prompts), TEXT_BATCHES[0]
+    new = [phrase for phrase in phrases if phrase not in self._rows]
+    if new and len(self._rows) + len(new) > CAPACITY:
+      self._rows, new = {}, list(phrases)
     for start in range(0, len(new), size):
-      phrases = new[start : start + size]
-      text = self._model.encode_text(phrases + phrases[-1:] * (size - len(phrases)))
+      batch = new[start : start + size]
+      text = self._model.encode_text(batch + batch[-1:] * (size - len(batch)))
       rows = jax.device_get(text)
-      self._known |= {phrase: rows[i : i + 1] for i, phrase in enumerate(phrases)}
+      self._rows |= {phrase: rows[i : i + 1] for i, phrase in enumerate(batch)}
 
   def __getitem__(self, prompts: Sequence[Prompt]) -> TextEmbedding:
-    rows = [self._known[prompt.phrase] for prompt in prompts]
+    rows = [self._rows[prompt.phrase] for prompt in prompts]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)

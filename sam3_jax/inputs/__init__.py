@@ -1,1 +1,1 @@
-"""What goes into the model: images read and resized, phrases tokenized, prompts checked."""
+"""Model inputs: reading and resizing images, tokenizing phrases, validating prompts."""

@@ -1,4 +1,4 @@
-"""What a file is that is no image of a format that is read: its name, and what to do about it."""
+"""Recognizes files that are not in a supported image format, and suggests a remedy for each."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ _FRAMES = "extract its frames as JPEG or PNG files"
 _UNPACK = "unpack it and give the images in it"
 _AGAIN = "it looks like a failed download; get the file again"
 
-# Offset, bytes, kind, remedy: the first that fits.
+# Offset, bytes, kind, remedy; the first match counts.
 _SIGNATURES = (
   (0, b"%!PS", "PostScript", _CONVERT),
   (0, b"\xc5\xd0\xd3\xc6", "PostScript (EPS)", _CONVERT),
@@ -45,7 +45,7 @@ _SIGNATURES = (
   (257, b"ustar", "a tar file", "give it to `sam3-jax batch`, or unpack it"),
   (0, b"version https://git-lfs", "a pointer of Git LFS", "run `git lfs pull`"),
 )
-_TEXTS = (  # of the first word, in small letters
+_TEXTS = (  # the beginning of the text in lower case
   (b"<svg", "an SVG drawing", "draw it as PNG"),
   (b"<!doctype html", "a web page", _AGAIN),
   (b"<html", "a web page", _AGAIN),
@@ -55,29 +55,30 @@ _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 
 
-class Kind(NamedTuple):
-  """What a file is, and what to do to use it."""
+class UnsupportedFormat(NamedTuple):
+  """The kind of a file, and how to convert it."""
 
   kind: str
   remedy: str
 
 
-def what_it_is(start: bytes) -> Kind | None:
-  """What a file is by its first 512 bytes; None if it may be an image of a format that is read."""
+def unsupported_format(start: bytes) -> UnsupportedFormat | None:
+  """Recognizes a file by its first 512 bytes; None if it may be a supported image."""
+
   for offset, signature, kind, remedy in _SIGNATURES:
     if start.startswith(signature, offset):
-      return Kind(kind, remedy)
+      return UnsupportedFormat(kind, remedy)
   if start[4:8] == b"ftyp":
     brands = start[8 : min(int.from_bytes(start[:4]), len(start))]
     if any(brand in brands for brand in _AVIF):
       return None
     if any(brand in brands for brand in _HEIF):
-      return Kind("a HEIC image", _CONVERT)
-    return Kind("a video (MP4, MOV or the like)", _FRAMES)
+      return UnsupportedFormat("a HEIC image", _CONVERT)
+    return UnsupportedFormat("a video (MP4, MOV or the like)", _FRAMES)
   text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
   for beginning, kind, remedy in _TEXTS:
     if text.startswith(beginning):
       if b"<svg" in text:
-        return Kind("an SVG drawing", "draw it as PNG")
-      return Kind(kind, remedy)
+        return UnsupportedFormat("an SVG drawing", "draw it as PNG")
+      return UnsupportedFormat(kind, remedy)
   return None

@@ -1,127 +1,66 @@
-"""Image files named by a path, a directory or a pattern, and a count of what was left out.
-
-`segment` and `batch` list their images here, so that both find the same files in a directory.
-"""
+"""Lists image files given by a path, a directory or a pattern, for `segment` and `batch`."""
 
 import errno
 import fnmatch
 import glob
 import heapq
 import os
-import re
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
-from sam3_jax.outputs.coco_json import ANNOTATIONS, IMAGE
+from sam3_jax.utils.notes import ListingNotes
+from sam3_jax.utils.os_errors import error_text
 
-SHOWN_KINDS = 8  # of skipped files, in the note; the others are summed up
+# Suffixes of the results of `sam3-jax segment`, unlikely in names of input files.
+IMAGE, ANNOTATIONS = ".sam3.png", ".sam3.json"
 
 _Key = tuple[int, int] | str
-_Typed = tuple[os.DirEntry[str], int | None]  # with the mode of its target, if it has one
+_Typed = tuple[os.DirEntry[str], int | None]  # an entry and its mode; None for a broken link
 
 
 class Found(NamedTuple):
-  """A file: its name as given, or relative to the directory given, and its path."""
+  """A file: its path, and its name as given or relative to the given directory."""
 
   name: str
   path: str
 
 
-class ListingNotes:
-  """What a listing skipped, and what else a user may not expect: one line, or a refusal."""
-
-  def __init__(self):
-    self._files: Counter[tuple[str, str]] = Counter()
-    self._directories: Counter[tuple[str, str]] = Counter()
-    self._remarks: dict[str, tuple[int, str, str]] = {}
-
-  def skip(self, kind: str, plural: str = "", count: int = 1) -> None:
-    """Counts files that are left out, such as "label image", "label images"."""
-    self._files[kind, plural or kind] += count
-
-  def skip_suffix(self, name: str) -> None:
-    """Counts a file that is left out because of its ending."""
-    suffix = Path(name).suffix.lower()
-    odd = "without an extension" if not suffix else "with other extensions"
-    self.skip(suffix if re.fullmatch(r"\.\w{1,10}", suffix, re.ASCII) else odd)
-
-  def skip_directory(self, kind: str) -> None:
-    """Counts a directory that is left out, with all that is in it."""
-    self._directories[kind, kind] += 1
-
-  def remark(self, one: str, several: str, example: str) -> None:
-    """Counts what is not skipped but surprising.
-
-    Args:
-      one, several: such as "image is empty", "images are empty".
-      example: the first one is named.
-    """
-    if not example.isprintable():
-      example = ascii(example)[1:-1]
-    count, first, _ = self._remarks.get(one, (0, example, several))
-    self._remarks[one] = count + 1, first, several
-
-  def line(self) -> str:
-    """All of it in one line, such as `skipped 12 files: 8 .txt, 3 hidden, 1 label image`; empty if
-    there is nothing to say."""
-    skipped = [
-      f"{_count(sum(kinds.values()), *what)}: {_kinds(kinds)}"
-      for kinds, what in (
-        (self._files, ("file", "files")),
-        (self._directories, ("directory", "directories")),
-      )
-      if kinds
-    ]
-    clauses = ["skipped " + " and ".join(skipped)] if skipped else []
-    for one, (count, example, several) in self._remarks.items():
-      more = "" if count == 1 else "such as "
-      clauses.append(f"{_count(count, one, several)} ({more}{example:.100})")
-    return "; ".join(clauses)
-
-  def refuse(self) -> None:
-    """Raises ValueError if there is anything to say: what --strict asks for."""
-    if line := self.line():
-      raise ValueError(f"--strict: {line}. Remove or name these files, or leave out --strict.")
-
-
 def find_files(given: str, notes: ListingNotes) -> Iterator[Found]:
-  """The files that a path or a pattern stands for, in an order that depends on names alone.
+  """Finds the files of a path or a pattern, in an order that depends only on names.
 
   Args:
-    given: a directory, for all images in and below it by their endings (`IMAGE_SUFFIXES`), linked
-      directories too, hidden files not; a file; or a pattern such as `a/*.jpg`, whose matches may
-      have any ending. Results of `sam3-jax segment` are not taken as images.
-    notes: counts what is left out.
+    given: a directory, for all images in its tree by their suffixes (`IMAGE_SUFFIXES`), including
+      linked directories but not hidden files; a file; or a pattern such as `a/*.jpg`, whose matches
+      may have any suffix. Results of `sam3-jax segment` are skipped.
+    notes: counts skipped files.
 
   Raises:
-    FileNotFoundError: there is no such directory or file, and it is no pattern.
+    FileNotFoundError: there is no such directory or file, and `given` is not a pattern.
     ValueError: a directory cannot be read.
   """
   if os.path.isdir(given):
     for name in sorted(_in_directory(given, notes)):
       yield Found(name, os.path.join(given, name))
   elif os.path.isfile(given):
-    # Named by itself, a file is taken as it is, unless it surely is a result, as of `*.png`, which
-    # the shell puts the names in place of.
+    # A file given by name is used, unless it certainly is a result: both files of a result exist.
+    # The shell may have expanded `*.png`.
     pairs = ((IMAGE, ANNOTATIONS), (ANNOTATIONS, IMAGE))
-    beside = [given[: -len(own)] + other for own, other in pairs if given.lower().endswith(own)]
-    if not (any(map(os.path.exists, beside)) and is_result(given, notes)):
+    others = [given[: -len(own)] + other for own, other in pairs if given.lower().endswith(own)]
+    if not (any(map(os.path.exists, others)) and is_result(given, notes)):
       yield Found(given, given)
   elif glob.has_magic(given):
     yield from _matches(given, notes)
   else:
-    raise FileNotFoundError(f"there is no folder, file or pattern {given}; check the spelling.")
+    raise FileNotFoundError(f"there is no directory, file or pattern {given}; check the spelling.")
 
 
 def is_hidden(name: str, notes: ListingNotes) -> bool:
-  """Whether a file, by its name or that of a directory above it, is hidden or macOS's metadata;
-  counted if so."""
+  """Whether a file, or a directory in its path, is hidden or macOS metadata; counts it if so."""
   if not name.startswith((".", "__MACOSX/")) and "/." not in name and "/__MACOSX/" not in name:
-    return False  # as most
+    return False  # the common case, fast
   parts = name.split("/")
   if "__MACOSX" in parts[:-1] or parts[-1].startswith("._"):
     notes.skip("macOS metadata")
@@ -133,7 +72,7 @@ def is_hidden(name: str, notes: ListingNotes) -> bool:
 
 
 def is_result(name: str, notes: ListingNotes) -> bool:
-  """Whether a file is what `sam3-jax segment` wrote, by its name; counted if so."""
+  """Whether a file is a result of `sam3-jax segment`, by its name; counts it if so."""
   if name.lower().endswith((IMAGE, ANNOTATIONS)):
     notes.skip("result of segment", "results of segment")
     return True
@@ -141,7 +80,7 @@ def is_result(name: str, notes: ListingNotes) -> bool:
 
 
 def is_image(name: str, notes: ListingNotes) -> bool:
-  """Whether a file counts as an image by its name, which is counted in `notes` if not."""
+  """Whether a file is an image by its name; counts it in `notes` if not."""
   if is_hidden(name, notes) or is_result(name, notes):
     return False
   if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
@@ -151,29 +90,29 @@ def is_image(name: str, notes: ListingNotes) -> bool:
 
 
 def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
-  """Names relative to `top` of the images in and below it."""
+  """Names of the images in a directory tree, relative to `top`."""
   for base, entries in _walk(top, notes):
     for entry, mode in entries:
       if mode is None:
         notes.skip("broken link", "broken links")
-      elif is_image(entry.name, notes):  # reading refuses pipes and devices, by name
+      elif is_image(entry.name, notes):  # pipes and devices too: reading them raises an error
         yield f"{base}/{entry.name}" if base else entry.name
 
 
 def _walk(top: str, notes: ListingNotes) -> Iterator[tuple[str, list[_Typed]]]:
-  """Each directory at and below `top` once, relative to it, with what it holds but directories.
+  """Yields each directory of a tree once, relative to `top`, with its entries except directories.
 
-  Links to directories are followed after all directories that need none, so that a file has the
-  name without a link if it has one, whatever the order of names.
+  Links to directories are followed last, so that files are found by a path without links if there
+  is one.
   """
   above = {_key(str(path)) for path in Path(os.path.realpath(top)).parents}
   seen = {_key(top)}
-  pending, links = [""], list[str]()  # heaps: the order must not depend on the file system
+  pending, links = [""], list[str]()  # heaps, so that the order is independent of the file system
   while pending or links:
     base = heapq.heappop(pending or links)
     if base:
       key = _key(os.path.join(top, base))
-      if key in above or key in seen:  # a link may lead back, or to what has another name too
+      if key in above or key in seen:  # a link to a parent, or to a directory with another path
         notes.skip_directory("link to a directory " + ("above" if key in above else "listed too"))
         continue
       seen.add(key)
@@ -191,27 +130,27 @@ def _walk(top: str, notes: ListingNotes) -> Iterator[tuple[str, list[_Typed]]]:
 
 
 def _entries(path: str, notes: ListingNotes, *, first: bool) -> list[os.DirEntry[str]]:
-  """What a directory holds; of one that may not be read nothing, unless it is the `first`."""
+  """The entries of a directory; none if permission is denied, unless it is the `first` one."""
   try:
     with os.scandir(path or ".") as entries:
       return list(entries)
   except OSError as error:
-    # A directory without permission stays so; other errors pass, and a list without its images
-    # would be taken for the whole.
+    # A denied permission is permanent. Other errors may be temporary, and a list without these
+    # images would be taken for complete.
     if not first and isinstance(error, PermissionError):
       notes.remark(
-        "directory without permission to read it is left out",
-        "directories without permission to read them are left out",
+        "directory is skipped, as permission to read it is denied",
+        "directories are skipped, as permission to read them is denied",
         path,
       )
       return []
     raise ValueError(
-      f"{path} cannot be read ({error.strerror}); check the directory and its permissions."
+      f"{path} cannot be read ({error_text(error)}); check the directory and its permissions."
     ) from error
 
 
 def _mode(entry: os.DirEntry[str]) -> int | None:
-  """Type of a file, of a link's target; None if the link is broken. Mostly without a `stat`."""
+  """The mode of a file or of a link's target; None if the link is broken. Avoids `stat`."""
   if not entry.is_symlink():
     if entry.is_dir(follow_symlinks=False):
       return stat.S_IFDIR
@@ -223,13 +162,13 @@ def _mode(entry: os.DirEntry[str]) -> int | None:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
       return None
     raise ValueError(
-      f"{entry.path} cannot be examined ({error.strerror}); check the directory and its "
+      f"{entry.path} cannot be examined ({error_text(error)}); check the directory and its "
       "permissions."
     ) from error
 
 
 def _key(path: str) -> _Key:
-  """What a directory is recognized by, under whatever name."""
+  """A key that identifies a directory under all its paths."""
   try:
     status = os.stat(path)
   except OSError:
@@ -246,7 +185,7 @@ def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
   names = set(_expand(base, [part for part in pattern.split("/") if part], notes))
   for name in sorted(names, key=lambda name: (name.count("/"), name)):
     if os.path.isdir(name):
-      if "**" not in pattern:  # which matches each directory on the way
+      if "**" not in pattern:  # `**` matches all directories in between
         notes.skip_directory("matched by the pattern")
     elif not os.path.exists(name):
       notes.skip("broken link", "broken links")
@@ -256,7 +195,7 @@ def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
       folder, base = os.path.split(name)
       if folder not in folders:
         folders[folder] = _key(folder or ".")
-      if (folders[folder], base) in seen:  # through a link to a directory
+      if (folders[folder], base) in seen:  # matched through a linked directory
         notes.skip("matched under another name too")
       else:
         seen.add((folders[folder], base))
@@ -266,13 +205,14 @@ def _matches(pattern: str, notes: ListingNotes) -> Iterator[Found]:
 
 
 def _expand(base: str, parts: list[str], notes: ListingNotes) -> Iterator[str]:
-  """`glob.glob`, which leaves out what it cannot read without a word, and follows circles of links.
+  """Expands a pattern like `glob.glob`, but notes unreadable directories and detects link cycles.
 
   Args:
     base: the path so far; empty for the working directory.
-    parts: the pattern's parts below it.
+    parts: the remaining parts of the pattern.
     notes: counts directories that cannot be read.
   """
+
   if not parts:
     yield base
     return
@@ -295,15 +235,3 @@ def _expand(base: str, parts: list[str], notes: ListingNotes) -> Iterator[str]:
       hidden = entry.name.startswith(".") and not part.startswith(".")
       if not hidden and fnmatch.fnmatchcase(entry.name, part):
         yield from _expand(os.path.join(base, entry.name), rest, notes)
-
-
-def _count(number: int, one: str, several: str) -> str:
-  return f"{number:,} {one if number == 1 else several}"
-
-
-def _kinds(kinds: Counter[tuple[str, str]]) -> str:
-  ordered = sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-  shown = [_count(number, *names) for names, number in ordered[:SHOWN_KINDS]]
-  if rest := sum(number for _, number in ordered[SHOWN_KINDS:]):
-    shown.append(f"{rest:,} of other kinds")
-  return ", ".join(shown)

@@ -1,4 +1,4 @@
-"""Concept prompts: what a user may ask, checked, and packed into the model's padded arrays."""
+"""Concept prompts: phrases and exemplar boxes, validated and packed into padded arrays."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
@@ -9,26 +9,27 @@ from jaxtyping import Int
 
 from sam3_jax.inputs.tokenizer import phrase_fault
 from sam3_jax.types import Prompts, TextEmbedding
-from sam3_jax.utils.validation import as_array, is_number, plain, shown
+from sam3_jax.utils.json_text import shown
+from sam3_jax.utils.validation import as_array, as_lists, is_number
 
-BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt of boxes alone
-BOX_SIZES = (8, 128)  # boxes of a prompt are padded to one of these, so that few programs do
+BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt without text
+BOX_SIZES = (8, 128)  # the boxes of a prompt are padded to one of these, so that programs are few
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A noun phrase, example boxes, or both: "all instances of this".
+  """A concept prompt: a noun phrase, exemplar boxes, or both.
 
   Attributes:
-    text: a short noun phrase, "yellow school bus"; None for boxes alone.
-    boxes: x0, y0, x1, y1 of each example, in pixels of the source image as displayed (EXIF
-      orientation applied); at most 128. They may reach beyond the image, be up to twice its size,
+    text: a short noun phrase, such as "yellow school bus"; None for boxes only.
+    boxes: exemplar boxes x0, y0, x1, y1 in pixels of the source image as displayed (EXIF
+      orientation applied); at most 128. A box may extend beyond the image, be up to twice its size,
       and have no area.
-    box_labels: 1 for an example, 0 for a counterexample, one a box; None for all 1.
+    box_labels: 1 for a positive exemplar, 0 for a negative one, for each box; None for all 1.
 
   Raises:
-    ValueError: neither text nor a box, an empty phrase, or faulty boxes or labels.
-    TypeError: text is no string.
+    ValueError: neither text nor boxes, an empty phrase, or invalid boxes or labels.
+    TypeError: text is not a string.
   """
 
   text: str | None = None
@@ -38,30 +39,33 @@ class Prompt:
   def __post_init__(self):
     if self.text is not None:
       if not isinstance(self.text, str):
-        raise TypeError(f"text must be a string; got {shown(self.text)}. Use one Prompt a phrase.")
+        raise TypeError(
+          f"text must be a string; got {shown(self.text)}. Use one Prompt for each phrase."
+        )
       if fault := phrase_fault(self.text):
         empty = fault.endswith(" is empty")
         fault = "the phrase is empty" if empty else fault
         raise ValueError(f"{fault}; name what to find, or leave text out and give boxes.")
-      object.__setattr__(self, "text", str(self.text))  # not NumPy's kind
+      object.__setattr__(self, "text", str(self.text))  # converts NumPy's strings
     boxes = _boxes(self.boxes)
     if self.text is None and not boxes:
       raise ValueError("a prompt needs a phrase or a box: Prompt(text=...), Prompt(boxes=...).")
     object.__setattr__(self, "boxes", boxes)
-    labels = as_labels(self.box_labels, len(boxes), "box", "1 (example) or 0 (counterexample)")
+    meaning = "1 (positive exemplar) or 0 (negative exemplar)"
+    labels = as_labels(self.box_labels, len(boxes), "box", meaning)
     object.__setattr__(self, "box_labels", tuple(map(bool, labels)))
 
   @property
   def phrase(self) -> str:
-    """What the text encoder reads."""
+    """The phrase to encode."""
     return BOXES_ALONE if self.text is None else self.text
 
 
 def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
-  """One or several phrases or prompts as a list of prompts."""
+  """Converts a phrase, a prompt or a list of them to a list of prompts."""
   if isinstance(prompts, (str, Prompt)):
     prompts = [prompts]
-  # The keys of a mapping are not all that it says, and a set has no order.
+  # Iterating over a mapping would ignore its values, and a set has no order.
   if isinstance(prompts, bytes | bytearray | Mapping | Set):
     raise TypeError(f"pass a phrase, a Prompt, or a list of them; got {shown(prompts)}.")
   try:
@@ -75,7 +79,7 @@ def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
 
 
 def prompt_as_json(prompt: Prompt) -> dict[str, Any]:
-  """A prompt as plain values."""
+  """A prompt as JSON values."""
   return {
     "text": prompt.text,
     "boxes": [list(box) for box in prompt.boxes],
@@ -84,35 +88,35 @@ def prompt_as_json(prompt: Prompt) -> dict[str, Any]:
 
 
 def check_boxes(prompt: Prompt, height: int, width: int) -> None:
-  """Raises ValueError unless each box touches the image of this size, is at most twice as large,
-  and is not given in fractions."""
+  """Raises ValueError unless each box touches the image, is at most twice as large as the image,
+  and is given in pixels, not in fractions."""
   for box in prompt.boxes:
     check_box(box, height, width)
 
 
 def check_box(box: tuple[float, ...], height: int, width: int, *, fractions: bool = False) -> None:
-  """Raises ValueError as `check_boxes` does; `fractions`: it may lie within the first pixel."""
+  """Checks one box as `check_boxes` does; `fractions` allows a box within the first pixel."""
   x0, y0, x1, y1 = box
   if not fractions and are_fractions(box, height, width) and (x1 > x0 or y1 > y0):
     raise ValueError(
-      f"box {list(box)} lies within the first pixel of the {width} x {height} image: boxes are x0, "
-      "y0, x1, y1 in its pixels; multiply fractions by width and height."
+      f"box {list(box)} is within the first pixel of the {width} x {height} image: boxes are x0, "
+      "y0, x1, y1 in pixels; multiply fractions by width and height."
     )
   if x1 < 0 or y1 < 0 or x0 > width or y0 > height:
     raise ValueError(
-      f"box {list(box)} lies wholly outside the {width} x {height} image; "
-      "boxes are x0, y0, x1, y1 in its pixels."
+      f"box {list(box)} is completely outside the {width} x {height} image; "
+      "boxes are x0, y0, x1, y1 in pixels."
     )
   if x1 - x0 > 2 * width or y1 - y0 > 2 * height:
     raise ValueError(
       f"box {list(box)} is more than twice as large as the {width} x {height} image; "
-      "boxes are x0, y0, x1, y1 in its pixels."
+      "boxes are x0, y0, x1, y1 in pixels."
     )
 
 
 def are_fractions(values: Sequence[float], height: int, width: int) -> bool:
-  """Whether coordinates lie within the first pixel of an image of more than a few pixels, where
-  nobody means pixels."""
+  """Whether coordinates must be fractions by mistake: all are within the first pixel of an image
+  that is larger than a few pixels."""
   return min(height, width) > 8 and all(0 <= value <= 1 for value in values)
 
 
@@ -124,12 +128,12 @@ def pack(
   first_id: Any,
   text: TextEmbedding,
 ) -> Prompts:
-  """Prompts as NumPy arrays, their boxes as cxcywh fractions, padded to one of `BOX_SIZES`.
+  """Packs prompts into NumPy arrays; boxes become cxcywh fractions, padded to `BOX_SIZES`.
 
   Args:
-    prompts: checked against their images.
+    prompts: checked with `check_boxes`.
     sizes: height and width of each prompt's image, [P, 2].
-    image, first_id, text: as in `Prompts`, a row a prompt.
+    image, first_id, text: as in `Prompts`, one entry for each prompt.
   """
   most = max(len(prompt.boxes) for prompt in prompts)
   slots = next(size for size in BOX_SIZES if size >= most)
@@ -143,35 +147,43 @@ def pack(
       boxes[i, :n] = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
       positive[i, :n] = prompt.box_labels
       valid[i, :n] = True
-  rows: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
-  return Prompts(image=image, first_id=first_id, text=text, **rows)
+  arrays: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
+  return Prompts(image=image, first_id=first_id, text=text, **arrays)
 
 
-def image_rows(
+def image_indices(
   index: int | Sequence[int] | None, prompts: int, images: int
 ) -> Int[np.ndarray, " P"]:
-  """For each of so many prompts, the row of its image among so many, as `Sam3.decode` takes it.
+  """The index of each prompt's image in the embedding, from `image_index` of `Sam3.decode`.
+
+  Args:
+    index: one index for all prompts, one for each, or None if there is only one image.
+    prompts: number of prompts.
+    images: number of images in the embedding.
 
   Raises:
-    ValueError: no image, one that is not there, several without an index, or not one a prompt.
+    ValueError: there is no image, an index is out of range, `index` is None and there are several
+      images, or it has another number of indices.
   """
   if not images:
-    raise ValueError("the embedding has no image, so nothing can be asked about it; encode some.")
+    raise ValueError("the embedding has no images; encode at least one image.")
   if index is None and images != 1:
     raise ValueError(
-      f"the embedding has {images} images: say which one each prompt is about, image_index=[...]."
+      f"the embedding has {images} images: give the image of each prompt, image_index=[...]."
     )
-  rows = as_array(0 if index is None else index)
-  if rows.shape not in ((), (prompts,)) or not np.issubdtype(rows.dtype, np.integer):
-    raise ValueError(f"image_index must be one integer a prompt, {prompts}; got {index!r:.60}.")
-  for row in rows.reshape(-1):
-    if not 0 <= row < images:
-      raise ValueError(f"image_index {row} is not in the embedding, which has {images} images.")
-  return np.broadcast_to(rows, prompts)
+  indices = as_array(0 if index is None else index)
+  if indices.shape not in ((), (prompts,)) or not np.issubdtype(indices.dtype, np.integer):
+    raise ValueError(
+      f"image_index must be one integer, or one for each of {prompts} prompts; got {index!r:.60}."
+    )
+  for one in indices.reshape(-1):
+    if not 0 <= one < images:
+      raise ValueError(f"image_index {one} is not in the embedding, which has {images} images.")
+  return np.broadcast_to(indices, prompts)
 
 
 def as_box(row: Any, name: str) -> tuple[float, ...]:
-  """Four numbers; raises ValueError, calling it `name`, unless they are a box."""
+  """Converts a row to a box; raises ValueError with the box's `name` if it is invalid."""
   box = numbers(row, 4)
   if box is None:
     raise ValueError(f"{name} must be four numbers x0, y0, x1, y1 in pixels; got {shown(row)}.")
@@ -186,30 +198,37 @@ def as_box(row: Any, name: str) -> tuple[float, ...]:
 
 
 def numbers(row: Any, count: int) -> tuple[float, ...] | None:
-  """`count` numbers; None if it is something else."""
+  """Converts a row to `count` numbers; returns None if that is not possible."""
   try:
-    values = plain(row, "", 1)
+    values = as_lists(row, "", 1)
     if isinstance(values, list) and len(values) == count and all(map(is_number, values)):
       return tuple(map(float, values))
-  except (TypeError, OverflowError):  # the latter: an integer that no float holds
+  except (TypeError, OverflowError):  # OverflowError: an integer too large for a float
     pass
   return None
 
 
 def as_labels(labels: Any, count: int, what: str, meaning: str) -> tuple[int, ...]:
-  """A label for each of so many things; None is 1 for all.
+  """Converts labels to a tuple of 0 and 1.
+
+  Args:
+    labels: the labels; None for all 1.
+    count: their required number.
+    what, meaning: what the labels belong to and their meaning, for messages.
 
   Raises:
-    ValueError: they are not so many, or not 0 and 1; it says `what` has them and their `meaning`.
+    ValueError: there are more or fewer labels, or values other than 0 and 1.
   """
   if labels is None:
     return (1,) * count
   try:
-    values = plain(labels, f"{what}_labels")
+    values = as_lists(labels, f"{what}_labels")
   except TypeError as error:
     raise ValueError(f"{what} labels are {meaning}: {error}") from None
   if not isinstance(values, list) or len(values) != count:
-    raise ValueError(f"{what}_labels must be one a {what}: {count}; got {shown(labels)}.")
+    raise ValueError(
+      f"{what}_labels needs one label for each {what}: {count}; got {shown(labels)}."
+    )
   for label in values:
     if isinstance(label, list) or label not in (0, 1):
       raise ValueError(f"{what} labels are {meaning}; got {shown(label)}.")
@@ -217,14 +236,14 @@ def as_labels(labels: Any, count: int, what: str, meaning: str) -> tuple[int, ..
 
 
 def rows_of(values: Any) -> list[Any] | None:
-  """What a list or an array holds, none if `values` is None; None if it is neither."""
+  """The entries of a list or an array, [] for None; None if `values` is neither."""
   if values is None:
     return []
   if isinstance(values, str | bytes | bytearray | Mapping | Set):
     return None
   try:
     return list(values)
-  except Exception:  # an array without dimensions, or of a library whose errors are its own
+  except Exception:  # an array without dimensions, or an error of another library
     return None
 
 

@@ -1,18 +1,19 @@
-"""SentencePiece models of byte-level vocabularies, written field by field: equal pieces give equal
-bytes, and no protobuf package is needed (source: sentencepiece_model.proto).
+"""Writes SentencePiece models of byte-level vocabularies (source: sentencepiece_model.proto).
 
-`sam3_jax.inputs.tokenizer` says what the pieces mean.
+`sam3_jax.inputs.tokenizer` explains the pieces. Equal pieces give equal bytes. The protobuf module
+that sentencepiece ships is not used: it only imports with the major version of protobuf that it was
+generated with, and that of sentencepiece 0.2.1 crashes Python at exit.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 
-INSIDE = 0xE000  # + byte: the character that stands for a byte inside a word
-LAST = 0xE100  # + byte: the same for a word's last byte, CLIP's `</w>`
+INSIDE = 0xE000  # + byte: the character that represents a byte inside a word
+LAST = 0xE100  # + byte: the character that represents the last byte of a word, CLIP's `</w>`
 START = "<start_of_text>"
 END = "<end_of_text>"
 
-# sentencepiece_model.proto: the numbers of the fields and enumerators that the model needs.
+# Numbers of the required fields and enumerators in sentencepiece_model.proto.
 _MODEL = {"pieces": 1, "trainer_spec": 2, "normalizer_spec": 3}
 _PIECE = {"piece": 1, "score": 2, "type": 3}
 _UNKNOWN, _CONTROL = 2, 3
@@ -37,17 +38,17 @@ _NORMALIZER = {
 
 
 def write_model(pieces: Sequence[str]) -> bytes:
-  """A serialised ModelProto: BPE over `pieces`, then start, end and <unk>; no normalisation.
+  """Serializes a ModelProto: BPE over `pieces`, then start, end and <unk>; no normalization.
 
   Args:
-    pieces: by id, the 512 byte symbols first; each joins two before it.
+    pieces: by id: first the 512 byte symbols, then pieces that each join two earlier ones.
   """
   messages = [
     _message(_PIECE, piece=piece, score=float(min(512 - index, 0)))
     for index, piece in enumerate(pieces)
   ]
   messages += [_message(_PIECE, piece=piece, type=_CONTROL) for piece in (START, END)]
-  messages += [_message(_PIECE, piece="<unk>", type=_UNKNOWN)]  # SentencePiece insists on one
+  messages += [_message(_PIECE, piece="<unk>", type=_UNKNOWN)]  # SentencePiece requires it
   unknown = len(messages) - 1
   trainer = _message(
     _TRAINER,
@@ -56,7 +57,7 @@ def write_model(pieces: Sequence[str]) -> bytes:
     unk_id=unknown,
     bos_id=unknown - 2,
     eos_id=unknown - 1,
-    pad_id=-1,  # CLIP pads with an id that is also a piece
+    pad_id=-1,  # CLIP's padding id is also a piece
     unk_piece="<unk>",
     bos_piece=START,
     eos_piece=END,
@@ -79,7 +80,7 @@ def _message(numbers: Mapping[str, int], **fields: str | int | float) -> bytes:
 
 
 def _field(number: int, value: bytes | str | int | float) -> bytes:
-  """One protobuf field: varint (0), length-delimited (2) or float (5)."""
+  """Encodes a protobuf field: varint (0), length-delimited (2) or float (5)."""
   if isinstance(value, int):
     return _varint(number << 3) + _varint(value)
   if isinstance(value, float):
@@ -89,7 +90,8 @@ def _field(number: int, value: bytes | str | int | float) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-  value &= (1 << 64) - 1  # a negative number is written as its two's complement
+  value &= (1 << 64) - 1  # negative numbers are written as two's complement
+
   encoded = bytearray()
   while value > 0x7F:
     encoded.append(value & 0x7F | 0x80)

@@ -1,17 +1,16 @@
-"""Phrases to token ids: CLIP's byte-level BPE (49,408 entries), run by SentencePiece.
+"""Tokenizer of phrases: CLIP's byte-level BPE (49,408 entries), run by SentencePiece.
 
-Owns the cleaning and splitting of text and the meaning of `tokenizer.model`; the file itself is
-built from CLIP's published vocabulary by `sam3_jax.converters.vocabulary`. Ids are exactly those of
-SAM 3's released tokenizer (`SimpleTokenizer` in facebookresearch/sam3, sam3/model/tokenizer_ve.py,
-after OpenAI's CLIP, Radford et al. 2021, arXiv:2103.00020).
+Ids are exactly those of SAM 3's released tokenizer (`SimpleTokenizer` in facebookresearch/sam3,
+sam3/model/tokenizer_ve.py, after OpenAI's CLIP, Radford et al. 2021, arXiv:2103.00020). This module
+cleans and splits text; `sam3_jax.converters.vocabulary` builds `tokenizer.model` from CLIP's
+published vocabulary.
 
-How a byte-level BPE becomes a SentencePiece model: CLIP merges symbols inside one word at a time,
-and a word's last byte is a symbol of its own (`</w>`). So each of the 256 byte values is written as
-one of two private-use characters, `INSIDE + byte` or `LAST + byte`; the model's pieces are those
-512 characters and then every merge's result, in CLIP's order, with the score -rank. SentencePiece's
-BPE joins the best-scored neighbours first, the leftmost of equals, which is CLIP's rule. Piece ids
-are CLIP's ids; the one piece more, `<unk>`, has the last id and never comes out, as all 512 symbols
-are pieces.
+CLIP's BPE as a SentencePiece model: CLIP merges symbols within a word, and the last byte of a word
+has its own symbols (`</w>`). So each of the 256 byte values is represented by two private-use
+characters, `INSIDE + byte` and `LAST + byte`. The pieces are these 512 characters, followed by the
+results of all merges in CLIP's order, with the score -rank. Like CLIP, SentencePiece's BPE merges
+the pair with the highest score first, and the leftmost of equal pairs. Piece ids are CLIP's ids.
+The additional piece `<unk>` has the last id; it never occurs, since all 512 symbols are pieces.
 """
 
 import html
@@ -26,14 +25,14 @@ from jaxtyping import Int
 
 from sam3_jax.inputs.sentencepiece_model import END, INSIDE, LAST, START, write_model
 
-PADDING = 0  # Meta pads with zeros; it is also the id of "!" inside a word, so the model masks both
+PADDING = 0  # as Meta pads; it is also the id of "!" inside a word, so the model masks both
 
-LONGEST = 10_000  # characters of a phrase that are cleaned and split; the context holds far fewer
+MAX_CHARACTERS = 10_000  # of a phrase; the context holds far fewer
 SHORTEN = "Use a short noun phrase."
 NAME_IT = "Name what to find."
-_SEEN = regex.compile(r"[^\p{C}\p{Z}]")  # neither a control nor a format character, nor a space
+_VISIBLE = regex.compile(r"[^\p{C}\p{Z}]")  # not a control character, format character or space
 
-# Meta's pattern, letter for letter; `regex` rather than `re`, which does not know \p{L} and \p{N}.
+# Meta's pattern, unchanged. It needs `regex`, as `re` does not support \p{L} and \p{N}.
 _WORD = regex.compile(
   f"{START}|{END}" + r"|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
   regex.IGNORECASE,
@@ -41,25 +40,25 @@ _WORD = regex.compile(
 
 
 class Tokenizer:
-  """SAM 3's tokenizer: cleans and splits phrases as CLIP does, encodes word by word.
+  """SAM 3's tokenizer: cleans and splits phrases as CLIP does, and encodes word by word.
 
   Attributes:
     model: the bytes of `tokenizer.model`.
-    context: ids in a row, T.
-    vocabulary: number of ids the text encoder's table needs (49,408).
-    start, end: ids that open and close every row (49406, 49407).
+    context: context length T, in tokens.
+    vocabulary: size of the text encoder's embedding table (49,408).
+    start, end: ids of the start and end tokens (49406, 49407).
   """
 
   def __init__(self, source: str | Path | bytes, context: int = 32):
-    """Reads a model.
+    """Reads a tokenizer model.
 
     Args:
       source: path of a `tokenizer.model`, or its bytes.
-      context: ids in a row, at least 2; 32 for the released model.
+      context: context length in tokens, at least 2; 32 for the released model.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it is no SentencePiece model, or one of another vocabulary; or `context` < 2.
+      ValueError: not a SentencePiece model, or a model of another vocabulary; or `context` < 2.
     """
     if context < 2:
       raise ValueError(f"context must be at least 2 (start and end), got {context}; SAM 3 has 32.")
@@ -68,22 +67,22 @@ class Tokenizer:
     self._pieces = _load(self.model, "the given bytes" if isinstance(source, bytes) else source)
     self.start = self._pieces.bos_id()
     self.end = self._pieces.eos_id()
-    self.vocabulary = len(self._pieces) - 1  # all but <unk>
+    self.vocabulary = len(self._pieces) - 1  # without <unk>
 
   def __call__(self, phrases: Sequence[str], *, truncate: bool = False) -> Int[np.ndarray, " P T"]:
-    """Encodes phrases to rows of ids.
+    """Encodes phrases.
 
     Args:
-      phrases: P strings; an empty one gives start and end alone.
-      truncate: cut a phrase that is too long, as Meta's tokenizer does; its row still closes with
-        the end id. The model then reads another phrase, so nothing in this package asks for it.
+      phrases: P strings; an empty string gives only the start and end tokens.
+      truncate: truncate phrases that are too long, as Meta's tokenizer does; the end token is kept.
+        This package never does, since it changes the meaning of the phrase.
 
     Returns:
-      int32 [P, context]: start, the words' ids, end, then zeros.
+      int32 [P, context]: start, tokens of the phrase, end, then zeros.
 
     Raises:
-      ValueError: a phrase has more tokens than `context` holds.
-      TypeError: `phrases` is a single string, or holds something that is no string.
+      ValueError: a phrase has too many tokens for `context`.
+      TypeError: `phrases` is a single string, or not all are strings.
     """
     if isinstance(phrases, str | bytes):
       raise TypeError(f"phrases must be a sequence of strings; write [{phrases!r:.60}] for one.")
@@ -98,35 +97,35 @@ class Tokenizer:
     return rows
 
   def fault(self, phrase: str) -> str:
-    """Why a phrase cannot be asked for, without a full stop; an empty string if it can.
+    """Says why a phrase is invalid, without a full stop; returns an empty string if it is valid.
 
-    The one rule for all commands and for the API: see `phrase_fault`, and it must not have more
-    tokens than the text encoder reads, as that would find what the beginning of the phrase names.
+    All commands and the API use this rule: a phrase must pass `phrase_fault` and must not have more
+    tokens than the text encoder reads.
     """
     return phrase_fault(phrase) or self._length_fault(phrase)
 
   def check(self, phrases: Iterable[str]) -> None:
-    """Raises ValueError of the first phrase that cannot be asked for."""
+    """Raises ValueError for the first invalid phrase."""
     for phrase in phrases:
       if fault := self.fault(phrase):
         raise ValueError(f"{fault}. {NAME_IT if phrase_fault(phrase) else SHORTEN}")
 
   def encode(self, text: str, limit: int | None = None) -> list[int]:
-    """The ids of one text, cleaned and split, without start, end or padding; the first `limit`."""
+    """Token ids of a text, cleaned and split, without start, end and padding; at most `limit`."""
     ids: list[int] = []
     for match in _WORD.finditer(clean(text)):
       if limit is not None and len(ids) >= limit:
-        break  # a page of text costs no more than a row
+        break  # long texts take no more time
       ids += self._encode_word(match.group())
     return ids[:limit]
 
   def _length_fault(self, phrase: str) -> str:
-    most = self.context - 2  # start and end take one each
-    if len(phrase) > LONGEST:
+    most = self.context - 2  # without start and end
+    if len(phrase) > MAX_CHARACTERS:
       return (
         f"phrase {phrase[:60]!r} has {len(phrase):,} characters, and at most {most} tokens are read"
       )
-    # A token is a byte at least, so short phrases, which most are, need no counting.
+    # A token has at least one byte, so most phrases are short enough without counting tokens.
     if (
       len(clean(phrase).encode(errors="replace")) <= most
       or (count := len(self.encode(phrase))) <= most
@@ -141,62 +140,63 @@ class Tokenizer:
 
 
 def trim(model: bytes, entries: int) -> bytes:
-  """The same tokenizer with the first merges only, for a small model: `entries` ids in all.
+  """Reduces a tokenizer to its first merges, for a small model with `entries` ids in total.
 
-  Rarer words come out in more pieces; nothing is lost, as every byte is a piece.
+  Rare words get more tokens, but every text can be encoded, since every byte is a piece.
 
   Raises:
-    ValueError: fewer entries than the 512 bytes' symbols, start and end, or more than there are.
+    ValueError: `entries` is less than 514 (the byte symbols, start and end) or more than there are.
   """
   pieces = _load(model, "the given bytes")
-  most = len(pieces) - 1  # all but <unk>
+  most = len(pieces) - 1  # without <unk>
   if not 514 <= entries <= most:
     raise ValueError(
-      f"a vocabulary cut from {most:,} entries has 514 to {most:,}; not {entries:,}."
+      f"a vocabulary reduced from {most:,} entries must have 514 to {most:,}; got {entries:,}."
     )
   return write_model([pieces.id_to_piece(index) for index in range(entries - 2)])
 
 
 def phrase_fault(phrase: str) -> str:
-  """Why a text is no phrase, whatever the tokenizer, without a full stop; "" if it is one."""
-  if len(phrase) <= LONGEST and not _SEEN.search(clean(phrase)):
+  """Says why a text is invalid for every tokenizer, without a full stop; "" if it is valid."""
+  if len(phrase) <= MAX_CHARACTERS and not _VISIBLE.search(clean(phrase)):
     return f"phrase {phrase[:60]!r} is empty"
   if any("\ud800" <= character <= "\udfff" for character in phrase):
-    return f"phrase {phrase[:60]!r} holds bytes that are no text in UTF-8"
+    return f"phrase {phrase[:60]!r} has bytes that are not valid UTF-8"
   return ""
 
 
 def clean(text: str) -> str:
-  """CLIP's cleaning: mojibake and HTML entities mended, white space collapsed, lower case."""
+  """Cleans text as CLIP does: fixes mojibake and HTML entities, collapses spaces, lowers case."""
   text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
   return regex.sub(r"\s+", " ", text).strip().lower()
 
 
 def symbols(word: bytes) -> str:
-  """A word as the model's pieces spell it: one private-use character a byte (see above)."""
+  """A word in the symbols of the model: one private-use character for each byte (see above)."""
   return "".join([chr(INSIDE + byte) for byte in word[:-1]]) + chr(LAST + word[-1])
 
 
 def _read(source: str | Path | bytes) -> bytes:
   if isinstance(source, bytes):
     return source
-  path = Path(source) if isinstance(source, str) else source  # it may be in a bucket
+  path = Path(source) if isinstance(source, str) else source  # may be in a bucket
   if not path.is_file():
     raise FileNotFoundError(
-      f"{path} is no file; a tokenizer.model was expected there, as `sam3-jax convert` writes it."
+      f"{path} is not a file; give the tokenizer.model that `sam3-jax convert` writes."
     )
   return path.read_bytes()
 
 
 def _load(model: bytes, name: str | Path) -> sentencepiece.SentencePieceProcessor:
-  """The processor, once it is certain that it holds a vocabulary in this module's form."""
+  """Loads a model and checks that its vocabulary has the form described above."""
   remedy = "give the tokenizer.model that `sam3-jax convert` writes."
   try:
-    if not model:  # which SentencePiece accepts, and then logs to stderr at every use
+    if not model:  # SentencePiece would accept it, and log to stderr at every use
       raise RuntimeError("it is empty")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
   except RuntimeError as error:
-    raise ValueError(f"{name} is no SentencePiece model, or a damaged one; {remedy}") from error
+    raise ValueError(f"{name} is not a SentencePiece model, or is damaged; {remedy}") from error
+
   alphabet = {chr(first + byte) for first in (INSIDE, LAST) for byte in range(256)}
   found = {pieces.id_to_piece(index) for index in range(min(512, len(pieces)))}
   last = len(pieces) - 1

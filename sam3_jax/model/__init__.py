@@ -1,1 +1,1 @@
-"""The detector as functional Linen modules; `sam3.py` wires them."""
+"""The network as functional Linen modules, without I/O; `sam3.py` wires them."""

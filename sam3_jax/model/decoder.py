@@ -1,14 +1,14 @@
-"""The query decoder: queries become boxes, layer by layer, and a presence token says whether the
-image holds the concept at all.
+"""The query decoder: each layer refines the boxes of the queries, and a presence token tells
+whether the image contains the concept at all.
 
-DETR's decoder (Carion et al. 2020, arXiv:2005.12872) with queries that are boxes (DAB-DETR, Liu et
-al. 2022, arXiv:2201.12329) and attention biased by box (Lin et al. 2023, arXiv:2308.01904).
+DETR's decoder (Carion et al. 2020, arXiv:2005.12872) with boxes as queries (DAB-DETR, Liu et al.
+2022, arXiv:2201.12329) and box-relative attention bias (Lin et al. 2023, arXiv:2308.01904).
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,33 @@ from sam3_jax.model.positions import sine_code
 from sam3_jax.ops.boxes import cxcywh_to_xyxy, refine
 
 
+class DecodedLayers(NamedTuple):
+  """The output of every layer.
+
+  Attributes:
+    states: normed query states.
+    boxes: cxcywh as fractions, not clipped.
+    presence_logit: whether the image contains the concept at all.
+  """
+
+  states: Float[Array, "L P Q2 D"]
+  boxes: Float[Array, "L P Q2 4"]
+  presence_logit: Float[Array, "L P"]
+
+
+class _Heads(NamedTuple):
+  """What all layers share: functions of arrays, see `Decoder._shared`."""
+
+  norm: Callable[[Array], Array]
+  presence_norm: Callable[[Array], Array]
+  box_head: Callable[[Array], Array]
+  presence_head: Callable[[Array], Array]
+  query_position: Callable[[Array], Array]
+  box_bias: Callable[[Array], tuple[Array, Array]]
+
+
 class Decoder(nn.Module):
-  """Queries to states, boxes and presence after every layer."""
+  """Turns queries into states, boxes and presence logits."""
 
   config: Config
   dtype: DTypeLike = jnp.float32
@@ -39,48 +64,33 @@ class Decoder(nn.Module):
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
     duplicate: bool = False,
-  ) -> tuple[Float[Array, "L P Q2 D"], Float[Array, "L P Q2 4"], Float[Array, "L P"]]:
-    """Normed query states, boxes (cxcywh fractions, not clipped) and presence logits.
-
-    `duplicate` puts a copy of all queries after them, for one-to-many matching in training; the
-    queries themselves do not see their copies.
-    """
+  ) -> DecodedLayers:
+    """With `duplicate`, a copy of all queries follows them, for one-to-many matching in training;
+    the queries do not attend to the copies."""
     config, width, prompts = self.config, self.config.width, len(memory)
-    side, normal = memory.shape[1], nn.initializers.normal(1.0)
+    normal = nn.initializers.normal(1.0)
     queries = self.param("query_embedding", normal, (config.queries, width), jnp.float32)
     anchors = self.param("reference_points", normal, (config.queries, 4), jnp.float32)
-    anchors = anchors.astype(jnp.float32)  # bfloat16 in a checkpoint restored so
+    anchors = anchors.astype(jnp.float32)  # a checkpoint may store bfloat16
     presence_token = self.param("presence_token", normal, (1, width), jnp.float32)
-
-    # What all layers share is applied as a function, since a scan would stack its parameters; in
-    # float32, as boxes move by fractions of a pixel.
-    state, alone = queries[None], {"dtype": jnp.float32, "parent": None}
-    norm = self._shared("norm", LayerNorm(**alone), state)
-    presence_norm = self._shared("presence_norm", LayerNorm(**alone), state)
-    box_head = self._shared("box_head", Mlp((width, width, 4), **alone), state)
-    presence_head = self._shared("presence_head", Mlp((width, width, 1), **alone), state)
-    query_position = self._shared(
-      "query_position", Mlp((width,) * 2, **alone), _sine_boxes(anchors, width // 2)
-    )
-    bias = BoxBias(width, config.heads, side, parent=None)
-    box_bias = self._shared("box_bias", bias, anchors[None])
-
+    heads = self._heads(queries[None], anchors, side=memory.shape[1])
     memory = memory.reshape(prompts, -1, width)
     keys = memory + position.astype(self.dtype)
 
     def step(layer, carry):
       x, anchor, reference = carry
-      place = query_position(_sine_boxes(anchor, width // 2)).astype(self.dtype)
-      place = jnp.pad(place, ((0, 0), (1, 0), (0, 0)))  # the presence token has no position
-      x = layer(x, place, prompt, valid, keys, memory, box_bias(anchor))
-      normed = norm(x[:, 1:])
-      delta = box_head(normed)
-      presence = presence_head(presence_norm(x[:, 0]))[..., 0]
-      # Outputs look forward twice (Zhang et al. 2022, arXiv:2203.03605): their reference keeps its
-      # gradient, the anchor of the next layer does not.
+      query_position = heads.query_position(_sine_boxes(anchor, width // 2)).astype(self.dtype)
+      # The presence token has no position.
+      query_position = jnp.pad(query_position, ((0, 0), (1, 0), (0, 0)))
+      x = layer(x, query_position, prompt, valid, keys, memory, heads.box_bias(anchor))
+      states = heads.norm(x[:, 1:])
+      delta = heads.box_head(states)
+      presence_logit = heads.presence_head(heads.presence_norm(x[:, 0]))[..., 0]
+      # Look forward twice (Zhang et al. 2022, arXiv:2203.03605): the gradient flows through the
+      # reference of the output, but not through the anchor of the next layer.
       refined = refine(anchor, delta)
       carry = x, jax.lax.stop_gradient(refined), refined
-      return carry, (normed, refine(reference, delta), presence)
+      return carry, DecodedLayers(states, refine(reference, delta), presence_logit)
 
     if duplicate:
       queries, anchors = (jnp.concatenate([x, x]) for x in (queries, anchors))
@@ -94,14 +104,32 @@ class Decoder(nn.Module):
     )
     return outputs
 
+  def _heads(self, states: Array, anchors: Array, side: int) -> _Heads:
+    """The modules that all layers share, in float32, as boxes move by fractions of a pixel."""
+    width, detached = self.config.width, {"dtype": jnp.float32, "parent": None}
+    codes = _sine_boxes(anchors, width // 2)
+    bias = BoxBias(width, self.config.heads, side, parent=None)
+    return _Heads(
+      norm=self._shared("norm", LayerNorm(**detached), states),
+      presence_norm=self._shared("presence_norm", LayerNorm(**detached), states),
+      box_head=self._shared("box_head", Mlp((width, width, 4), **detached), states),
+      presence_head=self._shared("presence_head", Mlp((width, width, 1), **detached), states),
+      query_position=self._shared("query_position", Mlp((width,) * 2, **detached), codes),
+      box_bias=self._shared("box_bias", bias, anchors[None]),
+    )
+
   def _shared(self, name: str, module: nn.Module, example: Array) -> Callable[..., Any]:
-    """`module` as a pure function, its parameters under `name`."""
+    """`module` as a pure function, its parameters under `name`.
+
+    `nn.scan` either stacks or broadcasts a whole collection. The layers' parameters are stacked and
+    these are shared, both in "params": so the scan's body closes over them.
+    """
     parameters = self.param(name, lambda key: module.init(key, example)["params"])
     return functools.partial(module.apply, {"params": parameters})
 
 
 class DecoderLayer(nn.Module):
-  """Post-norm layer: queries look at each other, at the prompt, and at the image."""
+  """Post-norm layer: queries attend to each other, to the prompt and to the image."""
 
   config: Config
   dtype: DTypeLike = jnp.float32
@@ -111,15 +139,15 @@ class DecoderLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, "P Q2 D"],
-    place: Float[Array, "P Q2 D"],
+    position: Float[Array, "P Q2 D"],
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
     keys: Float[Array, "P HW D"],
     memory: Float[Array, "P HW D"],
     bias: tuple[Float[Array, "P heads Q2 H"], Float[Array, "P heads Q2 W"]],
   ) -> Float[Array, "P Q2 D"]:
-    """`x` holds the presence token, then the queries, then perhaps their copies, which have no part
-    in self-attention."""
+    """`x` is the presence token, the queries, and in training possibly copies of them, which take
+    no part in self-attention. `position` encodes the queries' boxes."""
     rate, own = self.config.dropout, self.config.queries + 1
 
     def attend(name):
@@ -130,24 +158,24 @@ class DecoderLayer(nn.Module):
       branch = nn.Dropout(rate, deterministic=not self.train)(branch)
       return LayerNorm(dtype=self.dtype, name=norm)(x + branch)
 
-    placed = (x + place)[:, :own]
-    branch = attend("self_attn")(placed, placed, x[:, :own])
+    keyed = (x + position)[:, :own]
+    branch = attend("self_attn")(keyed, keyed, x[:, :own])
     branch = jnp.pad(branch, ((0, 0), (0, x.shape[1] - own), (0, 0)))
     x = add(x, branch, "norm_self")
-    x = add(x, attend("text_attn")(x + place, prompt, prompt, valid=valid), "norm_text")
-    x = add(x, attend("image_attn")(x + place, keys, memory, bias=bias), "norm_image")
+    x = add(x, attend("text_attn")(x + position, prompt, prompt, valid=valid), "norm_text")
+    x = add(x, attend("image_attn")(x + position, keys, memory, bias=bias), "norm_image")
     widths = (self.config.mlp_width, x.shape[-1])
     mlp = Mlp(widths, self.dtype, dropout=rate, train=self.train, name="mlp")
     return add(x, mlp(x), "norm_mlp")
 
 
 def _sine_boxes(boxes: Float[Array, "*rows 4"], channels: int) -> Array:
-  """Codes of y, x, width and height of cxcywh boxes, in this order."""
+  """Sine codes of cxcywh boxes, in the order y, x, width, height."""
   return jnp.concatenate([sine_code(boxes[..., i], channels) for i in (1, 0, 2, 3)], axis=-1)
 
 
 class BoxBias(nn.Module):
-  """Bias of the attention logits by where each cell lies relative to a query's box; float32."""
+  """Attention bias from the position of each cell relative to a query's box; float32."""
 
   width: int
   heads: int
@@ -157,9 +185,9 @@ class BoxBias(nn.Module):
   def __call__(
     self, boxes: Float[Array, "P Q 4"]
   ) -> tuple[Float[Array, "P heads Q1 H"], Float[Array, "P heads Q1 W"]]:
-    """What a cell's row and what its column adds; `boxes` are cxcywh fractions, a query of zeros
-    for the presence token comes first."""
-    cells = jnp.arange(self.side, dtype=jnp.float32) / self.side  # a cell's start, not its centre
+    """The bias of each grid row and of each grid column, to be added up. `boxes` are cxcywh
+    fractions. The presence token comes first, with zeros."""
+    cells = jnp.arange(self.side, dtype=jnp.float32) / self.side  # a cell's edge, not its centre
     edges = cxcywh_to_xyxy(boxes)
     y, x = (
       self._axis(cells[:, None] - edges[..., None, axis::2], name)

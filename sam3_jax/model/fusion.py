@@ -1,7 +1,7 @@
-"""The fusion encoder: image tokens look at each other and at the prompt (DETR's encoder with
+"""The fusion encoder: image tokens attend to each other and to the prompt (DETR's encoder with
 cross-attention, Carion et al. 2020, arXiv:2005.12872).
 
-The first layer's self-attention knows no prompt yet: `attend` is done once an image.
+The first layer's self-attention does not depend on the prompt: `attend` runs once per image.
 """
 
 import functools
@@ -13,13 +13,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from sam3_jax.config import Config
-from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, gather, share, stacked
+from sam3_jax.model.layers import PLAIN, ContextLayer, Layering, gather, local_slice, stacked
 
 
 class FusionEncoder(nn.Module):
-  """The coarse map's tokens, conditioned on the prompt; no final norm.
+  """Conditions the coarse map's tokens on the prompt; has no final norm.
 
-  `axis` is None, or an axis of a mesh whose devices share the work on the tokens.
+  `axis` is the axis of a mesh whose devices split the tokens, or None.
   """
 
   config: Config
@@ -39,12 +39,12 @@ class FusionEncoder(nn.Module):
     self, image: Float[Array, "B HW D"], position: Float[Array, "HW D"]
   ) -> Float[Array, "B HW D"]:
     """The first layer's self-attention."""
-    if self.is_initializing():  # `__call__` makes the parameters, of all layers
+    if self.is_initializing():  # `__call__` creates the parameters of all layers
       return image
     first = functools.partial(jax.tree.map, lambda x: x[0])
     layer = self.layering(ContextLayer.attend)
     attend = nn.map_variables(layer, "params", trans_in_fn=first, variables=False)
-    return gather(attend(self.layers, share(image, self.axis, 1), position), self.axis, 1)
+    return gather(attend(self.layers, local_slice(image, self.axis, 1), position), self.axis, 1)
 
   def __call__(
     self,
@@ -53,7 +53,7 @@ class FusionEncoder(nn.Module):
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
   ) -> Float[Array, "P HW D"]:
-    """All the rest, of each prompt's image as `attend` leaves it."""
+    """Runs the remaining layers. `attended` is the output of `attend` for each prompt's image."""
 
     def step(layer, x, first):
       return layer(x, position, None, prompt, prompt, valid, attended=first)
@@ -61,6 +61,6 @@ class FusionEncoder(nn.Module):
     length = self.config.fusion_layers
     layers = stacked(step, length, in_axes=0, layering=self.layering)
     x, _ = layers(
-      self.layers, share(attended, self.axis, 1), jnp.arange(length, dtype=jnp.int32) == 0
+      self.layers, local_slice(attended, self.axis, 1), jnp.arange(length, dtype=jnp.int32) == 0
     )
     return gather(x, self.axis, 1)

@@ -1,7 +1,8 @@
-"""The geometry encoder: example boxes (and points) as tokens beside the phrase's.
+"""The geometry encoder: encodes exemplar boxes (and points) as tokens that follow those of the
+phrase.
 
-No position says where a token stands in the prompt, so padding may stand anywhere, and the class
-token simply comes last (Meta's code moves it behind each row's last valid box).
+Tokens have no position in the prompt, so padding may be anywhere, and the class token comes last
+(Meta's code moves it behind the last valid box of each prompt).
 """
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ ROI_SIZE = 7
 
 
 class GeometryEncoder(nn.Module):
-  """Boxes, optionally points, and a class token, each having looked at the image."""
+  """Encodes boxes, optionally points, and a class token, which attend to the image."""
 
   config: Config
   dtype: DTypeLike = jnp.float32
@@ -34,8 +35,8 @@ class GeometryEncoder(nn.Module):
   def __call__(
     self, image: Float[Array, "P H W D"], prompts: Prompts
   ) -> tuple[Float[Array, "P G D"], Bool[Array, "P G"]]:
-    """Tokens (points, boxes, class token) and which of them are valid. `image` is the coarse map of
-    each prompt's image."""
+    """Returns tokens (points, boxes, class token) and which of them are valid. `image` is the
+    coarse map of each prompt's image."""
     config, width = self.config, self.config.width
     normed = LayerNorm(dtype=self.dtype, name="image_norm")(image)
     labels = self.param("label_embedding", nn.initializers.normal(1.0), (2, width), jnp.float32)
@@ -51,7 +52,7 @@ class GeometryEncoder(nn.Module):
     elif prompts.points is not None:
       raise ValueError(
         "this checkpoint has no concept points (its config says concept_points=False); "
-        "use boxes, or convert Meta's own checkpoint, which has them."
+        "use boxes, or convert Meta's checkpoint, which has them."
       )
     x, valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
 
@@ -65,26 +66,26 @@ class GeometryEncoder(nn.Module):
     return LayerNorm(dtype=self.dtype, name="norm_final")(x), valid
 
   def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):
-    """Sum of three views of each box (cxcywh): coordinates, features inside, sine code."""
+    """Sums three embeddings of each box (cxcywh): coordinates, pooled features, sine code."""
     width = self.config.width
     regions = roi_align(image, cxcywh_to_xyxy(boxes), ROI_SIZE)
     pool = conv(width, ROI_SIZE, self.dtype, "box_pool_project", padding="VALID")
     pooled = pool(regions.reshape(-1, ROI_SIZE, ROI_SIZE, width)).reshape(*boxes.shape[:2], width)
-    # y before x, and then height before width, as the weights were trained.
+    # y before x, then height before width: the weights were trained so.
     codes = [sine_code(boxes[..., 1], width // 2), sine_code(boxes[..., 0], width // 2)]
     code = jnp.concatenate([*codes, boxes[..., 3:], boxes[..., 2:3]], axis=-1)
     direct = dense(width, self.dtype, "box_project")(boxes)
     return direct + pooled + dense(width, self.dtype, "box_position_project")(code)
 
   def _points(self, image: Float[Array, "P H W D"], xy: Float[Array, "P M 2"]):
-    """Sum of three views of each point: coordinates, the feature there, sine code (x before y)."""
+    """Sums three embeddings of each point: coordinates, sampled feature, sine code (x first)."""
     width = self.config.width
     feature = jax.vmap(_sample)(image, xy)
     code = [sine_code(xy[..., 0], width // 2), sine_code(xy[..., 1], width // 2)]
     direct = dense(width, self.dtype, "point_project")(xy)
     pooled = dense(width, self.dtype, "point_pool_project")(feature)
-    place = dense(width, self.dtype, "point_position_project")(jnp.concatenate(code, axis=-1))
-    return direct + pooled + place
+    position = dense(width, self.dtype, "point_position_project")(jnp.concatenate(code, axis=-1))
+    return direct + pooled + position
 
   def _label(self, table: Float[Array, "2 D"], positive: Bool[Array, "P N"]):
     return table.astype(self.dtype)[positive.astype(jnp.int32)]
@@ -96,8 +97,8 @@ def _no_points(prompts: int) -> Points:
 
 
 def _sample(image: Float[Array, "H W D"], xy: Float[Array, "M 2"]) -> Float[Array, "M D"]:
-  """Bilinear samples at fractions of the image, zero outside it (PyTorch's `grid_sample` with
-  align_corners=False)."""
+  """Bilinear samples at fractional coordinates, zero outside the image (PyTorch's `grid_sample`
+  with align_corners=False)."""
 
   def weights(fraction, cells):
     return jnp.maximum(

@@ -1,4 +1,4 @@
-"""Layers that several parts share: dense with float32 sums, norms, attention, MLP, two blocks.
+"""Shared layers: dense with float32 accumulation, attention, MLP, two transformer blocks.
 
 Parameter names are an interface: checkpoints, sharding rules and learning rates refer to them.
 """
@@ -20,28 +20,28 @@ from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.ops.attention import attention
 from sam3_jax.ops.precision import precision_of
 
-VMEM = 2**26  # bytes: half of what v5e and v6e have
+VMEM = 2**26  # bytes: half of the VMEM of a TPU v5e or v6e
 
 
 def gelu(x: Array) -> Array:
-  """Exact GELU by `erf`: the same numbers as `jax.nn.gelu(approximate=False)`, 2.6 times as fast on
-  a TPU v6e (compiler's estimate), which spends its time in that one's `erfc`."""
+  """Exact GELU with `erf`. Same numbers as `jax.nn.gelu(approximate=False)`, but 2.6 times as fast
+  on a TPU v6e (compiler's estimate), where `erfc` in JAX's version is slow."""
   wide = x.astype(jnp.float32)
   return (0.5 * wide * (1 + jax.lax.erf(wide / math.sqrt(2)))).astype(x.dtype)
 
 
-def gelu_apart(x: Array) -> Array:
-  """`gelu` between two products. A TPU's compiler would make one step of all three, which takes a
-  fifth longer; but only while what lies between them fits into VMEM, as one image's does."""
+def unfused_gelu(x: Array) -> Array:
+  """`gelu` between two products, not fused with them. On a TPU the fused step takes a fifth longer,
+  but only if the activations fit into VMEM, as those of one image do."""
   x = gelu(x)
   return jax.lax.optimization_barrier(x) if x.size * x.dtype.itemsize <= VMEM else x
 
 
 def float32_sums(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None) -> Array:
-  """`nn.Dense`'s product, added up in float32 whatever its operands are; returns their dtype.
+  """The product of `nn.Dense`, accumulated in float32 for any operands; returns their dtype.
 
-  `precision` is not used: the dtypes decide it. Rows are flattened: XLA:CPU computes the kernel's
-  gradient twice as fast from two axes as from three.
+  Ignores `precision`, which follows from the dtypes. Flattens the leading axes, as XLA:CPU computes
+  the kernel's gradient twice as fast from two axes as from three.
   """
   rows = lhs.reshape(-1, lhs.shape[-1])
   chosen = precision_of(lhs.dtype, rhs.dtype)
@@ -54,19 +54,21 @@ def dense(features: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Den
 
 
 def conv(features: int, size: int, dtype: DTypeLike, name: str | None, **settings: Any) -> nn.Conv:
-  """Square convolution; zero padding that keeps the map's size unless `settings` say otherwise."""
+  """Square convolution; pads with zeros to keep the map's size, unless `settings` override it."""
   chosen = precision_of(dtype)
   return nn.Conv(features, (size, size), dtype=dtype, precision=chosen, name=name, **settings)
 
 
 def interleaved(cells: list[list[Float[Array, "B H W C"]]]) -> Float[Array, "B H2 W2 C"]:
-  """The map of which these are every n-th row and column: a sum of maps with zeros between, which a
-  TPU has to move less for than for a stack of them."""
+  """Interleaves n x n maps: `cells[i][j]` provides rows i, i + n, ... and columns j, j + n, ...
+
+  Sums zero-dilated maps, which moves less data on a TPU than stacking the maps.
+  """
   side, zero = len(cells), jnp.zeros((), cells[0][0].dtype)
 
   def spread(cell: Array, row: int, column: int) -> Array:
-    apart = [(at, side - 1 - at, side - 1) for at in (row, column)]
-    return jax.lax.pad(cell, zero, ((0, 0, 0), *apart, (0, 0, 0)))
+    dilated = [(offset, side - 1 - offset, side - 1) for offset in (row, column)]
+    return jax.lax.pad(cell, zero, ((0, 0, 0), *dilated, (0, 0, 0)))
 
   maps = [spread(cell, i, j) for i, row in enumerate(cells) for j, cell in enumerate(row)]
   return functools.reduce(jnp.add, maps)
@@ -92,10 +94,12 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with biased projections; keys and values may have their own inputs.
+  """Multi-head attention with biased projections and separate inputs for query, key and value.
 
-  `rope` is None, or side and scale of the grid whose cells the tokens are (`rope_table`). `inner`
-  is how many channels the heads share; None for as many as the query has.
+  Attributes:
+    rope: side and scale of the grid whose cells are the tokens (see `rope_table`); None for no
+      rotary positions.
+    inner: channels of all heads together; None for those of the query.
   """
 
   heads: int
@@ -116,7 +120,7 @@ class Attention(nn.Module):
     bias: tuple[Float[Array, "A3 Heads I Y"], Float[Array, "A3 Heads I X"]] | None = None,
     valid: Bool[Array, "A3 J"] | None = None,
   ) -> Float[Array, "A3 I C"]:
-    """A query, or key and value, of one row serve all rows of the other; A3 is the larger."""
+    """A query, or key and value, with a single row broadcasts; A3 is the larger of A and A2."""
     width, rows = query.shape[-1], max(len(query), len(key))
     inner = self.inner or width
 
@@ -129,7 +133,7 @@ class Attention(nn.Module):
     if self.rope is not None:
       table = rope_table(*self.rope, channels=inner // self.heads)
       q, k = rotate(q, table), rotate(k, table)
-    if self.is_initializing():  # only parameters matter, and there are no more but the last
+    if self.is_initializing():  # only the parameters of `out` remain to be created
       return dense(width, self.dtype, "out")(q.reshape(*q.shape[:2], inner))
     drops = self.train and self.dropout > 0
     out = attention(
@@ -140,9 +144,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm transformer block with GELU: the trunk's and the text encoder's.
+  """Pre-norm transformer block with GELU, of the trunk and the text encoder.
 
-  With `windows` > 1 the tokens come window by window and attend within theirs.
+  With `windows` > 1, the tokens come window by window, and attend within their window.
   """
 
   heads: int
@@ -160,18 +164,18 @@ class Block(nn.Module):
     drop_path: Float[Array, ""] | float = 0.0,
     valid: Bool[Array, "B I"] | None = None,
   ) -> tuple[Float[Array, "B I C"], None]:
-    """`drop_path` is the rate at which a row leaves a branch out, in training; `valid`, without
-    windows, are the tokens that are attended to. The second result is what `nn.scan` wants."""
+    """`drop_path` is the rate of stochastic depth in training. `valid` is False on tokens to which
+    nothing attends (without windows only). Returns None as the output that `nn.scan` stacks."""
     y = LayerNorm(dtype=self.dtype, name="norm1")(x)
     y = y.reshape(len(x) * self.windows, -1, x.shape[-1])
     attend = Attention(self.heads, self.dtype, causal=self.causal, rope=self.rope, name="attn")
     x = x + self._drop_path(attend(y, y, y, valid=valid).reshape(x.shape), drop_path)
     y = LayerNorm(dtype=self.dtype, name="norm2")(x)
-    y = Mlp((self.mlp_width, x.shape[-1]), self.dtype, gelu_apart, name="mlp")(y)
+    y = Mlp((self.mlp_width, x.shape[-1]), self.dtype, unfused_gelu, name="mlp")(y)
     return x + self._drop_path(y, drop_path), None
 
   def _drop_path(self, branch: Array, rate: Array | float) -> Array:
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382), a choice a row."""
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382), drawn for each row."""
     if not self.train:
       return branch
     kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(branch), 1, 1))
@@ -180,11 +184,11 @@ class Block(nn.Module):
 
 
 class ContextLayer(nn.Module):
-  """Pre-norm layer with self-attention, attention to a context, and a ReLU MLP (DETR's encoder
-  layer with a context): the geometry encoder's and the fusion encoder's.
+  """Pre-norm layer with self-attention, cross-attention to a context, and a ReLU MLP (DETR's
+  encoder layer with cross-attention), of the geometry encoder and the fusion encoder.
 
-  `axis` is None, or the axis of a mesh whose devices have a share of the tokens each (`share`):
-  they then bring the normed tokens together for self-attention, and nothing else.
+  `axis` is None, or the axis of a mesh whose devices split the tokens (`local_slice`). They
+  all-gather the normed tokens for self-attention, and nothing else.
   """
 
   width: int
@@ -196,12 +200,12 @@ class ContextLayer(nn.Module):
   axis: str | None = None
 
   def setup(self):
-    rest: dict[str, Any] = {"dropout": self.dropout, "train": self.train}
+    options: dict[str, Any] = {"dropout": self.dropout, "train": self.train}
     self.norm1, self.norm2, self.norm3 = (LayerNorm(dtype=self.dtype) for _ in range(3))
-    self.self_attn = Attention(self.heads, self.dtype, **rest)
-    self.cross_attn = Attention(self.heads, self.dtype, **rest)
-    self.mlp = Mlp((self.mlp_width, self.width), self.dtype, **rest)
-    # One each, so that no two draw the same noise.
+    self.self_attn = Attention(self.heads, self.dtype, **options)
+    self.cross_attn = Attention(self.heads, self.dtype, **options)
+    self.mlp = Mlp((self.mlp_width, self.width), self.dtype, **options)
+    # Separate modules, so that they draw different noise.
     self.drop1, self.drop2, self.drop3 = (
       nn.Dropout(self.dropout, deterministic=not self.train) for _ in range(3)
     )
@@ -216,7 +220,7 @@ class ContextLayer(nn.Module):
     context_valid: Bool[Array, "P J"] | None,
     attended: Bool[Array, ""] | None = None,
   ) -> tuple[Float[Array, "P I D"], None]:
-    """`attended` is whether `x` has had its self-attention before; None for not."""
+    """`attended` tells whether `x` is after self-attention already; None for no."""
     if attended is None or self.is_initializing():
       x = self.attend(x, position, valid)
     else:
@@ -236,27 +240,27 @@ class ContextLayer(nn.Module):
     position: Float[Array, "Itotal D"] | None,
     valid: Bool[Array, "P Itotal"] | None = None,
   ) -> Float[Array, "P I D"]:
-    """The layer's first part, self-attention."""
+    """The first part of the layer, self-attention."""
     y = gather(self.norm1(x), self.axis, 1)
-    placed = y if position is None else y + position.astype(y.dtype)
-    queries = share(placed, self.axis, 1)
-    return x + self.drop1(self.self_attn(queries, placed, y, valid=valid))
+    keys = y if position is None else y + position.astype(y.dtype)
+    queries = local_slice(keys, self.axis, 1)
+    return x + self.drop1(self.self_attn(queries, keys, y, valid=valid))
 
 
-def share(x: Array, axis: str | None, dimension: int) -> Array:
-  """This device's part of an array that all devices of a mesh's axis have; all of it if that is
+def local_slice(x: Array, axis: str | None, dimension: int) -> Array:
+  """This device's slice of an array that is replicated over a mesh's axis; x itself if that is
   None.
 
   Raises:
-    ValueError: the devices cannot have equal parts.
+    ValueError: the devices cannot have equal slices.
   """
   if axis is None:
     return x
   devices, length = jax.lax.axis_size(axis), x.shape[dimension]
   if length % devices:
     raise ValueError(
-      f"{length} tokens cannot be shared out over {devices} devices; make the mesh's axis {axis!r} "
-      "a divisor of them."
+      f"{length} tokens cannot be split over {devices} devices; make the size of the mesh's axis "
+      f"{axis!r} a divisor of {length}."
     )
   size = length // devices
   start = jax.lax.axis_index(axis) * size
@@ -264,28 +268,28 @@ def share(x: Array, axis: str | None, dimension: int) -> Array:
 
 
 def gather(x: Array, axis: str | None, dimension: int) -> Array:
-  """Inverse of `share`."""
+  """Inverse of `local_slice`."""
   return x if axis is None else jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layering:
-  """How layers run in training; changes no number but by rounding.
+  """How layers run in training; affects results only by rounding.
 
   Attributes:
-    again: a layer's activations are computed again in the backward pass and not kept (remat).
-    gather: what becomes of a layer's parameters, a pytree, just before it runs: sharded ones are
-      brought together here. None leaves them.
+    remat: recompute a layer's activations in the backward pass instead of keeping them.
+    gather: applied to a layer's parameters, a pytree, just before the layer runs, for example to
+      all-gather sharded ones. None leaves them as they are.
   """
 
-  again: bool = False
+  remat: bool = False
   gather: Callable[[Any], Any] | None = None
 
   def __call__(self, layer: Any) -> Any:
-    """`layer`, a module class or a function of a module, run so."""
+    """Wraps `layer`, a module class or a function of a module."""
     if self.gather is not None:
       layer = nn.map_variables(layer, "params", trans_in_fn=self.gather)
-    return nn.remat(layer, prevent_cse=False) if self.again else layer
+    return nn.remat(layer, prevent_cse=False) if self.remat else layer
 
 
 PLAIN = Layering()
@@ -294,8 +298,8 @@ PLAIN = Layering()
 def stacked(
   layer: Any, length: int, in_axes: Any = nn.broadcast, layering: Layering = PLAIN
 ) -> Any:
-  """`layer`, a module class or a function of a module, `length` times by `nn.scan`, its parameters
-  stacked along a new first axis."""
+  """Repeats `layer`, a module class or a function of a module, `length` times with `nn.scan`;
+  stacks its parameters along a new first axis."""
   return nn.scan(
     layering(layer),
     variable_axes={"params": 0, "intermediates": 0},

@@ -1,8 +1,9 @@
 """The text encoder of SAM 3 LiteText: MobileCLIP's (Vasu et al. 2024, arXiv:2311.17049), distilled
 from SAM 3's (arXiv:2602.12173).
 
-Its smallest size has a convolution block (RepMixer; FastViT, Vasu et al. 2023, arXiv:2303.14189) on
-either side of the transformer layers. Not being causal, it sees the padding behind a phrase.
+The smallest size has a convolution block (RepMixer; FastViT, Vasu et al. 2023, arXiv:2303.14189)
+before and after the transformer layers. Attention is not causal, so it includes the padding after a
+phrase.
 """
 
 import flax.linen as nn
@@ -18,16 +19,16 @@ from sam3_jax.model.text import PADDING
 from sam3_jax.ops.precision import precision_of
 from sam3_jax.types import TextEmbedding
 
-LAYER_SCALE = 1e-5  # at the start
+LAYER_SCALE = 1e-5  # initial value
 
 
 class LiteTextEncoder(nn.Module):
-  """Token ids to one vector a token.
+  """Encodes token ids as one vector per token.
 
-  The released weights were distilled by code that pads with id 0 and attends to the padding, which
-  moves the phrase's own vectors; so that is what we do. transformers 5.23 runs the same weights
-  otherwise: it pads with the end's id, keeps padding from attention, but not from the mixers. With
-  `config.mask_padding` we do as it does, which suits weights that were trained there.
+  The released weights were distilled with padding id 0 and attention to the padding, which changes
+  the vectors of the phrase; this is the default. transformers 5.23 pads with the end token's id and
+  masks the padding in attention, but not in the mixers. `config.mask_padding` selects that, for
+  weights that were trained with transformers.
   """
 
   config: LiteTextConfig
@@ -45,21 +46,21 @@ class LiteTextEncoder(nn.Module):
     shape = (config.context, config.width)
     position = self.param("position", nn.initializers.normal(0.01), shape, jnp.float32)
     x = table(ids) + position[: tokens.shape[1]].astype(self.dtype)
-    mixer = config.kernel, config.mlp_width, self.dtype
     if config.mixers:
-      x = Mixer(*mixer, name="first")(x)
-    blocks = stacked(Block, config.layers, layering=self.layering)
-    sizes = (config.heads, config.mlp_width, self.dtype)
-    x, _ = blocks(*sizes, train=self.train, name="blocks")(x, 0.0, attended)
+      x = Mixer(config.kernel, config.mlp_width, self.dtype, name="first")(x)
+    blocks = stacked(Block, config.layers, layering=self.layering)(
+      config.heads, config.mlp_width, self.dtype, train=self.train, name="blocks"
+    )
+    x, _ = blocks(x, 0.0, attended)
     if config.mixers:
-      x = Mixer(*mixer, name="last")(x)
+      x = Mixer(config.kernel, config.mlp_width, self.dtype, name="last")(x)
     x = LayerNorm(dtype=self.dtype, name="norm_final")(x)
     return TextEmbedding(dense(self.width, self.dtype, "project")(x), valid)
 
 
 class Mixer(nn.Module):
-  """RepMixer block, with its branches apart as they are trained: tokens are mixed by a convolution
-  along the phrase, then each goes through a convolution and an MLP."""
+  """RepMixer block with separate branches, as in training: a convolution along the phrase mixes the
+  tokens, then each token passes through a convolution and an MLP."""
 
   kernel: int
   mlp_width: int
@@ -69,7 +70,7 @@ class Mixer(nn.Module):
   def __call__(self, x: Float[Array, "P T C"]) -> Float[Array, "P T C"]:
     width = x.shape[-1]
 
-    def along(name: str) -> nn.Conv:  # each channel by itself
+    def along(name: str) -> nn.Conv:  # depthwise
       return nn.Conv(
         width,
         (self.kernel,),
@@ -95,7 +96,7 @@ class Mixer(nn.Module):
 
 
 class FixedNorm(nn.Module):
-  """Batch norm by the statistics of its first training, which no training here changes."""
+  """Batch norm with fixed statistics, those of the original training."""
 
   dtype: DTypeLike = jnp.float32
 
@@ -103,10 +104,11 @@ class FixedNorm(nn.Module):
   def __call__(self, x: Float[Array, "P T C"]) -> Float[Array, "P T C"]:
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
 
-    def own(name: str, start: nn.initializers.Initializer) -> Array:
-      return self.param(name, start, x.shape[-1:], jnp.float32).astype(jnp.float32)
+    def parameter(name: str, initializer: nn.initializers.Initializer) -> Array:
+      return self.param(name, initializer, x.shape[-1:], jnp.float32).astype(jnp.float32)
 
-    scale, bias = own("scale", ones), own("bias", zeros)
-    mean, variance = (jax.lax.stop_gradient(own(*a)) for a in (("mean", zeros), ("variance", ones)))
+    scale, bias = parameter("scale", ones), parameter("bias", zeros)
+    mean = jax.lax.stop_gradient(parameter("mean", zeros))
+    variance = jax.lax.stop_gradient(parameter("variance", ones))
     factor = scale * jax.lax.rsqrt(variance + 1e-5)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(self.dtype)

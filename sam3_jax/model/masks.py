@@ -1,9 +1,9 @@
-"""The segmentation head: a mask for each query, and one for the concept as a whole (MaskFormer's
-product of queries with a fine map, Cheng et al. 2021, arXiv:2107.06278).
+"""The mask head: a mask for each query, and one for the whole concept (MaskFormer's product of
+queries with a fine map, Cheng et al. 2021, arXiv:2107.06278).
 
-It is linear where the reference is, and says the same with less work: see `MergeConv`,
-`QueryProject` and `SemanticQuery`. Meta's checkpoint has a third pair of convolution and norm that
-its code never runs: not built.
+It reorders linear operations of the reference to do less work: see `MergeConv`, `QueryProject` and
+`SemanticQuery`. Meta's checkpoint has a third pair of convolution and norm that its code never
+runs; it is not built.
 """
 
 import flax.linen as nn
@@ -19,7 +19,7 @@ from sam3_jax.ops.precision import convolve, einsum
 
 
 class MaskHead(nn.Module):
-  """Mask logits of the queries and of the concept, on the fine map's grid."""
+  """Computes mask logits of the queries and of the concept, on the fine map's grid."""
 
   config: Config
   dtype: DTypeLike = jnp.float32
@@ -37,7 +37,7 @@ class MaskHead(nn.Module):
   def prepare(
     self, middle: Float[Array, "B Hn Wn D"], fine: Float[Array, "B Hf Wf D"]
   ) -> tuple[Float[Array, "B Hn Wn D"], Float[Array, "B Hf Wf D"]]:
-    """What the two convolutions make of the neck's maps, whatever the prompt."""
+    """The part of the two convolutions that does not depend on the prompt."""
     return self.conv0(middle), self.conv1(fine)
 
   def __call__(
@@ -48,28 +48,32 @@ class MaskHead(nn.Module):
     prompt: Float[Array, "P S D"],
     valid: Bool[Array, "P S"],
   ) -> tuple[Float[Array, "P K Hm Wm"], Float[Array, "P Hm Wm"]]:
-    """`levels` are the middle and the fine map of each prompt's image, as `prepare` leaves them;
-    `memory` stands in for the coarse one."""
+    """`levels` are the middle and the fine map of each prompt's image, from `prepare`; `memory`
+    replaces the coarse map."""
     tokens = memory.reshape(len(memory), -1, self.config.width)
     attended = self.prompt_attn(self.prompt_norm(tokens), prompt, prompt, valid=valid)
     x = (tokens + attended).reshape(memory.shape)
     x = nn.relu(self.norm0(levels[0] + self.conv0.doubled(x)))
     x = nn.relu(self.norm1(levels[1] + self.conv1.doubled(x)))
 
-    # Cells on one axis: with two, XLA:CPU turns the whole map over, which takes as long again.
+    # Cells on one axis: with two, XLA:CPU transposes the whole map, which doubles the time.
     cells = x.reshape(len(x), -1, x.shape[-1])
 
     def product(queries: Float[Array, "P N D"], offset: Float[Array, "P N"]) -> Array:
       y = einsum("pkd,pnd->pkn", queries, cells, preferred_element_type=jnp.float32)
       return (y + offset[..., None]).astype(self.dtype).reshape(*offset.shape, *x.shape[1:3])
 
-    masks = product(*self.instance_project(self.mask_embed(states)))
-    return masks, product(*self.semantic_project(len(states)))[:, 0]
+    queries, offset = self.instance_project(self.mask_embed(states))
+    mask_logits = product(queries, offset)
+    query, offset = self.semantic_project(len(states))
+    return mask_logits, product(query, offset)[:, 0]
 
 
 class MergeConv(nn.Module):
-  """A 3 x 3 convolution of a map plus a coarser one, each of whose cells counts for 2 x 2; as two
-  parts to be added up, so that what the map has to do with it is computed once for many others.
+  """A 3 x 3 convolution of the sum of a map and a coarser map upsampled by 2 (nearest neighbour).
+
+  It is computed as the sum of two parts, so that the part of the first map is shared by many
+  coarser maps.
   """
 
   width: int
@@ -81,29 +85,30 @@ class MergeConv(nn.Module):
     self.bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
 
   def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-    """The map's part, and the bias."""
+    """The part of the map, with the bias."""
     return self._conv(x, self.kernel, "SAME") + self.bias.astype(self.dtype)
 
   def doubled(self, x: Float[Array, "P H W D"]) -> Float[Array, "P H2 W2 D"]:
-    """The coarser map's part: all 9 taps on 2 x 2 equal cells see only 2 x 2 different ones, so it
-    is one 2 x 2 convolution for each of the four places in a doubled cell: 4 / 9 of the work."""
+    """The part of the coarser map. After upsampling, the 9 taps see only 2 x 2 different cells:
+    this is a 2 x 2 convolution for each of the four positions in an upsampled cell, 4 / 9 of the
+    work."""
     _, height, width, _ = x.shape
-    kernel = self.kernel.astype(jnp.float32)  # so that the sums are rounded once
+    kernel = self.kernel.astype(jnp.float32)  # rounded only once, after the sums
     kernel = jax.vmap(jax.vmap(_folded))(_folded(kernel))
     kernel = kernel.transpose(1, 3, 4, 0, 2, 5)
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     y = self._conv(x, kernel.reshape(2, 2, self.width, -1), "VALID")
     y = y.reshape(*y.shape[:3], 2, 2, self.width)
-    places = [[y[:, a : a + height, b : b + width, a, b] for b in (0, 1)] for a in (0, 1)]
-    return interleaved(places)
+    cells = [[y[:, a : a + height, b : b + width, a, b] for b in (0, 1)] for a in (0, 1)]
+    return interleaved(cells)
 
   def _conv(self, x: Array, kernel: Array, padding: str) -> Array:
     return convolve(x.astype(self.dtype), kernel.astype(self.dtype), padding)
 
 
 class QueryProject(nn.Module):
-  """A 1 x 1 convolution of the map that queries are multiplied with, applied to the queries:
-  q . (W x + b) = (W' q) . x + q . b, for hundreds of queries in place of all cells."""
+  """Applies a 1 x 1 convolution of the map to the queries instead, as there are fewer of them:
+  q . (W x + b) = (W' q) . x + q . b."""
 
   width: int
   dtype: DTypeLike = jnp.float32
@@ -112,7 +117,7 @@ class QueryProject(nn.Module):
   def __call__(
     self, queries: Float[Array, "P K D"]
   ) -> tuple[Float[Array, "P K D"], Float[Array, "P K"]]:
-    """Queries to multiply the map with, and what to add to the products, float32."""
+    """Returns the transformed queries, and the offset of their products, in float32."""
     shape = 1, 1, self.width, self.width
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32)
@@ -122,14 +127,14 @@ class QueryProject(nn.Module):
 
 
 class SemanticQuery(nn.Module):
-  """A 1 x 1 convolution of the map to a single channel, as a query for all that fits."""
+  """Expresses a 1 x 1 convolution of the map to a single channel as a query."""
 
   width: int
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, prompts: int) -> tuple[Float[Array, "P 1 D"], Float[Array, "P 1"]]:
-    """As `QueryProject`, the same for every prompt."""
+    """As `QueryProject`; the same query for every prompt."""
     kernel = self.param(
       "kernel", nn.initializers.lecun_normal(), (1, 1, self.width, 1), jnp.float32
     )
@@ -139,8 +144,8 @@ class SemanticQuery(nn.Module):
 
 
 def _folded(taps: Float[Array, "3 ..."]) -> Float[Array, "2 2 ..."]:
-  """Of a kernel's taps along an axis, those that see the same cell of a map that has been doubled,
-  added up; [place in the doubled cell, which of the two cells it sees, ...]."""
+  """Sums the taps along an axis that see the same cell of an upsampled map; indexed by [position in
+  the upsampled cell, which of the two cells, ...]."""
   before, here, after = taps
   first, second = (before, here + after), (before + here, after)
   return jnp.stack([jnp.stack(first), jnp.stack(second)])

@@ -1,8 +1,8 @@
 """The neck: maps at 4, 2 and 1 times the trunk's resolution (ViTDet's simple feature pyramid, Li et
 al. 2022, arXiv:2203.16527, without its norms).
 
-Layers with nothing but sums between them are computed as one, see `Linear`. Meta's checkpoint has a
-fourth level at half the resolution that nothing reads; it is not built.
+Consecutive linear layers are merged into one, see `Linear`. Meta's checkpoint has an unused fourth
+level at half the resolution; it is not built.
 """
 
 from typing import NamedTuple
@@ -17,37 +17,37 @@ from sam3_jax.ops.precision import convolve, einsum, matmul
 
 
 class Linear(NamedTuple):
-  """What a linear layer does to the channels of a cell: a kernel of one or several places, and a
+  """A linear layer on the channels of a cell: a kernel for each position of its window, and a
   bias."""
 
-  kernel: Float[Array, "*places C C2"]
+  kernel: Float[Array, "*window C C2"]
   bias: Float[Array, " C2"]
 
   def then(self, after: "Linear | None") -> "Linear":
-    """Both layers as one; that after this one has the place (0, 0) only. With None, this one."""
+    """Merges this layer and the next one, which is 1 x 1. None returns this layer."""
     if after is None:
       return self
     kernel, bias, project, shift = (x.astype(jnp.float32) for x in (*self, *after))
     project = project[0, 0]
-    # Rounded once, when used.
+    # Stays float32: rounded only once, when used.
     return Linear(matmul(kernel, project), matmul(bias, project) + shift)
 
 
 class Parameters(nn.Module):
-  """Of a linear layer with so many places; for a caller that knows what is around it."""
+  """The parameters of a linear layer, for callers that merge it with others."""
 
-  places: tuple[int, int]
+  window: tuple[int, int]
   width: int
 
   @nn.compact
   def __call__(self, channels: int) -> Linear:
-    shape = *self.places, channels, self.width
+    shape = *self.window, channels, self.width
     kernel = self.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
     return Linear(kernel, self.param("bias", nn.initializers.zeros, (self.width,), jnp.float32))
 
 
 class Neck(nn.Module):
-  """The trunk's map to a fine, a middle and a coarse map of `width` channels."""
+  """Turns the trunk's map into a fine, a middle and a coarse map of `width` channels."""
 
   width: int
   dtype: DTypeLike = jnp.float32
@@ -56,8 +56,8 @@ class Neck(nn.Module):
   def __call__(
     self, x: Float[Array, "B H W C"], after: tuple[Linear | None, ...] = (None,) * 3
   ) -> tuple[Array, Array, Array]:
-    """Maps [B, 4H, 4W, D], [B, 2H, 2W, D] and [B, H, W, D]; or what the layers `after` each of them
-    make of it."""
+    """Maps [B, 4H, 4W, D], [B, 2H, 2W, D] and [B, H, W, D], each followed by its layer of `after`,
+    if any."""
     fine, middle, coarse = (
       Level(2 - i, self.width, self.dtype, name=f"level{i}")(x, layer)
       for i, layer in enumerate(after)
@@ -91,19 +91,19 @@ class Level(nn.Module):
 
 
 def doubled(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H2 W2 C2"]:
-  """Transposed 2 x 2 convolution of stride 2: each cell as 2 x 2 cells, by the layer's places."""
+  """Transposed 2 x 2 convolution with stride 2."""
   return interleaved([[product(x, layer, (i, j)) for j in (0, 1)] for i in (0, 1)])
 
 
 def product(
-  x: Float[Array, "B H W C"], layer: Linear, place: tuple[int, int]
+  x: Float[Array, "B H W C"], layer: Linear, position: tuple[int, int]
 ) -> Float[Array, "B H W C2"]:
-  """Each cell by one place of the layer's kernel."""
-  kernel = layer.kernel[place].astype(x.dtype)
+  """Multiplies each cell with the kernel of one position."""
+  kernel = layer.kernel[position].astype(x.dtype)
   y = einsum("bhwc,cd->bhwd", x, kernel, preferred_element_type=jnp.float32)
   return (y + layer.bias.astype(jnp.float32)).astype(x.dtype)
 
 
 def convolved(x: Float[Array, "B H W C"], layer: Linear) -> Float[Array, "B H W C2"]:
-  """Convolution by the layer's 3 x 3 places; zeros around the map, whose size stays."""
+  """3 x 3 convolution; pads with zeros to keep the map's size."""
   return convolve(x, layer.kernel.astype(x.dtype), "SAME") + layer.bias.astype(x.dtype)

@@ -1,7 +1,7 @@
-"""Layer norm and group norm: statistics, scale and bias in float32, whatever the dtypes are.
+"""Layer norm and group norm with statistics, scale and bias in float32 for any dtype.
 
-Two passes, as PyTorch computes them. The numbers are those of `flax.linen`, whose norms promote
-dtypes implicitly, so that they fail under `jax_numpy_dtype_promotion=strict`.
+Computed in two passes, as in PyTorch. Results equal those of `flax.linen`, whose norms promote
+dtypes implicitly and so fail under `jax_numpy_dtype_promotion=strict`.
 """
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ class GroupNorm(nn.Module):
     size = x.shape[-1] // self.groups
 
     def by_channel(values: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 C"]:
-      """Each channel's group's mean."""
+      """The mean of each channel's group."""
       grouped = mean(values.reshape(*values.shape[:-1], self.groups, size), (1, 2, 4))
       return jnp.repeat(grouped.reshape(len(values), 1, 1, self.groups), size, axis=-1)
 
@@ -50,7 +50,7 @@ class GroupNorm(nn.Module):
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
-  """Mean over axes, which stay."""
+  """Mean over axes, kept with length 1."""
   return x.mean(axes, keepdims=True)
 
 

@@ -1,4 +1,4 @@
-"""Sine codes of positions (Vaswani et al. 2017; in two dimensions as DETR, Carion et al. 2020)."""
+"""Sine position codes (Vaswani et al. 2017; in two dimensions as in DETR, Carion et al. 2020)."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,8 +1,8 @@
 """Rotary position embedding over two axes (Su et al. 2021, arXiv:2104.09864; axial, as in SAM 2).
 
-The halves of a head's channels are the real and the imaginary parts: no stride-2 access, which
-takes a TPU twice the time. Meta's weights have them in adjacent channels; the converters reorder
-the columns of the query and key projections once.
+The first half of a head's channels holds the real parts and the second half the imaginary parts, as
+stride-2 access takes twice the time on a TPU. Meta's weights alternate the two; the converters
+reorder the columns of the query and key projections.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def rope_table(side: int, scale: float, channels: int) -> tuple[np.ndarray, np.n
 
   Args:
     side: cells a side.
-    scale: cells are this far apart.
+    scale: distance between adjacent cells.
     channels: of a head; the first half of the channel pairs rotates with x, the second with y.
   """
   frequencies = THETA ** (-np.arange(0, channels, 4) / channels)
@@ -29,8 +29,8 @@ def rope_table(side: int, scale: float, channels: int) -> tuple[np.ndarray, np.n
 def rotate(
   x: Float[Array, "A I Heads C"], table: tuple[np.ndarray, np.ndarray]
 ) -> Float[Array, "A I Heads C"]:
-  """Each channel pair turned by its token's angle, in float32."""
+  """Rotates each channel pair by the angle of its token, in float32."""
   cosine, sine = (jnp.asarray(part)[:, None] for part in table)
   real, imaginary = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = [real * cosine - imaginary * sine, real * sine + imaginary * cosine]
-  return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+  rotated = [real * cosine - imaginary * sine, real * sine + imaginary * cosine]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Scores: how well each query matches the prompt, and whether the concept is there at all."""
+"""Scores how well each query matches the prompt."""
 
 import math
 

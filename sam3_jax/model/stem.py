@@ -1,5 +1,5 @@
-"""A convolutional stem in place of the trunk's patch embedding, for small models trained from
-scratch: they learn much faster so (Xiao et al. 2021, arXiv:2106.14881)."""
+"""A convolutional stem that replaces the trunk's patch embedding; small models learn much faster
+from scratch with it (Xiao et al. 2021, arXiv:2106.14881)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from sam3_jax.model.norms import LayerNorm
 
 
 class Stem(nn.Module):
-  """Normalised images to the trunk's tokens: stages of residual convolutions, finest first."""
+  """Stages of residual convolutions, finest first, from normalised images to the trunk's tokens."""
 
   stages: tuple[StemConfig, ...]
   dtype: DTypeLike = jnp.float32
@@ -40,8 +40,8 @@ class Residual(nn.Module):
 
 
 def _merge(x: Array, stride: int) -> Array:
-  """Each `stride` x `stride` cells become one with all their channels. A dense layer on it is a
-  strided convolution without overlap, and its gradient runs at full speed."""
+  """Merges `stride` x `stride` cells into one with all their channels. A dense layer on the result
+  is a strided convolution without overlap, with a fast gradient."""
   rows, height, width, channels = x.shape
   x = x.reshape(rows, height // stride, stride, width // stride, stride, channels)
   return x.swapaxes(2, 3).reshape(rows, height // stride, width // stride, -1)

@@ -1,5 +1,5 @@
-"""The text encoder: CLIP's causal transformer (Radford et al. 2021, arXiv:2103.00020), of which all
-token states are used, projected to the detector's width."""
+"""The text encoder: CLIP's causal transformer (Radford et al. 2021, arXiv:2103.00020). Uses the
+states of all tokens, projected to the detector's width."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,13 +11,13 @@ from sam3_jax.model.layers import PLAIN, Block, Layering, dense, stacked
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.types import TextEmbedding
 
-PADDING = 0  # also the id of "!" inside a word, which Meta's code therefore masks out; so do we
+PADDING = 0  # also the id of "!" inside a word, which is masked too, as in Meta's code
 
 
 class TextEncoder(nn.Module):
-  """Token ids to one vector a token.
+  """Encodes token ids as one vector per token.
 
-  Padding needs no mask: it stands at the end, where causal attention keeps it from valid tokens.
+  Padding needs no mask: it comes last, so causal attention hides it from the valid tokens.
   """
 
   config: TextConfig
@@ -33,8 +33,9 @@ class TextEncoder(nn.Module):
     shape = (config.context, config.width)
     position = self.param("position", nn.initializers.normal(0.01), shape, jnp.float32)
     x = table(tokens) + position[: tokens.shape[1]].astype(self.dtype)
-    blocks = stacked(Block, config.layers, layering=self.layering)
-    sizes = (config.heads, config.mlp_width, self.dtype)
-    x, _ = blocks(*sizes, causal=True, train=self.train, name="blocks")(x, 0.0)
+    blocks = stacked(Block, config.layers, layering=self.layering)(
+      config.heads, config.mlp_width, self.dtype, causal=True, train=self.train, name="blocks"
+    )
+    x, _ = blocks(x, 0.0)
     x = LayerNorm(dtype=self.dtype, name="norm_final")(x)
     return TextEmbedding(dense(self.width, self.dtype, "project")(x), tokens != PADDING)

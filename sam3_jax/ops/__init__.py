@@ -1,1 +1,1 @@
-"""Pure functions that the modules stand on."""
+"""Pure functions of arrays that the modules use."""

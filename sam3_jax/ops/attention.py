@@ -1,9 +1,8 @@
-"""Attention that never holds the logits of all heads and queries at once.
+"""Memory-efficient attention: never materializes the logits of all heads and queries at once.
 
-The logits of the released trunk's global blocks would take 1.7 GB in float32. So heads, and where
-needed queries, are walked in steps of as many logits as the platform's `Plan` has room for: they
-stay in a TPU's VMEM and near a CPU's caches, and the backward pass computes them again instead of
-keeping them.
+The logits of a global block of the released trunk would take 1.7 GB in float32. So heads, and if
+necessary queries, are processed in chunks whose size is given by the platform's `Plan`. The logits
+of a chunk stay in a TPU's VMEM or a CPU's caches, and the backward pass recomputes them.
 """
 
 import functools
@@ -19,24 +18,27 @@ from sam3_jax.ops.precision import einsum
 
 
 class Plan(NamedTuple):
-  """How attention is computed.
+  """How attention is split into chunks.
 
   Attributes:
-    heads: logits that there are at most at a time, of whole heads.
-    queries: the same of a head whose queries come in blocks.
-    ones: whether a column of ones beside the values has the product add up the weights too.
+    head_logits: at most so many logits in a chunk of whole heads.
+    query_logits: at most so many logits in a chunk of one head's queries.
+    ones: whether the sum of the weights is computed by the product with the values, to which a
+      column of ones is appended.
   """
 
-  heads: int
-  queries: int
+  head_logits: int
+  query_logits: int
   ones: bool
 
 
-# 16 MB of logits: 12 windows' heads of the released trunk, or 648 queries of a global block. One
-# column more costs as much as the sums in float32; in bfloat16 products cost half, sums the same.
+# 16 MB of logits: 12 heads of windows of the released trunk, or 648 queries of a global block. In
+# float32 the extra column costs as much as the sums; in bfloat16 it costs half, and the sums the
+# same.
 CPU = {"float32": Plan(2**22, 2**22, ones=False), "bfloat16": Plan(2**22, 2**22, ones=True)}
-# 64 MB, 48 windows' heads, or 8 of the decoder's: 67 MB, for 16 of those, leave VMEM. And 32 MB,
-# 1296 queries: a v6e takes longer for 2592. Its matrix units have nothing better to do than sums.
+# 64 MB: 48 heads of windows, or 8 heads of the decoder (16 of those, 67 MB, do not stay in VMEM).
+# And 32 MB: 1296 queries; a TPU v6e is slower with 2592. The matrix units are idle, so sums are
+# free.
 OTHERS = Plan(16_000_000, 2**23, ones=True)
 
 
@@ -55,12 +57,12 @@ def attention(
 
   Args:
     query, key, value: tokens before heads, any leading axis A.
-    bias: added to the scaled logits; the keys are the cells of a grid of Y rows and X columns, and
-      these are what a row and what a column adds: 1 / 36 of the whole at 72 x 72.
-    valid: False on keys that no query may attend to; every row needs a True.
+    bias: added to the scaled logits, for keys that are the cells of a grid of Y rows and X columns:
+      the terms of each row and of each column, 1 / 36 of the size of the full bias at 72 x 72.
+    valid: False on keys to which no query may attend; every row needs a True.
     causal: query i attends to keys 0 .. i only.
     dropout: rate at which attention weights are dropped; needs `dropout_key`.
-    dropout_key: randomness of the dropout; None for none.
+    dropout_key: random key of the dropout; None for no dropout.
   """
   rows, queries, heads, channels = query.shape
   query, key, value = (_heads_first(x) for x in (query, key, value))
@@ -74,7 +76,7 @@ def attention(
 
   plans = CPU.get(value.dtype.name, CPU["float32"]), OTHERS
   on_cpu, elsewhere = (
-    functools.partial(_walk, plan=plan, causal=causal, dropout=dropout) for plan in plans
+    functools.partial(_map_heads, plan=plan, causal=causal, dropout=dropout) for plan in plans
   )
   out = platform_dependent(operands, cpu=on_cpu, default=elsewhere)
   return out.reshape(rows, heads, queries, channels).swapaxes(1, 2)
@@ -85,17 +87,17 @@ def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
   return x.swapaxes(1, 2).reshape(rows * heads, tokens, channels)
 
 
-def _walk(
+def _map_heads(
   operands: dict[str, Any], *, plan: Plan, causal: bool, dropout: float
 ) -> Float[Array, "AHeads I C"]:
-  """As many heads at a time as the plan has room for."""
+  """Processes the heads in chunks of at most `plan.head_logits` logits."""
   count, queries, channels = operands["query"].shape
 
   def some_heads(operands):
     head = functools.partial(_head, plan=plan, causal=causal, dropout=dropout)
-    return jax.vmap(lambda one: head(**one))(operands)
+    return jax.vmap(lambda operands: head(**operands))(operands)
 
-  at_once = _divisor(count, plan.heads // max(1, queries * operands["key"].shape[1]))
+  at_once = _divisor(count, plan.head_logits // max(1, queries * operands["key"].shape[1]))
   if at_once >= count:
     return some_heads(operands)
   steps = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), operands)
@@ -106,21 +108,21 @@ def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, plan, c
   """One head: query [I, C], key and value [J, C], bias [I, Y] and [I, X], valid [J]."""
   if plan.ones and dropout_key is None:
     value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
-  block = _divisor(len(query), plan.queries // len(key))
+  block = _divisor(len(query), plan.query_logits // len(key))
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)
   blocks = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), (query, bias))
 
   @jax.checkpoint
-  def one(part):
-    query, bias = part
+  def chunk(operands):
+    query, bias = operands
     return _block(query, bias, key, value, valid, None, causal, dropout)
 
-  return jax.lax.map(one, blocks).reshape(query.shape)
+  return jax.lax.map(chunk, blocks).reshape(query.shape)
 
 
 def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
-  """As `_head`; `value` may have a column of ones more, and never has with dropout."""
+  """As `_head`; `value` may end in a column of ones, but not with dropout."""
   logits = einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
   logits = logits / math.sqrt(query.shape[-1])
   if bias is not None:
@@ -131,7 +133,7 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   if causal:
     i, j = (jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1))
     logits = jnp.where(i >= j, logits, -jnp.inf)
-  # As in jax.nn.softmax, the shift cancels out and needs no gradient.
+  # The shift cancels out and needs no gradient, as in jax.nn.softmax.
   weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
   summed = value.shape[1] > query.shape[1]
   total = 0 if summed else weights.sum(axis=1, keepdims=True)
@@ -141,9 +143,9 @@ def _block(query, bias, key, value, valid, dropout_key, causal, dropout):
   out = einsum("ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
   if summed:
     out, total = out[:, :-1], out[:, -1:]
-  return (out / total).astype(value.dtype)  # the softmax's division, on C columns instead of J
+  return (out / total).astype(value.dtype)  # divides C columns instead of J
 
 
 def _divisor(number: int, limit: int) -> int:
-  """The largest divisor of `number` that is at most `limit`, and at least 1."""
+  """The largest divisor of `number` that is at most `limit`; at least 1."""
   return next(d for d in range(max(1, min(number, limit)), 0, -1) if number % d == 0)

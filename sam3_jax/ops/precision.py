@@ -1,10 +1,10 @@
-"""Products whose precision follows their dtype.
+"""Products whose precision follows from their dtype.
 
-Left to themselves, TPUs compute a float32 product in one pass of bfloat16, and GPUs in TF32: three
-decimal digits of seven. So every product of float32 operands asks for `Precision.HIGHEST`, which
-CPUs always compute. Products with a bfloat16 operand ask for nothing: JAX's default suits them.
+By default, TPUs compute a float32 product in one bfloat16 pass, and GPUs in TF32: three of seven
+decimal digits. So products of float32 operands request `Precision.HIGHEST`, which CPUs always use.
+Products with a bfloat16 operand use JAX's default.
 
-All products of the package are computed by these functions, or take `precision_of` from here.
+All products of the package use these functions or `precision_of`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 
 def precision_of(*dtypes: DTypeLike) -> jax.lax.Precision | None:
-  """Precision of a product whose operands have these dtypes."""
+  """The precision of a product with operands of these dtypes."""
   wide = all(jnp.dtype(dtype).itemsize >= 4 for dtype in dtypes)
   return jax.lax.Precision.HIGHEST if wide else None
 
@@ -33,7 +33,7 @@ def matmul(a: Array, b: Array, **settings: Any) -> Array:
 
 
 def convolve(x: Array, kernel: Array, padding: str) -> Array:
-  """Convolution of stride 1 over maps [B, H, W, C] with a kernel [h, w, C, D]."""
+  """Convolves maps [B, H, W, C] with a kernel [h, w, C, D]; stride 1."""
   return jax.lax.conv_general_dilated(
     x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
     precision=precision_of(x.dtype, kernel.dtype),

@@ -1,1 +1,1 @@
-"""What comes out of the model: instances, masks, run lengths, COCO JSON, drawings."""
+"""Model outputs: instances, masks, run-length encoding, COCO JSON, overlays."""

@@ -1,7 +1,7 @@
-"""Results on disk: COCO-style JSON with run-length masks, beside the image of `visualize`.
+"""Writes results as COCO JSON with run-length masks.
 
-The format is that of COCO's instance annotations (https://cocodataset.org/#format-data), with a
-`score` as in its results, and an `info` that says which checkpoint was asked what.
+The format is COCO's instance annotations (https://cocodataset.org/#format-data) with a `score`, as
+in COCO results, and an `info` that names the checkpoint and the prompts.
 """
 
 import json
@@ -16,9 +16,7 @@ from sam3_jax.utils.atomic_files import Draft
 if TYPE_CHECKING:
   from sam3_jax.outputs.instances import Instances
 
-IMAGE, ANNOTATIONS = ".sam3.png", ".sam3.json"  # endings that no input of a user's has by chance
-
-Write = Callable[[IO[bytes]], Any]  # writes into a file
+Write = Callable[[IO[bytes]], Any]  # writes to a binary file
 
 
 def coco(
@@ -28,19 +26,19 @@ def coco(
   phrases: Sequence[str],
   info: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """One image's instances as a COCO data set.
+  """Converts the instances of an image to a COCO dataset.
 
   Args:
-    file_name: what the image is called.
-    size: its height and width in pixels.
-    instances: what was found, one entry a phrase.
-    phrases: distinct; they become the categories, found or not.
-    info: of the whole, plain values.
+    file_name: name of the image.
+    size: height and width of the image in pixels.
+    instances: the results, one entry for each phrase.
+    phrases: distinct; they become the categories, even without instances.
+    info: JSON values for `info`.
 
   Returns:
-    Plain values, ready for JSON. Annotations are sorted by phrase, then by descending score; their
-    ids are the identities. `bbox` is x, y, width, height in pixels, clipped to the image;
-    `segmentation` is compressed RLE, which pycocotools reads; `area` counts its pixels.
+    JSON values. Annotations are sorted by phrase, then by descending score; their ids are the
+    instances' ids. `bbox` is x, y, width, height in pixels, clipped to the image; `segmentation` is
+    compressed RLE, which pycocotools reads; `area` is the number of its pixels.
   """
   height, width = size
   annotations = [
@@ -57,14 +55,14 @@ def coco(
 
 
 def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
-  """Instances as plain values, in their order.
+  """Converts instances to JSON values, in their order.
 
-  `bbox` is x, y, width, height in pixels, clipped to the image of this height and width; `area`
-  counts the mask's pixels.
+  `bbox` is x, y, width, height in pixels, clipped to an image of `size` (height and width); `area`
+  is the number of pixels of the mask.
   """
   from pycocotools import mask  # not at the top: it is slow to import
 
-  from sam3_jax.outputs.instances import xywh  # nor this, which brings JAX
+  from sam3_jax.outputs.instances import xywh  # imports JAX
 
   rows = []
   for i, (score, box) in enumerate(zip(found.scores, xywh(found.boxes, size), strict=True)):
@@ -72,7 +70,7 @@ def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
     rows.append(
       {
         "id": int(found.ids[i]),
-        "score": float(str(score)),  # as many digits as tell float32 scores apart
+        "score": float(str(score)),  # with the digits that distinguish float32 values
         "bbox": box.tolist(),
         "area": int(mask.area(rle)),
         "segmentation": rle,
@@ -82,10 +80,10 @@ def entries(found: "Instances", size: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def output_stems(paths: Sequence[Path]) -> list[str]:
-  """What each image's results are called, before the ending: its name without the suffix.
+  """Unique stems for the output files of images: their names without the suffix.
 
-  Of images with the same name (whatever the case, as some file systems do not tell `A` from `a`),
-  the second becomes `name-2`, and so on, in the order given.
+  If several images have the same stem (ignoring case, as some file systems do), the second becomes
+  `name-2`, and so on, in the given order.
   """
   taken = {path.stem.casefold() for path in paths}
   seen: set[str] = set()
@@ -104,17 +102,17 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
 
 
 def write(files: Mapping[Path, Write]) -> None:
-  """Writes files that all appear when all are complete, or not at all.
+  """Writes several files atomically: all of them appear, or none.
 
   Raises:
-    OSError: with the name of the file, and the reason.
+    OSError: a file cannot be written; it has its name and the reason.
   """
   drafts: list[Draft] = []
   try:
-    for path, put in files.items():
+    for path, write_to in files.items():
       drafts.append(draft := Draft(path))
       with draft.naming():
-        put(draft.file)
+        write_to(draft.file)
       draft.sync()
     for draft in drafts:
       draft.commit()
@@ -124,12 +122,12 @@ def write(files: Mapping[Path, Write]) -> None:
 
 
 def json_of(values: Any) -> Write:
-  """Writes plain values."""
+  """A function that writes JSON values to a file."""
   text = json.dumps(values, allow_nan=False) + "\n"
   return lambda file: file.write(text.encode())
 
 
 def png_of(image: Any) -> Write:
-  """Writes a PIL image."""
-  # Level 4 takes a third of level 6's time, and 3 % more bytes.
+  """A function that writes a PIL image to a file as PNG."""
+  # Level 4 takes a third of the time of level 6 and 3 % more bytes.
   return lambda file: image.save(file, "PNG", compress_level=4)

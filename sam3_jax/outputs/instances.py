@@ -1,9 +1,9 @@
-"""From every query's prediction to instances of the source image.
+"""Postprocessing: converts the predictions of all queries to instances of the source image.
 
 Follows Meta's `Sam3Processor`: a strict threshold on the score, boxes scaled to the image and not
-clipped, no suppression of overlaps, mask *logits* resized (not probabilities, as in transformers)
-and cut at zero. Masks stay on the decoder's grid until asked for, one by one: an image of
-20,000 x 15,000 with 200 instances would otherwise need 60 GB.
+clipped, no non-maximum suppression, and mask *logits* (not probabilities, as in transformers)
+resized and thresholded at zero. Masks stay on the decoder's grid until they are accessed: 200
+masks of 20,000 x 15,000 pixels would need 60 GB.
 """
 
 import dataclasses
@@ -12,31 +12,32 @@ from typing import Any, Self
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
+from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.masks import LazyMasks, Masks
 from sam3_jax.types import Detections, VisualMasks
 from sam3_jax.utils.validation import as_array, check_number
 
-_FILLED = 10.0  # the logit of a filled hole: SAM 2's
+_FILLED = 10.0  # the logit of a filled hole, as in SAM 2
 _HOLE_REMEDY = "It is in cells of the grid; 0 fills none."
 
 
 def instances(
   detections: Detections, threshold: float | Sequence[float] = 0.5
 ) -> "list[Instances]":
-  """The instances that score above `threshold`, for each prompt, best first (ties by query).
+  """The instances of each prompt with scores above `threshold`, best first (ties by query).
 
-  Copies scores and boxes from the device, then the masks of what was kept, and no others.
+  Copies scores and boxes from the device, and then only the masks of these instances.
 
   Args:
     detections: of `decode`; on a device or as NumPy arrays.
     threshold: in [0, 1]; one for all prompts, or one for each.
 
   Raises:
-    TypeError: `detections` is something else.
-    ValueError: a threshold outside [0, 1], too few or too many of them, one below the score that
-      `decode(min_score=...)` made masks for, scores that are NaN, or a source image without a size.
+    TypeError: `detections` has another type.
+    ValueError: a threshold is outside [0, 1] or below `decode(min_score=...)`, the number of
+      thresholds is wrong, scores are NaN, or a source image has no size.
   """
   if not isinstance(detections, Detections):
     raise TypeError(f"instances takes what decode returns, then thresholds; got {detections!r:.60}")
@@ -72,17 +73,17 @@ def instances(
 
 
 def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
-  """What visual prompts point at, over the source image: K masks a prompt, as `found` has them.
+  """The masks of visual prompts over the source image: K masks for each prompt.
 
   Copies the masks of all prompts from the device.
 
   Args:
     found: of `decode_visual`; on a device or as NumPy arrays.
-    hole_area: holes of at most so many cells of the decoder's grid are filled, before resizing.
-      Meta's predictor fills up to 256 where its kernel for that runs, on a GPU; 0 fills none.
+    hole_area: holes of up to this many cells of the decoder's grid are filled before resizing; 0
+      fills none. Meta's predictor fills up to 256, if its GPU kernel is available.
 
   Raises:
-    ValueError: `hole_area` is no number from 0, or a source image has no size.
+    ValueError: `hole_area` is not a number of at least 0, or a source image has no size.
   """
   check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
   logits, sizes = jax.device_get((found.mask_logits, found.sizes))
@@ -96,12 +97,14 @@ def visual_masks(found: VisualMasks, hole_area: int = 0) -> list[Masks]:
 def visual_instances(
   found: VisualMasks, first_id: int = 1, hole_area: int = 0
 ) -> "list[Instances]":
-  """Each visual prompt's best mask as an instance: scored by its IoU as the model guesses it, boxed
-  by its pixels. A prompt whose best mask is empty has none.
+  """The best mask of each visual prompt as an instance.
+
+  Its score is the predicted IoU, and its box is the bounding box of the mask. A prompt whose best
+  mask is empty has no instance.
 
   Args:
     found: of `decode_visual`; on a device or as NumPy arrays.
-    first_id: identity of the first prompt's instance; the next one's is one more.
+    first_id: id of the first prompt's instance; ids increase by one for each prompt.
     hole_area: as for `visual_masks`.
   """
   check_number("hole_area", hole_area, 0, remedy=_HOLE_REMEDY)
@@ -111,7 +114,7 @@ def visual_instances(
     k = int(iou[i].argmax())
     grid = fill_holes(logits[i, k], hole_area) if hole_area else logits[i, k]
     masks = Masks(grid[None], (height, width))
-    box = np.array([box_of(masks[0])], np.float32)
+    box = np.array([mask_to_box(masks[0])], np.float32)
     scores = np.asarray(iou[i, k : k + 1], np.float32)
     one = Instances(np.array([first_id + i]), scores, box, masks)
     rows.append(one[box[:, 2] > 0])
@@ -119,30 +122,23 @@ def visual_instances(
 
 
 def xywh(boxes: Float[np.ndarray, "n 4"], size: tuple[int, int]) -> Float[np.ndarray, "n 4"]:
-  """Boxes, xyxy in pixels, as files have them: x, y, width and height, clipped to the image of
-  this height and width, in hundredths of a pixel."""
+  """Converts xyxy boxes in pixels to x, y, width, height, as in COCO files.
+
+  The boxes are clipped to an image of `size` (height and width) and rounded to 0.01 pixels.
+  """
   height, width = size
   corners = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, [width, height] * 2).round(2)
   return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1).round(2)
 
 
-def box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int, int, int]:
-  """The box around a mask's pixels, xyxy; zeros around none."""
-  rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-  if not len(rows):
-    return 0, 0, 0, 0
-  return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def fill_holes(grid: Float[np.ndarray, "Hm Wm"], area: int) -> Float[np.ndarray, "Hm Wm"]:
-  """Logits in which connected cells outside the mask (by sides or corners) are inside it, if they
-  are at most `area` cells."""
+  """Fills holes in mask logits: 8-connected background regions of at most `area` cells."""
   from scipy import ndimage  # not at the top: it is slow to import
 
   found: Any = ndimage.label(grid <= 0, structure=np.ones((3, 3)))
   labels = found[0]
   sizes = np.bincount(labels.ravel())
-  sizes[0] = area + 1  # the mask itself
+  sizes[0] = area + 1  # label 0 is the mask itself
   return np.where((sizes <= area)[labels], np.asarray(_FILLED, grid.dtype), grid)
 
 
@@ -151,10 +147,10 @@ class Instances:
   """The instances of one prompt, best first.
 
   Attributes:
-    ids: unique in an image within one decode call, over all its prompts.
+    ids: unique within an image and one decode call, over all its prompts.
     scores: in (threshold, 1].
-    boxes: xyxy in pixels of the source image, x before y; not clipped to it.
-    masks: over the source image, resized when asked for.
+    boxes: xyxy in pixels of the source image; not clipped to it.
+    masks: over the source image; each is resized on access.
   """
 
   ids: Int[np.ndarray, " n"]
@@ -166,16 +162,16 @@ class Instances:
     return len(self.ids)
 
   def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Self:
-    """Those that a slice, an array of positions or an array of bools selects."""
+    """The instances selected by a slice, an array of indices or a boolean array."""
     if isinstance(index, int | np.integer):
       raise TypeError(f"use [{index}:{index + 1}], or .scores[{index}], .boxes[{index}] and so on.")
     return type(self)(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
   def to_supervision(self, class_id: int = 0) -> Any:
-    """As `supervision.Detections`, with all masks over the source image at once.
+    """Converts to `supervision.Detections`, with all masks over the source image in memory.
 
     Args:
-      class_id: of all of them: the prompt's number, say.
+      class_id: for all instances, such as the index of the prompt.
 
     Raises:
       ImportError: the package supervision is not installed.
@@ -196,7 +192,7 @@ class Instances:
 def _check_scores(
   scores: np.ndarray, thresholds: np.ndarray, min_scores: np.ndarray | None
 ) -> None:
-  """Raises ValueError where a threshold cannot be answered."""
+  """Raises ValueError if scores are NaN, or masks above a threshold were not computed."""
   for prompt, row in enumerate(scores):
     if np.isnan(row).any():
       raise ValueError(
@@ -207,7 +203,7 @@ def _check_scores(
     if min_scores is not None and min_scores[prompt] > 0 and best > thresholds[prompt]:
       raise ValueError(
         f"prompt {prompt} has a score of {best:.4g}, above the threshold {thresholds[prompt]:.4g}, "
-        f"but no masks, as decode made none for scores up to min_score={min_scores[prompt]:.4g}: "
+        f"but no masks: decode computed none for scores up to min_score={min_scores[prompt]:.4g}; "
         f"decode with min_score={thresholds[prompt]:.4g} or less, or raise the threshold."
       )
 
@@ -227,7 +223,7 @@ def _thresholds(threshold: float | Sequence[float], prompts: int) -> Float[np.nd
   for value in values.ravel():
     if not 0 <= value <= 1:
       raise ValueError(f"threshold is {value:g}, but scores are in [0, 1]: give one in that range.")
-  # In float32, as the scores are: a score of float32(0.3) is not above 0.3.
+  # In float32, like the scores, so that a score of float32(0.3) is not above 0.3.
   return np.broadcast_to(values.astype(np.float32), (prompts,))
 
 
@@ -237,7 +233,7 @@ def _mask(mask_logits, prompt, query):
 
 
 def kept_masks(mask_logits, kept: list[np.ndarray]) -> list[Float[np.ndarray, "n Hm Wm"]]:
-  """Each prompt's masks of the kept queries: one compilation, and only those cross over."""
+  """Copies the masks of each prompt's kept queries from the device, with one compiled program."""
   if not isinstance(mask_logits, np.ndarray):
     rows = [[_mask(mask_logits, p, q) for q in queries] for p, queries in enumerate(kept)]
     rows = jax.device_get(rows)

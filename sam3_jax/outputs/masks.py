@@ -1,5 +1,5 @@
-"""Masks over an image, each made when it is asked for: one at a time, as all of a large image's
-would not fit in memory."""
+"""Lazy masks over an image: each mask is computed on access, since all masks of a large image would
+not fit into memory."""
 
 import abc
 from collections.abc import Iterator, Sequence
@@ -10,18 +10,18 @@ from jaxtyping import Bool, Float
 
 from sam3_jax.outputs.rle import decode, encode
 
-_STRIP = 2**16  # values of a resized mask in work at a time: two such arrays fit the cache
+_STRIP = 2**16  # values of a resized mask processed at a time; two such arrays fit into the cache
 
 
 class LazyMasks(abc.ABC):
-  """Masks over an image, none of which is kept.
+  """A sequence of masks over an image, computed on access and not cached.
 
-  `len(masks)`; `masks[i]` is bool [h, w]; `masks[a:b]` is again of this class; `masks.rle(i)` is
-  COCO's run-length encoding; `masks.at(size)` is the same over an image of another size;
-  `np.asarray(masks)` is bool [n, h, w], all of them at once.
+  `masks[i]` is bool [h, w]; `masks[a:b]` has the same class; `masks.rle(i)` is COCO's run-length
+  encoding; `masks.at(size)` gives the masks over an image of another size; `np.asarray(masks)` is
+  bool [n, h, w] with all masks.
 
   Attributes:
-    size: height and width of the image, in pixels.
+    size: height and width of the image in pixels.
   """
 
   size: tuple[int, int]
@@ -42,10 +42,10 @@ class LazyMasks(abc.ABC):
 
   @abc.abstractmethod
   def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
-    """One of them; `index` counts from 0."""
+    """Computes a mask; `index` is not negative."""
 
   @abc.abstractmethod
-  def _some(self, index: slice | np.ndarray | Sequence[int]) -> Self: ...
+  def _subset(self, index: slice | np.ndarray | Sequence[int]) -> Self: ...
 
   def __repr__(self) -> str:
     return f"{type(self).__name__}({len(self)} of {self.size[0]} x {self.size[1]})"
@@ -56,33 +56,33 @@ class LazyMasks(abc.ABC):
   def __getitem__(self, index: slice | np.ndarray | Sequence[int]) -> Self: ...
   def __getitem__(self, index):
     if not isinstance(index, int | np.integer):
-      return self._some(index)
-    return self._mask(self._place(index))
+      return self._subset(index)
+    return self._mask(self._nonnegative(index))
 
   def __array__(self, dtype=None, copy=None) -> Bool[np.ndarray, "n h w"]:
     if copy is False:
-      raise ValueError("masks are made when asked for: np.asarray(masks, copy=False) cannot work.")
+      raise ValueError("masks are computed on access: np.asarray(masks, copy=False) is impossible.")
     masks = np.empty((len(self), *self.size), bool)
     for i in range(len(self)):
       masks[i] = self[i]
     return masks if dtype is None else masks.astype(dtype)
 
-  def _place(self, index: int | np.integer) -> int:
-    """`index` counted from 0."""
+  def _nonnegative(self, index: int | np.integer) -> int:
+    """Converts a negative index to a nonnegative one."""
     if not -len(self) <= index < len(self):
-      raise IndexError(f"there is no mask {index}: there are {len(self)}.")
+      raise IndexError(f"mask index {index} is out of range: there are {len(self)} masks.")
     return int(index) % len(self)
 
 
 class Masks(LazyMasks):
-  """Masks as the model makes them, resized to the image.
+  """Masks given by logits, which are resized to the image.
 
-  Beside its result, a mask takes some 70 MB at 20,000 x 15,000. `rle` never has the whole mask in
-  memory and takes the same, and what its runs take.
+  Computing a mask of 20,000 x 15,000 pixels takes about 70 MB in addition to the result. `rle`
+  takes the same plus its runs, and never has the whole mask in memory.
 
   Args:
     logits: before the sigmoid, on the decoder's grid.
-    size: height and width of the source image, in pixels.
+    size: height and width of the source image in pixels.
   """
 
   def __init__(self, logits: Float[np.ndarray, "n Hm Wm"], size: tuple[int, int]):
@@ -92,7 +92,7 @@ class Masks(LazyMasks):
   def __len__(self) -> int:
     return len(self.logits)
 
-  def _some(self, index):
+  def _subset(self, index):
     return Masks(self.logits[index], self.size)
 
   def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
@@ -106,18 +106,18 @@ class Masks(LazyMasks):
     from pycocotools import mask as coco  # not at the top: it is slow to import
 
     height, width = self.size
-    grid = self._grid(self._place(index))
+    grid = self._grid(self._nonnegative(index))
     rows, columns = _reach(grid, self.size)
-    # COCO's runs go down the columns: so make the transposed mask, and strips of whole columns.
+    # COCO's runs go down the columns, so compute the transposed mask in strips of whole columns.
     first, high = rows.start, rows.stop - rows.start
     changes = [np.zeros(0, np.int64)]
     for column, strip in _strips(grid.T, (width, height), columns, rows):
-      # With a False before and after each column, a column's runs end in it.
+      # A False before and after each column ends its runs there.
       inside = np.zeros(len(strip) * (high + 1) + 1, bool)
       np.greater(strip, 0, out=inside[1:].reshape(-1, high + 1)[:, :high])
       right, down = np.divmod(np.flatnonzero(inside[1:] != inside[:-1]), high + 1)
       changes.append((column + right) * height + first + down)
-    # A run that goes on in the next column ended and began at the same place: no change at all.
+    # A run that continues in the next column has its end and start at the same pixel: no change.
     change, times = np.unique(np.concatenate(changes), return_counts=True)
     runs = np.diff(change[times == 1], prepend=0, append=height * width)
     runs = runs[: len(runs) - (runs[-1] == 0)]
@@ -134,11 +134,11 @@ class Masks(LazyMasks):
 
 
 class RleMasks(LazyMasks):
-  """Masks kept as run lengths of whole pixels.
+  """Masks given by run lengths.
 
   Args:
-    rles: COCO's compressed run lengths, all of one size.
-    size: height and width of the image; the masks are stretched to it, nearest pixel by nearest.
+    rles: COCO's compressed run lengths, all of the same size.
+    size: height and width of the image; masks are resized to it with nearest neighbours.
   """
 
   def __init__(self, rles: Sequence[dict], size: tuple[int, int]):
@@ -148,7 +148,7 @@ class RleMasks(LazyMasks):
   def __len__(self) -> int:
     return len(self.rles)
 
-  def _some(self, index):
+  def _subset(self, index):
     return RleMasks([self.rles[row] for row in np.arange(len(self))[index]], self.size)
 
   def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
@@ -159,19 +159,19 @@ class RleMasks(LazyMasks):
     return mask
 
   def rle(self, index: int) -> dict:
-    kept = self.rles[self._place(index)]
-    return kept if tuple(kept["size"]) == self.size else encode(self[index])
+    rle = self.rles[self._nonnegative(index)]
+    return rle if tuple(rle["size"]) == self.size else encode(self[index])
 
   def at(self, size: tuple[int, int]) -> "RleMasks":
     return RleMasks(self.rles, size)
 
 
 def _as_size(size: tuple[int, int]) -> tuple[int, int]:
-  """Height and width; raises ValueError unless both are at least 1."""
+  """Validates a height and width; raises ValueError unless both are at least 1."""
   height, width = (int(side) for side in size)
   if min(height, width) < 1:
     raise ValueError(
-      f"the source image is {height} x {width} (height x width): masks need its size in pixels."
+      f"the source image is {height} x {width} (height x width), but masks need its size in pixels."
     )
   return height, width
 
@@ -179,9 +179,9 @@ def _as_size(size: tuple[int, int]) -> tuple[int, int]:
 def interpolate(
   grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int]
 ) -> Float[np.ndarray, "h w"]:
-  """Bilinear resize in float32 to `size`, height and width, as PyTorch's `F.interpolate` does it.
+  """Bilinear resize in float32 to a height and width, equal to PyTorch's `F.interpolate`.
 
-  That is with `align_corners=False` and without antialias, whatever the scale.
+  With `align_corners=False` and without antialiasing, at any scale.
   """
   grid = np.asarray(grid, np.float32)
   strips = [strip for _, strip in _strips(grid, size, slice(0, size[0]), slice(0, size[1]))]
@@ -191,7 +191,7 @@ def interpolate(
 def _strips(
   grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int], rows: slice, columns: slice
 ) -> Iterator[tuple[int, Float[np.ndarray, "n w"]]]:
-  """Parts of the resized grid, from the top: (row, its values and those below, in `columns`)."""
+  """Yields strips of the resized grid from the top: the first row, and the values in `columns`."""
   if rows.start == rows.stop or columns.start == columns.stop:
     return
   lower, upper, weight = _taps(grid.shape[1], size[1], columns)
@@ -211,9 +211,9 @@ def _strips(
 
 
 def _taps(source: int, result: int, part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The two cells that each result lies between, and the second's weight; as PyTorch, float32."""
+  """The two cells to interpolate for each result, and the weight of the second (as in PyTorch)."""
   scale = np.float32(source) / np.float32(result)
-  # PyTorch rounds once here, after a fused multiply-add: hence the detour over float64.
+  # PyTorch rounds once, after a fused multiply-add; float64 reproduces that.
   index = np.arange(part.start, part.stop)
   position = (scale.astype(np.float64) * (index + 0.5) - 0.5).astype(np.float32)
   position = np.maximum(position, 0)
@@ -223,7 +223,7 @@ def _taps(source: int, result: int, part: slice) -> tuple[np.ndarray, np.ndarray
 
 
 def _reach(grid: Float[np.ndarray, "Hm Wm"], size: tuple[int, int]) -> tuple[slice, slice]:
-  """The rows and columns outside which the mask is False: all cells around are at most 0."""
+  """The rows and columns that contain the mask; elsewhere all logits are at most 0."""
   inside = grid > 0
   slices = []
   for axis in (0, 1):

@@ -1,7 +1,7 @@
-"""Images of results: each instance filled, outlined, boxed and labelled in a colour of its own.
+"""Draws instances over their image: filled, outlined, boxed and labelled, each in its own colour.
 
-Drawn with Pillow and its built-in font, one mask at a time: the same results always give the same
-image, and memory does not grow with the image or the number of instances.
+Uses Pillow and its built-in font and draws one mask at a time. The result is deterministic, and
+memory does not grow with the size of the image or the number of instances.
 """
 
 import dataclasses
@@ -20,26 +20,26 @@ from sam3_jax.outputs.colors import Color, color, ink
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import LazyMasks
 
-LONGEST = 2048  # pixels of the drawing's longer side, at most: memory and time stay bounded
-SHORTEST = 800  # and at least: labels stay readable on a small image
+MAX_SIDE = 2048  # of the drawing's longer side in pixels, which bounds memory and time
+MIN_SIDE = 800  # of the drawing's longer side, so that labels are readable on small images
 
-FILL = 0.45  # opacity of an instance's inside
-HALO = 0.55  # opacity of the dark rim around outlines, which parts them from any background
-PAPER, INK, FAINT = (22, 22, 26), (240, 240, 240), (150, 150, 155)  # of the legend
+FILL = 0.45  # opacity of the inside of an instance
+HALO = 0.55  # opacity of the dark rim around outlines, which separates them from the background
+PAPER, INK, FAINT = (22, 22, 26), (240, 240, 240), (150, 150, 155)  # colours of the legend
 
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the drawing
 
 
 @dataclasses.dataclass(frozen=True)
 class _Item:
-  """One instance on the drawing."""
+  """An instance on the drawing."""
 
   label: str
   score: float
   color: Color
   box: Rect
   masks: LazyMasks  # over the drawing
-  index: int  # its place in them
+  index: int  # of its mask in `masks`
 
 
 def overlay(
@@ -47,65 +47,64 @@ def overlay(
 ) -> Image.Image:
   """Draws instances over their image.
 
-  An image whose longer side is over 2,048 pixels is drawn on a copy of that size, one under 800 on
-  an enlarged copy; masks are made in the copy's size. Several phrases get a legend below the
-  image. The built-in font holds ASCII: accents are dropped, other characters become question
-  marks, and a phrase of nothing else is called by its place, "#1".
+  Images with a longer side of more than 2,048 or less than 800 pixels are resized to that limit;
+  masks are computed in this size. Several phrases get a legend below the image. The built-in font
+  only has ASCII: accents are removed, other characters become question marks, and a phrase without
+  ASCII characters becomes its number, "#1".
 
   Args:
-    image: the image, or a smaller copy of it, such as `canvas` makes.
-    instances: what was found, one entry a phrase. Boxes may leave the image; they are clipped for
-      the drawing.
-    phrases: what each entry is called.
+    image: the image, or a smaller copy of it, such as the result of `canvas`.
+    instances: the results, one entry for each phrase. Boxes are clipped to the image.
+    phrases: the label of each entry.
 
   Returns:
-    An RGB image. Colours follow identities: first identity, first colour.
+    An RGB image. Colours are assigned in the order of ids.
 
   Raises:
-    ValueError: unequal numbers of instances and phrases, or `image` is no uint8 [h, w, 3].
+    ValueError: `instances` and `phrases` differ in length, or `image` is not uint8 [h, w, 3].
   """
   if len(instances) != len(phrases):
     raise ValueError(
       f"there must be a phrase for each of the {len(instances)} entries of instances; "
       f"got {len(phrases)} phrases."
     )
-  source_image = canvas(image)
-  labels = [_drawable(phrase, place) for place, phrase in enumerate(phrases, start=1)]
-  groups = list(_items(instances, labels, source_image.size))
+  drawing = canvas(image)
+  labels = [_drawable(phrase, number) for number, phrase in enumerate(phrases, start=1)]
+  groups = list(_items(instances, labels, drawing.size))
   items = [item for group in groups for item in group]
 
-  line = max(1.0, math.sqrt(source_image.width * source_image.height) / 700)
-  for item in sorted(items, key=lambda item: -_area(item.box)):  # small ones on top
-    _draw_mask(source_image, item.masks[item.index], item.color, line)
+  line = max(1.0, math.sqrt(drawing.width * drawing.height) / 700)
+  for item in sorted(items, key=lambda item: -_area(item.box)):  # small instances on top
+    _draw_mask(drawing, item.masks[item.index], item.color, line)
   for item in sorted(items, key=lambda item: item.score):
-    _draw_box(source_image, item.box, item.color, line)
+    _draw_box(drawing, item.box, item.color, line)
   font = ImageFont.load_default(size=max(13, round(11.5 * line)))
-  _draw_labels(source_image, sorted(items, key=lambda item: -item.score), font)
-  return source_image if len(phrases) < 2 else _with_legend(source_image, labels, groups, font)
+  _draw_labels(drawing, sorted(items, key=lambda item: -item.score), font)
+  return drawing if len(phrases) < 2 else _with_legend(drawing, labels, groups, font)
 
 
 def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-  """A copy of the image in the size that `overlay` draws on: 800 to 2,048 pixels long."""
+  """A copy of the image in the size of the drawing: the longer side has 800 to 2,048 pixels."""
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
     raise ValueError(f"image must be uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}.")
   longest = max(image.shape[:2])
-  scale = min(LONGEST, max(SHORTEST, longest)) / longest
-  if factor := longest // (2 * LONGEST):  # in strips, as Pillow's images take 4 bytes a pixel
+  scale = min(MAX_SIDE, max(MIN_SIDE, longest)) / longest
+  if factor := longest // (2 * MAX_SIDE):  # in strips, as Pillow's images take 4 bytes a pixel
     strips = [image[y : y + 64 * factor] for y in range(0, len(image), 64 * factor)]
     small = [Image.fromarray(strip).reduce(factor) for strip in strips]
-    source_image = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
+    copy = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
   else:
-    source_image = Image.fromarray(image)
+    copy = Image.fromarray(image)
   height, width = (max(1, round(side * scale)) for side in image.shape[:2])
-  if source_image.size == (width, height):
-    return source_image
-  return source_image.resize((width, height), Image.Resampling.LANCZOS)
+  if copy.size == (width, height):
+    return copy
+  return copy.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _items(
   instances: Sequence[Instances], labels: Sequence[str], size: tuple[int, int]
 ) -> Iterator[list[_Item]]:
-  """The instances of each phrase, on a drawing of this width and height."""
+  """Yields the instances of each phrase, for a drawing of `size` (width and height)."""
   ids = sorted({int(identity) for found in instances for identity in found.ids})
   colors = {identity: color(rank) for rank, identity in enumerate(ids)}
   for found, label in zip(instances, labels, strict=True):
@@ -122,10 +121,10 @@ def _items(
 
 
 def _draw_mask(image: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, line: float):
-  """Fills and outlines a mask: opacities are functions of the distance from its edge.
+  """Fills and outlines a mask; opacities are functions of the distance to its edge.
 
-  A Gaussian blur turns a straight edge into the distance's normal distribution function, so the
-  distance is that function's inverse, looked up; and all edges come out smooth.
+  A Gaussian blur turns a straight edge into the normal distribution function of the distance. Its
+  inverse gives the distance, and smooth edges.
   """
   grey = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
   bounds = grey.getbbox()
@@ -164,36 +163,38 @@ def _draw_box(image: Image.Image, box: Rect, color: Color, line: float):
 
 
 def _draw_labels(image: Image.Image, items: Sequence[_Item], font: Any):
-  """Writes phrase and score on a chip at each box, where it stays clear of the chips before it;
-  where there is no room, the score alone."""
+  """Writes phrase and score at each box, where they do not overlap earlier labels.
+
+  If there is no such position, only the score is written.
+  """
   draw = ImageDraw.Draw(image)
-  placed = np.zeros((0, 4))
+  drawn = np.zeros((0, 4))
   for item in items:
     score = f"{item.score:.2f}"
     name = _shorten(item.label, 0.4 * image.width, font)
     choices = [
-      (text, rect, _overlap(rect, placed))
+      (text, rect, _overlap(rect, drawn))
       for text in (f"{name} {score}".strip(), score)
-      for rect in _places(item.box, _chip(text, font), image.size)
+      for rect in _positions(item.box, _label_size(text, font), image.size)
     ]
-    if not choices:  # an image of a few pixels' width
+    if not choices:  # the image has a width of only a few pixels
       continue
     free = [choice for choice in choices if choice[2] == 0]
     text, rect, _ = free[0] if free else min(choices, key=lambda choice: choice[2])
-    placed = np.vstack([placed, rect])
+    drawn = np.vstack([drawn, rect])
     radius = (rect[3] - rect[1]) / 5
     draw.rounded_rectangle(rect, radius, fill=item.color)
     middle = ((rect[0] + rect[2]) / 2, (rect[1] + rect[3]) / 2)
     draw.text(middle, text, font=font, fill=ink(item.color), anchor="mm")
 
 
-def _chip(text: str, font: Any) -> tuple[int, int]:
+def _label_size(text: str, font: Any) -> tuple[int, int]:
   return math.ceil(font.getlength(text) + 0.7 * font.size), math.ceil(1.35 * font.size)
 
 
-def _places(box: Rect, chip: tuple[int, int], size: tuple[int, int]) -> Iterator[Rect]:
-  """Where a chip may go: over the box's corners, then inside and under them; in the image."""
-  width, height = chip
+def _positions(box: Rect, label: tuple[int, int], size: tuple[int, int]) -> Iterator[Rect]:
+  """Possible positions of a label: above the corners of the box, then inside and below them."""
+  width, height = label
   if width >= size[0] or height >= size[1]:
     return
   x0, y0, x1, y1 = (round(v) for v in box)
@@ -206,7 +207,7 @@ def _places(box: Rect, chip: tuple[int, int], size: tuple[int, int]) -> Iterator
 
 
 def _overlap(rect: Rect, others: np.ndarray) -> float:
-  """Area that a rectangle shares with others."""
+  """The area of the intersections of a rectangle with others."""
   wide = np.minimum(rect[2], others[:, 2]) - np.maximum(rect[0], others[:, 0])
   high = np.minimum(rect[3], others[:, 3]) - np.maximum(rect[1], others[:, 1])
   return float(np.sum(np.clip(wide, 0, None) * np.clip(high, 0, None)))
@@ -215,25 +216,25 @@ def _overlap(rect: Rect, others: np.ndarray) -> float:
 def _with_legend(
   image: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
 ) -> Image.Image:
-  """The image with a strip below it: each phrase, its colours, and how many there are."""
+  """Adds a legend below the image: each phrase, its colours, and the number of instances."""
   pad, row = round(0.6 * font.size), round(1.5 * font.size)
   dot = round(0.75 * font.size)
   entries = []
   for label, group in zip(labels, groups, strict=True):
     dots = [item.color for item in group[:5]]
     swatches = len(dots) * (dot + 2)
-    room = image.width - 2 * pad - swatches - font.getlength("  (0000)")
-    text = f"{_shorten(label, room, font)} ({len(group)})"
+    available = image.width - 2 * pad - swatches - font.getlength("  (0000)")
+    text = f"{_shorten(label, available, font)} ({len(group)})"
     entries.append((dots, swatches, text, swatches + pad // 2 + font.getlength(text) + 2 * pad))
-  places, x, y = [], pad, pad
+  positions, x, y = [], pad, pad
   for *_, length in entries:
     if x > pad and x + length > image.width:
       x, y = pad, y + row
-    places.append((x, y))
+    positions.append((x, y))
     x += length
   strip = Image.new("RGB", (image.width, y + row + pad // 2), PAPER)
   draw = ImageDraw.Draw(strip)
-  for (x, y), (dots, swatches, text, _) in zip(places, entries, strict=True):
+  for (x, y), (dots, swatches, text, _) in zip(positions, entries, strict=True):
     middle = y + row // 2 - pad // 4
     for i, shade in enumerate(dots):
       left = x + i * (dot + 2)
@@ -245,21 +246,21 @@ def _with_legend(
   return whole
 
 
-def _shorten(text: str, room: float, font: Any) -> str:
-  """The text, or as much of it as fits into `room` pixels, with an ellipsis."""
-  if font.getlength(text) <= room:
+def _shorten(text: str, available: float, font: Any) -> str:
+  """Shortens a text with an ellipsis if it exceeds the `available` width in pixels."""
+  if font.getlength(text) <= available:
     return text
-  while text and font.getlength(text + "...") > room:
+  while text and font.getlength(text + "...") > available:
     text = text[:-1]
   return text.rstrip() + "..." if text else ""
 
 
-def _drawable(phrase: str, place: int) -> str:
-  """The phrase in characters that the font has; "#1" for the first phrase, if it has none."""
+def _drawable(phrase: str, number: int) -> str:
+  """The phrase in characters of the font; its number, such as "#1", if there are none."""
   plain = unicodedata.normalize("NFKD", " ".join(phrase.split()))
   plain = "".join(c for c in plain if not unicodedata.combining(c))
   if phrase.strip() and not any("!" <= c <= "~" for c in plain):
-    return f"#{place}"
+    return f"#{number}"
   return plain.encode("ascii", "replace").decode()
 
 

@@ -1,7 +1,7 @@
-"""What a training step takes: padded arrays of a fixed shape, one row an image.
+"""The input of a training step: padded arrays of a fixed shape, one row per image.
 
-B images, R prompts of an image (static), T text tokens, N example boxes of a prompt, O objects of a
-prompt, Hi and Wi pixels of the model's square input, Ht and Wt cells of a target mask.
+B images, R prompts of an image (static), T text tokens, N exemplar boxes of a prompt, O objects of
+a prompt, Hi and Wi pixels of the model's input square, Ht and Wt cells of a target mask.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ _Function = TypeVar("_Function", bound=Callable)
 
 
 def standard_promotion(function: _Function) -> _Function:
-  """A function whose own arithmetic, gradients and optimizer (Optax) mix dtypes as JAX does by
-  default, whatever `jax_numpy_dtype_promotion` is set to for other work."""
+  """Runs a function, its gradients and its optimizer (Optax) with JAX's default dtype promotion,
+  whatever `jax_numpy_dtype_promotion` is set to."""
 
   @functools.wraps(function)
   def promoting(*args, **options):
@@ -33,16 +33,16 @@ def standard_promotion(function: _Function) -> _Function:
 
 @struct.dataclass
 class Targets:
-  """The objects that a prompt names; padding may hold any finite numbers, wherever it stands.
+  """The objects of a prompt. Padding may be anywhere, and may hold any finite numbers.
 
-  In a `Batch` all arrays have the leading axes [B, R] in place of [P].
+  In a `Batch` all arrays have the leading axes [B, R] instead of [P].
 
   Attributes:
     boxes: cxcywh as fractions of the model's square, which a resized or cropped image need not
       fill.
-    masks: coverage of each cell by the object, 0..255 as uint8 or 0..1 as floats; edges may be
-      soft. The grid spans the square.
-    valid: False on padding.
+    masks: how much of each cell the object covers, 0..255 as uint8 or 0..1 as floats. The grid
+      spans the square.
+    valid: False for padding.
   """
 
   boxes: Float[Array, "P O 4"]
@@ -52,20 +52,20 @@ class Targets:
 
 @struct.dataclass
 class Batch:
-  """Images, their prompts, and what is to be found.
+  """Images, their prompts and targets.
 
-  Prompts with objects come first among an image's, so that masks can be made for a fixed number of
-  them only; see `Detector.predict`.
+  Prompts with objects come first in each image, so that masks can be computed for a fixed number of
+  prompts; see `Detector.detect_all_layers`.
 
   Attributes:
     images: resized, cropped or padded to the model's square; see `preprocess.normalize`.
     sizes: height and width of the source image in pixels.
-    ids: of the images, for messages.
-    tokens: of the phrases (start, phrase, end, then 0).
-    boxes: example boxes, cxcywh as fractions of the model's square.
-    positive: True on an example box, False on a counterexample.
-    box_valid: False on padding, wherever it stands; may be False throughout.
-    prompt_valid: False on a padding prompt: no loss of any kind comes from it.
+    ids: the images' indices, for messages.
+    tokens: token ids of the phrases (start, phrase, end, then 0).
+    boxes: exemplar boxes, cxcywh as fractions of the model's square.
+    positive: True for a positive exemplar box, False for a negative one.
+    box_valid: False for padding, which may be anywhere.
+    prompt_valid: False for a padding prompt, which has no loss.
     targets: with the leading axes [B, R].
   """
 
@@ -81,16 +81,20 @@ class Batch:
 
 
 def flat_prompts(batch: Batch, text: TextEmbedding) -> Prompts:
-  """The prompts of all images as rows, image by image, so that row p is prompt p % R of image
-  p // R; `text` are their tokens, encoded in this order."""
-  images, rows = batch.tokens.shape[:2]
-  image = jnp.repeat(jnp.arange(images), rows)
+  """The prompts of all images along one axis: prompt p is prompt p % R of image p // R.
+
+  Args:
+    batch: the batch.
+    text: its encoded tokens, in this order.
+  """
+  images, prompts = batch.tokens.shape[:2]
+  image = jnp.repeat(jnp.arange(images), prompts)
   flat = flatten(batch)
   return Prompts(image, jnp.zeros_like(image), text, flat.boxes, flat.positive, flat.box_valid)
 
 
 def flatten(batch: Batch) -> Batch:
-  """The batch with the axes [B, R] of its prompts and targets made one, [B * R]."""
+  """Merges the axes [B, R] of a batch's prompts and targets into one, [B * R]."""
   prompts = ("tokens", "boxes", "positive", "box_valid", "prompt_valid", "targets")
   flat = {
     name: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), getattr(batch, name))

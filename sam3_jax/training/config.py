@@ -1,17 +1,12 @@
-"""What a training run is: one frozen dataclass, read from TOML or JSON.
+"""The configuration of a training run: one frozen dataclass, with a nested one for each part.
 
-Every field has a default but the start (`checkpoint` or `model`); a file names what differs.
+Every field has a default, but a run needs a start: `checkpoint` or `model`.
 """
 
 import dataclasses
-import difflib
 import functools
 import json
-import tomllib
-import types
-import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sam3_jax.config import Config
@@ -20,168 +15,183 @@ from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
 from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
+from sam3_jax.training.renamed_fields import check_renamed
 from sam3_jax.training.sources import SceneConfig
-from sam3_jax.training.visual import TRAINED, VisualConfig
-from sam3_jax.utils.json_text import parse
+from sam3_jax.training.visual import TRAINABLE, VisualConfig
+from sam3_jax.utils.dataclass_dict import from_dict
 from sam3_jax.utils.validation import check_numbers, check_pattern
 
 OBJECTIVES = ("detection", "dense", "visual")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
-VISUAL_BEST = ("click", "click_best", "three_clicks", "box")
-BEST = ("il_mcc", *(f"{name}{at}" for name in ("cgf1", "pmf1", "f1") for at in ("", "_50", "_75")))
-NOTHING = r"(?!)"
+VISUAL_METRICS = ("click", "click_best", "three_clicks", "box")
+METRICS = (
+  "il_mcc",
+  *(f"{name}{iou}" for name in ("cgf1", "pmf1", "f1") for iou in ("", "_50", "_75")),
+)
+NO_PARAMETER = r"(?!)"
+DETECTOR = r"(?!trunk/|text/).*"  # all parameters but those of the two large encoders
 LORA, OPTIMIZER, DATA = LoraConfig(), OptimizerConfig(), DataConfig()
 LOSSES, DENSE, VISUAL = LossConfig(), DenseConfig(), VisualConfig()
-FINE_TUNED = r"(?!trunk/|text/).*"  # all but the two large encoders
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """A training run.
+  """A training run. A comment above each field documents it; see `utils.field_docs`."""
 
-  Attributes:
-    checkpoint: folder or name of the checkpoint to start from; empty for random parameters of
-      `model`.
-    model: sizes of a random start; None with a checkpoint.
-    image_size, window: of a checkpoint's model, in pixels and patches a side: it sees its images
-      at this resolution from now on, its parameters fit all; 0 for as it was.
-    tokenizer: of a random start: a SentencePiece file, or the checkpoint that has the vocabulary; a
-      model of fewer words takes the first merges.
-    name: what the new checkpoint calls itself; empty for the output folder's name.
-    licence: of the new weights; empty for the starting checkpoint's.
-    annotations: file of the training pairs, SA-Co's or COCO's layout.
-    images: folder that their file names are relative to; empty for the annotations' own.
-    scenes: scenes composed on the fly, in place of annotations.
-    evaluation_annotations, evaluation_images: the same of what is scored while training; no
-      annotations for nothing.
-    objective: "detection"; or "dense", the pretraining in `dense` of all but the geometry encoder
-      and the decoder, of which only the box head and the norm before it learn; or "visual", the
-      head for visual prompts in `visual`, beside a model that stays as it is, bit for bit. One that
-      has no such head gets a random one, its neck begun from the concepts'.
-    train: pattern of the whole paths of the parameters to train. Empty: all of a random start; of a
-      checkpoint all but trunk and text; only the low-rank factors if there are any; all of its head
-      with the objective visual.
-    lora: low-rank adaptation; its factors are trained beside what `train` names.
-    mask_size: cells a side of the target masks; 0 for the model's own masks.
-    steps: of the whole run; the schedule ends there.
-    accumulate: microbatches a step, into which `data.batch` is cut.
-    average: decay of the parameters' exponential moving average (EMA), which is what is evaluated
-      and written; 0 for none.
-    duplicate: train one-to-many queries (DAC) beside the model's own.
-    masked: masks are trained for the first so many prompts of an image; 0 for all with objects.
-      Of detection only, as are the `losses`; `dense` and `visual` have the weights of the others.
-    dtype: of the computation; auto is float32 on a CPU, else bfloat16. Parameters are float32.
-    remat: "full" computes each layer again in the backward pass (rematerialisation, gradient
-      checkpointing): less memory, and faster for it (benchmarks/train.py); "none" keeps everything.
-    fsdp: devices that share one copy of the parameters; the others are data parallel.
-    seed: of random parameters and dropout; the data has its own.
-    save_every: steps between checkpoints to resume from; 0 for none but the last.
-    keep: how many of those are kept.
-    evaluate_every: steps between evaluations; 0 for none but the last.
-    evaluate_pairs: the first so many pairs are scored; 0 for all.
-    best: the figure of the evaluation by which the best checkpoint is kept; of the objective visual
-      one of evaluation.clicks, three_clicks if not given.
-    stored: dtype of the parameters in the bundles that are written.
-  """
-
+  # Directory or name of the checkpoint to start from; empty to start from random parameters of
+  # `model`.
   checkpoint: str = ""
+  # Sizes of a model with random parameters; give either this or `checkpoint`.
   model: Config | None = None
+  # Pixels per side of the model's input square; 0 keeps the checkpoint's. Parameters fit all sizes.
   image_size: int = 0
+  # Patches per side of the trunk's attention windows; 0 keeps the checkpoint's.
   window: int = 0
+  # Tokenizer of a random start: a SentencePiece file, or a checkpoint that has one. A model with a
+  # smaller vocabulary uses the first merges.
   tokenizer: str = "sam3-tiny"
+  # Name of the new checkpoint; empty for the name of the output directory.
   name: str = ""
+  # Licence of the new weights; empty for the licence of the starting checkpoint.
   licence: str = ""
+  # Annotation file of the training data, in the layout of SA-Co or COCO.
   annotations: str = ""
+  # Directory that file names in `annotations` are relative to; empty for the directory of
+  # `annotations`.
   images: str = ""
+  # Scenes composed on the fly, instead of `annotations`.
   scenes: SceneConfig | None = None
+  # Annotation file of the evaluation data; empty for no evaluation.
   evaluation_annotations: str = ""
+  # Directory of the evaluation's images; empty for the directory of `evaluation_annotations`.
   evaluation_images: str = ""
+  # "detection"; "dense" pretrains everything but the geometry encoder and the decoder's layers (see
+  # `dense`); "visual" trains the head for visual prompts (see `visual`) and leaves the rest of the
+  # model unchanged, bit for bit. A checkpoint without that head gets a new one.
   objective: str = "detection"
-  train: str = ""
+  # Regular expression for the full paths of the trainable parameters. Empty: all parameters of a
+  # random start; of a checkpoint all but `trunk` and `text`; with `lora` only the low-rank factors;
+  # with objective "visual" all of the head for visual prompts.
+  trainable: str = ""
+  # Low-rank adaptation; its factors are trained in addition to `trainable`.
   lora: LoraConfig = LORA
+  # Optimizer and learning rate schedule.
   optimizer: OptimizerConfig = OPTIMIZER
+  # Losses of objective "detection".
   losses: LossConfig = LOSSES
+  # Losses and sampling of objective "dense".
   dense: DenseConfig = DENSE
+  # Prompts and losses of objective "visual".
   visual: VisualConfig = VISUAL
+  # Batches and augmentation.
   data: DataConfig = DATA
+  # Cells per side of the target masks; 0 for the model's mask size.
   mask_size: int = 0
+  # Optimizer steps of the whole run; the learning rate schedule ends with them.
   steps: int = 1000
-  accumulate: int = 1
-  average: float = 0.0
-  duplicate: bool = True
-  masked: int = 0
+  # Microbatches per step: `data.batch_size` is divided into this many.
+  gradient_accumulation_steps: int = 1
+  # Decay of the exponential moving average (EMA) of the parameters, in [0, 1). The average is what
+  # is evaluated and saved. 0 for no average.
+  ema_decay: float = 0.0
+  # Train one-to-many queries in addition to the model's own (DAC).
+  one_to_many: bool = True
+  # Prompts of an image, the first ones, for which masks are trained; 0 for all that have objects.
+  # Only for objective "detection".
+  mask_prompts: int = 0
+  # Type of the computation: "float32", "bfloat16", or "auto" for float32 on a CPU and bfloat16
+  # elsewhere. Parameters are always float32.
   dtype: str = "auto"
+  # "full" recomputes the layers' activations in the backward pass (gradient checkpointing), which
+  # takes less memory and is faster (benchmarks/train.py); "none" keeps them.
   remat: str = "full"
+  # Devices that share one copy of the parameters (fully sharded data parallelism); the groups of
+  # devices are data parallel.
   fsdp: int = 1
+  # Seed of random parameters and dropout; `data.seed` is separate.
   seed: int = 0
+  # Steps between checkpoints to resume from; 0 for one at the end only.
   save_every: int = 200
-  keep: int = 2
+  # Checkpoints to resume from that are kept, the latest ones.
+  max_to_keep: int = 2
+  # Steps between evaluations; 0 for one at the end only.
   evaluate_every: int = 0
+  # Image-phrase pairs to evaluate, the first ones; 0 for all.
   evaluate_pairs: int = 0
-  best: str = ""
-  stored: str = "float32"
+  # Evaluation metric that selects the best checkpoint; empty for "cgf1", or for "three_clicks" with
+  # objective "visual".
+  best_metric: str = ""
+  # Type of the parameters in saved checkpoints: "float32" or "bfloat16".
+  save_dtype: str = "float32"
 
   def __post_init__(self):
-    if bool(self.checkpoint) == (self.model is not None):
-      raise ValueError(
-        "give either checkpoint (--checkpoint sam3-tiny), to start from its parameters, or model "
-        "(in CONFIG), to start from random ones."
-      )
-    if self.model is not None and (self.image_size or self.window):
-      raise ValueError("image_size and window belong into model, if there is one.")
-    if not self.best:
-      usual = "three_clicks" if self.objective == "visual" else "cgf1"
-      object.__setattr__(self, "best", usual)
+    if not self.best_metric:
+      metric = "three_clicks" if self.objective == "visual" else "cgf1"
+      object.__setattr__(self, "best_metric", metric)
     check = functools.partial(check_numbers, self, "")
-    check(("steps", "accumulate", "fsdp", "keep"), 1)
+    check(("steps", "gradient_accumulation_steps", "fsdp", "max_to_keep"), 1)
     check(("save_every", "seed", "evaluate_every", "evaluate_pairs"), 0)
-    check(("mask_size", "masked", "image_size", "window"), 0)
-    check(("average",), 0, 1, "[)")
+    check(("mask_size", "mask_prompts", "image_size", "window"), 0)
+    check(("ema_decay",), 0, 1, "[)")
     for field, known in (
       ("objective", OBJECTIVES),
       ("dtype", DTYPES),
-      ("stored", DTYPES[1:]),
+      ("save_dtype", DTYPES[1:]),
       ("remat", REMAT),
-      ("best", VISUAL_BEST if self.objective == "visual" else BEST),
+      ("best_metric", VISUAL_METRICS if self.objective == "visual" else METRICS),
     ):
       if getattr(self, field) not in known:
         raise ValueError(
           f"{field} must be one of {', '.join(known)}; got {getattr(self, field)!r}."
         )
-    if self.data.batch % self.accumulate:
+    if self.data.batch_size % self.gradient_accumulation_steps:
       raise ValueError(
-        f"a batch of {self.data.batch} images cannot be cut into {self.accumulate} microbatches; "
-        "change data.batch or accumulate."
+        f"a batch of {self.data.batch_size} images cannot be divided into "
+        f"{self.gradient_accumulation_steps} microbatches; change data.batch_size or "
+        "gradient_accumulation_steps."
       )
-    if self.objective != "detection" and (self.masked or self.losses != LOSSES):
+    check_pattern(self.trainable, "trainable")
+    self._check_start()
+    self._check_objective()
+
+  def _check_start(self) -> None:
+    if bool(self.checkpoint) == (self.model is not None):
       raise ValueError(
-        f"masked and losses belong to the objective detection; {self.objective} has weights of its "
-        f"own, {self.objective}."
+        "give either checkpoint (--checkpoint sam3-tiny), to start from its parameters, or model "
+        "(in CONFIG), to start from random parameters."
       )
-    for objective, usual in (("dense", DENSE), ("visual", VISUAL)):
-      if self.objective != objective and getattr(self, objective) != usual:
+    if self.model is not None and (self.image_size or self.window):
+      raise ValueError("set image_size and window in model: there is no checkpoint to change.")
+
+  def _check_objective(self) -> None:
+    """Refuses settings that the objective does not use."""
+    if self.objective != "detection" and (self.mask_prompts or self.losses != LOSSES):
+      raise ValueError(
+        f"mask_prompts and losses are for the objective detection; the objective {self.objective} "
+        f"has its own weights, in {self.objective}."
+      )
+    for objective, default in (("dense", DENSE), ("visual", VISUAL)):
+      if self.objective != objective and getattr(self, objective) != default:
         raise ValueError(
-          f"{objective} has the weights of the objective {objective}, but the objective is "
-          f"{self.objective}."
+          f"{objective} is for the objective {objective}, but the objective is {self.objective}."
         )
     if self.objective == "visual" and (self.model is not None or self.lora.rank):
       raise ValueError(
-        "the objective visual trains a head beside a checkpoint's model: give checkpoint "
-        "(--checkpoint sam3-tiny), and leave model and lora out."
+        "the objective visual trains a head on top of a checkpoint's model: give checkpoint "
+        "(--checkpoint sam3-tiny), and remove model and lora."
       )
-    check_pattern(self.train, "train")
 
   @property
-  def trained(self) -> str:
-    """The pattern of the parameters to train, `train` or its default."""
-    if self.train:
-      return self.train
+  def trainable_pattern(self) -> str:
+    """`trainable`, or its default for this run."""
+    if self.trainable:
+      return self.trainable
     if self.objective == "visual":
-      return TRAINED
+      return TRAINABLE
     if self.lora.rank:
-      return NOTHING
-    return FINE_TUNED if self.checkpoint else ".*"
+      return NO_PARAMETER
+    return DETECTOR if self.checkpoint else ".*"
 
   def to_dict(self) -> dict[str, Any]:
     """Nested plain values, ready for JSON."""
@@ -189,115 +199,11 @@ class TrainConfig:
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
-    """From nested plain values; what they leave out has its default.
+    """Builds a configuration from nested plain values; missing fields get their defaults.
 
     Raises:
-      ValueError: an unknown field, or a value of the wrong type or range.
+      ValueError: an unknown field, a field name of format version 1, or a value of the wrong type
+        or out of range.
     """
-    return _build(cls, values, "")
-
-
-def read(path: str | Path) -> dict[str, Any]:
-  """The values of a TOML or JSON file, for `from_dict`.
-
-  Raises:
-    FileNotFoundError: no such file.
-    ValueError: it is neither, or no table.
-  """
-  path = Path(path)
-  if not path.is_file():
-    raise FileNotFoundError(f"there is no configuration {path}; check the spelling and the folder.")
-  try:
-    text = path.read_text(encoding="utf-8")
-    values = tomllib.loads(text) if path.suffix == ".toml" else parse(text, "it")
-  except ValueError as error:  # of TOML, JSON and UTF-8
-    raise ValueError(
-      f"{path} is not readable {path.suffix.lstrip('.') or 'JSON'}: {error}."
-    ) from error
-  if not isinstance(values, dict):
-    raise ValueError(f"{path} must hold one object with fields such as steps; got {values!r:.40}.")
-  return values
-
-
-def overlaid(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-  """The values with those in `typed` that are not None in their place, paths as text; `a.b` names a
-  field of a field."""
-  result = dict(values)
-  for name, value in typed.items():
-    if value is None:
-      continue
-    table, _, field = name.rpartition(".")
-    value = str(value) if isinstance(value, Path) else value
-    if not table:
-      result[field] = value
-      continue
-    inner = result.get(table, {})
-    result[table] = {**inner, field: value} if isinstance(inner, Mapping) else inner
-  return result
-
-
-def completed(values: Any) -> Any:
-  """Values that an earlier version wrote, with the defaults of fields that it had not: what it did
-  without them. As they are, if they are no configuration of this version."""
-  try:
-    return TrainConfig.from_dict(values).to_dict()
-  except ValueError:
-    return values
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-  """Names of the fields whose values differ, `a.b` of nested ones."""
-  found = []
-  for name in [*old, *(name for name in new if name not in old)]:
-    before, after = old.get(name), new.get(name)
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-      found += differences(before, after, f"{prefix}{name}.")
-    elif before != after:
-      found.append(prefix + name)
-  return found
-
-
-def _build(cls: type, values: Any, where: str) -> Any:
-  if not isinstance(values, Mapping):
-    raise ValueError(f"{where} must be a table with the fields of {cls.__name__}; got {values!r}.")
-  known = typing.get_type_hints(cls)
-  where = f"{where}." if where else ""
-  for name in values:
-    if name not in known:
-      close = difflib.get_close_matches(name, known, n=1)
-      hint = f"did you mean {close[0]}?" if close else f"{cls.__name__} has {', '.join(known)}."
-      raise ValueError(f"{where}{name} is no field of a training configuration; {hint}")
-  try:
-    return cls(**{name: _typed(value, known[name], where + name) for name, value in values.items()})
-  except TypeError as error:  # a field without a default is missing
-    raise ValueError(f"{where.rstrip('.')}: {error}.") from error
-
-
-def _knows(cls: Any, value: Any) -> bool:
-  """Whether a table has no fields but those of a class."""
-  table = isinstance(value, Mapping) and dataclasses.is_dataclass(cls)
-  return table and value.keys() <= typing.get_type_hints(cls).keys()
-
-
-def _typed(value: Any, expected: Any, where: str) -> Any:
-  if dataclasses.is_dataclass(expected):
-    return _build(typing.cast(type, expected), value, where)
-  if isinstance(expected, types.UnionType):  # X | None, or tables told apart by their fields
-    inner = [one for one in typing.get_args(expected) if one is not types.NoneType]
-    if value is None and len(inner) == 1:
-      return None
-    return _typed(value, next((one for one in inner if _knows(one, value)), inner[0]), where)
-  if typing.get_origin(expected) is tuple:
-    value = list(value.items()) if isinstance(value, Mapping) else value  # pairs as a table
-    of = typing.get_args(expected)
-    if not isinstance(value, list | tuple):
-      raise ValueError(f"{where} must be a list; got {value!r}.")
-    of = of[:1] * len(value) if of[-1] is ... else of
-    if len(of) != len(value):
-      raise ValueError(f"{where} must have {len(of)} values; got {value!r}.")
-    return tuple(
-      _typed(v, one, f"{where}[{i}]") for i, (v, one) in enumerate(zip(value, of, strict=True))
-    )
-  if type(value) is expected or (expected is float and type(value) is int):
-    return expected(value)
-  raise ValueError(f"{where} must be of type {expected.__name__}; got {value!r}.")
+    check_renamed(values)
+    return from_dict(cls, values, what="a training configuration")

@@ -1,7 +1,7 @@
-"""From an image and its phrases to one row of a `Batch`: prompts chosen, boxes drawn, padded.
+"""One image and its phrases as one row of a `Batch`: sampled prompts and boxes, padded.
 
-The order of a row's prompts is a promise: phrases with objects come first, then absent ones, then
-padding, so that masks need to be made for the first `present` prompts only.
+The prompts of a row have a fixed order: phrases with objects, then absent phrases, then padding. So
+masks are only computed for the first `present_prompts` prompts.
 """
 
 import dataclasses
@@ -14,127 +14,123 @@ from jaxtyping import Float, Int, UInt8
 
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.ops.boxes import iou
+from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.rle import decode
-from sam3_jax.training import transforms as frames
 from sam3_jax.training.batch import Batch, Targets
+from sam3_jax.training.transforms import Frame, random_frame
 from sam3_jax.utils.validation import check_number
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "P T"]]
 
-# A mirror image turns these into their opposite. "leftover" is no direction.
-_SIDES = regex.compile(
+# Words that a horizontal flip turns into their opposite. "leftover" is not one of them.
+_DIRECTIONS = regex.compile(
   r"\b((left|right)(most|wards?|hand(ed)?|side)?|(anti|counter)?-?clockwise)\b", regex.IGNORECASE
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """What a batch holds, and how it is drawn.
+  """Batches and augmentation."""
 
-  Attributes:
-    batch: images a step, of all processes together.
-    seed: of everything random here.
-    shuffle: another order in each epoch; otherwise the source's.
-    workers: processes that make batches; 0 makes them in a thread of this one. The batches are the
-      same whatever the number.
-    ahead: batches made before they are asked for; by each worker, if there are any.
-    image_size: pixels a side of the model's square; 0 where it is still open. `sam3-jax train`
-      fills in the model's.
-    mask_size: cells a side of the target masks; 0 where it is still open. Meta compares at the
-      image's resolution. `sam3-jax train` fills in `TrainConfig.mask_size`, or the model's.
-    prompts: rows of an image, R.
-    present: of those, at most this many with objects; they come first.
-    objects: of a prompt, O; of more, the largest (by mask) are kept. Meta's limit is 200.
-    examples: boxes of a prompt, N.
-    smallest: of the random resize, as a share of image_size; 1 turns it off.
-    flip: probability of a mirror image; never with a phrase that says left or right.
-    crop: probability of a random crop, which Meta does not use.
-    crop_side: the least share of width and height that a crop keeps.
-    box_only: share of the present phrases that become boxes alone, with the phrase "visual".
-    text_and_box: share that keep the phrase and get boxes; the rest are phrases alone.
-    counterexample: probability that a prompt with boxes also gets one of another thing.
-    box_noise: standard deviation of each side of an example box, as a share of the box's extent.
-    box_noise_limit: its bound, as a share of image_size.
-  """
-
-  batch: int = 8
+  # Images per step, over all processes.
+  batch_size: int = 8
+  # Seed of shuffling, sampling and augmentation.
   seed: int = 0
+  # Shuffle the images in each epoch; otherwise keep their order.
   shuffle: bool = True
+  # Processes that make batches; 0 uses a thread. The batches are the same for any number.
   workers: int = 0
-  ahead: int = 2
+  # Batches made in advance; with workers, by each worker.
+  prefetch: int = 2
+  # Pixels per side of the model's input square. `sam3-jax train` sets it to the model's.
   image_size: int = 0
+  # Cells per side of the target masks. `sam3-jax train` sets it to its own `mask_size`, or the
+  # model's. Meta compares masks at the image's resolution.
   mask_size: int = 0
-  prompts: int = 8
-  present: int = 4
-  objects: int = 32
-  examples: int = 4
-  smallest: float = 480 / 1008
-  flip: float = 0.5
-  crop: float = 0.0
-  crop_side: float = 0.5
-  box_only: float = 0.1
-  text_and_box: float = 0.1
-  counterexample: float = 0.2
+  # Prompts of an image; missing ones are padding.
+  prompts_per_image: int = 8
+  # Prompts of an image that may have objects; the others are absent phrases.
+  present_prompts: int = 4
+  # Objects of a prompt; of more, the largest by mask area are kept. Meta's limit is 200.
+  max_objects: int = 32
+  # Exemplar boxes of a prompt.
+  max_exemplars: int = 4
+  # Smallest random resize, as a fraction of `image_size`; 1 for no resize.
+  min_scale: float = 480 / 1008
+  # Probability of a horizontal flip; never with a phrase that says left or right.
+  flip_probability: float = 0.5
+  # Probability of a random crop; Meta does not crop.
+  crop_probability: float = 0.0
+  # Smallest crop, as a fraction of the image's width and of its height.
+  min_crop_size: float = 0.5
+  # Probability that a phrase with objects becomes boxes only, with the phrase "visual".
+  box_only_probability: float = 0.1
+  # Probability that a phrase with objects gets boxes in addition.
+  text_and_box_probability: float = 0.1
+  # Probability that a prompt with boxes also gets a negative box, on an object of another phrase.
+  negative_box_probability: float = 0.2
+  # Standard deviation of the noise on each side of an exemplar box, as a fraction of its size.
   box_noise: float = 0.1
+  # Largest such noise, as a fraction of `image_size`.
   box_noise_limit: float = 20 / 1008
 
   def __post_init__(self):
-    from_none = ("seed", "workers", "ahead", "image_size", "mask_size")
+    may_be_zero = ("seed", "workers", "prefetch", "image_size", "mask_size")
     for field in dataclasses.fields(self):
-      value, least = getattr(self, field.name), int(field.name not in from_none)
+      value, least = getattr(self, field.name), int(field.name not in may_be_zero)
       if field.type is int:
         check_number(f"data.{field.name}", value, least, whole=True)
       if field.type is float:
         check_number(f"data.{field.name}", value, 0, 1)
-    if self.present > self.prompts:
+    if self.present_prompts > self.prompts_per_image:
       raise ValueError(
-        f"data.present is {self.present}, more than the {self.prompts} prompts; lower it."
+        f"data.present_prompts is {self.present_prompts}, but data.prompts_per_image only "
+        f"{self.prompts_per_image}; lower data.present_prompts."
       )
-    if self.box_only + self.text_and_box > 1:
+    if self.box_only_probability + self.text_and_box_probability > 1:
       raise ValueError(
-        f"data.box_only {self.box_only:g} and data.text_and_box {self.text_and_box:g} are shares "
-        "of the same prompts: together at most 1."
+        f"data.box_only_probability {self.box_only_probability:g} and "
+        f"data.text_and_box_probability {self.text_and_box_probability:g} must add up to at most 1."
       )
-    if self.smallest == 0 or self.crop_side == 0:
-      raise ValueError(
-        "data.smallest and data.crop_side must be above 0: nothing would be left to see."
-      )
+    if self.min_scale == 0 or self.min_crop_size == 0:
+      raise ValueError("data.min_scale and data.min_crop_size must be greater than 0.")
 
 
 class TrainingImage(NamedTuple):
-  """An image and what is asked about it; pairs with crowds or not exhaustive are not used."""
+  """An image and its annotated phrases; unusable pairs are ignored (see `usable`)."""
 
   image: UInt8[np.ndarray, "h w 3"]
   pairs: Sequence[Pair]
 
 
 class Source(Protocol):
-  """Any random-access list of images that have names: files, or scenes made on the spot."""
+  """A random-access sequence of images with names: files, or scenes composed on the fly."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int, /) -> TrainingImage: ...
   def name(self, index: int, /) -> str:
-    """What an image is called, for messages."""
+    """The name of an image, for messages."""
     ...
 
 
-class _Found(NamedTuple):
-  """An object in the frame: xyxy fractions of the square, and its coverage of the mask's cells."""
+class _Target(NamedTuple):
+  """An object: its box, xyxy fractions of the square, and its coverage of the mask's cells."""
 
   box: Float[np.ndarray, "4"]
   mask: UInt8[np.ndarray, "Ht Wt"]
 
 
-class _Asked(NamedTuple):
+class _Prompt(NamedTuple):
   phrase: str
-  found: list[_Found]
+  targets: list[_Target]
 
 
 def usable(pair: Pair) -> bool:
-  """Whether a pair may be trained on: what matches its phrase is known, one by one.
+  """Whether a pair may be used for training: each object of its phrase is annotated individually.
 
-  A crowd is no target, yet what is found in it is not wrong either; and where not all objects are
-  annotated, a find may be right without a target. Such pairs are left out whole.
+  A crowd is not a target, but detections inside it are not wrong either. Where annotations are not
+  exhaustive, a correct detection may have no target. Such pairs are left out.
   """
   return pair.exhaustive and not any(one.crowd for one in pair.objects)
 
@@ -146,35 +142,37 @@ def example(
   tokenize: Tokenize,
   generator: np.random.Generator,
 ) -> Batch:
-  """One row of a batch: a `Batch` of NumPy arrays without the leading axis B.
+  """Makes one row of a batch: a `Batch` of NumPy arrays without the leading axis B.
 
   Args:
-    index: the image's, for `ids`.
-    tokenize: phrases to rows of token ids.
-    generator: all that is random comes from it, so the same generator makes the same example.
+    image: the image and its phrases.
+    index: the image's index, for `ids`.
+    config: sizes and augmentation.
+    tokenize: turns phrases into rows of token ids.
+    generator: the only source of randomness, so the same generator makes the same row.
   """
   height, width = image.image.shape[:2]
   present, absent = _choose(image.pairs, config, generator)
-  sided = any(_SIDES.search(pair.phrase) for pair in present + absent)
-  frame = frames.draw(
+  directional = any(_DIRECTIONS.search(pair.phrase) for pair in present + absent)
+  frame = random_frame(
     generator,
     height,
     width,
     config.image_size,
-    smallest=max(1, round(config.smallest * config.image_size)),
-    flip=0.0 if sided else config.flip,
-    crop=config.crop,
-    crop_side=config.crop_side,
+    min_side=max(1, round(config.min_scale * config.image_size)),
+    flip=0.0 if directional else config.flip_probability,
+    crop=config.crop_probability,
+    min_crop_size=config.min_crop_size,
   )
-  asked = [_Asked(pair.phrase, _find(pair.objects, frame, config)) for pair in present]
-  asked.sort(key=lambda one: not one.found)  # stable; what a crop has lost is absent now
-  asked = (asked + [_Asked(pair.phrase, []) for pair in absent])[: config.prompts]
+  prompts = [_Prompt(pair.phrase, _find_targets(pair.objects, frame, config)) for pair in present]
+  prompts.sort(key=lambda prompt: not prompt.targets)  # stable; cropped-out phrases are now absent
+  prompts = (prompts + [_Prompt(pair.phrase, []) for pair in absent])[: config.prompts_per_image]
   fields: dict[str, Any] = {
     "images": frame.image(image.image),
     "sizes": np.array([height, width], np.int32),
     "ids": np.array(index, np.int32),
-    "targets": _targets(asked, config),
-    **_prompts(asked, frame, config, tokenize, generator),
+    "targets": _pad_targets(prompts, config),
+    **_make_prompts(prompts, frame, config, tokenize, generator),
   }
   return Batch(**fields)
 
@@ -182,21 +180,21 @@ def example(
 def _choose(
   pairs: Sequence[Pair], config: DataConfig, generator: np.random.Generator
 ) -> tuple[list[Pair], list[Pair]]:
-  """Phrases with objects, at most `present`, and others to fill the row, each drawn at random."""
+  """Samples at most `present_prompts` phrases with objects, and absent ones to fill the row."""
   pairs = [pairs[i] for i in generator.permutation(len(pairs)) if usable(pairs[i])]
-  present = [pair for pair in pairs if pair.objects][: config.present]
-  absent = [pair for pair in pairs if not pair.objects][: config.prompts - len(present)]
+  present = [pair for pair in pairs if pair.objects][: config.present_prompts]
+  absent = [pair for pair in pairs if not pair.objects][: config.prompts_per_image - len(present)]
   return present, absent
 
 
-def _find(objects: Sequence[Object], frame: frames.Frame, config: DataConfig) -> list[_Found]:
-  """What the frame shows of the objects, in their order; the largest, if there are too many."""
+def _find_targets(objects: Sequence[Object], frame: Frame, config: DataConfig) -> list[_Target]:
+  """The objects that are visible in the frame, in order; the largest ones if there are too many."""
   from pycocotools import mask as coco
 
   api: Any = coco
   rles = [one.rle for one in objects]
   bounds = api.toBbox(rles) if rles else np.zeros((0, 4))
-  seen = []
+  visible = []
   for one, (x, y, w, h) in zip(objects, bounds.astype(int), strict=True):
     left, right = max(x, frame.left), min(x + w, frame.right)
     top, bottom = max(y, frame.top), min(y + h, frame.bottom)
@@ -207,14 +205,14 @@ def _find(objects: Sequence[Object], frame: frames.Frame, config: DataConfig) ->
     if area:
       cut = (left, top, right, bottom) != (x, y, x + w, y + h)
       box = _bounds(mask, left, top) if cut else _corners(one.box)
-      seen.append((area, box, mask, (left, top)))
-  if len(seen) > config.objects:
-    largest = sorted(range(len(seen)), key=lambda i: -seen[i][0])[: config.objects]
-    seen = [seen[i] for i in sorted(largest)]
-  boxes = frame.boxes(np.array([box for _, box, _, _ in seen]).reshape(-1, 4))
+      visible.append((area, box, mask, (left, top)))
+  if len(visible) > config.max_objects:
+    largest = sorted(range(len(visible)), key=lambda i: -visible[i][0])[: config.max_objects]
+    visible = [visible[i] for i in sorted(largest)]
+  boxes = frame.boxes(np.array([box for _, box, _, _ in visible]).reshape(-1, 4))
   return [
-    _Found(box, frame.coverage(mask, corner, config.mask_size))
-    for box, (_, _, mask, corner) in zip(boxes, seen, strict=True)
+    _Target(box, frame.coverage(mask, corner, config.mask_size))
+    for box, (_, _, mask, corner) in zip(boxes, visible, strict=True)
   ]
 
 
@@ -224,67 +222,63 @@ def _corners(box: tuple[float, float, float, float]) -> tuple[float, float, floa
 
 
 def _bounds(mask: np.ndarray, left: int, top: int) -> tuple[float, float, float, float]:
-  rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-  return left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+  x0, y0, x1, y1 = mask_to_box(mask.astype(bool))
+  return left + x0, top + y0, left + x1, top + y1
 
 
-def _prompts(
-  asked: Sequence[_Asked],
-  frame: frames.Frame,
+def _make_prompts(
+  prompts: Sequence[_Prompt],
+  frame: Frame,
   config: DataConfig,
   tokenize: Tokenize,
   generator: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-  """Tokens and example boxes, padded."""
-  rows, slots = config.prompts, config.examples
+  """Tokens and exemplar boxes, padded."""
+  count, slots = config.prompts_per_image, config.max_exemplars
+  box_probability = config.box_only_probability + config.text_and_box_probability
   phrases = []
-  boxes = np.full((rows, slots, 4), 0.5, np.float32)
-  positive = np.zeros((rows, slots), bool)
-  valid = np.zeros((rows, slots), bool)
-  for i, one in enumerate(asked):
-    kind = generator.random()
-    with_box = bool(one.found) and kind < config.box_only + config.text_and_box
-    phrases.append(BOXES_ALONE if with_box and kind < config.box_only else one.phrase)
+  boxes = np.full((count, slots, 4), 0.5, np.float32)
+  positive = np.zeros((count, slots), bool)
+  valid = np.zeros((count, slots), bool)
+  for i, prompt in enumerate(prompts):
+    draw = generator.random()
+    with_box = bool(prompt.targets) and draw < box_probability
+    box_only = with_box and draw < config.box_only_probability
+    phrases.append(BOXES_ALONE if box_only else prompt.phrase)
     if not with_box:
       continue
-    chosen = generator.permutation(len(one.found))[: generator.integers(1, slots + 1)]
-    picked = [one.found[j].box for j in chosen]
-    labels = [True] * len(picked)
-    others = _others(asked, i)
-    if generator.random() < config.counterexample and others and len(picked) < slots:
-      picked.append(others[generator.integers(len(others))])
+    chosen = generator.permutation(len(prompt.targets))[: generator.integers(1, slots + 1)]
+    exemplars = [prompt.targets[j].box for j in chosen]
+    labels = [True] * len(exemplars)
+    negatives = _negatives(prompts, i)
+    negative = generator.random() < config.negative_box_probability
+    if negative and negatives and len(exemplars) < slots:
+      exemplars.append(negatives[generator.integers(len(negatives))])
       labels.append(False)
-    n = len(picked)
-    boxes[i, :n] = _cxcywh(_shake(np.array(picked), frame, config, generator))
+    n = len(exemplars)
+    boxes[i, :n] = _cxcywh(_add_noise(np.array(exemplars), frame, config, generator))
     positive[i, :n], valid[i, :n] = labels, True
-  tokens = tokenize([*phrases, *[""] * (rows - len(phrases))])
+  tokens = tokenize([*phrases, *[""] * (count - len(phrases))])
   return {
     "tokens": tokens,
     "boxes": boxes,
     "positive": positive,
     "box_valid": valid,
-    "prompt_valid": np.arange(rows) < len(asked),
+    "prompt_valid": np.arange(count) < len(prompts),
   }
 
 
-def _others(asked: Sequence[_Asked], index: int) -> list[np.ndarray]:
-  """Boxes of other phrases' objects that are no object of this one ("apple" and "red apple")."""
-  own = np.array([found.box for found in asked[index].found])
-  boxes = [found.box for i, one in enumerate(asked) if i != index for found in one.found]
-  return [box for box in boxes if _iou(box, own).max() < 0.5]
+def _negatives(prompts: Sequence[_Prompt], index: int) -> list[np.ndarray]:
+  """Boxes of other phrases' objects that this phrase does not name too ("apple", "red apple")."""
+  own = np.array([target.box for target in prompts[index].targets])
+  boxes = [target.box for i, one in enumerate(prompts) if i != index for target in one.targets]
+  return [box for box in boxes if iou(box, own).max() < 0.5]
 
 
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-  low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-  overlap = np.maximum(high - low, 0).prod(axis=1)
-  areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-  return overlap / np.maximum(areas - overlap, 1e-12)
-
-
-def _shake(
-  boxes: np.ndarray, frame: frames.Frame, config: DataConfig, generator: np.random.Generator
+def _add_noise(
+  boxes: np.ndarray, frame: Frame, config: DataConfig, generator: np.random.Generator
 ) -> np.ndarray:
-  """Corners moved at random, and kept in the image."""
+  """Moves the corners of boxes at random, inside the image."""
   extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
   noise = generator.normal(size=boxes.shape) * config.box_noise * extent
   moved = boxes + np.clip(noise, -config.box_noise_limit, config.box_noise_limit)
@@ -295,14 +289,14 @@ def _shake(
   )
 
 
-def _targets(asked: Sequence[_Asked], config: DataConfig) -> Targets:
-  rows, slots, cells = config.prompts, config.objects, config.mask_size
-  boxes = np.full((rows, slots, 4), 0.5, np.float32)
-  masks = np.zeros((rows, slots, cells, cells), np.uint8)
-  valid = np.zeros((rows, slots), bool)
-  for i, one in enumerate(asked):
-    for j, found in enumerate(one.found):
-      boxes[i, j], masks[i, j], valid[i, j] = _cxcywh(found.box), found.mask, True
+def _pad_targets(prompts: Sequence[_Prompt], config: DataConfig) -> Targets:
+  count, slots, cells = config.prompts_per_image, config.max_objects, config.mask_size
+  boxes = np.full((count, slots, 4), 0.5, np.float32)
+  masks = np.zeros((count, slots, cells, cells), np.uint8)
+  valid = np.zeros((count, slots), bool)
+  for i, prompt in enumerate(prompts):
+    for j, target in enumerate(prompt.targets):
+      boxes[i, j], masks[i, j], valid[i, j] = _cxcywh(target.box), target.mask, True
   fields: dict[str, Any] = {"boxes": boxes, "masks": masks, "valid": valid}
   return Targets(**fields)
 

@@ -1,4 +1,4 @@
-"""What training tells: metrics as JSON lines, a progress bar, a plot."""
+"""Output of training: metrics as JSON lines, a progress bar, a plot."""
 
 import contextlib
 import json
@@ -16,17 +16,17 @@ PLOTS = (".png", ".svg")
 
 
 class MetricsLog:
-  """A file of one JSON object a line, each with its `step`: how many steps were done.
+  """A file with one JSON object per line, each with `step`, the number of completed steps.
 
-  A resumed run drops the lines of steps that it does again, and a line that a kill cut off.
+  A resumed run removes the lines of steps that it repeats, and a line that a kill truncated.
   """
 
   def __init__(self, path: Path | None, done: int):
     """Opens the file.
 
     Args:
-      path: of it; None for none, as in all processes but the first.
-      done: steps that are not done again.
+      path: the file; None for no file, as in all processes but the first.
+      done: number of completed steps, whose lines are kept.
     """
     self._file = None
     if path is None:
@@ -36,7 +36,7 @@ class MetricsLog:
     self._file = path.open("a")
 
   def add(self, values: Mapping[str, Any]) -> None:
-    """One line, handed to the system at once; six digits are enough to plot."""
+    """Writes one line, with six significant digits, and flushes it."""
     if self._file is None:
       return
     rounded = {
@@ -52,7 +52,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The whole lines of a metrics file."""
+  """Reads the complete lines of a metrics file."""
   lines = []
   for line in path.read_text().splitlines():
     with contextlib.suppress(ValueError):
@@ -63,15 +63,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Show(Protocol):
-  """What a training loop calls to be seen: steps done, if they are more, and figures by name."""
+  """Updates the progress bar."""
 
   def __call__(self, done: int | None = None, **figures: str) -> None:
-    """Figures are `loss`, `best` and `speed`."""
+    """Shows the number of completed steps, and the figures `loss`, `best` and `speed`."""
 
 
 @contextlib.contextmanager
 def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
-  """A bar with the loss, the last evaluation's figure, images a second and the time left."""
+  """A progress bar with the loss, the best metric, images per second and the remaining time."""
   names = ("loss", "best", "speed")
   columns = (
     SpinnerColumn(),
@@ -86,19 +86,19 @@ def progress(console: Console, steps: int, first: int) -> Iterator[Show]:
 
 
 def check_plot(file: Path) -> None:
-  """Raises, in one line, unless `plot` can draw such a file.
+  """Checks that `plot` can draw a file.
 
   Raises:
-    ImportError: there is no matplotlib.
-    ValueError: it is no PNG or SVG.
+    ImportError: matplotlib is not installed.
+    ValueError: the file is not a PNG or SVG.
   """
   require_matplotlib()
   if file.suffix not in PLOTS or file.is_dir():
-    raise ValueError(f"--plot {file} must be a file that ends in {' or '.join(PLOTS)}.")
+    raise ValueError(f"--plot must be a file that ends in {' or '.join(PLOTS)}; got {file}.")
 
 
 def require_matplotlib() -> None:
-  """Raises ImportError, in one line, if there is none."""
+  """Raises ImportError with the remedy if matplotlib is not installed."""
   try:
     import matplotlib  # noqa: F401  # pyright: ignore[reportMissingImports]
   except ImportError as error:
@@ -106,8 +106,13 @@ def require_matplotlib() -> None:
 
 
 def plot(metrics: Path, file: Path, figures: Sequence[str]) -> None:
-  """Draws loss, gradient norm, learning rate and these `figures` of the evaluations over the steps,
-  as far as there are any; `check_plot` says whether it can."""
+  """Draws loss, gradient norm, learning rate and evaluation metrics over the steps.
+
+  Args:
+    metrics: the metrics file; metrics that it does not have are left out.
+    file: the plot; see `check_plot`.
+    figures: names of evaluation metrics.
+  """
   from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
   lines = read_metrics(metrics)
@@ -115,8 +120,8 @@ def plot(metrics: Path, file: Path, figures: Sequence[str]) -> None:
   wanted = ["loss", "grad_norm", "learning_rate", *evaluated]
   panels = [name for name in wanted if any(name in line for line in lines)]
   figure = Figure(figsize=(8, 2.2 * max(1, len(panels))), layout="constrained")
-  for place, name in enumerate(panels, start=1):
-    axes = figure.add_subplot(len(panels), 1, place)
+  for number, name in enumerate(panels, start=1):
+    axes = figure.add_subplot(len(panels), 1, number)
     points = [(line["step"], line[name]) for line in lines if name in line]
     points = [(x, y) for x, y in points if isinstance(y, int | float) and math.isfinite(y)]
     axes.plot(*zip(*points, strict=True), marker="." if len(points) < 40 else "", linewidth=1)

@@ -1,7 +1,7 @@
-"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) of dense kernels, stacked or not.
+"""Low-rank adaptation (LoRA; Hu et al. 2021, arXiv:2106.09685) of dense kernels, stacked or not.
 
-Beside a kernel [.., in, out] stand `lora_a` [.., in, r] and `lora_b` [.., r, out]; the layer's
-kernel is then kernel + scale * lora_a @ lora_b. Parameters come as a flat dictionary by path.
+A kernel [.., in, out] gets two factors, `lora_a` [.., in, r] and `lora_b` [.., r, out]; the layer
+then uses kernel + scale * lora_a @ lora_b. Parameters are a flat dictionary by path.
 """
 
 import dataclasses
@@ -23,27 +23,33 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-  """Which kernels are adapted, and how."""
+  """Low-rank adaptation."""
 
-  rank: int = 0  # 0 for none
-  scale: float = 1.0  # on the product; often written alpha / rank
-  # Pattern of the whole path: attention and MLP kernels of every part.
+  # Rank of the factors; 0 for no adaptation.
+  rank: int = 0
+  # Factor on the product of the two factors, often written alpha / rank.
+  scale: float = 1.0
+  # Regular expression for the full paths of the kernels to adapt; by default all kernels of
+  # attention layers and MLPs.
   kernels: str = r".*(attn/(query|key|value|out)|mlp/fc\d+)/kernel"
 
   def __post_init__(self):
     if self.rank < 0:
-      raise ValueError(f"lora.rank must be 1 or more, or 0 for none; got {self.rank}.")
+      raise ValueError(f"lora.rank must be 0 (no adaptation) or more; got {self.rank}.")
     check_numbers(self, "lora", ("scale",), -math.inf)
     check_pattern(self.kernels, "lora.kernels")
 
 
 def adapt(parameters: Mapping[str, Any], config: LoraConfig, key: Array) -> dict[str, Array]:
-  """New factors for the chosen kernels, float32; `lora_b` is 0, so that nothing changes at first.
+  """Returns new float32 factors for the adapted kernels.
+
+  `lora_b` is 0, so the model's outputs do not change at first. `lora_a` is uniform, as PyTorch
+  initializes dense layers.
 
   Args:
     parameters: of the model, by path: arrays, or shapes.
-    config: see there.
-    key: of the factors `lora_a`, which are uniform as PyTorch's dense layers are at first.
+    config: the adaptation.
+    key: of the random factors.
 
   Raises:
     ValueError: no dense kernel matches.
@@ -51,7 +57,7 @@ def adapt(parameters: Mapping[str, Any], config: LoraConfig, key: Array) -> dict
   if not config.rank:
     return {}
   factors = {}
-  for number, path in enumerate(chosen(parameters, config)):
+  for number, path in enumerate(adapted_kernels(parameters, config)):
     *stack, inputs, outputs = parameters[path].shape
     bound, name = 1 / math.sqrt(inputs), path.removesuffix("kernel")
     shape = (*stack, inputs, config.rank)
@@ -62,25 +68,25 @@ def adapt(parameters: Mapping[str, Any], config: LoraConfig, key: Array) -> dict
   return factors
 
 
-def chosen(parameters: Mapping[str, Any], config: LoraConfig) -> list[str]:
-  """Paths of the kernels that `config` names, in order. Raises ValueError if there are none."""
-  found = [
+def adapted_kernels(parameters: Mapping[str, Any], config: LoraConfig) -> list[str]:
+  """Sorted paths of the kernels to adapt. Raises ValueError if there are none."""
+  paths = [
     path
     for path, parameter in sorted(parameters.items())
     if path.endswith("/kernel")
     and re.fullmatch(config.kernels, path)
     and parameter.ndim - stacked_axes(path) == 2
   ]
-  if not found:
+  if not paths:
     raise ValueError(
-      f"lora.kernels {config.kernels!r} match no dense kernel; patterns are of whole paths such as "
+      f"lora.kernels {config.kernels!r} matches no dense kernel; it must match full paths such as "
       "trunk/groups/global/attn/query/kernel."
     )
-  return found
+  return paths
 
 
 def merge(parameters: Mapping[str, Array], scale: float) -> dict[str, Array]:
-  """The model's own parameters with every product added to its kernel; differentiable."""
+  """Returns the model's parameters with each product added to its kernel; differentiable."""
   merged = {path: x for path, x in parameters.items() if path.rpartition("/")[2] not in (A, B)}
   for path, a in parameters.items():
     name, _, leaf = path.rpartition("/")

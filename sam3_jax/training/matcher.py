@@ -1,7 +1,7 @@
-"""Which query answers for which object: one to one (Hungarian), and one to many.
+"""Assignment of queries to objects: one to one (Hungarian), and one to many.
 
-Meta's `BinaryHungarianMatcherV2` and `BinaryOneToManyMatcher`, inside jit: all layers' and all
-prompts' problems are solved side by side, in float32. Nothing here has a gradient.
+Meta's `BinaryHungarianMatcherV2` and `BinaryOneToManyMatcher`, under `jit`: the problems of all
+layers and prompts are solved in parallel, in float32, without gradients.
 """
 
 import jax
@@ -10,18 +10,18 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from sam3_jax.ops.boxes import cxcywh_to_xyxy
+from sam3_jax.ops.boxes import cxcywh_to_xyxy, iou_and_giou
 
-FORBIDDEN = 1e3  # above any cost of logits within +-12 and boxes in the image
+FORBIDDEN = 1e3  # above any cost, for logits within +-12 and boxes inside the image
 
 
 @struct.dataclass
 class Pairs:
-  """The queries that answer for each object; the other rows of M are padding.
+  """The queries that are assigned to each object.
 
   Attributes:
-    query: number of the query; 0 where there is none.
-    matched: False on padding.
+    query: index of the query; 0 for padding.
+    matched: False for padding.
   """
 
   query: Int[Array, "*rows O M"]
@@ -38,16 +38,18 @@ def one_to_one(
   l1_weight: float,
   giou_weight: float,
 ) -> Pairs:
-  """The assignment of one query to each object that costs least in sum; M is 1.
+  """Assigns one query to each object, at the least total cost; M is 1.
 
-  The costs are the focal loss's difference between object and background (Deformable DETR, Zhu et
-  al. 2021, arXiv:2010.04159), the L1 distance of the boxes and minus their GIoU.
+  The cost is a weighted sum of the focal loss's difference between object and background
+  (Deformable DETR, Zhu et al. 2021, arXiv:2010.04159), the L1 distance of the boxes and minus their
+  GIoU.
 
   Args:
     logits: of the queries, without presence.
     boxes: of the queries, cxcywh.
-    wanted: the objects' boxes, cxcywh.
-    valid: False on padding.
+    wanted: boxes of the objects, cxcywh.
+    valid: False for padding.
+    class_weight, l1_weight, giou_weight: weights of the costs.
   """
   probability = jax.nn.sigmoid(logits)[..., None, :]
   log_yes, log_no = (jnp.log(p + 1e-8) for p in (probability, 1 - probability))
@@ -67,23 +69,24 @@ def one_to_many(
   *,
   alpha: float,
   threshold: float,
-  top: int,
+  top_k: int,
 ) -> Pairs:
-  """Up to `top` queries for each object, or none; M is min(top, Q).
+  """Assigns up to `top_k` queries to each object; M is min(top_k, Q).
 
-  A query is one of them if its alpha * probability + (1 - alpha) * IoU is above `threshold` and
-  above the object's (1 - top / Q) quantile over all queries; it may answer for several objects.
+  A query is assigned if its quality, alpha * probability + (1 - alpha) * IoU, is above `threshold`
+  and above the object's (1 - top_k / Q) quantile over all queries. It may be assigned to several
+  objects.
   """
   probability = jax.nn.sigmoid(logits)[..., None, :]
   iou, _ = _all_overlaps(boxes, wanted)
   quality = jax.lax.stop_gradient(alpha * probability + (1 - alpha) * iou)
   queries = quality.shape[-1]
-  best, query = jax.lax.top_k(quality, min(top + 1, queries))
-  if queries > top:
-    # The quantile lies between the best `top` and the next, where torch.quantile puts it.
-    low, high = best[..., top, None], best[..., top - 1, None]
-    quantile = low + (top / queries) * (high - low)
-    best, query = best[..., :top], query[..., :top]
+  best, query = jax.lax.top_k(quality, min(top_k + 1, queries))
+  if queries > top_k:
+    # As torch.quantile interpolates between the last of the best `top_k` and the next.
+    low, high = best[..., top_k, None], best[..., top_k - 1, None]
+    quantile = low + (top_k / queries) * (high - low)
+    best, query = best[..., :top_k], query[..., :top_k]
     matched = best > jnp.maximum(quantile, threshold)
   else:
     matched = best > threshold
@@ -95,26 +98,24 @@ def overlap(
   a: Float[Array, "*rows 4"], b: Float[Array, "*rows 4"]
 ) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
   """IoU and GIoU (Rezatofighi et al. 2019, arXiv:1902.09630) of cxcywh boxes, elementwise."""
-  a, b = cxcywh_to_xyxy(a), cxcywh_to_xyxy(b)
-  inner = _area(jnp.maximum(a[..., :2], b[..., :2]), jnp.minimum(a[..., 2:], b[..., 2:]))
-  outer = _area(jnp.minimum(a[..., :2], b[..., :2]), jnp.maximum(a[..., 2:], b[..., 2:]))
-  union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - inner
-  union, outer = (jnp.maximum(x, 1e-12) for x in (union, outer))  # boxes without any extent
-  return inner / union, inner / union - (outer - union) / outer
+  return iou_and_giou(cxcywh_to_xyxy(a), cxcywh_to_xyxy(b))
 
 
 def assign(
   cost: Float[Array, "*rows O Q"], valid: Bool[Array, "*rows O"]
 ) -> tuple[Int[Array, "*rows O"], Bool[Array, "*rows O"]]:
-  """The query of each valid object, no query twice, at the least sum of costs; and which objects
-  have one: with fewer queries than objects some have none."""
+  """Assigns a different query to each valid object, at the least total cost.
+
+  Returns the queries, and which objects have one: with fewer queries than objects some have none.
+  """
   *rows, objects, queries = cost.shape
   if not cost.size:
     return jnp.zeros((*rows, objects), jnp.int32), jnp.zeros((*rows, objects), bool)
-  # What is padding takes a query that is left over; where there may be too few, the dearest.
+  # Padding takes the remaining queries; where there may be too few, at the highest cost.
   padding = 0.0 if objects <= queries else FORBIDDEN
   cost = jnp.where(valid[..., None], cost.astype(jnp.float32), padding)
-  cost = jnp.where(jnp.isfinite(cost), cost, FORBIDDEN)  # the loss will tell; the loop must end
+  # The algorithm does not terminate on NaN. The loss is NaN then, and is reported.
+  cost = jnp.where(jnp.isfinite(cost), cost, FORBIDDEN)
 
   def solve(cost):
     row, column = optax.assignment.hungarian_algorithm(cost)
@@ -126,9 +127,5 @@ def assign(
 
 
 def _all_overlaps(boxes: Float[Array, "*rows Q 4"], wanted: Float[Array, "*rows O 4"]):
-  """IoU and GIoU of every object with every query, [..., O, Q]."""
+  """IoU and GIoU of each object with each query, [..., O, Q]."""
   return overlap(boxes[..., None, :, :], wanted[..., :, None, :])
-
-
-def _area(low: Float[Array, "*rows 2"], high: Float[Array, "*rows 2"]) -> Float[Array, "*rows"]:
-  return jnp.maximum(high - low, 0).prod(axis=-1)

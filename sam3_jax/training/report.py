@@ -1,4 +1,4 @@
-"""What a training run tells of its steps and evaluations, and when it must stop."""
+"""Reports of steps and evaluations, and the check for losses that are not finite."""
 
 import dataclasses
 import math
@@ -12,45 +12,45 @@ from jax.experimental import multihost_utils
 
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.log import MetricsLog, Show
-from sam3_jax.training.train_checkpoint import Storage
+from sam3_jax.training.train_checkpoint import TrainCheckpoints
 
-# Of an evaluation, that a bundle tells.
-FIGURES = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")
-SHOWN = 20  # images named in an error
+# Metrics of an evaluation that a bundle's description has.
+BUNDLE_METRICS = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")
+MAX_IMAGES = 20  # images named in an error message
 
 
 @dataclasses.dataclass
-class Scores:
-  """What the evaluations gave so far.
+class BestMetric:
+  """The best evaluation so far, and the latest one.
 
   Attributes:
-    best: the highest score, if there was any.
-    figures: of the last one; those that a bundle tells, as far as they are numbers.
+    value: the highest value of the selected metric; None before the first evaluation.
+    metrics: finite metrics of the latest evaluation, for a bundle's description.
   """
 
-  best: float | None = None
-  figures: dict[str, float] = dataclasses.field(default_factory=dict)
+  value: float | None = None
+  metrics: dict[str, float] = dataclasses.field(default_factory=dict)
 
-  def add(self, figures: Mapping[str, Any], best: str) -> bool:
-    """Takes an evaluation's figures; tells whether that called `best` is the highest so far."""
-    told = {name: float(figures[name]) for name in FIGURES if name in figures}
-    self.figures = {name: value for name, value in told.items() if math.isfinite(value)}
-    score = float(figures[best])
-    better = math.isfinite(score) and (self.best is None or score > self.best)
-    # The processes go on together, even if the last digits of what each has found differ.
+  def add(self, metrics: Mapping[str, Any], name: str) -> bool:
+    """Adds an evaluation; returns whether its metric `name` is the highest so far."""
+    values = {metric: float(metrics[metric]) for metric in BUNDLE_METRICS if metric in metrics}
+    self.metrics = {metric: value for metric, value in values.items() if math.isfinite(value)}
+    value = float(metrics[name])
+    better = math.isfinite(value) and (self.value is None or value > self.value)
+    # The first process decides, because the last digits may differ between processes.
     better = bool(multihost_utils.broadcast_one_to_all(np.int32(better)))
-    self.best = score if better else self.best
+    self.value = value if better else self.value
     return better
 
 
 class Reporter:
-  """Fetches a step's numbers while the next one runs, checks and logs them."""
+  """Fetches the metrics of a step while the next one runs, checks and logs them."""
 
   def __init__(
     self,
     config: TrainConfig,
     name: Callable[[int], str],
-    storage: Storage,
+    checkpoints: TrainCheckpoints,
     log: MetricsLog,
     show: Show,
   ):
@@ -58,22 +58,22 @@ class Reporter:
 
     Args:
       config: the run.
-      name: of an image by its id, for messages.
-      storage: has the last good checkpoint.
-      log, show: take the numbers.
+      name: returns the name of an image, given its id.
+      checkpoints: for the path of the last good checkpoint.
+      log, show: receive the metrics.
     """
-    self._config, self._name, self._storage = config, name, storage
+    self._config, self._name, self._checkpoints = config, name, checkpoints
     self._log, self._show = log, show
     self._pending: tuple[int, np.ndarray, dict[str, jax.Array]] | None = None
     self._began = self._last = time.perf_counter()
 
   def add(self, done: int, ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
-    """Takes the metrics of a step that may still run; reports the one before."""
+    """Adds the metrics of a step that may still run; reports the step before it."""
     self.finish()
     self._pending = done, ids, metrics
 
   def finish(self) -> None:
-    """Waits for the pending step's numbers and reports them.
+    """Waits for the metrics of the pending step, and reports them.
 
     Raises:
       ValueError: they are not finite.
@@ -86,24 +86,25 @@ class Reporter:
     if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
       raise ValueError(self._fault(done, ids, values))
     seconds, self._last = now - self._last, now
-    speed = self._config.data.batch / seconds
-    clock = {"images_per_second": speed, "seconds": now - self._began}
-    self._log.add({"step": done, **values, **clock})
+    speed = self._config.data.batch_size / seconds
+    times = {"images_per_second": speed, "seconds": now - self._began}
+    self._log.add({"step": done, **values, **times})
     self._show(done, loss=f"loss {values['loss']:.4g}", speed=f"{speed:.3g} images/s")
 
   def show_best(self, best: float | None) -> None:
+    """Shows the best metric after an evaluation, whose time is not part of a step."""
     if best is not None:
-      self._show(best=f"best {self._config.best} {best:.1f}")
-    self._last = time.perf_counter()  # an evaluation is no part of a step
+      self._show(best=f"best {self._config.best_metric} {best:.1f}")
+    self._last = time.perf_counter()
 
   def _fault(self, done: int, ids: np.ndarray, values: dict[str, float]) -> str:
-    names = [f"{i} ({self._name(i)})" for i in ids.tolist()[:SHOWN]]
-    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
-    self._storage.wait()
-    latest = self._storage.latest
-    kept = "none was saved" if latest is None else str(self._storage.folder / str(latest))
+    names = [f"{i} ({self._name(i)})" for i in ids.tolist()[:MAX_IMAGES]]
+    more = f" and {len(ids) - MAX_IMAGES} more" if len(ids) > MAX_IMAGES else ""
+    self._checkpoints.wait()
+    latest = self._checkpoints.latest
+    good = "none was saved" if latest is None else str(self._checkpoints.directory / str(latest))
     return (
       f"step {done} has loss {values['loss']:g} and gradient norm {values['grad_norm']:g}; its "
-      f"images: {', '.join(names)}{more}; last good checkpoint: {kept}. The step was not saved: "
-      "look at these images, or lower the learning rate."
+      f"images: {', '.join(names)}{more}; last good checkpoint: {good}. The step was not saved: "
+      "check these images, or lower the learning rate."
     )

@@ -1,21 +1,20 @@
-"""Which data a run was started with: the identities of its files, kept beside its configuration.
+"""The identities of a run's data files, saved with its configuration.
 
-A run that is resumed with corrected annotations, other images under the same names or another
-checkpoint would mix two runs in one result. Annotation files go by their content, images by size
-and modification time, the checkpoint by its own identity.
+A run that is resumed with changed annotations, images or starting checkpoint would mix two runs.
+Annotation files are identified by their content, images by size and modification time, and the
+checkpoint by its own identity.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.identity import FileIdentity, changes, digest, identify
 from sam3_jax.utils.json_text import parse
 
-FILE = "run-data.json"
+RUN_DATA_FILE = "run-data.json"
 _Files = dict[str, FileIdentity | None]
 
 
@@ -24,9 +23,9 @@ class RunData:
   """The data of a run.
 
   Attributes:
-    annotations: identities of the annotation files, by path as configured, with their content.
-    images: likewise of the images, without their content.
-    checkpoint: identity of the checkpoint that it starts from; "" for none.
+    annotations: identities of the annotation files by path, with their content.
+    images: identities of the images by path, without their content.
+    checkpoint: identity of the starting checkpoint; "" for none.
   """
 
   annotations: _Files = dataclasses.field(default_factory=dict)
@@ -34,13 +33,14 @@ class RunData:
   checkpoint: str = ""
 
   def digest(self) -> str:
-    """Tells data apart on every host: copies of the images may have other modification times."""
+    """A digest that is equal on all hosts, where copies of images may have other modification
+    times."""
     sums = {path: None if one is None else one.sha256 for path, one in self.annotations.items()}
     sizes = {path: None if one is None else one.size for path, one in self.images.items()}
     return digest([sorted(sums.values(), key=str), sizes, self.checkpoint])
 
   def write(self, out: Path) -> None:
-    """Keeps it in the directory of a run.
+    """Writes the identities to the directory of a run.
 
     Raises:
       OSError: it cannot be written.
@@ -50,16 +50,14 @@ class RunData:
       "images": _plain(self.images),
       "checkpoint": self.checkpoint,
     }
-    partial = out / f"{FILE}.partial"
-    partial.write_text(json.dumps(values) + "\n")
-    os.replace(partial, out / FILE)
+    write_json(out / RUN_DATA_FILE, values)
 
   def fault(self, out: Path) -> str:
-    """How it differs from what the run in `out` was started with, in one line; "" if it does not.
+    """How the data differ from those that the run in `out` was started with, in one line.
 
-    Runs of earlier versions say nothing of it, and are resumed.
+    It is empty if they are the same, or if the run has no such file.
     """
-    file = out / FILE
+    file = out / RUN_DATA_FILE
     if not file.exists():
       return ""
     try:
@@ -70,7 +68,7 @@ class RunData:
       return f"{file} is damaged ({error!r:.100}); give another --out."
     found = []
     if checkpoint != self.checkpoint:
-      found.append("the starting checkpoint is another one")
+      found.append("the starting checkpoint differs")
     for kind, old, new in (
       ("annotations", then.annotations, self.annotations),
       ("images", then.images, self.images),
@@ -79,27 +77,27 @@ class RunData:
     if not found:
       return ""
     return (
-      f"{out} holds a run that was started with other data: {'; '.join(found)}. Put back what it "
-      "was started with (copy images with their times, `cp -p` or `rsync -t`), or give another "
-      "--out to train on the new data."
+      f"{out} has a run that was started with other data: {'; '.join(found)}. Restore these data "
+      "(copy images with their times, `cp -p` or `rsync -t`), or give another --out to train on "
+      "the new data."
     )
 
 
 def identify_data(
   annotations: Iterable[str], images: Iterable[tuple[str, Iterable[str]]], checkpoint: str = ""
 ) -> RunData:
-  """The data of a run as it is now.
+  """Identifies the current data of a run.
 
   Args:
     annotations: paths of annotation files.
     images: directories, each with the file names of images below it.
-    checkpoint: identity of the checkpoint.
+    checkpoint: identity of the starting checkpoint.
   """
   return RunData(
     {path: identify(path, content=True) for path in annotations},
     {
-      str(Path(folder) / name): identify(Path(folder) / name)
-      for folder, names in images
+      str(Path(directory) / name): identify(Path(directory) / name)
+      for directory, names in images
       for name in sorted(set(names))
     },
     checkpoint,

@@ -1,4 +1,4 @@
-"""Sources of images for training: annotated files, and scenes composed when asked for."""
+"""Sources of training images: annotated files, and scenes composed on the fly."""
 
 import dataclasses
 import functools
@@ -16,23 +16,24 @@ from sam3_jax.utils.validation import check_numbers
 
 
 class PairSource:
-  """The images of annotation files, read when asked for.
+  """The images of annotation files, read on access.
 
-  Only pairs that may be trained on are kept (see `usable`), and only images that have one.
+  Contains the images that have a usable pair (see `usable`).
 
   Attributes:
-    left_out: the number of pairs that may not (crowds, or not exhaustive), for the caller to tell.
+    images: directory of the images.
+    left_out: the number of unusable pairs (crowds, or not exhaustive).
   """
 
   def __init__(self, pairs: Sequence[Pair], images: str | Path):
     """Groups pairs by image, in the order of each image's first pair.
 
     Args:
-      pairs: as `annotations.read_checked` gives them.
-      images: the folder that their file names are relative to.
+      pairs: as `annotations.read_checked` returns them.
+      images: the directory that their file names are relative to.
 
     Raises:
-      ValueError: there is nothing to train on.
+      ValueError: no pair is usable.
     """
     self.images = Path(images)
     grouped: dict[str, list[Pair]] = {}
@@ -41,7 +42,7 @@ class PairSource:
     self.left_out = len(pairs) - sum(map(len, grouped.values()))
     if not grouped:
       raise ValueError(
-        f"none of the {len(pairs)} pairs can be trained on: each must be exhaustive "
+        f"none of the {len(pairs)} pairs can be used for training: pairs must be exhaustive "
         "(is_instance_exhaustive 1) and without crowds (iscrowd 0)."
       )
     self._images = list(grouped.items())
@@ -54,62 +55,59 @@ class PairSource:
     return TrainingImage(read_image(self.images / name), pairs)
 
   def names(self) -> list[str]:
-    """The files of all images."""
+    """The file names of all images."""
     return [name for name, _ in self._images]
 
   def name(self, index: int) -> str:
-    """The file of an image, for messages."""
+    """The file name of an image, for messages."""
     return self._images[index][0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-  """Scenes composed on the fly.
+  """Scenes composed on the fly."""
 
-  Attributes:
-    count: scenes of an epoch.
-    seed: another one gives other scenes.
-    styles: artists of `drawings.TRAINING`, one of whom draws all objects; empty for all of them.
-    size: height and width in pixels; None draws one of `scenes.SIZES`.
-    mixed: probability of a scene each of whose objects has an artist of its own.
-    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
-    variety: probability of a scene of many things, each of them once.
-    absent: phrases that find nothing, for each that finds something.
-    usual: probability that a thing is asked for by its usual name, not by a synonym.
-  """
-
+  # Scenes of an epoch.
   count: int = 100_000
+  # Seed of the scenes.
   seed: int = 0
+  # Styles of the drawings, from `drawings.TRAINING`; empty for all. A scene has one style.
   styles: tuple[str, ...] = drawings.TRAINING
+  # Height and width in pixels; None for a random one of `scenes.SIZES`.
   size: tuple[int, int] | None = None
-  mixed: float = 0.0
+  # Probability of a scene in which each object has a style of its own.
+  mixed_style_probability: float = 0.0
+  # Strength of the changes of colours and shapes, in [0, 1].
   augment: float = 0.0
-  variety: float = scenes.VARIETY
-  absent: float = 1.0
-  usual: float = 0.7
+  # Probability of a scene of many different objects, each of which occurs once.
+  variety_probability: float = scenes.VARIETY
+  # Absent phrases for each phrase with objects, on average.
+  absent_per_present: float = 1.0
+  # Probability that a phrase uses the usual name of an object and not a synonym.
+  usual_name_probability: float = 0.7
 
   def __post_init__(self):
     check = functools.partial(check_numbers, self, "scenes")
     check(("count",), 1)
-    check(("seed", "absent"), 0)
-    check(("mixed", "augment", "variety", "usual"), 0, 1)
+    check(("seed", "absent_per_present"), 0)
+    check(("mixed_style_probability", "augment"), 0, 1)
+    check(("variety_probability", "usual_name_probability"), 0, 1)
     if not self.styles:
       object.__setattr__(self, "styles", drawings.TRAINING)
     for style in self.styles:
       if style not in drawings.TRAINING:
         known = ", ".join(drawings.TRAINING)
-        raise ValueError(f"scenes.styles may name {known}, the styles of training; got {style!r}.")
+        raise ValueError(f"scenes.styles must be of the training styles {known}; got {style!r}.")
     if self.size is not None and min(self.size) < scenes.SMALLEST:
       raise ValueError(
-        f"scenes.size, height and width, must be {scenes.SMALLEST} or more; got {list(self.size)}."
+        f"scenes.size (height, width) must be at least {scenes.SMALLEST}; got {list(self.size)}."
       )
 
 
 class SceneSource:
-  """Scenes that are composed when asked for, and never stored: scene i is the same each time."""
+  """Scenes composed on access and not stored; scene i is the same every time."""
 
   def __init__(self, config: SceneConfig):
-    """Says what to compose."""
     self.config = config
 
   def __len__(self) -> int:
@@ -122,24 +120,26 @@ class SceneSource:
       generator,
       config.styles,
       config.size,
-      mixed=config.mixed,
+      mixed=config.mixed_style_probability,
       augment=config.augment,
-      variety=config.variety,
+      variety=config.variety_probability,
     )
-    asked = scenes.phrases(generator, scene, absent=config.absent, usual=config.usual)
+    phrases = scenes.phrases(
+      generator, scene, absent=config.absent_per_present, usual=config.usual_name_probability
+    )
     height, width = scene.image.shape[:2]
     rles = [encode(item.mask) for item in scene.objects]
     objects = [Object(rle=rle, box=bounds(rle)) for rle in rles]
     pairs = [
       Pair(
-        id=place,
+        id=number,
         file_name=self.name(index),
         width=width,
         height=height,
-        phrase=one.text,
-        objects=tuple(objects[i] for i in one.objects),
+        phrase=phrase.text,
+        objects=tuple(objects[i] for i in phrase.objects),
       )
-      for place, one in enumerate(asked)
+      for number, phrase in enumerate(phrases)
     ]
     return TrainingImage(scene.image, pairs)
 

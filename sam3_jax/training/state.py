@@ -1,7 +1,7 @@
-"""What a training step reads and writes, and which parameters it changes.
+"""The state of training, and the split of parameters into trainable and frozen ones.
 
-Parameters are flat dictionaries by path. Those that are trained are kept apart from the frozen, so
-that gradients, moments and averages exist of them only.
+Parameters are flat dictionaries by path. Only trainable parameters have gradients, moments and a
+moving average.
 """
 
 import re
@@ -24,20 +24,20 @@ Flat = dict[str, Array]
 
 @struct.dataclass
 class TrainState:
-  """All that changes from step to step.
+  """Everything that a training step changes.
 
   Attributes:
-    step: how many steps are done.
-    trained: the trained parameters, `lora_a` and `lora_b` among them, float32.
-    optimizer: moments and counts.
-    average: of the trained parameters, exponential; empty if there is none.
-    key: of dropout; each step folds its number in.
+    step: number of completed steps.
+    trained: the trainable parameters, including `lora_a` and `lora_b`, float32.
+    optimizer: state of the optimizer.
+    ema: exponential moving average of `trained`; empty if there is none.
+    key: of dropout; each step folds in its number.
   """
 
   step: Int[Array, ""]
   trained: Flat
   optimizer: Any
-  average: Flat
+  ema: Flat
   key: Key[Array, ""]
 
 
@@ -46,33 +46,33 @@ def create(
   optimizer: optax.GradientTransformation,
   key: Array,
   *,
-  average: bool,
+  ema: bool,
 ) -> TrainState:
-  """The state before the first step, made of copies: a step consumes the state that it is given."""
+  """Makes the state before the first step. It holds copies, because a step donates its state."""
   copies = {path: jnp.array(x, jnp.float32, copy=True) for path, x in trained.items()}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     trained=copies,
     optimizer=optimizer.init(copies),
-    average={path: jnp.array(x, copy=True) for path, x in copies.items()} if average else {},
+    ema={path: jnp.array(x, copy=True) for path, x in copies.items()} if ema else {},
     key=jax.random.clone(key),
   )
 
 
 def split(
-  parameters: Mapping[str, Any], pattern: str, *, some: bool = True
+  parameters: Mapping[str, Any], pattern: str, *, allow_none: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The parameters to train, whose whole paths match, and the frozen ones.
+  """Splits parameters into trainable ones, whose full paths match a pattern, and frozen ones.
 
   Raises:
-    ValueError: none match, unless `some` is False.
+    ValueError: none match, unless `allow_none`.
   """
-  check_pattern(pattern, "train")
+  check_pattern(pattern, "trainable")
   trained = {path: x for path, x in parameters.items() if re.fullmatch(pattern, path)}
-  if some and not trained:
+  if not trained and not allow_none:
     raise ValueError(
-      f"train {pattern!r} matches no parameter; patterns are of whole paths such as "
-      "decoder/norm/scale. Use .* for all."
+      f"trainable {pattern!r} matches no parameter; it must match full paths such as "
+      "decoder/norm/scale. Use .* for all parameters."
     )
   return trained, {path: x for path, x in parameters.items() if path not in trained}
 
@@ -83,8 +83,10 @@ def model_parameters(
   lora_scale: float,
   gather: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-  """The tree that the model's modules take: all together, low-rank products added, and `gather`
-  applied to what is not of stacked layers."""
+  """Returns the model's parameter tree, with low-rank products merged.
+
+  `gather` is applied to the parameters that are not in stacked layers.
+  """
   merged = lora.merge({**frozen, **trained}, lora_scale)
   if gather is not None:
     merged |= gather({path: x for path, x in merged.items() if not stacked_axes(path)})
@@ -92,12 +94,14 @@ def model_parameters(
 
 
 def averaged(state: TrainState) -> Flat:
-  """The trained parameters to use after training: their average, if there is one."""
-  return state.average or state.trained
+  """The parameters to evaluate and save: the moving average, if there is one."""
+  return state.ema or state.trained
 
 
-def move_average(average: Flat, trained: Flat, step: Array, decay: float) -> Flat:
-  """One step of the exponential average, whose memory grows to `decay` (as TensorFlow's has it), so
-  that the start is soon forgotten."""
-  kept = jnp.minimum(decay, (1 + step) / (10 + step))
-  return {path: kept * x + (1 - kept) * trained[path] for path, x in average.items()}
+def update_ema(ema: Flat, trained: Flat, step: Array, decay: float) -> Flat:
+  """Updates the exponential moving average.
+
+  The decay rises from 0.1 to `decay`, as in TensorFlow, so the average soon forgets the start.
+  """
+  decay_now = jnp.minimum(decay, (1 + step) / (10 + step))
+  return {path: decay_now * x + (1 - decay_now) * trained[path] for path, x in ema.items()}

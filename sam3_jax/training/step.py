@@ -1,7 +1,7 @@
-"""One step of training, a pure function for jit: predictions, losses, gradients, new state.
+"""One training step, as a pure function for `jit`: predictions, losses, gradients, new state.
 
-The model is mapped over the devices' shares of a batch (`vmap`), so that no index, sort or loop in
-it reaches over images of other devices and the partitioner has no reason to gather activations.
+The model is mapped (`vmap`) over the devices' shards of a batch, so no index, sort or loop in it
+uses images of other devices, and the partitioner has no reason to gather activations.
 """
 
 import dataclasses
@@ -25,34 +25,34 @@ from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Batch, flat_prompts, flatten, standard_promotion
 from sam3_jax.training.dense_pretraining import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
-from sam3_jax.training.sharding import AXES, by_rows, state_shardings
-from sam3_jax.training.state import Flat, TrainState, model_parameters, move_average
+from sam3_jax.training.sharding import AXES, batch_sharding, state_shardings
+from sam3_jax.training.state import Flat, TrainState, model_parameters, update_ema
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
-from sam3_jax.types import ImageMaps, Predictions, TextEmbedding
+from sam3_jax.types import DetectorOutput, ImageMaps, TextEmbedding
 
 Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepSettings:
-  """What a step is compiled for.
+  """Static settings of a step.
 
   Attributes:
     model: sizes.
-    losses: weights, of detection.
-    dense: weights, of the objective "dense".
-    visual: what is asked, and weights, of the objective "visual".
-    objective: "detection", "dense" for the pretraining of `dense`, or "visual" for the head for
-      visual prompts.
-    dtype: of the computation; parameters, their sums and their moments are float32.
-    duplicate: train one-to-many queries beside the model's own.
-    masked: masks are made for the first so many prompts of an image; None for all.
-    accumulate: microbatches a step. The losses of each have their own normalisers (objects,
-      prompts), and the microbatches count alike.
-    average: decay of the parameters' exponential average; 0 for none.
-    lora_scale: on low-rank products.
-    frozen_parts: parts of the model without dropout and stochastic depth: those of which nothing is
-      trained.
+    losses: losses of the objective "detection".
+    dense: losses and sampling of the objective "dense".
+    visual: prompts and losses of the objective "visual".
+    objective: "detection", "dense" for dense pretraining, or "visual" for the head for visual
+      prompts.
+    dtype: of the computation; parameters, gradients and moments are float32.
+    one_to_many: train one-to-many queries in addition to the model's own.
+    mask_prompts: number of prompts of an image with masks, the first ones; None for all.
+    gradient_accumulation_steps: microbatches per step. The losses of each are normalized by its own
+      objects and prompts, and microbatches have equal weights.
+    ema_decay: decay of the parameters' moving average; 0 for none.
+    lora_scale: factor on low-rank products.
+    frozen_parts: parts of the model without dropout and stochastic depth, because none of their
+      parameters is trained.
     layering: how layers run; `gather` is applied to all other parameters too.
   """
 
@@ -62,10 +62,10 @@ class StepSettings:
   visual: VisualConfig = dataclasses.field(default_factory=VisualConfig)
   objective: str = "detection"
   dtype: DTypeLike = jnp.float32
-  duplicate: bool = True
-  masked: int | None = None
-  accumulate: int = 1
-  average: float = 0.0
+  one_to_many: bool = True
+  mask_prompts: int | None = None
+  gradient_accumulation_steps: int = 1
+  ema_decay: float = 0.0
   lora_scale: float = 1.0
   frozen_parts: tuple[str, ...] = ()
   layering: Layering = PLAIN
@@ -80,42 +80,26 @@ def make_step(
   frozen: Flat,
   compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[TrainState, Flat, Batch], tuple[TrainState, Metrics]]:
-  """The jitted step: state, frozen parameters and a batch to the next state and scalars to log.
+  """Returns the jitted step: state, frozen parameters and batch to the next state and metrics.
 
-  The state is donated: it must not be used again. `metrics` has `loss`, its terms, `grad_norm`
-  before clipping, and `learning_rate` before the factors of the parts.
+  The state is donated and must not be used again. The metrics are `loss`, its terms, `grad_norm`
+  before clipping, and `learning_rate` before the multipliers.
 
   Args:
-    settings: what the step does.
-    optimizer: of `optimizer.make_optimizer`.
-    schedule: of `optimizer.make_schedule`.
-    mesh: of `sharding.make_mesh`; the batch must be a multiple of devices times microbatches.
+    settings: static settings.
+    optimizer: from `optimizer.make_optimizer`.
+    schedule: from `optimizer.make_schedule`.
+    mesh: from `sharding.make_mesh`; devices times microbatches must divide the batch size.
     state, frozen: arrays, or shapes.
-    compiler_options: of `jax.jit`.
+    compiler_options: for `jax.jit`.
   """
-  shards = mesh.size
-
-  def objective(trained: Flat, frozen: Flat, batch: Batch, key: Array):
-    gather = settings.layering.gather
-    parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
-    if settings.objective == "dense":
-      maps, text = encode(parameters, batch, key, settings, shards)
-      detector = Detector(settings.model, settings.dtype, True, settings.layering)
-      key, asked = jax.random.fold_in(key, 1), (settings.dense, settings.masked)
-      return dense_loss(parameters, detector, maps, text, batch, key, *asked)
-    if settings.objective == "visual":
-      return visual_loss(ask_visually(parameters, batch, key, settings, shards), settings.visual)
-    predictions = predict(parameters, batch, key, settings, shards)
-    flat = flatten(batch)
-    images, queries = len(batch.images), settings.model.queries
-    return loss(predictions, queries, flat.targets, flat.prompt_valid, settings.losses, images)
-
+  objective = functools.partial(_objective, settings=settings, shards=mesh.size)
   gradient = jax.value_and_grad(objective, has_aux=True)
 
   @standard_promotion
   def step(state: TrainState, frozen: Flat, batch: Batch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.key, state.step)
-    if settings.accumulate == 1:
+    if settings.gradient_accumulation_steps == 1:
       (total, terms), gradients = gradient(state.trained, frozen, batch, key)
     else:
       total, terms, gradients = _accumulated(gradient, state.trained, frozen, batch, key, settings)
@@ -127,79 +111,103 @@ def make_step(
       "grad_norm": optax.tree.norm(gradients),
       "learning_rate": schedule(state.step),
     }
-    average = move_average(state.average, trained, state.step, settings.average)
-    following = TrainState(state.step + 1, trained, moments, average, state.key)
-    return following, metrics
+    ema = update_ema(state.ema, trained, state.step, settings.ema_decay)
+    return TrainState(state.step + 1, trained, moments, ema, state.key), metrics
 
-  placed, kept = state_shardings(mesh, state), state_shardings(mesh, frozen)
+  shardings = state_shardings(mesh, state)
   return jax.jit(
     step,
-    in_shardings=(placed, kept, by_rows(mesh)),
-    out_shardings=(placed, None),
+    in_shardings=(shardings, state_shardings(mesh, frozen), batch_sharding(mesh)),
+    out_shardings=(shardings, None),
     donate_argnums=0,
     compiler_options=compiler_options,
   )
 
 
+def _objective(
+  trained: Flat,
+  frozen: Flat,
+  batch: Batch,
+  key: Key[Array, ""],
+  *,
+  settings: StepSettings,
+  shards: int,
+) -> tuple[Float[Array, ""], Metrics]:
+  """The total loss of the objective, and its terms."""
+  gather = settings.layering.gather
+  parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
+  if settings.objective == "dense":
+    maps, text = encode(parameters, batch, key, settings, shards)
+    detector = Detector(settings.model, settings.dtype, True, settings.layering)
+    key, options = jax.random.fold_in(key, 1), (settings.dense, settings.mask_prompts)
+    return dense_loss(parameters, detector, maps, text, batch, key, *options)
+  if settings.objective == "visual":
+    return visual_loss(sum_visual_losses(parameters, batch, key, settings, shards), settings.visual)
+  predictions = predict(parameters, batch, key, settings, shards)
+  flat = flatten(batch)
+  images, queries = len(batch.images), settings.model.queries
+  return loss(predictions, queries, flat.targets, flat.prompt_valid, settings.losses, images)
+
+
 def predict(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
-) -> Predictions:
-  """Predictions for all prompts of a batch, image by image.
+) -> DetectorOutput:
+  """Predictions for all prompts of a batch, ordered by image.
 
   Args:
-    parameters: the model's tree.
-    batch: of a multiple of `shards` images.
-    key: of dropout; with more shards the numbers drawn are others.
-    settings: see there.
-    shards: shares of the batch that know nothing of each other.
+    parameters: the model's parameter tree.
+    batch: its number of images is a multiple of `shards`.
+    key: of dropout; the random numbers depend on `shards`.
+    settings: static settings.
+    shards: number of independent parts of the batch, one per device.
   """
   detector = Detector(settings.model, settings.dtype, True, settings.layering)
 
-  def share(batch: Batch, key: Array) -> Predictions:
+  def predict_shard(batch: Batch, key: Array) -> DetectorOutput:
     encoding, decoding = jax.random.split(key)
     maps, text = _encode(parameters, batch, encoding, settings)
     apply: Any = functools.partial(
       detector.apply, {"params": parameters}, rngs={"dropout": decoding}
     )
     embedding, prompts = apply(maps, method=Detector.prepare), flat_prompts(batch, text)
-    return apply(embedding, prompts, settings.duplicate, settings.masked, method=Detector.predict)
+    options = settings.one_to_many, settings.mask_prompts
+    return apply(embedding, prompts, *options, method=Detector.detect_all_layers)
 
-  found = _by_share(share, batch, key, shards)
+  found = _map_shards(predict_shard, batch, key, shards)
   if shards == 1:
     return found
-  return Predictions(
-    *(_joined(x, 1) for x in (found.logits, found.boxes, found.presence)),
-    *(_joined(x, 0) for x in (found.mask_logits, found.semantic_logits, found.cell_logits)),
+  return DetectorOutput(
+    *(_join(x, 1) for x in (found.logits, found.boxes, found.presence_logit)),
+    *(_join(x, 0) for x in (found.mask_logits, found.semantic_logits, found.cell_logits)),
   )
 
 
 def encode(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
 ) -> tuple[ImageMaps, TextEmbedding]:
-  """Maps of a batch's images, and all its phrases encoded; arguments as of `predict`."""
+  """Encodes the images and phrases of a batch; arguments as for `predict`."""
 
-  def share(batch: Batch, key: Array) -> tuple[ImageMaps, TextEmbedding]:
+  def encode_shard(batch: Batch, key: Array) -> tuple[ImageMaps, TextEmbedding]:
     return _encode(parameters, batch, key, settings)
 
-  found = _by_share(share, batch, key, shards)
-  return found if shards == 1 else jax.tree.map(lambda x: _joined(x, 0), found)
+  found = _map_shards(encode_shard, batch, key, shards)
+  return found if shards == 1 else jax.tree.map(lambda x: _join(x, 0), found)
 
 
-def ask_visually(
+def sum_visual_losses(
   parameters: Any, batch: Batch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
 ) -> Metrics:
-  """Sums of `visual_sums` over a batch; arguments as of `predict`. The trunk runs once an image,
-  without noise."""
+  """`visual_sums` over a batch; arguments as for `predict`. The trunk runs without dropout."""
   detector = Detector(settings.model, settings.dtype)
   head = VisualHead(settings.model, settings.dtype)
 
-  def share(batch: Batch, key: Array) -> Metrics:
+  def sum_shard(batch: Batch, key: Array) -> Metrics:
     images = normalize(batch.images)
     features: Any = detector.apply({"params": parameters}, images, method=_trunk)
-    own, again = parameters[VISUAL], settings.layering.again
-    return visual_sums(own, head, features, batch.targets, key, settings.visual, again)
+    own, remat = parameters[VISUAL], settings.layering.remat
+    return visual_sums(own, head, features, batch.targets, key, settings.visual, remat)
 
-  found = _by_share(share, batch, key, shards)
+  found = _map_shards(sum_shard, batch, key, shards)
   return found if shards == 1 else jax.tree.map(lambda x: x.sum(axis=0), found)
 
 
@@ -219,16 +227,16 @@ def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -
   return maps, apply("text", Detector.encode_text, tokens, key=keys[1])
 
 
-def _by_share(share: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
-  """What `share` makes of each device's images, along a new first axis if there are several."""
+def _map_shards(function: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
+  """Maps a function over the shards of a batch; with several, results have a new first axis."""
   if shards == 1:
-    return share(batch, key)
-  shares = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
-  return jax.vmap(share, spmd_axis_name=AXES)(shares, jax.random.split(key, shards))
+    return function(batch, key)
+  parts = jax.tree.map(lambda x: x.reshape(shards, -1, *x.shape[1:]), batch)
+  return jax.vmap(function, spmd_axis_name=AXES)(parts, jax.random.split(key, shards))
 
 
-def _joined(x: Array, axis: int) -> Array:
-  """The shares' rows, which are along `axis` of each, one after another."""
+def _join(x: Array, axis: int) -> Array:
+  """Concatenates the shards, which are along the first axis, along their `axis`."""
   x = jnp.moveaxis(x, 0, axis)
   return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
@@ -241,24 +249,26 @@ def _accumulated(
   key: Key[Array, ""],
   settings: StepSettings,
 ) -> tuple[Float[Array, ""], Metrics, Flat]:
-  """Means over microbatches, one after another. A microbatch takes every n-th image, so that each
-  device finds its share among its own."""
-  count = settings.accumulate
+  """Averages over microbatches, one after another.
 
-  def cut(x: Array) -> Array:
+  A microbatch takes every n-th image, so each device has its part of each microbatch.
+  """
+  count = settings.gradient_accumulation_steps
+
+  def split(x: Array) -> Array:
     return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
-  def one(part: tuple[Array, Batch]) -> Any:
-    number, batch = part
+  def one(microbatch: tuple[Array, Batch]) -> Any:
+    number, batch = microbatch
     (total, terms), gradients = gradient(trained, frozen, batch, jax.random.fold_in(key, number))
     terms = {name: value.astype(jnp.float32) for name, value in terms.items()}  # some are counts
     return total, terms, gradients
 
-  def add(sums: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, sums, one(part)), None
+  def add(sums: Any, microbatch: tuple[Array, Batch]) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, one(microbatch)), None
 
-  parts = jnp.arange(count), jax.tree.map(cut, batch)
-  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
+  microbatches = jnp.arange(count), jax.tree.map(split, batch)
+  shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], microbatches))
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  sums, _ = jax.lax.scan(add, zeros, parts)
+  sums, _ = jax.lax.scan(add, zeros, microbatches)
   return jax.tree.map(lambda x: x / count, sums)

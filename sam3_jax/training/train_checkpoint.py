@@ -1,7 +1,8 @@
-"""Checkpoints to resume from: state and place in the data, written in the background by Orbax.
+"""Checkpoints to resume from: training state and position in the data, written asynchronously by
+Orbax.
 
-One appears under its step's number only when it is complete, so that a process may be killed at any
-moment; what a killed one left half-written is removed by the next.
+A checkpoint appears under its step number only when it is complete, so a process may be killed at
+any time. The next process removes incomplete checkpoints.
 """
 
 from pathlib import Path
@@ -16,29 +17,29 @@ from sam3_jax.training.state import TrainState
 STATE, PROGRESS = "state", "progress"
 
 
-class Storage:
-  """The last checkpoints of a run, in a folder of its own."""
+class TrainCheckpoints:
+  """The latest checkpoints of a run, in a directory of their own."""
 
-  def __init__(self, folder: str | Path, keep: int):
-    self.folder = Path(folder).absolute()
+  def __init__(self, directory: str | Path, max_to_keep: int):
+    self.directory = Path(directory).absolute()
     self._manager = ocp.CheckpointManager(
-      self.folder,
+      self.directory,
       item_names=(STATE, PROGRESS),
-      options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+      options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, cleanup_tmp_directories=True),
     )
 
   @property
   def latest(self) -> int | None:
-    """Steps done at the last complete checkpoint; None if there is none."""
+    """The step of the latest complete checkpoint; None if there is none."""
     return self._manager.latest_step()
 
   def save(self, step: int, state: TrainState, progress: dict[str, Any]) -> None:
-    """Takes a copy of the state, and writes it while training goes on.
+    """Copies the state, and writes it in the background.
 
     Args:
-      step: how many are done.
-      state: of that moment; may be donated when this returns.
-      progress: what else resuming needs, plain values for JSON.
+      step: number of completed steps.
+      state: may be donated when this returns.
+      progress: other values that resuming needs, plain ones for JSON.
     """
     self._manager.save(
       step,
@@ -48,27 +49,27 @@ class Storage:
     )
 
   def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """The last checkpoint, bit for bit, in the shapes, dtypes and shardings of `state`.
+    """Reads the latest checkpoint, bit for bit, in the shapes, dtypes and shardings of `state`.
 
     Raises:
       ValueError: it does not fit, or cannot be read.
     """
-    wanted = jax.tree.map(
+    shapes = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _plain(state)
     )
-    arguments = {STATE: ocp.args.StandardRestore(wanted), PROGRESS: ocp.args.JsonRestore()}
+    arguments = {STATE: ocp.args.StandardRestore(shapes), PROGRESS: ocp.args.JsonRestore()}
     try:
-      found = self._manager.restore(self.latest, args=ocp.args.Composite(**arguments))
-    except Exception as error:  # Orbax and TensorStore raise whatever they meet, over many lines
+      restored = self._manager.restore(self.latest, args=ocp.args.Composite(**arguments))
+    except Exception as error:  # Orbax and TensorStore raise many types, over many lines
       raise ValueError(
-        f"{self.folder / str(self.latest)} cannot be resumed from "
-        f"({type(error).__name__}: {str(error).strip().splitlines()[0]:.200}); remove this folder "
-        "to go on from the one before."
+        f"cannot resume from {self.directory / str(self.latest)} "
+        f"({type(error).__name__}: {str(error).strip().splitlines()[0]:.200}); remove this "
+        "directory to resume from the checkpoint before it."
       ) from error
-    return _filled(state, found[STATE]), found[PROGRESS]
+    return _filled(state, restored[STATE]), restored[PROGRESS]
 
   def wait(self) -> None:
-    """Returns when all is on disk, in all processes; raises what went wrong in the background."""
+    """Waits until everything is on disk, in all processes; raises errors of the background."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -76,9 +77,9 @@ class Storage:
 
 
 def _plain(state: TrainState) -> dict[str, jax.Array]:
-  """All leaves by name; the key as numbers."""
+  """All leaves by name; the random key as an array."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-  return {_name(path): _numbers(leaf) for path, leaf in leaves}
+  return {_name(path): _key_data(leaf) for path, leaf in leaves}
 
 
 def _filled(like: TrainState, values: dict[str, jax.Array]) -> TrainState:
@@ -93,7 +94,7 @@ def _name(path: Any) -> str:
   return jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".")
 
 
-def _numbers(leaf: jax.Array) -> jax.Array:
+def _key_data(leaf: jax.Array) -> jax.Array:
   return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 

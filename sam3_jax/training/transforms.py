@@ -1,7 +1,7 @@
-"""Where an image lies in the model's square in training: crop, flip, resize and padding.
+"""Augmentation: crop, flip, resize and padding of an image to the model's input square.
 
 The published augmentation (Meta, `sam3/train`, the roboflow configs) resizes to a square of random
-size and pads it to the model's; a crop is ours, and off unless asked for.
+size and pads it to the model's. Cropping is an addition, and off by default.
 """
 
 import dataclasses
@@ -14,14 +14,14 @@ from sam3_jax.inputs.preprocess import resize
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-  """A crop of an image, resized to `side` x `side` and laid into a square of `size` x `size`.
+  """A crop of an image, resized to `side` x `side` and pasted into a square of `size` x `size`.
 
   Attributes:
     left, top, right, bottom: the crop, in whole pixels of the image.
-    size: pixels a side of the model's square.
-    side: pixels a side of the resized crop, at most `size`; beside it the square is black.
-    x, y: its upper left corner in the square, in pixels.
-    flip: left and right change places.
+    size: pixels per side of the model's square.
+    side: pixels per side of the resized crop, at most `size`; the rest of the square is black.
+    x, y: upper left corner of the resized crop in the square, in pixels.
+    flip: whether the crop is flipped horizontally.
   """
 
   left: int
@@ -35,7 +35,7 @@ class Frame:
   flip: bool = False
 
   def image(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "size size 3"]:
-    """The square that the model sees."""
+    """The model's input square."""
     part = resize(image[self.top : self.bottom, self.left : self.right], self.side)
     part = part[:, ::-1] if self.flip else part
     if self.side == self.size:
@@ -45,7 +45,8 @@ class Frame:
     return square
 
   def boxes(self, boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
-    """Boxes, xyxy in pixels of the image, as xyxy fractions of the square, cut to the crop."""
+    """Converts boxes from xyxy pixels of the image to xyxy fractions of the square, clipped to the
+    crop."""
     result = np.empty(boxes.shape, np.float64)
     for axis in (0, 1):
       ends = np.sort(self.to_square(boxes[:, axis::2], axis), axis=1)
@@ -56,39 +57,40 @@ class Frame:
   def coverage(
     self, mask: UInt8[np.ndarray, "rows columns"], corner: tuple[int, int], cells: int
   ) -> UInt8[np.ndarray, "cells cells"]:
-    """How much of each of the square's `cells` x `cells` a mask covers, 0..255.
+    """How much of each cell of a grid over the square a mask covers, 0..255.
 
     Args:
       mask: 0 and 1; a part of the crop, outside of which the mask is 0.
-      corner: x and y in the image of its upper left pixel.
-      cells: a side.
+      corner: x and y of its upper left pixel in the image.
+      cells: cells per side of the grid.
     """
     grid = np.zeros((cells, cells), np.uint8)
     (first, across), (start, down) = (
-      self._shares(axis, corner[axis], mask.shape[1 - axis], cells) for axis in (0, 1)
+      self._fractions(axis, corner[axis], mask.shape[1 - axis], cells) for axis in (0, 1)
     )
     part = np.rint(255 * (down @ mask.astype(np.float32) @ across.T))
     grid[start : start + len(down), first : first + len(across)] = part
     return grid
 
   def to_square(self, values: np.ndarray, axis: int) -> np.ndarray:
-    """Image x (axis 0) or y (axis 1) to pixels of the square."""
+    """Converts image x (axis 0) or y (axis 1) to pixels of the square."""
     low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
-    share = (np.asarray(values, np.float64) - low) / (high - low)
+    fraction = (np.asarray(values, np.float64) - low) / (high - low)
     if axis == 0 and self.flip:
-      share = 1 - share
-    return (self.x, self.y)[axis] + self.side * share
+      fraction = 1 - fraction
+    return (self.x, self.y)[axis] + self.side * fraction
 
   def to_image(self, values: np.ndarray, axis: int) -> np.ndarray:
-    """Inverse of `to_square`."""
+    """The inverse of `to_square`."""
     low, high = (self.left, self.right) if axis == 0 else (self.top, self.bottom)
-    share = (np.asarray(values, np.float64) - (self.x, self.y)[axis]) / self.side
+    fraction = (np.asarray(values, np.float64) - (self.x, self.y)[axis]) / self.side
     if axis == 0 and self.flip:
-      share = 1 - share
-    return low + share * (high - low)
+      fraction = 1 - fraction
+    return low + fraction * (high - low)
 
-  def _shares(self, axis: int, first: int, length: int, cells: int) -> tuple[int, np.ndarray]:
-    """The first cell that pixels reach, and the share of it and the next that each pixel covers."""
+  def _fractions(self, axis: int, first: int, length: int, cells: int) -> tuple[int, np.ndarray]:
+    """The first cell that a run of pixels overlaps, and the fraction of this cell and the following
+    ones that each pixel covers."""
     ends = self.to_square(np.array([first, first + length]), axis) * cells / self.size
     start = max(0, int(np.floor(ends.min() + 1e-9)))
     stop = min(cells, max(start + 1, int(np.ceil(ends.max() - 1e-9))))
@@ -99,38 +101,39 @@ class Frame:
     return start, (np.maximum(overlap, 0) / (high - low)[:, None]).astype(np.float32)
 
 
-def whole(height: int, width: int, size: int) -> Frame:
-  """The whole image over the whole square, as in inference."""
+def whole_image(height: int, width: int, size: int) -> Frame:
+  """The frame of inference: the whole image over the whole square."""
   return Frame(left=0, top=0, right=width, bottom=height, size=size, side=size)
 
 
-def draw(
+def random_frame(
   generator: np.random.Generator,
   height: int,
   width: int,
   size: int,
   *,
-  smallest: int,
+  min_side: int,
   flip: float = 0.0,
   crop: float = 0.0,
-  crop_side: float = 0.5,
+  min_crop_size: float = 0.5,
 ) -> Frame:
-  """A frame at random.
+  """Samples a frame.
 
   Args:
-    height, width: of the image, in pixels.
-    size: pixels a side of the model's square.
-    smallest: pixels a side of the smallest resized image; each size up to `size` is as likely,
-      and so is each place in the square.
+    generator: the only source of randomness.
+    height, width: size of the image, in pixels.
+    size: pixels per side of the model's square.
+    min_side: pixels per side of the smallest resized image. Sizes up to `size` are equally likely,
+      and so are positions in the square.
     flip, crop: probabilities.
-    crop_side: the least share of width and of height that a crop keeps.
+    min_crop_size: smallest crop, as a fraction of the width and of the height.
   """
-  side = int(generator.integers(smallest, size + 1))
+  side = int(generator.integers(min_side, size + 1))
   x, y = (int(value) for value in generator.integers(0, size - side + 1, 2))
   flipped = bool(generator.random() < flip)
   left, top, right, bottom = 0, 0, width, height
   if generator.random() < crop:
-    w, h = (max(1, round(s * generator.uniform(crop_side, 1))) for s in (width, height))
+    w, h = (max(1, round(s * generator.uniform(min_crop_size, 1))) for s in (width, height))
     left, top = int(generator.integers(width - w + 1)), int(generator.integers(height - h + 1))
     right, bottom = left + w, top + h
   return Frame(

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of the model: console, paths, atomic files, validation."""
+"""General helpers, independent of the model: console, paths, atomic files, validation."""

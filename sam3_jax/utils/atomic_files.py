@@ -1,7 +1,6 @@
-"""Files that appear under their name complete and on the disk, or not at all.
+"""Atomic writing of files: a file appears complete and synced to disk, or not at all.
 
-Everything that outlives the process is written with this module, or as a directory with
-`writer.NewFolder`.
+All output files are written with this module; output directories with `writer.NewFolder`.
 """
 
 import contextlib
@@ -14,28 +13,29 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from sam3_jax.utils.lease import draft_path, sync_directory
+from sam3_jax.utils.os_errors import error_text
 
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # of file systems that cannot
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems without fsync
 
 
 class Draft:
-  """A file under another name until `commit`; leaving `with` before that leaves nothing behind.
+  """A file with a temporary name until `commit`; leaving `with` before that deletes it.
 
   with Draft(path) as draft:
     draft.write(data)
     draft.commit()
 
-  The other name says which process writes it, so no other process, on whichever host, writes to it,
-  and what a killed process left can be told from what is in work. Errors name `path` and the
+  The temporary name identifies the process that writes it. No other process, on any host, writes to
+  the same file, and files left by killed processes can be recognized. Errors name `path` and the
   reason.
 
   Attributes:
-    path: the name that it will have.
-    file: where it is written; by `write`, or by whatever takes a binary file.
+    path: the final name.
+    file: the open binary file; write to it directly or with `write`.
   """
 
   def __init__(self, path: str | Path):
-    """Opens the file under its other name, in the same directory, which is made if need be."""
+    """Opens the temporary file in the directory of `path`, which is created if needed."""
     self.path = Path(path)
     self._draft, self._sum = draft_path(self.path), hashlib.sha256()
     with self.naming():
@@ -62,7 +62,7 @@ class Draft:
     return self.file.closed
 
   def read(self, offset: int, size: int) -> bytes:
-    """What was written at an offset."""
+    """Reads back up to `size` bytes written at an offset."""
     with self.naming():
       self.file.flush()
       with self._draft.open("rb") as file:
@@ -70,7 +70,7 @@ class Draft:
         return file.read(size)
 
   def sha256(self) -> str:
-    """Hexadecimal digest of what was written by `write`."""
+    """Hexadecimal digest of the bytes written by `write`."""
     return self._sum.hexdigest()
 
   def copy(self, path: Path) -> None:
@@ -80,14 +80,14 @@ class Draft:
         self.write(data)
 
   def sync(self) -> None:
-    """Has the disk know the content, under the other name."""
+    """Syncs the content to disk and closes the file, still under its temporary name."""
     with self.naming():
       self.file.flush()
       sync(self.file.fileno())
       self.file.close()
 
   def commit(self) -> None:
-    """Makes the file appear, in place of the one that may be there."""
+    """Renames the file to `path`, replacing an existing file."""
     with self.naming():
       if not self.file.closed:
         self.sync()
@@ -95,23 +95,23 @@ class Draft:
       sync_directory(self.path.parent)
 
   def discard(self) -> None:
-    """Forgets what was not committed."""
-    with contextlib.suppress(OSError):  # closing writes what is left; perhaps the disk is full
+    """Deletes the temporary file, if it was not committed."""
+    with contextlib.suppress(OSError):  # closing flushes the buffer, and the disk may be full
       self.file.close()
     with contextlib.suppress(OSError):
       self._draft.unlink()
 
   @contextlib.contextmanager
   def naming(self) -> Iterator[None]:
-    """Errors of writing to `file` name `path`, not the draft."""
+    """Makes errors of writing to `file` name `path` instead of the temporary name."""
     try:
       yield
     except OSError as error:
-      raise OSError(error.errno, error.strerror or str(error), str(self.path)) from error
+      raise OSError(error.errno, error_text(error), str(self.path)) from error
 
 
 def sync(descriptor: int) -> None:
-  """Has the disk know a file's content; raises OSError unless the file system cannot do that."""
+  """Syncs a file's content to disk; ignores file systems that do not support it."""
   try:
     os.fsync(descriptor)
   except OSError as error:
@@ -120,17 +120,18 @@ def sync(descriptor: int) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-  """Writes a file at once; raises OSError with its name and the reason."""
+  """Writes a file atomically; raises OSError with its name and the reason."""
   with Draft(path) as draft:
     draft.write(data)
     draft.commit()
 
 
 def write_json(path: str | Path, values: Any, *, indent: int | None = None) -> None:
-  """Writes plain values at once; raises ValueError if a number is not finite."""
+  """Writes JSON values atomically; raises ValueError if a number is not finite."""
   write_bytes(path, json_bytes(values, indent=indent))
 
 
 def json_bytes(values: Any, *, indent: int | None = None, allow_nan: bool = False) -> bytes:
-  """Plain values as JSON, with a newline at the end."""
+  """Serializes values as JSON, with a newline at the end."""
+
   return json.dumps(values, indent=indent, allow_nan=allow_nan).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Which device a model computes on, if it has no mesh."""
+"""Selects the device of a model that has no mesh."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 
 def default_device() -> Any:
-  """`jax.default_device`, if it is set; else the first device of this process.
+  """`jax.default_device` if it is set, or else the first device of this process.
 
   Raises:
     ValueError: `jax.default_device` is a device of another process.
@@ -20,8 +20,8 @@ def find_device(device: Any = None) -> Any:
   """A device of this process.
 
   Args:
-    device: a `jax.Device`; a platform, "cpu", "gpu" or "tpu", for the first device of it; one of
-      them by number, "tpu:1"; None for the first device of all.
+    device: a `jax.Device`; a platform ("cpu", "gpu" or "tpu") for its first device; a platform and
+      a number, "tpu:1"; None for the first device of all.
 
   Raises:
     TypeError: `device` is something else.
@@ -45,23 +45,23 @@ def find_device(device: Any = None) -> Any:
     found = []
   if found and re.fullmatch(r"\d{0,6}", number) and int(number or 0) < len(found):
     return found[int(number or 0)]
-  there = ", ".join(f"{one.platform}:{i}" for i, one in enumerate(jax.local_devices()))
-  raise ValueError(f"there is no device {device!r:.60}; this process has {there}.")
+  names = ", ".join(f"{one.platform}:{i}" for i, one in enumerate(jax.local_devices()))
+  raise ValueError(f"there is no device {device!r:.60}; this process has {names}.")
 
 
 def check_mesh(mesh: Mesh) -> None:
-  """Raises ValueError if a mesh has devices of other processes."""
+  """Raises ValueError if a mesh includes devices of other processes."""
   remote = set(jax.devices()) - set(jax.local_devices())
   if others := sorted({one.process_index for one in mesh.devices.flat if one in remote}):
     raise ValueError(
-      f"the mesh has devices of other processes ({', '.join(map(str, others))}), and each process "
-      f"has a model of its own (this is process {jax.process_index()}): make the mesh of "
-      "jax.local_devices(), as parallel.make_mesh() does."
+      f"the mesh has devices of other processes ({', '.join(map(str, others))}), but each process "
+      f"has its own model (this is process {jax.process_index()}): make the mesh of "
+      "jax.local_devices(), as sharding.make_mesh() does."
     )
 
 
 def committed_device(tree: Any) -> Any:
-  """The one device that all arrays of a pytree are committed to, if that is so."""
+  """The device that all arrays of a pytree are committed to; None if there is no such device."""
   devices = set()
   for leaf in jax.tree.leaves(tree):
     if not (isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1):
@@ -70,8 +70,9 @@ def committed_device(tree: Any) -> Any:
   return devices.pop() if len(devices) == 1 else None
 
 
-def put(tree: Any, device: Any) -> Any:
-  """Arrays committed to a device, without a copy of those that are; shapes stay shapes."""
+def device_put(tree: Any, device: Any) -> Any:
+  """Commits arrays to a device, copying only where needed; leaves ShapeDtypeStructs as they are."""
+
   return jax.tree.map(
     lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, device), tree
   )

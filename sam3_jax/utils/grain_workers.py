@@ -1,4 +1,4 @@
-"""What Grain's worker processes and iterators need around them."""
+"""Helpers for Grain's worker processes and iterators."""
 
 import contextlib
 import multiprocessing
@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def leave_with_parent() -> None:
-  """In a worker process: ends it as soon as the process that started it is gone, which may have
-  been killed; the worker would wait forever for its results to be fetched."""
+def exit_with_parent() -> None:
+  """In a worker process: exits when the parent process ends, even if that was killed.
+
+  Without it, the worker would wait forever for its results to be fetched.
+  """
   parent = multiprocessing.parent_process()
   if parent is not None:
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
 
 
-def _watch(parent: Any) -> None:
+def _exit_after(parent: Any) -> None:
   parent.join()
   os._exit(1)
 
 
 def parse_flags() -> None:
-  """Grain's workers are told absl's flags, and a program without absl has not parsed them."""
+  """Marks absl's flags as parsed, which Grain reads even in programs that do not use absl."""
   from absl import flags
 
   if not flags.FLAGS.is_parsed():
@@ -30,8 +32,8 @@ def parse_flags() -> None:
 
 
 @contextlib.contextmanager
-def lost_ones_named() -> Iterator[None]:
-  """Of a worker process that was killed, says so and what to do."""
+def explain_lost_workers() -> Iterator[None]:
+  """Raises OSError with a remedy if a worker process was killed."""
   try:
     yield
   except RuntimeError as error:
@@ -39,12 +41,12 @@ def lost_ones_named() -> Iterator[None]:
     if not what.startswith("Worker process was terminated"):
       raise
     raise OSError(
-      f"a process that reads images is gone ({what}), killed or out of memory; what is done "
-      "stays: give the same command again, perhaps with fewer workers."
+      f"a process that reads images was lost ({what}): it was killed or ran out of memory; "
+      "rerun the same command to resume, perhaps with fewer workers."
     ) from error
 
 
-def end(running: list[Any]) -> None:
-  """Closes iterators and takes them out of the list, so that it can be done twice."""
-  while running:
-    running.pop().close()
+def close_all(iterators: list[Any]) -> None:
+  """Closes iterators and empties the list, so that a second call does nothing."""
+  while iterators:
+    iterators.pop().close()

@@ -1,12 +1,12 @@
-"""Identities: which content a name stood for, and what changed between two lists of files.
+"""Identities of files and checkpoints, and differences between two lists of files.
 
-A job, a run, a cache entry and a saved embedding outlive the files that they were made of. Each
-keeps the identities of its inputs and compares them, never names or counts, before it is continued.
+Jobs, runs, cache entries and saved embeddings may outlive the files they were made from. Each
+stores the identities of its inputs and compares them before it is resumed or used.
 
-- A file: size and modification time, from one `stat`; the SHA-256 of the content where it was read.
-- A list of files: their identities by name, and one digest over all of them.
-- A checkpoint: one digest over parameters, configuration and tokenizer. Two conversions of the same
-  weights have the same one, wherever they are and whatever they are called.
+- File: size and modification time, and the SHA-256 of its content if it was read.
+- List of files: their identities by name, and one digest over all of them.
+- Checkpoint: one digest over parameters, configuration and tokenizer. Two conversions of the same
+  weights have the same digest, whatever their paths and names.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-SHOWN = 3  # files that a message names; the others are counted
+SHOWN = 3  # files named in a message
 SHORT = 12  # characters of an identity in a message
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileIdentity:
-  """Which version of a file a name stood for.
+  """The identity of one version of a file.
 
   Attributes:
     size: bytes.
     modified: modification time in nanoseconds since the epoch.
-    sha256: hexadecimal digest of the content; empty where it was not read.
+    sha256: hexadecimal digest of the content; empty if it was not read.
   """
 
   size: int
@@ -40,7 +40,7 @@ class FileIdentity:
     return cls(status.st_size, status.st_mtime_ns, sha256)
 
   def matches(self, other: "FileIdentity | None") -> bool:
-    """Whether both are the same version: by content where both were read, else by `stat`."""
+    """Whether both are the same version: by content if both were read, or else by `stat`."""
     if other is None:
       return False
     if self.sha256 and other.sha256:
@@ -52,11 +52,11 @@ def identify(path: str | Path, *, content: bool = False) -> FileIdentity | None:
   """The identity of a local file; None if there is no such file.
 
   Args:
-    path: follows links.
+    path: of the file; symbolic links are followed.
     content: read the file and add the SHA-256 of its content.
 
   Raises:
-    OSError: it cannot be examined or read.
+    OSError: the file cannot be examined or read.
   """
   try:
     status = os.stat(path)
@@ -80,10 +80,10 @@ def digest(values: Any) -> str:
 def checkpoint_identity(
   parameters: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any], tokenizer: bytes
 ) -> str:
-  """One digest for everything in a checkpoint that decides its results.
+  """One digest of everything in a checkpoint that determines its results.
 
   Args:
-    parameters: `shape`, `dtype` and `sha256` of each, by path, as the manifest has them.
+    parameters: `shape`, `dtype` and `sha256` of each parameter, by path, as in the manifest.
     model: the model configuration as plain values.
     tokenizer: the bytes of tokenizer.model.
   """
@@ -95,44 +95,43 @@ def checkpoint_identity(
 
 
 def changes(
-  then: Mapping[str, FileIdentity | None], now: Mapping[str, FileIdentity | None]
+  before: Mapping[str, FileIdentity | None], after: Mapping[str, FileIdentity | None]
 ) -> list[str]:
-  """What changed between two lists of files, in words, a clause a kind of change.
+  """Describes the differences between two lists of files, one clause for each kind of change.
 
   Args:
-    then, now: identities by name; None for a file that was not there.
+    before, after: identities by name; None for a file that did not exist.
 
   Returns:
-    Such as `2 files added (c.jpg, d.jpg)`; an empty list if all names stand for the same content.
+    Clauses such as `2 files added (c.jpg, d.jpg)`; an empty list if all files are the same.
   """
-  modified = [name for name in then.keys() & now.keys() if not _same(then[name], now[name])]
-  modified.sort()
+  common = before.keys() & after.keys()
   kinds = (
-    ("added", sorted(now.keys() - then.keys())),
-    ("removed", sorted(then.keys() - now.keys())),
-    ("modified", modified),
+    ("added", sorted(after.keys() - before.keys())),
+    ("removed", sorted(before.keys() - after.keys())),
+    ("modified", sorted(name for name in common if not _same(before[name], after[name]))),
   )
   return [named(f"file {kind}", f"files {kind}", names) for kind, names in kinds if names]
 
 
-def named(one: str, many: str, names: Sequence[str]) -> str:
-  """Such as `2 images (a.jpg, b.jpg)`, with the first `SHOWN` names."""
+def named(singular: str, plural: str, names: Sequence[str]) -> str:
+  """A count with the first `SHOWN` names, such as `2 images (a.jpg, b.jpg)`."""
   more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-  what = f"1 {one}" if len(names) == 1 else f"{len(names):,} {many}"
+  what = f"1 {singular}" if len(names) == 1 else f"{len(names):,} {plural}"
   return f"{what} ({', '.join(names[:SHOWN])}{more})"
 
 
-def _same(then: FileIdentity | None, now: FileIdentity | None) -> bool:
-  return now is None if then is None else then.matches(now)
+def _same(before: FileIdentity | None, after: FileIdentity | None) -> bool:
+  return after is None if before is None else before.matches(after)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """Which checkpoint made an embedding. Two are equal if their identities are.
+  """The checkpoint that computed an embedding. Two origins are equal if their identities are.
 
   Attributes:
-    identity: of the checkpoint; empty if unknown.
-    name: of the checkpoint, for messages.
+    identity: the checkpoint's digest; empty if unknown.
+    name: the checkpoint's name, for messages.
   """
 
   identity: str = ""

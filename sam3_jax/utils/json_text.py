@@ -1,7 +1,7 @@
-"""JSON from users: one strict parser, whose errors are one line, whatever the text holds.
+"""Strict JSON parser for user files, with one-line errors.
 
-Python's parser takes the last of two equal keys, accepts NaN, and raises RecursionError on a text
-that is nested deeply. Here each of them is a ValueError that says what is wrong.
+Python's parser keeps the last of duplicate keys, accepts NaN, and raises RecursionError on deeply
+nested text. Here each of these is a ValueError.
 """
 
 import json
@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Any
 
-MAX_DIGITS = 40  # of a whole number
+MAX_DIGITS = 40  # of an integer
 
 
 def parse(
@@ -21,20 +21,20 @@ def parse(
   check_numbers: bool = True,
   allow_nan: bool = False,
 ) -> Any:
-  """The values of a JSON text (RFC 8259).
+  """Parses a JSON text (RFC 8259).
 
   Args:
     data: the text, or its bytes in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
     what: the name of the text in messages, such as a path or "line 3".
-    convert: makes what takes the place of each object, innermost first: a file of millions of
-      numbers is packed while it is read.
-    check_numbers: look at each number as it is read; without it, numbers beyond float64 are
-      infinite and whole numbers may have 4,300 digits, for callers that check their numbers later.
-    allow_nan: take NaN and Infinity, as Python writes them, for numbers.
+    convert: replaces each object by its result, innermost first. It can pack the numbers of a large
+      file while the file is read.
+    check_numbers: check each number while parsing. If False, numbers beyond float64 become infinite
+      and integers may have 4,300 digits; the caller must check them.
+    allow_nan: accept NaN and Infinity as Python writes them.
 
   Raises:
-    ValueError: it is not JSON, not valid in its encoding, is nested too deeply, has a key twice in
-      an object, or a number that is not finite or has more than `MAX_DIGITS` digits; in one line.
+    ValueError: the text is not JSON, is invalid in its encoding, is nested too deeply, repeats a
+      key in an object, or has a number that is not finite or has more than `MAX_DIGITS` digits.
   """
   numbers = {"parse_int": _whole, "parse_float": _finite} if check_numbers else {}
   objects = _unique if convert is None else lambda pairs: convert(_unique(pairs))
@@ -59,8 +59,8 @@ def parse(
 
 
 def shown(value: Any, width: int = 80) -> str:
-  """A parsed value for a message: short and in one line, however large or nested it is."""
-  return f"{_REPR.repr(value):.{width}}"
+  """Any value for a message: short and in one line, even if its `repr` fails."""
+  return f"{_REPR.repr(value):.{width}}".replace("\n", " ")
 
 
 _REPR = reprlib.Repr()
@@ -71,7 +71,8 @@ _REPR.maxlist = _REPR.maxdict = 8
 def _decode(data: bytes | bytearray | str) -> str:
   if isinstance(data, str):
     return data.removeprefix("\ufeff")
-  # Not json.loads's own decoding, which lets halves of surrogate pairs pass.
+  # json.loads would decode with "surrogatepass", which accepts lone surrogates.
+
   return data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
 
 

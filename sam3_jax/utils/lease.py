@@ -1,14 +1,14 @@
-"""Leases: which process works on something that others could work on, too.
+"""Leases: locks between processes that share only a directory, such as a network mount.
 
-A lease is a small file beside the work. It is created exclusively, so one process gets it; its
-holder renews its modification time, so others can tell a slow holder from a lost one, and removes
-it at the end. It works where processes share no more than a directory, as on a network mount.
+A lease is a small file. It is created exclusively, so only one process gets it. The holder renews
+its modification time, so that others can tell a slow holder from a lost one, and deletes it at the
+end.
 
-A lease is stale, and may be taken over, when
+A lease is stale, and may be taken over, if
 
-- its holder ran on this machine since the last boot, and that process is gone; or
-- its holder is elsewhere (another host, another container), and the file has not been renewed for
-  `STALE` seconds by the clock of the file system, not of either host.
+- its holder ran on this machine since the last boot, and that process has ended; or
+- its holder runs elsewhere (another host or container), and has not renewed the file for `STALE`
+  seconds by the clock of the file system.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Self
 
 RENEWED = 15.0  # seconds between two renewals
-STALE = 120.0  # seconds without a renewal after which a holder elsewhere counts as lost
-PARTIAL = ".partial"  # ending of a draft
+STALE = 120.0  # seconds without renewal after which a holder elsewhere counts as lost
+PARTIAL = ".partial"  # suffix of temporary files
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 
@@ -38,15 +38,15 @@ class LeaseHeldError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-  """A process that holds, or wants, a lease.
+  """A process that holds or requests a lease.
 
   Attributes:
-    host: name, for messages only: machines may share one.
-    system: the machine since its last boot, and the process namespace (container) in it; only there
-      does a process number say anything.
-    pid: process number.
-    started: when that process started, in the system's clock ticks; 0 where it is not known.
-    token: random; no two leases have the same.
+    host: host name, for messages only, since it need not be unique.
+    system: identifies the machine since its last boot and the process namespace (container), within
+      which `pid` is unique.
+    pid: process id.
+    started: start time of the process in clock ticks of the system; 0 if unknown.
+    token: random and unique for each lease.
   """
 
   host: str
@@ -65,22 +65,22 @@ class Holder:
 
 
 class Lease:
-  """A lease on what a path stands for.
+  """A lease, represented by a file.
 
-  As a context manager it is acquired or `LeaseHeldError` is raised.
+  As a context manager, it acquires the lease or raises `LeaseHeldError`.
   """
 
   def __init__(self, path: str | Path):
-    """Acquires nothing yet.
+    """Does not acquire the lease yet.
 
     Args:
-      path: of the lease's own file; its directory is made when the lease is acquired.
+      path: of the lease file; its directory is created when the lease is acquired.
     """
     self.path = Path(path)
     self._mine: Holder | None = None
 
   def acquire(self) -> bool:
-    """Takes the lease if it is free or stale; false if a living process holds it.
+    """Acquires the lease if it is free or stale; returns False if a running process holds it.
 
     Raises:
       OSError: the file cannot be written.
@@ -97,7 +97,7 @@ class Lease:
     return True
 
   def release(self) -> None:
-    """Gives the lease back; nothing happens if it is not held."""
+    """Releases the lease; does nothing if it is not held."""
     if self._mine is None:
       return
     held, self._mine = self.held, None
@@ -108,15 +108,15 @@ class Lease:
 
   @property
   def held(self) -> bool:
-    """Whether this object holds the lease: acquired it, and nobody has taken it over since."""
+    """Whether this object has acquired the lease and no other process has taken it over since."""
     return self._mine is not None and _read(self.path) == self._mine
 
   def holder(self) -> Holder | None:
-    """Who holds the lease, alive or not; None if nobody does or the file is damaged."""
+    """The holder of the lease, running or not; None if there is none or the file is damaged."""
     return _read(self.path)
 
   def renew(self) -> None:
-    """Says that the holder is alive; done every `RENEWED` seconds by a thread."""
+    """Renews the modification time; a thread calls this every `RENEWED` seconds."""
     with contextlib.suppress(OSError):
       if self.held:
         os.utime(self.path)
@@ -139,14 +139,17 @@ class Lease:
     return age is not None and age > STALE
 
   def _take_over(self, data: bytes) -> bool:
-    """Replaces a stale lease. One process at a time may do so, or the slower of two would replace
-    the lease that the faster has just acquired."""
+    """Replaces a stale lease.
+
+    Only one process at a time may do so, or else the slower of two could replace the lease that
+    the faster one has just acquired.
+    """
     stale = _read(self.path)
     if not self._is_stale(stale):
       return False
     guard = self.path.with_name(f"{self.path.name}.takeover")
     if not create_exclusively(guard, data):
-      if (_age(guard) or 0) > STALE:  # whoever took over was killed in that moment
+      if (_age(guard) or 0) > STALE:  # its process was killed while taking over
         guard.unlink(missing_ok=True)
       return False
     draft = _draft(self.path, data)
@@ -161,10 +164,10 @@ class Lease:
 
 
 def create_exclusively(path: Path, data: bytes) -> bool:
-  """Creates a file with all of its content at once; false if there is one of this name.
+  """Creates a file with its content atomically; returns False if the file exists.
 
   Raises:
-    OSError: it cannot be written.
+    OSError: the file cannot be written.
   """
   draft = _draft(path, data)
   try:
@@ -182,7 +185,7 @@ def create_exclusively(path: Path, data: bytes) -> bool:
 
 
 def sync_directory(directory: Path) -> None:
-  """Has the disk know the names in a directory; some file systems (gcsfuse) cannot."""
+  """Syncs a directory to disk; ignores file systems that do not support it (gcsfuse)."""
   descriptor = os.open(directory, os.O_RDONLY)
   try:
     with contextlib.suppress(OSError):
@@ -192,7 +195,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def _create_in_place(path: Path, data: bytes) -> bool:
-  """On a file system without hard links; a reader may see it before its content is there."""
+  """For file systems without hard links; a reader may see the file before its content."""
   try:
     with path.open("xb") as file:
       file.write(data)
@@ -205,8 +208,10 @@ def _create_in_place(path: Path, data: bytes) -> bool:
 
 
 def draft_path(path: Path) -> Path:
-  """A name for what will be renamed to `path`: hidden, beside it, and no other process's. It says
-  which process writes it, see `is_abandoned`."""
+  """A hidden, unique name beside `path` for a file or directory that will be renamed to `path`.
+
+  It identifies the process that writes it, see `is_abandoned`.
+  """
   pid = os.getpid()
   tag = f"{_system_digest()}-{pid}-{_start_time(pid) or 0}-{secrets.token_hex(4)}"
   name = os.fsdecode(os.fsencode(path.name)[:150])  # names have at most 255 bytes
@@ -214,7 +219,7 @@ def draft_path(path: Path) -> Path:
 
 
 def is_abandoned(draft: Path) -> bool:
-  """Whether the process that was writing a draft is lost, by the same rule as a lease is stale."""
+  """Whether the process that was writing a draft is lost, by the same rules as for leases."""
   found = re.search(r"\.([0-9a-f]{8})-(\d+)-(\d+)-[0-9a-f]{8}\.partial$", draft.name)
   if found and found[1] == _system_digest():
     return not _is_alive(int(found[2]), int(found[3]))
@@ -244,7 +249,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _age(path: Path) -> float | None:
-  """Seconds since a file was modified, by the file system's clock; None if there is none."""
+  """Seconds since a file was modified, by the file system's clock; None if it does not exist."""
   now = _draft(path, b"")
   try:
     return now.stat().st_mtime - path.stat().st_mtime
@@ -268,23 +273,23 @@ def _system_digest() -> str:
 
 
 def _is_alive(pid: int, started: int) -> bool:
-  """Whether a process of this system is running; zombies are not."""
+  """Whether a process of this system is running; zombies do not count."""
   now = _start_time(pid)
   if now is not None:
     return now == started
-  if started:  # it was in /proc, and is not any more
+  if started:  # it was in /proc and is no longer
     return False
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
   except OSError:
-    pass  # another user's
+    pass  # it belongs to another user
   return True
 
 
 def _start_time(pid: int) -> int | None:
-  """When a process started, in clock ticks since the boot (proc(5)); None if it is not running."""
+  """Start time of a process in clock ticks since boot (proc(5)); None if it is not running."""
   try:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
@@ -293,7 +298,7 @@ def _start_time(pid: int) -> int | None:
 
 
 class _Renewals:
-  """One thread that renews all leases of this process while there are any."""
+  """One thread that renews all leases of this process."""
 
   def __init__(self):
     self._lock, self._leases = threading.Lock(), set[Lease]()

@@ -1,7 +1,7 @@
-"""The C library's heap, which keeps pages of freed memory: given back, a long job's memory is flat.
+"""Returns freed memory to the operating system.
 
-Where many threads take and free buffers of all sizes, glibc's arenas have holes that only grow in
-number; what is in use does not.
+glibc's malloc keeps freed pages. In a long job whose threads allocate buffers of many sizes, this
+unused memory keeps growing.
 """
 
 import contextlib
@@ -9,6 +9,6 @@ import ctypes
 
 
 def trim() -> None:
-  """Gives the free pages of the heap back to the system; does nothing without glibc."""
-  with contextlib.suppress(OSError, AttributeError):  # no such library, or no such function
+  """Returns free pages to the operating system; does nothing without glibc."""
+  with contextlib.suppress(OSError, AttributeError):  # no such library or function
     ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Trees of parameters by path, `a/b/c`: what is in them, and what is wrong with them."""
+"""Parameter trees by path, `a/b/c`: flattening, comparison, checksums."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Leaves of nested dictionaries by path, `a/b/c`."""
+  """Flattens nested dictionaries to leaves by path, `a/b/c`."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, Mapping):
@@ -36,7 +36,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compare(found: Shapes, wanted: Shapes) -> list[str]:
-  """What is wrong with `found`, a line each."""
+  """Lists the faults of `found`, one line each."""
   faults = [f"{name} is missing" for name in wanted if name not in found]
   faults += [f"{name} is unknown" for name in found if name not in wanted]
   return faults + [
@@ -47,9 +47,9 @@ def compare(found: Shapes, wanted: Shapes) -> list[str]:
 
 
 def not_finite(flat: Mapping[str, Any]) -> list[str]:
-  """The arrays with infinities or NaN in them, a line each.
+  """Lists the arrays with infinities or NaN, one line each.
 
-  Done on the host: one compilation a shape would take many times as long as the copy.
+  Runs on the host: compiling a program for each shape would take much longer than the copy.
   """
   return [
     f"{name} holds values that are not finite"
@@ -59,7 +59,7 @@ def not_finite(flat: Mapping[str, Any]) -> list[str]:
 
 
 def describe(array: Any) -> dict[str, Any]:
-  """Shape, dtype and SHA-256 of an array, as a checkpoint's manifest has them."""
+  """Shape, dtype and SHA-256 of an array, as in a checkpoint's manifest."""
   data = np.ascontiguousarray(_whole(array)).reshape(-1).view(np.uint8)
   return {
     "shape": list(array.shape),
@@ -83,28 +83,29 @@ def raise_faults(
 
 
 def _whole(array: Any) -> np.ndarray:
-  """On the host, whatever devices of this process it is sharded over."""
+  """Gathers an array that is sharded over devices of this process."""
   if isinstance(array, np.ndarray):
     return array
   pieces = {str(shard.index): shard for shard in array.addressable_shards}
   if len(pieces) == 1:
-    return np.asarray(_passing(array.addressable_shards[0].data))
+    return np.asarray(_device_copy(array.addressable_shards[0].data))
   whole = np.empty(array.shape, array.dtype)
   for shard in pieces.values():
-    whole[shard.index] = np.asarray(_passing(shard.data))
+    whole[shard.index] = np.asarray(_device_copy(shard.data))
   return whole
 
 
 def _on_host(array: Any) -> Iterable[np.ndarray]:
-  """This process's pieces of an array, each once."""
+  """The distinct shards of an array on this process's devices."""
   if isinstance(array, np.ndarray):
     return [array]
   pieces = {str(shard.index): shard.data for shard in array.addressable_shards}
-  return (np.asarray(_passing(piece)) for piece in pieces.values())
+  return (np.asarray(_device_copy(piece)) for piece in pieces.values())
 
 
-def _passing(piece: jax.Array) -> jax.Array:
-  """A copy on the device: an array keeps the copy that NumPy asked it for as long as it lives."""
-  if piece.platform() == "cpu":  # there NumPy looks at the same memory
+def _device_copy(piece: jax.Array) -> jax.Array:
+  """A copy on the device, since a `jax.Array` caches its host copy for as long as it lives."""
+  if piece.platform() == "cpu":  # NumPy reads the same memory
     return piece
+
   return jax.device_put(piece, piece.sharding, may_alias=False)

@@ -1,8 +1,8 @@
-"""Where files lie: in a folder of this machine, or in a bucket, `gs://bucket/path`.
+"""Paths of local directories and of buckets, `gs://bucket/path`.
 
-Folders of this machine are `pathlib` paths. Those of buckets are of `etils.epath`, which Orbax uses
-too; they have the methods of `pathlib` that a bundle is read and written with, and so count as such
-here.
+Local paths are `pathlib` paths. Paths in buckets are `etils.epath` paths, as in Orbax; they
+have the methods of `pathlib` that bundles need, so they are typed as `Path`. `epath.Path` is not
+used for local paths: it would import etils for each of them and accept any scheme.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ GS = "gs"
 
 
 def user_cache() -> Path:
-  """This package's part of the user's cache folder.
+  """This package's directory in the user's cache.
 
   Raises:
-    RuntimeError: a user who has no home, as in some containers, and no XDG_CACHE_HOME.
+    RuntimeError: there is neither a home directory, as in some containers, nor XDG_CACHE_HOME.
   """
   return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam3-jax"
 
 
-def place(path: str | Path) -> Path:
-  """An absolute path, or one in a bucket.
+def resolve_path(path: str | Path) -> Path:
+  """An absolute local path, or a path in a bucket.
 
   Raises:
     ImportError: the package gcsfs is missing.
-    ValueError: of another scheme than `gs://`.
+    ValueError: the scheme is not `gs://`.
   """
   if not (scheme := scheme_of(path)):
     return Path(path).expanduser().absolute()
   if scheme != GS:
-    raise ValueError(f"{_url(path)} is of a kind that is not known; give a folder, or {GS}://.")
+    raise ValueError(f"{_url(path)} has an unsupported scheme; give a local directory, or {GS}://.")
   if importlib.util.find_spec("gcsfs") is None:
     raise ImportError(f"{_url(path)} needs the package gcsfs: pip install 'sam3-jax[gcs]'.")
   from etils import epath
@@ -45,39 +45,38 @@ def place(path: str | Path) -> Path:
 
 
 def scheme_of(path: str | Path) -> str | None:
-  """`gs` of `gs://bucket/path`, also where `pathlib` has made one stroke of the two; None of a
-  folder of this machine."""
+  """`gs` of `gs://bucket/path`, or of `gs:/bucket/path` as `pathlib` writes it; None if local."""
   found = _SCHEME.fullmatch(str(path))
   return found[1].lower() if found else None
 
 
 def is_remote(path: Any) -> bool:
-  """Whether a path that `place` returned is in a bucket."""
+  """Whether a path returned by `resolve_path` is in a bucket."""
   return not isinstance(path, str | Path)
 
 
 def require_local(path: str | Path, what: str) -> None:
-  """Raises ValueError if a path has a scheme."""
+  """Raises ValueError if a path has a scheme; `what` names the path in the message."""
   if scheme_of(path):
-    raise ValueError(f"{_url(path)}: {what} must be in a folder of this machine.")
+    raise ValueError(f"{_url(path)}: {what} must be in a local directory.")
 
 
 def exists(path: Path) -> bool:
-  """Whether something is there; ValueError in one line if a bucket cannot be reached."""
+  """Whether a path exists; raises a one-line ValueError if a bucket cannot be reached."""
   if not is_remote(path):
     return path.exists()
   try:
     return path.exists()
-  except Exception as error:  # of gcsfs, aiohttp, or google.auth
+  except Exception as error:  # from gcsfs, aiohttp or google.auth
     reason = (str(error).strip() or "no reason given").partition("\n")[0]
     raise ValueError(
-      f"{path} cannot be reached ({type(error).__name__}: {reason:.200}); look at the bucket's "
-      "name, and say who you are with `gcloud auth application-default login`."
+      f"{path} cannot be reached ({type(error).__name__}: {reason:.200}); check the name of the "
+      "bucket, and log in with `gcloud auth application-default login`."
     ) from error
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-  """Bytes of each file in a folder and the folders in it, by their names from there."""
+  """Sizes in bytes of all files in a directory tree, by their paths relative to it."""
   if not is_remote(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
@@ -87,8 +86,8 @@ def file_sizes(folder: Path) -> dict[str, int]:
       if path.is_dir():
         sizes |= {f"{path.name}/{name}": size for name, size in file_sizes(path).items()}
       else:
-        about: Any = path.stat()
-        sizes[path.name] = about.length
+        status: Any = path.stat()
+        sizes[path.name] = status.length
   return dict(sorted(sizes.items()))
 
 

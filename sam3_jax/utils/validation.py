@@ -1,4 +1,4 @@
-"""Settings and their ranges, and what is said of one that is no number or out of its range."""
+"""Validation of settings: numbers and their ranges, flags, patterns, arrays."""
 
 import math
 import numbers
@@ -8,15 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from sam3_jax.utils.json_text import shown
+
 
 def is_number(value: Any) -> bool:
-  """Whether it is a real number; a bool is none."""
+  """Whether a value is a real number; bools do not count."""
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def is_whole(value: Any) -> bool:
-  """Whether it is an integer; a bool is none."""
+  """Whether a value is an integer; bools do not count."""
   return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def are_finite(values: Iterable[Any]) -> bool:
+  """Whether all values are finite numbers as parsed from JSON: no bool, no NaN, no infinity."""
+  try:
+    return all(type(value) in (int, float) and math.isfinite(value) for value in values)
+  except OverflowError:  # an integer over 1e308
+    return False
 
 
 def check_number(
@@ -29,14 +39,14 @@ def check_number(
   whole: bool = False,
   remedy: str = "",
 ) -> None:
-  """Raises ValueError unless a value is a finite number between the bounds.
+  """Raises ValueError unless a value is a finite number in an interval.
 
   Args:
-    name: of the value, for the message.
-    value: a number, if all is well.
-    low, high: bounds; infinity for none.
-    ends: of the interval, "[" or "(" and "]" or ")": a parenthesis excludes the bound itself.
-    whole: it must be an integer, too.
+    name: name of the value, for the message.
+    value: the value to check.
+    low, high: bounds of the interval; infinity for no bound.
+    ends: "[" or "(", then "]" or ")"; a parenthesis excludes the bound.
+    whole: the value must also be an integer.
     remedy: a sentence at the end of the message.
   """
   finite = is_number(value) and -math.inf < value < math.inf
@@ -66,12 +76,12 @@ def check_numbers(
   *,
   whole: bool = False,
 ) -> None:
-  """As `check_number` of each of these fields.
+  """Calls `check_number` for several fields.
 
   Args:
-    config: has the fields.
-    table: where a training configuration has `config`, for the message; "" for the top.
-    fields: their names.
+    config: the object with the fields.
+    table: the name of its table in the training file, for the message; "" at the top level.
+    fields: names of the fields.
     low, high, ends, whole: as for `check_number`.
   """
   for field in fields:
@@ -80,34 +90,33 @@ def check_numbers(
 
 
 def check_flag(name: str, value: Any) -> bool:
-  """True or False; raises ValueError of anything else."""
+  """Returns a bool; raises ValueError for anything but True or False."""
   if not isinstance(value, bool | np.bool_):
     raise ValueError(f"{name} must be True or False; got {value!r:.60}.")
   return bool(value)
 
 
 def as_array(values: Any) -> np.ndarray:
-  """An array; of rows that are not equally long an empty one of objects, which no check lets
-  pass."""
+  """Converts values to an array; ragged rows give an empty object array, which no check accepts."""
   try:
     return np.asarray(values)
-  except Exception:  # NumPy's ValueError of ragged rows; other libraries' of arrays without values
+  except Exception:  # ValueError of NumPy for ragged rows, and errors of other libraries
     return np.zeros(0, object)
 
 
-def plain(values: Any, what: str, depth: int = 2) -> Any:
-  """Numbers, and lists of them, of whatever holds numbers: lists, NumPy's and JAX's arrays, ...
+def as_lists(values: Any, what: str, depth: int = 2) -> Any:
+  """Converts numbers in lists, NumPy arrays, JAX arrays etc. to Python numbers in lists.
 
-  The one conversion of boxes, points and labels, so that what is accepted as one of them is
-  accepted as all of them.
+  Boxes, points and labels all use this function, so that they accept the same types.
 
   Args:
-    values: a number, an array, or an iterable with an order.
-    what: the values are called in messages.
-    depth: of nested lists, at most.
+    values: a number, an array, or an ordered iterable.
+    what: name of the values in messages.
+    depth: maximal depth of nested lists.
 
   Raises:
-    TypeError: text, a mapping, a set, something that is no number, or lists nested deeper.
+    TypeError: `values` is text, a mapping or a set, contains a value that is not a number, or is
+      nested too deeply.
   """
   if is_number(values) or isinstance(values, bool | np.bool_):
     return values.item() if isinstance(values, np.generic) else values
@@ -124,20 +133,12 @@ def plain(values: Any, what: str, depth: int = 2) -> Any:
     return array.tolist()
   if not isinstance(values, Iterable):
     raise TypeError(f"{what} must be numbers in a list or an array; got {shown(values)}.")
-  return [plain(value, what, depth - 1) for value in values]
-
-
-def shown(value: Any) -> str:
-  """A value for a message: in one line, and not long."""
-  try:
-    return f"{value!r:.60}".replace("\n", " ")
-  except Exception:  # a repr of someone else's that fails
-    return type(value).__name__
+  return [as_lists(value, what, depth - 1) for value in values]
 
 
 def check_pattern(pattern: str, what: str) -> None:
-  """Raises ValueError unless `pattern` is a regular expression."""
+  """Raises ValueError unless `pattern` is a valid regular expression; `what` is its name."""
   try:
     re.compile(pattern)
   except re.error as error:
-    raise ValueError(f"{what}: {pattern!r} is no regular expression ({error}).") from error
+    raise ValueError(f"{what}: {pattern!r} is not a regular expression ({error}).") from error

@@ -1,7 +1,7 @@
-"""LabelMe, Ultralytics and supervision open what we write for them, by their own code.
+"""LabelMe, Ultralytics and supervision read our exports with their own code.
 
-Each test runs where its tool is installed, by `pytest -m foreign`. Their rules for finding files
-are in tests/test_batch_formats.py, too, which needs none of them.
+Each test runs if its tool is installed, with `pytest -m foreign`. tests/test_batch_formats.py tests
+their rules for finding files without these tools.
 """
 
 import shutil
@@ -24,7 +24,7 @@ LABELS = ["yellow school bus", "no", "1", 'a: "b" #\\', "😀\u2028\x85", "n0"]
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-  """A job's directory, beside its images in `images`; started from elsewhere."""
+  """The directory of a job, beside `images`; the working directory is elsewhere."""
   for name in IMAGES:
     path = tmp_path / "images" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def test_labelme(job):
     assert (images / name).parent / path == images / name
 
 
-def test_labelme_of_absolute_names(job):
+def test_labelme_with_absolute_names(job):
   labelme = pytest.importorskip("labelme")
   image = job.parent / "images" / "top.png"
   out = write_job(job.parent / "absolute", [str(image)])

@@ -1,6 +1,6 @@
-"""What `--to huggingface` and `--to meta` write, in transformers and in Meta's own package.
+"""Loads exports with transformers and with Meta's package, and compares outputs.
 
-For Meta's, see the first lines of benchmarks/train.py.
+To install Meta's package, see the first lines of benchmarks/train.py.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from torch_archive import save_arrays
 from sam3_jax import Sam3
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint import fingerprint
+from sam3_jax.inference import verify
 from sam3_jax.utils.param_tree import flatten, nest
 
 MISSING = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
@@ -36,7 +37,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
-  """The tiny model from each layout, and with LoRA's factors merged into it."""
+  """The tiny model converted from each layout, and one with merged LoRA factors."""
   folder = tmp_path_factory.mktemp("bundles")
   save_arrays(folder / "sam3.pt", layout("meta") | meta.rope_tables(CONFIG))
   sources = {
@@ -52,7 +53,7 @@ def bundles(tmp_path_factory):
 
 
 def _merge_lora(bundle, out):
-  """As the last step of training with `--lora` saves it."""
+  """As the last step of training with `--lora` saves a checkpoint."""
   from sam3_jax.training import lora
 
   stored = checkpoint.load(bundle)
@@ -66,7 +67,7 @@ def _merge_lora(bundle, out):
 
 
 @pytest.mark.parametrize("kind", ["hub", "meta", "keras", "lora"])
-def test_transformers_loads_it_whole_and_answers_alike(bundles, tmp_path, kind):
+def test_transformers_loads_all_tensors_and_outputs_match(bundles, tmp_path, kind):
   from sam3_jax.converters import hf_patches, verify_hf
 
   bundle, out = bundles / kind, tmp_path / "out"
@@ -79,19 +80,19 @@ def test_transformers_loads_it_whole_and_answers_alike(bundles, tmp_path, kind):
   for load in loads:
     _, loading = load(out)
     assert not any(loading.values()), loading
-  if kind != "keras":  # which has no tracker
+  if kind != "keras":  # a preset has no tracker
     from transformers import Sam3VideoModel
 
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
   answers = fingerprint.ask(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
-  offs = dict(verify_hf.differences(bundle, out, answers))
-  assert len(offs) == 10 + 3 * (kind != "keras")
-  assert max(offs.values()) <= TOLERANCE, offs
+  errors = dict(verify_hf.differences(bundle, out, answers))
+  assert len(errors) == 10 + 3 * (kind != "keras")
+  assert max(errors.values()) <= TOLERANCE, errors
 
 
 @pytest.mark.parametrize("kind", ["hub", "meta", "keras", "lora"])
-def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, kind):
+def test_meta_package_loads_strictly_and_outputs_match(bundles, tmp_path, kind):
   pytest.importorskip("sam3", reason="Meta's package: see benchmarks/train.py")
   import torch
 
@@ -101,7 +102,7 @@ def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, ki
   bundle, out = bundles / kind, tmp_path / "out"
   export(bundle, out, "meta")
   model = quick(Sam3.from_checkpoint(bundle, dtype="float32"))
-  answers = fingerprint.ask(model)
+  answers = verify.run(model)
   tokens = torch.tensor(model.tokenizer([fingerprint.PHRASE])).long()
   theirs = build(CONFIG.to_dict(), tokens).eval()
   stored = torch.load(out / "sam3.pt", weights_only=True)["model"]
@@ -111,14 +112,14 @@ def test_metas_package_loads_it_strictly_and_answers_alike(bundles, tmp_path, ki
     if name.startswith("detector.") and "sam2_convs" not in name  # of the tracker's neck
   }
   theirs.load_state_dict(own, strict=True)
-  want = _ask_meta(theirs, model.config.image_size)
+  expected = _run_meta(theirs, model.config.image_size)
   for name in ("boxes", "mask_logits"):
     got = np.asarray(getattr(answers.found, name)[0], np.float64)
-    assert np.abs(got - want[name]).max() <= TOLERANCE * np.abs(want[name]).max(), name
+    assert np.abs(got - expected[name]).max() <= TOLERANCE * np.abs(expected[name]).max(), name
 
 
-def _ask_meta(model, side):
-  """The phrase about the image."""
+def _run_meta(model, side):
+  """Meta's outputs for the fingerprint's phrase and image."""
   import torch
   from sam3.model.data_misc import FindStage
 

@@ -1,4 +1,4 @@
-"""Merging is PEFT's: the same adapter, merged by `convert --base` and by `merge_and_unload`."""
+"""Adapters merged by `convert --base` equal PEFT's `merge_and_unload`."""
 
 import json
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.reference
     {"r": 2, "lora_bias": True, "target_modules": ["o_proj"], "modules_to_save": ["text_proj"]},
   ],
 )
-def test_an_adapter(tmp_path, options):
+def test_merged_adapter(tmp_path, options):
   peft = pytest.importorskip("peft")
   torch = pytest.importorskip("torch")
   import transformers
@@ -48,8 +48,8 @@ def test_an_adapter(tmp_path, options):
   adapted.save_pretrained(tmp_path / "adapter")
   convert(tmp_path / "adapter", tmp_path / "out", base=tmp_path / "base")
   got = Base(tmp_path / "out").sources(TABLE)
-  wanted = adapted.merge_and_unload().state_dict()
-  for name, array in wanted.items():
+  expected = adapted.merge_and_unload().state_dict()
+  for name, array in expected.items():
     np.testing.assert_allclose(
       got[f"detector_model.{name}"].read(), array.numpy(), rtol=0, atol=2e-6, err_msg=name
     )

@@ -1,9 +1,8 @@
-"""Live parity of models with LiteText's text encoders, and of these alone, with transformers;
-test_lite_text.py's golden.
+"""Parity with transformers of LiteText's text encoders, alone and in the whole model.
 
   SAM3_JAX_WRITE_GOLDENS=1 python -m pytest -m reference tests/reference/test_transformers_lite.py
 
-writes that golden anew.
+writes the golden of test_lite_text.py.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", params=[True, False], ids=["mixers", "plain"])
 def both(request, tmp_path_factory):
-  """Whether there are mixers; a bundle, and what transformers loads of it on its way back."""
+  """Whether there are mixers; a bundle, and the model that transformers loads from its export."""
   from transformers import Sam3LiteTextModel
 
   folder = tmp_path_factory.mktemp("lite")
@@ -48,7 +47,7 @@ def both(request, tmp_path_factory):
 
 
 def theirs(model, tokens, mask_padding):
-  """Text features: as their processor calls the model, or as LiteText's authors do."""
+  """Text features, computed as transformers' processor does or as LiteText's authors do."""
   import torch
 
   ids = np.where(tokens != 0, tokens, END) if mask_padding else tokens
@@ -58,12 +57,12 @@ def theirs(model, tokens, mask_padding):
 
 
 def padded(bundle, mask_padding):
-  """The bundle's configuration, with one of the two ways to pad."""
+  """The bundle's configuration, with this kind of padding."""
   text = dataclasses.replace(bundle.config.text, mask_padding=mask_padding)
   return dataclasses.replace(bundle.config, text=text)
 
 
-def test_text_features_and_the_way_back(both):
+def test_text_features_of_bundle_and_export(both):
   mixers, bundle, model = both
   golden, valid = {}, lite.phrases() != 0
   for mask_padding in (False, True):
@@ -84,8 +83,8 @@ def test_text_features_and_the_way_back(both):
 
 @pytest.mark.parametrize("mask_padding", [False, True], ids=["attended", "masked"])
 @pytest.mark.parametrize("box", [None, [30, 40, 120, 140]], ids=["text", "text + box"])
-def test_the_whole_model(both, mask_padding, box):
-  """A prompt without a box has one of padding for them, as in benchmarks/reference.py."""
+def test_whole_model(both, mask_padding, box):
+  """For transformers, a prompt without boxes gets a padding box, as in hf_patches."""
   import torch
 
   _, bundle, model = both
@@ -106,11 +105,11 @@ def test_the_whole_model(both, mask_padding, box):
       input_boxes=torch.tensor(boxes),
       input_boxes_labels=torch.tensor([[1 if box else -10]]),
     )
-  presence = np.clip(np.asarray(got.presence), -10, 10)  # theirs are
-  odds = torch.sigmoid(want.pred_logits) * torch.sigmoid(torch.tensor(np.asarray(got.presence)))
+  presence = np.clip(np.asarray(got.presence), -10, 10)  # as in transformers
+  scores = torch.sigmoid(want.pred_logits) * torch.sigmoid(torch.tensor(np.asarray(got.presence)))
   for ours, wanted in (
     (presence, want.presence_logits[:, 0]),
-    (got.scores, odds),
+    (got.scores, scores),
     (got.boxes, want.pred_boxes),
     (got.mask_logits, want.pred_masks),
     (got.semantic_logits, want.semantic_seg[:, 0]),

@@ -1,1 +1,1 @@
-"""Scenes composed of drawings, with phrases and masks."""
+"""Synthetic scenes composed of drawings, with phrases and masks."""

@@ -1,6 +1,6 @@
-"""A drawing, turned, sized, mirrored and tinted: no two objects of a scene look the same.
+"""Augments drawings by rotation, scaling, mirroring and colour changes.
 
-Mirroring is safe as no concept and no phrase tells left from right.
+Mirroring is safe, since no concept and no phrase distinguishes left and right.
 """
 
 import dataclasses
@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageFilter
 
-from sam3_jax.datasets.synthetic.drawings import OPAQUE, Drawing, everything
+from sam3_jax.datasets.synthetic.drawings import OPAQUE, Drawing, all_concepts
+from sam3_jax.ops.masks import mask_to_box
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _EDGE = 3  # pixels around a patch, for soft edges and outlines
@@ -17,11 +18,11 @@ _EDGE = 3  # pixels around a patch, for soft edges and outlines
 
 @dataclasses.dataclass(frozen=True)
 class Patch:
-  """What is put into an image.
+  """An object to be pasted into an image.
 
   Attributes:
-    pixels: RGB times alpha, and alpha.
-    mask: where the object is opaque, which decides what it hides.
+    pixels: RGB premultiplied by alpha, and alpha.
+    mask: where the object is opaque and occludes others.
   """
 
   pixels: UInt8[np.ndarray, "h w 4"]
@@ -31,15 +32,15 @@ class Patch:
 def render(
   rng: np.random.Generator, drawing: Drawing, concept: int, side: float, augment: float
 ) -> Patch:
-  """A drawing as an object.
+  """Renders an augmented drawing.
 
   Args:
-    rng: decides all of it.
+    rng: random generator.
     drawing: of the concept.
-    concept: its number.
-    side: pixels of the longer side of the box around the object.
-    augment: 0 keeps it as it was drawn but for light changes; up to 1 for ever stronger ones of
-      colour and shape, so that what is learned depends less on the artist.
+    concept: index of the concept.
+    side: longer side of the object's bounding box in pixels.
+    augment: strength of changes of colour and shape, from 0 (slight changes) to 1, so that a model
+      depends less on the artist's style.
   """
   shape = _shape(rng, augment)
   corners = (drawing.outline - drawing.center) @ shape.T
@@ -49,9 +50,9 @@ def render(
   coarser = np.log2(1 / np.sqrt(abs(np.linalg.det(shape))))
   level = int(np.clip(np.floor(coarser), 0, len(drawing.levels) - 1))
   source = _recolored(rng, drawing.levels[level], concept, augment)
-  back = np.linalg.inv(shape)
-  origin = drawing.center - back @ half
-  coefficients = np.column_stack([back, origin]) / 2**level
+  inverse = np.linalg.inv(shape)
+  origin = drawing.center - inverse @ half
+  coefficients = np.column_stack([inverse, origin]) / 2**level
   smooth = Image.Resampling.BICUBIC if coarser < 0 else Image.Resampling.BILINEAR
   turned = source.convert("RGBa").transform(
     tuple(2 * half), Image.Transform.AFFINE, tuple(coefficients.ravel()), smooth
@@ -63,14 +64,14 @@ def render(
 
 
 def _shape(rng: np.random.Generator, augment: float) -> Float[np.ndarray, "2 2"]:
-  """Rotation, mirroring, and some shear and stretch; xy columns."""
+  """A random matrix of rotation, mirroring, shear and stretch; columns are x and y."""
   spread = rng.choice([12, 35, 180], p=[0.72, 0.22, 0.06])
   angle = np.deg2rad(np.clip(rng.normal(0, spread), -180, 180))
-  turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+  rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
   stretch = np.exp(rng.uniform(-1, 1) * (0.05 + 0.25 * augment))
   shear = rng.uniform(-1, 1) * 0.25 * augment
   mirror = rng.choice([-1, 1])
-  return turn @ np.array([[stretch * mirror, shear], [0, 1 / stretch]])
+  return rotation @ np.array([[stretch * mirror, shear], [0, 1 / stretch]])
 
 
 def _recolored(
@@ -92,27 +93,27 @@ def _recolored(
 
 
 def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tuple[float, ...]:
-  """Rows of three gains and an offset; hues stay what their names say."""
-  if everything()[concept].any_color and rng.random() < 0.6 * augment:
+  """A random colour matrix, rows of three gains and an offset; hues still match the phrases."""
+  if all_concepts()[concept].any_color and rng.random() < 0.6 * augment:
     hue = rng.uniform(-np.pi, np.pi)
   else:
     hue = np.deg2rad(rng.uniform(-1, 1) * (6 + 3 * augment))
   wide = 0.12 + 0.3 * augment
-  # Not much paler, or red and green would look brown; not much brighter, as a channel that is cut
-  # off at 255 turns orange into yellow.
+  # Much less saturation would turn red and green into brown. Much more brightness would turn orange
+  # into yellow, as channels are clipped at 255.
   saturation = np.exp(rng.uniform(-wide, wide) / 2)
   brightness, contrast = np.exp(rng.uniform(-wide, [wide / 4, wide / 2]))
-  # A rotation around the grey axis.
+  # Rotation around the grey axis.
   skew = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-  turned = np.cos(hue) * np.eye(3) + np.sin(hue) * skew + (1 - np.cos(hue)) / 3
+  rotation = np.cos(hue) * np.eye(3) + np.sin(hue) * skew + (1 - np.cos(hue)) / 3
   grey = np.tile(_LUMINANCE, (3, 1))
-  gains = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * grey) @ turned
+  gains = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * grey) @ rotation
   offset = 128 * (1 - contrast)
   return tuple(float(one) for one in np.column_stack([gains, np.full(3, offset)]).ravel())
 
 
 def _outlined(rng: np.random.Generator, drawn: Image.Image, alpha: Image.Image) -> Image.Image:
-  """With a rim of one colour, as of a sticker."""
+  """Adds a rim of one colour, like that of a sticker."""
   shade = int(rng.choice([0, 30, 255]))
   rim = Image.new("RGBA", drawn.size, (shade, shade, shade, 255))
   rim.putalpha(alpha.filter(ImageFilter.MaxFilter(3)))
@@ -121,9 +122,9 @@ def _outlined(rng: np.random.Generator, drawn: Image.Image, alpha: Image.Image) 
 
 
 def _cropped(pixels: UInt8[np.ndarray, "h w 4"]) -> Patch:
-  """To what is seen at all."""
+  """Crops to the visible pixels."""
   seen = pixels[..., 3] > 0
-  rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-  if len(rows):
-    pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  if seen.any():
+    x0, y0, x1, y1 = mask_to_box(seen)
+    pixels = pixels[y0:y1, x0:x1]
   return Patch(pixels, pixels[..., 3] >= OPAQUE)

@@ -1,4 +1,4 @@
-"""What lies behind a scene's objects: patterns and photographs that show none of the concepts."""
+"""Backgrounds of scenes: patterns and photographs that show none of the concepts."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> Pixels:
-  """An image of any kind, drawn from `rng` alone."""
+  """Draws a random background."""
   kinds, weights = zip(*_KINDS, strict=True)
   kind = kinds[rng.choice(len(kinds), p=np.array(weights) / sum(weights))]
   return kind(rng, height, width)
@@ -28,7 +28,7 @@ def _gradient(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
-  """A gradient under smooth spots of some size."""
+  """A gradient with smooth spots."""
   corners = _colors(rng, 4).reshape(2, 2, 3)
   rows, columns = _grid(rng, height, width, 6, 40)
   base = _enlarged(corners, rows, columns).astype(np.int16)
@@ -60,7 +60,7 @@ def _checks(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _clutter(rng: np.random.Generator, height: int, width: int) -> Pixels:
-  """Shapes that are no thing: ellipses, triangles, quadrangles, lines."""
+  """Abstract shapes: ellipses, triangles, quadrangles, lines."""
   canvas = Image.fromarray(_gradient(rng, height, width))
   draw = ImageDraw.Draw(canvas)
   for color in _colors(rng, int(rng.integers(5, 30))):
@@ -80,7 +80,7 @@ def _clutter(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _photograph(rng: np.random.Generator, height: int, width: int) -> Pixels:
-  """A turned, mirrored, tinted cut of a photograph."""
+  """A rotated, mirrored and tinted crop of a photograph."""
   image = photographs()[rng.integers(len(photographs()))]
   turns = [None, *Image.Transpose]
   turned = turns[rng.integers(len(turns))]
@@ -109,17 +109,17 @@ _KINDS: tuple[tuple[Callable[[np.random.Generator, int, int], Pixels], float], .
 
 
 def _colors(rng: np.random.Generator, count: int) -> UInt8[np.ndarray, "n 3"]:
-  """Of one family as often as of any."""
+  """Random colours, often similar to each other."""
   mean = rng.uniform(30, 225, 3)
   spread = rng.choice([25, 60, 120])
   return np.clip(mean + rng.uniform(-spread, spread, (count, 3)), 0, 255).astype(np.uint8)
 
 
 def _grid(
-  rng: np.random.Generator, height: int, width: int, least: float, most: float
+  rng: np.random.Generator, height: int, width: int, smallest: float, largest: float
 ) -> tuple[int, int]:
-  """Rows and columns of cells of some size in pixels."""
-  cell = rng.uniform(least, most)
+  """Rows and columns of a grid with a random size of cells, given by bounds in pixels."""
+  cell = rng.uniform(smallest, largest)
   return max(2, round(height / cell)), max(2, round(width / cell))
 
 
@@ -128,13 +128,13 @@ def _enlarged(values: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _slope(height: int, width: int, angle: float) -> Float[np.ndarray, "h w"]:
-  """Distance of each pixel along a direction."""
+  """The position of each pixel along a direction."""
   y = np.arange(height, dtype=np.float32)[:, None] * np.float32(np.sin(angle))
   return y + np.arange(width, dtype=np.float32) * np.float32(np.cos(angle))
 
 
 def _mixed(rng: np.random.Generator, share: Float[np.ndarray, "h w"]) -> Pixels:
-  """Two colours, by the share of the second."""
+  """Mixes two random colours; `share` is that of the second."""
   first, second = _colors(rng, 2).astype(np.float32)
   ramp = first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)
   return ramp.astype(np.uint8)[(share * 255).astype(np.uint8)]

@@ -1,4 +1,4 @@
-"""What is asked of a scene: phrases of what is there, and of what is not, look-alikes first."""
+"""Samples phrases for a scene: of its concepts and of absent ones, similar concepts first."""
 
 import functools
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam3_jax.datasets.synthetic.drawings import concepts, everything
+from sam3_jax.datasets.synthetic.drawings import all_concepts, concepts
 
-# Groups of things that are easily taken for each other, by the names of concepts.tsv; the closest
-# first. A thing may be in several.
+# Groups of concepts that are easily confused, the most similar first, by their names in
+# concepts.tsv. A concept may be in several groups.
 _LOOKALIKES = """
 green-apple red-apple
 blue-book orange-book green-book
@@ -43,7 +43,7 @@ mushroom umbrella-on-ground
 sailboat bicycle
 top-hat t-shirt camera
 """
-# What the new things are taken for; scenes without them do not know of it.
+# Concepts that are easily confused with new concepts.
 _NEW_LOOKALIKES = {
   "avocado": "green-apple lemon watermelon green-heart",
   "crown": "birthday-cake top-hat bell star",
@@ -65,12 +65,18 @@ _PLURALS = {
 _PLURAL_ALREADY = frozenset(
   ("cherries", "grapes", "red cherries", "two cherries", "tropical fish", "fish", "exotic fish")
 )
-_EVERY = 6  # of so many concepts one is never asked in the plural in training
+_UNSEEN_PLURAL_EVERY = 6  # training never uses the plural of every sixth concept
 
 
 class Phrase(NamedTuple):
-  """A phrase, the number of its concept (None: nothing of it is there), which objects match, and
-  the number of the concept that it names, there or not."""
+  """A phrase for a scene.
+
+  Attributes:
+    text: the phrase.
+    concept: index of its concept; None if it is absent from the scene.
+    objects: indices of the matching objects.
+    named: index of the concept that it names, present or absent.
+  """
 
   text: str
   concept: int | None
@@ -78,7 +84,7 @@ class Phrase(NamedTuple):
   named: int
 
 
-def ask(
+def sample_phrases(
   rng: np.random.Generator,
   present: Sequence[int],
   *,
@@ -87,38 +93,38 @@ def ask(
   unseen: bool = False,
   new: int | None = None,
 ) -> list[Phrase]:
-  """One phrase for each concept that is there, and at least as many for others.
+  """Samples one phrase for each concept of a scene, and phrases of absent concepts.
 
   Args:
-    rng: is drawn from.
+    rng: random generator.
     present: the concept of each object.
-    absent: phrases of what is not there for each one of what is; at least 1 in all.
-    usual: how often a concept is called by its first phrase; else by a synonym, in the plural or
-      with an article.
-    unseen: call every concept by a synonym or a plural that training never uses; concepts that
-      have neither are left out.
-    new: a new concept, which is asked for in any case.
+    absent: number of absent phrases per present phrase; at least 1 in total.
+    usual: probability of the first phrase of a concept; otherwise a synonym, plural or article is
+      used.
+    unseen: use only synonyms and plurals that training never uses; concepts without any are left
+      out.
+    new: a new concept, which always gets a phrase.
 
   Returns:
-    Those of what is there, then look-alikes of it that are not, then others.
+    Phrases of present concepts, then of similar absent ones, then of others.
   """
-  there = list(dict.fromkeys(present))
-  others = _missing(rng, there, max(1, round(absent * len(there))))
-  if new is not None and new not in there:
+  distinct = list(dict.fromkeys(present))
+  others = _absent(rng, distinct, max(1, round(absent * len(distinct))))
+  if new is not None and new not in distinct:
     others = [new, *others]
-  asked = []
-  for concept in [*there, *others]:
+  phrases = []
+  for concept in [*distinct, *others]:
     text = _unseen(rng, concept) if unseen else _text(rng, concept, usual)
     if text:
       objects = tuple(number for number, one in enumerate(present) if one == concept)
-      asked.append(Phrase(text, concept if objects else None, objects, concept))
-  return asked
+      phrases.append(Phrase(text, concept if objects else None, objects, concept))
+  return phrases
 
 
 @functools.cache
 def lookalikes(concept: int) -> tuple[int, ...]:
-  """Numbers of the things that this one is easily taken for, the closest first."""
-  names = [one.name for one in everything()]
+  """Indices of the concepts that are easily confused with a concept, the most similar first."""
+  names = [one.name for one in all_concepts()]
   groups = [line.split() for line in _LOOKALIKES.strip().splitlines()]
   alike = [name for group in groups if names[concept] in group for name in group]
   alike += _NEW_LOOKALIKES.get(names[concept], "").split()
@@ -126,7 +132,7 @@ def lookalikes(concept: int) -> tuple[int, ...]:
 
 
 def plural(text: str) -> str:
-  """Of a phrase of concepts.tsv."""
+  """The plural of a phrase of concepts.tsv."""
   if text in _PLURAL_ALREADY:
     return text
   if text in _PLURALS:
@@ -138,25 +144,27 @@ def plural(text: str) -> str:
   return f"{text}s"
 
 
-def _missing(rng: np.random.Generator, there: Sequence[int], count: int) -> list[int]:
-  """Concepts that are not there: a look-alike for each that is, more of them, then any."""
-  kin = [[one for one in lookalikes(concept) if one not in there] for concept in there]
-  closest = [row[0] if rng.random() < 0.5 else row[rng.integers(len(row))] for row in kin if row]
-  further = rng.permutation([one for row in kin for one in row]).astype(int)
-  rest = rng.permutation([n for n in range(len(concepts())) if n not in there])
+def _absent(rng: np.random.Generator, present: Sequence[int], count: int) -> list[int]:
+  """Samples absent concepts: one similar to each present one, more similar ones, then any."""
+  similar = [[one for one in lookalikes(concept) if one not in present] for concept in present]
+  closest = [
+    row[0] if rng.random() < 0.5 else row[rng.integers(len(row))] for row in similar if row
+  ]
+  further = rng.permutation([one for row in similar for one in row]).astype(int)
+  rest = rng.permutation([n for n in range(len(concepts())) if n not in present])
   alike = [int(one) for one in dict.fromkeys([*closest, *further])]
   chosen = [*alike[: max(1, round(count * 2 / 3))], *(int(one) for one in rest)]
   return list(dict.fromkeys(chosen))[:count]
 
 
 def _text(rng: np.random.Generator, concept: int, usual: float) -> str:
-  known = everything()[concept]
+  known = all_concepts()[concept]
   if rng.random() < usual:
     return known.phrases[0]
-  every = (*known.phrases, *known.synonyms)
-  text = every[rng.integers(len(every))]
+  texts = (*known.phrases, *known.synonyms)
+  text = texts[rng.integers(len(texts))]
   form = rng.integers(4)
-  if form == 0 and concept % _EVERY:
+  if form == 0 and concept % _UNSEEN_PLURAL_EVERY:
     return plural(text)
   if form == 1 and text not in _PLURAL_ALREADY:
     article = "the" if rng.random() < 0.5 else "an" if text[0] in "aeiou" else "a"
@@ -165,8 +173,8 @@ def _text(rng: np.random.Generator, concept: int, usual: float) -> str:
 
 
 def _unseen(rng: np.random.Generator, concept: int) -> str | None:
-  known = everything()[concept]
+  known = all_concepts()[concept]
   texts = list(known.unseen)
-  if concept % _EVERY == 0 and plural(known.phrases[0]) != known.phrases[0]:
+  if concept % _UNSEEN_PLURAL_EVERY == 0 and plural(known.phrases[0]) != known.phrases[0]:
     texts.append(plural(known.phrases[0]))
   return texts[rng.integers(len(texts))] if texts else None

@@ -1,12 +1,12 @@
-"""Scenes as files, in the layout of SA-Co's annotations: an image and a phrase make a pair.
+"""Writes scenes as image files with annotations in SA-Co's layout.
 
     OUT/annotations.json
-    OUT/crown.json               the pairs of a new concept, if one is wanted
+    OUT/crown.json               the pairs of the new concept, if one is given
     OUT/images/000000_noto.jpg ...
 
-Every scene has a generator of its own, made of the seed and its number, so that more scenes of a
-seed begin with the same ones. The same versions of this package, NumPy and Pillow write the same
-bytes.
+Each scene has its own random generator, given by the seed and its index, so a larger number of
+scenes starts with the same ones. Files are byte-equal for the same versions of this package, NumPy
+and Pillow.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +23,8 @@ from sam3_jax.outputs.rle import bounds, encode
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.os_errors import reason
 
-TRAIN = "train"  # the style that is all styles of training
-ABSENT = 2.0  # phrases of what is not there for each of what is, as in the fixed scenes
+TRAIN = "train"  # stands for all styles of training
+ABSENT = 2.0  # absent phrases per present phrase, as in the fixed scenes
 _QUALITY = 92  # of the JPEG files
 _UNFINISHED = ".unfinished-scenes"
 
@@ -40,47 +40,50 @@ def write(
   unseen: bool = False,
   progress: Callable[[str, float], None] = lambda what, fraction: None,
 ) -> dict[str, int]:
-  """Writes scenes into a folder; annotations.json comes last, and at once.
+  """Writes scenes to a directory; annotations.json is written last and atomically.
 
   Args:
-    out: must not exist, be empty, or hold what an interrupted call left, which is done again.
-    count: scenes, at least 1.
-    seed: decides all of them; at least 0.
-    style: one of drawings.STYLES, or "train", or several of them.
-    new: name of a new concept (see drawings.new_concepts), which is asked of every scene and is in
-      about half of them; its pairs alone stand in NAME.json too, to score them.
-    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
-    unseen: ask by synonyms and plurals that training never uses.
-    progress: is called with what is being done and the fraction that was done before.
+    out: a directory that does not exist, is empty, or is left from an interrupted call, which is
+      repeated.
+    count: number of scenes, at least 1.
+    seed: random seed, at least 0.
+    style: one of drawings.STYLES, "train", or several of them.
+    new: name of a new concept (see drawings.new_concepts). Every scene has a phrase for it, and
+      about half of them show it; its pairs are also written to NAME.json, to evaluate them alone.
+    augment: strength of changes of colour and shape, in [0, 1].
+    unseen: use synonyms and plurals that training never uses.
+    progress: called with the name of a step and the fraction of the work done so far.
 
   Returns:
-    Numbers of images, pairs and objects (an object for each pair it matches).
+    Numbers of images, pairs and objects (counted for each pair they match).
 
   Raises:
-    ValueError: any of it is not as said, or nothing can be written to `out`.
+    ValueError: an argument is invalid, or `out` cannot be written.
   """
   chosen = (style,) if isinstance(style, str) else tuple(style)
   styles, number_of_new = _styles(chosen), _number(new)
   if count < 1 or seed < 0:
-    raise ValueError(f"there must be 1 scene or more of a seed from 0; got {count} of seed {seed}.")
-  if not 0 <= augment <= 1:  # NaN too
+    raise ValueError(
+      f"count must be at least 1 and seed at least 0; got {count} scenes of seed {seed}."
+    )
+  if not 0 <= augment <= 1:  # also false for NaN
     raise ValueError(f"augment must be between 0 and 1; got {augment}.")
   try:
     _prepare(out)
     about = f", new: {new}" if new else ""
     record = _record(f"scenes: {count} of seed {seed}, style {', '.join(chosen)}{about}")
-    of_new = set()
+    pairs_of_new = set()
     for number in range(count):
       progress("composing scenes", number / count)
       rng = np.random.default_rng([seed, number])
       scene = compose(rng, styles, augment=augment, new=number_of_new)
-      asked = phrases(rng, scene, absent=ABSENT, unseen=unseen, new=number_of_new)
+      sampled = phrases(rng, scene, absent=ABSENT, unseen=unseen, new=number_of_new)
       file = f"images/{number:06d}_{scene.style}.jpg"
       Image.fromarray(scene.image).save(out / file, quality=_QUALITY)
-      for phrase in asked:
+      for phrase in sampled:
         pair = _add(record, file, scene, phrase)
-        of_new |= {pair} if phrase.named == number_of_new else set()
-    files = {f"{new}.json": _only(record, of_new)} if new else {}
+        pairs_of_new |= {pair} if phrase.named == number_of_new else set()
+    files = {f"{new}.json": _only(record, pairs_of_new)} if new else {}
     _finish(out, {**files, "annotations.json": record})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
@@ -92,7 +95,7 @@ def write(
 
 
 def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
-  """Each artist once, in the order given."""
+  """The artists, each once, in the given order."""
   for style in chosen:
     if style not in (*drawings.STYLES, TRAIN):
       raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
@@ -101,7 +104,7 @@ def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
 
 
 def _number(new: str | None) -> int | None:
-  """Of a new concept."""
+  """The index of a new concept."""
   if new is None:
     return None
   names = [one.name for one in drawings.new_concepts()]
@@ -111,12 +114,12 @@ def _number(new: str | None) -> int | None:
 
 
 def _prepare(out: Path) -> None:
-  """Makes the folder, marked as unfinished; empties one that is."""
+  """Creates the directory and marks it as unfinished; empties an unfinished one."""
   if out.exists() and not out.is_dir():
-    raise ValueError(f"{out} is a file; give another folder.")
-  there = {path.name for path in out.iterdir()} if out.exists() else set()
-  if there and _UNFINISHED not in there:
-    raise ValueError(f"{out} is not empty; give another folder, or remove it first.")
+    raise ValueError(f"{out} is a file; give another directory.")
+  names = {path.name for path in out.iterdir()} if out.exists() else set()
+  if names and _UNFINISHED not in names:
+    raise ValueError(f"{out} is not empty; give another directory, or remove it first.")
   (out / "images").mkdir(parents=True, exist_ok=True)
   (out / _UNFINISHED).touch()
   for left in (*out.glob("images/*.jpg"), *out.glob("*.json")):
@@ -124,7 +127,7 @@ def _prepare(out: Path) -> None:
 
 
 def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
-  """Writes JSON files in their order, each at once; then the folder is no longer unfinished."""
+  """Writes JSON files atomically, in order, and removes the mark."""
   for name, content in files.items():
     write_json(out / name, content)
   (out / _UNFINISHED).unlink()
@@ -144,7 +147,7 @@ def _record(description: str) -> dict[str, Any]:
 
 
 def _only(record: dict[str, Any], pairs: set[int]) -> dict[str, Any]:
-  """What a record says of some of its pairs."""
+  """Restricts a record to some of its pairs."""
   return {
     **record,
     "images": [one for one in record["images"] if one["id"] in pairs],
@@ -153,7 +156,7 @@ def _only(record: dict[str, Any], pairs: set[int]) -> dict[str, Any]:
 
 
 def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int:
-  """Adds a pair and the objects that match; returns its id."""
+  """Adds a pair and the matching objects; returns its id."""
   height, width = scene.image.shape[:2]
   pair = len(record["images"])
   record["images"].append(
@@ -177,7 +180,7 @@ def _add(record: dict[str, Any], file: str, scene: Scene, phrase: Phrase) -> int
         "category_id": 1,
         "iscrowd": 0,
         "area": int(mask.sum()),
-        "bbox": [x / width, y / height, w / width, h / height],  # as SA-Co's
+        "bbox": [x / width, y / height, w / width, h / height],  # as in SA-Co
         "segmentation": rle,
       }
     )

@@ -1,7 +1,7 @@
-"""Scenes: images composed of drawings, with the exact visible mask of each object.
+"""Composes scenes: images of drawings, with the exact visible mask of each object.
 
-As hard as the fixed scenes that the published figures are of, or harder: objects of 8 to 60 % of
-the shorter side, 1 to 12 of them, each at least half visible, on patterns and photographs.
+At least as hard as the fixed scenes of the published results: 1 to 12 objects of 8 to 60 % of the
+shorter side, each at least half visible, on patterns and photographs.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ from jaxtyping import Bool, Int, UInt8
 from sam3_jax.datasets.synthetic import drawings
 from sam3_jax.datasets.synthetic.augment import Patch, render
 from sam3_jax.datasets.synthetic.backgrounds import background
-from sam3_jax.datasets.synthetic.phrase_sampling import Phrase, ask, lookalikes
+from sam3_jax.datasets.synthetic.phrase_sampling import Phrase, lookalikes, sample_phrases
 
 SIZES = ((240, 320), (320, 240), (256, 256), (224, 400), (288, 288), (400, 224))  # height, width
-LEAST, MOST = 0.08, 0.6  # an object's longer side, as a fraction of the image's shorter one
-CROWD = 12  # objects
-VISIBLE = 0.5  # of each object, at least
-VARIETY = 0.08  # of the scenes show many things, each of them once
-NEW, NEW_LOOKALIKE = 0.5, 0.2  # of the scenes that know a new concept: show it, or what is like it
-_ATTEMPTS = 8  # to find a place for an object
-SMALLEST = 64  # pixels of an image's side
+SMALLEST = 64  # minimal side of an image in pixels
+MIN_SIDE, MAX_SIDE = 0.08, 0.6  # an object's longer side relative to the image's shorter side
+MAX_OBJECTS = 12
+MIN_VISIBLE = 0.5  # minimal visible fraction of each object
+VARIETY = 0.08  # fraction of scenes with many different concepts
+NEW, NEW_LOOKALIKE = 0.5, 0.2  # fractions of scenes with a new concept, and with a similar one
+_ATTEMPTS = 8  # to find a position for an object
 
 
 class Item(NamedTuple):
-  """An object: the number of its concept, and which pixels of the image show it."""
+  """An object: the index of its concept, and its visible mask."""
 
   concept: int
   mask: Bool[np.ndarray, "h w"]
@@ -35,13 +35,13 @@ class Item(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """An image and all that is in it.
+  """An image and its objects.
 
   Attributes:
     image: RGB.
-    objects: from the back to the front; their masks share no pixel.
-    visible: the fraction of each object that is seen, the rest being hidden or off the image.
-    style: whose drawings they are, or "mixed".
+    objects: from back to front, with disjoint masks.
+    visible: the visible fraction of each object; the rest is occluded or outside the image.
+    style: the artist of the drawings, or "mixed".
   """
 
   image: UInt8[np.ndarray, "h w 3"]
@@ -60,19 +60,19 @@ def compose(
   variety: float = VARIETY,
   new: int | None = None,
 ) -> Scene:
-  """A scene, which `rng` alone decides.
+  """Composes a random scene.
 
   Args:
-    rng: is drawn from.
-    styles: artists of drawings.STYLES, one of whom draws all objects.
-    size: height and width in pixels, at least 64; None draws one of SIZES.
-    mixed: probability of a scene each of whose objects has an artist of its own.
-    augment: in [0, 1], how strongly colours and shapes of the drawings are changed.
-    variety: probability of a scene of many things, each of them once.
-    new: number of a new concept, which about half of the scenes show; None for none.
+    rng: random generator; determines the scene.
+    styles: artists from drawings.STYLES; one of them is chosen for all objects.
+    size: height and width in pixels, at least 64; None for a random one of SIZES.
+    mixed: probability of a scene in which each object has its own artist.
+    augment: strength of changes of colour and shape, in [0, 1].
+    variety: probability of a scene of many different concepts.
+    new: index of a new concept, which about half of the scenes show; None for none.
 
   Raises:
-    ValueError: a style that there is not, or a size too small.
+    ValueError: an unknown style, or the size is too small.
   """
   height, width = SIZES[int(rng.integers(len(SIZES)))] if size is None else size
   if min(height, width) < SMALLEST:
@@ -82,12 +82,12 @@ def compose(
   canvas = _Canvas(background(rng, height, width))
   mix = rng.random() < mixed
   artist = styles[int(rng.integers(len(styles)))]
-  while not canvas.items:  # a tiny object may have no opaque pixel
+  while not canvas.items:  # tiny objects may have no opaque pixel
     plan = _plan(rng, variety)
     for concept, share in plan if new is None else _with_new(rng, plan, new):
       artist = styles[int(rng.integers(len(styles)))] if mix else artist
       drawing = drawings.drawings(artist)[concept]
-      _place(rng, canvas, drawing, concept, share * min(height, width), augment)
+      _add_object(rng, canvas, drawing, concept, share * min(height, width), augment)
   return Scene(
     image=canvas.image,
     objects=tuple(
@@ -107,36 +107,35 @@ def phrases(
   unseen: bool = False,
   new: int | None = None,
 ) -> list[Phrase]:
-  """Phrases to ask of a scene, each with the objects it matches; see `wording.ask`."""
+  """Phrases for a scene with the objects that match; see `phrase_sampling.sample_phrases`."""
   present = [concept for concept, _ in scene.objects]
-  return ask(rng, present, absent=absent, usual=usual, unseen=unseen, new=new)
+  return sample_phrases(rng, present, absent=absent, usual=usual, unseen=unseen, new=new)
 
 
 def _plan(rng: np.random.Generator, variety: float) -> list[tuple[int, float]]:
-  """Concepts of the objects, from the back to the front, and their sizes."""
-  everything = len(drawings.concepts())
+  """Samples the concepts of the objects, from back to front, and their relative sizes."""
   if rng.random() < variety:
-    wanted = list(rng.choice(everything, rng.integers(4, CROWD + 1), replace=False))
+    number = len(drawings.concepts())
+    wanted = list(rng.choice(number, rng.integers(4, MAX_OBJECTS + 1), replace=False))
   else:
     kinds = _kinds(rng)
     crowd = rng.random() < 0.1
     counts = [rng.choice([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6]) for _ in kinds]
-    counts[0] = rng.integers(7, CROWD + 1) if crowd else counts[0]
-    wanted = list(rng.permutation(np.repeat(kinds, counts))[:CROWD])
-  most = min(MOST, 1.7 / np.sqrt(len(wanted)))
+    counts[0] = rng.integers(7, MAX_OBJECTS + 1) if crowd else counts[0]
+    wanted = list(rng.permutation(np.repeat(kinds, counts))[:MAX_OBJECTS])
+  largest = min(MAX_SIDE, 1.7 / np.sqrt(len(wanted)))
   if rng.random() < 0.5:
-    shares = rng.uniform(LEAST, most, len(wanted))
-  else:  # much of a size
-    shares = rng.uniform(LEAST, most) * rng.uniform(0.7, 1.3, len(wanted))
+    shares = rng.uniform(MIN_SIDE, largest, len(wanted))
+  else:  # similar sizes
+    shares = rng.uniform(MIN_SIDE, largest) * rng.uniform(0.7, 1.3, len(wanted))
   return [(int(concept), share) for concept, share in zip(wanted, shares, strict=True)]
 
 
 def _with_new(
   rng: np.random.Generator, plan: list[tuple[int, float]], new: int
 ) -> list[tuple[int, float]]:
-  """The plan with a new concept in the place of another, or with what it is taken for; or as it
-  is."""
-  kinds = sorted({concept for concept, _ in plan})  # by objects, it would be the crowds
+  """Replaces a concept of the plan by a new one or a similar one, or leaves the plan unchanged."""
+  kinds = sorted({concept for concept, _ in plan})  # sampling objects would favour frequent ones
   kind, chance = rng.choice(kinds), rng.random()
   if chance >= NEW + NEW_LOOKALIKE:
     return plan
@@ -145,16 +144,16 @@ def _with_new(
 
 
 def _kinds(rng: np.random.Generator) -> list[int]:
-  """A few concepts, more often look-alikes than chance would have it."""
+  """Samples a few concepts, often similar ones."""
   kinds: list[int] = []
   for _ in range(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2])):
-    kin = [one for kind in kinds for one in lookalikes(kind) if one not in kinds]
-    alike = kin and rng.random() < 0.35
-    kinds.append(int(rng.choice(kin) if alike else rng.integers(len(drawings.concepts()))))
+    similar = [one for kind in kinds for one in lookalikes(kind) if one not in kinds]
+    choose = similar and rng.random() < 0.35
+    kinds.append(int(rng.choice(similar) if choose else rng.integers(len(drawings.concepts()))))
   return kinds
 
 
-def _place(
+def _add_object(
   rng: np.random.Generator,
   canvas: "_Canvas",
   drawing: drawings.Drawing,
@@ -162,15 +161,15 @@ def _place(
   side: float,
   augment: float,
 ) -> None:
-  """Puts an object where it hides no other's greater half, or leaves it out."""
+  """Pastes an object at a position where all objects stay half visible, or leaves it out."""
   shorter = min(canvas.image.shape[:2])
   crowded = rng.random() < 0.4
   for attempt in range(_ATTEMPTS):
     if attempt % 3 == 0:
-      side = np.clip(side * 0.8 ** (attempt // 3), LEAST * shorter + 1, MOST * shorter - 1)
+      side = np.clip(side * 0.8 ** (attempt // 3), MIN_SIDE * shorter + 1, MAX_SIDE * shorter - 1)
       patch = render(rng, drawing, concept, side, augment)
     near = canvas.last if crowded and canvas.items else None
-    if canvas.put(patch, _corner(rng, canvas, patch, near, attempt), concept):
+    if canvas.paste(patch, _corner(rng, canvas, patch, near, attempt), concept):
       return
 
 
@@ -181,28 +180,28 @@ def _corner(
   near: tuple[float, float] | None,
   attempt: int,
 ) -> tuple[int, int]:
-  """Top and left of a patch, inside the image or a little over its border."""
-  room = np.subtract(canvas.image.shape[:2], patch.mask.shape)
+  """Samples the top and left of a patch, inside the image or slightly beyond its border."""
+  largest = np.subtract(canvas.image.shape[:2], patch.mask.shape)
   if near is None:
     over = 0.25 * np.array(patch.mask.shape) * (attempt == 0 and rng.random() < 0.15)
-    corner = rng.uniform(-over, room + over)
+    corner = rng.uniform(-over, largest + over)
   else:
     corner = near + rng.normal(0, 0.7, 2) * patch.mask.shape - np.array(patch.mask.shape) / 2
-    corner = np.clip(corner, 0, room)
+    corner = np.clip(corner, 0, largest)
   top, left = np.rint(corner).astype(int)
   return int(top), int(left)
 
 
 class _Canvas:
-  """An image in the making.
+  """An image to which objects are added.
 
   Attributes:
-    image: so far.
-    owners: number of the object that each pixel shows, -1 for none.
+    image: the image so far.
+    owners: index of the object at each pixel, -1 for none.
     items: concepts of the objects.
-    full: opaque pixels of each object.
-    seen: those of them that the image shows.
-    last: y and x of the middle of the object put last.
+    full: number of opaque pixels of each object.
+    seen: number of visible pixels of each object.
+    last: y and x of the center of the last object.
   """
 
   def __init__(self, image: UInt8[np.ndarray, "h w 3"]):
@@ -213,8 +212,8 @@ class _Canvas:
     self.seen: Int[np.ndarray, " n"] = np.zeros(0, np.int64)
     self.last = (0.0, 0.0)
 
-  def put(self, patch: Patch, corner: tuple[int, int], concept: int) -> bool:
-    """Puts an object on top of the others; not if too little of one would be seen."""
+  def paste(self, patch: Patch, corner: tuple[int, int], concept: int) -> bool:
+    """Adds an object on top of the others; returns False if an object would be too hidden."""
     (top, left), (rows, columns) = corner, patch.mask.shape
     height, width = self.owners.shape
     inside = (
@@ -226,11 +225,12 @@ class _Canvas:
     count = len(self.items)
     hidden = np.bincount(self.owners[target][mask] + 1, minlength=count + 1)[1:]
     seen = np.append(self.seen - hidden, mask.sum())
-    if not full or (seen < VISIBLE * np.array([*self.full, full])).any():
+    if not full or (seen < MIN_VISIBLE * np.array([*self.full, full])).any():
       return False
     pixels, below = patch.pixels[inside], self.image[target]
-    through = 255 - pixels[..., 3:].astype(np.uint16)
-    np.minimum(pixels[..., :3] + (below * through + 127) // 255, 255, out=below, casting="unsafe")
+    transparency = 255 - pixels[..., 3:].astype(np.uint16)
+    blended = pixels[..., :3] + (below * transparency + 127) // 255
+    np.minimum(blended, 255, out=below, casting="unsafe")
     self.owners[target][mask] = count
     self.items.append(concept)
     self.full.append(full)

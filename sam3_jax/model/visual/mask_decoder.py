@@ -1,6 +1,6 @@
-"""The mask decoder: prompt tokens and an image to masks, their quality, and whether there is an
-object (Segment Anything, Kirillov et al. 2023, arXiv:2304.02643, appendix A; the object score and
-the fine maps are SAM 2's, Ravi et al. 2024, arXiv:2408.00714)."""
+"""The mask decoder: masks, their estimated IoU and an object score from prompt tokens and an image
+(Segment Anything, Kirillov et al. 2023, arXiv:2304.02643, appendix A; the object score and the fine
+maps are SAM 2's, Ravi et al. 2024, arXiv:2408.00714)."""
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,14 @@ from sam3_jax.model.neck import Parameters, doubled
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.visual.two_way import TwoWayTransformer
 from sam3_jax.ops.precision import einsum
-from sam3_jax.types import VisualPredictions
+from sam3_jax.types import VisualHeadOutput
 
-MASKS = 4  # one for a prompt without doubt, three readings of one with
+MASKS = 4  # the single-mask output, then three multimask outputs for ambiguous prompts
 IOU_WIDTH = 256
 
 
 class MaskDecoder(nn.Module):
-  """Masks of prompts; sums of the scores' layers are float32."""
+  """Decodes prompts into masks; the layers of the scores sum in float32."""
 
   width: int
   dtype: DTypeLike = jnp.float32
@@ -33,9 +33,9 @@ class MaskDecoder(nn.Module):
     levels: tuple[Float[Array, "P3 H2 W2 C2"], Float[Array, "P3 Hm Wm C"]],
     prompt: Float[Array, "P M1 D"],
     valid: Bool[Array, "P M1"],
-  ) -> VisualPredictions:
-    """`image` knows the prompt's mask; `levels` are the middle and the fine map. Each has a row a
-    prompt, or one for all."""
+  ) -> VisualHeadOutput:
+    """`image` includes the prompt's mask; `levels` are the middle and the fine map. Each has a row
+    for each prompt, or a single row for all of them."""
     width, prompts = self.width, len(prompt)
     normal = nn.initializers.normal(1.0)
     own = [
@@ -56,13 +56,13 @@ class MaskDecoder(nn.Module):
     x = gelu(doubled(x, Parameters((2, 2), width // 8, name="up2")(width // 4)) + fine)
 
     mask_states = states[:, 2 : 2 + MASKS]
-    # One MLP a mask, stacked.
-    weigh = nn.vmap(
+    # One MLP for each mask, stacked.
+    mask_mlp = nn.vmap(
       Mlp, in_axes=1, out_axes=1, variable_axes={"params": 0}, split_rngs={"params": True}
     )((width, width, width // 8), self.dtype, name="mask_mlp")
     logits = einsum(
-      "pkc,phwc->pkhw", weigh(mask_states), x, preferred_element_type=jnp.float32
+      "pkc,phwc->pkhw", mask_mlp(mask_states), x, preferred_element_type=jnp.float32
     ).astype(self.dtype)
     iou = Mlp((IOU_WIDTH, IOU_WIDTH, MASKS), jnp.float32, name="iou_head")(states[:, 1])
-    there = Mlp((width, width, 1), jnp.float32, name="object_head")(states[:, 0])
-    return VisualPredictions(logits, jax.nn.sigmoid(iou), there[:, 0], mask_states)
+    object_logit = Mlp((width, width, 1), jnp.float32, name="object_head")(states[:, 0])
+    return VisualHeadOutput(logits, jax.nn.sigmoid(iou), object_logit[:, 0], mask_states)

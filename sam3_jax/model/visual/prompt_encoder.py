@@ -1,7 +1,8 @@
-"""Points, boxes and masks to what the mask decoder reads: tokens, and an image that knows the mask.
+"""The prompt encoder: points and boxes become tokens, and a mask becomes a map that is added to the
+image.
 
 After Segment Anything (Kirillov et al. 2023, arXiv:2304.02643, section 3 and appendix A). A box is
-its two corners.
+encoded as its two corners.
 """
 
 import flax.linen as nn
@@ -15,17 +16,17 @@ from sam3_jax.model.layers import conv, gelu
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.precision import matmul
 
-LABELS = 4  # off the object, on it, a box's first and last corner
+LABELS = 4  # a point off the object, a point on it, a box's first and last corner
 MASK_WIDTHS = (4, 16)  # channels of the mask on its way down to the grid
 
 
 class PromptEncoder(nn.Module):
-  """What a prompt says, as tokens and as a map.
+  """Encodes prompts as tokens and as a map.
 
   Attributes:
-    width: of tokens and map.
-    image_size: pixels a side of the model's input; points are taken half a pixel further.
-    dtype: of the computation; codes of positions are float32.
+    width: channels of tokens and map.
+    image_size: pixels a side of the model's input; points are shifted by half a pixel.
+    dtype: of the computation; position codes are float32.
   """
 
   width: int
@@ -34,7 +35,7 @@ class PromptEncoder(nn.Module):
 
   def setup(self):
     normal = nn.initializers.normal(1.0)
-    # Random and fixed (Tancik et al. 2020, arXiv:2006.10739): no gradient ever changes it.
+    # Random and never trained (Tancik et al. 2020, arXiv:2006.10739).
     self.frequencies = self.param("frequencies", normal, (2, self.width // 2), jnp.float32)
     self.label_embedding = self.param("label_embedding", normal, (LABELS, self.width), jnp.float32)
     self.not_a_point = self.param("not_a_point", normal, (1, self.width), jnp.float32)
@@ -44,8 +45,8 @@ class PromptEncoder(nn.Module):
   def points(
     self, xy: Float[Array, "P M 2"], labels: Int[Array, "P M"]
   ) -> tuple[Float[Array, "P M1 D"], Bool[Array, "P M1"]]:
-    """A token a point, and one that closes the list; and which are valid. A prompt without any
-    point has no valid token."""
+    """A token for each point and one at the end, and which are valid. A prompt without points has
+    no valid token."""
     code = self._code(xy + 0.5 / self.image_size)
     table, last = (x.astype(jnp.float32) for x in (self.label_embedding, self.not_a_point))
     tokens = code + table[jnp.maximum(labels, 0)]
@@ -57,14 +58,14 @@ class PromptEncoder(nn.Module):
   def masks(
     self, mask: Float[Array, "P Hm Wm"] | None, has_mask: Bool[Array, " P"] | None
   ) -> Float[Array, "P2 H2 W2 D"]:
-    """What is added to the coarse map: [P, H, W, D], or [1, 1, 1, D] where no prompt has a mask."""
+    """The map to add to the coarse map: [P, H, W, D], or [1, 1, 1, D] if no prompt has a mask."""
     none = self.no_mask.astype(self.dtype)[:, None, None]
     if mask is None or has_mask is None:
       return none
     return jnp.where(has_mask[:, None, None, None], self.mask(mask), none)
 
   def grid(self, height: int, width: int) -> Float[Array, "H W D"]:
-    """Codes of the centres of a grid's cells."""
+    """Position codes of the centres of a grid's cells."""
     rows, columns = (np.float32((np.arange(n) + 0.5) / n) for n in (height, width))
     return self._code(jnp.stack(jnp.meshgrid(columns, rows), axis=-1)).astype(self.dtype)
 
@@ -75,7 +76,7 @@ class PromptEncoder(nn.Module):
 
 
 class MaskEncoder(nn.Module):
-  """Mask logits at 4 times the grid to a map on the grid."""
+  """Encodes mask logits at 4 times the grid as a map on the grid."""
 
   width: int
   dtype: DTypeLike = jnp.float32

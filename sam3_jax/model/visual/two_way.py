@@ -1,5 +1,5 @@
-"""The two-way transformer: tokens look at the image, and the image looks back (Segment Anything,
-Kirillov et al. 2023, arXiv:2304.02643, appendix A)."""
+"""The two-way transformer: tokens attend to the image, and the image to the tokens (Segment
+Anything, Kirillov et al. 2023, arXiv:2304.02643, appendix A)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,10 +15,10 @@ MLP_WIDTH = 2048
 
 
 class TwoWayTransformer(nn.Module):
-  """Tokens and image, each having looked at the other.
+  """Updates tokens and image by attention to each other.
 
-  Tokens carry what they were at the start as their position. An image of one row serves all
-  prompts: what does not depend on them is then computed once.
+  The initial tokens are the position codes of the tokens in every layer. An image with a single row
+  is broadcast over the prompts: what does not depend on them is then computed once.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -31,7 +31,7 @@ class TwoWayTransformer(nn.Module):
     image: Float[Array, "P2 HW D"],
     position: Float[Array, "HW D"],
   ) -> tuple[Float[Array, "P I D"], Float[Array, "P HW D"]]:
-    """`valid` is False on padding, which nothing looks at."""
+    """`valid` is False on padding tokens, to which nothing attends."""
     x = tokens
     for i in range(LAYERS):
       layer = TwoWayLayer(first=i == 0, dtype=self.dtype, name=f"layer{i}")
@@ -44,8 +44,8 @@ class TwoWayTransformer(nn.Module):
 class TwoWayLayer(nn.Module):
   """Post-norm layer: tokens among themselves, tokens to the image, MLP, image to the tokens.
 
-  In the first layer the tokens are their own positions, and self-attention takes their place
-  rather than being added to them: so the weights were trained.
+  The first layer adds no position codes in self-attention, whose output replaces the tokens rather
+  than being added to them. The weights were trained so.
   """
 
   first: bool
@@ -55,7 +55,7 @@ class TwoWayLayer(nn.Module):
   def __call__(
     self,
     x: Float[Array, "P I D"],
-    place: Float[Array, "P I D"],
+    token_position: Float[Array, "P I D"],
     valid: Bool[Array, "P I"],
     image: Float[Array, "P2 HW D"],
     position: Float[Array, "HW D"],
@@ -68,11 +68,11 @@ class TwoWayLayer(nn.Module):
     def norm(name, y):
       return LayerNorm(dtype=self.dtype, name=name)(y)
 
-    placed = x if self.first else x + place
-    branch = attend("self_attn")(placed, placed, x, valid=valid)
+    keyed = x if self.first else x + token_position
+    branch = attend("self_attn")(keyed, keyed, x, valid=valid)
     x = norm("norm1", branch if self.first else x + branch)
     keys = image + position
-    x = norm("norm2", x + attend("image_attn", width // 2)(x + place, keys, image))
+    x = norm("norm2", x + attend("image_attn", width // 2)(x + token_position, keys, image))
     x = norm("norm3", x + Mlp((MLP_WIDTH, width), self.dtype, name="mlp")(x))
-    back = attend("token_attn", width // 2)(keys, x + place, x, valid=valid)
+    back = attend("token_attn", width // 2)(keys, x + token_position, x, valid=valid)
     return x, norm("norm4", image + back)

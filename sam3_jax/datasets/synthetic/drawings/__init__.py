@@ -1,8 +1,7 @@
-"""The drawings that scenes are made of: 78 things, each by four artists, from one committed sheet.
+"""The drawings of scenes: 78 concepts, each drawn by four artists, from one image (sheet.webp).
 
-Three more things are on it that no scene shows unless it is asked to: `new_concepts`.
-
-Sources and licences are in NOTICE.md beside this file, which make_sheet.py made the sheet from.
+It also has three `new_concepts`, which scenes show only on request. make_sheet.py creates the
+sheet; NOTICE.md has sources and licences.
 """
 
 import dataclasses
@@ -19,22 +18,22 @@ from sam3_jax.inputs.preprocess import read_image
 
 HERE = Path(__file__).parent
 STYLES = ("noto", "noto-v1", "fluent", "twemoji")
-TRAINING = STYLES[:3]  # the style left out is never trained on: it measures an artist never seen
-MARGIN = 8  # empty pixels around a drawing, so that its edge is smooth and an outline fits
-OPAQUE = 128  # alpha from which on a pixel belongs to the object
+TRAINING = STYLES[:3]  # the other style is used only in evaluation, as an artist never seen
+MARGIN = 8  # empty pixels around a drawing, for smooth edges and outlines
+OPAQUE = 128  # minimal alpha of pixels that belong to the object
 _LEVELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Concept:
-  """A thing and what it is called.
+  """A concept and its phrases.
 
   Attributes:
     name: of the icon in the artists' sets.
-    phrases: as evaluation asks for it, the usual one first.
-    synonyms: further ones for training.
-    unseen: further ones that are never trained on.
-    any_color: it comes in any colour, and no phrase names one.
+    phrases: phrases used in evaluation, the most usual first.
+    synonyms: more phrases for training.
+    unseen: more phrases, never used in training.
+    any_color: whether it may have any colour, so that no phrase names a colour.
   """
 
   name: str
@@ -46,13 +45,13 @@ class Concept:
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A thing as one artist drew it.
+  """A concept drawn by one artist.
 
   Attributes:
-    levels: RGBA with straight alpha and a margin; each half the size of the one before. The
-      longer side of what is drawn has 128 pixels on the first.
-    outline: xy of points on the first level, whose hull holds all opaque pixels.
-    center: xy, of the opaque pixels' box.
+    levels: RGBA images with straight alpha and a margin; each has half the size of the previous
+      one. The longer side of the drawing has 128 pixels in the first.
+    outline: xy of points on the first level; their convex hull contains all opaque pixels.
+    center: xy center of the bounding box of the opaque pixels.
   """
 
   levels: tuple[Image.Image, ...]
@@ -62,28 +61,28 @@ class Drawing:
 
 @functools.cache
 def concepts() -> tuple[Concept, ...]:
-  """All things of which scenes are made, in the order of their numbers."""
+  """The concepts of scenes, in the order of their indices."""
   return _read(HERE / "concepts.tsv")
 
 
 @functools.cache
 def new_concepts() -> tuple[Concept, ...]:
-  """Things that no scene shows unless it is asked to: fine-tuning learns them as new."""
+  """Concepts that scenes show only on request, for fine-tuning on a new concept."""
   return _read(HERE / "new.tsv")
 
 
 @functools.cache
-def everything() -> tuple[Concept, ...]:
-  """`concepts`, and `new_concepts` whose numbers follow."""
+def all_concepts() -> tuple[Concept, ...]:
+  """`concepts` followed by `new_concepts`, in the order of their indices."""
   return (*concepts(), *new_concepts())
 
 
 @functools.cache
 def drawings(style: str) -> tuple[Drawing, ...]:
-  """One of each thing by an artist, in the order of `everything`."""
+  """The drawings of an artist, in the order of `all_concepts`."""
   if style not in STYLES:
     raise ValueError(f"there is no style {style!r}; choose from {', '.join(STYLES)}.")
-  drawn, before = [], 0  # cells of the sheet
+  drawn, before = [], 0  # number of earlier cells of the sheet
   for part in (_index(), _index()["new"]):
     first = before + list(part["sizes"]).index(style) * len(part["concepts"])
     sizes = part["sizes"][style]
@@ -94,7 +93,7 @@ def drawings(style: str) -> tuple[Drawing, ...]:
 
 @functools.cache
 def photographs() -> tuple[Image.Image, ...]:
-  """Images that show none of the concepts; RGB."""
+  """RGB images that show none of the concepts."""
   images = []
   for file in sorted((HERE / "photographs").glob("*.jpg")):
     images.append(Image.fromarray(read_image(file)))

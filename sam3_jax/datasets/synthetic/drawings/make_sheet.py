@@ -1,4 +1,4 @@
-"""Makes the sheet of drawings and the photographs of backgrounds; no part of what training needs.
+"""Creates the sheet of drawings and the background photographs. Not needed for training.
 
   npm pack @iconify-json/noto @iconify-json/noto-v1 @iconify-json/fluent-emoji-flat \
     @iconify-json/twemoji
@@ -6,7 +6,7 @@
   pip install resvg-py scikit-image
   python sam3_jax/datasets/synthetic/drawings/make_sheet.py .
 
-Names and phrases of what is drawn are read from concepts.tsv and new.tsv beside this file.
+Concepts are read from concepts.tsv and new.tsv beside this file.
 """
 
 import io
@@ -20,17 +20,17 @@ from PIL import Image
 HERE = Path(__file__).parent
 CELL = 128  # pixels of a drawing's longer side
 COLUMNS = 13
-RENDERED = 512  # pixels, before a drawing is cropped and reduced
-FAINT = 12  # alpha up to which a border is cropped
+RENDERED = 512  # width in pixels before a drawing is cropped and reduced
+FAINT = 12  # borders with at most this alpha are cropped
 PACKAGES = {
   "noto": "iconify-json-noto",
   "noto-v1": "iconify-json-noto-v1",
   "fluent": "iconify-json-fluent-emoji-flat",
   "twemoji": "iconify-json-twemoji",
 }
-# What is cut from scikit-image's images: left, top, right, bottom. None shows a concept; those
-# left out do or might (chelsea is a cat, astronaut has a rocket, camera a camera, hubble stars), or
-# do not name their licence.
+# Crops of scikit-image's images: left, top, right, bottom. None shows a concept. Other images do or
+# might (chelsea is a cat, astronaut has a rocket, camera a camera, hubble stars), or do not state
+# their licence.
 PHOTOGRAPHS = {
   "brick.png": (0, 0, 512, 512),
   "coffee.png": (0, 0, 600, 400),
@@ -45,9 +45,9 @@ PHOTOGRAPH = 320  # pixels of a photograph's longer side
 
 def main(packages: Path) -> None:
   parts = [drawn(packages, HERE / file) for file in ("concepts.tsv", "new.tsv")]
-  everything = [one for _, styles in parts for style in styles.values() for one in style]
-  sheet = Image.new("RGBA", (COLUMNS * CELL, -(-len(everything) // COLUMNS) * CELL))
-  for number, drawing in enumerate(everything):
+  cells = [one for _, styles in parts for style in styles.values() for one in style]
+  sheet = Image.new("RGBA", (COLUMNS * CELL, -(-len(cells) // COLUMNS) * CELL))
+  for number, drawing in enumerate(cells):
     sheet.paste(drawing, (number % COLUMNS * CELL, number // COLUMNS * CELL))
   sheet.save(HERE / "sheet.webp", lossless=True, quality=100, method=6)
   known, new = (
@@ -60,14 +60,14 @@ def main(packages: Path) -> None:
 
 
 def drawn(packages: Path, file: Path) -> tuple[list[str], dict[str, list[Image.Image]]]:
-  """Names of the things of a file, and each artist's drawings of them."""
+  """Names of the concepts in a file, and each artist's drawings of them."""
   lines = file.read_text().splitlines()
   names = [line.split("\t")[0] for line in lines if not line.startswith("#")]
   return names, {style: drawings(packages / folder, names) for style, folder in PACKAGES.items()}
 
 
 def drawings(package: Path, names: list[str]) -> list[Image.Image]:
-  """The drawings of a package, tightly cropped, their longer side `CELL`."""
+  """The drawings of a package, tightly cropped, with a longer side of `CELL` pixels."""
   [file] = package.rglob("icons.json")
   icons = json.loads(file.read_text())
   return [reduced(render(icons, name)) for name in names]

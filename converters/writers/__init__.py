@@ -1,0 +1,1 @@
+"""Writers of weight files and vocabularies that need neither PyTorch nor transformers."""

@@ -1,0 +1,75 @@
+"""Reference of the command line, read from the signatures of the commands."""
+
+import enum
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from cells import cell
+
+from sam3_jax.cli.main import app
+
+
+def pages() -> str:
+  """Markdown of all commands: their help, and a table of their options."""
+  parts = []
+  for command in app.registered_commands:
+    name = (command.name or command.callback.__name__).replace("_", "-")
+    parts.append(_command(f"sam3-jax {name}", command.callback))
+  parts.append(_command("sam3-jax", app.registered_callback.callback))
+  return "\n".join(parts)
+
+
+def _command(path: str, function: Callable) -> str:
+  hints = typing.get_type_hints(function, include_extras=True)
+  rows, words = [], [path, "[OPTIONS]"]
+  for name, parameter in inspect.signature(function).parameters.items():
+    kind, info = typing.get_args(hints[name])[:2]
+    if isinstance(info, typer.models.ArgumentInfo):
+      words.append(f"{info.metavar or name.upper()}{'...' if 'list' in str(kind) else ''}")
+    rows.append(_row(name, kind, info, parameter.default))
+  text = inspect.cleandoc(function.__doc__ or "") or "Options before the name of a command."
+  table = ["| option | value | default | meaning |", "|---|---|---|---|", *rows]
+  return "\n".join([f"## `{path}`", "", f"    {' '.join(words)}", "", text, "", *table, ""])
+
+
+def _row(name: str, kind: Any, info: Any, default: Any) -> str:
+  argument = isinstance(info, typer.models.ArgumentInfo)
+  long = f"--{name.replace('_', '-')}"
+  if argument:
+    names = f"`{info.metavar or name.upper()}`"
+  else:
+    given = [one for one in info.param_decls or () if one.startswith("-")]
+    has_long = any(one.startswith("--") for one in given)
+    names = ", ".join(f"`{one}`" for one in (given if has_long else [long, *given]))
+  cells = (names, "" if argument else _value(kind, info), _default(info, default), info.help or "")
+  return f"| {' | '.join(map(cell, cells))} |"
+
+
+def _value(kind: Any, info: Any) -> str:
+  inner = [one for one in typing.get_args(kind) if one is not types.NoneType]
+  if (
+    inner and not isinstance(kind, enum.EnumMeta) and typing.get_origin(kind) is not typing.Literal
+  ):
+    kind = inner[0]
+    return _value(kind, info)
+  if typing.get_origin(kind) is typing.Literal:
+    return ", ".join(f"`{one}`" for one in typing.get_args(kind))
+  if isinstance(kind, enum.EnumMeta):
+    return ", ".join(f"`{one.value}`" for one in kind)
+  if kind is bool or info.metavar == "":
+    return ""
+  return f"`{info.metavar or kind.__name__.upper()}`"
+
+
+def _default(info: Any, default: Any) -> str:
+  if default is inspect.Parameter.empty:
+    return "required"
+  if isinstance(info.show_default, str):
+    return info.show_default
+  if default in (None, False, "", ()) or info.show_default is False:
+    return ""
+  return f"`{getattr(default, 'value', default)}`"
