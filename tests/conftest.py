@@ -1,8 +1,8 @@
-"""Set up before anything is imported: eight CPU devices, shapes checked at run time, and a cache of
-compiled programs that lasts as long as the tests.
+"""Settings made before other imports: eight CPU devices, run-time checks of shapes, and a
+compilation cache that is deleted after the tests.
 
-Signatures of sam3_jax.model and ops are checked. The struct dataclasses of types.py are not: JAX
-puts other objects than arrays into them during transformations.
+Shapes in the signatures of sam3_jax.model and sam3_jax.ops are checked at run time. Those of the
+struct dataclasses in types.py are not, as JAX's transformations put other objects into them.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers and other subprocesses share it
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers and all subprocesses share it
   PROGRAMS = tempfile.TemporaryDirectory(prefix="sam3-jax-programs-")
   os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
@@ -28,5 +28,5 @@ jaxtyping.install_import_hook(
 
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:
-  """The one copy of CLIP's vocabulary."""
+  """CLIP's vocabulary."""
   return Path(__file__).parent / "goldens" / "tokenizer.model"

@@ -14,7 +14,8 @@ from training_model import CONFIG, parameters
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.cli import cache, main
+from sam3_jax.cli import cache
+from sam3_jax.cli.main import entry, main
 from sam3_jax.inference import aot, predictor, sharding
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -122,7 +123,7 @@ class TestCommand:
     bundle.save(tmp_path / "toy", nest(parameters()), CONFIG, tokenizer_path.read_bytes())
     monkeypatch.chdir(tmp_path)
     typed = ["compile", "toy", "--device", "cpu", "--prompts", "0"]
-    assert main.main(typed) == 0
+    assert main(typed) == 0
     out = capsys.readouterr().out
     assert "toy, float32, for this machine" in out
     assert "encode 1 image" in out
@@ -137,7 +138,7 @@ class TestCommand:
     ],
   )
   def test_faults(self, typed, message, capsys):
-    assert main.main(["compile", *typed]) == 2
+    assert main(["compile", *typed]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -150,7 +151,7 @@ class TestCommand:
       raise RuntimeError("JAX TPU support not installed\nand more")
 
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
-    assert main.main(["compile", "--platform", "tpu", "--topology", "v6e:1x1"]) == 2
+    assert main(["compile", "--platform", "tpu", "--topology", "v6e:1x1"]) == 2
     err = capsys.readouterr().err
     assert "no compiler for the TPU 'v6e:1x1' (JAX TPU support not installed)" in err
     assert "sam3-jax[tpu]" in err
@@ -215,8 +216,8 @@ class TestCache:
     monkeypatch.setattr(cache, "use", lambda: called.append("use"))
     monkeypatch.setattr(cache, "switch_off", lambda: called.append("off"))
     monkeypatch.setattr(sys, "argv", ["sam3-jax", "--no-cache", "inspect", "nowhere"])
-    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sam3_jax.cli.main.signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
-      main.entry()
+      entry()
     assert called == ["use", "off"]
     assert "no checkpoint" in capsys.readouterr().err

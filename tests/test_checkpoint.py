@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
+from golden_model import CONFIG, parameters, visual_parameters
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
-from tiny import CONFIG, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle, checksums, validate, writer
 from sam3_jax.checkpoint.orbax_items import read_item, restore_item, save_item, stored_arrays
@@ -693,7 +693,7 @@ def test_sealed_shapes_are_not_traced_again(copy, monkeypatch):
 def test_save_and_load_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
-    "from sam3_jax.checkpoint import bundle; from tiny import CONFIG, parameters\n"
+    "from sam3_jax.checkpoint import bundle; from golden_model import CONFIG, parameters\n"
     "from layouts import TOKENIZER\n"
     "bundle.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
     "bundle.load(sys.argv[1], verify=True)\n"

@@ -1,4 +1,4 @@
-"""`convert` from files: every layout gives the tree of tiny.py, and every fault is named."""
+"""`convert` from files: every layout gives the tree of golden_model.py; errors name the fault."""
 
 import dataclasses
 import hashlib
@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, meta_weights, parameters, visual_parameters
 from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import huggingface
 from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.sources import find_weights, open_weights
-from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import RELEASED

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_bpe import merges as clip_merges
+from golden_model import CONFIG, meta_weights, parameters
 from layouts import TOKENIZER, layout, tiny_config, write_folder
 from safetensors.numpy import load_file
 from sam3_jax.converters import convert
@@ -25,7 +26,6 @@ from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.writers.safetensors import write_safetensors
 from sam3_jax.converters.writers.torch_files import write_torch
 from sam3_jax.converters.writers.vocabulary import merges, write_huggingface, write_openai
-from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3

@@ -20,7 +20,7 @@ from training_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.export.bundle import export
 from sam3_jax.export.exportable import Sizes, functions
 from sam3_jax.export.onnx import write_onnx
@@ -159,10 +159,10 @@ def test_sizes_and_bfloat16(folder, tmp_path):
 
 def test_command(folder, tmp_path, capsys):
   typed = ["export", str(folder / "toy"), str(tmp_path / "out"), "--platforms", "cpu", "--quiet"]
-  assert main.main(typed) == 0
+  assert main(typed) == 0
   assert (tmp_path / "out" / "cpu" / "decode.stablehlo").is_file()
   assert capsys.readouterr().out == ""
-  assert main.main(typed) == 2
+  assert main(typed) == 2
   captured = capsys.readouterr()
   assert "exists already" in captured.err
   assert captured.err.count("\n") == 1
@@ -186,7 +186,7 @@ def test_command(folder, tmp_path, capsys):
 )
 def test_errors(typed, message, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert main.main(["export", *typed]) == 2
+  assert main(["export", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1

@@ -10,12 +10,12 @@ import re
 import numpy as np
 import pytest
 from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
+from golden_model import CONFIG
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import conversion, convert
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.source import Source
-from tiny import CONFIG
 
 from sam3_jax.checkpoint import bundle
 

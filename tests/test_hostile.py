@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from golden_model import CONFIG
 from keras_preset import preset_config, write_preset
 from layouts import layout, tiny_config, write_folder
 from sam3_jax.converters import convert
@@ -19,7 +20,6 @@ from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
 from test_convert import entry, refused, safetensors
-from tiny import CONFIG
 from torch_archive import View, save, save_arrays
 
 MEMORY = 60_000_000  # measured 41 million, for a vocabulary of the largest size allowed

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from golden_model import CONFIG, parameters
 from support import difference
-from tiny import CONFIG, parameters
 
 from sam3_jax.config import RELEASED, TrunkConfig
 from sam3_jax.training.optimizer import (

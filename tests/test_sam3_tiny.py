@@ -11,7 +11,7 @@ from PIL import Image
 import sam3_jax
 from sam3_jax import VisualPrompt
 from sam3_jax.checkpoint.bundle import expected_shapes
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.datasets.synthetic import drawings, scenes
 from sam3_jax.evaluation.clicks import deepest_point
 from sam3_jax.outputs.rle import decode
@@ -98,7 +98,7 @@ def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, trut
 def test_the_command(tmp_path, truth):
   """The README's first command, and what its file says."""
   typed = [word for phrase in (*PRESENT, ABSENT[0]) for word in ("--text", phrase)]
-  assert main.main(["segment", str(SCENE), *typed, "--out", str(tmp_path)]) == 0
+  assert main(["segment", str(SCENE), *typed, "--out", str(tmp_path)]) == 0
   assert (tmp_path / "scene.sam3.png").stat().st_size > 10_000
   record = json.loads((tmp_path / "scene.sam3.json").read_text())
   names = {category["id"]: category["name"] for category in record["categories"]}
