@@ -57,6 +57,7 @@ def test_readme_code(clone, cache):
   assert re.match(r"\[0\.[5-9]", printed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "code"), blocks(PAGES[1:]))
 def test_docs_code(language, code, clone, cache):
   assert run(language, code, clone, cache)
