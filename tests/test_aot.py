@@ -39,6 +39,7 @@ def compiled(monkeypatch):
     return compile_now(backend, module, *args, **options)
 
   monkeypatch.setattr(jax._src.compiler, "backend_compile_and_load", note)
+  monkeypatch.setattr(jax._src.compilation_cache, "is_cache_used", lambda _: False)
   return names
 
 
@@ -160,10 +161,12 @@ class TestCommand:
 class TestCache:
   def run(self, tmp_path: Path, command: str, **environment: str) -> str:
     """The output of a process whose user cache is `tmp_path`."""
-    usual = {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "1"}
+    ours = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")  # set by conftest.py
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    usual |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
       [sys.executable, "-c", command],
-      env=os.environ | usual | {"JAX_PLATFORMS": "cpu"} | environment,
+      env=usual | environment,
       capture_output=True,
       text=True,
       check=True,
@@ -201,6 +204,7 @@ class TestCache:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setattr(Path, "home", fail)
     changed = []
     monkeypatch.setattr(jax.config, "update", lambda name, _: changed.append(name))

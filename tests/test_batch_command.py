@@ -280,6 +280,7 @@ def alone(shared):
   return files(shared / "alone")
 
 
+@pytest.mark.slow
 class TestProcesses:
   """The program itself, with a small model and two devices per process."""
 

@@ -367,6 +367,7 @@ class TestRun:
       work=work, **more,
     )  # fmt: skip
 
+  @pytest.mark.slow
   def test_one_dtype_after_the_other(self, opened, bundle, image, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_open", lambda *given: opened(f"{given[2]} {given[4]}"))
     shown = []
@@ -380,6 +381,7 @@ class TestRun:
     ]
     assert shown[-1] == "decode 64 prompts, bfloat16"
 
+  @pytest.mark.slow
   def test_a_command_that_fails(self, bundle, image, tmp_path, monkeypatch):
     def fail(*_):
       raise Unable("why")
@@ -393,6 +395,7 @@ class TestRun:
 
 
 class TestCommand:
+  @pytest.mark.slow
   def test_measures_and_says_what_it_skipped(self, bundle, tmp_path, capsys):
     typed = ["benchmark", "--checkpoint", str(bundle), "--repeats", "2", "--device", "cpu"]
     typed += ["--only", "preprocess", "--only", "postprocess", "--out", str(tmp_path / "out")]

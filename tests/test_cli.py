@@ -92,6 +92,7 @@ def fails(folder, capsys):
 
 
 class TestSegment:
+  @pytest.mark.slow
   def test_from_the_embedded_checkpoint(self, folder, capsys):
     typed = ["segment", "photo.png", "--text", "cat", "--text", "dog"]
     assert main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
@@ -111,6 +112,7 @@ class TestSegment:
       "photo.sam3.png",
     ]
 
+  @pytest.mark.slow
   def test_json_is_what_the_api_gives(self, ready, model):
     typed = ["segment", "photo.png", "--text", "cat", "--box", "10,20,90,80", "--box=5,5,9,9,0"]
     assert main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
@@ -130,6 +132,7 @@ class TestSegment:
     asked = {"text": "cat", "boxes": [[10, 20, 90, 80], [5, 5, 9, 9]], "box_labels": [1, 0]}
     assert record["info"]["prompts"] == [asked]
 
+  @pytest.mark.slow
   def test_a_box_alone_and_images_that_are_turned(self, ready, capsys):
     assert main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
@@ -357,6 +360,7 @@ class TestBadInput:
     assert line.rstrip().endswith(message)
     assert ".. See" not in line
 
+  @pytest.mark.slow
   def test_checkpoints(self, folder, fails):
     (folder / "empty").mkdir()
     shutil.copytree(CHECKPOINT, folder / "half", ignore=shutil.ignore_patterns("manifest.json"))
@@ -388,6 +392,7 @@ class TestBadInput:
 
 
 class TestConvert:
+  @pytest.mark.slow
   def test_and_inspect(self, folder, capsys):
     layouts.write_folder(folder / "source", layouts.layout("hub"))
     typed = ["convert", "source", "new", "--dtype", "bfloat16", "--tokenizer", layouts.TOKENIZER]
@@ -495,6 +500,7 @@ class TestProgram:
     default = inspect.signature(command.segment).parameters["max_pixels"].default
     assert default == MAX_PIXELS
 
+  @pytest.mark.slow
   def test_as_a_process(self, folder):
     """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
     command = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]

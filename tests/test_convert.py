@@ -52,6 +52,7 @@ def assert_tree(params, points=False, visual=True, dtype="float32", through=None
     np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 def test_origin_is_recorded(tmp_path, shards):
   """Names, sizes and checksums; repository and commit for files in the hub's cache; no path."""
@@ -73,6 +74,7 @@ def test_origin_is_recorded(tmp_path, shards):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_huggingface_layouts(tmp_path, kind, shards):
@@ -121,6 +123,7 @@ def test_dtypes(tmp_path, stored, requested):
   assert {str(x.dtype) for x in checkpoint.load_unread(tmp_path / "out").values()} == {stored}
 
 
+@pytest.mark.slow
 def test_file_index_and_directory_are_equivalent(hub, tmp_path):
   index = write_folder(tmp_path / "s", layout("hub"), shards=2) / "model.safetensors.index.json"
   for i, source in enumerate([hub, hub / "model.safetensors", str(hub), index]):

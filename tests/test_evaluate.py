@@ -99,6 +99,7 @@ def listing(folder: Path) -> list[tuple[str, bytes]]:
 
 
 class TestDetectPairs:
+  @pytest.mark.slow
   def test_equals_one_call_per_pair(self, model, pairs, folder):
     """In any batch; masks may differ where a logit is almost zero."""
     for prompt in ("text", "text+box"):
@@ -135,6 +136,7 @@ class TestDetectPairs:
     found = list(detect.detect_pairs(model, pairs[:count], folder, min_score=0))
     assert [one.id for one, _ in found] == [one.id for one in pairs[:count]]
 
+  @pytest.mark.slow
   def test_minimum_score_and_maximum_number(self, model, pairs, folder, monkeypatch):
     [(_, every)] = detect.detect_pairs(model, pairs[:1], folder, min_score=0)
     middle = every[4].score

@@ -115,6 +115,7 @@ def test_equals_the_live_programs(folder):
       np.testing.assert_array_equal(got[name], getattr(live[part], field), err_msg=name)
 
 
+@pytest.mark.slow
 def test_code_of_the_guide(folder):
   """The guide's code, on this model's smaller images."""
   guide = (Path(__file__).parents[1] / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
@@ -146,6 +147,7 @@ def test_manifest(folder):
       assert shapes == {key: x["shape"] for key, x in program["outputs"].items()}
 
 
+@pytest.mark.slow
 def test_sizes_and_bfloat16(folder, tmp_path):
   """As for a TPU; with the token ids of one phrase."""
   sizes = Sizes(images=2, prompts=3, boxes=4, points=5, max_detections=2)
@@ -157,6 +159,7 @@ def test_sizes_and_bfloat16(folder, tmp_path):
   assert json.loads((tmp_path / "out" / "tokens.json").read_text()).keys() == {"visual"}
 
 
+@pytest.mark.slow
 def test_command(folder, tmp_path, capsys):
   typed = ["export", str(folder / "toy"), str(tmp_path / "out"), "--platforms", "cpu", "--quiet"]
   assert main(typed) == 0

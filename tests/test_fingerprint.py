@@ -79,6 +79,7 @@ def test_every_program_is_run(bundle, tmp_path):
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
 
+@pytest.mark.slow
 def test_other_modes_of_jax_give_the_same(bundle):
   """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
   set them."""
@@ -95,6 +96,7 @@ def test_other_modes_of_jax_give_the_same(bundle):
   assert json.loads(done.stdout)["checks"]["fingerprint"].endswith("1e-04 allowed")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_tolerance(bundle):
   found = compute_fingerprint(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
   assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
@@ -168,6 +170,7 @@ def test_bundle_without_fingerprint(copied, capsys):
   assert "match; --verify" in inspect(capsys, copied)["checks"]["checksums"]
 
 
+@pytest.mark.slow
 def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
   """Without transformers, it says that nothing was compared."""
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

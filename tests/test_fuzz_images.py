@@ -10,6 +10,7 @@ def test_mutants_are_deterministic():
   assert list(fuzz_images.mutants(40, seed=4, bombs=False)) != first
 
 
+@pytest.mark.slow
 def test_mutants_are_read_or_rejected():
   faults, figures = fuzz_images.run(60, seed=1, bombs=False)
   assert faults == []

@@ -332,6 +332,7 @@ def test_no_image(model):
     model.encode([])
 
 
+@pytest.mark.slow
 def test_three_hundred_phrases(model, images):
   """On four images in one call; compares every tenth phrase with a call of its own."""
   embedding = model.encode(images[:4])
@@ -347,6 +348,7 @@ def test_three_hundred_phrases(model, images):
     assert_close(got[tenth], np.concatenate(parts), rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat():
   """Compares the minimum of resident memory after calls 6 to 10 and 296 to 300, in a subprocess."""
   script = """

@@ -196,6 +196,7 @@ def test_item_rewritten_by_orbax(copy):
 # --- edited on purpose, and of earlier versions
 
 
+@pytest.mark.slow
 def test_edited_configuration(copy, capsys):
   before = bundle.inspect(copy).identity
   settings = json.loads((copy / "config.json").read_text())

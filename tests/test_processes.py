@@ -122,6 +122,7 @@ def folder(tmp_path):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(folder, monkeypatch):
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -163,6 +164,7 @@ def test_two_processes_equal_one(folder, monkeypatch):
     assert read < 0.6 * big().nbytes  # measured 0.5001
 
 
+@pytest.mark.slow
 def test_failing_jax_distributed_is_one_line(folder, monkeypatch, capsys):
   def fail():
     raise ValueError("coordinator_address should be defined.")

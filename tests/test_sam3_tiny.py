@@ -65,6 +65,7 @@ def box_of(mask):
   return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", PRESENT)
 def test_what_is_there_is_found(phrase, model, embedding, truth):
   (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
@@ -72,12 +73,14 @@ def test_what_is_there_is_found(phrase, model, embedding, truth):
   assert iou(mask, truth[PRESENT[phrase]]) > FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", ABSENT)
 def test_what_is_not_there_is_not(phrase, model, embedding):
   (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
   assert len(found) == 0
 
 
+@pytest.mark.slow
 def test_an_example_box_finds_its_object(model, embedding, truth):
   mask = truth["fire-engine"]
   prompt = sam3_jax.Prompt(boxes=[box_of(mask)])
@@ -85,6 +88,7 @@ def test_an_example_box_finds_its_object(model, embedding, truth):
   assert max(iou(one, mask) for one in found.masks) > FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thing", PRESENT.values())
 def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, truth):
   mask = truth[thing]
@@ -95,6 +99,7 @@ def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, trut
   assert iou(np.asarray(found[0]), mask) > FOUND
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, truth):
   """The README's first command, and what its file says."""
   typed = [word for phrase in (*PRESENT, ABSENT[0]) for word in ("--text", phrase)]

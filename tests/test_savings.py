@@ -204,6 +204,7 @@ def released():
   }
 
 
+@pytest.mark.slow
 def test_gflop_of_the_released_model(released):
   """The plain form takes 5611 per image, 218 for its second neck, and 418 per prompt, without the
   neck level and the convolution that are not read."""

@@ -69,6 +69,7 @@ def test_views_of_a_storage(tmp_path):
   assert not found["rows"].read().flags.writeable
 
 
+@pytest.mark.slow
 def test_sam3_pt_gives_the_expected_tree(sam3, tmp_path):
   bundle = converted(sam3, tmp_path / "out", config=CONFIG)
   assert_tree(bundle.params, points=True)
@@ -106,6 +107,7 @@ def test_prefixes_of_image_models_and_ddp():
     assert {meta.canonical(name) for name in found.names.values()} == meta_weights().keys()
 
 
+@pytest.mark.slow
 def test_huggingface_names_without_configuration(tmp_path):
   path = save(tmp_path / "pytorch_model.bin", views(layout("detector")))
   with pytest.raises(ValueError, match="trunk 64 wide with 4 blocks do not determine its heads"):
@@ -214,6 +216,7 @@ def test_damaged_and_hostile_pickles(tmp_path, data, match):
   assert peak < 1_000_000  # measured 0.1 million: a pickle cannot ask for memory
 
 
+@pytest.mark.slow
 def test_deeply_nested_pickle(tmp_path):
   """hash and repr of such a tuple would exceed the recursion limit."""
   for end, match in (
@@ -332,6 +335,7 @@ def test_storages_that_share_bytes(tmp_path):
   refused(path, tmp_path, "overlaps what follows it")
 
 
+@pytest.mark.slow
 def test_checksum_mismatch_is_found(tmp_path):
   path = save_arrays(tmp_path / "x.pt", meta_weights())
   content = bytearray(path.read_bytes())

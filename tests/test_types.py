@@ -62,6 +62,7 @@ SAVED = (ImageEmbedding, TextEmbedding, Detections, VisualEmbedding, VisualMasks
 ALL = (*SAVED, ImageMaps, Points, Prompts, VisualPrompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("rows", [0, 1, 4])
 def test_slices_keep_the_first_axis(cls, rows):
