@@ -40,6 +40,7 @@ def test_parameters_are_nnx_state(module, model):
   assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in leaves)
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_decode(example, module, model):
   found = example.detect(model, module, SCENE, "lion")
   expected = model.decode(model.encode(SCENE), "lion")
