@@ -163,6 +163,7 @@ def test_too_many_failures_stop_the_job(tmp_path, monkeypatch):
   }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_thirty_broken_images_among_a_thousand(tmp_path):
   """Of ten kinds, one of which is a box outside its image: 3 %, which the default rate allows."""
   folder, faults = write_images(tmp_path / "images", 970), list(broken().items())
@@ -238,6 +239,7 @@ def _start(images: Path, out: Path, pause: float) -> subprocess.Popen:
   )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(images, undisturbed, tmp_path):
   """By SIGKILL at random moments, three times here, thirty in `benchmarks/batch_faults.py`."""
   rng = random.Random(1)
@@ -297,6 +299,7 @@ def test_part_leased_by_another_process_is_left_alone(images, undisturbed, tmp_p
   assert files(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_same_process_started_three_times_divides_the_work(
   images, undisturbed, tmp_path, monkeypatch
 ):

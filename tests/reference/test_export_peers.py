@@ -10,13 +10,13 @@ import io
 import jax
 import numpy as np
 import pytest
+from golden_model import CONFIG
 from keras_preset import write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from sam3_jax.converters.layouts import meta
 from support import quick
-from tiny import CONFIG
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3
@@ -85,7 +85,7 @@ def test_transformers_loads_all_tensors_and_outputs_match(bundles, tmp_path, kin
 
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
-  answers = fingerprint.ask(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
+  answers = verify.run(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
   errors = dict(verify_hf.differences(bundle, out, answers))
   assert len(errors) == 10 + 3 * (kind != "keras")
   assert max(errors.values()) <= TOLERANCE, errors
