@@ -208,7 +208,7 @@ def _product_shape(a: tuple[int, ...], b: tuple[int, ...], transposed: bool) -> 
   fits = len(b) > 1 and len(a) > 1 and b[1] == a[0] and math.prod(b[2:]) == 1
   if not fits or (transposed and len(a) > 2):
     raise ValueError(f"its factors {list(b)} and {list(a)} cannot be multiplied")
-  shape = (b[0], *a[1:])
+  shape: tuple[int, ...] = (b[0], *a[1:])
   return shape[::-1] if transposed else shape
 
 

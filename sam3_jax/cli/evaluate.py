@@ -82,8 +82,8 @@ def evaluate(
   arguments.check_fraction("--threshold", threshold)
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
-  pointing = prompt.value if prompt in (PromptKind.click, PromptKind.everything) else None
-  if pointing and (predictions is not None or worst or len(data) > 1):
+  visual = prompt.value if prompt in (PromptKind.click, PromptKind.everything) else None
+  if visual and (predictions is not None or worst or len(data) > 1):
     raise ValueError(
       f"--prompt {prompt.value} needs a model and one --data; leave out --predictions and --worst."
     )
@@ -103,12 +103,12 @@ def evaluate(
     images=images,
     checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
     predictions=predictions,
-    prompt="text" if pointing else prompt.value,
-    pointing=pointing,
+    prompt="text" if visual else prompt.value,
+    visual=visual,
     generation=parse_mask_generation(option or [], None),
     threshold=threshold,
     out=out,
     worst=worst,
   )
-  work, precision = run_visual if pointing else run, None if dtype is Dtype.auto else dtype.value
+  work, precision = run_visual if visual else run, None if dtype is Dtype.auto else dtype.value
   work(job, precision, Console(quiet=quiet), Console(stderr=True))

@@ -185,7 +185,9 @@ def _write_onnx(
 def _write_params(path: Path, stored: Stored, params: Shapes) -> None:
   """Writes the parameters; holds one item of the checkpoint in memory."""
   # setuptools maps the folder converters/ to this name, which pyright cannot know.
-  from sam3_jax.converters.writers.safetensors import write_safetensors
+  from sam3_jax.converters.writers.safetensors import (  # pyright: ignore[reportMissingImports]
+    write_safetensors,
+  )
 
   def arrays() -> Iterator[np.ndarray]:
     for item, paths in stored.items.items():

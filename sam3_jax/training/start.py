@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from sam3_jax.checkpoint.bundle import VISUAL, load, load_unread, open_stored
-from sam3_jax.checkpoint.registry import find_checkpoint
 from sam3_jax.config import Config
 from sam3_jax.inputs.tokenizer import Tokenizer, trim
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.training.visual_init import new_head
 from sam3_jax.utils.console import Console, loading

@@ -25,8 +25,8 @@ from sam3_jax.training.sharding import (
   make_mesh,
   put_batch,
   put_state,
+  replicated,
   state_shardings,
-  whole,
 )
 from sam3_jax.training.start import Start
 from sam3_jax.training.step import StepSettings, make_step
@@ -78,7 +78,7 @@ class Trainer:
     self._step = make_step(settings, optimizer, schedule, self._mesh, self.state, self.frozen)
     self._merge = jax.jit(
       functools.partial(state.model_parameters, lora_scale=config.lora.scale),
-      out_shardings=whole(self._mesh),
+      out_shardings=replicated(self._mesh),
     )
     self._model: Sam3 | None = None
     self._dtype = dtype
