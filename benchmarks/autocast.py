@@ -1,17 +1,17 @@
-"""bfloat16 with residual streams in bfloat16, as ours, or in float32, as under PyTorch's autocast.
+"""Compares bfloat16 with residual streams in bfloat16 (ours) and in float32 (PyTorch's autocast).
 
   python benchmarks/autocast.py --size vit-large      # seeded weights of the released size: 8 GB
   python benchmarks/autocast.py                   # sam3-tiny, which is trained
 
-Meta runs bfloat16 under autocast: products take bfloat16 operands, but what residual blocks add up,
-and the norms, stay in float32. Ours rounds the sum after each block to bfloat16. Each variant runs
-in a process of its own, on the same image and phrases, and is compared with float32:
+Meta runs bfloat16 under autocast: products have bfloat16 operands, but residual sums and norms are
+float32. Ours rounds the sum after each block to bfloat16. Each variant runs in its own process on
+the same image and phrases, and is compared with float32:
 
   bfloat16   ours: parameters, activations and residual streams in bfloat16
   trunk      the trunk's residual stream in float32, the rest as ours
   streams    the residual streams of trunk, text encoder and fusion encoder in float32
 
-Parameters are rounded to bfloat16 in all of them, as autocast rounds them before each product.
+All variants round the parameters to bfloat16, as autocast does before each product.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from timing import machine
 CLONE = Path(__file__).parents[1]
 VARIANTS = ("float32", "bfloat16", "trunk", "streams")
 PHRASES = ("lion", "a red apple")
-COVERAGE = 0.001, 0.95  # of the image: masks that are compared
+COVERAGE = 0.001, 0.95  # range of the fraction of the image that compared masks cover
 
 
 def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("checkpoint", nargs="?", default="sam3-tiny", help="folder or name")
-  parser.add_argument("--size", help="seeded weights of this size in place of a checkpoint")
-  parser.add_argument("--image-size", type=int, help="pixels a side, with --size: 336 is faster")
+  parser.add_argument("checkpoint", nargs="?", default="sam3-tiny", help="directory or name")
+  parser.add_argument("--size", help="use seeded weights of this size instead of a checkpoint")
+  parser.add_argument("--image-size", type=int, help="pixels per side, with --size; 336 is faster")
   parser.add_argument("--image", type=Path, default=CLONE / "docs" / "scene.jpg")
   parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:])
   parser.add_argument("--run", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  """One variant's results, as float32 arrays."""
+  """Runs a variant and writes its results as float32 arrays."""
   import jax
   import ml_dtypes
   from speed.material import VOCABULARY, seeded
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     emulate(everywhere=arguments.run == "streams")
   flat, half = flatten(params), ml_dtypes.bfloat16
   del params
-  for path in list(flat):  # one by one, so that there are no two copies of all
+  for path in list(flat):  # one by one, so that memory never holds two copies
     rounded = flat.pop(path).astype(half)
     flat[path] = jax.device_put(rounded.astype(dtype))
   model = Sam3(config, nest(flat), Tokenizer(tokenizer, context=config.text.context), dtype=dtype)
@@ -103,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def emulate(*, everywhere: bool) -> None:
-  """Residual streams in float32: of the trunk, or of text and fusion encoder too."""
+  """Makes residual streams float32: of the trunk, or also of text and fusion encoder."""
   import jax.numpy as jnp
 
   from sam3_jax.model import sam3, text, vit
@@ -152,7 +152,7 @@ def emulate(*, everywhere: bool) -> None:
 
 
 def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
-  """Differences from float32: of maps and logits, root mean square over that of `want`."""
+  """Differences from float32; those of maps and logits are relative root mean squares."""
 
   def relative(name: str) -> float:
     return float(np.sqrt(((got[name] - want[name]) ** 2).mean() / (want[name] ** 2).mean()))
@@ -175,7 +175,7 @@ def compare(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str
 
 
 def overlaps(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-  """IoU of each mask that covers neither next to nothing nor next to all of the image."""
+  """IoU of each mask whose coverage of the image is within `COVERAGE`."""
   covered = want.mean((2, 3))
   kept = (covered > COVERAGE[0]) & (covered < COVERAGE[1])
   both, either = (got & want).sum((2, 3))[kept], (got | want).sum((2, 3))[kept]

@@ -25,8 +25,8 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+from golden_model import CONFIG, parameters, visual_parameters
 from layouts import TOKENIZER
-from tiny import CONFIG, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle, checksums, fingerprint, writer
 from sam3_jax.utils.paths import file_sizes

@@ -1,12 +1,13 @@
-"""TPUs that are not here: what is published of them, and their compiler, which needs none.
+"""Compiles ahead of time (AOT) for TPUs, without a TPU, and reports the compiler's estimates.
 
-libtpu compiles for a described chip on any Linux machine (`pip install "jax[tpu]"`). `describe`, or
-`emit`, comes before the first use of JAX in the process: it sets what libtpu reads when loaded.
+libtpu compiles for a TPU topology on any Linux machine (`pip install "jax[tpu]"`). Call `describe`
+or `emit` before the first use of JAX in the process, as they set variables that libtpu reads when
+it is loaded.
 
-Nothing here was ever confirmed by a TPU. Memory, collectives and whether a program compiles are
-exact, if the compiler is of the version that the TPU has. Times are the compiler's estimates, of
-two grades: emitted counts the cycles of the machine code, and takes minutes for each program;
-planned are those of the cost model that chose the tiling. Compare within one grade only.
+No result has been confirmed on a TPU. Memory, collectives and whether a program compiles are exact
+if the TPU has the same compiler version. Times are the compiler's estimates, of two grades: emitted
+counts the cycles of the machine code, and takes minutes for each program; planned comes from the
+cost model that chooses the tiling. Compare results of the same grade only.
 """
 
 import dataclasses
@@ -25,9 +26,9 @@ class Chip:
   """Published figures of a chip.
 
   Attributes:
-    flops: operations a second in bfloat16.
-    bandwidth: bytes a second of its memory.
-    clock: cycles a second: `flops` over those of all its matrix units in a cycle, which is
+    flops: bfloat16 operations per second.
+    bandwidth: bytes per second of its memory.
+    clock: cycles per second: `flops` divided by the operations of all matrix units per cycle,
       2 x 4 x 128^2 on v5e, 2 x 4 x 256^2 on v6e.
     memory: bytes.
   """
@@ -47,14 +48,14 @@ TOPOLOGIES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 64: "8x8", 256: "16x16"}
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What is known of a compiled program, for each chip.
+  """Properties of a compiled program, per chip.
 
   Attributes:
     target: a key of `CHIPS`.
     compile_seconds: on this machine.
-    peak, arguments, temporaries: bytes of the chip's memory, tiles' padding included.
+    peak, arguments, temporaries: bytes of the chip's memory, including the padding of tiles.
     text: the program (HLO).
-    listing: what it runs.
+    listing: its instructions.
   """
 
   target: str
@@ -67,8 +68,8 @@ class Report:
 
   @property
   def seconds(self) -> float:
-    """Instructions one after another, but no less than the time of all memory traffic; collectives
-    are not in it."""
+    """The time of all instructions in sequence, at least the time of all memory traffic; without
+    collectives."""
     chip = CHIPS[self.target]
     work = sum(op.seconds(chip.clock, chip.bandwidth) for op in self.listing.ops)
     return max(work, self.traffic / chip.bandwidth)
@@ -84,25 +85,26 @@ class Report:
 
 
 def describe() -> None:
-  """Lets chips be described where there are none."""
+  """Sets the variables to compile without a TPU."""
   os.environ.update({"JAX_PLATFORMS": "cpu"} | LIBTPU_ENVIRONMENT)
 
 
 def emit() -> tempfile.TemporaryDirectory:
-  """As `describe`; and has the compiler count cycles in the machine code.
+  """As `describe`, and makes the compiler count cycles in the machine code.
 
   Returns:
-    The folder that it writes to, which nobody reads: the flag puts the cycles into the text too.
+    The directory that the compiler writes to. It is not read, as the program's text also has the
+    cycles.
   """
   describe()
-  folder = tempfile.TemporaryDirectory(prefix="tpu-")
+  directory = tempfile.TemporaryDirectory(prefix="tpu-")
   flags = os.environ.get("LIBTPU_INIT_ARGS", "")
-  os.environ["LIBTPU_INIT_ARGS"] = f"{flags} --xla_jf_dump_static_llo_profile_to={folder.name}"
-  return folder
+  os.environ["LIBTPU_INIT_ARGS"] = f"{flags} --xla_jf_dump_static_llo_profile_to={directory.name}"
+  return directory
 
 
 def devices(target: str, count: int = 1) -> list[Any]:
-  """So many described chips, a key of `TOPOLOGIES`."""
+  """The devices of a topology; `count` is a key of `TOPOLOGIES`."""
   from jax.experimental import topologies
 
   alone = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
@@ -121,14 +123,14 @@ def compile_for(target: str, function: Any, *args: Any) -> Report:
   import jax
   from jax.experimental.layout import Format, Layout
 
-  place = jax.sharding.SingleDeviceSharding(devices(target)[0])
+  sharding = jax.sharding.SingleDeviceSharding(devices(target)[0])
   given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
-  layout = Format(Layout.AUTO, place)
+  layout = Format(Layout.AUTO, sharding)
   return report(target, jax.jit(function, in_shardings=layout, out_shardings=layout).lower(*given))
 
 
 def report(target: str, lowered: Any) -> Report:
-  """Compiles what was lowered for chips of `target`."""
+  """Compiles a lowered program for chips of `target`."""
   start = time.perf_counter()
   compiled = lowered.compile()
   seconds, memory = time.perf_counter() - start, compiled.memory_analysis()

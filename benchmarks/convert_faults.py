@@ -27,12 +27,12 @@ from timing import machine
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
+from golden_model import CONFIG
 from keras_preset import datasets, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import meta
-from tiny import CONFIG
 from torch_archive import save_arrays
 
 from sam3_jax.checkpoint import bundle

@@ -1,5 +1,5 @@
-"""What a compiled program's text (HLO) says: which instructions run, how often, how many cycles the
-TPU compiler expects of each, what moves to and from a chip's memory, and between chips."""
+"""Parses a compiled program's text (HLO): its instructions, how often they run, the TPU compiler's
+estimate of their cycles, and the traffic with a chip's memory and between chips."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from typing import NamedTuple
 BYTES = {"bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 BYTES |= {"f64": 8, "s64": 8, "u64": 8}  # all others 1
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
-# What takes no time of its own.
+# Instructions that take no time themselves.
 FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
 FREE += ("while", "conditional", "call", "partition-id")
 INNER = r"(?:body|calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
@@ -21,9 +21,9 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: such as "all-gather".
-    size: bytes of its result on each device; of a reduce-scatter fused on a TPU, before the cut.
-    times: how often it runs: the product of the trip counts of the loops around it.
-    scope: where in the model it comes from.
+    size: bytes of its result on each device; for a reduce-scatter fused on a TPU, before the slice.
+    times: how often it runs, the product of the trip counts of the enclosing loops.
+    scope: the part of the model that it belongs to.
   """
 
   kind: str
@@ -38,12 +38,12 @@ class Op:
 
   Attributes:
     opcode: such as "fusion".
-    scope: where in the model it comes from.
+    scope: the part of the model that it belongs to.
     times: how often it runs.
-    cycles: of one run, counted in the emitted code; 0 where that was not analysed.
-    planned: of one run, by the coarse cost model that chose the tiling; 0 where there is none.
-    traffic: bytes of one run that it reads from and writes to the chip's memory, tiles' padding
-      included.
+    cycles: of one run, counted in the emitted code; 0 if that was not analysed.
+    planned: of one run, from the coarse cost model that chooses the tiling; 0 if there is none.
+    traffic: bytes read from and written to the chip's memory in one run, including the padding of
+      tiles.
     result: its type, such as "bf16[5184,1024]{1,0}".
   """
 
@@ -56,18 +56,20 @@ class Op:
   result: str
 
   def seconds(self, clock: float, bandwidth: float) -> float:
-    """Of all runs: the larger of computing and memory traffic. Asynchronous copies overlap with
-    other work and take none."""
+    """The time of all runs: the larger of computation and memory traffic. Asynchronous copies count
+    as 0, as they overlap with other work."""
     if self.opcode in FREE or self.opcode.endswith(("-start", "-done")):
       return 0.0
     return self.times * max((self.cycles or self.planned) / clock, self.traffic / bandwidth)
 
 
 class Listing(NamedTuple):
-  """Attributes:
-  ops: that run one after another, in loops too.
-  collectives: once each, though a TPU may run one beside other work in several fusions.
-  unknown: how many loops do not tell how often they run, and count once.
+  """The instructions of a program.
+
+  Attributes:
+    ops: instructions that run in sequence, including those in loops.
+    collectives: each once, although a TPU may split it over several fusions.
+    unknown: number of loops without a known trip count; their bodies count once.
   """
 
   ops: list[Op]
@@ -86,7 +88,7 @@ _Module = dict[str, list[_Line]]
 
 
 def read(hlo: str) -> Listing:
-  """Lists what a scheduled module runs."""
+  """Lists the instructions of a scheduled module."""
   module: _Module = collections.defaultdict(list)
   entry = name = ""
   for line in hlo.splitlines():
@@ -103,17 +105,17 @@ def read(hlo: str) -> Listing:
     for line in module[computation]:
       _, result, opcode, rest = line
       scope = _find(r'op_name="([^"]*)"', rest)
-      # An asynchronous one is a pair; the second's type is the result alone.
+      # An asynchronous collective is a pair; the type of the second is the result alone.
       kind, channel = re.fullmatch(rf"({KINDS})(-done)?", opcode), _find(r"channel_id=(\d+)", rest)
-      one = channel, scope, size(result)  # under shard_map, all have the same channel
-      if kind and one not in counted:
-        counted.update({one} if channel else ())
-        # A TPU's reduce-scatter is a fusion of this name, of an all-reduce and a slice of it.
+      key = channel, scope, size(result)  # under shard_map, all have the same channel
+      if kind and key not in counted:
+        counted.update({key} if channel else ())
+        # On a TPU, reduce-scatter is a fusion of this name of an all-reduce and a slice.
         name = "reduce-scatter" if "all-reduce-scatter" in computation else kind[1]
         listing.collectives.append(Collective(name, size(result), times, scope))
       if scheduled:
         emitted = _find(r'"bundle_analysis_data":\{"estimated_cycles":"(\d+)"', rest)
-        # 2^63 stands for none.
+        # 2^63 means none.
         planned = _find(r'"window_config":\{[^}]*"estimated_cycles":"(\d{1,17})"', rest)
         listing.ops.append(
           Op(
@@ -134,8 +136,8 @@ def read(hlo: str) -> Listing:
 
 
 def size(result: str, in_memory: bool = False) -> int:
-  """Bytes of a type such as (f32[8,128]{1,0}, bf16[4]{0}); `in_memory` leaves out what lies in a
-  TPU's vector memory, and pads to tiles."""
+  """Bytes of a type such as (f32[8,128]{1,0}, bf16[4]{0}). `in_memory` skips arrays in a TPU's
+  vector memory, and adds the padding of tiles."""
   total = 0
   for kind, dims, order, layout in re.findall(
     r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([\d,]*)(:[^}]*)?\})?", result
@@ -156,8 +158,8 @@ def _find(pattern: str, text: str) -> str:
 
 
 def _trips(module: _Module, rest: str) -> int | None:
-  """How often a loop runs: as the compiler notes it, or the one constant of its condition; None if
-  neither tells."""
+  """The trip count of a loop: the compiler's note, or the only constant of its condition; None if
+  there is neither."""
   if known := _find(r'"known_trip_count":\{"n":"(\d+)"', rest):
     return int(known)
   condition = module[_find(r"condition=%([\w.\-]+)", rest)]
@@ -170,10 +172,10 @@ def _trips(module: _Module, rest: str) -> int | None:
 
 
 def _traffic(module: _Module, types: dict[str, str], line: _Line) -> int:
-  """Bytes of one run between the chip and its memory. Slices, and updates in place, move the slice
-  only, also inside a fusion."""
+  """Bytes moved between the chip and its memory in one run. Slices and in-place updates move only
+  the slice, also inside a fusion."""
   out, operands = size(line.result, True), _names(line.rest)
-  if line.opcode.endswith("-start"):  # its type holds the source too
+  if line.opcode.endswith("-start"):  # its type includes the source
     return size(line.result) - sum(size(types.get(name, "")) for name in operands)
   if line.opcode == "dynamic-slice":
     return 2 * out
@@ -190,7 +192,7 @@ def _traffic(module: _Module, types: dict[str, str], line: _Line) -> int:
 
 
 def _read(module: _Module, fusion: str, index: int, whole: int) -> int:
-  """Bytes that a fusion reads of its parameter number `index`, of `whole` bytes."""
+  """Bytes that a fusion reads of parameter `index`, which has `whole` bytes."""
   parameter = next(
     (x.name for x in module[fusion] if x.opcode == "parameter" and x.rest.startswith(f"{index})")),
     "",

@@ -1,4 +1,4 @@
-"""Our side of `parity.py`: converts the seeded checkpoint, and answers the questions."""
+"""Our side of `parity.py`: converts the seeded checkpoint and runs it on the prompts."""
 
 import argparse
 import json
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def convert(folder: Path, bundle: Path) -> None:
-  """The checkpoint that `reference.py make` wrote, as a bundle.
+  """Converts the checkpoint that `reference.py make` wrote.
 
-  The tokenizer is the tests' copy of CLIP's, as any SAM 3's, so that nothing need be downloaded.
+  The tokenizer is CLIP's, which all SAM 3 models use, so that nothing is downloaded.
   """
   from sam3_jax import converters
 
@@ -19,7 +19,7 @@ def convert(folder: Path, bundle: Path) -> None:
 
 
 def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None:
-  """Answers `prompts` about the photo; writes arrays, and the questions in numbers (ids and box
+  """Decodes `prompts` on the photo. Writes arrays, and the prompts as numbers (token ids and
   fractions) for the other side."""
   import flax
   import jax
@@ -29,14 +29,14 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
 
   model = Sam3.from_checkpoint(bundle, dtype=dtype)
   given = json.loads(prompts.read_text())
-  asked = {kind: Prompt(**prompt) for kind, prompt in given["concepts"].items()}
+  concepts = {kind: Prompt(**prompt) for kind, prompt in given["concepts"].items()}
   embedding = model.encode(photo, visual=bool(given["visual"]))
-  found = {kind: model.decode(embedding, prompt) for kind, prompt in asked.items()}
+  found = {kind: model.decode(embedding, prompt) for kind, prompt in concepts.items()}
 
   arrays, questions = {}, {}
   for kind, detections in found.items():
     arrays |= {
-      f"{kind}/logits": _logits(model, embedding, asked[kind]),
+      f"{kind}/logits": _logits(model, embedding, concepts[kind]),
       f"{kind}/presence": np.asarray(detections.presence_logit[0], np.float32),
       f"{kind}/boxes": np.asarray(detections.boxes[0], np.float32),
       f"{kind}/mask_logits": np.asarray(detections.mask_logits[0], np.float32),
@@ -44,7 +44,7 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
       f"{kind}/masks": _source_masks(detections),
       f"{kind}/scores": np.asarray(detections.scores[0], np.float32),
     }
-    questions[kind] = _question(model, asked[kind], np.asarray(embedding.sizes[0]))
+    questions[kind] = _question(model, concepts[kind], np.asarray(embedding.sizes[0]))
   seen, visual = _visual(model, embedding, given["visual"])
   versions = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
   np.savez(out, versions=json.dumps(versions), **arrays, **seen)
@@ -53,7 +53,7 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
 
 
 def _logits(model, embedding, prompt) -> np.ndarray:
-  """The last layer's query logits, which `decode` only returns multiplied by presence."""
+  """The last layer's query logits; `decode` returns only scores."""
   import jax
 
   from sam3_jax.inputs.prompts import pack
@@ -63,7 +63,7 @@ def _logits(model, embedding, prompt) -> np.ndarray:
   sizes, text = np.asarray(embedding.sizes), model.encode_text(prompt)
   packed = pack([prompt], sizes, image=0 * one, first_id=one, text=text)
 
-  @jax.jit  # which leaves out the masks that nothing here asks for
+  @jax.jit  # removes the unused masks
   def logits(params, embedding, packed):
     found = detector.apply({"params": params}, embedding, packed, method=Detector.detect_all_layers)
     return found.logits[-1, 0]
@@ -72,9 +72,9 @@ def _logits(model, embedding, prompt) -> np.ndarray:
 
 
 def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
-  """Answers to visual prompts of each kind in one call, and the questions in the model's pixels.
+  """Decodes visual prompts, one call for each kind; also returns the prompts in the model's pixels.
 
-  A prompt's `mask` is an earlier kind, of whose first prompt the best mask is meant.
+  A prompt's `mask` names an earlier kind: it is the best mask of its first prompt.
   """
   from sam3_jax import VisualPrompt
 
@@ -82,24 +82,26 @@ def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
   scale = model.config.image_size / np.array([width, height])
   arrays, questions = {}, {}
   for kind, prompts in kinds.items():
-    asked, mask = [], None
+    visual, mask = [], None
     for values in prompts:
       if "mask" in values:
         earlier = values["mask"]
         mask = earlier, 0, int(arrays[f"{earlier}/iou"][0].argmax())
         values = values | {"mask": arrays[f"{earlier}/mask_logits"][0, mask[2]]}
-      asked.append(VisualPrompt(**values))
-    multimask = all(prompt.slots == 1 for prompt in asked)
-    found = model.decode_visual(embedding, asked, multimask=multimask)
+      visual.append(VisualPrompt(**values))
+    multimask = all(prompt.slots == 1 for prompt in visual)
+    found = model.decode_visual(embedding, visual, multimask=multimask)
     arrays |= {
       f"{kind}/mask_logits": np.asarray(found.mask_logits, np.float32),
       f"{kind}/iou": np.asarray(found.iou, np.float32),
       f"{kind}/object": np.asarray(found.object_logit, np.float32),
     }
     questions[kind] = {
-      "points": [(np.array(one.points) * scale).tolist() for one in asked if one.points],
-      "labels": [one.point_labels for one in asked if one.points],
-      "boxes": [(np.array(one.box) * np.tile(scale, 2)).tolist() for one in asked if one.box],
+      "points": [(np.array(prompt.points) * scale).tolist() for prompt in visual if prompt.points],
+      "labels": [prompt.point_labels for prompt in visual if prompt.points],
+      "boxes": [
+        (np.array(prompt.box) * np.tile(scale, 2)).tolist() for prompt in visual if prompt.box
+      ],
       "mask": mask,
       "multimask": multimask,
     }
@@ -107,7 +109,7 @@ def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
 
 
 def _source_masks(detections) -> np.ndarray:
-  """Every query's mask at the image's size, in the queries' order, a bit a pixel."""
+  """The masks of all queries at the image's size, in the order of the queries, as packed bits."""
   [instances] = detections.instances(threshold=0.0)
   order = np.argsort(np.asarray(instances.ids))
   masks = (np.packbits(np.asarray(instances.masks[int(i)])) for i in order)

@@ -1,10 +1,10 @@
-"""The programs of batch inference compiled for TPUs that are not here: memory and collectives.
+"""Compiles the programs of batch inference ahead of time for TPUs: memory and collectives.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_batch.py --target v5e --chips 256 --images 1 2 4 8
   tpu/bin/python benchmarks/tpu_batch.py --target v6e --chips 16 --model 4       # prompts split
 
-See `chips.py`. The exit status is 1 if the encoder or the decoder of whole prompts holds a
+See `chips.py`. The exit status is 1 if the encoder, or the decoder of whole prompts, contains a
 collective, or if the smallest batch does not fit.
 """
 
@@ -19,7 +19,7 @@ from tpu_train import PARTS, by_part
 
 
 def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = None) -> Any:
-  """The encoder of so many images for each device, traced; and what it returns, as shapes."""
+  """Lowers the encoder with `images` per device; also returns the shapes of its output."""
   import jax
   import numpy as np
 
@@ -38,7 +38,7 @@ def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = 
 def lower_decoder(
   config: Any, dtype: Any, mesh: Any, embedding: Any, prompts: int, most: int, split: bool = False
 ) -> Any:
-  """The decoder of so many prompts for each device, or for each group of `model`, traced."""
+  """Lowers the decoder with `prompts` per device, or per group of devices if `split`."""
   import jax
   import numpy as np
 
@@ -93,7 +93,7 @@ def report(name: str, target: str, lowered: Any) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]], what: str, limit: float) -> str:
-  lines = [f"{what}.", "", "| program | peak GB a chip | of its memory | collectives |"]
+  lines = [f"{what}.", "", "| program | peak GB per chip | of its memory | collectives |"]
   lines.append("|---|---|---|---|")
   for row in rows:
     listed = [
@@ -121,11 +121,11 @@ def main() -> int:
   limit, rows, fits = chips.CHIPS[target].memory, [], []
   for images in arguments.images:
     lowered, embedding = lower_encoder(config, jnp.bfloat16, mesh, images)
-    rows.append(report(f"encode, {images} a chip", target, lowered))
+    rows.append(report(f"encode, {images} per chip", target, lowered))
     fits.append(rows[-1]["peak"] < limit)
   for prompts in arguments.prompts:
     decoder = lower_decoder(config, jnp.bfloat16, mesh, embedding, prompts, arguments.most)
-    rows.append(report(f"decode, {prompts} a chip, {images} images", target, decoder))
+    rows.append(report(f"decode, {prompts} per chip, {images} images", target, decoder))
   crossing = any(row["collectives"] for row in rows)
   if arguments.model > 1:
     split = lower_decoder(config, jnp.bfloat16, mesh, embedding, 1, arguments.most, split=True)
@@ -148,13 +148,15 @@ def _arguments() -> argparse.Namespace:
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
-  parser.add_argument("--model", type=int, default=1, help="chips that share the work on a prompt")
+  parser.add_argument("--model", type=int, default=1, help="chips that split the work on a prompt")
   sizes = ("vit-tiny", "vit-small", "vit-base", "vit-large")
   parser.add_argument("--size", choices=sizes, default="vit-large")
-  parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images a chip")
-  parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts a chip")
-  parser.add_argument("--most", type=int, default=100, help="instances of a prompt")
-  parser.add_argument("--out", type=Path, help="folder for batch-TARGET-CHIPS.md and .json")
+  parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images per chip")
+  parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts per chip")
+  parser.add_argument("--most", type=int, default=100, help="at most N instances per prompt")
+  parser.add_argument(
+    "--out", type=Path, help="output directory, for batch-TARGET-CHIPS.md and .json"
+  )
   return parser.parse_args()
 
 

@@ -1,15 +1,15 @@
-"""How long the released model takes on a TPU that is not here, by its compiler, part by part.
+"""Estimates the time of the released model on a TPU part by part, by compiling ahead of time.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_parts.py --target v6e --out benchmarks/results
   tpu/bin/python benchmarks/tpu_parts.py --target v6e --plain --out benchmarks/results
 
-The model as a whole is too much for the compiler's finer grade (see `chips`), so it is cut into
-parts, each compiled once and counted as often as it runs; together they are all of the model. What
-lies between two parts, such as a change of layout, may be in neither: each chooses the layouts of
-what it takes and gives. Where the finer grade fails or takes too long, the coarser one stands, and
-the table says so: it is too high for all but products. `--plain` writes attention, GELU and the
-patch embedding the way one would first: all logits at once, `jax.nn.gelu`, a convolution.
+The whole model is too large for the compiler's finer grade (see `chips`), so it is split into
+parts. Each is compiled once and multiplied by how often it runs; together they are the whole model.
+Changes of layout between two parts are not counted, as each part chooses the layouts of its inputs
+and outputs. If the finer grade fails or takes too long, the coarser one is used, and the table says
+so; it is too high except for products. `--plain` compiles straightforward versions of attention,
+GELU and the patch embedding: all logits at once, `jax.nn.gelu`, a convolution.
 """
 
 import argparse
@@ -54,12 +54,14 @@ HEAD = TRUNK.width // TRUNK.heads
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Attributes:
-  step: "encode" an image, "text" of the prompts, "decode" of them.
-  name: of the part.
-  times: it runs in the step.
-  function, args: what is compiled.
-  whole: with attention; else it is left out, being a part of its own.
+  """A part of the model.
+
+  Attributes:
+    step: "encode" (image), "text" (prompts) or "decode".
+    name: description.
+    times: how often it runs in the step.
+    function, args: the program to compile.
+    whole: whether to include attention, which otherwise is a part of its own.
   """
 
   step: str
@@ -75,14 +77,14 @@ def array(*shape: int, dtype: Any = BF16) -> jax.ShapeDtypeStruct:
 
 
 def module(part: nn.Module, *args: Any, method: Any = None) -> tuple[Callable[..., Any], tuple]:
-  """A module's function, and its arguments with bfloat16 parameters before the others."""
+  """A module's apply function and its arguments, bfloat16 parameters first."""
   params = jax.eval_shape(functools.partial(part.init, method=method), jax.random.key(0), *args)
   params = jax.tree.map(lambda x: array(*x.shape), params)
   return functools.partial(part.apply, method=method), (params, *args)
 
 
 def parts(prompts: int) -> list[Part]:
-  """All of them, with so many prompts, without boxes, about one image."""
+  """All parts, for prompts without boxes on one image."""
   return [*_encode(), *_text(prompts), *_decode(prompts)]
 
 
@@ -107,7 +109,7 @@ def _encode() -> Iterator[Part]:
   def around_attention(params: Any, x: Any) -> Any:
     return x + run_attend(params, x, x, x)
 
-  name = "projections around attention, turned by their place"
+  name = "projections around attention, with rotary positions"
   yield Part("encode", name, blocks, around_attention, (params, tokens))
   qkv = [array(windows, TRUNK.window**2, TRUNK.heads, HEAD)] * 3
   yield Part("encode", "attention in windows", blocks - groups, _attention, (*qkv,), whole=True)
@@ -146,13 +148,13 @@ def _decode(prompts: int) -> Iterator[Part]:
     "decode",
     "geometry encoder without boxes",
     1,
-    *module(geometry, coarse, _asked(prompts)),
+    *module(geometry, coarse, _text_prompts(prompts)),
     whole=True,
   )
 
   layer, count = _context_layer(), RELEASED.fusion_layers
 
-  def look(self: Any, x: Any, position: Any, prompt: Any, valid: Any) -> Any:
+  def attend_to_prompt(self: Any, x: Any, position: Any, prompt: Any, valid: Any) -> Any:
     return self(x, position, None, prompt, prompt, valid, attended=jnp.asarray(True))[0]
 
   attend = module(layer, x, position, method=layers.ContextLayer.attend)
@@ -162,8 +164,11 @@ def _decode(prompts: int) -> Iterator[Part]:
     "decode", "fusion: attention of cells to cells", count - 1, _attention, own, whole=True
   )
   _, (params, *_) = module(layer, x, position, None, prompt, prompt, valid)
-  looked = functools.partial(layer.apply, method=look), (params, x, position, prompt, valid)
-  yield Part("decode", "fusion: the prompt, and MLP, without attention", count, *looked)
+  to_context = (
+    functools.partial(layer.apply, method=attend_to_prompt),
+    (params, x, position, prompt, valid),
+  )
+  yield Part("decode", "fusion: the prompt, and MLP, without attention", count, *to_context)
   to_prompt = _to_prompt(prompts)
   yield Part("decode", "fusion: attention to the prompt", count, *to_prompt, whole=True)
 
@@ -247,13 +252,13 @@ def _tokens(prompts: int) -> jax.ShapeDtypeStruct:
 
 
 def _prompt(prompts: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-  """The phrase's tokens and the class token, and which are valid."""
+  """The tokens of the phrase and the class token, and which are valid."""
   tokens = RELEASED.text.context + 1
   return array(prompts, tokens, WIDTH), array(prompts, tokens, dtype=bool)
 
 
-def _asked(prompts: int) -> Prompts:
-  """Phrases about one image."""
+def _text_prompts(prompts: int) -> Prompts:
+  """Text prompts on one image."""
   index, boxes = array(prompts, dtype=jnp.int32), array(prompts, 0, 4, dtype=jnp.float32)
   labels, context = array(prompts, 0, dtype=bool), RELEASED.text.context
   text = TextEmbedding(array(prompts, context, WIDTH), array(prompts, context, dtype=bool))
@@ -269,7 +274,7 @@ def _leave_out_blocks(method: Any, args: Any, settings: Any, context: Any) -> An
 
 @contextlib.contextmanager
 def without_attention() -> Iterator[None]:
-  """Queries, keys and values are still computed, and then added up in its place."""
+  """Replaces attention by a sum of queries, keys and values, so that these are still computed."""
 
   def added(query: Any, key: Any, value: Any, **_: Any) -> Any:
     rest = key + value
@@ -281,7 +286,7 @@ def without_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
-  """The model as one would first write it."""
+  """Replaces attention, GELU and the patch embedding by straightforward versions."""
 
   def attention(query, key, value, bias=None, valid=None, causal=False, **_: Any) -> Any:
     logits = jnp.einsum("aihc,ajhc->ahij", query, key, preferred_element_type=jnp.float32)
@@ -322,7 +327,7 @@ def plain() -> Iterator[None]:
 
 
 def measure(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
-  """Compiles a part: seconds of one run, and what bounds them."""
+  """Compiles a part and returns the seconds of a run and their lower bounds."""
   with contextlib.ExitStack() as stack:
     if arguments.plain:
       stack.enter_context(plain())
@@ -342,8 +347,8 @@ def measure(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_a_process(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
-  """A part measured in a process of its own, as the finer grade may end it, or take too long."""
-  said = ""
+  """Measures a part in its own process, as the finer grade may crash or take too long."""
+  errors = ""
   for grade, limit in (("emitted", arguments.limit), ("planned", 600)):
     typed = ["--target", arguments.target, "--prompts", str(arguments.prompts), "--grade", grade]
     command = [sys.executable, __file__, *typed, "--one", str(index)]
@@ -352,8 +357,8 @@ def in_a_process(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
       done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
       if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-      said = done.stderr
-  raise RuntimeError(f"part {index} did not compile: {said[-500:]}")
+      errors = done.stderr
+  raise RuntimeError(f"part {index} did not compile: {errors[-500:]}")
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -396,7 +401,7 @@ def main() -> int:
     print(f"{part.step}: {part.name}: {took}", flush=True)
   report = {
     "what": f"{arguments.target}, {'plain form, ' * arguments.plain}bfloat16; one image, "
-    f"{arguments.prompts} prompts in a call",
+    f"{arguments.prompts} prompts per call",
     "versions": f"jax {jax.__version__} on {timing.machine()}",
     "seconds": time.perf_counter() - start,
     "parts": rows,
@@ -417,12 +422,14 @@ def _arguments() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
-  parser.add_argument("--prompts", type=int, default=8, help="of one image, in one call")
-  parser.add_argument("--plain", action="store_true", help="not tuned")
+  parser.add_argument("--prompts", type=int, default=8, help="prompts per call, on one image")
+  parser.add_argument("--plain", action="store_true", help="compile straightforward versions")
   parser.add_argument("--only", default="", help="parts whose 'step: name' contains this")
-  parser.add_argument("--limit", type=int, default=300, help="seconds for a part's finer grade")
-  parser.add_argument("--workers", type=int, default=1, help="parts side by side")
-  parser.add_argument("--out", type=Path, help="folder for tpu-TARGET.md and .json")
+  parser.add_argument(
+    "--limit", type=int, default=300, help="time limit of the finer grade, in seconds per part"
+  )
+  parser.add_argument("--workers", type=int, default=1, help="parts to compile in parallel")
+  parser.add_argument("--out", type=Path, help="output directory, for tpu-TARGET.md and .json")
   parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
   parser.add_argument("--grade", choices=("emitted", "planned"), help=argparse.SUPPRESS)
   return parser.parse_args()

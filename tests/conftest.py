@@ -1,17 +1,22 @@
-"""Set up before anything is imported: eight CPU devices, shapes checked, and no programs kept in
-the user's cache.
+"""Settings made before other imports: eight CPU devices, run-time checks of shapes, and a
+compilation cache that is deleted after the tests.
 
-Signatures of sam3_jax.model, ops and visual are checked at run time. The struct dataclasses of
-types.py are not: JAX puts other things than arrays into them on its way through transformations.
+Shapes in the signatures of sam3_jax.model and sam3_jax.ops are checked at run time. Those of the
+struct dataclasses in types.py are not, as JAX's transformations put other objects into them.
 """
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers and all subprocesses share it
+  PROGRAMS = tempfile.TemporaryDirectory(prefix="sam3-jax-programs-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 << 30)  # a limit makes JAX lock its files
 
 import jaxtyping
 import pytest
@@ -23,5 +28,5 @@ jaxtyping.install_import_hook(
 
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:
-  """The one copy of CLIP's vocabulary."""
+  """CLIP's vocabulary."""
   return Path(__file__).parent / "goldens" / "tokenizer.model"

@@ -10,8 +10,8 @@ import re
 
 import h5py
 import numpy as np
+from golden_model import CONFIG
 from layouts import layout
-from tiny import CONFIG
 
 RENAMED = (
   (r"^text_encoder\.text_model\.embeddings\.(\w+)\.weight", r"text_encoder/embedding/\1/0"),

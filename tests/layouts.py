@@ -11,8 +11,8 @@ import pathlib
 import re
 
 import numpy as np
+from golden_model import GOLDENS, meta_weights
 from safetensors.numpy import save_file
-from tiny import GOLDENS, meta_weights
 
 TOKENIZER = pathlib.Path(__file__).parent / "goldens" / "tokenizer.model"
 DETECTOR, TRACKER = "detector_model.", "tracker_model."

@@ -7,8 +7,8 @@ import dataclasses
 import pathlib
 
 import numpy as np
+from golden_model import CONFIG
 from layouts import layout, tiny_config, write_folder
-from tiny import CONFIG
 from weights import weights
 
 from sam3_jax.config import Config, LiteTextConfig

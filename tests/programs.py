@@ -1,4 +1,4 @@
-"""Every program that users run, traced from shapes: nothing is compiled and nothing computed."""
+"""Traces every program of the package from shapes, without compiling or running it."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ LITE = LiteTextConfig(
   width=16, heads=2, mlp_width=32, layers=1, context=8, vocabulary=49408, mixers=True
 )
 STEM = (StemConfig(stride=4, width=16, blocks=1), StemConfig(stride=2, width=32, blocks=1))
-# Between them every part that a checkpoint can have.
+# Together they have every part that a checkpoint can have.
 CONFIGS = {
   "toy": training_model.CONFIG,
   "parts": dataclasses.replace(
@@ -39,7 +39,7 @@ CONFIGS = {
 }
 IMAGES, PROMPTS, BOXES = 2, 3, 2
 LORA = LoraConfig(rank=2, kernels=r"trunk/groups/windowed/attn/query/kernel")
-# Trained parameters: of concepts, and of visual prompts.
+# Trained parameters: for concept prompts, and for visual prompts.
 FIRST = (
   ("trunk/patch_embed/kernel", "text/token_embedding/embedding"),
   ("visual/neck/level0/up1/kernel", "visual/prompt/label_embedding"),
@@ -73,7 +73,7 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
     rows, rows, text.out_info,
     shape("float32", PROMPTS, BOXES, 4), flags, flags, points if config.concept_points else None,
   )  # fmt: skip
-  if config is not training_model.CONFIG:  # the other parts: no more of them
+  if config is not training_model.CONFIG:  # this configuration only adds parts to `detect`
     yield "detect", programs.prompts.detect.trace(params, embedding, prompts, 4)
     return
   score = programs.prompts.score.trace(params, embedding, prompts, 4)
@@ -93,7 +93,7 @@ def inference(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
 
 
 def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
-  """As `inference`, of the programs of a mesh whose devices share the work on a prompt."""
+  """As `inference`, for the programs of a mesh whose devices split the work on a prompt."""
   mesh = sharding.make_mesh(jax.devices()[:2], model=2)
   programs = Programs(config, dtype, mesh)
   make = functools.partial(jax.tree.map, lambda x: shape(dtype, *x.shape))
@@ -111,8 +111,8 @@ def sharded(config: Config, dtype: Any) -> Iterator[tuple[str, Any]]:
 
 
 def training(objective: str, dtype: Any) -> Any:
-  """`jax.stages.Traced` of a step. Only parameters at the model's beginning are trained: each one
-  more takes time."""
+  """`jax.stages.Traced` of a training step. Trains only a few parameters of the first layers, as
+  each takes time."""
   batch = jax.tree.map(lambda x: shape(x.dtype, *np.shape(x)), training_model.batch(0, images=2))
   parts = training_model.parameters() | training_model.visual_parameters()
   parts = {path: shape("float32", *x.shape) for path, x in parts.items()}
@@ -138,7 +138,7 @@ def training(objective: str, dtype: Any) -> Any:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-  """All of a jaxpr's, those of loops, branches and calls included."""
+  """All equations of a jaxpr, including those of loops, branches and calls."""
   for equation in jaxpr.eqns:
     yield equation
     for inner in jaxprs_in_params(equation.params):

@@ -1,4 +1,4 @@
-"""What several test files share: how far two results may differ, and the tiny model, jitted."""
+"""Shared helpers: comparison of results, and the seeded model of the goldens, jitted."""
 
 import functools
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny import CONFIG, parameters, visual_parameters
+from golden_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Sam3, Tokenizer
 from sam3_jax.model.sam3 import Detector
@@ -22,7 +22,7 @@ if jax.__version_info__ < (0, 11):
 
 
 def difference(got: Any, want: Any) -> float:
-  """Largest absolute difference over largest magnitude of `want`; 0 of empty arrays."""
+  """The largest absolute difference divided by the largest magnitude of `want`; 0 if empty."""
   got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
   assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
   if not want.size:
@@ -31,7 +31,7 @@ def difference(got: Any, want: Any) -> float:
 
 
 def assert_close(got: Any, want: Any, *, rel: float, what: str = "") -> None:
-  """Two arrays, or two pytrees leaf by leaf, `difference` by at most `rel`."""
+  """Asserts that arrays, or the leaves of pytrees, have a `difference` of at most `rel`."""
   paths, structure = jax.tree_util.tree_flatten_with_path(want)
   assert structure == jax.tree.structure(got)
   for (path, wanted), gotten in zip(paths, jax.tree.leaves(got), strict=True):
@@ -40,15 +40,15 @@ def assert_close(got: Any, want: Any, *, rel: float, what: str = "") -> None:
 
 
 def run(method: str, *args: Any, key: jax.Array | None = None, params=None, **options: Any) -> Any:
-  """What the tiny detector's `method`, jitted, returns, as NumPy arrays. Options: dtype, train,
-  capture (returns intermediates too), and static arguments of the method."""
+  """Runs a jitted method of the detector of the goldens; returns NumPy arrays. Options: dtype,
+  train, capture (also returns intermediates), and static arguments of the method."""
   params = parameters() if params is None else params
-  # NumPy then looks at them: JAX would compile each slice and each comparison by itself.
+  # As NumPy arrays, since JAX would compile each slice and each comparison.
   return jax.device_get(_jitted(params, key, args, method, tuple(options.items())))
 
 
 def shapes(method: str, *args: Any, **options: Any) -> Any:
-  """What `run` would return, as shapes and dtypes."""
+  """The shapes and dtypes of the results of `run`."""
   apply = functools.partial(_apply, method=method, options=options)
   return jax.eval_shape(apply, parameters(), None, args)
 
@@ -87,7 +87,7 @@ def quick(model: Sam3) -> Sam3:
 
 @functools.cache
 def visual_model(tokenizer_path: Path) -> Sam3:
-  """The tiny model with a head for visual prompts; one for all test files of a process."""
+  """The model of the goldens with a head for visual prompts; one for all tests of a process."""
   params = parameters() | {"visual": visual_parameters()}
   info = {"name": "tiny", "trained": True}
   tokenizer = Tokenizer(tokenizer_path)
@@ -99,7 +99,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
-  """Phrases of so many tokens (start and end included), padded with 0."""
+  """Random token ids of phrases with these lengths (including start and end), padded with 0."""
   tokens = rng.integers(1, 49000, (len(lengths), CONFIG.text.context), np.int32)
   tokens[:, 0] = 49406
   for row, length in zip(tokens, lengths, strict=True):
@@ -109,7 +109,7 @@ def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
 
 
 def random_images(rng: np.random.Generator, images: int) -> np.ndarray:
-  """Smooth normalised images of the tiny model's size, values in [-1, 1]."""
+  """Smooth normalised images of the model's input size, values in [-1, 1]."""
   side = CONFIG.image_size
   y, x = np.indices((side, side)) / side
   waves = rng.uniform(2, 20, (images, 3, 2))[..., None, None]
@@ -119,7 +119,7 @@ def random_images(rng: np.random.Generator, images: int) -> np.ndarray:
 def random_prompts(
   rng: np.random.Generator, text: TextEmbedding, image: list[int], boxes: list[int], slots: int
 ) -> Prompts:
-  """Row p is about image[p] and has boxes[p] boxes in its first slots, padding behind them."""
+  """Prompt p is for image[p] and has boxes[p] boxes in its first slots, followed by padding."""
   rows = len(image)
   extents = rng.uniform(0.1, 0.5, (rows, slots, 2))
   centres = rng.uniform(0.2, 0.8, (rows, slots, 2))

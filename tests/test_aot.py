@@ -14,7 +14,8 @@ from training_model import CONFIG, parameters
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.cli import cache, main
+from sam3_jax.cli import cache
+from sam3_jax.cli.main import entry, main
 from sam3_jax.inference import aot, predictor, sharding
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -38,6 +39,7 @@ def compiled(monkeypatch):
     return compile_now(backend, module, *args, **options)
 
   monkeypatch.setattr(jax._src.compiler, "backend_compile_and_load", note)
+  monkeypatch.setattr(jax._src.compilation_cache, "is_cache_used", lambda _: False)
   return names
 
 
@@ -121,7 +123,7 @@ class TestCommand:
     bundle.save(tmp_path / "toy", nest(parameters()), CONFIG, tokenizer_path.read_bytes())
     monkeypatch.chdir(tmp_path)
     typed = ["compile", "toy", "--device", "cpu", "--prompts", "0"]
-    assert main.main(typed) == 0
+    assert main(typed) == 0
     out = capsys.readouterr().out
     assert "toy, float32, for this machine" in out
     assert "encode 1 image" in out
@@ -136,7 +138,7 @@ class TestCommand:
     ],
   )
   def test_faults(self, typed, message, capsys):
-    assert main.main(["compile", *typed]) == 2
+    assert main(["compile", *typed]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1
@@ -149,7 +151,7 @@ class TestCommand:
       raise RuntimeError("JAX TPU support not installed\nand more")
 
     monkeypatch.setattr(topologies, "get_topology_desc", fail)
-    assert main.main(["compile", "--platform", "tpu", "--topology", "v6e:1x1"]) == 2
+    assert main(["compile", "--platform", "tpu", "--topology", "v6e:1x1"]) == 2
     err = capsys.readouterr().err
     assert "no compiler for the TPU 'v6e:1x1' (JAX TPU support not installed)" in err
     assert "sam3-jax[tpu]" in err
@@ -159,10 +161,12 @@ class TestCommand:
 class TestCache:
   def run(self, tmp_path: Path, command: str, **environment: str) -> str:
     """The output of a process whose user cache is `tmp_path`."""
-    usual = {"XDG_CACHE_HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "1"}
+    ours = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")  # set by conftest.py
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    usual |= {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
       [sys.executable, "-c", command],
-      env=os.environ | usual | {"JAX_PLATFORMS": "cpu"} | environment,
+      env=usual | environment,
       capture_output=True,
       text=True,
       check=True,
@@ -200,6 +204,7 @@ class TestCache:
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     monkeypatch.setattr(Path, "home", fail)
     changed = []
     monkeypatch.setattr(jax.config, "update", lambda name, _: changed.append(name))
@@ -211,8 +216,8 @@ class TestCache:
     monkeypatch.setattr(cache, "use", lambda: called.append("use"))
     monkeypatch.setattr(cache, "switch_off", lambda: called.append("off"))
     monkeypatch.setattr(sys, "argv", ["sam3-jax", "--no-cache", "inspect", "nowhere"])
-    monkeypatch.setattr(main.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("sam3_jax.cli.main.signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
-      main.entry()
+      entry()
     assert called == ["use", "off"]
     assert "no checkpoint" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Attention against softmax written out in NumPy, float64; whole, by heads, by queries."""
+"""Attention against NumPy in float64: all at once, in chunks of heads, in chunks of queries."""
 
 import math
 
@@ -41,13 +41,13 @@ def options(names, queries=QUERIES, keys=KEYS):
   return {name: every[name] for name in names}
 
 
-# All logits at once, a step a head, and blocks of queries in each head.
+# All logits at once; one head per chunk; chunks of the queries of each head.
 LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS)
 CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 
 def plan(monkeypatch, limit, ones=False):
-  """On this machine; `ones` is what a TPU does."""
+  """Sets the plan for this machine; `ones` is used on TPUs."""
   chosen = sam3_jax.ops.attention.Plan(limit, limit, ones)
   monkeypatch.setattr(sam3_jax.ops.attention, "CPU", {"float32": chosen})
   monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
@@ -63,25 +63,25 @@ def test_attention(monkeypatch, names, limit, ones):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (7, 1), (0, 3)])
-def test_few_tokens(queries, keys):
+def test_zero_or_one_token(queries, keys):
   x = tensors(queries, keys)
   assert_close(attention(*x), plain_attention(*x), rel=1e-6)  # measured 1.0e-7
 
 
-def test_no_rows():
+def test_empty_batch():
   assert attention(*tensors(rows=0)).shape == (0, QUERIES, HEADS, CHANNELS)
 
 
 @pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
 @pytest.mark.parametrize("limit", [QUERIES * KEYS, 3 * KEYS])
 @pytest.mark.parametrize("names", [("bias", "valid"), ("causal",)], ids="+".join)
-def test_gradients_in_steps(monkeypatch, names, limit, ones):
-  """The backward pass computes the logits of each step again."""
+def test_gradients_in_chunks(monkeypatch, names, limit, ones):
+  """The backward pass recomputes the logits of each chunk."""
   weights = normal(5, ROWS, QUERIES, HEADS, CHANNELS)
   static = {name: x for name, x in options(names).items() if name != "bias"}
   bias = {name: x for name, x in options(names).items() if name == "bias"}
 
-  def gradients():  # a new function each time, so that jit does not remember the other limit
+  def gradients():  # a new function each time, so that jit does not reuse the other plan
     total = lambda x, bias: (weights * attention(*x, **static, **bias)).sum()  # noqa: E731
     return jax.jit(jax.grad(total, (0, 1)))(tensors(), bias)
 
@@ -91,7 +91,7 @@ def test_gradients_in_steps(monkeypatch, names, limit, ones):
 
 
 def test_dropout(monkeypatch):
-  """A weight vanishes at the rate, or grows by 1 / (1 - rate); each by its own choice."""
+  """Each weight is independently dropped at the rate, or else divided by 1 - rate."""
   query, key, _ = tensors(QUERIES, CHANNELS)
   value = jnp.broadcast_to(jnp.eye(CHANNELS)[:, None], (ROWS, CHANNELS, HEADS, CHANNELS))
   weights = np.asarray(attention(query, key, value))  # with this value, the weights themselves
@@ -108,7 +108,7 @@ def test_dropout(monkeypatch):
   assert 0.5 < kept.mean(0).min() <= kept.mean(0).max() < 0.95
   assert_close(attention(query, key, value, dropout=0.25), weights, rel=0)  # no key, no dropout
 
-  # A key a head: the same choices however the heads are walked.
+  # Each head has its own key: the result does not depend on the chunks.
   plan(monkeypatch, QUERIES * CHANNELS, ones=True)
   assert_close(dropped(keys[0]), want[0], rel=1e-6)  # measured 1.3e-7
 

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
+import golden_model
 import jax
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 from support import assert_close, visual_model
 
@@ -48,8 +48,8 @@ def tokenizer(tokenizer_path):
 @pytest.fixture(scope="module")
 def model(tokenizer):
   mesh = sharding.make_mesh(jax.devices()[:4])
-  params = tiny.parameters() | {"visual": tiny.visual_parameters()}
-  return Sam3(tiny.CONFIG, params, tokenizer, dtype="float32", mesh=mesh)
+  params = golden_model.parameters() | {"visual": golden_model.visual_parameters()}
+  return Sam3(golden_model.CONFIG, params, tokenizer, dtype="float32", mesh=mesh)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def engine(model):
 def slots(images, prompts=PROMPTS):
   return [
     Slot(
-      resize(image, tiny.CONFIG.image_size),
+      resize(image, golden_model.CONFIG.image_size),
       image.shape[:2],
       [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in own],
     )
@@ -78,7 +78,7 @@ def found(engine, images):
 
 
 def test_equals_one_device(found, tokenizer, images):
-  alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  alone = Sam3(golden_model.CONFIG, golden_model.parameters(), tokenizer, dtype="float32")
   embedding = alone.encode(images)
   count = 0
   for i, (prompts, got) in enumerate(zip(PROMPTS, found, strict=True)):
@@ -130,7 +130,7 @@ def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
         masks = alone.decode_visual(embedding, prompt, i, multimask=prompt.is_ambiguous)
         [theirs] = masks.instances()
         count += len(theirs)
-        assert ours.ids.tolist() == [1 + tiny.CONFIG.queries * number] * len(theirs)
+        assert ours.ids.tolist() == [1 + golden_model.CONFIG.queries * number] * len(theirs)
         np.testing.assert_allclose(ours.scores, theirs.scores, atol=CLOSE)
         np.testing.assert_array_equal(ours.boxes, theirs.boxes)
         assert_close(ours.masks.logits, theirs.masks.logits, rel=CLOSE)
@@ -177,7 +177,7 @@ def test_empty_batches(engine):
 
 
 def test_model_without_a_mesh_is_refused(tokenizer):
-  alone = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32")
+  alone = Sam3(golden_model.CONFIG, golden_model.parameters(), tokenizer, dtype="float32")
   with pytest.raises(ValueError, match=r"the model needs a mesh"):
     Engine(alone, threshold=0.5)
 
@@ -224,7 +224,9 @@ class TestSegmenter:
     assert [one["id"] for one in click["instances"]] == [1]
     assert cat["text"] == "cat"
     assert "point [5, 41] is outside the 60 x 40 image" in got["error"][1]
-    bare = Sam3(tiny.CONFIG, tiny.parameters(), tokenizer, dtype="float32", mesh=model.mesh)
+    bare = Sam3(
+      golden_model.CONFIG, golden_model.parameters(), tokenizer, dtype="float32", mesh=model.mesh
+    )
     monkeypatch.setattr(segmenter.Sam3, "from_checkpoint", lambda *_, **__: bare)
     got = segmenter.Segmenter()({"image": images[:1], "prompts": own[:1]})
     assert "this checkpoint has no head for visual prompts" in got["error"][0]

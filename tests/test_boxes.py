@@ -1,4 +1,4 @@
-"""Box formats, and boxes moved in logit space."""
+"""Conversions of box formats, and refinement of boxes in logit space."""
 
 import math
 
@@ -12,7 +12,7 @@ from sam3_jax.ops.boxes import cxcywh_to_xyxy, inverse_sigmoid, refine, xyxy_to_
 
 
 @pytest.mark.parametrize("shape", [(4,), (0, 4), (1, 4), (3, 5, 4)])
-def test_box_formats(shape):
+def test_conversions_and_their_inverses(shape):
   boxes = normal(0, *shape)
   x0, y0, x1, y1 = np.moveaxis(np.float64(boxes), -1, 0)
   want = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=-1)
@@ -29,13 +29,13 @@ def test_inverse_sigmoid():
   x = np.linspace(0.002, 0.998, 99, dtype=np.float32)
   assert_close(inverse_sigmoid(jnp.asarray(x)), logit(np.float64(x)), rel=2e-7)  # measured 2.7e-8
   limit = math.log(1 / 1e-3)
-  # Numerator and denominator are cut each by itself, so 5e-4 is not the same as 1e-3.
+  # Numerator and denominator are clipped separately, so 5e-4 differs from 1e-3.
   ends = {-3: -limit, 0: -limit, 5e-4: math.log(1e-3 / (1 - 5e-4)), 1: limit, 7: limit}
   got = inverse_sigmoid(jnp.asarray([*ends], jnp.float32))
   assert_close(got, np.array([*ends.values()]), rel=1e-7)  # measured 1.4e-8
 
 
-def test_refined_boxes():
+def test_refine():
   boxes, delta = jnp.asarray(expit(np.float32(normal(0, 6, 4)))), normal(1, 6, 4)
   assert_close(refine(boxes, 0 * delta), boxes, rel=7e-7)  # measured 7.5e-8
   want = expit(logit(np.float64(boxes)) + np.float64(delta))

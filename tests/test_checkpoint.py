@@ -18,9 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import tensorstore
+from golden_model import CONFIG, parameters, visual_parameters
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from layouts import TOKENIZER as TOKENIZER_PATH
-from tiny import CONFIG, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle, checksums, validate, writer
 from sam3_jax.checkpoint.orbax_items import read_item, restore_item, save_item, stored_arrays
@@ -70,6 +70,7 @@ def test_save_and_load(saved):
     np.testing.assert_array_equal(unread[name], array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 @pytest.mark.parametrize("wanted", [None, "float32", "bfloat16", jnp.bfloat16])
 def test_load_in_another_dtype(tmp_path, stored, wanted):
@@ -90,6 +91,7 @@ def test_unknown_dtype(saved, dtype):
   assert bundle.check_dtype(jnp.bfloat16) == bundle.check_dtype("bfloat16") == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_load_with_sharding(saved):
   mesh = Mesh(np.array(jax.devices()), ("devices",))
 
@@ -336,6 +338,7 @@ def test_invalid_configuration(copy):
   refused(copy, f"^{copy}/config.json: heads must be at least 1; got 0")
 
 
+@pytest.mark.slow
 def test_configuration_of_another_size_or_with_unknown_fields(copy):
   edit(copy, "config.json", lambda v: v["model"].update(queries=11))
   refused(copy, r"decoder/query_embedding is \[10, 128\], expected \[11, 128\]")
@@ -352,6 +355,7 @@ def tamper(path, change):
   save_item(folder, nest(flat))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "match"),
   [
@@ -366,6 +370,7 @@ def test_stored_arrays_differ_from_the_manifest(copy, change, match):
   refused(copy, match)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_tensor_is_not_finite(copy, value):
   tamper(copy, lambda flat: flat[SCALE].put(5, value))
@@ -385,6 +390,7 @@ def data_files(path):
   return sorted(files, key=lambda file: file.stat().st_size)
 
 
+@pytest.mark.slow
 def test_checksums_find_every_flipped_bit(copy):
   rng = np.random.default_rng(0)
   file = data_files(copy)[-1]
@@ -651,6 +657,7 @@ def test_raise_faults():
     raise_faults([str(i) for i in range(22)], "x", "Do y.")
 
 
+@pytest.mark.slow
 def test_expected_shapes_equal_the_models():
   shapes = {name: array.shape for name, array in flatten(parameters()).items()}
   assert bundle.expected_shapes(CONFIG) == shapes
@@ -660,6 +667,7 @@ def test_expected_shapes_equal_the_models():
   }
 
 
+@pytest.mark.slow
 def test_head_for_visual_prompts_is_optional(tmp_path):
   whole = parameters() | {"visual": visual_parameters()}
   bundle.save(tmp_path / "x", whole, CONFIG, TOKENIZER, info=INFO)
@@ -693,7 +701,7 @@ def test_sealed_shapes_are_not_traced_again(copy, monkeypatch):
 def test_save_and_load_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"
-    "from sam3_jax.checkpoint import bundle; from tiny import CONFIG, parameters\n"
+    "from sam3_jax.checkpoint import bundle; from golden_model import CONFIG, parameters\n"
     "from layouts import TOKENIZER\n"
     "bundle.save(sys.argv[1], parameters(), CONFIG, TOKENIZER.read_bytes())\n"
     "bundle.load(sys.argv[1], verify=True)\n"

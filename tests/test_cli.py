@@ -21,8 +21,9 @@ from rich.console import Console
 
 from sam3_jax import Prompt
 from sam3_jax.checkpoint import checksums
-from sam3_jax.cli import arguments, main, segment_images
+from sam3_jax.cli import arguments, segment_images
 from sam3_jax.cli import segment as command
+from sam3_jax.cli.main import app, entry, main
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS
 from sam3_jax.outputs import visualize
@@ -78,7 +79,7 @@ def fails(folder, capsys):
 
   def run(*typed: object) -> str:
     before = listing(folder)
-    status = main.main([str(one) for one in typed])
+    status = main([str(one) for one in typed])
     captured = capsys.readouterr()
     assert status == 2, captured
     assert captured.out == ""
@@ -91,9 +92,10 @@ def fails(folder, capsys):
 
 
 class TestSegment:
+  @pytest.mark.slow
   def test_from_the_embedded_checkpoint(self, folder, capsys):
     typed = ["segment", "photo.png", "--text", "cat", "--text", "dog"]
-    assert main.main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
+    assert main([*typed, "--threshold", "0", "--max-detections", "4"]) == 0
     out, err = capsys.readouterr()
     record = json.loads((folder / "out" / "photo.sam3.json").read_text())
     assert record["images"] == [{"id": 1, "file_name": "photo.png", "width": 200, "height": 120}]
@@ -110,9 +112,10 @@ class TestSegment:
       "photo.sam3.png",
     ]
 
+  @pytest.mark.slow
   def test_json_is_what_the_api_gives(self, ready, model):
     typed = ["segment", "photo.png", "--text", "cat", "--box", "10,20,90,80", "--box=5,5,9,9,0"]
-    assert main.main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
+    assert main([*typed, "--threshold=0", "--max-detections=5", "--out", "new/folder"]) == 0
     prompt = Prompt(text="cat", boxes=[[10, 20, 90, 80], [5, 5, 9, 9]], box_labels=[1, 0])
     detections = model.decode(model.encode("photo.png"), prompt, max_detections=5)
     [found] = detections.instances(0)
@@ -129,8 +132,9 @@ class TestSegment:
     asked = {"text": "cat", "boxes": [[10, 20, 90, 80], [5, 5, 9, 9]], "box_labels": [1, 0]}
     assert record["info"]["prompts"] == [asked]
 
+  @pytest.mark.slow
   def test_a_box_alone_and_images_that_are_turned(self, ready, capsys):
-    assert main.main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
+    assert main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
     assert record["categories"] == [{"id": 1, "name": "exemplar box"}]
     asked = {"text": None, "boxes": [[10, 150, 90, 190]], "box_labels": [1]}
@@ -146,11 +150,11 @@ class TestSegment:
       (ready / "more" / name).write_bytes(b"x")
     left_out = "skipped 3 files: 1 .txt, 1 hidden, 1 result of segment"
     assert f"--strict: {left_out}" in fails("segment", "more", "--text", "a", "--strict")
-    assert main.main(["segment", "more", "*.png", "--text", "a"]) == 0
+    assert main(["segment", "more", "*.png", "--text", "a"]) == 0
     out, err = capsys.readouterr()
     assert err == f"note: {left_out}\n"
     assert out.count(".sam3.png") == 2
-    assert main.main(["segment", "more", "--text", "a", "--quiet"]) == 0
+    assert main(["segment", "more", "--text", "a", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_several_images_of_one_name(self, ready, capsys):
@@ -158,7 +162,7 @@ class TestSegment:
     shutil.copy("photo.png", "more/photo.png")
     shutil.copy("photo.png", "more/Photo.PNG")
     names = ["photo.png", "more/photo.png", "more/Photo.PNG", "./photo.png"]
-    assert main.main(["segment", *names, "--text", "cat"]) == 0
+    assert main(["segment", *names, "--text", "cat"]) == 0
     files = {path.name: json.loads(path.read_text()) for path in (ready / "out").glob("*.json")}
     assert {name: record["images"][0]["file_name"] for name, record in files.items()} == {
       "photo.sam3.json": "photo.png",
@@ -170,7 +174,7 @@ class TestSegment:
     (ready / "broken.jpg").write_bytes((ready / "turned.jpg").read_bytes()[:2000])
     (ready / "notes.txt").write_text("no image")
     images = ["broken.jpg", "photo.png", "notes.txt", "turned.jpg"]
-    assert main.main(["segment", *images, "--text", "cat", "--quiet"]) == 2
+    assert main(["segment", *images, "--text", "cat", "--quiet"]) == 2
     captured = capsys.readouterr()
     faults = [line for line in captured.err.splitlines() if "error" in line]
     assert len(faults) == 2
@@ -181,11 +185,11 @@ class TestSegment:
     }
 
   def test_quiet(self, ready, capsys):
-    assert main.main(["segment", "photo.png", "--text", "cat", "--quiet"]) == 0
+    assert main(["segment", "photo.png", "--text", "cat", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_odd_phrases_are_printed_as_they_are(self, ready, capsys):
-    assert main.main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
+    assert main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
     assert "[red]cat[/red]" in capsys.readouterr().out
 
   def test_a_terminal_of_few_letters(self, ready, monkeypatch):
@@ -194,14 +198,14 @@ class TestSegment:
     (ready / "photo.png").rename(path)
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
-    assert main.main(["segment", str(path), "--text", "crème"]) == 0
+    assert main(["segment", str(path), "--text", "crème"]) == 0
     stdout.seek(0)
     assert "cr?me" in stdout.read()
     [file] = (ready / "out").glob("*.json")
     assert json.loads(file.read_bytes())["categories"][0]["name"] == "crème"
 
   def test_phrases_given_twice_count_once(self, ready):
-    assert main.main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
+    assert main(["segment", "photo.png", "--text", "cat", "--text", " cat"]) == 0
     record = json.loads((ready / "out" / "photo.sam3.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["cat"]
 
@@ -209,7 +213,7 @@ class TestSegment:
     names = [f"{i}.png" for i in range(12)]
     for name in names:
       Image.new("RGB", (8, 8)).save(name)
-    assert main.main(["segment", *names, "--text", "cat"]) == 0
+    assert main(["segment", *names, "--text", "cat"]) == 0
     assert "... and 4 more files in out" in capsys.readouterr().out
 
   def test_a_full_disk(self, ready, monkeypatch, capsys):
@@ -221,7 +225,7 @@ class TestSegment:
       return drawn[-1]
 
     monkeypatch.setattr(segment_images, "overlay", overlay)
-    assert main.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 2
+    assert main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 2
     out, err = capsys.readouterr()
     assert err.splitlines()[-1] == (
       "sam3-jax: error: cannot write out/turned.sam3.png: No space left on device; "
@@ -238,7 +242,7 @@ class TestSegment:
       raise KeyboardInterrupt
 
     monkeypatch.setattr(segment_images, "read_image", interrupt)
-    assert main.main(["segment", "photo.png", "--text", "cat"]) == 130
+    assert main(["segment", "photo.png", "--text", "cat"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 
   def test_control_c_that_others_catch(self, ready, monkeypatch, capsys, request):
@@ -262,7 +266,7 @@ class TestSegment:
 
     for read_image in (swallow, replace):
       monkeypatch.setattr(segment_images, "read_image", read_image)
-      assert main.main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
+      assert main(["segment", "photo.png", "turned.jpg", "--text", "cat"]) == 130
       message = "sam3-jax: error: interrupted; files written before are complete.\n"
       assert capsys.readouterr().err.endswith(message)
       assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -273,10 +277,10 @@ class TestSegment:
       raise RuntimeError("two\nlines")
 
     monkeypatch.setattr(segment_images, "read_image", fault)
-    assert main.main(["segment", "photo.png", "--text", "cat"]) == 2
+    assert main(["segment", "photo.png", "--text", "cat"]) == 2
     err = capsys.readouterr().err
     assert err == "sam3-jax: error: RuntimeError: two lines (--debug shows where)\n"
-    assert main.main(["segment", "photo.png", "--text", "cat", "--debug"]) == 2
+    assert main(["segment", "photo.png", "--text", "cat", "--debug"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
@@ -356,6 +360,7 @@ class TestBadInput:
     assert line.rstrip().endswith(message)
     assert ".. See" not in line
 
+  @pytest.mark.slow
   def test_checkpoints(self, folder, fails):
     (folder / "empty").mkdir()
     shutil.copytree(CHECKPOINT, folder / "half", ignore=shutil.ignore_patterns("manifest.json"))
@@ -387,26 +392,27 @@ class TestBadInput:
 
 
 class TestConvert:
+  @pytest.mark.slow
   def test_and_inspect(self, folder, capsys):
     layouts.write_folder(folder / "source", layouts.layout("hub"))
     typed = ["convert", "source", "new", "--dtype", "bfloat16", "--tokenizer", layouts.TOKENIZER]
-    assert main.main([str(one) for one in typed]) == 0
+    assert main([str(one) for one in typed]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("new: ")
     assert "bfloat16" in out
     assert err == ""
-    assert main.main(["inspect", "new", "--json"]) == 0
+    assert main(["inspect", "new", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["dtype"] == "bfloat16"
     assert summary["info"]["trained"] is True
     assert f"{summary['parameters']:,} parameters" in out
-    assert main.main(["inspect", str(folder / "new")]) == 0
+    assert main(["inspect", str(folder / "new")]) == 0
     table = capsys.readouterr().out
     assert f"{summary['parameters']:,} in bfloat16" in table
     [(name, file)] = summary["info"]["origin"]["files"].items()
     assert name == "model.safetensors"
     assert file["sha256"] in table.replace("│", "").replace(" ", "").replace("\n", "")
-    assert main.main(["convert", "new", "back", "--to", "meta"]) == 0
+    assert main(["convert", "new", "back", "--to", "meta"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("back/sam3.pt: 623 tensors")
     assert "filled with zeros, as the checkpoint lacks it: detector.geometry_encoder.points_" in out
@@ -419,7 +425,7 @@ class TestConvert:
       "sam3_jax.checkpoint.hf_hub.download", lambda name: asked.append(name) or folder / "snapshot"
     )
     typed = ["convert", "hf://facebook/sam3", "new", "--tokenizer", layouts.TOKENIZER]
-    assert main.main([str(one) for one in typed]) == 0
+    assert main([str(one) for one in typed]) == 0
     assert asked == ["hf://facebook/sam3"]
     assert capsys.readouterr().out.startswith("new: ")
 
@@ -457,43 +463,44 @@ class TestProgress:
 
 class TestInspect:
   def test_the_embedded_checkpoint(self, folder, capsys):
-    assert main.main(["inspect", "sam3-tiny"]) == 0
+    assert main(["inspect", "sam3-tiny"]) == 0
     table = capsys.readouterr().out
     assert "sam3-tiny" in table
     assert "trunk" in table
-    assert main.main(["inspect", str(CHECKPOINT), "--json"]) == 0
+    assert main(["inspect", str(CHECKPOINT), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert sum(summary["parts"].values()) == summary["parameters"]
 
   def test_quiet(self, fails, capsys):
-    assert main.main(["inspect", "sam3-tiny", "--quiet"]) == 0
+    assert main(["inspect", "sam3-tiny", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
     fails("inspect", "nowhere", "--quiet")
 
   def test_a_long_path_is_shown_whole(self, folder, capsys):
     path = folder / ("long" * 30)
     shutil.copytree(CHECKPOINT, path)
-    assert main.main(["inspect", str(path)]) == 0
+    assert main(["inspect", str(path)]) == 0
     cells = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines()[1:-1]]
     assert str(path) in "".join(cells)
 
 
 class TestProgram:
   def test_help_and_version(self, folder, capsys):
-    commands = [command.callback.__name__ for command in main.app.registered_commands]
+    commands = [command.callback.__name__ for command in app.registered_commands]
     assert len(commands) >= 6
     for typed in ([], ["-h"], *([name, "-h"] for name in commands)):
-      assert main.main(typed) == 0
+      assert main(typed) == 0
       out = capsys.readouterr().out
       assert "Usage: sam3-jax" in out
       assert all("--help" in line for line in out.splitlines() if "<bool>" in line)  # typer's own
-    assert main.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"sam3-jax {version('sam3-jax')}\n"
 
   def test_the_default_of_max_pixels(self):
     default = inspect.signature(command.segment).parameters["max_pixels"].default
     assert default == MAX_PIXELS
 
+  @pytest.mark.slow
   def test_as_a_process(self, folder):
     """Nothing but the table on stdout, nothing but the note on stderr, and the exit status."""
     command = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
@@ -510,11 +517,11 @@ class TestProgram:
   def test_the_end_of_the_process(self, monkeypatch, status):
     """After Ctrl-C nothing is torn down: XLA would crash, and the status be that of a crash."""
     ended = []
-    monkeypatch.setattr(main, "main", lambda: status)
-    monkeypatch.setattr(main.os, "_exit", ended.append)
-    monkeypatch.setattr(main.signal, "signal", lambda *args: None)
+    monkeypatch.setattr("sam3_jax.cli.main.main", lambda: status)
+    monkeypatch.setattr("sam3_jax.cli.main.os._exit", ended.append)
+    monkeypatch.setattr("sam3_jax.cli.main.signal.signal", lambda *args: None)
     with pytest.raises(SystemExit) as end:
-      main.entry()
+      entry()
     assert end.value.code == status
     assert ended == ([status] if status == INTERRUPTED else [])
 

@@ -4,10 +4,10 @@ import dataclasses
 import json
 import types
 
+import golden_model
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 from pycocotools import mask as coco
 from support import visual_model
@@ -21,7 +21,8 @@ from sam3_jax import (
   refine_by_clicks,
   refine_instance,
 )
-from sam3_jax.cli import main, segment_images
+from sam3_jax.cli import segment_images
+from sam3_jax.cli.main import main
 from sam3_jax.cli.prompt_arguments import parse_prompts
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.outputs.detections import VisualMasks
@@ -237,7 +238,7 @@ def ready(tmp_path, monkeypatch, model):
 
 
 def record(*typed):
-  assert main.main(["segment", "a.png", "--quiet", *typed]) == 0
+  assert main(["segment", "a.png", "--quiet", *typed]) == 0
   with open("out/a.sam3.json") as file:
     return json.load(file)
 
@@ -343,7 +344,7 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
   ],
 )
 def test_invalid_commands(ready, capsys, typed, message):
-  assert main.main(["segment", "a.png", *typed]) == 2
+  assert main(["segment", "a.png", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1
@@ -351,10 +352,10 @@ def test_invalid_commands(ready, capsys, typed, message):
 
 
 def test_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
-  bare = Sam3(model.config, tiny.parameters(), model.tokenizer, dtype="float32")
+  bare = Sam3(model.config, golden_model.parameters(), model.tokenizer, dtype="float32")
   monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: bare)
   for typed in (["--point", "1,1"], ["--everything"]):
-    assert main.main(["segment", "a.png", *typed]) == 2
+    assert main(["segment", "a.png", *typed]) == 2
     err = capsys.readouterr().err
     assert "no head for visual prompts" in err.splitlines()[-1]
     assert "Traceback" not in err

@@ -21,6 +21,7 @@ def card(batch=2, size=128):
   }
 
 
+@pytest.mark.slow
 def test_model_card_example(segmenter):
   outputs = segmenter.predict(card())
   config = segmenter.model.config

@@ -1,4 +1,4 @@
-"""Configurations: round trip through plain values, and what is refused."""
+"""Configurations: round trip through JSON, and errors."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def test_defaults_are_the_released_sizes():
     ("vit-large", 1024, 16, 32),
   ],
 )
-def test_trunks(size, width, heads, depth):
+def test_trunk_sizes(size, width, heads, depth):
   trunk = SIZES[size].trunk
   assert (trunk.width, trunk.heads, trunk.blocks, trunk.groups) == (width, heads, depth, 4)
   assert trunk.mlp_width == 4.625 * width
@@ -103,7 +103,7 @@ def test_configurations_are_frozen_and_keyword_only():
     (lambda: _changed(dropout=None), "config.dropout must be of type float; got None."),
   ],
 )
-def test_errors_say_what_and_why(make, message):
+def test_invalid_values(make, message):
   with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
     make()
 
@@ -112,7 +112,7 @@ def test_errors_say_what_and_why(make, message):
 @pytest.mark.parametrize(
   ("cls", "of"), [(Config, ""), (TrunkConfig, "trunk "), (TextConfig, "text ")]
 )
-def test_integers_are_positive(cls, of, value):
+def test_integers_must_be_positive(cls, of, value):
   names = [field.name for field in dataclasses.fields(cls) if field.type is int]
   assert len(names) >= 6
   for name in names:
@@ -121,7 +121,7 @@ def test_integers_are_positive(cls, of, value):
 
 
 @pytest.mark.parametrize("value", [2**16 + 1, 2**63, 10**50])
-def test_integers_are_of_a_size_that_models_have(value):
+def test_integers_have_an_upper_limit(value):
   with pytest.raises(ValueError, match=rf"^queries must be at most 65,536; got {value}\.$"):
     Config(queries=value)
   with pytest.raises(
@@ -130,7 +130,7 @@ def test_integers_are_of_a_size_that_models_have(value):
     Config(image_size=4608 * 14)
 
 
-def test_a_whole_number_may_stand_for_a_float():
+def test_integer_is_accepted_for_a_float():
   assert _changed(dropout=0).dropout == 0
 
 

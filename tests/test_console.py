@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.checkpoint import bundle
-from sam3_jax.cli import main
 from sam3_jax.cli.inspect import describe
+from sam3_jax.cli.main import main
 from sam3_jax.registry import find_checkpoint
 from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
@@ -86,7 +86,7 @@ def test_consoles_escape_control_characters():
 def test_commands_print_no_control_characters(typed, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "a.png").write_bytes(b"none")
-  assert main.main(typed) == 2
+  assert main(typed) == 2
   out, err = capsys.readouterr()
   assert control_characters(out + err) == ""
   assert err.startswith("sam3-jax: error: ")
@@ -106,8 +106,8 @@ def test_tracebacks_are_escaped(monkeypatch, capsys):
   def fail(*_, **__):
     raise RuntimeError(HOSTILE)
 
-  monkeypatch.setattr(main, "app", fail)
-  assert main.main(["--debug"]) == 2
+  monkeypatch.setattr("sam3_jax.cli.main.app", fail)
+  assert main(["--debug"]) == 2
   err = capsys.readouterr().err
   assert "Traceback" in err
   assert control_characters(err) == ""
@@ -120,22 +120,24 @@ def test_unexpected_errors(error, monkeypatch, capsys):
   def fail(*_, **__):
     raise error
 
-  monkeypatch.setattr(main, "app", fail)
-  assert main.main(["segment"]) == 2
+  monkeypatch.setattr("sam3_jax.cli.main.app", fail)
+  assert main(["segment"]) == 2
   err = capsys.readouterr().err
   assert err.count("\n") == 1
   assert "Traceback" not in err
-  said = "not enough memory" if isinstance(error, MemoryError) else "(--debug shows where)"
-  assert said in err
+  expected = "not enough memory" if isinstance(error, MemoryError) else "(--debug shows where)"
+  assert expected in err
 
 
 def test_remedies_of_os_errors():
-  said = {name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"}
-  assert said["ENAMETOOLONG"] == "choose a shorter name"
-  assert [name for name, one in said.items() if "free some space" in one] == ["ENOSPC"]
-  assert "quota" in said["EDQUOT"]
-  assert "permissions" in said["EACCES"]
-  assert said["ENOENT"] == "check the path"
+  remedies = {
+    name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"
+  }
+  assert remedies["ENAMETOOLONG"] == "choose a shorter name"
+  assert [name for name, one in remedies.items() if "free some space" in one] == ["ENOSPC"]
+  assert "quota" in remedies["EDQUOT"]
+  assert "permissions" in remedies["EACCES"]
+  assert remedies["ENOENT"] == "check the path"
   error = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "a" * 10)
   assert one_line(error) == "aaaaaaaaaa: File name too long; choose a shorter name"
   assert reason(OSError("odd")) == "odd; check the path"
@@ -152,7 +154,7 @@ def test_devices_that_jax_cannot_find(platforms, monkeypatch, capsys, tmp_path):
   monkeypatch.setattr(jax, "local_devices", local_devices)
   (tmp_path / "a.png").write_bytes(b"none")
   typed = ["segment", str(tmp_path / "a.png"), "--text", "cat", "--out", str(tmp_path / "o")]
-  assert main.main(typed) == 2
+  assert main(typed) == 2
   err = capsys.readouterr().err
   assert f"JAX_PLATFORMS={platforms}" in err
   assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""`convert` from files: every layout gives the tree of tiny.py, and every fault is named."""
+"""`convert` from files: every layout gives the tree of golden_model.py; errors name the fault."""
 
 import dataclasses
 import hashlib
@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, meta_weights, parameters, visual_parameters
 from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import huggingface
 from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.sources import find_weights, open_weights
-from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import RELEASED
@@ -52,6 +52,7 @@ def assert_tree(params, points=False, visual=True, dtype="float32", through=None
     np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 def test_origin_is_recorded(tmp_path, shards):
   """Names, sizes and checksums; repository and commit for files in the hub's cache; no path."""
@@ -73,6 +74,7 @@ def test_origin_is_recorded(tmp_path, shards):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hub", "doubled", "detector"])
 @pytest.mark.parametrize("shards", [1, 3])
 def test_huggingface_layouts(tmp_path, kind, shards):
@@ -121,6 +123,7 @@ def test_dtypes(tmp_path, stored, requested):
   assert {str(x.dtype) for x in checkpoint.load_unread(tmp_path / "out").values()} == {stored}
 
 
+@pytest.mark.slow
 def test_file_index_and_directory_are_equivalent(hub, tmp_path):
   index = write_folder(tmp_path / "s", layout("hub"), shards=2) / "model.safetensors.index.json"
   for i, source in enumerate([hub, hub / "model.safetensors", str(hub), index]):

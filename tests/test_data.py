@@ -225,6 +225,7 @@ def test_closed_batches_can_continue():
   assert got + ids(stream, 2) == want
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_workers(tmp_path):
   """In a separate program, as users run it. It ends without output, closed or not."""
   program = tmp_path / "program.py"
@@ -252,6 +253,7 @@ def test_batches_do_not_depend_on_workers(tmp_path):
   assert (run.returncode, run.stdout, run.stderr) == (0, "done\n", "")
 
 
+@pytest.mark.slow
 def test_worker_processes_end_with_a_killed_program(tmp_path):
   """Otherwise they would keep its output open."""
   program = tmp_path / "program.py"

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, parameters
 from scipy.special import expit
 from support import assert_close, random_images, random_prompts, random_tokens, run, shapes
-from tiny import CONFIG, parameters
 
 # Measured 3.3e-7 at worst, and 0 where `detect` only picks rows.
 ROUNDING = 3e-6

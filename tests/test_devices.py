@@ -76,6 +76,7 @@ def alone():
   return five_steps(1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fsdp", "again"), [(1, False), (2, True)])
 def test_four_devices_equal_one(alone, fsdp, again, monkeypatch):
   monkeypatch.setattr(sharding, "SMALL", 0)  # the toy's parameters all are

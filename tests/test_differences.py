@@ -5,9 +5,9 @@ import functools
 import re
 from pathlib import Path
 
+import golden_model
 import jax
 import numpy as np
-import tiny
 
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.outputs.instances import fill_holes
@@ -48,12 +48,15 @@ def test_islands_stay():
 
 def test_the_first_self_attention_is_computed_once_an_image():
   """In training too, where it has dropout: before any prompt is known."""
-  detector = Detector(tiny.CONFIG, train=True)
-  side, width = tiny.CONFIG.image_size // tiny.CONFIG.patch, tiny.CONFIG.width
+  detector = Detector(golden_model.CONFIG, train=True)
+  side, width = (
+    golden_model.CONFIG.image_size // golden_model.CONFIG.patch,
+    golden_model.CONFIG.width,
+  )
   shapes = [(2, n * side, n * side, width) for n in (4, 2, 1)]
   maps = ImageMaps(*(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes), None)
   prepare = functools.partial(
     detector.apply, method=Detector.prepare, rngs={"dropout": jax.random.key(0)}
   )
-  found = jax.eval_shape(prepare, {"params": tiny.parameters()}, maps)
+  found = jax.eval_shape(prepare, {"params": golden_model.parameters()}, maps)
   assert found.attended.shape == (2, side, side, width)

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+import golden_model
 import numpy as np
 import pytest
-import tiny
 from evaluation_data import (
   IMAGES,
   coco_results,
@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 from test_cgf1 import all_metrics
 
 from sam3_jax import Sam3, Tokenizer
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation import cgf1, detect, error_gallery, predictions, run, score
@@ -41,8 +41,8 @@ def accelerator_batches(monkeypatch):
 @pytest.fixture(scope="module")
 def model(tokenizer_path):
   """The tiny model with its query logits divided by five, so that some scores exceed 0.2."""
-  params = with_scaled_scores(tiny.parameters(), 0.2)
-  return Sam3(tiny.CONFIG, params, Tokenizer(tokenizer_path), dtype="float32")
+  params = with_scaled_scores(golden_model.parameters(), 0.2)
+  return Sam3(golden_model.CONFIG, params, Tokenizer(tokenizer_path), dtype="float32")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def fails(folder, capsys):
 
   def call(*typed: object) -> str:
     before = listing(folder)
-    status = main.main(["evaluate", *[str(one) for one in typed]])
+    status = main(["evaluate", *[str(one) for one in typed]])
     captured = capsys.readouterr()
     assert status == 2, captured
     assert captured.out == ""
@@ -99,6 +99,7 @@ def listing(folder: Path) -> list[tuple[str, bytes]]:
 
 
 class TestDetectPairs:
+  @pytest.mark.slow
   def test_equals_one_call_per_pair(self, model, pairs, folder):
     """In any batch; masks may differ where a logit is almost zero."""
     for prompt in ("text", "text+box"):
@@ -107,7 +108,7 @@ class TestDetectPairs:
       for one, got in found[:: len(found) - 1] + found[5:8]:
         embedding = model.encode(folder / one.file_name)
         [want] = model.decode(embedding, detect.as_prompt(one, prompt)).instances(0)
-        assert len(got) == len(want) == tiny.CONFIG.queries
+        assert len(got) == len(want) == golden_model.CONFIG.queries
         scores = [guess.score for guess in got]
         np.testing.assert_allclose(scores, want.scores, atol=1e-5)  # measured 3e-7
         assert scores == sorted(scores, reverse=True)
@@ -135,6 +136,7 @@ class TestDetectPairs:
     found = list(detect.detect_pairs(model, pairs[:count], folder, min_score=0))
     assert [one.id for one, _ in found] == [one.id for one in pairs[:count]]
 
+  @pytest.mark.slow
   def test_minimum_score_and_maximum_number(self, model, pairs, folder, monkeypatch):
     [(_, every)] = detect.detect_pairs(model, pairs[:1], folder, min_score=0)
     middle = every[4].score
@@ -167,7 +169,7 @@ class TestDetectPairs:
 
   def test_small_text_cache(self, model, pairs, folder, monkeypatch):
     want = list(detect.detect_pairs(model, pairs, folder, min_score=0))
-    monkeypatch.setattr("sam3_jax.inference.text_cache.REMEMBERED", 6)
+    monkeypatch.setattr("sam3_jax.inference.text_cache.CAPACITY", 6)
     got = list(detect.detect_pairs(model, pairs, folder, min_score=0))
     assert got == want
 
@@ -211,7 +213,7 @@ class TestErrorGallery:
 class TestCommand:
   def test_a_model(self, ready, model, pairs, capsys):
     typed = ["--data", "data.json", "--checkpoint", "sam3-tiny", "--threshold", "0.2"]
-    assert main.main(["evaluate", *typed, "--worst", "2", "--out", "new/metrics.json"]) == 0
+    assert main(["evaluate", *typed, "--worst", "2", "--out", "new/metrics.json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "14 pairs" in out
@@ -230,9 +232,9 @@ class TestCommand:
   @pytest.mark.parametrize("prompt", ["text", "box", "text+box"])
   def test_predictions_score_as_the_model_did(self, ready, capsys, prompt):
     options = ["--data", "data.json", "--prompt", prompt, "--threshold", "0.2", "--quiet"]
-    assert main.main(["evaluate", *options]) == 0
+    assert main(["evaluate", *options]) == 0
     again = [*options, "--predictions", "predictions.json", "--out", "again.json"]
-    assert main.main(["evaluate", *again]) == 0
+    assert main(["evaluate", *again]) == 0
     assert json.loads(Path("again.json").read_text()) == json.loads(
       Path("metrics.json").read_text()
     )
@@ -244,7 +246,7 @@ class TestCommand:
     assert len(rows) == 4
     other = rows[0] | {"category_id": 77}
     write_json("found.json", [other, *rows[::-1], other])
-    assert main.main(["evaluate", "--data", "coco.json", "--predictions", "found.json"]) == 0
+    assert main(["evaluate", "--data", "coco.json", "--predictions", "found.json"]) == 0
     metrics = json.loads(Path("metrics.json").read_text())
     assert (metrics["positive_pairs"], metrics["il_mcc"]) == (4, pytest.approx(1))
     assert metrics["cgf1"] > 99
@@ -252,14 +254,14 @@ class TestCommand:
 
   def test_predictions_of_a_model_have_the_ids_of_the_coco_file(self, ready, coco_folder, capsys):
     options = ["--data", "coco.json", "--threshold", "0.2", "--quiet"]
-    assert main.main(["evaluate", *options]) == 0
+    assert main(["evaluate", *options]) == 0
     rows = json.loads(Path("predictions.json").read_text())
     truth = annotations.read("coco.json")
     assert {(row["image_id"], row["category_id"]) for row in rows} <= {
       (one.image_id, one.category_ids[0]) for one in truth
     }
     again = ["--predictions", "predictions.json", "--out", "again.json"]
-    assert main.main(["evaluate", *options, *again]) == 0
+    assert main(["evaluate", *options, *again]) == 0
     assert Path("again.json").read_text() == Path("metrics.json").read_text()
 
   def test_several_truths_and_images_elsewhere(self, ready, pairs, capsys):
@@ -268,7 +270,7 @@ class TestCommand:
     write_json("truths/other.json", emptied)
     write_json("found.json", predictions.to_coco(perfect(pairs), pairs))
     typed = ["--data", "truths/other.json", "--data", "data.json", "--predictions", "found.json"]
-    assert main.main(["evaluate", *typed, "--images", ".", "--worst", "99"]) == 0
+    assert main(["evaluate", *typed, "--images", ".", "--worst", "99"]) == 0
     metrics = json.loads(Path("metrics.json").read_text())
     assert (metrics["truths"], metrics["il_mcc"]) == (2, pytest.approx(1))
     assert metrics["cgf1"] > 99
@@ -278,7 +280,7 @@ class TestCommand:
 
   def test_untrained_is_noted(self, ready, model, monkeypatch, capsys):
     monkeypatch.setattr(model, "info", {"trained": False})
-    assert main.main(["evaluate", "--data", "data.json", "--prompt", "box"]) == 0
+    assert main(["evaluate", "--data", "data.json", "--prompt", "box"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("note: sam3-tiny is untrained")
     assert "cgF1 say nothing; see pmF1" in err

@@ -8,7 +8,7 @@ import pytest
 import training_model
 from PIL import Image
 
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.datasets import annotations
 from sam3_jax.evaluation import clicks, mask_generation
 from sam3_jax.evaluation.clicks import corrective_click, deepest_point
@@ -193,7 +193,7 @@ class TestCommand:
     _, folder = data
     model, out = training_model.save(folder / "toy", visual=True), folder / "figures.json"
     typed = ["evaluate", "--data", str(folder / "data.json"), "--checkpoint", str(model)]
-    assert main.main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
+    assert main([*typed, "--prompt", prompt, "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found.keys() == figures
     assert found["objects"] == 2
@@ -208,14 +208,14 @@ class TestCommand:
     model, out = training_model.save(data[1] / "optional", visual=True), data[1] / "optional.json"
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--checkpoint", str(model)]
     typed += ["--out", str(out), "--option", "points_per_side=3"]
-    assert main.main([*typed, "--prompt", "everything"]) == 0
+    assert main([*typed, "--prompt", "everything"]) == 0
     assert options == [MaskGeneration(points_per_side=3)]
     capsys.readouterr()
-    assert main.main([*typed, "--prompt", "click"]) == 2
+    assert main([*typed, "--prompt", "click"]) == 2
     assert "needs --prompt everything" in capsys.readouterr().err
 
   @pytest.mark.parametrize("more", [["--worst", "3"], ["--predictions", "x.json"]])
   def test_conflicting_options(self, data, capsys, more):
     typed = ["evaluate", "--data", str(data[1] / "data.json"), "--prompt", "click", *more]
-    assert main.main(typed) == 2
+    assert main(typed) == 2
     assert "leave out --predictions and --worst" in " ".join(capsys.readouterr().err.split())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_bpe import merges as clip_merges
+from golden_model import CONFIG, meta_weights, parameters
 from layouts import TOKENIZER, layout, tiny_config, write_folder
 from safetensors.numpy import load_file
 from sam3_jax.converters import convert
@@ -25,7 +26,6 @@ from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.writers.safetensors import write_safetensors
 from sam3_jax.converters.writers.torch_files import write_torch
 from sam3_jax.converters.writers.vocabulary import merges, write_huggingface, write_openai
-from tiny import CONFIG, meta_weights, parameters
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3
@@ -130,6 +130,7 @@ def test_checkpoint_without_a_tracker(bundles, tmp_path):
   assert set(done.left_out) == {"tracker", "neck of the tracker"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["meta", "huggingface"])
 def test_round_trip_without_the_source(bundles, tmp_path, kind):
   """The written folder has all that `convert` needs, but for Meta's configuration."""
@@ -148,6 +149,7 @@ def test_round_trip_without_the_source(bundles, tmp_path, kind):
     assert_arrays(load_unread(tmp_path / "again"), load_unread(bundles / "meta"))
 
 
+@pytest.mark.slow
 def test_fine_tuned_model(tmp_path):
   """Saved without `unread`, as nothing read it: all of the detector is there, some of it zero."""
   params = jax.tree.map(lambda x: (x * 1.5).astype(jnp.bfloat16), parameters())
@@ -167,6 +169,7 @@ def test_fine_tuned_model(tmp_path):
   assert dtypes == {"bfloat16": len(got) - 4, "complex64": 4}
 
 
+@pytest.mark.slow
 def test_unread_tensors_of_a_fine_tuned_model(bundles, tmp_path):
   bundle = load(bundles / "meta")
   save(
@@ -189,6 +192,7 @@ def test_unread_tensors_of_a_fine_tuned_model(bundles, tmp_path):
   np.testing.assert_array_equal(got[CLASS_ROW][:, 0], meta_weights()[CLASS_ROW][:, 0])
 
 
+@pytest.mark.slow
 def test_training_keeps_unread_tensors(bundles):
   from sam3_jax.training.config import TrainConfig
   from sam3_jax.training.start import load_start
@@ -216,6 +220,7 @@ def test_invalid_targets(bundles, tmp_path):
   refused(tmp_path, bundles / "meta", "exists already")
 
 
+@pytest.mark.slow
 def test_convolutional_stem_is_refused(tmp_path):
   stem = (StemConfig(stride=14, width=64, blocks=1),)
   config = dataclasses.replace(CONFIG, trunk=dataclasses.replace(CONFIG.trunk, stem=stem))

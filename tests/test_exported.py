@@ -20,7 +20,7 @@ from training_model import CONFIG, parameters, visual_parameters
 
 from sam3_jax import Prompt, Sam3, VisualPrompt
 from sam3_jax.checkpoint import bundle
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.export.bundle import export
 from sam3_jax.export.exportable import Sizes, functions
 from sam3_jax.export.onnx import write_onnx
@@ -115,6 +115,7 @@ def test_equals_the_live_programs(folder):
       np.testing.assert_array_equal(got[name], getattr(live[part], field), err_msg=name)
 
 
+@pytest.mark.slow
 def test_code_of_the_guide(folder):
   """The guide's code, on this model's smaller images."""
   guide = (Path(__file__).parents[1] / "docs" / "guides" / "export.md").read_text(encoding="utf-8")
@@ -146,6 +147,7 @@ def test_manifest(folder):
       assert shapes == {key: x["shape"] for key, x in program["outputs"].items()}
 
 
+@pytest.mark.slow
 def test_sizes_and_bfloat16(folder, tmp_path):
   """As for a TPU; with the token ids of one phrase."""
   sizes = Sizes(images=2, prompts=3, boxes=4, points=5, max_detections=2)
@@ -157,12 +159,13 @@ def test_sizes_and_bfloat16(folder, tmp_path):
   assert json.loads((tmp_path / "out" / "tokens.json").read_text()).keys() == {"visual"}
 
 
+@pytest.mark.slow
 def test_command(folder, tmp_path, capsys):
   typed = ["export", str(folder / "toy"), str(tmp_path / "out"), "--platforms", "cpu", "--quiet"]
-  assert main.main(typed) == 0
+  assert main(typed) == 0
   assert (tmp_path / "out" / "cpu" / "decode.stablehlo").is_file()
   assert capsys.readouterr().out == ""
-  assert main.main(typed) == 2
+  assert main(typed) == 2
   captured = capsys.readouterr()
   assert "exists already" in captured.err
   assert captured.err.count("\n") == 1
@@ -186,7 +189,7 @@ def test_command(folder, tmp_path, capsys):
 )
 def test_errors(typed, message, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert main.main(["export", *typed]) == 2
+  assert main(["export", *typed]) == 2
   captured = capsys.readouterr()
   assert message in captured.err
   assert captured.err.count("\n") == 1

@@ -10,12 +10,12 @@ import re
 import numpy as np
 import pytest
 from convert_faults import CHANGES, KINDS, LAYOUTS, change, run
+from golden_model import CONFIG
 from keras_preset import datasets, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import conversion, convert
 from sam3_jax.converters.layouts import meta
 from sam3_jax.converters.source import Source
-from tiny import CONFIG
 
 from sam3_jax.checkpoint import bundle
 
@@ -34,6 +34,7 @@ def source(kind, folder):
   return layout("hub"), write_folder(folder, {"x": np.ones(1)}), None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["huggingface", "meta", "keras"])
 def test_every_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   arrays, folder, config = source(kind, tmp_path / "source")
@@ -52,6 +53,7 @@ def test_every_fault_is_found_and_named(tmp_path, monkeypatch, kind):
   assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_one_fault_of_every_kind_in_files(kind):
   """`benchmarks/convert_faults.py` makes 200 in each layout."""
@@ -59,6 +61,7 @@ def test_one_fault_of_every_kind_in_files(kind):
   assert missed == []
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path):
   """In all files of params/, including those that only Orbax reads."""
   convert(write_folder(tmp_path / "hf", layout("detector")), tmp_path / "out", tokenizer=TOKENIZER)

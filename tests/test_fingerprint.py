@@ -17,7 +17,7 @@ from support import quick
 from sam3_jax.checkpoint import checksums, fingerprint
 from sam3_jax.checkpoint.bundle import load
 from sam3_jax.checkpoint.fingerprint import TOLERANCES, Fingerprint, compare
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.verify import compute_fingerprint
 
@@ -63,7 +63,7 @@ def kept(folder) -> Fingerprint:
 
 
 def inspect(capsys, folder, *options):
-  status = main.main(["inspect", str(folder), "--json", *options])
+  status = main(["inspect", str(folder), "--json", *options])
   out, err = capsys.readouterr()
   assert err.count("\n") == (status != 0)
   return json.loads(out) if status == 0 else err
@@ -79,6 +79,7 @@ def test_every_program_is_run(bundle, tmp_path):
   assert {name: found.numbers[name] for name in without.numbers} == without.numbers
 
 
+@pytest.mark.slow
 def test_other_modes_of_jax_give_the_same(bundle):
   """64-bit mode, and dtypes that are never promoted implicitly; in a process of its own, as users
   set them."""
@@ -95,6 +96,7 @@ def test_other_modes_of_jax_give_the_same(bundle):
   assert json.loads(done.stdout)["checks"]["fingerprint"].endswith("1e-04 allowed")
 
 
+@pytest.mark.slow
 def test_bfloat16_is_within_its_tolerance(bundle):
   found = compute_fingerprint(Sam3.from_checkpoint(bundle, dtype="bfloat16"))
   assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
@@ -168,19 +170,20 @@ def test_bundle_without_fingerprint(copied, capsys):
   assert "match; --verify" in inspect(capsys, copied)["checks"]["checksums"]
 
 
+@pytest.mark.slow
 def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
   """Without transformers, it says that nothing was compared."""
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   layouts.write_folder(tmp_path / "source", layouts.layout("detector"))
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
-  assert main.main(["convert", *map(str, typed)]) == 0
+  assert main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
   said = " ".join(capsys.readouterr().out.split())
   assert "not compared with transformers, torch and transformers are not installed; pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]
-  assert main.main([*typed, "--verify"]) == 0
+  assert main([*typed, "--verify"]) == 0
   assert "tensors are bit-equal to the checkpoint's" in capsys.readouterr().out
   assert not (tmp_path / "out" / fingerprint.FILE).exists()
 
@@ -192,6 +195,6 @@ def test_convert_refuses_a_model_with_infinite_outputs(tmp_path, loads, capsys):
   arrays[name] = arrays[name] * 0 + 3e38
   layouts.write_folder(tmp_path / "source", arrays)
   typed = [tmp_path / "source", tmp_path / "new", "--tokenizer", layouts.TOKENIZER, "--verify"]
-  assert main.main(["convert", *map(str, typed)]) == 2
+  assert main(["convert", *map(str, typed)]) == 2
   assert "encode image: coarse is not finite" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -1,7 +1,7 @@
-"""Every stage of the tiny model against Meta's code: goldens/*.npz hold its outputs in float32.
+"""Every stage of the seeded model against Meta's code, whose float32 outputs are in goldens/*.npz.
 
-One image, and one call with six prompts of five kinds side by side, so that most of them carry
-padding that Meta's own runs did not have.
+One image, and one call with six prompts of five kinds. Most of them are padded here, but were not
+in Meta's runs.
 """
 
 import types
@@ -9,9 +9,9 @@ import types
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, GOLDENS, parameters
 from scipy.special import expit
 from support import assert_close, run
-from tiny import CONFIG, GOLDENS, parameters
 
 from sam3_jax.model.decoder import BoxBias
 from sam3_jax.model.positions import sine_map
@@ -21,9 +21,9 @@ from sam3_jax.types import Points, Prompts
 
 KINDS = ("text", "text_boxes", "box", "batch_padded", "concept_points")
 
-# Largest difference over largest magnitude as measured on a CPU: the worst of all kinds of prompts,
-# compiled with LLVM's optimisations or without. Ten times as much is allowed: less than the 1e-4
-# that Meta's numbers have to be met to.
+# Largest difference relative to the largest magnitude, measured on a CPU: the maximum over all
+# kinds of prompts, with and without LLVM's optimisations. 10 times as much is allowed, which is
+# below the required 1e-4.
 MEASURED_IMAGE = {
   "patch_embed": 8.6e-7,
   "ln_pre": 6.0e-7,
@@ -80,7 +80,7 @@ ELSEWHERE = {
   "geometry_mask",  # compared with each stage that it masks
   "prompt_mask",
   "out.presence_logit_dec",  # the last of presence_logits
-  "instance_embeds",  # never made: the projection is folded into the queries
+  "instance_embeds",  # not computed: the projection is applied to the queries
   "final.top",  # the order of final.scores
   "final.masks_prob_top_every_8th",  # post-processing
 }
@@ -115,13 +115,13 @@ def test_image_stages(image):
     _check(stage, got, image.golden[stage], MEASURED_IMAGE)
 
 
-def test_source_sizes_travel_with_the_embedding(image):
+def test_embedding_has_the_source_size(image):
   assert image.embedding.sizes.tolist() == [[1200, 1800]]
 
 
 @pytest.fixture(scope="module")
 def decoded(image):
-  """All kinds of prompts in one call: rows of each kind, their goldens, our outputs and insides."""
+  """All kinds of prompts in one call: their goldens, our outputs and intermediates."""
   goldens = {kind: np.load(GOLDENS / f"{kind}.npz") for kind in KINDS}
   tokens = np.concatenate([golden["input_ids"] for golden in goldens.values()]).astype(np.int32)
   text, text_state = run("encode_text", tokens, capture=True)
@@ -144,7 +144,7 @@ def decoded(image):
 
 
 def _padded_prompts(golden):
-  """Boxes, their labels, points and theirs, padded to two each; label -1 is padding."""
+  """Boxes, box labels, points and point labels, padded to two each; label -1 is padding."""
   count = len(golden["input_ids"])
   boxes, labels = np.zeros((count, 2, 4), np.float32), np.full((count, 2), -1)
   points, point_labels = np.zeros((count, 2, 2), np.float32), np.full((count, 2), -1)
@@ -163,8 +163,8 @@ def _padded_prompts(golden):
 def test_prompt_stages(decoded, kind):
   golden = dict(decoded.goldens[kind])
   valid = ~golden["geometry_mask"]
-  # Meta's code puts the class token behind each row's last valid box, and ours behind all slots:
-  # in the same order once padding is left out.
+  # Meta's code puts the class token behind each prompt's last valid box, and ours behind all slots.
+  # Without padding, the order is the same.
   golden["geo.final_proj"] = golden["geo.final_proj"].swapaxes(0, 1)[valid]
   golden["geometry"] = golden["geometry"][valid]
   golden["prompt"] = golden["prompt"][~golden["prompt_mask"]]
@@ -177,7 +177,7 @@ def test_prompt_stages(decoded, kind):
 
 
 def _our_stages(decoded, rows, golden):
-  """Our values of every stage, in the layout of Meta's."""
+  """Our values of every stage, in Meta's layout."""
   width, prompts, detections = CONFIG.width, decoded.prompts[rows], decoded.detections[rows]
   text, geometry, decoder, masks = (
     decoded.inner[name] for name in ("text", "geometry", "decoder", "masks")
@@ -188,7 +188,7 @@ def _our_stages(decoded, rows, golden):
   assert valid.sum(1).tolist() == (~golden["geometry_mask"]).sum(1).tolist()
   assert prompt_valid.sum(1).tolist() == (~golden["prompt_mask"]).sum(1).tolist()
 
-  def view(name, source):  # one of the sums that make the token of a box or point; slots first
+  def embedding(name, source):  # one of the terms of the token of a box or point; slots first
     slots = len(golden[f"geo.{source}_direct_project"])
     return _out(geometry[name]).reshape(-1, 2, width)[rows, :slots].swapaxes(0, 1)
 
@@ -199,17 +199,17 @@ def _our_stages(decoded, rows, golden):
   anchors = np.broadcast_to(anchors, boxes[0].shape)
   high, wide = detections.sizes[0]
   logits = _scores(states, prompt, prompt_valid)
-  pooled = view("box_pool_project", "boxes").swapaxes(0, 1).reshape(-1, width, 1, 1)
+  pooled = embedding("box_pool_project", "boxes").swapaxes(0, 1).reshape(-1, width, 1, 1)
   return {
     "text_encoder": _out(text["norm_final"])[rows],
     "text_resized": _out(text).features[rows],
     "geo.img_pre_norm": _tokens_first(_out(geometry["image_norm"])[rows]),
-    "geo.points_direct_project": view("point_project", "points"),
-    "geo.points_pool_project": view("point_pool_project", "points"),
-    "geo.points_pos_enc_project": view("point_position_project", "points"),
-    "geo.boxes_direct_project": view("box_project", "boxes"),
+    "geo.points_direct_project": embedding("point_project", "points"),
+    "geo.points_pool_project": embedding("point_pool_project", "points"),
+    "geo.points_pos_enc_project": embedding("point_position_project", "points"),
+    "geo.boxes_direct_project": embedding("box_project", "boxes"),
     "geo.boxes_pool_project": pooled,
-    "geo.boxes_pos_enc_project": view("box_position_project", "boxes"),
+    "geo.boxes_pos_enc_project": embedding("box_position_project", "boxes"),
     "geo.final_proj": _out(geometry["project"])[rows][valid],
     "geometry": tokens[valid],
     "prompt": prompt[prompt_valid],
@@ -265,11 +265,11 @@ def _box_bias(boxes):
   module = BoxBias(CONFIG.width, CONFIG.heads, CONFIG.grid)
   y, x = module.apply({"params": parameters()["decoder"]["box_bias"]}, jnp.asarray(boxes))
   bias = np.asarray(y[..., :, None] + x[..., None, :])
-  assert not bias[:, :, 0].any()  # the presence token's row, which Meta's golden leaves out
+  assert not bias[:, :, 0].any()  # the presence token's row, which Meta's golden lacks
   return bias[:, :, 1:].reshape(*bias.shape[:2], -1, CONFIG.grid**2)
 
 
 def _scores(states, prompt, valid):
-  """Of all layers; `detect` makes the last one's only."""
+  """The scores of all layers; `detect` computes only those of the last one."""
   params = {"params": parameters()["scoring"]}
   return np.asarray(Scoring(CONFIG).apply(params, *map(jnp.asarray, (states, prompt, valid))))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, parameters
 from support import (
   QUICK,
   assert_close,
@@ -16,7 +17,6 @@ from support import (
   run,
   shapes,
 )
-from tiny import CONFIG, parameters
 
 from sam3_jax.model.layers import Block
 from sam3_jax.model.sam3 import Detector

@@ -160,6 +160,7 @@ def names(folder):
   }
 
 
+@pytest.mark.slow
 def test_downloads_only_files_that_a_conversion_reads_and_once(run, server):
   folder = run("hf://org/both")
   assert names(folder) == {"model.safetensors", "config.json", "merges.txt"}
@@ -233,6 +234,7 @@ print(model.params["trunk"]["norm_pre"]["scale"].sum())
 """
 
 
+@pytest.mark.slow
 def test_load_from_the_hub_and_then_offline(run, server, tmp_path):
   """Converts a checkpoint once, then loads it without a server."""
   source = write_folder(tmp_path / "source", layout("detector"))

@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from golden_model import CONFIG
 from keras_preset import preset_config, write_preset
 from layouts import layout, tiny_config, write_folder
 from sam3_jax.converters import convert
@@ -19,7 +20,6 @@ from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
 from test_convert import entry, refused, safetensors
-from tiny import CONFIG
 from torch_archive import View, save, save_arrays
 
 MEMORY = 60_000_000  # measured 41 million, for a vocabulary of the largest size allowed
@@ -194,7 +194,7 @@ def test_index_with_invalid_file_names(tmp_path, places, match):
       "https://example.com/sam3.pt",
       "https://example.com/sam3.pt is no path; run `sam3-jax convert",
     ),
-    ("hf://me/sam3", "say `sam3-jax convert hf://me/sam3 OUT`"),
+    ("hf://me/sam3", "run `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),
     ("sam3-huge", "sam3-huge does not exist; give model.safetensors"),
   ],

@@ -7,11 +7,11 @@ import subprocess
 import sys
 import textwrap
 
+import golden_model
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 from support import QUICK, assert_close, quick
 
@@ -22,7 +22,7 @@ from sam3_jax.model.sam3 import Detector
 from sam3_jax.outputs.detections import Detections
 from sam3_jax.types import Prompts, TextEmbedding
 
-QUERIES = tiny.CONFIG.queries
+QUERIES = golden_model.CONFIG.queries
 # Sizes of batches change the order of sums: scores and boxes differ by 3e-7, masks by 2e-6 of their
 # largest value.
 CLOSE = 1e-5
@@ -34,7 +34,9 @@ def model(tokenizer_path):
 
 
 def made(tokenizer_path, dtype="float32"):
-  return quick(Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype=dtype))
+  return quick(
+    Sam3(golden_model.CONFIG, golden_model.parameters(), Tokenizer(tokenizer_path), dtype=dtype)
+  )
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +78,7 @@ def assert_same(got: Detections, want: Detections):
 
 def test_shapes_and_dtypes(model, embedding):
   found = model.decode(embedding, PROMPTS, INDEX)
-  size = tiny.CONFIG.mask_size
+  size = golden_model.CONFIG.mask_size
   assert found.scores.shape == (6, QUERIES)
   assert found.mask_logits.shape == (6, QUERIES, size, size)
   assert found.semantic_logits.shape == (6, size, size)
@@ -93,7 +95,7 @@ def test_equals_the_module(model, embedding):
   box = jnp.array([[[18 / 60, 12 / 40, 24 / 60, 16 / 40]]])
   true, zero = jnp.ones((1, 1), bool), jnp.zeros(1, jnp.int32)
   prompts = Prompts(zero, zero, text, box, true, true)
-  detect = functools.partial(Detector(tiny.CONFIG).apply, method=Detector.detect)
+  detect = functools.partial(Detector(golden_model.CONFIG).apply, method=Detector.detect)
   detect = jax.jit(detect, compiler_options=QUICK)
   want = detect({"params": model.params}, embedding[:1], prompts)
   assert_same(found, want.replace(ids=want.ids + 1))
@@ -240,7 +242,7 @@ def test_few_compilations(model, images, monkeypatch):
   only shapes matter."""
 
   def nothing(params, embedding, prompts, max_detections):
-    rows, side = len(prompts.image), tiny.CONFIG.mask_size
+    rows, side = len(prompts.image), golden_model.CONFIG.mask_size
     seen, found = prompts.image, jnp.zeros((rows, QUERIES))
     masks = jnp.zeros((*found.shape, side, side))
     boxes, sizes = jnp.zeros((*found.shape, 4)), embedding.sizes[seen]
@@ -330,6 +332,7 @@ def test_no_image(model):
     model.encode([])
 
 
+@pytest.mark.slow
 def test_three_hundred_phrases(model, images):
   """On four images in one call; compares every tenth phrase with a call of its own."""
   embedding = model.encode(images[:4])
@@ -345,6 +348,7 @@ def test_three_hundred_phrases(model, images):
     assert_close(got[tenth], np.concatenate(parts), rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat():
   """Compares the minimum of resident memory after calls 6 to 10 and 296 to 300, in a subprocess."""
   script = """

@@ -17,7 +17,7 @@ from sam3_jax.converters import convert
 from sam3_jax import Sam3
 from sam3_jax.checkpoint import bundle, checksums, fingerprint
 from sam3_jax.checkpoint.orbax_items import read_item, save_item
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 
 NAMES = st.text("abcxyz_-. /", min_size=1, max_size=12).filter(checksums._is_listable)
 SUMS = st.dictionaries(NAMES, st.binary(max_size=9), min_size=1, max_size=5)
@@ -153,7 +153,7 @@ def test_batch_refuses_a_damaged_checkpoint(copy, tmp_path, capsys, name):
   Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
   typed = ["--images", tmp_path / "*.png", "--prompts", "a, b", "--out", tmp_path / "out"]
   typed += ["--checkpoint", copy, "--quiet"]
-  assert main.main(["batch", *map(str, typed)]) == 2
+  assert main(["batch", *map(str, typed)]) == 2
   assert "differs from its checksum" in capsys.readouterr().err
   assert not any((tmp_path / "out").glob("**/*.json*"))
 
@@ -196,23 +196,24 @@ def test_item_rewritten_by_orbax(copy):
 # --- edited on purpose, and of earlier versions
 
 
+@pytest.mark.slow
 def test_edited_configuration(copy, capsys):
   before = bundle.inspect(copy).identity
   settings = json.loads((copy / "config.json").read_text())
   settings["model"]["dropout"] = 0.25
   (copy / "config.json").write_text(json.dumps(settings))
-  assert main.main(["inspect", str(copy)]) == 2
+  assert main(["inspect", str(copy)]) == 2
   said = capsys.readouterr().err
   assert "config.json differs from its checksum" in said
   assert f"if you changed it on purpose, run `sam3-jax inspect {copy} --add-checksums`" in said
-  assert main.main(["inspect", str(copy), "--add-checksums", "--json"]) == 0
+  assert main(["inspect", str(copy), "--add-checksums", "--json"]) == 0
   out, err = capsys.readouterr()
   assert f"{copy}: SHA256SUMS has new checksums of config.json, manifest.json\n" in err
   assert json.loads(out)["config"]["dropout"] == 0.25
   assert json.loads(out)["identity"] == bundle.load(copy, verify=True).identity != before
   settings["model"]["heads"] = 0
   (copy / "config.json").write_text(json.dumps(settings))
-  assert main.main(["inspect", str(copy), "--add-checksums"]) == 2
+  assert main(["inspect", str(copy), "--add-checksums"]) == 2
   assert "config.json: heads must be at least 1; got 0" in capsys.readouterr().err
   refused(copy, "config.json differs from its checksum")
 
@@ -267,9 +268,9 @@ def test_conversions_of_the_same_weights_have_the_same_identity(tmp_path):
 
 def test_inspect_shows_the_identity(made, capsys):
   identity = bundle.load(made).identity
-  assert main.main(["inspect", str(made)]) == 0
+  assert main(["inspect", str(made)]) == 0
   assert f" {identity[:16]} " in capsys.readouterr().out
-  assert main.main(["inspect", str(made), "--json"]) == 0
+  assert main(["inspect", str(made), "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["identity"] == identity
 
 

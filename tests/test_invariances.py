@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, parameters
 from support import QUICK, assert_close, random_images, random_prompts, random_tokens, run
-from tiny import CONFIG, parameters
 
 from sam3_jax.model.geometry import GeometryEncoder
 from sam3_jax.types import Points

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_bpe import merges as clip_merges
+from golden_model import CONFIG
 from keras_preset import datasets, preset_config, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert
@@ -22,7 +23,6 @@ from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.writers.vocabulary import write_huggingface
 from test_convert import assert_tree, converted, refused
-from tiny import CONFIG
 
 from sam3_jax.checkpoint.bundle import inspect, load_unread
 
@@ -48,7 +48,7 @@ def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   assert len(bundle.info["lacks"]) == 9
   summary = inspect(tmp_path / "out")
   assert {reason: sums["tensors"] for reason, sums in summary.dropped.items()} == {
-    "computed anew": 8,
+    "recomputed": 8,
     "tiles of the position table": 1,
   }
   assert {name.rpartition("/vars")[0] for name in load_unread(tmp_path / "out")} == {

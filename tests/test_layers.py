@@ -1,4 +1,4 @@
-"""The smallest shared layers against formulas."""
+"""Shared layers against their formulas."""
 
 import math
 
@@ -21,8 +21,8 @@ def test_gelu():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_dense_adds_up_in_float32(dtype):
-  """In bfloat16, 256 + 1 is 256: a sum that was kept in it would stop growing there."""
+def test_dense_accumulates_in_float32(dtype):
+  """In bfloat16, 256 + 1 is 256, so a bfloat16 sum would stop growing there."""
   x = jnp.ones((1, 1000), dtype)
   params = {"fc1": {"kernel": jnp.ones((1000, 2)), "bias": jnp.zeros(2)}}
   out = Mlp((2,), dtype).apply({"params": params}, x)
@@ -32,7 +32,7 @@ def test_dense_adds_up_in_float32(dtype):
 
 @pytest.mark.parametrize(("offset", "measured"), [(0.0, 1.0e-7), (1000.0, 4.5e-5)])
 def test_layer_norm(offset, measured):
-  """Statistics in two passes: the mean of squares less the square of the mean would lose them."""
+  """With a large offset, statistics computed in a single pass would lose all precision."""
   x = normal(0, 3, 16) + offset
   wide = np.float64(x)
   deviation = np.sqrt(wide.var(axis=-1, keepdims=True) + 1e-5)
@@ -53,8 +53,8 @@ def test_mlp():
   assert_close(Mlp((4, 6, 2)).apply({"params": params}, x), want, rel=1e-6)  # measured 1.1e-7
 
 
-def test_doubled():
-  """A transposed convolution of stride 2: each cell times the kernel's four matrices."""
+def test_transposed_convolution():
+  """Each cell is multiplied by the four matrices of the kernel."""
   x, kernel, bias = normal(0, 2, 3, 4, 5), normal(1, 2, 2, 5, 6), normal(2, 6)
   want = np.zeros((2, 6, 8, 6))
   for y, x_, i, j in np.ndindex(3, 4, 2, 2):
@@ -63,8 +63,8 @@ def test_doubled():
 
 
 @pytest.mark.parametrize("rows", [(3, 3), (1, 3), (3, 1)], ids=str)
-def test_attention_with_few_channels_inside_and_rows_shared(rows):
-  """Against the formula in float64, with one row of queries or of keys repeated."""
+def test_attention_with_inner_width_and_broadcasting(rows):
+  """Against the formula in float64, also with a single row of queries or keys."""
   width, heads, inner = 6, 2, 4
   query, keys, values = (
     normal(0, rows[0], 5, width),

@@ -1,4 +1,4 @@
-"""The text encoders of SAM 3 LiteText: their files there and back, and the two ways to pad."""
+"""The text encoders of SAM 3 LiteText: round trip of their files, and the two kinds of padding."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import jax
 import lite
 import numpy as np
 import pytest
+from golden_model import GOLDENS
 from layouts import TOKENIZER
 from safetensors.numpy import load_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
-from tiny import GOLDENS
 from typer.testing import CliRunner
 
 from sam3_jax.checkpoint import bundle as checkpoint
@@ -43,7 +43,7 @@ def encode(folder, mask_padding):
 
 
 @MIXERS
-def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
+def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
   bundle = checkpoint.load(bundles / str(mixers), verify=True)
   assert bundle.config == lite.config(mixers)
   done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
@@ -63,8 +63,8 @@ def test_there_and_back_is_bit_equal(bundles, tmp_path, mixers):
 
 @MIXERS
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_numbers_are_those_of_transformers(bundles, mixers, mask_padding):
-  """The golden is what tests/reference/test_transformers_lite.py computes with transformers."""
+def test_features_match_transformers(bundles, mixers, mask_padding):
+  """tests/reference/test_transformers_lite.py computes the golden with transformers."""
   text = encode(bundles / str(mixers), mask_padding)(lite.phrases())
   with np.load(GOLDENS / "lite_text.npz") as golden:
     want = golden[f"{'mixers' if mixers else 'plain'}/{'masked' if mask_padding else 'attended'}"]
@@ -75,8 +75,8 @@ def test_numbers_are_those_of_transformers(bundles, mixers, mask_padding):
   )  # measured 3.1e-6
 
 
-def test_what_padding_changes(bundles):
-  """Attended to, it moves a phrase; masked, it does not, where there are no mixers."""
+def test_padding_changes_features_unless_masked(bundles):
+  """Masked padding still changes the features if there are mixers."""
   rows = lite.phrases()[:1]
   attended, masked = (encode(bundles / "False", mask_padding) for mask_padding in (False, True))
   first, second, short = (

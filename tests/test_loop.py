@@ -166,6 +166,7 @@ t.train(pathlib.Path({out!r}), t.config(steps=40), Slow())
 """
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_the_same_parameters(tmp_path, quick):
   """kill -9 at three times; `benchmarks/resume.py` does the same with a real step."""
   wanted, out = tmp_path / "a" / "run", tmp_path / "run"

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import parameters
 from support import QUICK, assert_close, difference, normal, run
-from tiny import parameters
 
 from sam3_jax.training.lora import LoraConfig, adapt, adapted_kernels, merge
 from sam3_jax.training.optimizer import stacked_axes

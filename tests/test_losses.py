@@ -198,6 +198,7 @@ def test_masks_as_bytes_or_fractions():
   assert_close(part, whole, rel=1.5e-6)  # measured 1.5e-7
 
 
+@pytest.mark.slow
 def test_masks_of_the_first_prompts_only():
   """Two images of two prompts; the second prompts have no objects."""
   predictions, targets, valid = examples(counts=(2, 0, 3, 0))
@@ -277,6 +278,7 @@ def test_pad_queries_scales_the_classification():
     assert_close(got[name], scale * value, rel=8e-7)  # measured 8.3e-8
 
 
+@pytest.mark.slow
 def test_sharded_batch_has_the_same_loss():
   """Prompts on eight devices, with different numbers of objects."""
   predictions, targets, _ = examples(prompts=8, counts=(2, 0, 3, 1, 0, 0, 3, 3))
@@ -294,6 +296,7 @@ def test_sharded_batch_has_the_same_loss():
   assert_close(got, (total, terms, gradients), rel=1.8e-6)  # measured 1.8e-7
 
 
+@pytest.mark.slow
 def test_cell_loss_of_every_valid_prompt():
   predictions, targets, valid = examples()
   config = dataclasses.replace(CONFIG, cell_weight=3.0)

@@ -324,6 +324,7 @@ def test_options_of_wrong_type():
     generate_masks(Discs(), Discs.image(9, 9), {"points_per_side": 4})
 
 
+@pytest.mark.slow
 def test_with_a_model(tokenizer_path):
   """Each mask equals that of its point prompt."""
   model = visual_model(tokenizer_path)

@@ -169,6 +169,7 @@ def peak_megabytes(function) -> float:
   return peak / 1e6
 
 
+@pytest.mark.slow
 def test_memory_at_300_megapixels():
   wave = np.sin(np.arange(288) / 40)[:, None] + 0.3 * np.cos(np.arange(288) / 9)
   masks = Masks(np.broadcast_to(wave.astype(np.float32), (200, 288, 288)), (15_000, 20_000))

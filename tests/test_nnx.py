@@ -10,6 +10,8 @@ from flax import nnx
 
 import sam3_jax
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "docs" / "scene.jpg"
 
@@ -38,6 +40,7 @@ def test_parameters_are_nnx_state(module, model):
   assert sum(x.size for x in jax.tree.leaves(state)) == sum(x.size for x in leaves)
 
 
+@pytest.mark.slow
 def test_results_equal_those_of_decode(example, module, model):
   found = example.detect(model, module, SCENE, "lion")
   expected = model.decode(model.encode(SCENE), "lion")

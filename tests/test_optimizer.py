@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from golden_model import CONFIG, parameters
 from support import difference
-from tiny import CONFIG, parameters
 
 from sam3_jax.config import RELEASED, TrunkConfig
 from sam3_jax.training.optimizer import (
@@ -298,7 +298,7 @@ def test_without_gradient_clipping():
     ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
     (
       {"learning_rate_multipliers": (("(", 1.0),)},
-      "optimizer.learning_rate_multipliers: '(' is no regular expression",
+      "optimizer.learning_rate_multipliers: '(' is not a regular expression",
     ),
   ],
 )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import CONFIG, parameters
+from golden_model import CONFIG, parameters
 
 from sam3_jax.config import RELEASED, SIZES
 from sam3_jax.model.sam3 import Detector, init, parameter_shapes
@@ -151,7 +151,7 @@ def test_shapes_of_every_size(size, dtype):
 
 
 def test_parameter_paths():
-  """Checkpoints, sharding rules and learning rates use them; tiny.py lists them by hand."""
+  """Checkpoints, sharding rules and learning rates use them; golden_model.py lists them by hand."""
   assert sizes(shapes_of(CONFIG)) == sizes(parameters())
   assert shapes_of(RELEASED).keys() == parameters().keys()
   assert sizes(shapes_of(RELEASED)).keys() == sizes(parameters()).keys()

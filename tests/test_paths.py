@@ -12,12 +12,12 @@ from pathlib import Path
 
 import buckets
 import pytest
-from tiny import CONFIG, parameters
+from golden_model import CONFIG, parameters
 
 from sam3_jax import registry
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint.writer import NewFolder, Writer
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.utils import paths
 
 ROOT = Path(__file__).parents[1]
@@ -49,19 +49,19 @@ def test_unsupported_schemes_are_rejected_first(url, tmp_path, monkeypatch, caps
     with pytest.raises(ValueError, match=message):
       use(url)
   for typed in (["inspect", url], ["convert", "nowhere", url]):
-    assert main.main(typed) == 2
+    assert main(typed) == 2
     assert url in capsys.readouterr().err
   assert not any(tmp_path.iterdir())
 
 
 def test_other_outputs_must_be_local(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=r"gs://bucket/x: what is written must be in a local d"):
+  with pytest.raises(ValueError, match=r"gs://bucket/x: the output must be in a local directory"):
     NewFolder("gs://bucket/x")
-  assert main.main(["convert", "sam3-tiny", "gs://bucket/x", "--to", "meta"]) == 2
+  assert main(["convert", "sam3-tiny", "gs://bucket/x", "--to", "meta"]) == 2
   assert "gs://bucket/x: what --to writes must be in a local directory" in capsys.readouterr().err
   (tmp_path / "a.jpg").write_bytes(b"")
-  assert main.main(["segment", "a.jpg", "--text", "a", "--out", "gs://bucket/x"]) == 2
+  assert main(["segment", "a.jpg", "--text", "a", "--out", "gs://bucket/x"]) == 2
   assert "gs://bucket/x: --out must be in a local directory" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
@@ -82,16 +82,16 @@ def work(url):
   save = lambda **more: checkpoint.save(url, parameters(), CONFIG, TOKENIZER.read_bytes(), **more)  # noqa: E731
   save(info={"name": "tiny"}, unread={"x": parameters()["text"]["position"]})
   found = registry.find_checkpoint(url)
-  told = []
-  bundle = checkpoint.load(found, verify=True, progress=lambda *step: told.append(step))
+  steps = []
+  bundle = checkpoint.load(found, verify=True, progress=lambda *step: steps.append(step))
   assert_params(bundle.params, parameters())
-  assert told[0] == ("checksums", 0)
+  assert steps[0] == ("checksums", 0)
   assert checkpoint.load_unread(url).keys() == {"x"}
   summary = checkpoint.inspect(Path(url), verify=True)  # pathlib turns // into /
   assert (summary.path, summary.config, summary.info) == (url, CONFIG, {"name": "tiny"})
   assert Sam3.from_checkpoint(found).encode_text("a").features.shape[0] == 1
-  assert main.main(["inspect", url]) == 0
-  assert main.main(["convert", url, "back", "--to", "meta", "--quiet"]) == 0
+  assert main(["inspect", url]) == 0
+  assert main(["convert", url, "back", "--to", "meta", "--quiet"]) == 0
   assert Path("back/sam3.pt").is_file()
   with pytest.raises(ValueError, match="exists already"):
     save()

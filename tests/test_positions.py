@@ -27,8 +27,8 @@ def test_sine_map():
   height, width, channels = 3, 5, 16
   want = np.zeros((height, width, channels))
   for y, x, i in np.ndindex(want.shape):
-    place = (y + 1) / (height + 1e-6) if i < channels // 2 else (x + 1) / (width + 1e-6)
-    angle = 2 * math.pi * place / 10000 ** (2 * (i % 8 // 2) / (channels // 2))
+    fraction = (y + 1) / (height + 1e-6) if i < channels // 2 else (x + 1) / (width + 1e-6)
+    angle = 2 * math.pi * fraction / 10000 ** (2 * (i % 8 // 2) / (channels // 2))
     want[y, x, i] = math.cos(angle) if i % 2 else math.sin(angle)
   assert_close(sine_map(height, width, channels), want, rel=2e-6)  # measured 2.4e-7
 
@@ -39,9 +39,9 @@ def test_rotary_positions(side, scale, channels):
   x = normal(0, 2, side**2, 3, channels)
   frequencies = 10000 ** (-4 * np.arange(channels // 4) / channels)
   row, column = divmod(np.arange(side**2), side)
-  angles = [np.outer(scale * place, frequencies) for place in (column, row)]
-  turn = np.exp(1j * np.concatenate(angles, axis=1))[:, None]
-  want = (np.float64(x[..., 0::2]) + 1j * np.float64(x[..., 1::2])) * turn
+  angles = [np.outer(scale * cell, frequencies) for cell in (column, row)]
+  rotation = np.exp(1j * np.concatenate(angles, axis=1))[:, None]
+  want = (np.float64(x[..., 0::2]) + 1j * np.float64(x[..., 1::2])) * rotation
 
   halves = jnp.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
   got = np.asarray(rotate(halves, rope_table(side, scale, channels)))
@@ -59,7 +59,7 @@ def test_rotation_keeps_the_dtype():
 
 
 @pytest.mark.parametrize(("side", "window"), [(12, 4), (6, 2), (4, 4), (1, 1), (3, 1)])
-def test_windows(side, window):
+def test_window_partition_and_its_inverse(side, window):
   x = np.arange(2 * side**2 * 3, dtype=np.float32).reshape(2, side**2, 3)
   grid = x.reshape(2, side, side, 3)
   want = [

@@ -1,4 +1,4 @@
-"""The tiny model with parameters and computation in bfloat16, against float32."""
+"""The model of the goldens with bfloat16 parameters and computation, against float32."""
 
 import types
 
@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import parameters
 from support import assert_close, difference, random_images, random_prompts, random_tokens, run
-from tiny import parameters
 
 WIDE, NARROW = jnp.float32, jnp.bfloat16
 
 
 @pytest.fixture(scope="module")
 def both():
-  """Results in float32, then in bfloat16."""
+  """Results in float32 and in bfloat16."""
   rng = np.random.default_rng(0)
   sizes = np.array([[300, 400], [500, 200]], np.int32)
   images, tokens, results = random_images(rng, 2), random_tokens(rng, [3, 4, 10, 32]), []
@@ -28,7 +28,8 @@ def both():
   return results
 
 
-# Largest difference over largest magnitude as measured on a CPU; three times as much is allowed.
+# Largest difference relative to the largest magnitude, measured on a CPU; 3 times as much is
+# allowed.
 MEASURED = {
   "embedding": {
     "fine": 1.2e-2,
@@ -41,7 +42,7 @@ MEASURED = {
   "predictions": {
     "logits": 2.8e-2,
     "boxes": 3.9e-3,
-    "presence": 1.8e-2,
+    "presence_logit": 1.8e-2,
     "mask_logits": 3.2e-2,
     "semantic_logits": 1.6e-2,
     "cell_logits": 2.8e-2,
@@ -49,7 +50,7 @@ MEASURED = {
 }
 
 
-def test_dtypes(both):
+def test_dtypes_of_results(both):
   for dtype, results in zip((WIDE, NARROW), both, strict=True):
     embedding, predictions = results.embedding, results.predictions
     low = [embedding.fine, embedding.middle, embedding.coarse, embedding.attended]
@@ -60,12 +61,12 @@ def test_dtypes(both):
 
 
 @pytest.mark.parametrize("stage", MEASURED)
-def test_bfloat16_is_near_float32(both, stage):
+def test_bfloat16_is_close_to_float32(both, stage):
   want, got = (vars(getattr(results, stage)) for results in both)
   assert want.keys() - {"visual", "origin", "tokens"} == MEASURED[stage].keys() - {"tokens"}
   for name, measured in MEASURED[stage].items():
     assert_close(got[name], want[name], rel=3 * measured, what=name)
-    assert measured == 0 or difference(got[name], want[name]) > 1e-4  # it did compute in bfloat16
+    assert measured == 0 or difference(got[name], want[name]) > 1e-4  # computed in bfloat16 indeed
 
 
 def test_masks_agree(both):

@@ -125,6 +125,7 @@ def test_resize_is_equivariant_to_channel_order():
   np.testing.assert_array_equal(resize(image, 24)[..., ::-1], resize(image[..., ::-1], 24))
 
 
+@pytest.mark.slow
 def test_resize_memory_for_300_megapixels():
   row = random_image(1, 20_000)
   image = np.broadcast_to(row, (15_000, 20_000, 3))

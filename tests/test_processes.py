@@ -18,7 +18,7 @@ from test_loop import PATTERN, assert_same, parameters, stand_in
 
 from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.checkpoint.orbax_items import restore_item, save_item
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.training import data, log, loop, sharding, trainer
 from sam3_jax.training import run as command
 from sam3_jax.utils.param_tree import flatten
@@ -64,11 +64,11 @@ def work(folder):
       return following(batches)
 
     patch.setattr(data.Batches, "__next__", break_off)
-    assert main.main(typed(folder, "two", "--distributed")) == 2
+    assert main(typed(folder, "two", "--distributed")) == 2
     assert jax.process_count() == 2
     assert jax.device_count() == 4
     patch.setattr(data.Batches, "__next__", following)
-    assert main.main(typed(folder, "two")) == 0
+    assert main(typed(folder, "two")) == 0
     assert (folder / "two" / "final").exists()
     restore_shards(folder)
 
@@ -122,6 +122,7 @@ def folder(tmp_path):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(folder, monkeypatch):
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -140,7 +141,7 @@ def test_two_processes_equal_one(folder, monkeypatch):
     monkeypatch.setattr(
       trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:4], fsdp)
     )
-    assert main.main(typed(folder, "one")) == 0
+    assert main(typed(folder, "one")) == 0
     errors = [worker.communicate(timeout=240)[1].decode() for worker in workers]
   finally:
     for worker in workers:
@@ -163,13 +164,14 @@ def test_two_processes_equal_one(folder, monkeypatch):
     assert read < 0.6 * big().nbytes  # measured 0.5001
 
 
+@pytest.mark.slow
 def test_failing_jax_distributed_is_one_line(folder, monkeypatch, capsys):
   def fail():
     raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
   monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
-  assert main.main(typed(folder, "out", "--distributed")) == 2
+  assert main(typed(folder, "out", "--distributed")) == 2
   error = capsys.readouterr().err
   assert "--distributed: JAX cannot connect to the other processes (coordinator_address" in error
   assert error.count("\n") == 1

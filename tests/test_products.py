@@ -1,5 +1,5 @@
-"""Every program is traced under 64-bit mode and strict dtype promotion; its products are as precise
-as their dtype says on every platform, and nothing in it is 64 bits wide."""
+"""Traces every program with 64-bit mode and strict dtype promotion: each product requests the
+precision of its dtype, and no array has 64 bits."""
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def imprecise(name, traced):
-  """Products that are not as precise as their dtype; and there must be some."""
+  """Yields the products that do not request the precision of their dtype."""
   products = [x for x in programs.equations(traced.jaxpr.jaxpr) if x.primitive.name in PRODUCTS]
   assert products, name
   for product in products:
@@ -26,7 +26,7 @@ def imprecise(name, traced):
 
 
 def wide(name, traced):
-  """Arrays of 64 bits; scalars may be the counters of JAX's own loops."""
+  """Yields arrays with 64 bits, except scalars, which may be counters of JAX's loops."""
   for equation in programs.equations(traced.jaxpr.jaxpr):
     for x in equation.outvars:
       if x.aval.shape and getattr(x.aval.dtype, "itemsize", 4) == 8:
@@ -37,7 +37,7 @@ def wide(name, traced):
   ("kind", "dtype"),
   [("toy", "float32"), ("toy", "bfloat16"), ("parts", "float32"), ("mesh", "bfloat16")],
 )
-def test_inference(kind, dtype):
+def test_inference_programs(kind, dtype):
   wrong = []
   with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
     if kind == "mesh":
@@ -50,12 +50,12 @@ def test_inference(kind, dtype):
 
 
 @pytest.mark.parametrize(("objective", "dtype"), [("visual", "bfloat16"), ("dense", "float32")])
-def test_training(objective, dtype):
-  """Products of gradients too. What detection computes, `test_inference` has; it takes long."""
+def test_training_step(objective, dtype):
+  """Includes the products of gradients. Detection is left out, as it takes long."""
   wrong = [*imprecise(objective, programs.training(objective, dtype))]
   assert not wrong, "\n".join(wrong)
 
 
-def test_precision_of_a_product():
+def test_precision_of():
   assert precision_of("float32") == precision_of("float32", np.float32) == Precision.HIGHEST
   assert precision_of("float32", "bfloat16") is precision_of("bfloat16") is None

@@ -35,6 +35,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_killed_worker_is_replaced(example, cluster, tmp_path, monkeypatch):
   """Its block of images is done again."""
   killed = tmp_path / "killed"

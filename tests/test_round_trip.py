@@ -38,9 +38,9 @@ def merged(tmp_path, monkeypatch):
 
   (tmp_path / "images").mkdir()
 
-  def make(**asked):
+  def make(**images):
     rows = []
-    for number, (name, prompts) in enumerate(asked.items()):
+    for number, (name, prompts) in enumerate(images.items()):
       file = f"{name.split('_')[0]}.png"
       Image.new("RGB", (80, 60)).save(tmp_path / "images" / file)
       found = [

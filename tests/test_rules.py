@@ -1,4 +1,4 @@
-"""The layouts' tables and the plan, against the parameters that tiny.py builds by hand."""
+"""The layouts' tables and the plan, against the parameters that golden_model.py builds by hand."""
 
 import collections
 import dataclasses
@@ -9,6 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from golden_model import CONFIG, meta_weights, parameters, visual_parameters
 from layouts import layout
 from sam3_jax.converters.in_memory import convert_arrays, convert_meta, export_arrays
 from sam3_jax.converters.infer import infer_config
@@ -18,7 +19,6 @@ from sam3_jax.converters.plan import plan
 from sam3_jax.converters.plan_source import plan_source
 from sam3_jax.converters.source import Source
 from sam3_jax.converters.transforms import CONV, DECONV, DENSE, Grid, HalfSplit
-from tiny import CONFIG, meta_weights, parameters, visual_parameters
 
 from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import RELEASED, SIZES

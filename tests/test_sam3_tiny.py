@@ -11,7 +11,7 @@ from PIL import Image
 import sam3_jax
 from sam3_jax import VisualPrompt
 from sam3_jax.checkpoint.bundle import expected_shapes
-from sam3_jax.cli import main
+from sam3_jax.cli.main import main
 from sam3_jax.datasets.synthetic import drawings, scenes
 from sam3_jax.evaluation.clicks import deepest_point
 from sam3_jax.outputs.rle import decode
@@ -65,6 +65,7 @@ def box_of(mask):
   return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", PRESENT)
 def test_what_is_there_is_found(phrase, model, embedding, truth):
   (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
@@ -72,12 +73,14 @@ def test_what_is_there_is_found(phrase, model, embedding, truth):
   assert iou(mask, truth[PRESENT[phrase]]) > FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase", ABSENT)
 def test_what_is_not_there_is_not(phrase, model, embedding):
   (found,) = model.decode(embedding, phrase).instances(threshold=0.5)
   assert len(found) == 0
 
 
+@pytest.mark.slow
 def test_an_example_box_finds_its_object(model, embedding, truth):
   mask = truth["fire-engine"]
   prompt = sam3_jax.Prompt(boxes=[box_of(mask)])
@@ -85,6 +88,7 @@ def test_an_example_box_finds_its_object(model, embedding, truth):
   assert max(iou(one, mask) for one in found.masks) > FOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thing", PRESENT.values())
 def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, truth):
   mask = truth[thing]
@@ -95,10 +99,11 @@ def test_a_click_and_a_box_find_the_thing_under_them(thing, model, pointed, trut
   assert iou(np.asarray(found[0]), mask) > FOUND
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, truth):
   """The README's first command, and what its file says."""
   typed = [word for phrase in (*PRESENT, ABSENT[0]) for word in ("--text", phrase)]
-  assert main.main(["segment", str(SCENE), *typed, "--out", str(tmp_path)]) == 0
+  assert main(["segment", str(SCENE), *typed, "--out", str(tmp_path)]) == 0
   assert (tmp_path / "scene.sam3.png").stat().st_size > 10_000
   record = json.loads((tmp_path / "scene.sam3.json").read_text())
   names = {category["id"]: category["name"] for category in record["categories"]}

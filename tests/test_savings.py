@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, parameters
 from support import (
   QUICK,
   assert_close,
@@ -17,7 +18,6 @@ from support import (
   run,
   shapes,
 )
-from tiny import CONFIG, parameters
 from work import gflop
 
 from sam3_jax.config import RELEASED
@@ -204,6 +204,7 @@ def released():
   }
 
 
+@pytest.mark.slow
 def test_gflop_of_the_released_model(released):
   """The plain form takes 5611 per image, 218 for its second neck, and 418 per prompt, without the
   neck level and the convolution that are not read."""

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from sam3_jax.cli import main
 from sam3_jax.cli import scenes as command
+from sam3_jax.cli.main import main
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.synthetic import drawings, scene_files, scenes
 from sam3_jax.datasets.synthetic.phrase_sampling import lookalikes
@@ -418,7 +418,7 @@ class TestCommand:
   def test_writes_files_and_prints_counts(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     typed = ["scenes", "--out", "out", "--count", "3", "--seed", "2", "--style", "noto-v1"]
-    assert main.main(typed) == 0
+    assert main(typed) == 0
     out, err = capsys.readouterr()
     assert err == ""
     pairs = annotations.read("out/annotations.json")
@@ -429,7 +429,7 @@ class TestCommand:
     assert contents(Path("same")) == contents(Path("out"))
 
   def test_quiet(self, tmp_path, capsys):
-    assert main.main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
+    assert main(["scenes", f"--out={tmp_path}", "--count=1", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
   def test_every_style_and_new_concept_is_offered(self):
@@ -441,7 +441,7 @@ class TestCommand:
   def test_several_styles_and_a_new_concept(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     typed = ["--count=4", "--style=noto", "--style=twemoji", "--new=owl", "--augment=0.5"]
-    assert main.main(["scenes", "--out=out", *typed]) == 0
+    assert main(["scenes", "--out=out", *typed]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("out/annotations.json: 4 images, ")
     assert second.startswith("out/owl.json: ")
@@ -468,7 +468,7 @@ class TestCommand:
     monkeypatch.chdir(tmp_path)
     Path("there").mkdir()
     Path("there/file").write_text("mine")
-    assert main.main(["scenes", *typed]) == 2
+    assert main(["scenes", *typed]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("sam3-jax: error: ")

@@ -6,11 +6,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import golden_model
 import hlo
 import jax
 import numpy as np
 import pytest
-import tiny
 import tpu_batch
 import training_model
 from jax.sharding import PartitionSpec as P
@@ -62,13 +62,13 @@ def alone(tokenizer, images):
 def test_returning_the_trunk_s_map_costs_nothing():
   """`Sam3` and `batch` keep it for later visual prompts."""
   rows = (
-    np.zeros((1, tiny.CONFIG.image_size, tiny.CONFIG.image_size, 3), np.uint8),
+    np.zeros((1, golden_model.CONFIG.image_size, golden_model.CONFIG.image_size, 3), np.uint8),
     np.ones((1, 2), int),
   )
   costs = []
   for keep in (lambda embedding, features: embedding, lambda *both: both):
-    program: Any = Programs(tiny.CONFIG, "float32", select_image=keep).encode
-    compiled = program.lower(tiny.parameters(), *rows).compile(compiler_options=QUICK)
+    program: Any = Programs(golden_model.CONFIG, "float32", select_image=keep).encode
+    compiled = program.lower(golden_model.parameters(), *rows).compile(compiler_options=QUICK)
     costs.append([compiled.cost_analysis()[name] for name in ("flops", "bytes accessed")])
   (flops, read), (kept_flops, kept_read) = costs
   assert kept_flops == flops > 1e9
@@ -76,8 +76,10 @@ def test_returning_the_trunk_s_map_costs_nothing():
 
 
 def model_on(mesh, tokenizer, rules=sharding.REPLICATED):
-  parameters = tiny.parameters()
-  return quick(Sam3(tiny.CONFIG, parameters, tokenizer, dtype="float32", mesh=mesh, rules=rules))
+  parameters = golden_model.parameters()
+  return quick(
+    Sam3(golden_model.CONFIG, parameters, tokenizer, dtype="float32", mesh=mesh, rules=rules)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +182,8 @@ def text_of(lowered) -> str:
 
 
 def test_no_collective(mesh):
-  encode, embedding = lower_encoder(tiny.CONFIG, np.float32, mesh, images=2)
-  decode = lower_decoder(tiny.CONFIG, np.float32, mesh, embedding, prompts=3, most=4)
+  encode, embedding = lower_encoder(golden_model.CONFIG, np.float32, mesh, images=2)
+  decode = lower_decoder(golden_model.CONFIG, np.float32, mesh, embedding, prompts=3, most=4)
   for lowered in (encode, decode):
     listing = hlo.read(text_of(lowered))
     assert len(listing.ops) > 10
@@ -191,13 +193,13 @@ def test_no_collective(mesh):
 def test_sharded_parameters_are_gathered(mesh):
   """Also shows that the test above would find a collective."""
   pair = sharding.make_mesh(mesh.devices.ravel(), model=2)
-  encode, _ = lower_encoder(tiny.CONFIG, np.float32, pair, 1, sharding.BY_OUTPUTS)
+  encode, _ = lower_encoder(golden_model.CONFIG, np.float32, pair, 1, sharding.BY_OUTPUTS)
   assert {one.kind for one in hlo.read(text_of(encode)).collectives} == {"all-gather"}
 
 
 def test_collectives_when_devices_share_a_prompt(mesh):
   """Gathers the tokens in each fusion layer but the first, and at the end; nothing else."""
-  group, config = sharding.make_mesh(mesh.devices.ravel(), model=4), tiny.CONFIG
+  group, config = sharding.make_mesh(mesh.devices.ravel(), model=4), golden_model.CONFIG
   _, embedding = lower_encoder(config, np.float32, group, images=1)
   decode = lower_decoder(config, np.float32, group, embedding, prompts=3, most=4, split=True)
   found = hlo.read(text_of(decode)).collectives
@@ -211,17 +213,17 @@ def test_no_collective_on_a_tpu():
   pytest.importorskip("libtpu", reason="the TPU's compiler")
   program = f"""
     import sys
-    sys.path += {[str(Path(module.__file__).parent) for module in (tiny, tpu_batch)]}
+    sys.path += {[str(Path(module.__file__).parent) for module in (golden_model, tpu_batch)]}
     import chips
     chips.describe()
     import jax.numpy as jnp
-    import tiny
+    import golden_model
     from tpu_batch import lower_decoder, lower_encoder
     from sam3_jax.inference.sharding import make_mesh
 
     mesh = make_mesh(chips.devices("v6e", 4))
-    encode, embedding = lower_encoder(tiny.CONFIG, jnp.bfloat16, mesh, images=1)
-    decode = lower_decoder(tiny.CONFIG, jnp.bfloat16, mesh, embedding, prompts=1, most=4)
+    encode, embedding = lower_encoder(golden_model.CONFIG, jnp.bfloat16, mesh, images=1)
+    decode = lower_decoder(golden_model.CONFIG, jnp.bfloat16, mesh, embedding, prompts=1, most=4)
     for lowered in (encode, decode):
       listing = chips.report("v6e", lowered).listing
       print(len(listing.ops) > 10, listing.collectives)
@@ -232,17 +234,21 @@ def test_no_collective_on_a_tpu():
 
 
 def test_selected_results():
-  programs = Programs(tiny.CONFIG, "float32").selecting(
+  programs = Programs(golden_model.CONFIG, "float32").selecting(
     image=lambda embedding, features: embedding,
     detections=lambda detections: (detections.scores, detections.ids),
   )
-  text = TextEmbedding(np.zeros((1, 4, tiny.CONFIG.width), np.float32), np.ones((1, 4), bool))
+  text = TextEmbedding(
+    np.zeros((1, 4, golden_model.CONFIG.width), np.float32), np.ones((1, 4), bool)
+  )
   row = np.zeros(1, np.int32)
   prompts = pack([Prompt("a")], np.ones((1, 2)), image=row, first_id=row, text=text)
-  pixels = np.zeros((1, *[tiny.CONFIG.image_size] * 2, 3), np.uint8)
-  embedding = jax.eval_shape(programs.encode, tiny.parameters(), pixels, np.ones((1, 2), np.int32))
+  pixels = np.zeros((1, *[golden_model.CONFIG.image_size] * 2, 3), np.uint8)
+  embedding = jax.eval_shape(
+    programs.encode, golden_model.parameters(), pixels, np.ones((1, 2), np.int32)
+  )
   scores, ids = jax.eval_shape(
-    lambda *given: programs.prompts.detect(*given, 3), tiny.parameters(), embedding, prompts
+    lambda *given: programs.prompts.detect(*given, 3), golden_model.parameters(), embedding, prompts
   )
   assert scores.shape == ids.shape == (1, 3)
 

@@ -10,6 +10,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, meta_weights
 from layouts import TOKENIZER, layout
 from sam3_jax.converters import convert
 from sam3_jax.converters.layouts import meta
@@ -19,7 +20,6 @@ from sam3_jax.converters.selection import select
 from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.wrappers import find_candidates
 from test_convert import assert_tree, converted, refused
-from tiny import CONFIG, meta_weights
 from torch_archive import View, all_views, pickled, save, save_arrays, views, write
 
 SCALE = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
@@ -69,6 +69,7 @@ def test_views_of_a_storage(tmp_path):
   assert not found["rows"].read().flags.writeable
 
 
+@pytest.mark.slow
 def test_sam3_pt_gives_the_expected_tree(sam3, tmp_path):
   bundle = converted(sam3, tmp_path / "out", config=CONFIG)
   assert_tree(bundle.params, points=True)
@@ -106,6 +107,7 @@ def test_prefixes_of_image_models_and_ddp():
     assert {meta.canonical(name) for name in found.names.values()} == meta_weights().keys()
 
 
+@pytest.mark.slow
 def test_huggingface_names_without_configuration(tmp_path):
   path = save(tmp_path / "pytorch_model.bin", views(layout("detector")))
   with pytest.raises(ValueError, match="trunk 64 wide with 4 blocks do not determine its heads"):
@@ -214,6 +216,7 @@ def test_damaged_and_hostile_pickles(tmp_path, data, match):
   assert peak < 1_000_000  # measured 0.1 million: a pickle cannot ask for memory
 
 
+@pytest.mark.slow
 def test_deeply_nested_pickle(tmp_path):
   """hash and repr of such a tuple would exceed the recursion limit."""
   for end, match in (
@@ -332,6 +335,7 @@ def test_storages_that_share_bytes(tmp_path):
   refused(path, tmp_path, "overlaps what follows it")
 
 
+@pytest.mark.slow
 def test_checksum_mismatch_is_found(tmp_path):
   path = save_arrays(tmp_path / "x.pt", meta_weights())
   content = bytearray(path.read_bytes())

@@ -1,5 +1,5 @@
-"""The released programs as a TPU's compiler makes them: they fit, and logits stay out of memory.
-Never how long they take: `benchmarks/tpu_parts.py` tells that, with all its doubts."""
+"""The released model compiled for TPUs: it fits into memory, and logits stay out of it. Run times
+are estimated by `benchmarks/tpu_parts.py`."""
 
 import re
 
@@ -16,15 +16,16 @@ from sam3_jax.model.sam3 import parameter_shapes
 
 pytestmark = [pytest.mark.tpu, pytest.mark.filterwarnings("default")]
 CHIPS = ("v5e:1x1", "v6e:1x1")
-PROMPTS = 4  # of a program
+PROMPTS = 4  # per call
 
 
 @pytest.fixture(scope="module", params=CHIPS)
 def compiled(request, tokenizer_path):
-  """Of an image's encoding and of prompts about it."""
-  place = jax.sharding.SingleDeviceSharding(aot.described_tpu(request.param))
+  """The programs that encode an image and decode prompts on it."""
+  sharding = jax.sharding.SingleDeviceSharding(aot.described_tpu(request.param))
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=place), parameter_shapes(RELEASED)
+    lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16", sharding=sharding),
+    parameter_shapes(RELEASED),
   )
   tokenizer = Tokenizer(tokenizer_path, context=RELEASED.text.context)
   model = Sam3(RELEASED, params, tokenizer, dtype="bfloat16")
@@ -33,11 +34,11 @@ def compiled(request, tokenizer_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_float32_products_take_all_passes(tokenizer_path, dtype):
-  """Of a small model: all its products in float32; in bfloat16 those of boxes and scores alone."""
-  place = jax.sharding.SingleDeviceSharding(aot.described_tpu(CHIPS[0]))
+def test_float32_products_have_highest_precision(tokenizer_path, dtype):
+  """All products of a float32 model; in bfloat16, only those of boxes and scores."""
+  sharding = jax.sharding.SingleDeviceSharding(aot.described_tpu(CHIPS[0]))
   params = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place),
+    lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=sharding),
     parameter_shapes(training_model.CONFIG),
   )
   tokenizer = Tokenizer(tokenizer_path, context=training_model.CONFIG.text.context)
@@ -54,8 +55,8 @@ def test_float32_products_take_all_passes(tokenizer_path, dtype):
   assert found == ({True} if dtype == "float32" else {True, False})
 
 
-def test_memory(compiled):
-  """An image encoded, and 32 prompts about it decoded."""
+def test_peak_memory(compiled):
+  """Encodes an image and decodes 32 prompts on it."""
   encode, decode = (program.memory_analysis() for program in compiled)
   kept = (32 - PROMPTS) * decode.output_size_in_bytes / PROMPTS
   assert max(encode.peak_memory_in_bytes, decode.peak_memory_in_bytes + kept) < 8e9
@@ -67,8 +68,8 @@ def test_no_collectives(compiled):
 
 
 def test_no_logits_in_memory(compiled):
-  """Attention's logits would be the largest float32 arrays by far: those of a window group's heads
-  take 191 MB, those of a global block, or of cells to cells, 107 MB a head."""
+  """Attention logits would be by far the largest float32 arrays: 191 MB for the heads of a windowed
+  block, 107 MB per head for a global block or for the self-attention of the fusion encoder."""
   for program in compiled:
     for op in hlo.read(program.as_text()).ops:
       for array in re.findall(r"f32\[[\d,]+\]\{[^}]*\}", op.result):

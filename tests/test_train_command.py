@@ -135,6 +135,7 @@ def test_check_reads_all_data_and_writes_nothing(files, capsys):
   assert set(files.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_changed_annotations_are_not_resumed(files, quick, capsys):
   assert main(typed(files, "--quiet")) == 0
   content = json.loads((files / "data.json").read_text())
@@ -146,6 +147,7 @@ def test_changed_annotations_are_not_resumed(files, quick, capsys):
   assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_dense_pretraining_with_gradient_accumulation(files, monkeypatch):
   run = json.loads((files / "run.json").read_text())
   run |= {"objective": "dense", "gradient_accumulation_steps": 2, "steps": 2, "evaluate_every": 0}
@@ -184,6 +186,7 @@ def test_evaluation_of_the_first_pairs(files, monkeypatch):
   assert command.open_evaluation(none, Tokenizer(TOKENIZER)) is None
 
 
+@pytest.mark.slow
 def test_random_start_with_vocabulary_and_seed(monkeypatch):
   from sam3_jax.model import sam3
 
@@ -200,6 +203,7 @@ def test_random_start_with_vocabulary_and_seed(monkeypatch):
   assert Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
 
 
+@pytest.mark.slow
 def test_checkpoint_at_another_image_size(files):
   settings = TrainConfig(checkpoint=str(files / "toy"), image_size=48, window=3)
   begun = command.load_start(settings)
@@ -217,6 +221,7 @@ def test_checkpoint_at_another_image_size(files):
     command.load_start(dataclasses.replace(settings, image_size=40, window=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("more", "message"),
   [
@@ -224,7 +229,7 @@ def test_checkpoint_at_another_image_size(files):
     (["--data", "nowhere.json"], "there is no annotation file nowhere.json"),
     (["--images", "nowhere"], "nowhere"),
     (["--train", "norm"], "trainable 'norm' matches no parameter"),
-    (["--train", "("], "trainable: '(' is no regular expression"),
+    (["--train", "("], "trainable: '(' is not a regular expression"),
     (["--learning-rate", "-1"], "optimizer.learning_rate must be 0 or more; got -1.0."),
     (["--steps", "0"], "--steps"),
     (["--plot", "plot.foo"], "--plot must be a file that ends in .png or .svg; got plot.foo."),
@@ -236,6 +241,7 @@ def test_errors_are_one_line_with_status_2(files, quick, capsys, more, message):
   assert_refused(files, capsys, more, message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kind", "values", "message"),
   [

@@ -37,6 +37,7 @@ def traced(objective, optimizer, accumulate):
   return before, *jax.eval_shape(step, before, frozen, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("objective", "optimizer", "accumulate"),
   [("detection", "adamw", 1), ("dense", "muon", 2), ("visual", "adamw", 1)],

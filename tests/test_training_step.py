@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, GOLDENS, parameters
 from sam3_jax.converters.in_memory import export_arrays
 from sam3_jax.converters.layouts.meta import TABLE
 from support import QUICK, assert_close
-from tiny import CONFIG, GOLDENS, parameters
 
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.training.batch import Batch, Targets, flat_prompts, flatten

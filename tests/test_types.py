@@ -1,4 +1,4 @@
-"""The pytrees at the joints: slicing, saving, and staying pytrees."""
+"""The pytrees between the parts of the model: slicing, saving, and transformations."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from sam3_jax.types import (
 
 
 def make(cls, rows, dtype=jnp.float32):
-  """A pytree of this class with different numbers in every leaf."""
+  """A pytree of this class with random leaves."""
   numbers = np.random.default_rng(0)
 
   def real(*shape):
@@ -62,6 +62,7 @@ SAVED = (ImageEmbedding, TextEmbedding, Detections, VisualEmbedding, VisualMasks
 ALL = (*SAVED, ImageMaps, Points, Prompts, VisualPrompts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("rows", [0, 1, 4])
 def test_slices_keep_the_first_axis(cls, rows):
@@ -78,7 +79,7 @@ def test_slices_keep_the_first_axis(cls, rows):
 
 @pytest.mark.parametrize("cls", ALL)
 @pytest.mark.parametrize("index", [2, np.int64(2), jnp.int32(2)])
-def test_an_integer_would_drop_the_first_axis(cls, index):
+def test_integer_index_is_rejected(cls, index):
   with pytest.raises(TypeError, match=r"^use \[2:3\] rather than \[2\]: the first axis must stay"):
     make(cls, 4)[index]
 
@@ -100,7 +101,7 @@ def both_necks(rows, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_an_embedding_for_visual_prompts_is_saved_whole(dtype, tmp_path):
+def test_embedding_with_visual_part_is_saved(dtype, tmp_path):
   whole = both_necks(2, dtype)
   whole.save(tmp_path / "both")
   assert_same(ImageEmbedding.load(tmp_path / "both"), whole)
@@ -109,7 +110,7 @@ def test_an_embedding_for_visual_prompts_is_saved_whole(dtype, tmp_path):
     VisualEmbedding.load(tmp_path / "both")
 
 
-def test_half_of_the_second_neck_cannot_be_loaded(tmp_path):
+def test_incomplete_visual_part_cannot_be_loaded(tmp_path):
   whole = both_necks(1)
   half = {"visual.fine": whole.visual.fine, "visual.middle": whole.visual.middle}
   first = {name: x for name, x in vars(whole).items() if isinstance(x, jax.Array)}
@@ -118,7 +119,7 @@ def test_half_of_the_second_neck_cannot_be_loaded(tmp_path):
     ImageEmbedding.load(tmp_path / "half")
 
 
-def test_the_best_of_each_prompts_masks():
+def test_best_mask_of_each_prompt():
   found = make(VisualMasks, 3)
   found = found.replace(iou=jnp.float32([[0.2, 0.9, 0.1], [0.5, 0.5, 0.4], [0, 0, 1]]))
   best = found.best()
@@ -128,14 +129,25 @@ def test_the_best_of_each_prompts_masks():
   np.testing.assert_array_equal(best.object_logit, found.object_logit)
 
 
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_old_detections_load_with_the_new_field_name(version, tmp_path):
+  """Before version 3, `presence_logit` was called `presence`; version 1 has no header."""
+  whole = make(Detections, 2)
+  arrays = {name: np.asarray(x) for name, x in vars(whole).items() if x is not None}
+  arrays["presence"] = arrays.pop("presence_logit")
+  header = {"class": "Detections", "format_version": version} if version == "2" else None
+  save_file(arrays, tmp_path / "old", header)
+  assert_same(Detections.load(tmp_path / "old"), whole)
+
+
 def test_saved_slices_load(tmp_path):
-  """A slice is a view of more than it shows."""
+  """A slice may be a view of a larger buffer."""
   whole = make(ImageEmbedding, 4)
   whole[2:3].save(tmp_path / "slice")
   assert_same(ImageEmbedding.load(tmp_path / "slice"), whole[2:3])
 
 
-def test_what_cannot_be_loaded(tmp_path):
+def test_invalid_files_cannot_be_loaded(tmp_path):
   path = tmp_path / "file"
   with pytest.raises(FileNotFoundError):
     TextEmbedding.load(path)
@@ -154,7 +166,7 @@ def test_what_cannot_be_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_they_are_pytrees(cls):
+def test_transformations_accept_the_pytrees(cls):
   whole = make(cls, 3)
   assert_same(jax.jit(lambda x: x)(whole), whole)
   assert_same(jax.vmap(lambda x: x)(whole), whole)
@@ -171,6 +183,6 @@ def test_prompts_without_and_with_points():
   assert_same(with_points[1:].points, with_points.points[1:])
 
 
-def test_predictions_have_layers_first_and_so_no_rows():
+def test_detector_output_cannot_be_sliced_or_saved():
   assert not hasattr(DetectorOutput, "save")
   assert not hasattr(DetectorOutput, "__getitem__")

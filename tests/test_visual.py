@@ -2,21 +2,21 @@
 
 import dataclasses
 
+import golden_model
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from support import assert_close, difference, visual_model
 
 from sam3_jax import Prompt, Sam3, Tokenizer, VisualPrompt
 from sam3_jax.inference.visual import VISUAL_BATCHES
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, as_visual_prompts, pack_visual
 
-SIDE = tiny.CONFIG.image_size
-MASK = tiny.CONFIG.mask_size
+SIDE = golden_model.CONFIG.image_size
+MASK = golden_model.CONFIG.mask_size
 CLOSE = 1e-5  # of the same prompts in batches of other sizes; measured 1.0e-6
-GOLDEN = dict(np.load(tiny.GOLDENS / "visual.npz"))
+GOLDEN = dict(np.load(golden_model.GOLDENS / "visual.npz"))
 SCALE = SIDE / np.array([1800, 1200])  # from the goldens' image to the model's square
 
 
@@ -28,7 +28,7 @@ def model(tokenizer_path):
 @pytest.fixture(scope="module")
 def images():
   """The goldens' image as the model sees it, and another."""
-  pixels = np.load(tiny.GOLDENS / "common.npz")["pixel_values"][0].transpose(1, 2, 0)
+  pixels = np.load(golden_model.GOLDENS / "common.npz")["pixel_values"][0].transpose(1, 2, 0)
   golden = np.rint((pixels + 1) * 127.5).astype(np.uint8)
   other = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
   return [golden, other]
@@ -185,7 +185,9 @@ def test_save_and_load(model, tmp_path):
 
 
 def test_checkpoint_without_the_head(model, images, embedding, tokenizer_path):
-  bare = Sam3(tiny.CONFIG, tiny.parameters(), Tokenizer(tokenizer_path), dtype="float32")
+  bare = Sam3(
+    golden_model.CONFIG, golden_model.parameters(), Tokenizer(tokenizer_path), dtype="float32"
+  )
   for call in (
     lambda: bare.encode(images[1], visual=True),
     lambda: bare.decode_visual(embedding, VisualPrompt(points=[[3, 4]]), 1),

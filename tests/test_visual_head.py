@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_model import CONFIG, GOLDENS, visual_parameters
 from support import QUICK, assert_close, difference
-from tiny import CONFIG, GOLDENS, visual_parameters
 
 from sam3_jax.config import RELEASED
 from sam3_jax.model.visual import head
@@ -66,18 +66,18 @@ def chosen(found, multimask):
 _select_masks = jax.jit(select_masks, static_argnames="multimask", compiler_options=QUICK)
 
 
-def question(goldens, kinds, slots=3):
-  """These goldens' prompts side by side, padded to so many points."""
+def pack_prompts(goldens, kinds, slots=3):
+  """The prompts of these goldens in one batch, padded to `slots` points."""
   side = CONFIG.mask_size
   rows = len(kinds)
   xy, labels = np.zeros((rows, slots, 2)), np.full((rows, slots), -1, np.int32)
   mask, has_mask = np.zeros((rows, side, side), np.float32), np.zeros(rows, bool)
   for i, kind in enumerate(kinds):
-    places = [*goldens.get(f"{kind}.box", np.zeros(0)).reshape(-1, 2)]
-    marks = [2, 3][: len(places)]
-    places += [*goldens.get(f"{kind}.point_coords", [])]
+    points = [*goldens.get(f"{kind}.box", np.zeros(0)).reshape(-1, 2)]
+    marks = [2, 3][: len(points)]
+    points += [*goldens.get(f"{kind}.point_coords", [])]
     marks += [*goldens.get(f"{kind}.point_labels", [])]
-    xy[i, : len(places)], labels[i, : len(places)] = np.divide(places, [WIDTH, HEIGHT]), marks
+    xy[i, : len(points)], labels[i, : len(points)] = np.divide(points, [WIDTH, HEIGHT]), marks
     if f"{kind}.mask_input" in goldens:
       mask[i], has_mask[i] = goldens[f"{kind}.mask_input"][0], True
   return VisualPrompts(np.zeros(rows, np.int32), np.float32(xy), labels, mask, has_mask)
@@ -85,7 +85,7 @@ def question(goldens, kinds, slots=3):
 
 @pytest.fixture(scope="module")
 def found(goldens, embedding):
-  return run("detect", embedding, question(goldens, KINDS))
+  return run("detect", embedding, pack_prompts(goldens, KINDS))
 
 
 def check(stage, got, want):
@@ -93,7 +93,7 @@ def check(stage, got, want):
   assert off <= 10 * MEASURED[stage], f"{stage}: off by {off:.1e}, measured {MEASURED[stage]:.1e}"
 
 
-def test_the_second_neck(goldens, embedding):
+def test_second_neck(goldens, embedding):
   for stage in ("fine", "middle", "coarse"):
     check(stage, getattr(embedding, stage), goldens[f"embedding.{stage}"])
 
@@ -123,13 +123,13 @@ def test_masks_over_the_image(goldens, found, kind):
   assert sure.mean() > 0.999
 
 
-def test_padding_changes_nothing(goldens, embedding, found):
-  wide = run("detect", embedding, question(goldens, KINDS, slots=16))
+def test_padding_does_not_change_results(goldens, embedding, found):
+  wide = run("detect", embedding, pack_prompts(goldens, KINDS, slots=16))
   assert_close(wide, found, rel=CLOSE)
 
 
-def test_padding_may_stand_anywhere_and_hold_anything(goldens, embedding, found):
-  prompts = question(goldens, ["points_single"] * 2, slots=5)
+def test_padding_in_any_slot_with_any_content(goldens, embedding, found):
+  prompts = pack_prompts(goldens, ["points_single"] * 2, slots=5)
   order = np.array([3, 0, 4, 1, 2])
   xy, labels = prompts.xy.copy(), prompts.labels.copy()
   xy[1], labels[1] = xy[1, order], labels[1, order]
@@ -138,10 +138,10 @@ def test_padding_may_stand_anywhere_and_hold_anything(goldens, embedding, found)
   assert_close(got[1:], got[:1], rel=CLOSE)
 
 
-def test_alone_equals_together(goldens, embedding, found):
-  """Without any mask in the call, what prompts share is computed once."""
+def test_single_prompt_equals_batch(goldens, embedding, found):
+  """Without masks in the call, the image is broadcast over the prompts."""
   for i, kind in enumerate(KINDS):
-    prompts = question(goldens, [kind])
+    prompts = pack_prompts(goldens, [kind])
     if not prompts.has_mask[0]:
       prompts = prompts.replace(mask=None, has_mask=None)
     assert_close(run("detect", embedding, prompts), found[i : i + 1], rel=CLOSE)
@@ -150,7 +150,7 @@ def test_alone_equals_together(goldens, embedding, found):
 def test_prompts_of_several_images(goldens, embedding, found):
   other = jax.tree.map(lambda x: x[:, ::-1] * 0.5, embedding)
   both = jax.tree.map(lambda *x: np.concatenate(x), other, embedding)
-  prompts = question(goldens, KINDS)
+  prompts = pack_prompts(goldens, KINDS)
   got = run("detect", both, prompts.replace(image=np.int32([1, 0, 1, 1])))
   assert_close(got[np.array([0, 2, 3])], found[np.array([0, 2, 3])], rel=CLOSE)
   alone = run("detect", other, prompts)
@@ -158,25 +158,25 @@ def test_prompts_of_several_images(goldens, embedding, found):
   assert difference(alone.mask_logits, found.mask_logits) > 0.1
 
 
-def test_a_mask_alone_is_a_prompt(goldens, embedding):
-  """No point: no token closes the list, whatever is in the padding."""
-  prompts = question(goldens, ["box_point_mask"])
+def test_mask_without_points(goldens, embedding):
+  """Without points there is no final token, and padding has no effect."""
+  prompts = pack_prompts(goldens, ["box_point_mask"])
   empty = prompts.replace(labels=np.full_like(prompts.labels, -1))
   got = run("detect", embedding, empty)
   assert_close(run("detect", embedding, empty.replace(xy=empty.xy + 0.3)), got, rel=CLOSE)
   assert np.isfinite(got.mask_logits).all()
 
 
-def test_padding_masks_do_not_matter(goldens, embedding, found):
-  prompts = question(goldens, KINDS)
+def test_padding_masks_do_not_change_results(goldens, embedding, found):
+  prompts = pack_prompts(goldens, KINDS)
   prompts.mask[:3] = 7
   assert_close(run("detect", embedding, prompts), found, rel=CLOSE)
 
 
-def test_bfloat16_stays_close(goldens, embedding, found):
-  """Scores are float32 whatever the computation is."""
+def test_bfloat16_is_close_to_float32(goldens, embedding, found):
+  """Scores are always float32."""
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), embedding)
-  got = run("detect", half, question(goldens, KINDS), dtype=jnp.bfloat16)
+  got = run("detect", half, pack_prompts(goldens, KINDS), dtype=jnp.bfloat16)
   assert got.iou.dtype == got.object_logit.dtype == np.float32
   assert got.mask_logits.dtype == jnp.bfloat16
   assert_close(got.iou, found.iou, rel=0.029)  # measured 2.9e-3
@@ -184,8 +184,8 @@ def test_bfloat16_stays_close(goldens, embedding, found):
 
 
 @pytest.mark.parametrize("size", [1, 7, 12])
-def test_codes_of_a_grid_are_those_of_its_cells_centres(size):
-  """Against `points` with the half pixel taken back, and the embedding of its label."""
+def test_grid_codes_equal_point_codes_at_cell_centres(size):
+  """Against `points`, without its shift of half a pixel and the embedding of the label."""
   encoder = PromptEncoder(CONFIG.width, CONFIG.image_size)
   variables = {"params": visual_parameters()["prompt"]}
   grid = encoder.apply(variables, size, size + 1, method="grid")
@@ -198,8 +198,8 @@ def test_codes_of_a_grid_are_those_of_its_cells_centres(size):
   assert valid.all()
 
 
-def test_random_frequencies_are_never_trained():
-  """And everything else is, but for what a softmax does not see: what all keys have in common."""
+def test_only_random_frequencies_have_no_gradient():
+  """Biases of keys have none either, as softmax ignores them."""
 
   def total(params, features, prompts):
     found = VisualHead(CONFIG).apply({"params": params}, features, prompts)
@@ -229,7 +229,7 @@ def predictions(single, others, iou):
 
 
 def disc(radius, edge=10.0):
-  """Logits of a disc; the smaller `edge`, the softer its rim."""
+  """Logits of a disc; a smaller `edge` makes a softer boundary."""
   y, x = np.indices((48, 48)) - 23.5
   return edge * (radius - np.hypot(y, x))
 
@@ -240,12 +240,12 @@ def disc(radius, edge=10.0):
     (disc(15), 0),  # sharp
     (np.full((48, 48), -1.0), 0),  # empty
     (np.full((48, 48), 1.0), 0),  # full
-    (disc(15, edge=0.01), 3),  # soft: the threshold decides what it is
-    (np.zeros((48, 48)), 3),  # neither in nor out
+    (disc(15, edge=0.01), 3),  # soft: the area depends on the threshold
+    (np.zeros((48, 48)), 3),  # exactly at the threshold
   ],
   ids=["sharp", "empty", "full", "soft", "undecided"],
 )
-def test_an_unstable_mask_gives_way_to_the_best_reading(single, choice):
+def test_unstable_mask_is_replaced_by_best_multimask_output(single, choice):
   found = predictions(single, [disc(r) for r in (3, 5, 7)], iou=[0.9, 0.1, 0.2, 0.6])
   logits, iou = chosen(found, multimask=False)
   np.testing.assert_array_equal(logits[0, 0], found.mask_logits[0, choice])
@@ -256,8 +256,8 @@ def test_an_unstable_mask_gives_way_to_the_best_reading(single, choice):
 
 
 @pytest.mark.parametrize(("unsure", "choice"), [(46, 0), (47, 1)])
-def test_stability_turns_at_its_threshold(unsure, choice):
-  """2304 cells inside, of which 46 (2.0 %) or 47 only just."""
+def test_stability_threshold(unsure, choice):
+  """Of 2304 cells inside, 46 (2.0 %) or 47 are close to the threshold."""
   single = np.ones(48 * 48)
   single[:unsure] = 0
   found = predictions(single.reshape(48, 48), [disc(3)] * 3, iou=[0, 0.5, 0.5, 0.5])
@@ -265,8 +265,8 @@ def test_stability_turns_at_its_threshold(unsure, choice):
   np.testing.assert_array_equal(logits[0, 0], found.mask_logits[0, choice])
 
 
-def test_released_parameters_are_those_of_the_source():
-  """Of Meta's tracker and its neck, what a still image needs; the rest is for video."""
+def test_released_parameter_counts():
+  """The parts of Meta's tracker and its neck that still images need; the others are for video."""
   count = {}
   for path, x in flatten(head.parameter_shapes(RELEASED)).items():
     part = path.partition("/")[0]
@@ -279,6 +279,6 @@ def test_released_parameters_are_those_of_the_source():
   assert count["no_memory"] == 256
 
 
-def test_the_tree_made_by_hand_has_the_models_shapes():
+def test_handwritten_tree_has_the_models_shapes():
   made = {path: x.shape for path, x in flatten(head.parameter_shapes(CONFIG)).items()}
   assert made == {path: x.shape for path, x in flatten(visual_parameters()).items()}

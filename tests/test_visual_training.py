@@ -169,6 +169,7 @@ def test_new_head_attends_to_equal_positions():
   assert sorted(np.concatenate(used).tolist()) == sorted(np.argsort(lengths)[:32].tolist())
 
 
+@pytest.mark.slow
 def test_new_head_does_not_change_the_detector():
   parts = nest(training_model.parameters())
   head = new_head(training_model.CONFIG, parts, 0)
@@ -287,6 +288,7 @@ def test_total_is_the_weighted_sum_and_all_parameters_have_gradients():
   assert still - keys == {"visual/prompt/frequencies"}
 
 
+@pytest.mark.slow
 def test_remat_changes_rounding_only():
   given, key = targets(np.random.default_rng(7)), jax.random.key(0)
   (total, _), one = gradients()(training_model.visual_parameters(), given, key)
@@ -313,6 +315,7 @@ def test_padding_and_images_without_objects_have_no_loss():
   assert not any(np.any(x) for x in gradient.values())
 
 
+@pytest.mark.slow
 def test_four_devices_equal_one():
   batch = training_model.batch(1, images=4)
   everything = training_model.parameters() | training_model.visual_parameters()
@@ -347,6 +350,7 @@ def test_four_devices_equal_one():
 # The command.
 
 
+@pytest.mark.slow
 def test_visual_training_leaves_the_detector_unchanged(files, monkeypatch):  # noqa: F811
   """From a checkpoint without a head; all other parameters are equal, bit for bit."""
   params = {p: x.astype(jnp.bfloat16) for p, x in training_model.parameters().items()}

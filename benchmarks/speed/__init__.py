@@ -1,1 +1,1 @@
-"""What `sam3-jax benchmark` runs: cases, a process for each side, figures, tables, plots."""
+"""The work of `sam3-jax benchmark`: cases, a process for each package, metrics, tables, plots."""

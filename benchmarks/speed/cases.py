@@ -1,4 +1,4 @@
-"""What is measured: a step of the work, and how many images, prompts or instances it takes."""
+"""The measured cases: a step and its number of images, prompts or masks."""
 
 import dataclasses
 from collections.abc import Collection
@@ -6,10 +6,12 @@ from collections.abc import Collection
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """Attributes:
-  label: of the step with a count.
-  counts: that are measured.
-  growth: further counts, which show how time and memory grow.
+  """A step that can be measured.
+
+  Attributes:
+    label: description, with a slot for the count.
+    counts: measured counts.
+    growth: additional counts, to measure how time and memory grow.
   """
 
   label: str
@@ -23,19 +25,23 @@ STEPS = {
   "encode_visual": Step("encode {} image, for points too", (1,)),
   "text": Step("encode {} phrase", (1,)),
   "decode": Step("decode {} prompt", (1, 8, 64), (1, 2, 4, 8, 16, 32, 64, 128)),
-  "visual": Step("{} point, a prompt each", (1, 32, 1000)),
+  "visual": Step("{} point, one prompt each", (1, 32, 1000)),
   "predict": Step("image and {} prompt to masks", (1,)),
   "postprocess": Step("{} mask to the image's size", (1, 10, 50, 200)),
 }
-GROWTH = "growth"  # the further counts of the steps that have some
-START = "start"  # the command, from its start to its end
+GROWTH = "growth"  # the additional counts of all steps
+START = "start"  # the whole command
 CHOICES = (*STEPS, GROWTH, START)
 DEFAULT = tuple(STEPS)
 
 
 def chosen(only: Collection[str], most: int | None = None) -> list[tuple[str, int]]:
-  """Steps and counts, up to `most`, of these of `CHOICES`, in order. Growth adds to every step that
-  grows; alone it is all that is measured of them."""
+  """The steps and counts to measure, in order.
+
+  Args:
+    only: names in `CHOICES`. `GROWTH` adds its counts to every step that has them.
+    most: largest count; None for no limit.
+  """
   cases = []
   for name, step in STEPS.items():
     counts = {*step.counts} if name in only else set()
@@ -45,9 +51,9 @@ def chosen(only: Collection[str], most: int | None = None) -> list[tuple[str, in
 
 
 def label(case: str, count: int) -> str:
-  """Such as "decode 8 prompts"."""
+  """Describes a case, such as "decode 8 prompts"."""
   text = STEPS[case].label if case in STEPS else case
   if count > 1:
-    for one in ("image", "phrase", "prompt", "point", "mask"):
-      text = text.replace(f"{{}} {one}", f"{{}} {one}s")
+    for noun in ("image", "phrase", "prompt", "point", "mask"):
+      text = text.replace(f"{{}} {noun}", f"{{}} {noun}s")
   return text.format(count)

@@ -1,4 +1,4 @@
-"""The other end of `server`: a side's process, asked and answered over pipes."""
+"""The client of `server`: controls the process of a package over pipes."""
 
 import contextlib
 import json
@@ -10,21 +10,21 @@ from typing import Any
 
 from speed.server import Unable
 
-FOLDER = Path(__file__).parents[1]  # where the modules that a side imports lie
-# A first call compiles, whatever the user's habits.
+DIRECTORY = Path(__file__).parents[1]  # working directory: modules are imported from here
+# The first call must compile, whatever the user's settings.
 NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "0"}
 
 
 class Side:
-  """A running side; a context manager that ends it.
+  """The running process of a package; a context manager that ends it.
 
   Attributes:
-    name: such as "sam3-jax float32".
-    facts: what it said of itself at its start.
+    name: package and dtype, such as "sam3-jax float32".
+    facts: properties that it reported when it started.
   """
 
   def __init__(self, name: str, command: list[str], settings: dict[str, Any]):
-    """Starts the process; raises Unable if it does not come to answer."""
+    """Starts the process; raises Unable if that fails."""
     self.name, self._command, self._settings = name, command, settings
     self._start()
 
@@ -34,13 +34,13 @@ class Side:
     environment = os.environ | NO_CACHE
     try:
       self._process = subprocess.Popen(
-        self._command, **pipes, text=True, cwd=FOLDER, env=environment
+        self._command, **pipes, text=True, cwd=DIRECTORY, env=environment
       )
     except OSError as error:
       self._errors.close()
       raise Unable(f"{self._command[0]} cannot be run: {error.strerror}") from error
     try:
-      self.facts = self._ask(self._settings)
+      self.facts = self._request(self._settings)
     except BaseException:
       self.__exit__()
       raise
@@ -49,36 +49,36 @@ class Side:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._process.kill()  # it has nothing to finish
+    self._process.kill()
     self._process.wait()
     for file in (self._process.stdin, self._process.stdout, self._errors):
-      with contextlib.suppress(OSError):  # what could not be sent any more
+      with contextlib.suppress(OSError):  # unsent data
         file.close()
 
   def call(self, case: str, count: int) -> dict[str, float]:
-    """Seconds, processor seconds and peak memory of one call; raises Unable. A process that an
-    earlier case has ended, such as for its memory, is started anew."""
+    """Wall time and processor time in seconds, and peak memory of one call; raises Unable. Restarts
+    the process if an earlier case ended it, for example by running out of memory."""
     if self._process.poll() is not None:
       self.__exit__()
       self._start()
-    return self._ask({"case": case, "count": count})
+    return self._request({"case": case, "count": count})
 
-  def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-    line, (asks, answers) = "", (self._process.stdin, self._process.stdout)
+  def _request(self, request: dict[str, Any]) -> dict[str, Any]:
+    line, (requests, answers) = "", (self._process.stdin, self._process.stdout)
     try:
-      print(json.dumps(question), file=asks, flush=True)
+      print(json.dumps(request), file=requests, flush=True)
       line = answers.readline()  # pyright: ignore[reportOptionalMemberAccess]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
       pass
     if not line:
       status = self._process.wait()
-      raise Unable(f"its process ended with status {status}: {self._last_words()}")
+      raise Unable(f"its process ended with status {status}: {self._last_error()}")
     answer = json.loads(line)
     if "unable" in answer:
       raise Unable(answer["unable"])
     return answer
 
-  def _last_words(self) -> str:
+  def _last_error(self) -> str:
     self._errors.seek(0)
     lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed no error"

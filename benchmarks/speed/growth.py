@@ -1,4 +1,4 @@
-"""How time and memory grow with the count: a fitted line, and the counts that leave it."""
+"""Growth of time and memory with the count: a fitted line, and the counts far above it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,13 @@ import numpy as np
 
 from speed.cases import STEPS
 
-STEP = 1.3  # a value so many times the line's is a step
+STEP = 1.3  # a value above this multiple of the line is reported as a step
 
 
 def fit(counts: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
-  """`start` + `each` x count with the least squares of the relative errors, so that small counts
-  weigh as much as large ones; and as `steps` the counts and ratios above `STEP` times the line.
+  """Fits `start` + `each` x count by least squares of the relative errors, so that small counts
+  have the same weight as large ones. Lists as `steps` the counts whose ratio to the line exceeds
+  `STEP`.
 
   Args:
     counts: at least two different ones.
@@ -31,7 +32,7 @@ def fit(counts: Sequence[int], values: Sequence[float]) -> dict[str, Any]:
 
 
 def fits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """For every case and side with all of its growth measured: the lines of seconds and of memory."""
+  """Fits time and memory of each case and side whose growth was measured completely."""
   found = []
   for case, side in dict.fromkeys((row["case"], row["side"]) for row in rows):
     mine = [row for row in rows if (row["case"], row["side"]) == (case, side)]

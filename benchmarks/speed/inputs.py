@@ -1,4 +1,4 @@
-"""What all sides are asked: the same phrases and points, and the same masks to enlarge."""
+"""The inputs of all packages: phrases, points, and masks to resize."""
 
 import numpy as np
 
@@ -10,13 +10,13 @@ THINGS = (
 
 
 def phrases(count: int) -> list[str]:
-  """So many different ones, at most 128."""
+  """Returns `count` different phrases, at most 128."""
   every = [f"{color} {thing}" for thing in THINGS for color in COLORS]
   return every[:count]
 
 
 def points(count: int) -> np.ndarray:
-  """So many, as fractions of width and height, float64 [count, 2]."""
+  """Returns x and y as fractions of width and height, float64 [count, 2]."""
   return np.random.default_rng(1).uniform(0.02, 0.98, (count, 2))
 
 

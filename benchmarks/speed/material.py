@@ -1,4 +1,4 @@
-"""What the sides read: one checkpoint in the layout of each, one image, the phrases' tokens."""
+"""The files that the packages read: a checkpoint in the layout of each, an image, and tokens."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,28 +14,30 @@ from speed.cases import STEPS
 from speed.inputs import phrases
 
 CLONE = Path(__file__).parents[2]
-# The tests' copy of CLIP's vocabulary, as any SAM 3's, so that nothing need be downloaded.
+# CLIP's vocabulary, which all SAM 3 models use, so that nothing is downloaded.
 VOCABULARY = CLONE / "tests" / "goldens" / "tokenizer.model"
 IMAGE_SIZE = 1500, 2000  # height, width
 
 
 class Material:
-  """Attributes:
-  bundle: folder of the checkpoint in our layout.
-  name: what it is called in the report.
-  config: its sizes.
-  image: a PNG file.
-  tokens: ids of as many phrases as any case asks for.
+  """The files of a benchmark.
+
+  Attributes:
+    bundle: directory of the checkpoint in our layout.
+    name: the checkpoint's name in the report.
+    config: its sizes.
+    image: a PNG file.
+    tokens: token ids, for as many phrases as the largest case needs.
   """
 
   def __init__(self, bundle: Path | None, size: str | None, source_image: Path, work: Path):
-    """Writes what is not there yet.
+    """Writes the files that do not exist yet.
 
     Args:
-      bundle: a checkpoint, or None for one of seeded weights.
-      size: of the seeded one, a key of `config.SIZES`.
-      image: to be brought to `IMAGE_SIZE`.
-      work: folder to write to.
+      bundle: a checkpoint, or None for seeded weights.
+      size: a key of `config.SIZES`, for seeded weights.
+      source_image: an image, which is resized to `IMAGE_SIZE`.
+      work: directory to write to.
     """
     self.work = work
     if bundle is None:
@@ -59,30 +61,30 @@ class Material:
       image.convert("RGB").resize(IMAGE_SIZE[::-1]).save(self.image, compress_level=1)
 
   def check_peers(self) -> None:
-    """Raises ValueError if no peer can compute this model."""
+    """Raises ValueError if no other package can run this model."""
     if self.config.trunk.stem:
-      raise ValueError("the checkpoint has a convolutional stem, which no peer has; give --size")
+      raise ValueError("no other package supports the checkpoint's convolutional stem; give --size")
 
   def in_layout(self, layout: str) -> Path:
-    """Folder of the checkpoint in a peer's layout; raises ValueError or ImportError if there is no
-    way to it."""
-    # setuptools maps the folder converters/ to this name, which pyright cannot know.
+    """Exports the checkpoint to another layout and returns its directory; raises ValueError or
+    ImportError if that is not possible."""
+    # setuptools maps the directory converters/ to this name, which pyright cannot know.
     from sam3_jax.converters.export import export  # pyright: ignore[reportMissingImports]
 
-    folder = self.work / f"{self.bundle.name}-{layout}"
-    if not folder.exists():
-      export(self.bundle, folder, layout)
-    return folder
+    directory = self.work / f"{self.bundle.name}-{layout}"
+    if not directory.exists():
+      export(self.bundle, directory, layout)
+    return directory
 
 
 def seeded(config: Config) -> dict:
-  """Random parameters that keep activations of order one, drawn by NumPy: `init` would have to be
-  compiled."""
+  """Random parameters that keep activations of order one. Drawn with NumPy, as `init` would have to
+  be compiled."""
   return nest(drawn(np.random.default_rng(0), checkpoint.expected_shapes(config, visual=True)))
 
 
 def drawn(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """Of these shapes, by path."""
+  """Random arrays of these shapes, by path."""
   found = {}
   for path, shape in shapes.items():
     scale = 1 / np.sqrt(shape[-2]) if path.endswith("/kernel") else 0.1

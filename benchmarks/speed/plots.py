@@ -1,16 +1,16 @@
-"""How time and memory grow with the count, drawn; needs the extra `plots`."""
+"""Plots the growth of time and memory with the count; needs the extra `plots`."""
 
 from pathlib import Path
 from typing import Any
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-  """A column for each case that has a fitted line; dots are measured, lines fitted."""
+  """Draws a column for each case with a fitted line; dots are measurements, lines are fits."""
   from matplotlib.figure import Figure
 
   cases = list(dict.fromkeys(fit["case"] for fit in report["growth"]))
   if not cases:
-    raise ValueError("there is no growth to draw: leave --plot out, or add --only growth.")
+    raise ValueError("there is no growth to plot: leave out --plot, or add --only growth.")
   figure = Figure(figsize=(5 * len(cases), 7), layout="constrained")
   axes = figure.subplots(2, len(cases), squeeze=False)
   parts = (("median", "seconds", 1.0), ("memory", "peak memory, GB", 1e-9))
@@ -23,7 +23,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panel.plot(counts, [scale * r[name] for r in mine], "o", color=color, label=fit["side"])
         line = [scale * (fit[name]["start"] + fit[name]["each"] * n) for n in counts]
         panel.plot(counts, line, color=color, linewidth=1)
-      panel.set(xscale="log", yscale="log", xlabel=f"{case}: how many", ylabel=title)
+      panel.set(xscale="log", yscale="log", xlabel=f"{case}: count", ylabel=title)
       panel.set_xticks(counts, [str(n) for n in counts])
       panel.legend(frameon=False)
   figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""The report as Markdown."""
+"""Formats the report as Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from speed.cases import label
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """All tables, and what was left out."""
+  """All tables, and the list of skipped cases."""
   before, after = report["load"]
   height, width = report["image"]
   lines = [
     f"{report['machine']} (cores used: {report['cores']}), load {before:.1f} before and "
     f"{after:.1f} after. {report['checkpoint']}, an image of {height} x {width}. Medians of "
-    f"{report['repeats']} calls after the first, the sides in turns (least to most).",
+    f"{report['repeats']} calls after the first, the sides in turns (minimum to maximum).",
   ]
   if report["sides"]:
     lines += ["", *_sides(report["sides"])]
@@ -23,7 +23,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["", *_growth(report["growth"])]
   if report["skipped"]:
     lines += ["", "Skipped:", ""]
-    lines += [f"- {row['what']}: {row['why']}" for row in _together(report["skipped"])]
+    lines += [f"- {row['what']}: {row['why']}" for row in _by_reason(report["skipped"])]
   return "\n".join(lines)
 
 
@@ -35,7 +35,7 @@ def _sides(sides: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for side in sides
   ]  # fmt: skip
-  return table(["side", "import", "load", "resident then", "on", "versions"], rows)
+  return table(["side", "import", "load", "memory after loading", "device", "versions"], rows)
 
 
 def _seconds(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -54,11 +54,11 @@ def _costs(rows: Sequence[dict[str, Any]]) -> list[str]:
   def cell(row: dict[str, Any], _: dict[str, dict[str, Any]]) -> str:
     return f"{duration(row['first'])}, {duration(row['processor'])}, {size(row['memory'])}"
 
-  return _by_case("first call, processor time of later ones, peak memory", rows, cell)
+  return _by_case("first call, processor time of later calls, peak memory", rows, cell)
 
 
 def _by_case(head: str, rows: Sequence[dict[str, Any]], cell: Any) -> list[str]:
-  """A line a case, a column a side."""
+  """A table with a row for each case and a column for each side."""
   sides = list(dict.fromkeys(row["side"] for row in rows))
   cases: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
   for row in rows:
@@ -89,8 +89,8 @@ def _growth(growth: Sequence[dict[str, Any]]) -> list[str]:
   return table(head, rows)
 
 
-def _together(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-  """Those with the same reason in one line."""
+def _by_reason(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+  """Merges the entries with the same reason."""
   whats: dict[str, list[str]] = {}
   for row in skipped:
     whats.setdefault(row["why"], []).append(row["what"])
@@ -103,7 +103,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-  """Three digits, in the unit that fits."""
+  """Formats with three digits in a suitable unit."""
   units = {"s": 1, "ms": 1e-3, "us": 1e-6}
   unit, scale = next((u for u in units.items() if abs(seconds) >= u[1]), ("us", 1e-6))
   return f"{seconds / scale:.3g} {unit}"

@@ -1,8 +1,8 @@
-"""Measures a checkpoint, and the peers beside it, all sides in turns.
+"""Measures a checkpoint with this package and with others (the sides), in turns.
 
-Each side is a process of its own (`client`, `server`), with one dtype after the other, and stays
-loaded through all cases of it. For each case the sides take turns, A B A B, so that whatever else
-the machine does disturbs all alike.
+Each side is a process of its own (`client`, `server`) for each dtype, which stays loaded through
+all cases. For each case the sides take turns, A B A B, so that other load on the machine affects
+all sides equally.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from speed.material import IMAGE_SIZE, Material
 from speed.server import Unable
 
 OURS = "sam3-jax"
-# The module of each side, and the layout of weights that it reads.
+# The module of each side, and the layout of its weights.
 MODULES = {
   OURS: ("speed.side_ours", None),
   "transformers": ("speed.side_transformers", "huggingface"),
@@ -38,20 +38,20 @@ Progress = Callable[[str, float], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-  """What to measure.
+  """The arguments of a benchmark.
 
   Attributes:
-    checkpoint: folder of a bundle, or None for seeded weights of `size`.
-    size: one of `config.SIZES`.
-    dtypes: of each side, one after the other: those of several would not fit the memory.
-    only: of `cases.CHOICES`.
-    most: no more images, prompts or masks in a call; None for no limit.
-    peers: name of each, and its Python.
+    checkpoint: directory of a checkpoint, or None for seeded weights of `size`.
+    size: a key of `config.SIZES`.
+    dtypes: measured one after the other, as the models of several may not fit into memory.
+    only: names in `cases.CHOICES`.
+    most: at most N images, prompts or masks per call; None for no limit.
+    peers: name and Python interpreter of each other package.
     repeats: timed calls after the first.
-    threads: cores of each side; None for all.
-    device: cpu, gpu, tpu; None for JAX's own choice.
-    image: a file; it is brought to 1500 x 2000.
-    work: folder for what the sides read.
+    threads: CPU cores for each side; None for all.
+    device: cpu, gpu or tpu; None for JAX's default.
+    image: a file, which is resized to 1500 x 2000.
+    work: directory for the files that the sides read.
   """
 
   checkpoint: Path | None
@@ -68,9 +68,9 @@ class Job:
 
 
 def run(job: Job, progress: Progress) -> dict[str, Any]:
-  """The report: what JSON and tables hold."""
+  """Runs the benchmark and returns the report, for JSON and for the tables."""
   skipped = [
-    {"what": name, "why": f"not asked for: --only {name}"}
+    {"what": name, "why": f"not selected: --only {name}"}
     for name in CHOICES
     if name not in job.only
   ]
@@ -83,7 +83,7 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
     sides += facts
     rows += measured
   if START in job.only:
-    progress("the command, with nothing compiled and again", 1)
+    progress("the command, without and with compiled programs", 1)
     try:
       runs = start.segment(material.bundle, job.image, job.device, job.repeats)
     except Unable as error:
@@ -107,14 +107,14 @@ def run(job: Job, progress: Progress) -> dict[str, Any]:
 def _measure(
   job: Job, material: Material, dtype: str, progress: Progress, skipped: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-  """Facts of each side and rows of each case, in one dtype; adds to `skipped`."""
+  """The facts of each side and the rows of each case for one dtype; adds to `skipped`."""
   sides, rows, cases = [], [], chosen(job.only, job.most)
   with contextlib.ExitStack() as stack:
     for name, python in [(OURS, sys.executable), *job.peers]:
       progress(f"starting {name} {dtype}", 0)
       try:
         sides.append(stack.enter_context(_open(job, material, name, python, dtype)))
-      except (Unable, ValueError, ImportError) as error:  # the latter of the converters
+      except (Unable, ValueError, ImportError) as error:  # ImportError: from the converters
         skipped.append({"what": f"{name} {dtype}", "why": str(error)})
     for i, case in enumerate(cases):
       progress(f"{label(*case)}, {dtype}", i / len(cases))
@@ -125,9 +125,9 @@ def _measure(
 def take_turns(
   sides: Sequence[Side], case: str, count: int, repeats: int, skipped: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-  """A row for each side that can: its first call, then `repeats` calls in turns with the others."""
+  """A row for each side that supports the case: its first call, then `repeats` calls in turns."""
   answers: dict[Side, list[dict[str, float]]] = {}
-  for turn in range(1 + repeats):  # in the first one after the other: compiling takes all cores
+  for turn in range(1 + repeats):  # the first call compiles
     for side in list(answers if turn else sides):
       try:
         answers.setdefault(side, []).append(side.call(case, count))
@@ -141,7 +141,7 @@ def take_turns(
 
 
 def figures(answers: Sequence[dict[str, float]]) -> dict[str, Any]:
-  """Seconds of the first call and of the later ones, if there are any; the peak of memory."""
+  """Seconds of the first call and of the later calls, if any, and the peak memory."""
   later = answers[1:] or answers
   seconds = [answer["first"] for answer in later]
   return {

@@ -1,7 +1,7 @@
-"""A side of the benchmark, in a process of its own: it is asked in lines of JSON and answers so.
+"""A side of the benchmark in its own process; requests and answers are lines of JSON.
 
-The first line holds the settings, every later one a case and a count; each is one timed call. Needs
-the standard library alone, as each side runs in its own environment.
+The first request has the settings, each later one a case and a count, which is one timed call. Uses
+only the standard library, as each side runs in its own environment.
 """
 
 import json
@@ -15,32 +15,32 @@ from timing import peak_memory, reset_peak_memory, timed
 
 
 class Unable(Exception):
-  """A side cannot do what it is asked; the message says why."""
+  """A side does not support a request; the message says why."""
 
 
 def serve(open_side: Callable[[dict[str, Any]], Any]) -> None:
-  """Answers every line of standard input until it ends.
+  """Answers the requests on standard input until it ends.
 
   Args:
-    open_side: makes a side of the settings: an object with a method for each case that it can do,
-      which takes the count and returns a function that does the work once and waits for its end.
-      Its `facts` are the first answer: seconds of `import` and `load`, `versions`, `device`.
+    open_side: creates a side from the settings: an object with a method for each supported case.
+      The method takes the count and returns a function that does the work once and waits for its
+      end. `facts` is the first answer: seconds of `import` and `load`, `versions`, `device`.
   """
-  # What libraries print must not come between the answers.
+  # Output of libraries must not mix with the answers.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   side, prepared, call = None, None, None
   for line in sys.stdin:
-    asked = json.loads(line)
+    request = json.loads(line)
     try:
       if side is None:
-        use_threads(asked["threads"])
-        side = open_side(asked)
+        use_threads(request["threads"])
+        side = open_side(request)
         answer = side.facts | {"memory": peak_memory()}
       else:
-        case = asked["case"], asked["count"]
+        case = request["case"], request["count"]
         if case != prepared:
-          call = None  # what it held need not stay
+          call = None  # frees its memory
           prepared, call = case, prepare(side, *case)
           reset_peak_memory()
         answer = timed(call, repeats=0)[1] | {"memory": peak_memory()}
@@ -55,14 +55,14 @@ def serve(open_side: Callable[[dict[str, Any]], Any]) -> None:
 
 def prepare(side: Any, case: str, count: int) -> Callable[[], Any]:
   if not hasattr(side, case):
-    raise Unable("it has no such step of its own")
+    raise Unable("it has no such step")
   return getattr(side, case)(count)
 
 
 def use_threads(threads: int | None) -> None:
-  """Keeps this process on so many cores, from which every library takes its number of threads."""
+  """Limits this process to `threads` cores, from which libraries derive their thread counts."""
   if threads is None:
     return
   if not hasattr(os, "sched_setaffinity"):
-    raise Unable("a number of threads can be set on Linux only")
+    raise Unable("the number of threads can only be set on Linux")
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])

@@ -1,8 +1,7 @@
-"""KerasHub on JAX as a side of the benchmark: the whole prediction, all that its API offers.
+"""KerasHub on JAX as a side of the benchmark: the whole prediction, the only step of its API.
 
-Its layout has no converter from ours, so its parameters are random: the answers mean nothing, the
-time is that of any. The image is resized beforehand, and not counted: its preprocessor would need
-TensorFlow.
+Its parameters are random, as there is no converter from our layout; that does not affect the time.
+The image is resized beforehand, outside the measurement, as its preprocessor needs TensorFlow.
 """
 
 import os
@@ -60,7 +59,7 @@ class KerasHub:
 
 
 def build(keras_hub: Any, config: dict[str, Any]) -> Any:
-  """The model in our sizes, with random parameters."""
+  """The model with our sizes and random parameters."""
   trunk, text, layers = config["trunk"], config["text"], keras_hub.layers
   side, patch, group = config["image_size"], config["patch"], trunk["windowed"] + 1
   blocks = trunk["groups"] * group

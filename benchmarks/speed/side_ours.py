@@ -11,7 +11,7 @@ from speed.server import Unable, serve
 
 
 class Ours:
-  """A checkpoint, and the steps of its public API."""
+  """The steps of the public API on a checkpoint."""
 
   def __init__(self, settings: dict[str, Any]):
     start = time.perf_counter()
@@ -69,7 +69,7 @@ class Ours:
       found = self.model.decode(
         self.model.encode([self.photo] * count), phrases(count), range(count)
       )
-      return [np.asarray(one.masks) for one in found.instances()]
+      return [np.asarray(each.masks) for each in found.instances()]
 
     return run
 

@@ -1,8 +1,8 @@
-"""transformers as a side of the benchmark, Sam3Model and for visual prompts Sam3TrackerModel; needs
-the extra `reference`.
+"""transformers as a side of the benchmark: Sam3Model, and Sam3TrackerModel for visual prompts.
+Needs the extra `reference`.
 
-A text-only prompt gets one box of padding: without it transformers leaves out the geometry encoder,
-and with it the class token that Meta's code always appends.
+A text prompt gets one padding box. Without it, transformers skips the geometry encoder and so the
+class token, which Meta's code always appends.
 """
 
 import time
@@ -16,7 +16,7 @@ from speed.inputs import mask_logits, points
 from speed.server import Unable, serve
 
 PADDING_LABEL = -10
-POINTS_A_CALL = 32  # 170 MB of memory for each: a map of its own
+POINTS_PER_CALL = 32  # each takes 170 MB, for its own map
 
 
 class Transformers:
@@ -70,7 +70,7 @@ class Transformers:
     return lambda: self._done(self.model.get_vision_features(self._pixels(count)))
 
   def encode_visual(self, count: int) -> Callable[[], Any]:
-    """By both models, each with a trunk of its own."""
+    """Encodes with both models, as each has its own trunk."""
     tracker = self._tracker()
 
     def run():
@@ -83,7 +83,7 @@ class Transformers:
     return lambda: self._done(self.model.get_text_features(**self._text(count)))
 
   def decode(self, count: int) -> Callable[[], Any]:
-    """In one call: the embedding is expanded to a row a prompt, as views."""
+    """One call for all prompts; the embedding is expanded as views, one row for each prompt."""
     embedding, text = self.model.get_vision_features(self._pixels(1)), self._text(count)
     for name in ("fpn_hidden_states", "fpn_position_encoding"):
       rows = tuple(x.expand(count, *x.shape[1:]) for x in getattr(embedding, name))
@@ -99,17 +99,17 @@ class Transformers:
     model = self._tracker()
     embedding = model.get_image_embeddings(self._pixels(1))
     side = self.settings["config"]["image_size"]
-    places = self.torch.tensor(side * points(count), device=self.device, dtype=model.dtype)
+    coordinates = self.torch.tensor(side * points(count), device=self.device, dtype=model.dtype)
 
     def run():
-      for some in places.split(POINTS_A_CALL):
-        model(image_embeddings=embedding, input_points=some[None, :, None])
+      for chunk in coordinates.split(POINTS_PER_CALL):
+        model(image_embeddings=embedding, input_points=chunk[None, :, None])
       return self._done(None)
 
     return run
 
   def _tracker(self) -> Any:
-    """The model of visual prompts, read anew."""
+    """Loads the model for visual prompts."""
     import transformers
 
     tracker = transformers.Sam3TrackerModel.from_pretrained(
@@ -147,13 +147,13 @@ class Transformers:
     instances = self.processor.post_process_instance_segmentation(
       found, threshold=0.5, target_sizes=sizes
     )
-    return [one["masks"].cpu().numpy() for one in instances]
+    return [each["masks"].cpu().numpy() for each in instances]
 
 
 def device(wanted: str | None, cuda: bool) -> str:
-  """PyTorch's name of it: as sam3-jax, a GPU unless told otherwise."""
+  """PyTorch's name of the device; by default a GPU if available, as in sam3-jax."""
   if wanted == "tpu" or (wanted == "gpu" and not cuda):
-    raise Unable(f"its PyTorch has no {wanted} here")
+    raise Unable(f"its PyTorch finds no {wanted}")
   return "cuda" if cuda and wanted != "cpu" else "cpu"
 
 

@@ -10,13 +10,13 @@ import io
 import jax
 import numpy as np
 import pytest
+from golden_model import CONFIG
 from keras_preset import write_preset
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from sam3_jax.converters.layouts import meta
 from support import quick
-from tiny import CONFIG
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import lite
 import numpy as np
 import pytest
+from golden_model import GOLDENS
 from layouts import TOKENIZER
 from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from support import difference, quick
-from tiny import GOLDENS
 
 from sam3_jax import Prompt, Sam3, Tokenizer
 from sam3_jax.checkpoint import bundle as checkpoint
