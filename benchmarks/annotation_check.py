@@ -1,9 +1,9 @@
-"""Time and memory of checking a made-up annotation file of COCO's size.
+"""Measures time and memory of checking a synthetic annotation file of COCO's size.
 
   python benchmarks/annotation_check.py --images 118000 --polygons 860000
 
-Writes a file in COCO's layout (seeded; polygons have 6 to 46 vertices, 26 in the mean, as COCO's
-have), and has a child read and check it, without the images. Prints seconds and peak memory.
+Writes a random file in COCO's layout (polygons have 6 to 46 vertices, 26 on average, as in COCO).
+A subprocess reads and checks it, without images. Prints seconds and peak memory.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 CATEGORIES = 80
-BLOCK = 10_000  # polygons that are written at a time
+BLOCK = 10_000  # polygons written at a time
 
 
 def write(path: Path, images: int, polygons: int, seed: int) -> None:
-  """A file of this many images and polygons: wavy circles, each with its own box."""
+  """Writes a file with images and polygons: wavy circles with their bounding boxes."""
   rng = np.random.default_rng(seed)
   width, height = rng.integers(300, 641, (2, images))
   owner = rng.integers(0, images, polygons)
@@ -31,7 +31,7 @@ def write(path: Path, images: int, polygons: int, seed: int) -> None:
       json.dumps({"id": i + 1, "file_name": f"{i:012d}.jpg", "width": int(w), "height": int(h)})
       for i, (w, h) in enumerate(zip(width, height, strict=True))
     )
-    names = [{"id": i, "name": f"thing {i}"} for i in range(1, CATEGORIES + 1)]
+    names = [{"id": i, "name": f"object {i}"} for i in range(1, CATEGORIES + 1)]
     file.write('{"images": [' + ",".join(rows) + f'], "categories": {json.dumps(names)}')
     file.write(', "annotations": [')
     for start in range(0, polygons, BLOCK):
@@ -58,7 +58,7 @@ def _annotations(rng, first, owner, width, height):
 
 
 def check(path: Path) -> None:
-  """Reads and checks a file, in a child."""
+  """Reads and checks a file; runs in the subprocess."""
   from sam3_jax.datasets import annotations
 
   start, worked = time.perf_counter(), time.process_time()
@@ -80,8 +80,8 @@ def main() -> int:
   parser.add_argument("--images", type=int, default=118_000)
   parser.add_argument("--polygons", type=int, default=860_000)
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--file", type=Path, help="keep the file here, or use the one that is there")
-  parser.add_argument("--python", default=sys.executable, help="of the version to measure")
+  parser.add_argument("--file", type=Path, help="path of the file; an existing file is used")
+  parser.add_argument("--python", default=sys.executable, help="Python with the version to measure")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     path = arguments.file or Path(temporary) / "annotations.json"

@@ -1,14 +1,13 @@
-"""Mutated annotation files through everything that reads them: none may crash, hang or fill memory.
+"""Fuzzes the readers of annotation files: no mutated file may crash, hang or exhaust memory.
 
   python benchmarks/fuzz_annotations.py --count 500 --seed 0
 
 Each file is one of four kinds (COCO with polygons, COCO with run lengths, SA-Co, predictions), with
-one to three mutations: values of other types, missing fields, huge and non-finite numbers, ids that
-are swapped, nesting, duplicated entries, texts cut off, flipped bits. The files go through
-`annotations.read_checked` and, by kind, `evaluation.predictions.read`, in children that read many
-files each under limits of memory and time; a few also through the commands `train --check` and
-`evaluate --predictions`. Allowed are success and one line of ValueError or FileNotFoundError. Exits
-with 1 if there was anything else.
+one to three mutations: values of other types, missing fields, huge and non-finite numbers, swapped
+ids, nesting, duplicate entries, truncated text, flipped bits. Subprocesses with limits of memory
+and time read the files with `annotations.read_checked` or `evaluation.predictions.read`; a few also
+go through the commands `train --check` and `evaluate --predictions`. Success and a one-line
+ValueError or FileNotFoundError are allowed. Exits with 1 otherwise.
 """
 
 import argparse
@@ -27,9 +26,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MEMORY = 1500 * 2**20  # bytes that a child may map beyond what it maps at its start
-SECONDS = 30  # that a file may take
-CHUNK = 50  # files of a child
+MEMORY = 1500 * 2**20  # bytes that a subprocess may map in addition to those at its start
+SECONDS = 30  # limit for a file
+CHUNK = 50  # files per subprocess
 COMMAND = "from sam3_jax.cli.main import entry; entry()"
 KINDS = ("polygons", "runs", "sa-co", "predictions")
 WIDTH, HEIGHT = 80, 60
@@ -42,7 +41,7 @@ VALUES = (
 
 
 def base(kind: str, generator: random.Random) -> Any:
-  """A sound file of a kind."""
+  """A valid file of a kind."""
   from sam3_jax.outputs.rle import encode
 
   images, objects = [], []
@@ -71,14 +70,14 @@ def base(kind: str, generator: random.Random) -> Any:
 
 
 def mutate(values: Any, generator: random.Random) -> None:
-  """Changes one place of a file's values."""
-  places = list(_places(values))
-  holder, key = generator.choice(places)
+  """Changes one value of a file."""
+  positions = list(_positions(values))
+  holder, key = generator.choice(positions)
   match generator.randrange(6):
     case 0 if isinstance(holder, dict):
       del holder[key]
     case 1:
-      other, at = generator.choice(places)
+      other, at = generator.choice(positions)
       holder[key], other[at] = copy.deepcopy(other[at]), copy.deepcopy(holder[key])
     case 2 if isinstance(holder, list):
       holder.append(copy.deepcopy(holder[key]))
@@ -91,7 +90,7 @@ def mutate(values: Any, generator: random.Random) -> None:
 
 
 def write(path: Path, kind: str, generator: random.Random) -> None:
-  """A mutated file."""
+  """Writes a mutated file."""
   values = base(kind, generator)
   for _ in range(generator.randrange(4)):
     mutate(values, generator)
@@ -109,7 +108,7 @@ def write(path: Path, kind: str, generator: random.Random) -> None:
 
 
 def read_all(folder: Path, names: list[str]) -> int:
-  """Reads files, in a child; a line of JSON for each on stdout."""
+  """Reads files in a subprocess; prints a line of JSON for each."""
   from sam3_jax.datasets import annotations
   from sam3_jax.evaluation import predictions
   from sam3_jax.inputs.tokenizer import Tokenizer
@@ -120,38 +119,40 @@ def read_all(folder: Path, names: list[str]) -> int:
   mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, mapped + MEMORY))
   for name in names:
-    start, path, said = time.perf_counter(), folder / name, ""
+    start, path, message = time.perf_counter(), folder / name, ""
     try:
       if name.startswith("predictions"):
         predictions.read(path, truth, Notes())
       else:
         annotations.read_checked(path, folder, tokenizer, notes=Notes())
     except (ValueError, FileNotFoundError) as error:
-      said = str(error)
+      message = str(error)
     except BaseException as error:
-      said = f"FAULT {type(error).__name__}: {error}\n"
+      message = f"FAULT {type(error).__name__}: {error}\n"
     seconds = time.perf_counter() - start
-    print(json.dumps({"name": name, "said": said, "seconds": seconds}), flush=True)
+    print(json.dumps({"name": name, "message": message, "seconds": seconds}), flush=True)
   return 0
 
 
 def faults_of(folder: Path, names: list[str]) -> tuple[list[str], int, float]:
-  """What went wrong in a child that reads these files; how many were refused; the slowest time."""
+  """Reads files in a subprocess; returns faults, number of rejected files and longest time."""
   command = [sys.executable, __file__, "--read", str(folder), *names]
   run = subprocess.run(
     command, capture_output=True, text=True, timeout=SECONDS * len(names), check=False
   )
   rows = [json.loads(line) for line in run.stdout.splitlines()]
-  faults = [f"{row['name']}: {row['said'][:200]!r}" for row in rows if "\n" in row["said"]]
+  faults = [f"{row['name']}: {row['message'][:200]!r}" for row in rows if "\n" in row["message"]]
   faults += [f"{row['name']}: {row['seconds']:.0f} s" for row in rows if row["seconds"] > SECONDS]
   if len(rows) < len(names):
-    faults.append(f"{names[len(rows)]}: the child ended with {run.returncode}: {run.stderr[-300:]}")
+    faults.append(
+      f"{names[len(rows)]}: the subprocess ended with {run.returncode}: {run.stderr[-300:]}"
+    )
   slowest = max((row["seconds"] for row in rows), default=0)
-  return faults, sum(bool(row["said"]) for row in rows), slowest
+  return faults, sum(bool(row["message"]) for row in rows), slowest
 
 
 def command_faults(folder: Path, names: list[str]) -> list[str]:
-  """What went wrong when the commands read these files."""
+  """Faults of the commands when they read these files."""
   faults = []
   for name in names:
     typed = ["train", "--check", "--checkpoint", str(_checkpoint()), "--data", str(folder / name)]
@@ -203,13 +204,13 @@ def main() -> int:
   return int(bool(faults))
 
 
-def _places(values: Any) -> Any:
-  """All holders and keys in nested values."""
+def _positions(values: Any) -> Any:
+  """All containers and keys in nested values."""
   items = values.items() if isinstance(values, dict) else enumerate(values)
   for key, value in list(items):
     yield values, key
     if isinstance(value, dict | list):
-      yield from _places(value)
+      yield from _positions(value)
 
 
 def _checkpoint() -> Path:

@@ -1,12 +1,12 @@
-"""Mutated images through the reading code of `segment` and `batch`, and a few through the commands.
+"""Fuzzes the image readers of `segment` and `batch`, and a few images through the commands.
 
     python benchmarks/fuzz_images.py --count 500 --seed 0
 
-Images of every format that is read are truncated, bit-flipped, given other header fields, spliced,
-blown up to decompression bombs or replaced by PostScript, PDF, archives, pipes and the like. Each
-is read in a child process: by header, by path, by bytes and as `batch` reads it. A fault is a
-crash, more than 30 seconds, more than 1.5 GB of memory, anything but one line of a ValueError or
-FileNotFoundError, or readers that disagree. Prints a summary; exits with 1 if there is a fault.
+Images of all supported formats are truncated, bit-flipped, spliced, given other header fields,
+turned into decompression bombs, or replaced by PostScript, PDF, archives, pipes etc. A subprocess
+reads each of them by header, by path, by bytes and as `batch` does. Faults are crashes, more than
+30 seconds, more than 1.5 GB of memory, anything but a one-line ValueError or FileNotFoundError, and
+readers that disagree. Prints a summary; exits with 1 if there is a fault.
 """
 
 import argparse
@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image
 
 SECONDS, BYTES, LETTERS = 30, 1_500_000_000, 400
-CHUNK = 100  # images a child
-COMMANDS = 10  # images that the commands get
+CHUNK = 100  # images per subprocess
+COMMANDS = 10  # images given to the commands
 VALUES = (0, 1, 2, 7, 8, 127, 128, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1)
 FOREIGN = {
   "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n%%EOF\n",
@@ -53,7 +53,7 @@ FOREIGN = {
 
 
 class Mutant(NamedTuple):
-  """A file to be read: its name, and its bytes; None for a pipe without a writer."""
+  """A file: its name and its bytes; None for a pipe without a writer."""
 
   name: str
   data: bytes | None
@@ -61,7 +61,7 @@ class Mutant(NamedTuple):
 
 @functools.cache
 def base_images() -> dict[str, bytes]:
-  """Sound images of every format that is read, in several forms."""
+  """Valid images of all supported formats, in several variants."""
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (48, 64, 3), np.uint8)
   smooth = np.linspace(20, 235, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
@@ -106,7 +106,7 @@ def base_images() -> dict[str, bytes]:
   made = {}
   for name, (form, image, options) in forms.items():
     file = io.BytesIO()
-    if "append_images" in options:  # savers leave their settings on them
+    if "append_images" in options:  # saving changes their settings
       options = options | {"append_images": [one.copy() for one in options["append_images"]]}
     image.copy().save(file, form, **options)
     made[name] = file.getvalue()
@@ -129,7 +129,7 @@ def flipped(rng: random.Random, data: bytes) -> bytes:
 
 
 def other_fields(rng: random.Random, data: bytes) -> bytes:
-  """Integers in the header become extreme ones."""
+  """Replaces integers in the header by extreme ones."""
   result = bytearray(data)
   for _ in range(rng.choice((1, 1, 2, 4))):
     size, order = rng.choice((1, 2, 4)), rng.choice("<>")
@@ -141,7 +141,7 @@ def other_fields(rng: random.Random, data: bytes) -> bytes:
 
 
 def other_size(rng: random.Random, data: bytes) -> bytes:
-  """The image's width and height, wherever they are written, become large ones."""
+  """Replaces all occurrences of the image's width and height by large values."""
   sides = rng.choice(((16_000, 16_000), (60_000, 50_000), (65_535, 4_000), (2**31 - 1, 2)))
   result = data
   for form in ("<H", ">H", "<I", ">I"):
@@ -157,7 +157,7 @@ def other_size(rng: random.Random, data: bytes) -> bytes:
 
 
 def repeated(rng: random.Random, data: bytes) -> bytes:
-  """A part of it, many times."""
+  """Repeats a part of the data many times."""
   start = rng.randrange(len(data))
   part = data[start : start + rng.choice((4, 64, 1024))]
   return data[:start] + part * rng.choice((2, 50, 2000)) + data[start:]
@@ -175,18 +175,18 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 @functools.cache
 def extras() -> list[bytes]:
-  """Chunks of a PNG that hold much text."""
+  """Chunks of a PNG with large texts."""
   text = zlib.compress(bytes(10**7), 9)
   packed = [chunk(kind, b"a\0\0" + text) for kind in (b"zTXt", b"iCCP")]
   return [b"", *packed, chunk(b"tEXt", b"a\0" + b"b" * 10**6) * 80]
 
 
 def bomb(rng: random.Random, data: bytes) -> bytes:
-  """A PNG of little data that holds much."""
+  """A small PNG file with many pixels or large texts."""
   side = rng.choice((10_000, 16_000, 17_300, 40_000))
   kind, row = rng.choice(((0, side), (2, 3 * side), (6, 4 * side)))
   packer = zlib.compressobj(9)
-  rows = side if side * row < 4e8 else 100  # of more than that, only the header is to be believed
+  rows = side if side * row < 4e8 else 100  # if larger, only the header claims the size
   pixels = b"".join(packer.compress(bytes(row + 1)) for _ in range(rows)) + packer.flush()
   extra = rng.choice(extras())
   header = struct.pack(">IIBBBBB", side, side, 8, kind, 0, 0, 0)
@@ -201,7 +201,7 @@ KINDS: tuple[tuple[Callable[[random.Random, bytes], bytes], int], ...] = (
 
 
 def mutants(count: int, seed: int, *, bombs: bool = True) -> Iterator[Mutant]:
-  """As many; every form gets its share. Bombs take seconds to make."""
+  """Yields `count` mutants of all variants in turn. Bombs take seconds to make."""
   kinds = KINDS if bombs else [kind for kind in KINDS if kind[0] is not bomb]
   rng = random.Random(seed)
   bases = base_images()
@@ -228,12 +228,12 @@ def write(folder: Path, found: Mutant) -> Path:
 
 
 def read_all(path: Path) -> dict[str, str]:
-  """What each reader says: the size, or its one line."""
+  """The result of each reader: the size or the error message."""
   from sam3_jax.batch.image_bytes import ImageFile
   from sam3_jax.batch.load_image import load_image
   from sam3_jax.inputs.preprocess import displayed_size, read_image
 
-  def said(read: Callable[[], Any]) -> str:
+  def result(read: Callable[[], Any]) -> str:
     try:
       return "size {} {}".format(*read())
     except (ValueError, FileNotFoundError) as error:
@@ -242,58 +242,60 @@ def read_all(path: Path) -> dict[str, str]:
       return f"FAULT {type(error).__name__}: {error}"
 
   found = {
-    "header": said(lambda: displayed_size(path)),
-    "path": said(lambda: read_image(path).shape[:2]),
+    "header": result(lambda: displayed_size(path)),
+    "path": result(lambda: read_image(path).shape[:2]),
   }
   if path.is_file():
     data = path.read_bytes()
-    found["bytes"] = said(lambda: read_image(data).shape[:2])
+    found["bytes"] = result(lambda: read_image(data).shape[:2])
   one = load_image(ImageFile(path.name, str(path), None, None), 64, 300_000_000)
   found["batch"] = one.reason or "size {} {}".format(*one.size)
   return found
 
 
-def faults_of(said: dict[str, str]) -> list[str]:
-  """What is wrong with what the readers say."""
-  faults = [f"{reader}: {one[:200]}" for reader, one in said.items() if one.startswith("FAULT")]
-  for reader, one in said.items():
+def faults_of(results: dict[str, str]) -> list[str]:
+  """The faults in the results of the readers."""
+  faults = [f"{reader}: {one[:200]}" for reader, one in results.items() if one.startswith("FAULT")]
+  for reader, one in results.items():
     if not one or "\n" in one or len(one) > LETTERS or "Error" in one.partition(":")[0]:
-      faults.append(f"{reader} does not say it in one line: {one[:200]!r}")
-  ends = {one if one.startswith("size ") else "refused" for r, one in said.items() if r != "header"}
+      faults.append(f"{reader} has no one-line message: {one[:200]!r}")
+  ends = {
+    one if one.startswith("size ") else "refused" for r, one in results.items() if r != "header"
+  }
   if len(ends) > 1:
-    faults.append(f"readers disagree: {said}")
+    faults.append(f"readers disagree: {results}")
   read = next(iter(ends))
-  if read.startswith("size ") and said["header"] != read:
-    faults.append(f"the header's reader disagrees: {said}")
+  if read.startswith("size ") and results["header"] != read:
+    faults.append(f"the header's reader disagrees: {results}")
   return faults
 
 
 def child(folder: Path) -> None:
-  """Reads the files that are named on stdin; says what each gave on stdout."""
+  """Reads the files named on stdin; prints the results of each as JSON."""
 
-  resource.setrlimit(resource.RLIMIT_AS, (32 * 2**30,) * 2)  # no swap for a runaway
+  resource.setrlimit(resource.RLIMIT_AS, (32 * 2**30,) * 2)  # prevents swapping
   for line in sys.stdin:
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    start = time.process_time()  # others may be at work on this machine
-    said = read_all(folder / line.strip())
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    start = time.process_time()  # independent of other processes
+    results = read_all(folder / line.strip())
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     seconds = time.process_time() - start
-    print(json.dumps({"said": said, "seconds": seconds, "peak": peak}), flush=True)
+    print(json.dumps({"results": results, "seconds": seconds, "peak": peak}), flush=True)
 
 
 class Reader:
-  """A child process that reads images, started again after its death."""
+  """A subprocess that reads images; restarted after it ends."""
 
   def __init__(self, folder: Path):
     self._folder = folder
     self._process: subprocess.Popen | None = None
 
-  def ask(self, name: str) -> dict[str, Any] | str:
-    """What was said of a file; or how it ended."""
+  def read(self, name: str) -> dict[str, Any] | str:
+    """The results of a file, or how the process ended."""
     if self._process is None:
       command = [sys.executable, "-W", "ignore", __file__, "--child", str(self._folder)]
-      self._process = subprocess.Popen(  # libtiff writes what it dislikes to stderr
+      self._process = subprocess.Popen(  # stderr: libtiff writes its warnings there
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -314,7 +316,7 @@ class Reader:
     return f"the process ended with status {status}"
 
   def end(self) -> None:
-    """Ends the child."""
+    """Ends the process."""
     if self._process is not None:
       with self._process:  # closes the pipes
         self._process.kill()
@@ -322,7 +324,7 @@ class Reader:
 
 
 def run(count: int, seed: int, *, bombs: bool = True) -> tuple[list[str], dict[str, Any]]:
-  """Reads `count` mutants; returns the faults and the figures."""
+  """Reads `count` mutants; returns the faults and statistics."""
   faults, figures = [], {"read": 0, "refused": 0, "seconds": 0.0, "peak": 0}
   by_kind: Counter[str] = Counter()
   with tempfile.TemporaryDirectory() as made:
@@ -333,18 +335,18 @@ def run(count: int, seed: int, *, bombs: bool = True) -> tuple[list[str], dict[s
         if number % CHUNK == 0:
           reader.end()
         path = write(folder, found)
-        answer = reader.ask(found.name)
+        answer = reader.read(found.name)
         path.unlink()
         if isinstance(answer, str):
           faults.append(f"{found.name}: {answer}")
           continue
-        wrong = faults_of(answer["said"])
+        wrong = faults_of(answer["results"])
         if answer["seconds"] > SECONDS:
           wrong.append(f"took {answer['seconds']:.0f} seconds")
         if answer["peak"] > BYTES:
-          wrong.append(f"took {answer['peak'] / 1e9:.2f} GB: {answer['said']}")
+          wrong.append(f"took {answer['peak'] / 1e9:.2f} GB: {answer['results']}")
         faults += [f"{found.name}: {one}" for one in wrong]
-        whole = answer["said"]["path"].startswith("size")
+        whole = answer["results"]["path"].startswith("size")
         figures["read" if whole else "refused"] += 1
         by_kind[found.name.split("-")[1].partition(".")[0]] += 1
         for key in ("seconds", "peak"):
@@ -355,7 +357,7 @@ def run(count: int, seed: int, *, bombs: bool = True) -> tuple[list[str], dict[s
 
 
 def run_commands(seed: int) -> list[str]:
-  """Faults of `segment` and `batch` given some of them."""
+  """Faults of the commands `segment` and `batch` with some mutants."""
   faults = []
   with tempfile.TemporaryDirectory() as made:
     folder = Path(made) / "images"
@@ -377,7 +379,7 @@ def run_commands(seed: int) -> list[str]:
       if (
         "Traceback" in shown or "\x1b" in shown or not (Path(made) / "ab"[name == "batch"]).exists()
       ):
-        faults.append(f"{name} said: {shown[-1000:]!r}")
+        faults.append(f"{name} printed: {shown[-1000:]!r}")
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   if peak > BYTES:
     faults.append(f"a command took {peak / 1e9:.2f} GB")

@@ -8,7 +8,7 @@ import flax
 import flax.linen as nn
 import jax
 import numpy as np
-from sam3_jax.converters.layouts.meta import from_arrays
+from sam3_jax.converters.in_memory import convert_meta
 from timing import serve
 from weights import weights
 
@@ -60,7 +60,7 @@ def main() -> None:
     unroll_layers()
   config = Config.from_dict(json.loads((arguments.work / "config.json").read_text()))
   names = json.loads((arguments.work / "names.json").read_text())
-  _, tree = from_arrays({n: weights(n, tuple(s)) for n, s in names.items()}, config)
+  _, tree = convert_meta({n: weights(n, tuple(s)) for n, s in names.items()}, config)
   parameters, batch = flatten(tree), make_batch(dict(np.load(arguments.work / "batch.npz")))
   prompts_with_objects = int(batch.targets.valid.any(axis=(0, 2)).sum())
   settings = StepSettings(

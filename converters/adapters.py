@@ -205,8 +205,8 @@ def _merged(source: Source, read: Callable[[], np.ndarray]) -> Source:
 
 def _product_shape(a: tuple[int, ...], b: tuple[int, ...], transposed: bool) -> tuple[int, ...]:
   """The shape of B @ A; a convolution has A [r, in, height, width] and B [out, r, 1, 1]."""
-  fits = len(b) > 1 and len(a) > 1 and b[1] == a[0] and math.prod(b[2:]) == 1
-  if not fits or (transposed and len(a) > 2):
+  unsupported = transposed and len(a) > 2
+  if len(b) < 2 or len(a) < 2 or b[1] != a[0] or math.prod(b[2:]) != 1 or unsupported:
     raise ValueError(f"its factors {list(b)} and {list(a)} cannot be multiplied")
   shape: tuple[int, ...] = (b[0], *a[1:])
   return shape[::-1] if transposed else shape

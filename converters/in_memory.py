@@ -5,12 +5,30 @@ from typing import Any
 
 import numpy as np
 
+from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import Config
 from sam3_jax.utils.param_tree import flatten, raise_faults
 
+from .infer import infer_config
+from .layouts import meta
 from .plan import REMEDY, has_visual, plan
 from .source import Source
 from .table import Table
+
+
+def convert_meta(
+  arrays: Mapping[str, np.ndarray], config: Config | None = None, dtype: str = "float32"
+) -> tuple[Config, dict[str, Any]]:
+  """Returns our configuration and parameters, from arrays by Meta's names.
+
+  Raises:
+    ValueError: tensors are missing, unknown, misshaped or not finite (all faults in one line), or
+      the shapes do not determine the configuration.
+  """
+  table = meta.TABLE
+  config = config or infer_config(table, {name: array.shape for name, array in arrays.items()})
+  shapes = expected_shapes(config, visual=table.has_visual(arrays))
+  return config, convert_arrays(table, arrays, shapes, config, dtype)
 
 
 def convert_arrays(

@@ -1,11 +1,11 @@
-"""Segments a folder with Ray Data: reading, retries, autoscaling and writing are Ray's.
+"""Segments a directory of images with Ray Data, which reads, retries, scales and writes.
 
   pip install ".[ray]"
   python examples/ray_batch.py images out --prompts "cat, dog" --workers 2
 
-On a cluster, start it where `ray.init()` finds the cluster, and say what a worker holds:
-`--resource TPU=4` for a whole TPU host, `--resource GPU=1` for a GPU. The output is Parquet: path,
-record (JSON as in a part's file of `sam3-jax batch`), error.
+On a cluster, start it where `ray.init()` finds the cluster, and give the resources of a worker:
+`--resource TPU=4` for a TPU host, `--resource GPU=1` for a GPU. The output is Parquet with the
+columns path, record (JSON as in a part of `sam3-jax batch`) and error.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from sam3_jax.batch.segmenter import Segmenter
 
 
 def segment(images: str, out: str, *, workers: int, resources: dict[str, float], **settings) -> int:
-  """Writes what is found in a folder of images to a folder of Parquet files.
+  """Segments a directory of images and writes the results as Parquet files.
 
   Args:
-    images: the folder.
-    out: another.
-    workers: actors, each with a model.
-    resources: that an actor holds, by Ray's names.
-    settings: of `Segmenter`.
+    images: input directory.
+    out: output directory.
+    workers: number of actors, each with a model.
+    resources: resources of an actor, by Ray's names.
+    settings: arguments of `Segmenter`.
 
   Returns:
-    How many images failed.
+    The number of failed images.
   """
   import ray
 
@@ -36,8 +36,8 @@ def segment(images: str, out: str, *, workers: int, resources: dict[str, float],
     batch_size=16,
     concurrency=workers,
     num_gpus=resources.get("GPU", 0),
-    max_restarts=-1,  # an actor that is lost comes again,
-    max_task_retries=-1,  # and does its blocks again
+    max_restarts=-1,  # a lost actor is restarted,
+    max_task_retries=-1,  # and its blocks are repeated
     **({"resources": others} if others else {}),
   ).materialize()
   found.write_parquet(out)
@@ -46,12 +46,12 @@ def segment(images: str, out: str, *, workers: int, resources: dict[str, float],
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-  parser.add_argument("images", help="folder of images")
-  parser.add_argument("out", help="folder for Parquet files")
-  parser.add_argument("--prompts", required=True, help="phrases with commas between them")
+  parser.add_argument("images", help="directory of images")
+  parser.add_argument("out", help="directory for Parquet files")
+  parser.add_argument("--prompts", required=True, help="phrases separated by commas")
   parser.add_argument("--checkpoint", default="sam3-tiny")
   parser.add_argument("--threshold", type=float, default=0.5)
-  parser.add_argument("--workers", type=int, default=2, help="actors")
+  parser.add_argument("--workers", type=int, default=2, help="number of actors")
   parser.add_argument("--resource", action="append", default=[], help="of an actor: GPU=1, TPU=4")
   arguments = parser.parse_args()
   resources = {

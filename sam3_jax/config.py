@@ -31,7 +31,7 @@ class StemConfig:
   """A stage of a convolutional stem."""
 
   stride: int  # cells per side that are merged into one
-  width: int
+  width: int  # channels of the stage's output
   blocks: int  # residual blocks of two 3 x 3 convolutions
 
   def __post_init__(self):
@@ -42,10 +42,10 @@ class StemConfig:
 class TrunkConfig:
   """The image trunk, a ViT: `groups` x (`windowed` windowed blocks + 1 global block)."""
 
-  width: int = 1024
-  heads: int = 16
+  width: int = 1024  # channels
+  heads: int = 16  # attention heads of a block
   mlp_width: int = 4736  # 4.625 * width
-  groups: int = 4
+  groups: int = 4  # groups of blocks
   windowed: int = 7  # windowed blocks in a group, before its global block
   window: int = 24  # patches per side
   pretrain_grid: int = 24  # patches per side of the learned position table, tiled over the image
@@ -80,12 +80,12 @@ def _check_text_heads(config: Any) -> None:
 class TextConfig:
   """The text encoder, a causal transformer (CLIP's architecture and vocabulary)."""
 
-  width: int = 1024
-  heads: int = 16
+  width: int = 1024  # channels
+  heads: int = 16  # attention heads of a layer
   mlp_width: int = 4096  # 4 * width
-  layers: int = 24
+  layers: int = 24  # transformer layers
   context: int = 32  # tokens of a phrase, including start and end
-  vocabulary: int = 49408
+  vocabulary: int = 49408  # tokens of the vocabulary
 
   def __post_init__(self):
     _check_ranges(self, "text ")
@@ -96,14 +96,14 @@ class TextConfig:
 class LiteTextConfig:
   """SAM 3 LiteText's text encoder (MobileCLIP's; arXiv:2602.12173), which is not causal."""
 
-  width: int = 512
-  heads: int = 8
+  width: int = 512  # channels
+  heads: int = 8  # attention heads of a layer
   mlp_width: int = 2048  # 4 * width
   layers: int = 12  # without the mixers
   mixers: bool = False  # adds a RepMixer block before and after the layers
   kernel: int = 11  # tokens, of the mixers' convolutions
   context: int = 16  # tokens of a phrase, including start and end
-  vocabulary: int = 49408
+  vocabulary: int = 49408  # tokens of the vocabulary
   # Whether attention masks the padding, as in transformers. The released models were distilled from
   # SAM 3 without this mask.
   mask_padding: bool = False
@@ -119,17 +119,17 @@ class LiteTextConfig:
 class Config:
   """The whole detector; the defaults are the released checkpoint."""
 
-  trunk: TrunkConfig = TrunkConfig()
-  text: TextConfig | LiteTextConfig = TextConfig()
+  trunk: TrunkConfig = TrunkConfig()  # the image encoder
+  text: TextConfig | LiteTextConfig = TextConfig()  # the text encoder
   image_size: int = 1008  # pixels per side; every image is resized to this square
   patch: int = 14  # pixels per side
   width: int = 256  # channels of all parts after trunk and text encoder
-  heads: int = 8
-  mlp_width: int = 2048
-  geometry_layers: int = 3
-  fusion_layers: int = 6
-  decoder_layers: int = 6
-  queries: int = 200
+  heads: int = 8  # attention heads of everything after trunk and text encoder
+  mlp_width: int = 2048  # channels within their MLPs
+  geometry_layers: int = 3  # layers of the geometry encoder
+  fusion_layers: int = 6  # layers of the fusion encoder
+  decoder_layers: int = 6  # layers of the query decoder
+  queries: int = 200  # object queries, at most this many detections per prompt
   concept_points: bool = True  # whether concept prompts may have points, as in Meta's checkpoint
   dropout: float = 0.1  # of geometry, fusion, decoder and scoring; in training only
 

@@ -411,11 +411,11 @@ def test_notes_count_all_and_name_some():
   notes = Notes()
   assert not notes.lines()
   for i in range(1200):
-    notes.add("odd things", f"thing {i}")
+    notes.add("odd entries", f"entry {i}")
   notes.add("nothing", count=0)
   notes.add("more", count=5)
   assert notes.lines() == [
-    "note: odd things: 1,200 (thing 0, thing 1, thing 2, ...)",
+    "note: odd entries: 1,200 (entry 0, entry 1, entry 2, ...)",
     "note: more: 5",
   ]
 
@@ -458,7 +458,7 @@ def test_mutated_files_are_read_or_give_a_one_line_error(tmp_path):
     kind = fuzz.KINDS[i % 4]
     fuzz.write(tmp_path / "mutant.json", kind, generator)
     if kind == "predictions":
-      said = fault_of(predictions.read, tmp_path / "mutant.json", truth)
+      message = fault_of(predictions.read, tmp_path / "mutant.json", truth)
     else:
-      said = fault_of(annotations.read_checked, tmp_path / "mutant.json", None, notes=Notes())
-    assert "\n" not in said
+      message = fault_of(annotations.read_checked, tmp_path / "mutant.json", None, notes=Notes())
+    assert "\n" not in message

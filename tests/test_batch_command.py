@@ -123,7 +123,10 @@ def test_sigterm_stops_after_the_batch_and_a_rerun_resumes(folder, capsys, monke
   [
     (["--prompts", "cat"], "--images is required"),
     (["--images", "none", "--prompts", "cat"], "there is no directory, file or pattern none"),
-    (["--images", "images"], "has no prompts (nor have 6 others), and --prompts is not given"),
+    (
+      ["--images", "images"],
+      "7 images have no prompts (000.png, 001.png, 002.png and 4 more)",
+    ),
     (["--images", "images", "--prompts", ""], "there is no phrase"),
     (["--images", "images", "--prompts", "cat", "--threshold", "2"], "--threshold must be"),
     (

@@ -181,7 +181,7 @@ def test_all_faults_of_a_list_are_named(folder):
   assert "\n" not in message
   for number in (2, 3, 4, 6, 7, 8, 9, 10, 12, 13):
     assert f"line {number}: " in message
-  assert "b.jpg has no prompts" in message
+  assert "1 image has no prompts (b.jpg)" in message
   assert "negative extent" in message
 
 
@@ -242,7 +242,7 @@ def test_missing_images(folder):
   with pytest.raises(ValueError, match=r"no image in nothing \(skipped 1 file: 1 \.tar\); check"):
     list_inputs("nothing", "cat")
   with pytest.raises(
-    ValueError, match=r"a.PNG has no prompts \(nor have 3 others\), and --prompts"
+    ValueError, match=r"4 images have no prompts \(a.PNG, b.jpg, sub/c.webp and 1"
   ):
     list_inputs("images")
 

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from sam3_jax.batch import job as jobs
 from sam3_jax.batch import job_files, part_files, pipeline
+from sam3_jax.batch.files import Draft
 from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.part_writer import PartWriter
 from sam3_jax.batch.run import run
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.utils.lease import Lease
@@ -104,14 +106,14 @@ def test_stopped_and_resumed_with_other_numbers_of_processes(images, undisturbed
   """Stopped after each batch, in the middle of a part; resumed by one or two processes in turn."""
   for turn in range(40):
     processes = 1 + turn % 2
-    whole = []
+    complete = []
     for process in range(processes):
       started, stop = batches.Engine.started, lambda: batches.Engine.started > started  # noqa: B023
-      one = job(images, tmp_path, process=process, processes=processes)
-      whole.append(run(one, MODEL, QUIET, QUIET, stop))
+      part_of_job = job(images, tmp_path, process=process, processes=processes)
+      complete.append(run(part_of_job, MODEL, QUIET, QUIET, stop))
     if turn == 1:
       assert list((tmp_path / "parts").glob("*.begun.jsonl"))
-    if all(whole):
+    if all(complete):
       break
   assert turn > 5
   merge(tmp_path)
@@ -187,9 +189,7 @@ class TestFullDisk:
   def test_is_reported_in_one_line_and_the_job_is_resumed(
     self, images, undisturbed, tmp_path, monkeypatch, name
   ):
-    from sam3_jax.batch import files as disk
-
-    write = disk.Draft.write
+    write = Draft.write
 
     def fail(self, data):
       if self.path.name == name:
@@ -200,9 +200,9 @@ class TestFullDisk:
     def refuse(path, data):
       raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk.Draft, "write", fail)
+    monkeypatch.setattr(Draft, "write", fail)
     if name == "job.json":
-      monkeypatch.setattr(disk, "create_exclusively", refuse)
+      monkeypatch.setattr("sam3_jax.batch.files.create_exclusively", refuse)
     with pytest.raises(
       OSError, match=rf"cannot write .*{name}: No space left on device; "
     ) as caught:
@@ -217,8 +217,6 @@ class TestFullDisk:
 
   def test_part_of_a_batch_is_not_kept(self, images, undisturbed, tmp_path, monkeypatch):
     """The disk is full for the fourth record, but not for the files after it."""
-    from sam3_jax.batch.part_writer import PartWriter
-
     write, count = PartWriter._write, iter(range(1000))
 
     def fail(self, *record):
@@ -354,9 +352,7 @@ def test_boxes_outside_the_image_fail_the_input(images, tmp_path):
   path = tmp_path / "list.jsonl"
   path.write_text("".join(json.dumps(line) + "\n" for line in lines))
   assert run(job(path, tmp_path / "out", None, skip_unreadable=True), MODEL, QUIET, QUIET)
-  failed = [
-    json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
-  ]
+  failed = [json.loads(line) for line in (tmp_path / "out/errors.jsonl").read_text().splitlines()]
   assert [one["input"] for one in failed] == [0, 2]
   assert "completely outside" in failed[0]["reason"]
   assert "there is no image" in failed[1]["reason"]

@@ -125,17 +125,19 @@ def test_unexpected_errors(error, monkeypatch, capsys):
   err = capsys.readouterr().err
   assert err.count("\n") == 1
   assert "Traceback" not in err
-  said = "not enough memory" if isinstance(error, MemoryError) else "(--debug shows where)"
-  assert said in err
+  expected = "not enough memory" if isinstance(error, MemoryError) else "(--debug shows where)"
+  assert expected in err
 
 
 def test_remedies_of_os_errors():
-  said = {name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"}
-  assert said["ENAMETOOLONG"] == "choose a shorter name"
-  assert [name for name, one in said.items() if "free some space" in one] == ["ENOSPC"]
-  assert "quota" in said["EDQUOT"]
-  assert "permissions" in said["EACCES"]
-  assert said["ENOENT"] == "check the path"
+  remedies = {
+    name: remedy(OSError(getattr(errno, name), "")) for name in dir(errno) if name[0] == "E"
+  }
+  assert remedies["ENAMETOOLONG"] == "choose a shorter name"
+  assert [name for name, one in remedies.items() if "free some space" in one] == ["ENOSPC"]
+  assert "quota" in remedies["EDQUOT"]
+  assert "permissions" in remedies["EACCES"]
+  assert remedies["ENOENT"] == "check the path"
   error = OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), "a" * 10)
   assert one_line(error) == "aaaaaaaaaa: File name too long; choose a shorter name"
   assert reason(OSError("odd")) == "odd; check the path"

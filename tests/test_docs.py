@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,22 +97,22 @@ def anchors(page):
 def test_every_configuration_field_is_in_the_reference():
   import fields
 
-  from sam3_jax.config import Config, TrunkConfig
+  from sam3_jax.config import Config, LiteTextConfig, StemConfig, TextConfig, TrunkConfig
   from sam3_jax.inference.mask_generator import MaskGeneration
   from sam3_jax.training.config import TrainConfig
 
   page = fields.pages()
   inner = [field.default for field in dataclasses.fields(TrainConfig)]
   tables = {type(value) for value in inner if dataclasses.is_dataclass(value)}
-  for cls in (TrainConfig, Config, TrunkConfig, MaskGeneration, *tables):
+  model = (Config, TrunkConfig, StemConfig, TextConfig, LiteTextConfig)
+  for cls in (TrainConfig, *model, MaskGeneration, *tables):
     rows = fields.fields(cls)
     assert [row.name for row in rows] == [field.name for field in dataclasses.fields(cls)]
     for row in rows:
       assert row.type
       assert row.default
       assert f"| `{row.name}` |" in page
-    lacking = [row.name for row in rows if not (row.text or row.unit or row.type == "table")]
-    assert lacking == [], cls
+    assert [row.name for row in rows if not row.text] == [], cls
 
 
 def test_fields_read_comments_and_docstrings():
@@ -167,6 +168,26 @@ def test_bars_in_cells():
 
   assert cell("a | b") == "a &#124; b"
   assert cell("`x` and `X,Y[,0|1]`") == "`x` and <code>X,Y[,0&#124;1]</code>"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_options_in_commands_exist(page):
+  import commands
+
+  known = commands.options()
+  for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+    for line in block.replace("\\\n", " ").splitlines():
+      for name, rest in re.findall(r"sam3-jax ([a-z]+)([^&|#]*)", line):
+        given = set(re.findall(r"(?<=\s)--[a-z][a-z-]*", rest))
+        assert given <= known[name] | {"--help", "--version"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_training_files_in_the_docs_are_valid(page):
+  from sam3_jax.training.config import TrainConfig
+
+  for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+    TrainConfig.from_dict(tomllib.loads(block))
 
 
 def test_outside_links_lead_to_copies():

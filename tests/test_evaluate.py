@@ -169,7 +169,7 @@ class TestDetectPairs:
 
   def test_small_text_cache(self, model, pairs, folder, monkeypatch):
     want = list(detect.detect_pairs(model, pairs, folder, min_score=0))
-    monkeypatch.setattr("sam3_jax.inference.text_cache.REMEMBERED", 6)
+    monkeypatch.setattr("sam3_jax.inference.text_cache.CAPACITY", 6)
     got = list(detect.detect_pairs(model, pairs, folder, min_score=0))
     assert got == want
 

@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco
 
 from sam3_jax.datasets.annotations import Object, Pair
-from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.prompts import BOXES_ALONE
+from sam3_jax.inputs.resize import resize
 from sam3_jax.training.examples import DataConfig, TrainingImage, example, usable
 
 HEIGHT, WIDTH = 36, 48

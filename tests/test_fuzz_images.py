@@ -19,7 +19,7 @@ def test_mutants_are_read_or_rejected():
 
 
 @pytest.mark.parametrize(
-  ("said", "fault"),
+  ("results", "fault"),
   [
     ({"header": "size 2 3", "path": "size 2 3", "bytes": "size 2 3"}, ""),
     ({"header": "size 2 3", "path": "a is damaged", "bytes": "b is damaged"}, ""),
@@ -27,10 +27,10 @@ def test_mutants_are_read_or_rejected():
     ({"header": "a is none", "path": "size 2 3"}, "the header's reader disagrees"),
     ({"header": "size 2 3", "path": "size 2 3", "bytes": "b is damaged"}, "readers disagree"),
     ({"header": "x", "path": "FAULT KeyError: 3"}, "FAULT"),
-    ({"header": "x", "path": "two\nlines"}, "in one line"),
+    ({"header": "x", "path": "two\nlines"}, "no one-line message"),
   ],
 )
-def test_unexpected_errors_are_reported(said, fault):
-  found = fuzz_images.faults_of(said)
+def test_unexpected_errors_are_reported(results, fault):
+  found = fuzz_images.faults_of(results)
   assert bool(found) == bool(fault)
   assert fault in " ".join(found)

@@ -194,7 +194,7 @@ def test_index_with_invalid_file_names(tmp_path, places, match):
       "https://example.com/sam3.pt",
       "https://example.com/sam3.pt is no path; run `sam3-jax convert",
     ),
-    ("hf://me/sam3", "say `sam3-jax convert hf://me/sam3 OUT`"),
+    ("hf://me/sam3", "run `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),
     ("sam3-huge", "sam3-huge does not exist; give model.safetensors"),
   ],

@@ -275,7 +275,7 @@ def test_inspect_shows_the_identity(made, capsys):
 
 
 def test_embedded_checkpoint_is_complete():
-  path = bundle.place(bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny")
+  path = bundle_flips.Path(__file__).parents[1] / "checkpoints" / "sam3-tiny"
   checks = bundle.inspect(path, verify=True).checks["checksums"]
   assert "no checksums of" not in checks
   assert checks.startswith("all ")

@@ -26,7 +26,7 @@ def test_values_equal_pythons(values, encoding, escaped):
 
 
 @pytest.mark.parametrize(
-  ("text", "said"),
+  ("text", "message"),
   [
     ("[" * 100_000, "it is nested too deeply"),
     ('{"a":' * 100_000, "it is nested too deeply"),
@@ -44,10 +44,10 @@ def test_values_equal_pythons(values, encoding, escaped):
     ('{"a": 1}\n{"b": 2}', "Extra data (line 2, column 1)"),
   ],
 )
-def test_invalid_json_gives_a_one_line_error(text, said):
+def test_invalid_json_gives_a_one_line_error(text, message):
   with pytest.raises(ValueError, match=r"^list\.json is not valid JSON: ") as caught:
     parse(text, "list.json")
-  assert said in str(caught.value)
+  assert message in str(caught.value)
   assert "\n" not in str(caught.value)
   assert len(str(caught.value)) < 200
 

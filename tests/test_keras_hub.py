@@ -48,7 +48,7 @@ def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   assert len(bundle.info["lacks"]) == 9
   summary = inspect(tmp_path / "out")
   assert {reason: sums["tensors"] for reason, sums in summary.dropped.items()} == {
-    "computed anew": 8,
+    "recomputed": 8,
     "tiles of the position table": 1,
   }
   assert {name.rpartition("/vars")[0] for name in load_unread(tmp_path / "out")} == {

@@ -139,4 +139,4 @@ def test_each_of_two_processes_has_a_model(folder):
     other = 1 - number
     assert f"of process {other}, and this is process {number}: choose one of" in found["other"]
     assert f"the mesh has devices of other processes ({other})" in found["mesh"]
-    assert "parallel.make_mesh()" in found["mesh"]
+    assert "sharding.make_mesh()" in found["mesh"]

@@ -10,6 +10,8 @@ from flax import nnx
 
 import sam3_jax
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "docs" / "scene.jpg"
 

@@ -100,9 +100,9 @@ def test_outliers_do_not_darken_the_image(bright, tmp_path):
 
 
 def test_errors(cells, monkeypatch):
-  with pytest.raises(SystemExit, match="room for a tile of 65 x 65"):
+  with pytest.raises(SystemExit, match="halves of at least 65 x 65"):
     nuclei.halves(*cells, 65)
-  with pytest.raises(SystemExit, match="must have one size"):
+  with pytest.raises(SystemExit, match="must have the same size"):
     nuclei.halves(cells[0], cells[1][1:], 48)
   monkeypatch.setattr(nuclei.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(SystemExit, match="pip install --no-deps stardist"):
@@ -120,7 +120,7 @@ def test_configurations_of_the_fine_tuning_guide(name, trained):
   values = read(Path(__file__).parents[1] / "docs" / name)
   config = TrainConfig.from_dict(override(values, {"checkpoint": "sam3-tiny", "steps": 3}))
   assert config.trainable_pattern == trained
-  assert config.optimizer.warmup_steps < 250  # the fewest steps that the walk-through takes
+  assert config.optimizer.warmup_steps < 250  # the fewest steps in the guide
   guide = (Path(__file__).parents[1] / "docs" / "guides" / "fine-tuning.md").read_text()
   assert f"docs/{name}" in guide
 
@@ -135,7 +135,7 @@ def test_configurations_of_sam3_tiny(name):
   start = {} if "model" in values else {"checkpoint": "sam3-tiny"}
   config = TrainConfig.from_dict(override(values, start))
   assert config.scenes is not None
-  assert config.steps > config.optimizer.cooldown + config.optimizer.warmup
+  assert config.steps > config.optimizer.cooldown_steps + config.optimizer.warmup_steps
   guide = (
     "docs/guides/visual-prompts.md" if name in VISUAL_STAGES else "checkpoints/sam3-tiny/README.md"
   )

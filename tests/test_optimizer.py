@@ -298,7 +298,7 @@ def test_without_gradient_clipping():
     ({"timescale": 0}, "optimizer.timescale must be 1 or more; got 0."),
     (
       {"learning_rate_multipliers": (("(", 1.0),)},
-      "optimizer.learning_rate_multipliers: '(' is no regular expression",
+      "optimizer.learning_rate_multipliers: '(' is not a regular expression",
     ),
   ],
 )

@@ -56,7 +56,7 @@ def test_unsupported_schemes_are_rejected_first(url, tmp_path, monkeypatch, caps
 
 def test_other_outputs_must_be_local(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=r"gs://bucket/x: what is written must be in a local d"):
+  with pytest.raises(ValueError, match=r"gs://bucket/x: the output must be in a local directory"):
     NewFolder("gs://bucket/x")
   assert main(["convert", "sam3-tiny", "gs://bucket/x", "--to", "meta"]) == 2
   assert "gs://bucket/x: what --to writes must be in a local directory" in capsys.readouterr().err
@@ -82,10 +82,10 @@ def work(url):
   save = lambda **more: checkpoint.save(url, parameters(), CONFIG, TOKENIZER.read_bytes(), **more)  # noqa: E731
   save(info={"name": "tiny"}, unread={"x": parameters()["text"]["position"]})
   found = registry.find_checkpoint(url)
-  told = []
-  bundle = checkpoint.load(found, verify=True, progress=lambda *step: told.append(step))
+  steps = []
+  bundle = checkpoint.load(found, verify=True, progress=lambda *step: steps.append(step))
   assert_params(bundle.params, parameters())
-  assert told[0] == ("checksums", 0)
+  assert steps[0] == ("checksums", 0)
   assert checkpoint.load_unread(url).keys() == {"x"}
   summary = checkpoint.inspect(Path(url), verify=True)  # pathlib turns // into /
   assert (summary.path, summary.config, summary.info) == (url, CONFIG, {"name": "tiny"})

@@ -38,9 +38,9 @@ def merged(tmp_path, monkeypatch):
 
   (tmp_path / "images").mkdir()
 
-  def make(**asked):
+  def make(**images):
     rows = []
-    for number, (name, prompts) in enumerate(asked.items()):
+    for number, (name, prompts) in enumerate(images.items()):
       file = f"{name.split('_')[0]}.png"
       Image.new("RGB", (80, 60)).save(tmp_path / "images" / file)
       found = [
@@ -57,8 +57,8 @@ def merged(tmp_path, monkeypatch):
         return {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
 
     job = dict.fromkeys(("checkpoint", "dtype", "threshold", "max_detections"))
-    monkeypatch.setattr(merge.parts, "read_job", lambda _: job)
-    monkeypatch.setattr(merge.parts, "write_errors", lambda _: 0)
+    monkeypatch.setattr(merge, "read_job", lambda _: job)
+    monkeypatch.setattr(merge, "write_errors", lambda _: 0)
     monkeypatch.setattr(merge, "Records", lambda *_: Records(rows))
     merge_parts(tmp_path)
     return tmp_path / "annotations.json"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from golden_model import CONFIG, meta_weights, parameters, visual_parameters
 from layouts import layout
-from sam3_jax.converters.in_memory import convert_arrays, export_arrays
+from sam3_jax.converters.in_memory import convert_arrays, convert_meta, export_arrays
 from sam3_jax.converters.infer import infer_config
 from sam3_jax.converters.layouts import huggingface, meta
 from sam3_jax.converters.layouts.unread import translate, unread
@@ -52,7 +52,7 @@ def oracle(points=True):
 
 
 def test_meta_layout_gives_the_expected_tree():
-  config, params = meta.from_arrays(meta_weights(), CONFIG)
+  config, params = convert_meta(meta_weights(), CONFIG)
   assert config == CONFIG
   assert_same(params, oracle())
 
@@ -63,7 +63,7 @@ def test_image_model_names_without_prefix():
     name.replace("tracker.", "inst_interactive_predictor.model."): array
     for name, array in meta_weights("tracker.").items()
   }
-  assert_same(meta.from_arrays(arrays, CONFIG)[1], oracle() | {"visual": visual_parameters()})
+  assert_same(convert_meta(arrays, CONFIG)[1], oracle() | {"visual": visual_parameters()})
   assert set(planned(arrays).unread) == set(planned(layout("meta")).unread)
 
 
@@ -97,7 +97,7 @@ def test_incomplete_visual_prompt_head_is_refused():
   arrays = layout("meta")
   arrays = {name: x for name, x in arrays.items() if "sam_prompt_encoder" not in name}
   with pytest.raises(ValueError, match=r"17 faults: tracker\.sam_prompt_encoder\.pe_layer"):
-    meta.from_arrays(arrays, CONFIG)
+    convert_meta(arrays, CONFIG)
 
 
 @pytest.mark.parametrize("visual", [False, True])
@@ -267,14 +267,14 @@ def test_number_of_unread_tensors():
 def test_values_that_overflow_bfloat16_are_refused():
   arrays = meta_weights() | {FIRST: np.full(64, 3.4e38, np.float32)}
   with pytest.raises(ValueError, match=f"{FIRST} holds values that are not finite in bfloat16"):
-    meta.from_arrays(arrays, CONFIG, "bfloat16")
+    convert_meta(arrays, CONFIG, "bfloat16")
 
 
 def test_incomplete_point_tensors_are_refused():
   arrays = meta_weights()
   del arrays["detector.geometry_encoder.points_pool_project.bias"]
   with pytest.raises(ValueError, match=r"points_pool_project.bias is missing"):
-    meta.from_arrays(arrays, CONFIG)
+    convert_meta(arrays, CONFIG)
 
 
 def released_shapes(table, config):

@@ -229,7 +229,7 @@ def test_checkpoint_at_another_image_size(files):
     (["--data", "nowhere.json"], "there is no annotation file nowhere.json"),
     (["--images", "nowhere"], "nowhere"),
     (["--train", "norm"], "trainable 'norm' matches no parameter"),
-    (["--train", "("], "trainable: '(' is no regular expression"),
+    (["--train", "("], "trainable: '(' is not a regular expression"),
     (["--learning-rate", "-1"], "optimizer.learning_rate must be 0 or more; got -1.0."),
     (["--steps", "0"], "--steps"),
     (["--plot", "plot.foo"], "--plot must be a file that ends in .png or .svg; got plot.foo."),

@@ -127,7 +127,7 @@ def test_only_low_rank_factors_are_trainable_by_default():
       "scenes.styles must be of the training styles noto, noto-v1, fluent",
     ),
     (START | {"scenes": {"size": [20, 640]}}, "scenes.size (height, width) must be at least 64"),
-    (START | {"trainable": "("}, "trainable: '(' is no regular expression"),
+    (START | {"trainable": "("}, "trainable: '(' is not a regular expression"),
     (
       START | {"gradient_accumulation_steps": 3},
       "a batch of 8 images cannot be divided into 3 microbatches",

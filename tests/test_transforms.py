@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sam3_jax.inputs.preprocess import resize
+from sam3_jax.inputs.resize import resize
 from sam3_jax.training.transforms import Frame, random_frame, whole_image
 
 SIZE = 48

@@ -7,34 +7,16 @@ model alone has no prefix `detector.`.
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 
-from sam3_jax.checkpoint.bundle import expected_shapes
 from sam3_jax.config import Config
 
-from ..in_memory import convert_arrays
-from ..infer import infer_config
 from ..rules import Rule, dense, norm, rule
 from ..source import Source
 from ..table import Table
 from ..transforms import CONV, DECONV, DENSE, Grid, HalfSplit, Squeeze, Transform
 from . import common, unread
-
-
-def from_arrays(
-  arrays: Mapping[str, np.ndarray], config: Config | None = None, dtype: str = "float32"
-) -> tuple[Config, dict[str, Any]]:
-  """Returns our configuration and parameters, from arrays by Meta's names.
-
-  Raises:
-    ValueError: tensors are missing, unknown, misshaped or not finite (all faults in one line), or
-      the shapes do not determine the configuration.
-  """
-  config = config or infer_config(TABLE, {name: array.shape for name, array in arrays.items()})
-  shapes = expected_shapes(config, visual=TABLE.has_visual(arrays))
-  return config, convert_arrays(TABLE, arrays, shapes, config, dtype)
 
 
 def matches(names: Iterable[str]) -> bool:

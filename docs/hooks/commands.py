@@ -23,6 +23,27 @@ def pages() -> str:
   return "\n".join(parts)
 
 
+def options() -> dict[str, set[str]]:
+  """The options of each command, such as `--text`, by the command's name."""
+  found = {}
+  for command in app.registered_commands:
+    name = (command.name or command.callback.__name__).replace("_", "-")
+    hints = typing.get_type_hints(command.callback, include_extras=True)
+    rows = [(one, *typing.get_args(hints[one])[:2]) for one in hints if one != "return"]
+    named = [_names(name, info) for name, _, info in rows]
+    found[name] = {option for names in named for option in names}
+  return found
+
+
+def _names(name: str, info: Any) -> list[str]:
+  """An option's spellings, the long one first unless it is declared otherwise."""
+  if isinstance(info, typer.models.ArgumentInfo):
+    return [info.metavar or name.upper()]
+  given = [one for one in info.param_decls or () if one.startswith("-")]
+  has_long = any(one.startswith("--") for one in given)
+  return given if has_long else [f"--{name.replace('_', '-')}", *given]
+
+
 def _command(path: str, function: Callable) -> str:
   hints = typing.get_type_hints(function, include_extras=True)
   rows, words = [], [path, "[OPTIONS]"]
@@ -38,25 +59,17 @@ def _command(path: str, function: Callable) -> str:
 
 def _row(name: str, kind: Any, info: Any, default: Any) -> str:
   argument = isinstance(info, typer.models.ArgumentInfo)
-  long = f"--{name.replace('_', '-')}"
-  if argument:
-    names = f"`{info.metavar or name.upper()}`"
-  else:
-    given = [one for one in info.param_decls or () if one.startswith("-")]
-    has_long = any(one.startswith("--") for one in given)
-    names = ", ".join(f"`{one}`" for one in (given if has_long else [long, *given]))
+  names = ", ".join(f"`{one}`" for one in _names(name, info))
   cells = (names, "" if argument else _value(kind, info), _default(info, default), info.help or "")
   return f"| {' | '.join(map(cell, cells))} |"
 
 
 def _value(kind: Any, info: Any) -> str:
-  inner = [one for one in typing.get_args(kind) if one is not types.NoneType]
-  if (
-    inner and not isinstance(kind, enum.EnumMeta) and typing.get_origin(kind) is not typing.Literal
-  ):
-    kind = inner[0]
-    return _value(kind, info)
-  if typing.get_origin(kind) is typing.Literal:
+  literal = typing.get_origin(kind) is typing.Literal
+  inner = [] if literal else [x for x in typing.get_args(kind) if x is not types.NoneType]
+  if inner:  # X | None, or a list of X
+    return _value(inner[0], info)
+  if literal:
     return ", ".join(f"`{one}`" for one in typing.get_args(kind))
   if isinstance(kind, enum.EnumMeta):
     return ", ".join(f"`{one.value}`" for one in kind)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -15,15 +16,19 @@ from cells import cell
 from sam3_jax.config import Config, LiteTextConfig, StemConfig, TextConfig, TrunkConfig
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.training.config import TrainConfig
+from sam3_jax.utils.field_docs import field_docs
 
 # Units that a name or a description implies; the first pattern that matches decides.
 UNITS = (
+  (r"accumulation", "count"),
+  (r"seed$", "integer"),
+  (r"grad_norm$", "L2 norm"),
   (r"^(image_size|size)$", "pixels"),
   (r"^mask_size$", "cells"),
   (r"^(patch)$", "pixels"),
   (r"(^|_)width$", "channels"),
   (r"(^|_)(steps|every|cooldown|timescale|warmup)($|_)", "steps"),
-  (r"_(weight|alpha)$|^match_", "factor"),
+  (r"_(weight|alpha)$|^cost_", "factor"),
   (r"(learning_rate|decay|multipliers|scale|beta\d|epsilon|norm)$", "factor"),
   (r"(_iou|iou_).*thresh|nms_thresh", "IoU"),
   (r"_area$", "pixels"),
@@ -65,7 +70,7 @@ def pages() -> str:
 
 def fields(cls: type) -> list[Field]:
   """The fields of a dataclass in order, with the words of its metadata, docstring or comments."""
-  written = _attributes(cls) | _comments(cls)
+  written = _attributes(cls) | {name: text for name, text in field_docs(cls).items() if text}
   hints = typing.get_type_hints(cls)
   rows = []
   for field in dataclasses.fields(cls):
@@ -113,22 +118,6 @@ def _attributes(cls: type) -> dict[str, str]:
   return found
 
 
-def _comments(cls: type) -> dict[str, str]:
-  """Field descriptions in comments beside or right above the fields."""
-  found: dict[str, str] = {}
-  above: list[str] = []
-  for line in inspect.getsource(cls).splitlines():
-    entry = re.match(r"  (\w+): .*?(?:  # (.*))?$", line)
-    comment = re.match(r"  # (.*)", line)
-    if comment:
-      above.append(comment[1])
-      continue
-    if entry and (entry[2] or above):
-      found[entry[1]] = " ".join([*above, entry[2] or ""]).strip()
-    above = []
-  return found
-
-
 def _unit(name: str, text: str) -> str:
   for pattern, unit in UNITS:
     if re.search(pattern, name):
@@ -138,8 +127,10 @@ def _unit(name: str, text: str) -> str:
   )
   if near:
     return near[1].lower()
-  if re.match(r"(probability|share|fraction)\b", text, re.IGNORECASE):
+  if re.match(r"(probability|fraction)\b", text, re.IGNORECASE) or "in [0, 1]" in text:
     return "0 to 1"
+  if "as a fraction of" in text:
+    return "fraction"
   return ""
 
 
@@ -169,7 +160,7 @@ def _shown(value: Any) -> str:
     return f"`{value:.4g}`"
   if value is None:
     return "none"
-  return f"`{value!r}`" if value != "" else "empty"
+  return f"`{json.dumps(value)}`" if value != "" else "empty"  # as in TOML
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ class _Comparison:
 
 
 def _same_content(item: Input, read: FileIdentity | None) -> bool:
-  """Whether an image is the one that was read: by size and time, else by content."""
+  """Whether an image is unchanged since it was read: by size and time, else by content."""
   if read is None or item.identity is None:
     return False
   if (item.identity.size, item.identity.modified) == (read.size, read.modified) and (

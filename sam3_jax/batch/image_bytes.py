@@ -37,7 +37,7 @@ class NotAFileError(ValueError):
 
 
 class FileChangedError(OSError):
-  """The file is not the one that was listed."""
+  """The file has changed since it was listed."""
 
 
 def read_image_bytes(file: ImageFile) -> tuple[bytes, FileIdentity]:
@@ -48,7 +48,7 @@ def read_image_bytes(file: ImageFile) -> tuple[bytes, FileIdentity]:
     the member, modification time of the tar file.
 
   Raises:
-    OSError: the file cannot be read, or is not the one that was listed.
+    OSError: the file cannot be read, or has changed since it was listed.
     NotAFileError: it is a directory, FIFO, socket or device, which is not opened for reading.
   """
   _check_kind(file, os.stat(file.path))

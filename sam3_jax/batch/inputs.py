@@ -23,7 +23,7 @@ from sam3_jax.batch.webdataset import list_samples
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
-from sam3_jax.utils.identity import FileIdentity, identify
+from sam3_jax.utils.identity import FileIdentity, identify, named
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.os_errors import error_text
@@ -102,9 +102,8 @@ def list_inputs(
       union = unique_prompts(inputs[position].prompts + own)
       inputs[position] = dataclasses.replace(inputs[position], prompts=union)
   if without_prompts:
-    first, *others = without_prompts
-    more = f" (nor have {len(others):,} others)" if others else ""
-    faults.append(f"{first} has no prompts{more}, and --prompts is not given")
+    images_named = named("image has no prompts", "images have no prompts", without_prompts)
+    faults.append(f"{images_named}, and --prompts is not given")
   raise_faults(faults, images, "Correct the list, or give --prompts.")
   if not inputs:
     line = notes.line()

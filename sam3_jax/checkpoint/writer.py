@@ -51,7 +51,7 @@ class NewFolder:
 
   def __init__(self, path: str | Path, *, in_bucket: bool = False):
     if not in_bucket:
-      require_local(path, "what is written")
+      require_local(path, "the output")
     self._path, self._appeared = resolve_path(path), False
     if exists(self._path) and not (self._path.is_dir() and not any(self._path.iterdir())):
       raise ValueError(f"{self._path} exists already; give another path, or remove it first.")

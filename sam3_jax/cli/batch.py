@@ -108,7 +108,7 @@ def batch(
   ] = None,
   coordinator: Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Address of process 0, with --distributed."),
+    typer.Option(metavar="HOST:PORT", help="Address of process 0, for `jax.distributed`."),
   ] = None,
   distributed: Annotated[
     bool | None,
@@ -203,7 +203,7 @@ def _prepare(
 
   Args:
     images, prompts, checkpoint, device, dtype, quiet: values of the options.
-    members: arguments of `processes.join`.
+    members: arguments of `processes.initialize`.
     settings: fields of the job.
     notes: counts the files that the listing skips.
     strict: raise if files are skipped.

@@ -122,13 +122,16 @@ def read(
       f"image; {SAME_DATA}"
     )
   if notes is not None and isinstance(lookup, LookupByName):
-    for pair in pairs:
-      if not lookup.contains(pair):
-        what = (
-          "pairs whose image or phrase is not in the predictions, scored as without predictions"
-        )
-        notes.add(what, f"{pair.file_name}, {pair.phrase!r:.40}")
+    _note_missing(pairs, lookup, notes)
   return found, left_out
+
+
+def _note_missing(pairs: Sequence[Pair], lookup: LookupByName, notes: Notes) -> None:
+  """Counts pairs that a dataset with scores does not have."""
+  what = "pairs whose image or phrase is not in the predictions, scored as having none"
+  for pair in pairs:
+    if not lookup.contains(pair):
+      notes.add(what, f"{pair.file_name}, {pair.phrase!r:.40}")
 
 
 def _load(path: Path) -> Any:

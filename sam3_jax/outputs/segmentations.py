@@ -21,6 +21,7 @@ MAX_OUTLINE = 4e6  # pixels along a polygon: less than 500 MB and a second
 MAX_COORDINATE = 1e8  # pixels; five times as much still fits into an int of C
 ROUNDING = 1.0  # pixels outside the image that are attributed to rounding
 
+_NUMBERS = {int, float}
 _BAD_POLYGONS = (
   "its polygons must be lists of at least three points x, y, such as [[x0, y0, x1, y1, ...]]"
 )
@@ -108,9 +109,6 @@ def pack(polygon: Any) -> Any:
     return array("d", polygon)
   except OverflowError:  # an integer over 1e308
     return polygon
-
-
-_NUMBERS = {int, float}
 
 
 def _fill_runs(

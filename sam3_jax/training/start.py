@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam3_jax.checkpoint.bundle import VISUAL, load, load_unread, open_stored
+from sam3_jax.checkpoint.bundle import load
+from sam3_jax.checkpoint.parameters import VISUAL
+from sam3_jax.checkpoint.stored import load_unread, open_stored
 from sam3_jax.config import Config
 from sam3_jax.inputs.tokenizer import Tokenizer, trim
 from sam3_jax.registry import find_checkpoint

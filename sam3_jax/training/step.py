@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from sam3_jax.checkpoint.bundle import VISUAL
+from sam3_jax.checkpoint.parameters import VISUAL
 from sam3_jax.config import Config
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.layers import PLAIN, Layering

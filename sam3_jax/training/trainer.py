@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
-from sam3_jax.checkpoint import bundle
+from sam3_jax.checkpoint.bundle import save
+from sam3_jax.checkpoint.parameters import VISUAL, check_dtype
 from sam3_jax.config import Config
 from sam3_jax.inference.predictor import Sam3, default_dtype
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -71,7 +72,7 @@ class Trainer:
     # Jitted, because the full state may not fit on one device.
     shardings = state_shardings(self._mesh, jax.eval_shape(begin, trained))
     self.state = jax.jit(begin, out_shardings=shardings)(put_state(self._mesh, trained))
-    computed = bundle.check_dtype(dtype)
+    computed = check_dtype(dtype)
     layering = Layering(config.remat == "full", gatherer(self._mesh, computed))
     settings = _step_settings(config, start.model, computed, layering, trained)
     schedule = make_schedule(config.optimizer, config.steps)
@@ -117,7 +118,7 @@ class Trainer:
     parameters = self._merge(state.averaged(self.state), self.frozen)
     if is_writer():
       if start.visual is not None:
-        parameters = {**parameters, bundle.VISUAL: start.visual}
+        parameters = {**parameters, VISUAL: start.visual}
       stored = jax.tree.map(lambda x: np.asarray(x).astype(config.save_dtype), parameters)
       source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
       info = {
@@ -130,7 +131,7 @@ class Trainer:
       }
       options = {"info": info, "unread": start.unread}
       replace_directory(
-        path, lambda new: bundle.save(new, stored, start.model, start.tokenizer, **options)
+        path, lambda new: save(new, stored, start.model, start.tokenizer, **options)
       )
     multihost_utils.sync_global_devices(str(path))
 
@@ -153,7 +154,7 @@ def _check_batch(config: TrainConfig, devices: int) -> None:
 
 def _check_visual(trained: Iterable[str]) -> None:
   for path in trained:
-    if not path.startswith(f"{bundle.VISUAL}/"):
+    if not path.startswith(f"{VISUAL}/"):
       raise ValueError(
         f"trainable matches {path}, but the objective visual trains only the head for visual "
         "prompts: use a pattern such as visual/decoder/.*, or remove trainable for all of it."

@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sam3_jax.inputs.preprocess import resize
+from sam3_jax.inputs.resize import resize
 
 
 @dataclasses.dataclass(frozen=True)

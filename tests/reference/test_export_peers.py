@@ -85,7 +85,7 @@ def test_transformers_loads_all_tensors_and_outputs_match(bundles, tmp_path, kin
 
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
-  answers = fingerprint.ask(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
+  answers = verify.run(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
   errors = dict(verify_hf.differences(bundle, out, answers))
   assert len(errors) == 10 + 3 * (kind != "keras")
   assert max(errors.values()) <= TOLERANCE, errors

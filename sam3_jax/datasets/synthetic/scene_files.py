@@ -62,12 +62,7 @@ def write(
   """
   chosen = (style,) if isinstance(style, str) else tuple(style)
   styles, number_of_new = _styles(chosen), _number(new)
-  if count < 1 or seed < 0:
-    raise ValueError(
-      f"count must be at least 1 and seed at least 0; got {count} scenes of seed {seed}."
-    )
-  if not 0 <= augment <= 1:  # also false for NaN
-    raise ValueError(f"augment must be between 0 and 1; got {augment}.")
+  _check_numbers(count, seed, augment)
   try:
     _prepare(out)
     about = f", new: {new}" if new else ""
@@ -92,6 +87,15 @@ def write(
     "pairs": len(record["images"]),
     "objects": len(record["annotations"]),
   }
+
+
+def _check_numbers(count: int, seed: int, augment: float) -> None:
+  if count < 1 or seed < 0:
+    raise ValueError(
+      f"count must be at least 1 and seed at least 0; got {count} scenes of seed {seed}."
+    )
+  if not 0 <= augment <= 1:  # also false for NaN
+    raise ValueError(f"augment must be between 0 and 1; got {augment}.")
 
 
 def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
