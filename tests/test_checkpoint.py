@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read back, in any dtype and place, and no fault goes unseen."""
+"""Checkpoints: save and load in any dtype and sharding, and all faults are found."""
 
 import contextlib
 import dataclasses
@@ -119,12 +119,12 @@ def test_large_parts_are_separate_items(saved, tmp_path, monkeypatch):
   bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER)
   items = {path.name for path in (tmp_path / "x" / "params").iterdir()}
   assert {"rest", "trunk", "text"} < items
-  told = []
-  loaded = bundle.load(tmp_path / "x", verify=True, progress=lambda *step: told.append(step))
+  steps = []
+  loaded = bundle.load(tmp_path / "x", verify=True, progress=lambda *step: steps.append(step))
   assert_params(loaded.params, parameters())
-  assert {name for name, _ in told} == {"checksums", *items - {"rest"}, "parameters", CHECKED}
-  assert [fraction for _, fraction in told] == sorted({fraction for _, fraction in told})
-  assert (told[0][1], told[-1]) == (0, (CHECKED, 1))
+  assert {name for name, _ in steps} == {"checksums", *items - {"rest"}, "parameters", CHECKED}
+  assert [fraction for _, fraction in steps] == sorted({fraction for _, fraction in steps})
+  assert (steps[0][1], steps[-1]) == (0, (CHECKED, 1))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_writing_twice_gives_the_same_manifest(saved, tmp_path):
   first, second = (
     json.loads((path / "manifest.json").read_text()) for path in (saved, tmp_path / "x")
   )
-  of_tree = []  # the file that Orbax neither names nor dates anew each time
+  of_tree = []  # the file whose name and date Orbax keeps
   for path, manifest in ((saved, first), (tmp_path / "x", second)):
     sizes, sums = manifest.pop("files")["rest"], checksums.read(path)
     sizes |= {f"unread/{name}": size for name, size in manifest.pop("unread_files").items()}
@@ -408,7 +408,7 @@ def test_checksums_find_every_flipped_bit(copy):
 def test_damaged_index_is_found_before_orbax_reads_it(copy, monkeypatch):
   """Orbax would stop at the first of many reads, and print a traceback for each of the others."""
   monkeypatch.setattr(
-    "sam3_jax.checkpoint.orbax_items._checkpointer", lambda: pytest.fail("Orbax was asked")
+    "sam3_jax.checkpoint.orbax_items._checkpointer", lambda: pytest.fail("Orbax was called")
   )
   rest = copy / "params" / "rest"
   files = [file for file in rest.rglob("*") if 0 < file.stat().st_size < 2**20 and file.is_file()]

@@ -46,12 +46,12 @@ class Head:
   """A model whose head always returns the same mask; it records its prompts."""
 
   def __init__(self, *grids, iou=(0.3, 0.9, 0.4)):
-    self.grids, self.iou, self.asked = grids, iou, []
+    self.grids, self.iou, self.calls = grids, iou, []
 
   def decode_visual(self, embedding, prompt, image_index=None, *, multimask=True):
-    self.asked.append((prompt, image_index, multimask))
+    self.calls.append((prompt, image_index, multimask))
     count = 3 if multimask else 1
-    grids = [self.grids[min(len(self.asked), len(self.grids)) - 1]] * count
+    grids = [self.grids[min(len(self.calls), len(self.grids)) - 1]] * count
     return VisualMasks(
       jnp.float32([grids]),
       jnp.float32([self.iou[:count]]),
@@ -72,7 +72,7 @@ def instances():
 def test_refine_changes_one_instance(instances):
   model = Head(patch(6, 1, 10, 9))
   got = refine_instance(model, None, instances, 3, VisualPrompt(points=[[26, 9]]), 2)
-  [(prompt, image, multimask)] = model.asked
+  [(prompt, image, multimask)] = model.calls
   assert (prompt.points, prompt.point_labels) == (((26.0, 9.0),), (1,))
   np.testing.assert_array_equal(prompt.mask, instances.masks.logits[1])
   assert (image, multimask) == (2, False)
@@ -90,7 +90,7 @@ def test_prompt_with_its_own_mask_and_empty_result(instances):
   own = np.zeros((SIDE, SIDE), np.float32)
   model = Head(np.full((SIDE, SIDE), -1.0))
   got = refine_instance(model, None, instances, 7, VisualPrompt(box=[0, 0, 9, 9], mask=own))
-  np.testing.assert_array_equal(model.asked[0][0].mask, own)
+  np.testing.assert_array_equal(model.calls[0][0].mask, own)
   assert got.boxes[0].tolist() == [0, 0, 0, 0]
   assert not got.masks[0].any()
 
@@ -107,7 +107,7 @@ def test_prompt_with_its_own_mask_and_empty_result(instances):
 def test_add_an_instance(instances, prompt, several):
   model = Head(patch(4, 2, 6, 8), iou=(0.75, 0.85, 0.1))
   got = add_instance(model, None, instances, VisualPrompt(**prompt))
-  assert model.asked[0][2] == several
+  assert model.calls[0][2] == several
   score = 0.85 if several else 0.75
   assert dict(zip(got.ids.tolist(), got.scores.tolist(), strict=True)) == pytest.approx(
     {7: 0.9, 3: 0.8, 5: 0.7, 8: score}
@@ -157,7 +157,7 @@ def test_a_click_applies_to_the_instance_under_it(instances, point, label, owner
     or (got.masks.logits[i] != instances.masks.logits[instances.ids == identity]).any()
   ]
   assert changed == [8 if owner is None else owner]
-  assert model.asked[0][0].point_labels == (label,)
+  assert model.calls[0][0].point_labels == (label,)
 
 
 def test_clicks_of_several_instances(instances):
@@ -165,8 +165,8 @@ def test_clicks_of_several_instances(instances):
   model = Head(patch(1, 1, 4, 4), patch(6, 6, 9, 9), patch(5, 5, 6, 6))
   points = [[2, 10], [38, 5], [27, 1], [3, 3], [27, 5], [27, 9]]
   got = refine_by_clicks(model, None, instances, points, [1, 1, 0, 0, 1, 0])
-  asked = [(prompt.points, prompt.point_labels) for prompt, *_ in model.asked]
-  assert asked == [
+  calls = [(prompt.points, prompt.point_labels) for prompt, *_ in model.calls]
+  assert calls == [
     (((2, 10), (3, 3)), (1, 0)),
     (((38, 5), (27, 1)), (1, 0)),
     (((27, 5), (27, 9)), (1, 0)),
@@ -251,8 +251,8 @@ def same_masks(annotations, masks):
 def test_clicks_from_the_command(ready, model):
   got = record("--point", "10,5", "--point", "30,15,0")
   assert [one["name"] for one in got["categories"]] == ["clicks"]
-  asked = {"points": [[10, 5], [30, 15]], "point_labels": [1, 0], "box": None}
-  assert got["info"]["visual_prompts"] == [asked]
+  saved = {"points": [[10, 5], [30, 15]], "point_labels": [1, 0], "box": None}
+  assert got["info"]["visual_prompts"] == [saved]
   prompt = VisualPrompt(points=[[10, 5], [30, 15]], point_labels=[1, 0])
   embedding = model.encode("a.png", visual=True)
   found = model.decode_visual(embedding, prompt, multimask=False).instances()[0]
@@ -283,10 +283,10 @@ def test_phrase_and_clicks(ready, model):
 
 
 def test_mask_generator_from_the_command(ready, model, monkeypatch):
-  asked = []
+  calls = []
 
   def generate(image, options, *, max_pixels):
-    asked.append((image.shape, options, max_pixels))
+    calls.append((image.shape, options, max_pixels))
     return Instances(
       np.array([1, 2]), np.float32([0.9, 0.8]), np.zeros((2, 4), np.float32),
       Masks(np.stack([patch(0, 0, 2, 2)] * 2), SIZE),
@@ -294,15 +294,15 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
 
   monkeypatch.setattr(model, "generate_masks", generate)
   got = record("--everything", "--max-detections", "1", "--max-pixels", "4000")
-  assert asked == [((*SIZE, 3), MaskGeneration(), 4000)]
+  assert calls == [((*SIZE, 3), MaskGeneration(), 4000)]
   assert [one["name"] for one in got["categories"]] == ["everything"]
   assert len(got["annotations"]) == 1
   record("--everything", "--threshold", "0.3")
-  assert asked[1][1] == MaskGeneration(pred_iou_thresh=0.3)
+  assert calls[1][1] == MaskGeneration(pred_iou_thresh=0.3)
   named = "points_per_side=16", "multimask_output=false", "box_nms_thresh=0.5"
   got = record("--everything", *(f"--option={one}" for one in named))
   wanted = MaskGeneration(points_per_side=16, multimask_output=False, box_nms_thresh=0.5)
-  assert asked[2][1] == wanted
+  assert calls[2][1] == wanted
   assert got["info"]["everything"] == dataclasses.asdict(wanted)
   assert got["info"]["threshold"] == wanted.pred_iou_thresh
 
@@ -362,9 +362,9 @@ def test_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
 
 
 def test_what_is_asked():
-  asked = parse_prompts(["cat"], [], ["1,2", "3,4,0"], False, False)
-  assert [prompt.text for prompt in asked.prompts] == ["cat"]
-  assert asked.visual[0].point_labels == (1, 0)
+  parsed = parse_prompts(["cat"], [], ["1,2", "3,4,0"], False, False)
+  assert [prompt.text for prompt in parsed.prompts] == ["cat"]
+  assert parsed.visual[0].point_labels == (1, 0)
   both = parse_prompts([], ["1,1,9,9"], ["1,2"], True, False)
   assert both.prompts == []
   assert (both.visual[0].box, both.visual[0].points) == ((1, 1, 9, 9), ((1, 2),))

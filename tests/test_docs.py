@@ -1,7 +1,9 @@
 """The README and docs/: runnable blocks run, links lead to files, and no configuration field or
 command is missing from the generated reference."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -188,6 +190,28 @@ def test_training_files_in_the_docs_are_valid(page):
 
   for block in re.findall(r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
     TrainConfig.from_dict(tomllib.loads(block))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_names_in_code_spans_exist(page):
+  """Files of the repository, and modules and attributes of the package."""
+  spans = re.findall(r"`([\w./]+)`", page.read_text(encoding="utf-8"))
+  for path in [span for span in spans if re.fullmatch(r"(\w+/)+\w+\.(py|md|toml|ipynb)", span)]:
+    assert (ROOT / path).exists() or (ROOT / "sam3_jax" / path).exists(), path
+  for name in [span for span in spans if span.startswith("sam3_jax.")]:
+    assert resolves(name), name
+
+
+def resolves(name):
+  """Whether a dotted name is a module or an attribute of one."""
+  parts = name.split(".")
+  for i in range(len(parts), 0, -1):
+    with contextlib.suppress(ImportError):
+      found = importlib.import_module(".".join(parts[:i]))
+      for attribute in parts[i:]:
+        found = getattr(found, attribute, None)
+      return found is not None
+  return False
 
 
 def test_outside_links_lead_to_copies():

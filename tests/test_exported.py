@@ -50,8 +50,8 @@ given = dict(np.load("given.npz"))
 rows = {"image_index": np.zeros(1, np.int32)}
 image = call("encode_image", {"pixels": given.pop("pixels")})
 text = call("encode_text", {"tokens": given.pop("tokens")})
-asked = {name: given.pop(name) for name in ("boxes", "positive", "valid")}
-found = call("decode", {"image": image, "text": text, **rows, **asked})
+prompts = {name: given.pop(name) for name in ("boxes", "positive", "valid")}
+found = call("decode", {"image": image, "text": text, **rows, **prompts})
 visual = call("encode_visual", image)
 pointed = {"visual": visual, **rows, **given}
 three, one = (call(name, pointed) for name in ("decode_visual", "decode_visual_single"))
@@ -90,12 +90,12 @@ def test_equals_the_live_programs(folder):
   embedding, text = model.encode(PHOTO, visual=True), model.encode_text("lion")
   found = model.decode(embedding, Prompt("lion", [BOX]))
   mask = np.random.default_rng(1).normal(size=(CONFIG.mask_size, CONFIG.mask_size))
-  asked = VisualPrompt(points=[[5, 6]], box=BOX, mask=mask)
-  three, one = (model.decode_visual(embedding, asked, multimask=many) for many in (True, False))
+  prompt = VisualPrompt(points=[[5, 6]], box=BOX, mask=mask)
+  three, one = (model.decode_visual(embedding, prompt, multimask=many) for many in (True, False))
 
   sizes, row = np.array([[32, 32]]), np.zeros(1, np.int32)
   packed = pack([Prompt("lion", [BOX])], sizes, image=row, first_id=row, text=text)
-  pointed = pack_visual([asked], sizes, row)
+  pointed = pack_visual([prompt], sizes, row)
   np.savez(
     folder / "given.npz",
     pixels=PHOTO[None], tokens=model.tokenizer(["lion"]),
@@ -230,14 +230,14 @@ def test_onnx(folder, tmp_path):
   }
   function, shapes = functions(CONFIG, "float32", Sizes(), visual=True)["decode"]
   inputs = jax.tree.map(lambda x: kinds[x.dtype.name](x.shape), shapes)
-  asked = []
+  requested = []
 
   def read(paths):
-    asked.extend(paths)
+    requested.extend(paths)
     return {path: np.asarray(params[path]) for path in paths}
 
   write_onnx(tmp_path / "decode.onnx", function, params, shapes, read)
-  assert {path.partition("/")[0] for path in asked} == {
+  assert {path.partition("/")[0] for path in requested} == {
     "decoder", "fusion", "geometry", "masks", "scoring",
   }  # fmt: skip
   session = onnxruntime.InferenceSession(tmp_path / "decode.onnx")

@@ -45,7 +45,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     path = self.path.partition("?")[0].strip("/")
-    self.server.asked.append(path)
+    self.server.requests.append(path)
     repository = "/".join(path.removeprefix("api/models/").split("/")[:2])
     if repository == "org/gated":
       return self.answer(403, headers={"X-Error-Code": "GatedRepo"})
@@ -72,7 +72,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     )
 
   def answer_range(self, data, headers):
-    """Three quarters of the body, and the connection is closed; the rest when it is asked for."""
+    """Sends three quarters of the body and closes the connection; sends the rest on request."""
     start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
     self.server.ranges.append(start)
     if start:
@@ -111,7 +111,7 @@ def oid(data):
 @pytest.fixture(scope="module")
 def server():
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-  server.asked, server.ranges = [], []
+  server.requests, server.ranges = [], []
   threading.Thread(target=server.serve_forever, daemon=True).start()
   yield server
   server.shutdown()
@@ -129,7 +129,7 @@ except Exception as error:
 
 
 @pytest.fixture
-def ask(server, tmp_path):
+def run(server, tmp_path):
   """Runs `download` in a subprocess, as the client reads its settings when it is imported; returns
   the result or the error."""
 
@@ -161,16 +161,16 @@ def names(folder):
 
 
 @pytest.mark.slow
-def test_downloads_only_files_that_a_conversion_reads_and_once(ask, server):
-  folder = ask("hf://org/both")
+def test_downloads_only_files_that_a_conversion_reads_and_once(run, server):
+  folder = run("hf://org/both")
   assert names(folder) == {"model.safetensors", "config.json", "merges.txt"}
   assert folder.endswith(COMMIT)
-  assert names(ask("hf://org/preset")) == FILES["org/preset"].keys()
-  assert names(ask("hf://org/torch@main")) == {"sam3.1.pt"}
-  server.asked.clear()
-  assert ask("hf://org/both", HF_HUB_OFFLINE="1") == folder
-  assert ask(f"hf://org/both@{COMMIT}", HF_HUB_OFFLINE="1") == folder
-  assert server.asked == []
+  assert names(run("hf://org/preset")) == FILES["org/preset"].keys()
+  assert names(run("hf://org/torch@main")) == {"sam3.1.pt"}
+  server.requests.clear()
+  assert run("hf://org/both", HF_HUB_OFFLINE="1") == folder
+  assert run(f"hf://org/both@{COMMIT}", HF_HUB_OFFLINE="1") == folder
+  assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -186,22 +186,22 @@ def test_downloads_only_files_that_a_conversion_reads_and_once(ask, server):
     ("org/broken", {}, "FileNotFoundError the hub failed for org/broken (status 500)"),
   ],
 )  # fmt: skip
-def test_errors_are_one_line_with_a_remedy(ask, name, settings, message):
-  said = ask(f"hf://{name}", **settings)
+def test_errors_are_one_line_with_a_remedy(run, name, settings, message):
+  said = run(f"hf://{name}", **settings)
   assert said.startswith(message)
   assert "\n" not in said
 
 
-def test_incomplete_download_is_an_error(ask):
-  assert "status 500" in ask("hf://org/broken")
-  said = ask("hf://org/broken", HF_HUB_OFFLINE="1")
+def test_incomplete_download_is_an_error(run):
+  assert "status 500" in run("hf://org/broken")
+  said = run("hf://org/broken", HF_HUB_OFFLINE="1")
   assert said.startswith("FileNotFoundError org/broken cannot be reached, and the hub's cache is")
 
 
-def test_truncated_file_is_resumed(ask, server):
+def test_truncated_file_is_resumed(run, server):
   """From the client's last complete block of 10 MB."""
   whole = FILES["org/cut"]["model.safetensors"]
-  with open(os.path.join(ask("hf://org/cut"), "model.safetensors"), "rb") as file:
+  with open(os.path.join(run("hf://org/cut"), "model.safetensors"), "rb") as file:
     assert file.read() == whole
   assert server.ranges == [0, 10 * 2**20]
 
@@ -235,19 +235,19 @@ print(model.params["trunk"]["norm_pre"]["scale"].sum())
 
 
 @pytest.mark.slow
-def test_load_from_the_hub_and_then_offline(ask, server, tmp_path):
+def test_load_from_the_hub_and_then_offline(run, server, tmp_path):
   """Converts a checkpoint once, then loads it without a server."""
   source = write_folder(tmp_path / "source", layout("detector"))
   write_huggingface(TOKENIZER.read_bytes(), source, 32)
   FILES["org/whole"] = {path.name: path.read_bytes() for path in source.iterdir()}
   cache = {"XDG_CACHE_HOME": str(tmp_path / "bundles"), "JAX_PLATFORMS": "cpu"}
-  first = ask("hf://org/whole", code=LOAD, **cache)
+  first = run("hf://org/whole", code=LOAD, **cache)
   want = layout("detector")["vision_encoder.backbone.layer_norm.weight"].sum()
   assert float(first) == pytest.approx(float(want), rel=1e-5)
-  server.asked.clear()
+  server.requests.clear()
   nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "empty")}
-  assert ask("hf://org/whole", code=LOAD, **cache, **nowhere) == first
-  assert server.asked == []
+  assert run("hf://org/whole", code=LOAD, **cache, **nowhere) == first
+  assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_names():
 
 
 def test_resolve_revision(monkeypatch, tmp_path):
-  asked = []
+  calls = []
 
   def model_info(self, repository, *, revision, timeout):
-    asked.append((repository, revision))
+    calls.append((repository, revision))
     if revision == "none":
       raise OSError("no route to host.\nand more")
     return types.SimpleNamespace(sha=None if revision == "odd" else COMMIT)
@@ -276,9 +276,9 @@ def test_resolve_revision(monkeypatch, tmp_path):
   assert hf_hub.resolve("org/x", None) == (COMMIT, "")
   assert hf_hub.resolve("org/x", "none") == (None, "no route to host")
   assert hf_hub.resolve("org/x", "odd") == (None, "it names no commit")
-  assert asked == [("org/x", None), ("org/x", "none"), ("org/x", "odd")]
+  assert calls == [("org/x", None), ("org/x", "none"), ("org/x", "odd")]
   assert hf_hub.resolve("org/x", COMMIT) == (COMMIT, "")  # without asking
-  assert len(asked) == 3
+  assert len(calls) == 3
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   assert hf_hub.resolve("org/x", None) == (None, "the package huggingface_hub is missing")
   assert hf_hub.commit_of(tmp_path / "snapshots" / COMMIT) == COMMIT

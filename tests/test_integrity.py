@@ -48,9 +48,9 @@ def old(copy):
   return copy
 
 
-def flip(path, place=-2):
+def flip(path, position=-2):
   data = bytearray(path.read_bytes())
-  data[place] ^= 1
+  data[position] ^= 1
   path.write_bytes(data)
 
 
@@ -88,9 +88,9 @@ def test_flipped_bit_in_the_checksums(tmp_path_factory, files, data):
   folder = tmp_path_factory.mktemp("sums")
   sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
   text = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
-  place, bit = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(0, 7))
+  position, bit = data.draw(st.integers(0, len(text) - 1)), data.draw(st.integers(0, 7))
   changed = bytearray(text)
-  changed[place] ^= 1 << bit
+  changed[position] ^= 1 << bit
   (folder / checksums.FILE).write_bytes(changed)
   try:
     found = checksums.read(folder)
@@ -125,10 +125,10 @@ def test_sha256sum_checks_all_files(made):
 
 def test_progress_of_reading_files(made, monkeypatch):
   monkeypatch.setattr(checksums, "TICK", 0.0)
-  told = []
-  bundle.verify(made, progress=told.append)
-  assert told == sorted(told)
-  assert all(0 <= fraction <= 1 for fraction in told)
+  fractions = []
+  bundle.verify(made, progress=fractions.append)
+  assert fractions == sorted(fractions)
+  assert all(0 <= fraction <= 1 for fraction in fractions)
 
 
 # --- faults

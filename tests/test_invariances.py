@@ -39,7 +39,7 @@ def rows(predictions, index):
   }
 
 
-def everything(predictions):
+def outputs(predictions):
   return rows(predictions, slice(None))
 
 
@@ -74,19 +74,19 @@ def test_single_prompt_without_padding(base, row):
     valid=prompt.valid[:, :boxes],
   )
   alone = run("detect_all_layers", base.embedding[image : image + 1], prompt)
-  assert_close(everything(alone), rows(base.predictions, slice(row, row + 1)), rel=ROUNDING)
+  assert_close(outputs(alone), rows(base.predictions, slice(row, row + 1)), rel=ROUNDING)
 
 
 def test_permuting_prompts_permutes_results(base):
   order = np.array([2, 0, 3, 1])
   permuted = run("detect_all_layers", base.embedding, base.prompts[order])
-  assert_close(everything(permuted), rows(base.predictions, order), rel=ROUNDING)
+  assert_close(outputs(permuted), rows(base.predictions, order), rel=ROUNDING)
 
 
 def test_permuting_images_changes_nothing(base):
   flipped = base.prompts.replace(image=1 - base.prompts.image)
   got = run("detect_all_layers", base.embedding[::-1], flipped)
-  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+  assert_close(outputs(got), outputs(base.predictions), rel=ROUNDING)
 
 
 def test_order_and_padding_of_boxes(base):
@@ -105,7 +105,7 @@ def test_order_and_padding_of_boxes(base):
     valid=valid,
   )
   got = run("detect_all_layers", base.embedding, moved)
-  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+  assert_close(outputs(got), outputs(base.predictions), rel=ROUNDING)
 
 
 def test_padding_of_phrases(base):
@@ -115,7 +115,7 @@ def test_padding_of_phrases(base):
   assert (features != text.features).any()
   prompts = base.prompts.replace(text=text.replace(features=features))
   got = run("detect_all_layers", base.embedding, prompts)
-  assert_close(everything(got), everything(base.predictions), rel=ROUNDING)
+  assert_close(outputs(got), outputs(base.predictions), rel=ROUNDING)
 
 
 def test_tokens_see_only_earlier_tokens(base):

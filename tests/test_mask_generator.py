@@ -29,8 +29,8 @@ GRID = 64
 class Discs:
   """A model that finds, for each click, the disc under it.
 
-  A disc is (x, y, radius, quality, softness). Of the three readings of a click the second is it;
-  the first has no quality and the third is its right half with little.
+  A disc is (x, y, radius, quality, softness). Of the three multimask outputs of a click, the first
+  has quality 0, the second is the disc, and the third is its right half with a low quality.
   """
 
   def __init__(self, *discs):

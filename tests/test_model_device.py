@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
   return training_model.save(tmp_path_factory.mktemp("bundles") / "toy", visual=True)
 
 
-def placed(tree):
+def devices_of(tree):
   return {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
 
 
@@ -57,7 +57,7 @@ def test_all_arrays_are_on_the_given_device(folder):
   model = quick(Sam3.from_checkpoint(folder, device="cpu:3"))
   bare = Sam3(model.config, jax.device_get(model.params), model.tokenizer, device=third)
   assert model.device == bare.device == third
-  assert placed(model.params) == placed(bare.params) == {third}
+  assert devices_of(model.params) == devices_of(bare.params) == {third}
   with jax.default_device(fifth):
     embedding = model.encode([IMAGE, IMAGE], visual=True)
     text = model.encode_text(["ear", "cat"])
@@ -67,7 +67,7 @@ def test_all_arrays_are_on_the_given_device(folder):
       model.decode(embedding, ["ear", "cat"], 0, text=jax.device_get(text)),
       model.decode_visual(embedding, [VisualPrompt(points=[[1, 1]])] * 2, [0, 1]),
     ]
-  assert placed((embedding, text, found)) == {third}
+  assert devices_of((embedding, text, found)) == {third}
 
 
 def test_default_device(folder):
@@ -78,7 +78,7 @@ def test_default_device(folder):
   with jax.default_device(second):
     model = Sam3.from_checkpoint(folder)
     assert model.device == second
-    assert placed(model.params) == placed(load(folder).params) == {second}
+    assert devices_of(model.params) == devices_of(load(folder).params) == {second}
     assert Sam3(model.config, params, model.tokenizer).device == first  # as they are committed
     assert Sam3(model.config, jax.device_get(params), model.tokenizer).device == second
   with jax.default_device("cpu"):

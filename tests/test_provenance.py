@@ -205,13 +205,13 @@ def test_every_instance_has_its_mask(scores, min_score, data):
   rows = np.float32(scores)
   limits = np.where(rows.max(axis=1) > np.float32(min_score), 0, np.float32(min_score))
   threshold = data.draw(st.one_of(share, st.lists(share, min_size=len(rows), max_size=len(rows))))
-  asked = rows > np.float32(threshold).reshape(-1, 1)
-  if (asked.any(axis=1) & (limits > 0)).any():
+  above = rows > np.float32(threshold).reshape(-1, 1)
+  if (above.any(axis=1) & (limits > 0)).any():
     with refused(r"above the threshold .* but no masks: decode computed none"):
       instances(detections(rows, limits), threshold)
     return
   found = instances(detections(rows, limits), threshold)
-  assert [len(one) for one in found] == asked.sum(axis=1).tolist()
+  assert [len(one) for one in found] == above.sum(axis=1).tolist()
   assert all(one.masks[i].all() for one in found for i in range(len(one)))
 
 

@@ -108,9 +108,9 @@ def fake(tmp_path, monkeypatch):
 
 
 def test_each_commit_is_converted_once(fake):
-  told = []
-  assert fake.find("org/name", progress=lambda *step: told.append(step)) == A
-  assert told == [("downloading hf://org/name", 0.0), ("trunk", 0.5)]
+  steps = []
+  assert fake.find("org/name", progress=lambda *step: steps.append(step)) == A
+  assert steps == [("downloading hf://org/name", 0.0), ("trunk", 0.5)]
   fake.commits["v1"] = A
   assert fake.find("org/name") == fake.find("org/name@v1") == fake.find(f"org/name@{A}") == A
   assert fake.downloads == [f"hf://org/name@{A}"]

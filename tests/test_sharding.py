@@ -144,8 +144,8 @@ def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
   """Two prompts for two groups, and one prompt, for which the second group computes nothing."""
   before = pairs.compilations
   for rows in ([3, 1], [3]):
-    asked = [PROMPTS[i] for i in rows], [INDEX[i] for i in rows]
-    found = pairs.decode(alone[0], *asked, max_detections=4, min_score=min_score)
+    request = [PROMPTS[i] for i in rows], [INDEX[i] for i in rows]
+    found = pairs.decode(alone[0], *request, max_detections=4, min_score=min_score)
     found, want = jax.device_get(found), alone[1][np.array(rows)]
     for name in ("scores", "boxes", "mask_logits", "semantic_logits"):
       assert_close(getattr(found, name), getattr(want, name), rel=CLOSE)

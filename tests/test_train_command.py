@@ -105,7 +105,7 @@ def test_training_from_files_to_a_bundle(files, quick, capsys):
   assert main(typed(files)) == 0
   assert capsys.readouterr().out == f"{files / 'out' / 'final'}: the trained checkpoint\n"
   bundle = checkpoint.load(files / "out" / "final")
-  assert bundle.info["source"] == "3 steps of sam3-jax train from training_model parameters"
+  assert bundle.info["source"] == "3 steps of sam3-jax train from toy parameters"
   assert bundle.info["licence"] == "CC0-1.0"
   visual = flatten(jax.device_get(bundle.params["visual"]), "visual/")
   assert visual.keys() == training_model.visual_parameters().keys()

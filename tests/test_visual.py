@@ -188,12 +188,12 @@ def test_checkpoint_without_the_head(model, images, embedding, tokenizer_path):
   bare = Sam3(
     golden_model.CONFIG, golden_model.parameters(), Tokenizer(tokenizer_path), dtype="float32"
   )
-  for ask in (
+  for call in (
     lambda: bare.encode(images[1], visual=True),
     lambda: bare.decode_visual(embedding, VisualPrompt(points=[[3, 4]]), 1),
   ):
     with pytest.raises(ValueError, match=r"no head for visual prompts.*sam3-jax convert") as caught:
-      ask()
+      call()
     assert "\n" not in str(caught.value)
 
 

@@ -52,7 +52,7 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
     if "\\" in image.name:
       what = "a backslash in the name, which LabelMe takes for a directory"
       notes.remark(f"image has {what}", f"images have {what}", str(image))
-    unpacked = any(part.endswith(".tar") for part in image.parts[:-1])
+    in_tar = any(part.endswith(".tar") for part in image.parts[:-1])
     shapes = [
       {
         "label": label,
@@ -69,7 +69,7 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
       "version": "5.0.0",
       "flags": {},
       "shapes": shapes,
-      "imagePath": str(image) if image.is_absolute() and not unpacked else image.name,
+      "imagePath": str(image) if image.is_absolute() and not in_tar else image.name,
       "imageData": None,
       "imageHeight": record["height"],
       "imageWidth": record["width"],

@@ -57,17 +57,17 @@ def list_samples(path: str, notes: ListingNotes) -> Iterator[Sample]:
     prompts = {name[: -len(".json")]: name for name in files if name.lower().endswith(".json")}
     used = set(images)
     for name in images:
-      several = "." in _extension(name)
-      if several and _key(name) in plain:
+      has_dots = "." in _extension(name)
+      if has_dots and _key(name) in plain:
         notes.skip("label image", "label images")
         continue
-      if several:  # names from cameras and screenshots, which do not follow WebDataset's rule
+      if has_dots:  # names from cameras and screenshots, which do not follow WebDataset's rule
         what = "as an image, although the name has several dots"
         notes.remark(f"member counts {what}", f"members count {what}", name)
       beside = prompts.get(posixpath.splitext(name)[0], prompts.get(_key(name), ""))
       used.add(beside)
-      text = _content(file, path, files[beside]) if beside else b""
-      yield Sample(files[name].name, (files[name].offset_data, files[name].size), text)
+      sidecar = _content(file, path, files[beside]) if beside else b""
+      yield Sample(files[name].name, (files[name].offset_data, files[name].size), sidecar)
     for name in files.keys() - used:
       notes.skip_suffix(name)
 

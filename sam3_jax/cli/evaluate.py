@@ -82,7 +82,10 @@ def evaluate(
   arguments.check_fraction("--threshold", threshold)
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
-  visual = prompt.value if prompt in (PromptKind.click, PromptKind.everything) else None
+  if prompt is PromptKind.click or prompt is PromptKind.everything:
+    kind, visual = PromptKind.text, prompt.value
+  else:
+    kind, visual = prompt, None
   if visual and (predictions is not None or worst or len(data) > 1):
     raise ValueError(
       f"--prompt {prompt.value} needs a model and one --data; leave out --predictions and --worst."
@@ -103,7 +106,7 @@ def evaluate(
     images=images,
     checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
     predictions=predictions,
-    prompt="text" if visual else prompt.value,
+    prompt=kind.value,
     visual=visual,
     generation=parse_mask_generation(option or [], None),
     threshold=threshold,

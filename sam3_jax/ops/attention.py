@@ -21,8 +21,8 @@ class Plan(NamedTuple):
   """How attention is split into chunks.
 
   Attributes:
-    head_logits: at most so many logits in a chunk of whole heads.
-    query_logits: at most so many logits in a chunk of one head's queries.
+    head_logits: maximum number of logits in a chunk of whole heads.
+    query_logits: maximum number of logits in a chunk of one head's queries.
     ones: whether the sum of the weights is computed by the product with the values, to which a
       column of ones is appended.
   """
