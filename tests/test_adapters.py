@@ -80,6 +80,7 @@ def written(source, base, tmp_path, **options):
   return {name.removeprefix("detector_model."): source.read() for name, source in found.items()}
 
 
+@pytest.mark.slow
 def test_merged_weights(base, tmp_path):
   """Dense layers, a convolution, patterns, biases and whole modules; the rest equals the base."""
   tensors = factors(QUERY) | factors(OUT, seed=1) | factors(LAYER, 2, 2) | factors(PATCHES, seed=3)
@@ -113,6 +114,7 @@ def test_merged_weights(base, tmp_path):
   assert info["base"]["identity"] == bundle.begin(base)[0].identity
 
 
+@pytest.mark.slow
 def test_zero_adapter_leaves_the_base_unchanged(base, parameters, tmp_path):
   tensors = {n: np.zeros_like(a) if "lora_B" in n else a for n, a in factors(QUERY).items()}
   folder = write_adapter(tmp_path / "adapter", tensors)
@@ -184,6 +186,7 @@ class TestUnmerged:
       (folder / "adapter_config.json").write_text(json.dumps(SETTINGS))
     return folder
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(("alpha", "scale"), [(None, 2), (16, 4)])
   def test_layers_are_merged(self, tmp_path, alpha, scale):
     folder = self.write(tmp_path, alpha is None)
@@ -197,6 +200,7 @@ class TestUnmerged:
 
 
 class TestRefused:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -226,6 +230,7 @@ class TestRefused:
     folder = write_adapter(tmp_path / "adapter", factors(QUERY))
     refused(folder, tmp_path, "is a LoRA adapter of facebook/sam3, .* use --base CHECKPOINT")
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("tensors", "match"),
     [
@@ -254,6 +259,7 @@ class TestRefused:
   def test_tensors_that_do_not_fit(self, base, tmp_path, tensors, match):
     refused(write_adapter(tmp_path / "adapter", tensors), tmp_path, match, base=base)
 
+  @pytest.mark.slow
   def test_adapter_in_a_pytorch_file(self, base, tmp_path):
     folder = write_adapter(tmp_path / "adapter", factors(QUERY))
     (folder / "adapter_model.safetensors").unlink()

@@ -49,6 +49,7 @@ def make_model(tokenizer_path: Path, params) -> Sam3:
 
 
 class TestCompile:
+  @pytest.mark.slow
   @pytest.mark.parametrize("committed", [True, False])
   def test_calls_reuse_compiled_programs(self, tokenizer_path, compiled, committed):
     """With parameters restored from a checkpoint, and with those of `init`."""
@@ -67,6 +68,7 @@ class TestCompile:
     assert found.scores.shape == (1, 2)
     assert wanted & {*compiled} == set()
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(("count", "decode"), [(1, "1 prompt"), (3, "4 prompts")])
   def test_on_a_mesh(self, tokenizer_path, compiled, count, decode):
     """Four devices compute a prompt together, or several prompts separately."""
@@ -79,6 +81,7 @@ class TestCompile:
     model.decode(model.encode([PHOTO] * 2), ["cat"] * count, 1, max_detections=2)
     assert {"jit_encode_image", "jit_encode_text", "jit_detect"} & {*compiled} == set()
 
+  @pytest.mark.slow
   def test_while_reading(self, tmp_path, tokenizer_path, compiled):
     bundle.save(tmp_path / "toy", nest(parameters()), CONFIG, tokenizer_path.read_bytes())
     model = Sam3.from_checkpoint(tmp_path / "toy", ahead={"images": 1, "max_detections": 2})
@@ -99,6 +102,7 @@ class TestCompile:
     assert image.flops > 0
     assert image.seconds > 0
 
+  @pytest.mark.slow
   def test_batches(self, monkeypatch, tokenizer_path):
     """The programs, from shapes only."""
     monkeypatch.setattr(aot, "_compile", lambda name, lowered: name)
@@ -119,6 +123,7 @@ class TestCompile:
 
 
 class TestCommand:
+  @pytest.mark.slow
   def test_for_this_machine(self, tmp_path, tokenizer_path, capsys, monkeypatch):
     bundle.save(tmp_path / "toy", nest(parameters()), CONFIG, tokenizer_path.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -173,6 +178,7 @@ class TestCache:
     )
     return done.stdout
 
+  @pytest.mark.slow
   def test_command_enables_it_and_the_library_does_not(self, tmp_path):
     command = "import jax, sam3_jax; {}; jax.jit(lambda x: x + 1)(1.0); {}"
     print_folder = "print(jax.config.jax_compilation_cache_dir)"
@@ -183,6 +189,7 @@ class TestCache:
     assert self.run(tmp_path, command.format(use, print_folder)) == f"{folder}\n"
     assert any(folder.iterdir())
 
+  @pytest.mark.slow
   def test_other_folder_or_none(self, tmp_path):
     command = (
       "import jax; from sam3_jax.cli import cache; cache.use(); {}jax.jit(lambda x: x + 1)(1.0)"

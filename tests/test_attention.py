@@ -53,6 +53,7 @@ def plan(monkeypatch, limit, ones=False):
   monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
 @pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("names", CHOICES, ids="+".join)
@@ -72,6 +73,7 @@ def test_empty_batch():
   assert attention(*tensors(rows=0)).shape == (0, QUERIES, HEADS, CHANNELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
 @pytest.mark.parametrize("limit", [QUERIES * KEYS, 3 * KEYS])
 @pytest.mark.parametrize("names", [("bias", "valid"), ("causal",)], ids="+".join)
@@ -90,6 +92,7 @@ def test_gradients_in_chunks(monkeypatch, names, limit, ones):
   assert_close(gradients(), want, rel=8e-7)  # measured 8.1e-8
 
 
+@pytest.mark.slow
 def test_dropout(monkeypatch):
   """Each weight is independently dropped at the rate, or else divided by 1 - rate."""
   query, key, _ = tensors(QUERIES, CHANNELS)

@@ -167,6 +167,7 @@ def test_too_many_failures(folder, capsys):
   assert len((folder / "out/errors.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_killed_worker_loses_no_image(folder, monkeypatch):
   typed, start = (
     [*TYPED, "--part-size", "2", "--batch-images", "2", "--quiet"],

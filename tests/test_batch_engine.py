@@ -77,6 +77,7 @@ def found(engine, images):
   return results
 
 
+@pytest.mark.slow
 def test_equals_one_device(found, tokenizer, images):
   alone = Sam3(golden_model.CONFIG, golden_model.parameters(), tokenizer, dtype="float32")
   embedding = alone.encode(images)
@@ -120,6 +121,7 @@ def pointed(engine, images):
   return engine.start(slots(images, VISUAL_PROMPTS)).instances()
 
 
+@pytest.mark.slow
 def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
   alone = visual_model(tokenizer_path)
   embedding = alone.encode(images, visual=True)
@@ -137,6 +139,7 @@ def test_visual_prompts_equal_the_direct_call(pointed, images, tokenizer_path):
   assert count > 4
 
 
+@pytest.mark.slow
 def test_phrases_are_independent_of_visual_prompts(model, found, pointed, images):
   """Bit for bit, with and without visual prompts, except ids, which count the prompts."""
   plain = Engine(model, threshold=THRESHOLD, images=2, prompts=2, max_detections=6)

@@ -104,6 +104,7 @@ def test_undecodable_and_unreadable_images(images):
 class TestReaderProcess:
   """One process for all checks, because it is slow to start."""
 
+  @pytest.mark.slow
   def test_reads_images_and_dies(self, images, tmp_path):
     large, slow = tmp_path / "large.png", tmp_path / "slow.png"
     Image.new("RGB", (9000, 9000)).save(large, compress_level=1)
@@ -253,6 +254,7 @@ def test_stopping_does_not_wait_for_reads(images, monkeypatch):
   assert time.monotonic() - began < 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGHUP, "1")])
 def test_stopped_by_a_signal_while_a_read_hangs(tmp_path, number, workers):
   """Twice here; sixty times, and resumed, in `benchmarks/batch_faults.py`."""
@@ -293,6 +295,7 @@ def test_ignored_sighup_stays_ignored(monkeypatch):
     signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_deadline_ends_a_blocked_process(tmp_path, signals):
   """Blocked in C code that does not return to Python; another thread saves the results."""

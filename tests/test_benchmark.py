@@ -295,6 +295,7 @@ class TestInputs:
     covered = (logits > 0).mean(axis=(1, 2))
     assert ((covered > 0) & (covered < 0.2)).all()
 
+  @pytest.mark.slow
   def test_seeded_weights_fit_the_model(self):
     drawn = flatten(seeded(CONFIG))
     wanted = checkpoint.expected_shapes(CONFIG, visual=True)
@@ -332,13 +333,13 @@ class TestPeers:
 
 
 class TestMaterial:
-  def test_of_a_checkpoint(self, bundle, source_image, tmp_path):
-    material = Material(bundle, None, source_image, tmp_path)
+  def test_of_a_checkpoint(self, bundle, image, tmp_path):
+    material = Material(bundle, None, image, tmp_path)
     assert (material.bundle, material.config, material.name) == (bundle, CONFIG, "toy")
     assert len(material.tokens) == 128
     assert {len(row) for row in material.tokens} == {CONFIG.text.context}
-    with Image.open(material.image) as image:
-      assert (image.size, image.mode) == ((2000, 1500), "RGB")
+    with Image.open(material.image) as resized:
+      assert (resized.size, resized.mode) == ((2000, 1500), "RGB")
     material.check_peers()
 
   def test_seeded(self, image, tmp_path, monkeypatch):

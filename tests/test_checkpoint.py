@@ -59,6 +59,7 @@ def assert_params(got, want, dtype=None):
     np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
 
 
+@pytest.mark.slow
 def test_save_and_load(saved):
   loaded = bundle.load(saved, verify=True)
   assert (loaded.config, loaded.tokenizer, loaded.info) == (CONFIG, TOKENIZER, INFO)
@@ -112,6 +113,7 @@ def test_load_with_sharding(saved):
   assert bundle.load(saved, sharding=replicated).params["text"]["position"].is_fully_replicated
 
 
+@pytest.mark.slow
 def test_large_parts_are_separate_items(saved, tmp_path, monkeypatch):
   assert [path.name for path in (saved / "params").iterdir()] == ["rest"]
   assert sum(path.is_file() for path in saved.rglob("*")) < 40  # measured 22 to 25
@@ -257,6 +259,7 @@ def edit(path, name, change):
   checksums.write(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "match"),
   [
@@ -274,6 +277,7 @@ def test_manifest_differs_from_model_or_files(copy, change, match):
   refused(copy, match)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "values"),
   [
@@ -405,6 +409,7 @@ def test_checksums_find_every_flipped_bit(copy):
   bundle.verify(copy)
 
 
+@pytest.mark.slow
 def test_damaged_index_is_found_before_orbax_reads_it(copy, monkeypatch):
   """Orbax would stop at the first of many reads, and print a traceback for each of the others."""
   monkeypatch.setattr(
@@ -676,6 +681,7 @@ def test_head_for_visual_prompts_is_optional(tmp_path):
   assert bundle.inspect(tmp_path / "x").parts["visual"] == count
 
 
+@pytest.mark.slow
 def test_incomplete_head_for_visual_prompts(tmp_path):
   half = {name: x for name, x in visual_parameters().items() if name != "no_memory"}
   with pytest.raises(ValueError, match=r"1 fault: visual/no_memory is missing\."):
@@ -698,6 +704,7 @@ def test_sealed_shapes_are_not_traced_again(copy, monkeypatch):
       bundle.inspect(copy)
 
 
+@pytest.mark.slow
 def test_save_and_load_print_nothing(tmp_path):
   code = (
     "import sys; sys.path[:0] = sys.argv[2:]\n"

@@ -142,6 +142,7 @@ class TestSegment:
     assert "exemplar box" in capsys.readouterr().out
     assert (record["images"][0]["width"], record["images"][0]["height"]) == (120, 200)
 
+  @pytest.mark.slow
   def test_a_directory_and_what_is_left_out_of_it(self, ready, fails, capsys):
     """Counted in one line at the end; with --strict nothing is done."""
     (ready / "more" / "deep").mkdir(parents=True)
@@ -209,6 +210,7 @@ class TestSegment:
     record = json.loads((ready / "out" / "photo.sam3.json").read_text())
     assert [category["name"] for category in record["categories"]] == ["cat"]
 
+  @pytest.mark.slow
   def test_many_images_are_not_listed_one_by_one(self, ready, capsys):
     names = [f"{i}.png" for i in range(12)]
     for name in names:

@@ -33,6 +33,7 @@ def test_model_card_example(segmenter):
   assert ((outputs["masks"] >= 0) & (outputs["masks"] <= 1)).all()
 
 
+@pytest.mark.slow
 def test_equals_decode(segmenter):
   """The adapter against the API that it adapts."""
   inputs = card() | {"boxes": np.array([[[5, 6, 50, 60]], [[0, 0, 128, 64]]], np.float32)}

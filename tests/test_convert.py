@@ -100,6 +100,7 @@ def test_huggingface_layouts(tmp_path, kind, shards):
   )
 
 
+@pytest.mark.slow
 def test_meta_layout_in_safetensors(tmp_path):
   save_file(meta_weights(""), tmp_path / "sam3.safetensors")
   bundle = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
@@ -113,6 +114,7 @@ def test_meta_layout_in_safetensors(tmp_path):
   assert "a class token's row: cut off before use" in checkpoint.inspect(tmp_path / "out").unread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("requested", ["float32", "bfloat16"])
 def test_dtypes(tmp_path, stored, requested):
@@ -138,6 +140,7 @@ def test_file_index_and_directory_are_equivalent(hub, tmp_path):
     find_weights(renamed)
 
 
+@pytest.mark.slow
 def test_vocabulary_beside_the_weights(hub, tmp_path):
   import gzip
 
@@ -230,6 +233,7 @@ def test_a_configuration_of_another_size(hub, tmp_path):
   refused(source, tmp_path, r"query_embed.weight is \[10, 128\]; expected \[11, 128\]")
 
 
+@pytest.mark.slow
 def test_no_configuration(hub, tmp_path):
   source = shutil.copytree(hub, tmp_path / "source")
   (source / "config.json").unlink()
@@ -414,6 +418,7 @@ def one_fault(rng, arrays):
   return name
 
 
+@pytest.mark.slow
 def test_single_faults_are_named(tmp_path):
   rng = np.random.default_rng(0)
   source = write_folder(tmp_path / "source", {"x": np.ones(1)})
@@ -449,6 +454,7 @@ convert(sys.argv[1], sys.argv[2], tokenizer=%r, progress=progress)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["fusion", "rename"])
 def test_a_killed_conversion_leaves_nothing_that_loads(hub, tmp_path, stop):
   out = tmp_path / "out"

@@ -58,6 +58,7 @@ def test_every_tensor_belongs_to_a_part(kind):
   assert {found.of(table.canonical(name)) for name in layout(kind)} == set(WORDS)
 
 
+@pytest.mark.slow
 @settings(
   max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -79,6 +80,7 @@ def test_missing_parts_come_from_the_base(base, theirs, kind, parts):
     np.testing.assert_array_equal(array, theirs[path] / (1 if of_base else 2), err_msg=path)
 
 
+@pytest.mark.slow
 def test_training_checkpoint_without_masks(base, theirs, tmp_path):
   """As Meta's trainer saves it: without prefix and tracker."""
   whole = {
@@ -113,6 +115,7 @@ def test_incomplete_part_is_refused_with_a_base(base, tmp_path):
   refused(source, tmp_path, f"1 fault: {name} is missing", base=base)
 
 
+@pytest.mark.slow
 def test_base_of_another_size(base, tmp_path):
   config = tiny_config()
   config["detector_config"]["detr_decoder_config"]["num_queries"] = 11

@@ -34,6 +34,7 @@ def gradients():
   return lambda batch: value(training_model.parameters(), batch)
 
 
+@pytest.mark.slow
 def test_total_is_the_weighted_sum_of_its_terms():
   (total, terms), _ = gradients()(training_model.batch(0))
   weights = {
@@ -45,6 +46,7 @@ def test_total_is_the_weighted_sum_of_its_terms():
   np.testing.assert_allclose(total, sum(weights[name] * terms[name] for name in weights), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_parameters_with_a_gradient():
   _, gradient = gradients()(training_model.batch(0))
   still = {path for path, value in flatten(gradient).items() if not np.any(value)}
@@ -92,6 +94,7 @@ def test_distribution_of_a_cell():
   np.testing.assert_allclose(shares[:, 3], [0, 0.5, 0.5], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_boxes_of_the_objects_that_cover_the_cells(right):
   boxes = jnp.array([[[0.25, 0.5, 0.5, 1.0], [0.75, 0.5, 0.5, 1.0]]])

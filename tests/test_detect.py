@@ -26,6 +26,7 @@ def results():
   return types.SimpleNamespace(**locals())
 
 
+@pytest.mark.slow
 def test_all_queries_in_their_order(results):
   detections, predictions = results.detections, results.predictions
   scores = expit(predictions.logits[-1]) * expit(predictions.presence_logit[-1])[:, None]
@@ -49,6 +50,7 @@ def test_what_each_row_is_about(results):
   assert again.ids.tolist() == (np.arange(10) + np.array([[7], [100], [0], [5]])).tolist()
 
 
+@pytest.mark.slow
 def test_the_best_queries_in_descending_order(results):
   whole = results.detections
   best = run("detect", results.embedding, results.prompts, max_detections=3)

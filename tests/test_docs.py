@@ -54,6 +54,7 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp("programs")
 
 
+@pytest.mark.slow
 def test_readme_code(clone, cache):
   [(language, code)] = [block.values for block in blocks(PAGES[:1])]
   printed = run(language, code, clone, cache)

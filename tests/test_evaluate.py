@@ -118,6 +118,7 @@ class TestDetectPairs:
         for i, guess in enumerate(got):
           assert np.mean(coco.decode(guess.rle) != want.masks[i]) < 0.01
 
+  @pytest.mark.slow
   def test_each_image_is_read_once_and_nothing_compiled_twice(
     self, model, pairs, folder, monkeypatch
   ):
@@ -131,6 +132,7 @@ class TestDetectPairs:
     assert model.compilations == compiled <= 3  # prompts of one image, of several, and few images
     assert steps == [("e.png", 0.0), ("a.png", 0.5)]
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("count", [0, 1])
   def test_few_pairs(self, model, pairs, folder, count):
     found = list(detect.detect_pairs(model, pairs[:count], folder, min_score=0))
@@ -314,7 +316,7 @@ class TestCommand:
       (["--data", "data.json", "--threshold", "nan"], "got nan"),
       (["--data", "data.json", "--prompt", "points"], "--prompt"),
       (["--data", "data.json", "--worst", "-1"], "--worst"),
-      (["--data", "data.json", "--out", "sub"], "--out sub is a folder"),
+      (["--data", "data.json", "--out", "sub"], "--out sub is a directory"),
       (["--data", "data.json", "--out", "a.png/metrics.json"], "cannot write to a.png"),
       (["--data", "data.json", "--out", "data.json"], "data.json is an input and would be"),
       (["--data", "data.json", "--device", "tpu"], "JAX finds only cpu"),

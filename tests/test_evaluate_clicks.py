@@ -182,6 +182,7 @@ def test_mask_iou():
 
 
 class TestCommand:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("prompt", "figures"),
     [

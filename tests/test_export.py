@@ -65,6 +65,7 @@ def assert_arrays(got, want):
     np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_round_trip_of_meta(bundles, tmp_path):
   done = export(bundles / "meta", tmp_path / "out", "meta", verify=True)
   assert_arrays(read(tmp_path / "out", "meta"), layout("meta") | meta.rope_tables(CONFIG))
@@ -75,6 +76,7 @@ def test_round_trip_of_meta(bundles, tmp_path):
     assert len(file.read().splitlines()) == 48_895
 
 
+@pytest.mark.slow
 def test_round_trip_of_hugging_face(bundles, tmp_path):
   done = export(bundles / "hub", tmp_path / "out", "huggingface", verify=True)
   assert_arrays(read(tmp_path / "out", "huggingface"), layout("hub"))
@@ -82,6 +84,7 @@ def test_round_trip_of_hugging_face(bundles, tmp_path):
   assert (done.zero_filled, done.left_out) == ((), {})
 
 
+@pytest.mark.slow
 def test_export_of_a_saved_model(bundles, tmp_path):
   """What `Sam3` does not use goes with it: a changed model is written whole."""
   model = Sam3.from_checkpoint(bundles / "hub", dtype="float32")
@@ -102,6 +105,7 @@ def test_from_meta_to_hugging_face(bundles, tmp_path):
   assert set(done.left_out) == {"geometry/point_*", f"{CLASS_ROW}[:, :1]"}
 
 
+@pytest.mark.slow
 def test_from_hugging_face_to_meta(bundles, tmp_path):
   done = export(bundles / "hub", tmp_path / "out", "meta", verify=True)
   got = read(tmp_path / "out", "meta")
@@ -117,6 +121,7 @@ def test_from_hugging_face_to_meta(bundles, tmp_path):
   assert report["zero_filled"] == list(done.zero_filled)
 
 
+@pytest.mark.slow
 def test_checkpoint_without_a_tracker(bundles, tmp_path):
   done = export(bundles / "detector", tmp_path / "hf", "huggingface", verify=True)
   assert set(done.left_out) == {"tracker", "neck of the tracker"}
@@ -255,6 +260,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kind", "name"), [(kind, name) for kind, names in SPOILT.items() for name in names]
 )
@@ -317,6 +323,7 @@ def test_files_are_deterministic_and_aligned(tmp_path):
         assert content.index(data) % 64 == 0
 
 
+@pytest.mark.slow
 def test_merges_from_the_pieces(tmp_path):
   """clip_bpe.py reads them from tokenizer.json."""
   model = TOKENIZER.read_bytes()

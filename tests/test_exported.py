@@ -84,6 +84,7 @@ def run(folder: Path, code: str) -> str:
   return done.stdout
 
 
+@pytest.mark.slow
 def test_equals_the_live_programs(folder):
   """Bit-equal, in a process that cannot import this package."""
   model = Sam3.from_checkpoint(folder / "toy", dtype="float32")

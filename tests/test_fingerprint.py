@@ -69,6 +69,7 @@ def inspect(capsys, folder, *options):
   return json.loads(out) if status == 0 else err
 
 
+@pytest.mark.slow
 def test_every_program_is_run(bundle, tmp_path):
   found = kept(bundle)
   assert (found.dtype, len(found.numbers)) == ("float32", RESULTS + 3)
@@ -102,6 +103,7 @@ def test_bfloat16_is_within_its_tolerance(bundle):
   assert TOLERANCES["float32"] < compare(found, kept(bundle)) < TOLERANCES["bfloat16"]
 
 
+@pytest.mark.slow
 def test_inspect_compares_the_fingerprint(bundle, capsys):
   before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
   checks = inspect(capsys, bundle)["checks"]
@@ -115,6 +117,7 @@ def test_inspect_compares_the_fingerprint(bundle, capsys):
   assert before == {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_other_parameters_have_another_fingerprint(bundle, tmp_path, capsys):
   model = Sam3.from_checkpoint(bundle, dtype="float32")
   table = model.params["decoder"]["query_embedding"]
@@ -129,6 +132,7 @@ def test_other_parameters_have_another_fingerprint(bundle, tmp_path, capsys):
   assert "but the fingerprint has" in line
 
 
+@pytest.mark.slow
 def test_output_is_not_finite(bundle):
   model = Sam3.from_checkpoint(bundle, dtype="float32")
   trunk = model.params["trunk"]
@@ -138,6 +142,7 @@ def test_output_is_not_finite(bundle):
     compute_fingerprint(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("change", "message"),
   [
@@ -188,6 +193,7 @@ def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
   assert not (tmp_path / "out" / fingerprint.FILE).exists()
 
 
+@pytest.mark.slow
 def test_convert_refuses_a_model_with_infinite_outputs(tmp_path, loads, capsys):
   """The parameters are finite, but the trunk overflows."""
   arrays = dict(layouts.layout("detector"))

@@ -73,7 +73,7 @@ def _predictions_and_gradients(params, data, weights, key, train):
 @pytest.fixture(scope="module")
 def weights(data):
   """Different weights for all numbers of the predictions."""
-  predictions = shapes("predict", shapes("encode_image", *data[:2]), data[3])
+  predictions = shapes("detect_all_layers", shapes("encode_image", *data[:2]), data[3])
   rng = np.random.default_rng(1)
   return jax.tree.map(lambda x: np.float32(rng.standard_normal(x.shape) / x.size**0.5), predictions)
 
@@ -146,6 +146,7 @@ def test_text_encoder_has_no_dropout(data):
   assert_close(got.features, want.features, rel=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_drop_path(rate):
   """A sample drops its branch at this rate; otherwise the branch is divided by 1 - rate."""

@@ -173,6 +173,7 @@ def test_downloads_only_files_that_a_conversion_reads_and_once(run, server):
   assert server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "settings", "message"),
   [
@@ -192,12 +193,14 @@ def test_errors_are_one_line_with_a_remedy(run, name, settings, message):
   assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_incomplete_download_is_an_error(run):
   assert "status 500" in run("hf://org/broken")
   said = run("hf://org/broken", HF_HUB_OFFLINE="1")
   assert said.startswith("FileNotFoundError org/broken cannot be reached, and the hub's cache is")
 
 
+@pytest.mark.slow
 def test_truncated_file_is_resumed(run, server):
   """From the client's last complete block of 10 MB."""
   whole = FILES["org/cut"]["model.safetensors"]

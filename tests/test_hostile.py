@@ -49,6 +49,7 @@ def hub(tmp_path_factory):
   return write_folder(tmp_path_factory.mktemp("source") / "hub", layout("detector"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("bounded_memory")
 @pytest.mark.parametrize(
   ("path", "value", "match"),

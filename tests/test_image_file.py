@@ -114,6 +114,7 @@ def test_orientations(form, orientation, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*[Tt]ag:UserWarning")
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")  # Pillow before 12.3
 @pytest.mark.parametrize("name", ODD)
 def test_invalid_orientation_tags(name, tmp_path):
   for form in ("JPEG", "PNG", "WEBP"):
@@ -301,11 +302,13 @@ def header_of(form: str, width: int, height: int) -> bytes:
 @pytest.mark.parametrize("form", ["PNG", "BMP", "GIF", "TGA", "JPEG", "PPM", "WEBP"])
 def test_too_large_images_are_rejected_by_their_header(form):
   for read in (read_image, displayed_size):
-    tracemalloc.start()
-    with pytest.raises(InvalidImageError, match=r"is 60000 x 50000: 3,000,000,000 pixels"):
-      read(header_of(form, 60_000, 50_000))
-    assert tracemalloc.get_traced_memory()[1] < 5e6
-    tracemalloc.stop()
+    for _ in range(2):  # the first call imports modules, which take memory too
+      tracemalloc.start()
+      with pytest.raises(InvalidImageError, match=r"is 60000 x 50000: 3,000,000,000 pixels"):
+        read(header_of(form, 60_000, 50_000))
+      peak = tracemalloc.get_traced_memory()[1]
+      tracemalloc.stop()
+    assert peak < 5e6
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

@@ -76,6 +76,7 @@ def assert_same(got: Detections, want: Detections):
     np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
+@pytest.mark.slow
 def test_shapes_and_dtypes(model, embedding):
   found = model.decode(embedding, PROMPTS, INDEX)
   size = golden_model.CONFIG.mask_size
@@ -101,6 +102,7 @@ def test_equals_the_module(model, embedding):
   assert_same(found, want.replace(ids=want.ids + 1))
 
 
+@pytest.mark.slow
 def test_one_call_equals_one_by_one(model, embedding):
   together = model.decode(embedding, PROMPTS, INDEX)
   for i, (prompt, image) in enumerate(zip(PROMPTS, INDEX, strict=True)):
@@ -148,6 +150,7 @@ def test_saved_embedding_equals_direct_call(model, embedding, tmp_path):
   assert_same(got.replace(image_index=want.image_index), want)
 
 
+@pytest.mark.slow
 def test_max_detections(model, embedding):
   every = model.decode(embedding, PROMPTS, INDEX)
   some = model.decode(embedding, PROMPTS, INDEX, max_detections=4)
@@ -161,6 +164,7 @@ def test_max_detections(model, embedding):
   assert model.decode(embedding, "a", 0, max_detections=999).scores.shape == (1, QUERIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("index", "left_out"), [(INDEX, 0), (INDEX, 4), (INDEX, 6), (0, 3)], ids=str
 )
@@ -237,6 +241,7 @@ def test_batch_sizes_of_a_cpu(model, embedding, monkeypatch):
   assert_same(model.decode(embedding, PROMPTS, INDEX), together)
 
 
+@pytest.mark.slow
 def test_few_compilations(model, images, monkeypatch):
   """Any mix of prompts, boxes and images takes at most 6 programs. The program computes nothing, as
   only shapes matter."""
@@ -261,6 +266,7 @@ def test_few_compilations(model, images, monkeypatch):
   assert 0 < model.compilations - before <= 6
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
   half = made(tokenizer_path, "bfloat16")
   got = half.decode(half.encode(images[3]), "ear")
@@ -271,6 +277,7 @@ def test_bfloat16_stays_close(model, embedding, images, tokenizer_path):
   assert_close(got.scores, want.scores, rel=0.1)  # measured 3.8e-2
 
 
+@pytest.mark.slow
 def test_save_and_load(model, embedding, tmp_path):
   model.save(tmp_path / "bundle")
   again = quick(Sam3.from_checkpoint(tmp_path / "bundle", verify=True))

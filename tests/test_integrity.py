@@ -134,6 +134,7 @@ def test_progress_of_reading_files(made, monkeypatch):
 # --- faults
 
 
+@pytest.mark.slow
 def test_faults_are_found_before_a_job():
   """`benchmarks/bundle_flips.py` tests 650 faults."""
   assert [one for one in bundle_flips.run(6, 1, seed=1) if one.missed] == []
@@ -218,6 +219,7 @@ def test_edited_configuration(copy, capsys):
   refused(copy, "config.json differs from its checksum")
 
 
+@pytest.mark.slow
 def test_checkpoint_of_an_earlier_version(old, made):
   assert bundle.load(old, verify=True).identity == bundle.inspect(made).identity
   for verify, end in ((False, ""), (True, "tensors match; ")):
@@ -256,6 +258,7 @@ def test_flipped_bits_in_an_earlier_version(old):
 # --- identity
 
 
+@pytest.mark.slow
 def test_conversions_of_the_same_weights_have_the_same_identity(tmp_path):
   """From two files in two layouts, under two names."""
   identities = set()

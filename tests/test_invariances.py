@@ -43,6 +43,7 @@ def outputs(predictions):
   return rows(predictions, slice(None))
 
 
+@pytest.mark.slow
 def test_results_depend_on_the_inputs(base):
   """Otherwise the tests below would show nothing."""
   assert (
@@ -62,6 +63,7 @@ def test_batch_of_images_equals_single_images(base):
     assert_close(alone, base.embedding[i : i + 1], rel=4e-6)  # measured 4.4e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, 3])
 def test_single_prompt_without_padding(base, row):
   """With the embedding of its image only: no other prompt, image or padding."""

@@ -36,6 +36,7 @@ def preset(tmp_path_factory):
   return write_preset(tmp_path_factory.mktemp("keras") / "preset")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   source = write_preset(tmp_path / "preset", shards=shards)
@@ -57,6 +58,7 @@ def test_a_preset_gives_the_tree_made_by_hand(tmp_path, shards):
   }
 
 
+@pytest.mark.slow
 def test_bundles_of_a_preset_and_of_hugging_face_are_the_same(preset, tmp_path):
   """Bit-equal on every tensor that both layouts carry."""
   first = converted(preset, tmp_path / "keras")
@@ -65,6 +67,7 @@ def test_bundles_of_a_preset_and_of_hugging_face_are_the_same(preset, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
 
 
+@pytest.mark.slow
 def test_back_to_hugging_face(preset, tmp_path):
   convert(preset, tmp_path / "bundle", tokenizer=TOKENIZER)
   done = export(tmp_path / "bundle", tmp_path / "out", "huggingface")
@@ -82,6 +85,7 @@ def test_back_to_hugging_face(preset, tmp_path):
     np.testing.assert_array_equal(found[name].read(), expected, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
 def test_half_precision(tmp_path, stored):
   arrays = {
@@ -92,6 +96,7 @@ def test_half_precision(tmp_path, stored):
   assert_tree(bundle.params, visual=False, through=jnp.dtype(stored))
 
 
+@pytest.mark.slow
 def test_the_vocabulary_among_the_assets(tmp_path):
   assets = tmp_path / "assets" / "tokenizer"
   assets.mkdir(parents=True)
@@ -216,11 +221,13 @@ def hostile(path, change):
 )
 def test_what_keras_does_not_write_is_refused(tmp_path, change, match):
   path = hostile(tmp_path / "model.weights.h5", change)
-  tracemalloc.start()
-  with pytest.raises(ValueError, match=match) as caught:
-    open_hdf5(path)
-  assert tracemalloc.get_traced_memory()[1] < 1_000_000
-  tracemalloc.stop()
+  for _ in range(2):  # the first call imports modules, which take memory too
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=match) as caught:
+      open_hdf5(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+  assert peak < 1_000_000
   assert "\n" not in str(caught.value)
 
 

@@ -42,6 +42,7 @@ def encode(folder, mask_padding):
   return jax.jit(lambda tokens: encoder.apply({"params": bundle.params["text"]}, tokens))
 
 
+@pytest.mark.slow
 @MIXERS
 def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
   bundle = checkpoint.load(bundles / str(mixers), verify=True)
@@ -61,6 +62,7 @@ def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
     np.testing.assert_array_equal(array, flatten(again.params)[name], err_msg=name)
 
 
+@pytest.mark.slow
 @MIXERS
 @pytest.mark.parametrize("mask_padding", [False, True])
 def test_features_match_transformers(bundles, mixers, mask_padding):
@@ -75,6 +77,7 @@ def test_features_match_transformers(bundles, mixers, mask_padding):
   )  # measured 3.1e-6
 
 
+@pytest.mark.slow
 def test_padding_changes_features_unless_masked(bundles):
   """Masked padding still changes the features if there are mixers."""
   rows = lite.phrases()[:1]

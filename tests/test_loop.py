@@ -95,6 +95,7 @@ def assert_same(found, wanted):
     np.testing.assert_array_equal(found[path], wanted[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_run_writes_metrics_checkpoints_and_a_bundle(tmp_path, quick):
   out = tmp_path / "run"
   final = train(out)
@@ -137,6 +138,7 @@ class Stopping(training_model.RandomBatches):
     return super().__next__()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 1, 2, 5])
 def test_interrupted_run_resumes_to_the_same_parameters(tmp_path, quick, after):
   whole, broken = tmp_path / "run", tmp_path / "again" / "run"
@@ -219,6 +221,7 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, quick, bad
   assert not (out / "final").exists()
 
 
+@pytest.mark.slow
 def test_best_evaluation_is_saved(tmp_path, quick):
   scores, seen = iter([10.0, 30.0, math.nan, 20]), []
 
@@ -238,6 +241,7 @@ def test_best_evaluation_is_saved(tmp_path, quick):
   assert leftovers == {"config.json", "metrics.jsonl", "steps", "best", "final"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [True, False])
 def test_best_bundle_is_recovered_after_a_kill(tmp_path, quick, written):
   """Killed between the two renames of a replacement."""
@@ -274,6 +278,7 @@ def test_swallowed_control_c_ends_the_run(tmp_path, quick, request):
   train(out)  # resumes: only that command was interrupted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("last", "kept"), [(20.0, {"cgf1": 20.0}), (math.nan, {})])
 def test_run_killed_at_its_end_keeps_the_latest_metrics(tmp_path, quick, last, kept):
   out = tmp_path / "run"
@@ -283,6 +288,7 @@ def test_run_killed_at_its_end_keeps_the_latest_metrics(tmp_path, quick, last, k
   assert checkpoint.load(final).info["figures"] == kept
 
 
+@pytest.mark.slow
 def test_low_rank_factors_are_merged_into_the_kernels(tmp_path, quick):
   settings = config(
     trainable="", lora={"rank": 2, "scale": 0.5, "kernels": r"fusion/.*/query/kernel"}

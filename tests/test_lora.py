@@ -36,6 +36,7 @@ def test_attention_and_mlp_kernels_are_adapted():
   assert len(found) == sum(blocks.values())
 
 
+@pytest.mark.slow
 def test_factors_have_the_kernels_leading_axes():
   config = LoraConfig(rank=3)
   factors = jax.device_get(factors_of(config))
@@ -54,6 +55,7 @@ def test_factors_have_the_kernels_leading_axes():
   assert len(set(draws)) == len(draws)  # all different
 
 
+@pytest.mark.slow
 def test_initial_factors_change_nothing():
   """Bit for bit, through the model."""
   merged = jax.jit(functools.partial(merge, scale=2.0))(model() | factors_of(LoraConfig(rank=2)))

@@ -56,6 +56,7 @@ def examples(prompts=4, counts=(2, 0, 3, 1), objects=3, masks=np.uint8, seed=0, 
   return predictions, Targets(boxes, drawn, valid), np.ones(prompts, bool)
 
 
+@pytest.mark.slow
 def test_terms_equal_loops():
   predictions, targets, prompt_valid = examples()
   total, terms, _ = evaluate(predictions, targets, prompt_valid)
@@ -166,6 +167,7 @@ def padded(predictions, targets, objects=0, prompts=0):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objects", "prompts"), [(4, 0), (0, 3)])
 def test_padding_changes_nothing(objects, prompts):
   predictions, targets, valid = examples()
@@ -210,6 +212,7 @@ def test_masks_of_the_first_prompts_only():
   assert_close(got[:2], (total, terms), rel=1e-6)  # measured 1.0e-7
 
 
+@pytest.mark.slow
 def test_prompts_without_masks_have_no_mask_loss():
   """The second prompts have objects, but no masks."""
   predictions, targets, valid = examples(counts=(2, 1, 3, 2))
@@ -224,15 +227,16 @@ def test_prompts_without_masks_have_no_mask_loss():
     assert_close(got[name], (alone if of_masks else every)[name], rel=1e-6)  # measured 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [0, 1, 3])
 def test_no_object_anywhere(objects):
   predictions, targets, valid = examples(counts=(0,) * 4, objects=objects)
   total, terms, gradients = evaluate(predictions, targets, valid)
   assert np.isfinite(total)
   for name, value in terms.items():
-    assert (value > 0) == (name.startswith("presence") or name == "prompts"), name
+    assert (value > 0) == (name.startswith("presence_logit") or name == "prompts"), name
   for name, value in vars(gradients).items():
-    assert value.any() == (name == "presence"), name
+    assert value.any() == (name == "presence_logit"), name
     assert np.isfinite(value).all()
 
 
@@ -251,6 +255,7 @@ def test_more_objects_than_queries(counts):
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_without_one_to_many_queries_or_their_masks():
   predictions, targets, valid = examples()
   _, terms, _ = evaluate(predictions, targets, valid)

@@ -105,6 +105,7 @@ def test_each_object_is_found_once():
   assert found.crops.tolist() == [[0, 0, 160, 100]] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("options", "count"),
   [

@@ -178,6 +178,7 @@ def test_memory_at_300_megapixels():
   assert peak_megabytes(lambda: masks.rle(0)) < 200  # measured 52
 
 
+@pytest.mark.slow
 def test_import_does_not_load_pycocotools():
   code = "import sys, sam3_jax.outputs.instances; sys.exit('pycocotools' in sys.modules)"
   assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from support import QUICK, assert_close
 from sam3_jax.training.matcher import assign, one_to_many, one_to_one, overlap
 
 COSTS = {"class_weight": 2.0, "l1_weight": 5.0, "giou_weight": 2.0}
-MANY = {"alpha": 0.3, "threshold": 0.4, "top": 4}
+MANY = {"alpha": 0.3, "threshold": 0.4, "top_k": 4}
 
 solve = jax.jit(assign, compiler_options=QUICK)
 match_one = jax.jit(functools.partial(one_to_one, **COSTS), compiler_options=QUICK)

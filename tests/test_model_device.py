@@ -26,12 +26,13 @@ faulthandler.dump_traceback_later(200, exit=True)
 sys.path[:0] = {paths!r}
 import jax
 jax.distributed.initialize()
-from sam3_jax import Sam3, parallel
+from sam3_jax import Sam3
+from sam3_jax.inference.sharding import make_mesh
 model = Sam3.from_checkpoint({folder!r})
 found = {{"device": str(model.device), "local": str(jax.local_devices()[0])}}
 found["on"] = sorted(str(x) for x in model.encode_text("ear").features.devices())
 others = [one for one in jax.devices() if one not in jax.local_devices()]
-given = {{"other": {{"device": others[0]}}, "mesh": {{"mesh": parallel.make_mesh(jax.devices())}}}}
+given = {{"other": {{"device": others[0]}}, "mesh": {{"mesh": make_mesh(jax.devices())}}}}
 for name, options in given.items():
   try:
     Sam3.from_checkpoint({folder!r}, **options)
@@ -51,6 +52,7 @@ def devices_of(tree):
   return {device for leaf in jax.tree.leaves(tree) for device in leaf.devices()}
 
 
+@pytest.mark.slow
 def test_all_arrays_are_on_the_given_device(folder):
   """Also with another default device; for a checkpoint and for bare parameters."""
   third, fifth = jax.devices()[3], jax.devices()[5]
@@ -70,6 +72,7 @@ def test_all_arrays_are_on_the_given_device(folder):
   assert devices_of((embedding, text, found)) == {third}
 
 
+@pytest.mark.slow
 def test_default_device(folder):
   params = load(folder).params
   first, second = jax.devices()[:2]

@@ -87,6 +87,7 @@ def run(config, trunk, parameters, gradients):
   return parameters
 
 
+@pytest.mark.slow
 def test_first_steps_equal_torch():
   """Clipping, moments, weight decay, learning rate factors and the schedule."""
   config = OptimizerConfig(learning_rate=0.5, warmup_steps=2, timescale=4, cooldown_steps=2)
@@ -202,6 +203,7 @@ def orthogonal_factor(update):
   return values.min(), values.max()
 
 
+@pytest.mark.slow
 def test_muon_orthogonalizes_each_hidden_matrix():
   """Newton-Schulz's five steps leave singular values between 0.5 and 1.5, layer by layer; what is
   no hidden kernel is moved by Adam."""
@@ -236,6 +238,7 @@ def test_muon_orthogonalizes_each_hidden_matrix():
     np.testing.assert_array_equal(ours[path], adam[path])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_updates_of_every_parameter(name):
   """The whole parameter tree is accepted; checked with shapes."""

@@ -58,6 +58,7 @@ def test_released_parameter_counts():
     assert count(tree) == SOURCE[part] - UNREAD.get(part, 0), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_of_every_trunk(size):
   width, mlp = SIZES[size].trunk.width, SIZES[size].trunk.mlp_width
@@ -83,6 +84,7 @@ def test_no_point_tensors_without_concept_points():
   }
 
 
+@pytest.mark.slow
 def test_initial_parameters():
   parts = ("trunk", "scoring")  # compiling the others takes long
   make = jax.jit(lambda key: {part: init(CONFIG, key)[part] for part in parts})
@@ -95,6 +97,7 @@ def test_initial_parameters():
       assert (x != others[path]).mean() > 0.9, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("size", "dtype"), [*((size, jnp.float32) for size in SIZES), ("vit-large", jnp.bfloat16)]
 )

@@ -110,6 +110,7 @@ def work(url):
     registry.find_checkpoint("gs://bucket/none")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is None, reason="needs the extra gcs")
 def test_bundle_in_a_bucket(tmp_path):
   server = buckets.Server()

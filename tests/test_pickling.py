@@ -44,6 +44,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_give_the_same_results(model, way, tmp_path):
   again = WAYS[way](model)
@@ -64,6 +65,7 @@ def test_a_copy_saves_unread_tensors(model, tmp_path):
   assert Sam3.from_checkpoint(tmp_path / "again", dtype="float32").identity == model.identity
 
 
+@pytest.mark.slow
 def test_pickle_to_a_spawned_process(model):
   context = multiprocessing.get_context("spawn")
   queue = context.Queue()

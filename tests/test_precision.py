@@ -50,6 +50,7 @@ MEASURED = {
 }
 
 
+@pytest.mark.slow
 def test_dtypes_of_results(both):
   for dtype, results in zip((WIDE, NARROW), both, strict=True):
     embedding, predictions = results.embedding, results.predictions

@@ -33,6 +33,7 @@ def wide(name, traced):
         yield f"{name}: {equation.primitive} {equation.source_info.name_stack} {x.aval}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("kind", "dtype"),
   [("toy", "float32"), ("toy", "bfloat16"), ("parts", "float32"), ("mesh", "bfloat16")],
@@ -49,6 +50,7 @@ def test_inference_programs(kind, dtype):
   assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "dtype"), [("visual", "bfloat16"), ("dense", "float32")])
 def test_training_step(objective, dtype):
   """Includes the products of gradients. Detection is left out, as it takes long."""

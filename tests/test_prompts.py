@@ -155,6 +155,7 @@ def fault_of(make) -> str:
   return ""
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.none(), st.text(), THINGS), THINGS, THINGS)
 def test_any_input_gives_a_prompt_or_a_one_line_error(text, some, others):

@@ -119,6 +119,7 @@ def test_export_round_trip_is_bit_equal_and_complete(kind, visual):
     assert not position[:, 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("visual", [False, True])
 @pytest.mark.parametrize("config", [SIZES["vit-tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
@@ -139,6 +140,7 @@ def test_each_parameter_is_filled_exactly_once(table, config, visual):
     assert table.reason(table.dropped, name) is None
 
 
+@pytest.mark.slow
 def test_parameter_counts_equal_those_of_the_released_checkpoints():
   # Of 860,055,224 parameters in sam3.pt and 859,921,848 in facebook/sam3.
   assert sum(map(math.prod, expected_shapes(RELEASED).values())) == 838_541_366

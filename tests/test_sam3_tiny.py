@@ -50,6 +50,7 @@ def pointed(model):
   return model.encode(SCENE, visual=True)
 
 
+@pytest.mark.slow
 def test_its_parameters_fit_the_model(model):
   """Whatever its seal says."""
   shapes = {name: array.shape for name, array in flatten(model.params).items()}

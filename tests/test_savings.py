@@ -93,6 +93,7 @@ def predictions_and_gradients(kind, params, maps, prompts, weights):
   return found, gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [[0], [1, 0, 1]], ids=str)
 def test_decoding_equals_the_plain_form(index):
   """Predictions and gradients, for one image and for two."""
@@ -117,6 +118,7 @@ def test_decoding_equals_the_plain_form(index):
       assert_close(got_gradients[path], gradient, rel=4e-2, what=path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (5, 4)])
 def test_merge_convolution_in_two_parts(height, width):
   """Against the products of each tap with the shifted sum."""
@@ -144,6 +146,7 @@ def test_projection_folded_into_the_queries():
   assert_close(got, np.einsum("pkd,phwd->pkhw", np.float64(queries), instance), rel=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("doublings", [0, 1, 2])
 def test_neck_level_fused_with_the_next_layer(doublings):
   """Values and gradients, against the separate layers."""

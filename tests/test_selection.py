@@ -141,6 +141,7 @@ class TestSeveralModels:
 
 
 class TestTrainingCheckpoints:
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     "wrap",
     [

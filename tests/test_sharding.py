@@ -88,6 +88,7 @@ def four(mesh, tokenizer):
   return model_on(mesh, tokenizer)
 
 
+@pytest.mark.slow
 def test_mesh_equals_one_device(four, images, alone):
   """Three images and five prompts, which four devices do not divide."""
   model, before = four, four.compilations
@@ -102,6 +103,7 @@ def test_mesh_equals_one_device(four, images, alone):
   assert model.compilations == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [0, 3, 5])
 def test_masks_above_min_score(four, alone, masked):
   """Prompts above a score are sharded again: none, fewer than devices, and more."""
@@ -127,6 +129,7 @@ def pairs(tokenizer):
   return model_on(mesh, tokenizer, sharding.BY_OUTPUTS)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_equal_replicated_ones(pairs, images, alone):
   model = pairs
   kernels = {path: x for path, x in flatten(model.params).items() if path.endswith("fc1/kernel")}
@@ -139,6 +142,7 @@ def test_sharded_parameters_equal_replicated_ones(pairs, images, alone):
   assert_close(jax.device_get(found), alone[1], rel=CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("min_score", "programs"), [(0.0, 1), (1e-9, 2)])
 def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
   """Two prompts for two groups, and one prompt, for which the second group computes nothing."""
@@ -152,6 +156,7 @@ def test_two_devices_share_a_prompt(pairs, alone, min_score, programs):
   assert pairs.compilations == before + programs
 
 
+@pytest.mark.slow
 def test_visual_prompts(tokenizer_path, images):
   """Of one image, which each device then has, and of several; with cut parameters. 17 prompts,
   which four devices do not divide."""
@@ -181,6 +186,7 @@ def text_of(lowered) -> str:
   return lowered.compile(QUICK).as_text()
 
 
+@pytest.mark.slow
 def test_no_collective(mesh):
   encode, embedding = lower_encoder(golden_model.CONFIG, np.float32, mesh, images=2)
   decode = lower_decoder(golden_model.CONFIG, np.float32, mesh, embedding, prompts=3, most=4)
@@ -190,6 +196,7 @@ def test_no_collective(mesh):
     assert listing.collectives == []
 
 
+@pytest.mark.slow
 def test_sharded_parameters_are_gathered(mesh):
   """Also shows that the test above would find a collective."""
   pair = sharding.make_mesh(mesh.devices.ravel(), model=2)
@@ -197,6 +204,7 @@ def test_sharded_parameters_are_gathered(mesh):
   assert {one.kind for one in hlo.read(text_of(encode)).collectives} == {"all-gather"}
 
 
+@pytest.mark.slow
 def test_collectives_when_devices_share_a_prompt(mesh):
   """Gathers the tokens in each fusion layer but the first, and at the end; nothing else."""
   group, config = sharding.make_mesh(mesh.devices.ravel(), model=4), golden_model.CONFIG

@@ -139,6 +139,7 @@ def _bytes(rng):
   return rng.randbytes(rng.randint(1, 40)).decode(rng.choice(("utf-8", "latin-1")), "replace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("make", "count"),
   [

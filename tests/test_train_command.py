@@ -310,4 +310,4 @@ def test_checkpoint_or_model_is_required(files, capsys):
 
 def test_out_is_required(capsys):
   assert main(["train", "--steps", "3"]) == 2
-  assert "--out DIR is needed" in capsys.readouterr().err
+  assert "--out DIR is required" in capsys.readouterr().err

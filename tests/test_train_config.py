@@ -60,6 +60,7 @@ def test_trainable_parameters_by_default(values, pattern):
   assert TrainConfig.from_dict(values).trainable_pattern == pattern
 
 
+@pytest.mark.slow
 def test_only_low_rank_factors_are_trainable_by_default():
   pattern = TrainConfig.from_dict({"checkpoint": "a", "lora": {"rank": 1}}).trainable_pattern
   assert not any(re.fullmatch(pattern, path) for path in training_model.parameters())

@@ -108,6 +108,7 @@ def step(golden, batch):
   )
 
 
+@pytest.mark.slow
 def test_predictions(step, golden):
   found, queries = step.predictions, CONFIG.queries
   measured = {
@@ -147,6 +148,7 @@ def matches(step, batch):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", range(CONFIG.decoder_layers))
 @pytest.mark.parametrize("kind", [0, 1])
 def test_matches(matches, golden, kind, layer):

@@ -84,6 +84,7 @@ def test_integer_index_is_rejected(cls, index):
     make(cls, 4)[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", SAVED)
 @pytest.mark.parametrize("rows", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

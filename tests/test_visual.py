@@ -72,6 +72,7 @@ def random_prompts(seed, count, size=(40, 60)):
   return prompts
 
 
+@pytest.mark.slow
 def test_equals_meta_from_image_and_pixels(model, embedding):
   """A click, then a box with a click off the object and the first click's mask."""
   first = model.decode_visual(embedding, golden_prompt("point"), 0)
@@ -107,6 +108,7 @@ def test_visual_encoding_does_not_change_concepts(model, images, embedding):
   jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
+@pytest.mark.slow
 def test_one_call_equals_one_by_one(model, embedding):
   prompts = random_prompts(1, 21)
   prompts[5] = VisualPrompt(points=[[n, n] for n in range(5)])  # more slots for its batch
@@ -121,6 +123,7 @@ def test_one_call_equals_one_by_one(model, embedding):
     np.testing.assert_array_equal(together.sizes[i : i + 1], alone.sizes)
 
 
+@pytest.mark.slow
 def test_a_thousand_points(model, embedding):
   """Equal to one by one, in batches of 16 and 4."""
   points = np.random.default_rng(6).random((1000, 2)) * [60, 40]
@@ -154,6 +157,7 @@ def test_masks_of_the_source_image(model, embedding):
   np.testing.assert_array_equal(best.iou[:, 0], found.iou.max(axis=1))
 
 
+@pytest.mark.slow
 def test_few_compilations(model, embedding, monkeypatch):
   """Any prompts: batches of 16, 4 and 1 of one image, of 16 and 4 of several. The program computes
   nothing, as only shapes matter."""
@@ -284,7 +288,7 @@ def test_wrong_types(model, embedding):
     ),
     ({"mask": [[1.0, 2.0], [1.0]]}, r"mask must be \[Hm, Wm\] logits"),
     ({"mask": "mask"}, r"mask must be \[Hm, Wm\] logits"),
-    ({"mask": np.full((48, 48), np.nan)}, "mask holds values that are not finite"),
+    ({"mask": np.full((48, 48), np.nan)}, "mask has values that are not finite"),
   ],
 )
 def test_invalid_prompts(fields, message):

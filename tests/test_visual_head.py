@@ -183,6 +183,7 @@ def test_bfloat16_is_close_to_float32(goldens, embedding, found):
   assert_close(got.mask_logits, found.mask_logits, rel=0.11)  # measured 1.1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 12])
 def test_grid_codes_equal_point_codes_at_cell_centres(size):
   """Against `points`, without its shift of half a pixel and the embedding of the label."""
@@ -198,6 +199,7 @@ def test_grid_codes_equal_point_codes_at_cell_centres(size):
   assert valid.all()
 
 
+@pytest.mark.slow
 def test_only_random_frequencies_have_no_gradient():
   """Biases of keys have none either, as softmax ignores them."""
 

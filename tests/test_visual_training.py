@@ -217,7 +217,7 @@ def random_round(rng, count=5):
     jax.random.key(0),
     given,
     SIDE,
-    VisualConfig(prompts=count, box_probability=0.0, background_click_probability=0.3),
+    VisualConfig(prompts_per_image=count, box_probability=0.0, background_click_probability=0.3),
   )
   found = VisualHeadOutput(
     mask_logits=jnp.asarray(rng.normal(0, 3, (count, 4, SIDE, SIDE)), jnp.float32),
@@ -271,6 +271,7 @@ def gradients(config=None, again=False):
   return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
 
 
+@pytest.mark.slow
 def test_total_is_the_weighted_sum_and_all_parameters_have_gradients():
   given = targets(np.random.default_rng(7))
   (total, terms), gradient = gradients()(
@@ -400,6 +401,7 @@ def test_visual_training_leaves_the_detector_unchanged(files, monkeypatch):  # n
   assert not got
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("values", "message"),
   [

@@ -67,6 +67,7 @@ def _windows(folder: Path) -> Path:
 FORMS = [_write_gzip, _published_tail, _write_slow, _windows, _write_fast, _pairs, _only_added]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", FORMS)
 def test_every_form_gives_the_committed_model(tmp_path, write):
   path = write(tmp_path)
@@ -153,6 +154,7 @@ def test_damaged_gzip(tmp_path):
   _refused(path, "is not UTF-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json"])
 @pytest.mark.parametrize(
   ("data", "match"),
