@@ -234,7 +234,7 @@ def test_no_object_anywhere(objects):
   total, terms, gradients = evaluate(predictions, targets, valid)
   assert np.isfinite(total)
   for name, value in terms.items():
-    assert (value > 0) == (name.startswith("presence_logit") or name == "prompts"), name
+    assert (value > 0) == (name.startswith("presence") or name == "prompts"), name
   for name, value in vars(gradients).items():
     assert value.any() == (name == "presence_logit"), name
     assert np.isfinite(value).all()
