@@ -27,7 +27,7 @@ def train(
   ] = None,
   images: Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Directory of the images. Default: the directory of FILE."),
+    typer.Option(metavar="DIR", help="Directory of the images. Default: the directory of --data."),
   ] = None,
   checkpoint: Annotated[
     str | None,
@@ -40,7 +40,8 @@ def train(
   evaluation_images: Annotated[
     Path | None,
     typer.Option(
-      metavar="DIR", help="Directory of the images to evaluate on. Default: the directory of FILE."
+      metavar="DIR",
+      help="Directory of the images to evaluate on. Default: the directory of --evaluation-data.",
     ),
   ] = None,
   evaluate_every: Annotated[
