@@ -47,9 +47,9 @@ class TrunkConfig:
   mlp_width: int = 4736  # 4.625 * width
   groups: int = 4  # groups of blocks
   windowed: int = 7  # windowed blocks in a group, before its global block
-  window: int = 24  # patches per side
+  window: int = 24  # patches per side of an attention window
   pretrain_grid: int = 24  # patches per side of the learned position table, tiled over the image
-  drop_path: float = 0.1  # of the last block, increasing linearly from 0; in training only
+  drop_path: float = 0.1  # rate in the last block, increasing linearly from 0; in training only
   stem: tuple[StemConfig, ...] = ()  # stages, finest first; empty for a patch embedding
 
   def __post_init__(self):
@@ -99,9 +99,9 @@ class LiteTextConfig:
   width: int = 512  # channels
   heads: int = 8  # attention heads of a layer
   mlp_width: int = 2048  # 4 * width
-  layers: int = 12  # without the mixers
+  layers: int = 12  # transformer layers, not counting the mixers
   mixers: bool = False  # adds a RepMixer block before and after the layers
-  kernel: int = 11  # tokens, of the mixers' convolutions
+  kernel: int = 11  # tokens per kernel of the mixers' convolutions
   context: int = 16  # tokens of a phrase, including start and end
   vocabulary: int = 49408  # tokens of the vocabulary
   # Whether attention masks the padding, as in transformers. The released models were distilled from
@@ -122,16 +122,16 @@ class Config:
   trunk: TrunkConfig = TrunkConfig()  # the image encoder
   text: TextConfig | LiteTextConfig = TextConfig()  # the text encoder
   image_size: int = 1008  # pixels per side; every image is resized to this square
-  patch: int = 14  # pixels per side
+  patch: int = 14  # pixels per side of a patch
   width: int = 256  # channels of all parts after trunk and text encoder
-  heads: int = 8  # attention heads of everything after trunk and text encoder
-  mlp_width: int = 2048  # channels within their MLPs
+  heads: int = 8  # attention heads of all parts after trunk and text encoder
+  mlp_width: int = 2048  # hidden channels of the MLPs in these parts
   geometry_layers: int = 3  # layers of the geometry encoder
   fusion_layers: int = 6  # layers of the fusion encoder
   decoder_layers: int = 6  # layers of the query decoder
-  queries: int = 200  # object queries, at most this many detections per prompt
+  queries: int = 200  # object queries, the largest number of detections per prompt
   concept_points: bool = True  # whether concept prompts may have points, as in Meta's checkpoint
-  dropout: float = 0.1  # of geometry, fusion, decoder and scoring; in training only
+  dropout: float = 0.1  # rate in geometry, fusion, decoder and scoring; in training only
 
   def __post_init__(self):
     _check_ranges(self)

@@ -48,11 +48,12 @@ def batch(
     ),
   ] = None,
   merge: Annotated[
-    bool, typer.Option("--merge", metavar="", help="Merge all part files; computes nothing.")
+    bool,
+    typer.Option("--merge", metavar="", help="Merge all part files, without running the model."),
   ] = False,
   add: Annotated[
     bool,
-    typer.Option("--add", metavar="", help="Add the images that the job in DIR lacks."),
+    typer.Option("--add", metavar="", help="Add new images to the job in DIR."),
   ] = False,
   retry_failed: Annotated[
     bool, typer.Option("--retry-failed", metavar="", help="Process failed images again.")
@@ -72,13 +73,13 @@ def batch(
     str, typer.Option(metavar="DIR", help="Directory or name of a checkpoint.")
   ] = "sam3-tiny",
   threshold: Annotated[
-    float, typer.Option(metavar="0..1", help="Keep instances with a score above this.")
+    float, typer.Option(metavar="0..1", help="Keep instances with a score above this value.")
   ] = 0.5,
   max_detections: Annotated[
     int, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = 100,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Reject images with more pixels.")
+    int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
   max_error_rate: Annotated[
     float,

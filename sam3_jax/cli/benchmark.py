@@ -57,7 +57,7 @@ def benchmark(
   ] = None,
   size: Annotated[
     Size | None,
-    typer.Option(help="Use seeded weights of this size instead; vit-large is the released one."),
+    typer.Option(help="Use seeded weights of this size instead; vit-large is the released size."),
   ] = None,
   only: Annotated[
     list[Part] | None,

@@ -78,7 +78,8 @@ def convert(
     typer.Option(
       metavar="KEY",
       help="Model to convert if a file contains several: the key or prefix of its tensors, such as "
-      "ema. Default: the first of model, state_dict, model_state_dict and module, or the only one.",
+      "ema. Default: the first of model, state_dict, model_state_dict, module, net, network and "
+      "student, or the only model.",
     ),
   ] = None,
   lora_alpha: Annotated[

@@ -32,7 +32,7 @@ def evaluate(
   images: Annotated[
     Path | None,
     typer.Option(
-      metavar="DIR", help="Directory of the images. Default: that of the annotation file."
+      metavar="DIR", help="Directory of the images. Default: the directory of the annotation file."
     ),
   ] = None,
   checkpoint: Annotated[
@@ -42,15 +42,15 @@ def evaluate(
   predictions: Annotated[
     Path | None,
     typer.Option(
-      metavar="FILE", help="Score predictions in COCO's results format instead of a model."
+      metavar="FILE", help="Evaluate predictions in COCO's results format instead of a checkpoint."
     ),
   ] = None,
   prompt: Annotated[
     PromptKind,
     typer.Option(
-      help="Prompts of the model: the phrase, the largest box of the objects (skips pairs without "
-      "objects), or both; click: corrective clicks, and a box prompt, for each object; everything: "
-      "no prompt, all objects by the mask generator."
+      help="Prompts: the phrase, the largest box of the objects (skips pairs without objects), or "
+      "both; click: corrective clicks, and separately a box prompt, on each object; everything: no "
+      "prompt, the mask generator segments all objects."
     ),
   ] = PromptKind.text,
   option: MaskOptions = None,
@@ -77,7 +77,7 @@ def evaluate(
   """Evaluate a checkpoint or predictions: cgF1 and its parts, and average precision; with --prompt
   click, the mean IoU over objects; with --prompt everything, the recall of objects.
 
-  Output files are written at the end, all or none.
+  Output files are written at the end, either all or none.
   """
   arguments.check_fraction("--threshold", threshold)
   if checkpoint is not None and predictions is not None:

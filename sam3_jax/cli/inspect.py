@@ -52,7 +52,7 @@ def inspect(
 ) -> None:
   """Describe a checkpoint; reads its parameters only with --verify.
 
-  With --quiet, only the exit status tells whether it is a valid checkpoint.
+  With --quiet, only the exit status shows whether the checkpoint is valid.
   """
   arguments.use_device("cpu")
 

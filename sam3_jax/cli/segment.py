@@ -60,8 +60,8 @@ def segment(
     float | None,
     typer.Option(
       metavar="0..1",
-      help="Keep instances with a score above this. [default: 0.5; 0.8 with --everything; 0 with "
-      "--point or --visual without --text]",
+      help="Keep instances with a score above this value. [default: 0.5; 0.8 with --everything; 0 "
+      "with --point or --visual without --text]",
     ),
   ] = None,
   out: Annotated[
@@ -74,7 +74,7 @@ def segment(
     int | None, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = None,
   max_pixels: Annotated[
-    int, typer.Option(min=1, metavar="N", help="Reject images with more pixels.")
+    int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
   strict: Strict = False,
   quiet: Quiet = False,
@@ -82,7 +82,7 @@ def segment(
 ) -> None:
   """Segment images: all instances of a concept, or single objects.
 
-  --text and --box describe a concept, of which all instances are found. --point, and --box with
+  --text and --box describe a concept; all its instances are segmented. --point, and --box with
   --visual, select a single object.
 
   All arguments are checked before any work. Files that are not images, or are damaged, are reported

@@ -27,9 +27,7 @@ def train(
   ] = None,
   images: Annotated[
     Path | None,
-    typer.Option(
-      metavar="DIR", help="Directory of the images. Default: that of the annotation file."
-    ),
+    typer.Option(metavar="DIR", help="Directory of the images. Default: the directory of --data."),
   ] = None,
   checkpoint: Annotated[
     str | None,
@@ -41,7 +39,10 @@ def train(
   ] = None,
   evaluation_images: Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Directory of its images. Default: that of the file."),
+    typer.Option(
+      metavar="DIR",
+      help="Directory of the images to evaluate on. Default: the directory of --evaluation-data.",
+    ),
   ] = None,
   evaluate_every: Annotated[
     int | None, typer.Option(min=0, metavar="N", help="Steps between evaluations.")
@@ -52,7 +53,9 @@ def train(
   batch: Annotated[int | None, typer.Option(min=1, metavar="N", help="Images per step.")] = None,
   learning_rate: Annotated[
     float | None,
-    typer.Option(metavar="RATE", help="Learning rate, except of trunk, neck and text encoder."),
+    typer.Option(
+      metavar="RATE", help="Learning rate; trunk, neck and text encoder use fractions of it."
+    ),
   ] = None,
   pattern: Annotated[
     str | None,
@@ -64,7 +67,9 @@ def train(
   ] = None,
   lora: Annotated[
     int | None,
-    typer.Option(min=0, metavar="RANK", help="Train LoRA factors of this rank instead."),
+    typer.Option(
+      min=0, metavar="RANK", help="Train LoRA factors of this rank instead of the parameters."
+    ),
   ] = None,
   plot: Annotated[
     Path | None,

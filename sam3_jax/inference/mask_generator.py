@@ -36,22 +36,22 @@ class MaskGeneration:
   """Options of `generate_masks`.
 
   Attributes:
-    points_per_side: point prompts in a row and in a column of the grid, at most
-      `MAX_POINTS_PER_SIDE`.
+    points_per_side: point prompts per side of the grid, at most `MAX_POINTS_PER_SIDE`.
     points_per_batch: point prompts decoded in one call; memory grows with it.
-    point_grids: in place of `points_per_side`: x, y of the points as fractions, an array for each
+    point_grids: replaces `points_per_side`: x, y of the points as fractions, one array for each
       layer of crops.
     multimask_output: three masks per point, else one.
     pred_iou_thresh: drops masks with a lower predicted IoU.
     stability_score_thresh: drops masks with a lower stability: the area at a threshold that is
       higher by `stability_score_offset`, divided by the area at one that is lower by it.
-    stability_score_offset: of logits.
-    box_nms_thresh: of two masks whose boxes overlap by a higher IoU, drops the worse.
-    crop_n_layers: how many layers of smaller crops to segment as well: 2 x 2 crops in the first, 4
-      x 4 in the second.
+    stability_score_offset: offset of the two thresholds of the stability, in logits.
+    box_nms_thresh: drops the worse of two masks whose boxes overlap with a higher IoU.
+    crop_n_layers: number of layers of smaller crops to segment as well: 2 x 2 crops in the first,
+      4 x 4 in the second.
     crop_nms_thresh: as `box_nms_thresh`, between crops; keeps the mask of the smaller crop.
     crop_overlap_ratio: fraction of the image's shorter side that the first layer's crops share.
-    crop_n_points_downscale_factor: the n-th layer has `points_per_side` divided by its n-th power.
+    crop_n_points_downscale_factor: the n-th layer of crops uses `points_per_side` divided by the
+      n-th power of this factor.
     min_mask_region_area: pixels; fills smaller holes and removes smaller islands.
 
   Raises:

@@ -44,12 +44,13 @@ class TrainConfig:
   checkpoint: str = ""
   # Sizes of a model with random parameters; give either this or `checkpoint`.
   model: Config | None = None
-  # Pixels per side of the model's input square; 0 keeps the checkpoint's. Parameters fit all sizes.
+  # Pixels per side of the model's input square; 0 for the size of the checkpoint. The parameters do
+  # not depend on it.
   image_size: int = 0
-  # Patches per side of the trunk's attention windows; 0 keeps the checkpoint's.
+  # Patches per side of the trunk's attention windows; 0 for the windows of the checkpoint.
   window: int = 0
-  # Tokenizer of a random start: a SentencePiece file, or a checkpoint that has one. A model with a
-  # smaller vocabulary uses the first merges.
+  # Tokenizer of a model that starts from random parameters: a SentencePiece file, or a checkpoint
+  # that has one. A model with a smaller vocabulary uses the first merges.
   tokenizer: str = "sam3-tiny"
   # Name of the new checkpoint; empty for the name of the output directory.
   name: str = ""
@@ -64,15 +65,15 @@ class TrainConfig:
   scenes: SceneConfig | None = None
   # Annotation file of the evaluation data; empty for no evaluation.
   evaluation_annotations: str = ""
-  # Directory of the evaluation's images; empty for the directory of `evaluation_annotations`.
+  # Directory of the evaluation images; empty for the directory of `evaluation_annotations`.
   evaluation_images: str = ""
   # "detection"; "dense" pretrains everything but the geometry encoder and the decoder's layers (see
   # `dense`); "visual" trains the head for visual prompts (see `visual`) and leaves the rest of the
   # model unchanged, bit for bit. A checkpoint without that head gets a new one.
   objective: str = "detection"
-  # Regular expression for the full paths of the trainable parameters. Empty: all parameters of a
-  # random start; of a checkpoint all but `trunk` and `text`; with `lora` only the low-rank factors;
-  # with objective "visual" all of the head for visual prompts.
+  # Regular expression for the full paths of the trainable parameters. If empty: all parameters of
+  # a model that starts from random parameters; all but `trunk` and `text` of a checkpoint; with
+  # `lora`, only the low-rank factors; with objective "visual", the head for visual prompts.
   trainable: str = ""
   # Low-rank adaptation; its factors are trained in addition to `trainable`.
   lora: LoraConfig = LORA
@@ -92,13 +93,13 @@ class TrainConfig:
   steps: int = 1000
   # Microbatches per step: `data.batch_size` is divided into this many.
   gradient_accumulation_steps: int = 1
-  # Decay of the exponential moving average (EMA) of the parameters, in [0, 1). The average is what
-  # is evaluated and saved. 0 for no average.
+  # Decay of the exponential moving average (EMA) of the parameters, in [0, 1). The average is
+  # evaluated and saved. 0 for no average.
   ema_decay: float = 0.0
   # Train one-to-many queries in addition to the model's own (DAC).
   one_to_many: bool = True
-  # Prompts of an image, the first ones, for which masks are trained; 0 for all that have objects.
-  # Only for objective "detection".
+  # Number of prompts per image, counted from the first, for which masks are trained; 0 for all
+  # prompts with objects. Only for objective "detection".
   mask_prompts: int = 0
   # Type of the computation: "float32", "bfloat16", or "auto" for float32 on a CPU and bfloat16
   # elsewhere. Parameters are always float32.
@@ -113,11 +114,11 @@ class TrainConfig:
   seed: int = 0
   # Steps between checkpoints to resume from; 0 for one at the end only.
   save_every: int = 200
-  # Checkpoints to resume from that are kept, the latest ones.
+  # Number of checkpoints to keep for resuming; the latest ones are kept.
   max_to_keep: int = 2
   # Steps between evaluations; 0 for one at the end only.
   evaluate_every: int = 0
-  # Image-phrase pairs to evaluate, the first ones; 0 for all.
+  # Number of image-phrase pairs to evaluate, counted from the first; 0 for all.
   evaluate_pairs: int = 0
   # Evaluation metric that selects the best checkpoint; empty for "cgf1", or for "three_clicks" with
   # objective "visual".

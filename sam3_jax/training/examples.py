@@ -48,15 +48,15 @@ class DataConfig:
   # Cells per side of the target masks. `sam3-jax train` sets it to its own `mask_size`, or the
   # model's. Meta compares masks at the image's resolution.
   mask_size: int = 0
-  # Prompts of an image; missing ones are padding.
+  # Prompts per image; images with fewer prompts are padded.
   prompts_per_image: int = 8
-  # Prompts of an image that may have objects; the others are absent phrases.
+  # Prompts per image that may have objects; the others are absent phrases.
   present_prompts: int = 4
-  # Objects of a prompt; of more, the largest by mask area are kept. Meta's limit is 200.
+  # Maximum number of objects per prompt; the largest by mask area are kept. Meta's limit is 200.
   max_objects: int = 32
-  # Exemplar boxes of a prompt.
+  # Maximum number of exemplar boxes per prompt.
   max_exemplars: int = 4
-  # Smallest random resize, as a fraction of `image_size`; 1 for no resize.
+  # Smallest size of the random resize, as a fraction of `image_size`; 1 for no resize.
   min_scale: float = 480 / 1008
   # Probability of a horizontal flip; never with a phrase that says left or right.
   flip_probability: float = 0.5
@@ -64,7 +64,7 @@ class DataConfig:
   crop_probability: float = 0.0
   # Smallest crop, as a fraction of the image's width and of its height.
   min_crop_size: float = 0.5
-  # Probability that a phrase with objects becomes boxes only, with the phrase "visual".
+  # Probability that a phrase with objects is replaced by boxes, with the phrase "visual".
   box_only_probability: float = 0.1
   # Probability that a phrase with objects gets boxes in addition.
   text_and_box_probability: float = 0.1
@@ -72,7 +72,7 @@ class DataConfig:
   negative_box_probability: float = 0.2
   # Standard deviation of the noise on each side of an exemplar box, as a fraction of its size.
   box_noise: float = 0.1
-  # Largest such noise, as a fraction of `image_size`.
+  # Largest noise on a side of an exemplar box, as a fraction of `image_size`.
   box_noise_limit: float = 20 / 1008
 
   def __post_init__(self):

@@ -34,7 +34,7 @@ class LossConfig:
   positive_weight: float = 10.0
   # Focal loss gamma of unmatched queries in the classification.
   focal_gamma: float = 2.0
-  # The classification loss is averaged over at least this many queries; 0 for the model's number.
+  # Smallest number of queries to average the classification loss over; 0 for the model's number.
   pad_queries: int = 200
   # Weight of the presence loss.
   presence_weight: float = 20.0
@@ -50,8 +50,8 @@ class LossConfig:
   semantic_weight: float = 20.0
   # Weight of the dice loss of the semantic map.
   semantic_dice_weight: float = 30.0
-  # Weight of the loss of the encoder's cells (`cell_loss`), for training from scratch. Meta does
-  # not have it.
+  # Weight of the loss of the encoder's cells (`cell_loss`), for training from scratch; not in
+  # Meta's code.
   cell_weight: float = 0.0
   # Factor on each loss of the one-to-many queries.
   one_to_many_weight: float = 2.0

@@ -60,7 +60,7 @@ class OptimizerConfig:
   layer_decay: float = 0.9
   # Decoupled weight decay; biases and the scales of LayerNorms are not decayed.
   weight_decay: float = 0.1
-  # Gradients are scaled down to this global L2 norm if theirs is larger; 0 for no clipping.
+  # Maximum global L2 norm of the gradients, which are scaled down to it; 0 for no clipping.
   max_grad_norm: float = 0.1
   # Decay of Adam's first moment.
   beta1: float = 0.9
@@ -72,7 +72,7 @@ class OptimizerConfig:
   schedule: str = "inverse_sqrt"
   # Steps over which the learning rate rises linearly from 0.
   warmup_steps: int = 20
-  # Steps: time scale of the schedule "inverse_sqrt".
+  # Time scale of the schedule "inverse_sqrt", in steps.
   timescale: int = 20
   # Last steps, over which the learning rate falls linearly to 0; not for "cosine".
   cooldown_steps: int = 20

@@ -67,13 +67,13 @@ class PairSource:
 class SceneConfig:
   """Scenes composed on the fly."""
 
-  # Scenes of an epoch.
+  # Scenes per epoch.
   count: int = 100_000
   # Seed of the scenes.
   seed: int = 0
-  # Styles of the drawings, from `drawings.TRAINING`; empty for all. A scene has one style.
+  # Styles of the drawings, from `drawings.TRAINING`; empty for all of them. A scene has one style.
   styles: tuple[str, ...] = drawings.TRAINING
-  # Height and width in pixels; None for a random one of `scenes.SIZES`.
+  # Height and width in pixels; None for a random choice from `scenes.SIZES`.
   size: tuple[int, int] | None = None
   # Probability of a scene in which each object has a style of its own.
   mixed_style_probability: float = 0.0

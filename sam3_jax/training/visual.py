@@ -42,7 +42,7 @@ COVERED = 0.5
 class VisualConfig:
   """Prompts and losses of the head for visual prompts."""
 
-  # Prompts of an image; each is for one of its objects, sampled at random.
+  # Prompts per image; each is for one object of the image, sampled at random.
   prompts_per_image: int = 8
   # Rounds per prompt: the first prediction, and one after each corrective click.
   rounds: int = 3
@@ -53,7 +53,7 @@ class VisualConfig:
   background_click_probability: float = 0.0
   # Standard deviation of the noise on each side of a box, as a fraction of its size.
   box_noise: float = 0.1
-  # Largest such noise, as a fraction of the image's side.
+  # Largest noise on a side of a box, as a fraction of the image's side.
   box_noise_limit: float = 20 / 1008
   # Weight of the cross-entropy of masks.
   mask_weight: float = 5.0
