@@ -49,22 +49,22 @@ if HANG in os.environ:  # also in the reader processes, which import this module
 
 def entry() -> None:
   """The program."""
-  from sam3_jax.cli import main
+  from sam3_jax.cli.main import entry as run_command
 
   _patch()
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
   if RENAME in os.environ:
     stop_at_rename(int(os.environ[RENAME]))
-  main.entry()
+  run_command()
 
 
 def run_inline(folder: Path, *typed: str) -> int:
   """Runs the command in this process; returns its exit status."""
-  from sam3_jax.cli import main
+  from sam3_jax.cli.main import main
 
   _patch()
   with contextlib.chdir(folder):
-    return main.main([*COMMAND, *typed])
+    return main([*COMMAND, *typed])
 
 
 def _patch() -> None:
@@ -160,4 +160,4 @@ def records(out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  entry()
+  run_command()

@@ -116,14 +116,18 @@ def read(
     for pair, prediction in _predictions(path, chunk, fractions, boxes):
       found.setdefault(pair.id, []).append(prediction)
   boxes.check(str(path))
+  _check_any(path, found, left_out)
+  if notes is not None and isinstance(lookup, LookupByName):
+    _note_missing(pairs, lookup, notes)
+  return found, left_out
+
+
+def _check_any(path: Path, found: dict[int, list[EvalPrediction]], left_out: int) -> None:
   if left_out and not found:
     raise ValueError(
       f"{path}: none of its {left_out} predictions is of a category that the data have for its "
       f"image; {SAME_DATA}"
     )
-  if notes is not None and isinstance(lookup, LookupByName):
-    _note_missing(pairs, lookup, notes)
-  return found, left_out
 
 
 def _note_missing(pairs: Sequence[Pair], lookup: LookupByName, notes: Notes) -> None:

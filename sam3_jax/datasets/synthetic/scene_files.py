@@ -82,11 +82,8 @@ def write(
     _finish(out, {**files, "annotations.json": record})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
-  return {
-    "images": count,
-    "pairs": len(record["images"]),
-    "objects": len(record["annotations"]),
-  }
+  pairs, objects = len(record["images"]), len(record["annotations"])
+  return {"images": count, "pairs": pairs, "objects": objects}
 
 
 def _check_numbers(count: int, seed: int, augment: float) -> None:
