@@ -184,7 +184,7 @@ def test_convert_writes_a_fingerprint(tmp_path, loads, capsys, monkeypatch):
   assert main(["convert", *map(str, typed)]) == 0
   assert len(kept(tmp_path / "new").numbers) == RESULTS
   said = " ".join(capsys.readouterr().out.split())
-  assert "not compared with transformers, torch and transformers are not installed; pip" in said
+  assert "not compared with transformers: torch and transformers are not installed; pip" in said
   summary = inspect(capsys, tmp_path / "new", "--verify")
   assert summary["checks"]["fingerprint"].startswith("equal within 0.0e+00")
   typed = ["convert", str(tmp_path / "new"), str(tmp_path / "out"), "--to", "huggingface"]
