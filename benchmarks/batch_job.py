@@ -160,4 +160,4 @@ def records(out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-  run_command()
+  entry()

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 # The first row whose patterns each match the start of some name decides. Sources: state_dict() of
 # facebookresearch/segment-anything, sam2 and sam3, of SimonZeng7108/efficientsam3, and of
 # transformers' models of these names.
-_IMAGE_ENCODER = r".*vision_backbone\.trunk\.model\."
+# Not where "model" is only a wrapper of SAM 3's own image encoder.
+_IMAGE_ENCODER = (
+  r".*vision_backbone\.trunk\.model\.(?!pos_embed|ln_pre\.|patch_embed\.proj\.|blocks\.)"
+)
 VARIANTS = (  # relatives of SAM 3 with many of its names
   (
     "EfficientSAM3 with a RepViT as its image encoder",
@@ -24,7 +27,9 @@ VARIANTS = (  # relatives of SAM 3 with many of its names
   (
     "EfficientSAM3 with another image encoder than SAM 3's",
     (
-      r".*vision_encoder\.(trunk|backbone)\.(student_trunk|projector|model|stages|features|stem)",
+      r".*vision_encoder\.(trunk|backbone)\."
+      r"(student_trunk|projector|stages|features|stem"
+      r"|model(?!\.(embeddings\.|layer_norm\.|layers\.\d+\.(attention|mlp|layer_norm))))",
       r".*(detr_decoder|dot_product_scoring)\.",
     ),
   ),

@@ -90,17 +90,17 @@ def open_image(
   """
   name = name_of(source)
   if isinstance(source, Image.Image):
-    with _no_pixel_limit():
+    with no_pixel_limit():
       header = _header(source, name, max_pixels, load)
     yield header
     return
   raw = isinstance(source, bytes | bytearray | memoryview)
   file = _ErrorRecorder(io.BytesIO(source) if raw else _open_regular(Path(source)))
   with file:
-    with _no_pixel_limit(), _decoding(name, file):
+    with no_pixel_limit(), _decoding(name, file):
       image, size = _identify(file, name, max_pixels)
     with image:
-      with _no_pixel_limit():
+      with no_pixel_limit():
         header = _header(image, name, max_pixels, load, file, size)
       yield header
 
@@ -296,11 +296,11 @@ def _raise_if_unreadable(name: str, file: _ErrorRecorder) -> None:
 
 
 _limit_lock = threading.Lock()
-_limit_lifted: list[int | None] = []  # Pillow's limit, once for each thread in `_no_pixel_limit`
+_limit_lifted: list[int | None] = []  # Pillow's limit, once for each thread in `no_pixel_limit`
 
 
 @contextmanager
-def _no_pixel_limit() -> Iterator[None]:
+def no_pixel_limit() -> Iterator[None]:
   """Lifts Pillow's global limit while any thread is in this context: `max_pixels` replaces it."""
 
   with _limit_lock:

@@ -18,6 +18,7 @@ from sam3_jax.inputs.image_file import (
   ImageHeader,
   displayed_size,
   name_of,
+  no_pixel_limit,
   open_image,
 )
 from sam3_jax.inputs.image_limits import MAX_PIXELS, InvalidImageError, check_size
@@ -170,10 +171,11 @@ def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   opaque = not image.has_transparency_data
   try:  # in strips, as Pillow's copies of a large image would take four times its memory
-    for top in range(0, image.height, _STRIP):
-      strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
-      strip = np.asarray(strip.convert("RGB")) if opaque else _opaque(strip)
-      pixels[top : top + _STRIP] = strip
+    with no_pixel_limit():  # Pillow before 12.3 applies its limit to crops too
+      for top in range(0, image.height, _STRIP):
+        strip = image.crop((0, top, image.width, min(top + _STRIP, image.height)))
+        strip = np.asarray(strip.convert("RGB")) if opaque else _opaque(strip)
+        pixels[top : top + _STRIP] = strip
   except ValueError as error:
     raise InvalidImageError(
       f"{name} has pixels in mode {image.mode}: convert it to RGB first."
