@@ -126,7 +126,6 @@ def by_part(listed: list[hlo.Collective], parts: tuple[str, ...]) -> list[dict[s
   return sorted(rows.values(), key=lambda row: -row["bytes"])
 
 
-SIZE_NAMES = ("vit-tiny", "vit-small", "vit-base", "vit-large")
 PARTS = ("trunk", "neck", "text", "geometry", "fusion", "decoder", "scoring", "masks")
 
 
