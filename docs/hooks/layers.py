@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / "docs" / "layers.svg"
+SVG_FILE = ROOT / "docs" / "layers.svg"
 TEXTS = {
   "cli": "the command line: options in, exit status out",
   "training": "losses, matchers, the loop, LoRA, FSDP",
@@ -39,7 +39,7 @@ def layers() -> list[list[str]]:
 
 
 def draw(rows: list[list[str]]) -> str:
-  """The picture as SVG: a box for each package, an arrow for the direction of imports."""
+  """The layers as SVG: a box for each package, an arrow for the direction of imports."""
   height = 2 * MARGIN + len(rows) * (ROW + GAP)
   parts = [
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
@@ -67,4 +67,4 @@ def draw(rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-  PICTURE.write_text(draw(layers()))
+  SVG_FILE.write_text(draw(layers()))

@@ -80,7 +80,7 @@ class TooManyFailuresError(ValueError):
 
 
 class StorageError(OSError):
-  """So many inputs cannot be read that the storage is probably unavailable; the job can be
+  """Too many inputs cannot be read: the storage is probably unavailable; the job can be
   resumed."""
 
 
