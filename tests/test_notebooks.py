@@ -17,6 +17,7 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 def test_notebook_runs(path, tmp_path, monkeypatch):
   """Cells tagged `skip-execution` install packages on Colab and are left out."""
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.delenv("XLA_FLAGS")  # the tests' eight devices: a user of a notebook has one
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
   monkeypatch.setenv("HOME", str(tmp_path))  # of the kernel's files and caches
   notebook = nbformat.read(path, as_version=4)
