@@ -131,6 +131,13 @@ def _unwrap(names: dict[str, Segments], node: Node) -> tuple[dict[str, Segments]
     return names, len(names)
   ended = [name for name, rest in names.items() if not rest]
   children = _children({name: rest for name, rest in names.items() if rest})
+  if len(children) == 1 and not ended:
+    ((child, below),) = children.items()
+    if ANYTHING in node.get(normal(child), {}) and all(below.values()):
+      # SAM 3.1's `tracker.model`, unless all names below it are those of SAM 3's tracker
+      inner, matching = _unwrap(below, {k: v for k, v in node.items() if k != normal(child)})
+      if matching == len(names):
+        return inner, matching
   if not any(normal(child) in node for child in children):
     matching = 0 if node else len(ended)
     if len(children) == 1 and node and not ended:

@@ -68,6 +68,14 @@ class TestWrappers:
     }
     assert chosen(wrapped).tensors.keys() == whole.keys()
 
+  def test_a_wrapper_of_meta_s_tracker_is_not_taken_for_sam_3_1(self):
+    """SAM 3.1 has other tensors below `tracker.model`."""
+    whole = arrays("meta")
+    wrapped = {n.replace("tracker.", "tracker.model.", 1): a for n, a in whole.items()}
+    found = chosen(wrapped)
+    assert found.tensors.keys() == whole.keys()
+    assert found.layout == chosen(whole).layout
+
   def test_wrappers_do_not_change_the_checkpoint(self, tmp_path):
     found = []
     prefix = "module._orig_mod.model."
