@@ -1,22 +1,14 @@
-"""`sam3-jax batch`."""
+"""Declares `sam3-jax batch`."""
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sam3_jax.cli import arguments
-from sam3_jax.cli.options import Computed, Debug, Device, Dtype, OnDevice, Quiet, Strict
-from sam3_jax.utils.console import Console, loading, print_error, say
-from sam3_jax.utils.signals import RESUME, terminable
-
-if TYPE_CHECKING:
-  from sam3_jax.batch.job import Job
-  from sam3_jax.inference.predictor import Sam3
-  from sam3_jax.utils.notes import ListingNotes
-
-DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
+from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Quiet, Strict
+from sam3_jax.utils.signals import RESUME
 
 
 class Layout(enum.StrEnum):
@@ -142,7 +134,9 @@ def batch(
   error, or more images failed than --max-error-rate allows. 130, interrupted.
   """
   if merge:
-    _merge(out, to, Console(quiet=quiet))
+    from sam3_jax.cli.batch_images import merge_parts
+
+    merge_parts(out, to, quiet)
     return
   if to is not Layout.coco:
     raise ValueError(f"--to {to.value} needs --merge; leave out --to until the images are done.")
@@ -162,100 +156,17 @@ def batch(
     "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
-  from sam3_jax.utils.notes import ListingNotes
+  from sam3_jax.cli.batch_images import process_images
 
-  notes = ListingNotes()
-  with terminable(DEADLINE) as stopping:
-    job, model = _prepare(
-      images, prompts, checkpoint, device, dtype, members, settings, quiet, notes, strict
-    )
-
-    from sam3_jax.batch.job import StorageError
-    from sam3_jax.batch.run import run
-
-    errors = Console(stderr=True)
-    try:
-      whole = not stopping() and run(
-        job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
-      )
-    except StorageError as error:
-      print_error(str(error))
-      whole = False
-    finally:
-      if job.process == 0:
-        arguments.say_notes(notes, quiet)
-  if not whole:
+  if not process_images(
+    images,
+    prompts,
+    checkpoint,
+    device=device,
+    dtype=None if dtype is Dtype.auto else dtype.value,
+    members=members,
+    settings=settings,
+    quiet=quiet,
+    strict=strict,
+  ):
     raise typer.Exit(RESUME)
-
-
-def _prepare(
-  images: str,
-  prompts: str | None,
-  checkpoint: str,
-  device: Device | None,
-  dtype: Dtype,
-  members: dict[str, Any],
-  settings: dict[str, Any],
-  quiet: bool,
-  notes: "ListingNotes",
-  strict: bool,
-) -> "tuple[Job, Sam3]":
-  """Creates the job, and its model on this process's devices.
-
-  Args:
-    images, prompts, checkpoint, device, dtype, quiet: values of the options.
-    members: arguments of `processes.initialize`.
-    settings: fields of the job.
-    notes: counts the files that the listing skips.
-    strict: raise if files are skipped.
-  """
-  from sam3_jax.batch.inputs import check_phrases, list_inputs
-  from sam3_jax.batch.processes import initialize
-
-  found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
-  if strict:
-    notes.refuse()
-  if device is Device.cpu:
-    arguments.use_device(device)
-  process, processes = initialize(**members)
-
-  from sam3_jax.batch.job import Job
-  from sam3_jax.inference.predictor import Sam3
-  from sam3_jax.inference.sharding import make_mesh
-
-  precision = None if dtype is Dtype.auto else dtype.value
-  with loading(Console(stderr=True), found, quiet=quiet) as step:
-    mesh = make_mesh(_devices(device))
-    model = Sam3.from_checkpoint(found, dtype=precision, mesh=mesh, verify=True, progress=step)
-  check_phrases(inputs, model.tokenizer)
-  return Job(inputs=inputs, process=process, processes=processes, **settings), model
-
-
-def _merge(out: Path, to: Layout, console: Console) -> None:
-  from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
-  from sam3_jax.batch.merge import ANNOTATIONS, merge
-  from sam3_jax.utils.notes import ListingNotes
-
-  counts = merge(out)
-  said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
-  say(console, f"{out / ANNOTATIONS}: {said}")
-  if to is not Layout.coco:
-    notes = ListingNotes()
-    writers = {
-      Layout.labelme: lambda: write_labelme(out, notes),
-      Layout.yolo: lambda: write_yolo(out, notes),
-      Layout.parquet: lambda: write_parquet(out),
-    }
-    say(console, f"{writers[to]()}: {counts['images']:,} images")
-    arguments.say_notes(notes, console.quiet)
-
-
-def _devices(device: Device | None) -> list[Any]:
-  """The local devices of the given kind; of the default kind if it is None."""
-  import jax
-
-  found = arguments.local_devices()
-  if device is None or found[0].platform == device.value:
-    return found
-  arguments.use_device(device)
-  return jax.local_devices(backend=device.value)

@@ -1,0 +1,94 @@
+"""The work of `sam3-jax batch`: creates the job and its model, runs or merges it."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
+from sam3_jax.batch.inputs import check_phrases, list_inputs
+from sam3_jax.batch.job import Job, StorageError
+from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.processes import initialize
+from sam3_jax.batch.run import run
+from sam3_jax.cli import arguments
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.sharding import make_mesh
+from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.utils.notes import ListingNotes
+from sam3_jax.utils.signals import terminable
+
+DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
+
+
+def process_images(
+  images: str,
+  prompts: str | None,
+  checkpoint: str,
+  *,
+  device: str | None,
+  dtype: str | None,
+  members: dict[str, Any],
+  settings: dict[str, Any],
+  quiet: bool,
+  strict: bool,
+) -> bool:
+  """Runs a job, or the rest of it; returns whether all parts of this process are done.
+
+  Args:
+    images, prompts, checkpoint, device, quiet: values of the options.
+    dtype: of the computation; None for the default of the device.
+    members: arguments of `processes.initialize`.
+    settings: fields of the job.
+    strict: raise if the listing skips files.
+  """
+  notes = ListingNotes()
+  with terminable(DEADLINE) as stopping:
+    found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
+    if strict:
+      notes.refuse()
+    if device == "cpu":
+      arguments.use_device(device)
+    process, processes = initialize(**members)
+    with loading(Console(stderr=True), found, quiet=quiet) as step:
+      mesh = make_mesh(_devices(device))
+      model = Sam3.from_checkpoint(found, dtype=dtype, mesh=mesh, verify=True, progress=step)
+    check_phrases(inputs, model.tokenizer)
+    job = Job(inputs=inputs, process=process, processes=processes, **settings)
+    errors = Console(stderr=True)
+    try:
+      return not stopping() and run(
+        job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
+      )
+    except StorageError as error:
+      print_error(str(error))
+      return False
+    finally:
+      if process == 0:
+        arguments.say_notes(notes, quiet)
+
+
+def merge_parts(out: Path, to: str, quiet: bool) -> None:
+  """Merges the part files of a job, and also writes the annotations in the format `to`."""
+  console = Console(quiet=quiet)
+  counts = merge(out)
+  said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+  say(console, f"{out / ANNOTATIONS}: {said}")
+  if to != "coco":
+    notes = ListingNotes()
+    writers = {
+      "labelme": lambda: write_labelme(out, notes),
+      "yolo": lambda: write_yolo(out, notes),
+      "parquet": lambda: write_parquet(out),
+    }
+    say(console, f"{writers[to]()}: {counts['images']:,} images")
+    arguments.say_notes(notes, quiet)
+
+
+def _devices(device: str | None) -> list[Any]:
+  """The local devices of the given kind; of the default kind if it is None."""
+  found = arguments.local_devices()
+  if device is None or found[0].platform == device:
+    return found
+  arguments.use_device(device)
+  return jax.local_devices(backend=device)
