@@ -163,7 +163,7 @@ def test_layers_are_drawn_as_they_are_enforced():
   """After a change of the contract in pyproject.toml: `python docs/hooks/layers.py`."""
   import layers
 
-  assert layers.PICTURE.read_text(encoding="utf-8") == layers.draw(layers.layers())
+  assert layers.SVG_FILE.read_text(encoding="utf-8") == layers.draw(layers.layers())
 
 
 def test_bars_in_cells():
