@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
   from speed.material import VOCABULARY, seeded
 
   from sam3_jax import Sam3, Tokenizer, VisualPrompt, find_checkpoint
-  from sam3_jax.checkpoint import bundle as checkpoint
+  from sam3_jax.checkpoint import bundle
   from sam3_jax.config import SIZES
   from sam3_jax.utils.param_tree import flatten, nest
 
@@ -78,8 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
     params = seeded(config)
     tokenizer = VOCABULARY.read_bytes()
   else:
-    bundle = checkpoint.load(find_checkpoint(arguments.checkpoint))
-    config, params, tokenizer = bundle.config, jax.device_get(bundle.params), bundle.tokenizer
+    loaded = bundle.load(find_checkpoint(arguments.checkpoint))
+    config, params, tokenizer = loaded.config, jax.device_get(loaded.params), loaded.tokenizer
   if arguments.run in ("trunk", "streams"):
     emulate(everywhere=arguments.run == "streams")
   flat, half = flatten(params), ml_dtypes.bfloat16

@@ -36,10 +36,10 @@ COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
 # The shapes of a tiny sam3.pt do not determine its heads: take the configuration of a bundle.
 WITH_CONFIG = """
 import dataclasses, sys
-from sam3_jax.checkpoint import bundle as checkpoints
+from sam3_jax.checkpoint import bundle
 from sam3_jax.converters import convert
-source, out, tokenizer, bundle = sys.argv[1:]
-config = dataclasses.replace(checkpoints.inspect(bundle).config, concept_points=True)
+source, out, tokenizer, directory = sys.argv[1:]
+config = dataclasses.replace(bundle.inspect(directory).config, concept_points=True)
 convert(source, out, tokenizer=tokenizer, config=config)
 """
 
