@@ -56,8 +56,8 @@ class Side:
         file.close()
 
   def call(self, case: str, count: int) -> dict[str, float]:
-    """Wall time and processor time in seconds, and peak memory of one call; raises Unable. Restarts
-    the process if an earlier case ended it, for example by running out of memory."""
+    """Measures seconds, CPU seconds and peak memory of one call; raises Unable. Restarts the
+    process if an earlier case ended it, for example by running out of memory."""
     if self._process.poll() is not None:
       self.__exit__()
       self._start()
