@@ -1,10 +1,10 @@
-"""Ends batch jobs at random moments, resumes them, and compares them with an undisturbed job.
+"""Ends batch jobs at random moments, resumes them, and compares them with an uninterrupted job.
 
   python benchmarks/batch_faults.py --kills 30 --terms 30 --renames 6 --out benchmarks/results
 
 Jobs are killed by SIGKILL at a random moment, or while files are renamed, in the job or in merging;
 or stopped by SIGTERM or SIGHUP, every second time while reads hang as on an unavailable network
-mount. Then the same command is run again. All files must equal those of the undisturbed job, with
+mount. Then the same command is run again. All files must equal those of the uninterrupted job, with
 no temporary file left. After SIGTERM the exit status must be 75 (0 if the job was already done)
 within 10 seconds, and no process may be left. A signal in the first second, while the interpreter
 starts, ends the command like any other program.
@@ -43,7 +43,7 @@ class Jobs:
       (images / f"{10 * i:03}.png").rename(images / f"hang-{i}.png")
     (images / "broken.png").write_bytes(b"broken")
     self._hang = folder / "hang"
-    self.wanted = self.result("undisturbed")
+    self.wanted = self.result("uninterrupted")
 
   def start(self, out: str, **settings: Any) -> Any:
     workers = str(self._rng.choice([0, 0, 2]))
@@ -61,7 +61,7 @@ class Jobs:
   def compare(self, out: str) -> None:
     files = self.result(out)
     if names := sorted(n for n in files | self.wanted if files.get(n) != self.wanted.get(n)):
-      self.faults.append(f"{out}: differs from the undisturbed job: {', '.join(names)}")
+      self.faults.append(f"{out}: differs from the uninterrupted job: {', '.join(names)}")
     self._log(f"{out} done, faults so far: {self.faults}")
 
   def wait(self, process: Any, out: str) -> bool:

@@ -46,15 +46,13 @@ def serve(step: Callable[[], float], versions: dict[str, str], about: dict[str, 
     about: number of threads, or the device.
   """
 
-  def answer(**values: Any) -> None:
+  def write(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
-  answer(versions=versions, about=about)
+  write(versions=versions, about=about)
   for _ in sys.stdin:
     loss, figures = timed(step, repeats=0)
-    answer(
-      loss=loss, seconds=figures["later"], processor=figures["processor"], memory=peak_memory()
-    )
+    write(loss=loss, seconds=figures["later"], processor=figures["processor"], memory=peak_memory())
 
 
 def peak_memory() -> int:

@@ -100,7 +100,7 @@ def take_turns(work: Path, arguments: argparse.Namespace) -> list[dict[str, Any]
       process = stack.enter_context(
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
       )
-      processes.append((process, _answer(process, name)))
+      processes.append((process, _read_line(process, name)))
       rows.append({"name": name, "steps": []})
       rows[-1]["steps"].append(_step(process, name))  # one at a time: compiling uses all cores
     for _ in range(arguments.repeats):
@@ -130,10 +130,10 @@ def _figures(steps: list[dict[str, float]], images: int) -> dict[str, float]:
 def _step(process: subprocess.Popen, name: str) -> dict[str, float]:
   process.stdin.write("\n")
   process.stdin.flush()
-  return _answer(process, name)
+  return _read_line(process, name)
 
 
-def _answer(process: subprocess.Popen, name: str) -> dict[str, Any]:
+def _read_line(process: subprocess.Popen, name: str) -> dict[str, Any]:
   if not (line := process.stdout.readline()):
     raise SystemExit(f"{name} ended with status {process.wait()}; its message is above.")
   return json.loads(line)
@@ -152,7 +152,8 @@ def markdown(report: dict[str, Any]) -> str:
     f"`{report['size']}`, float32, medians of {len(rows[0]['steps']) - 1} steps in turns.",
     "",
     "| training step | seconds (median, minimum) | CPU seconds | images/s "
-    "| relative to the first row | peak memory | first step | relative difference of the first loss |",
+    "| relative to the first row | peak memory | first step "
+    "| relative difference of the first loss |",
     "|---" * 8 + "|",
   ]
   for row in rows:
