@@ -77,11 +77,13 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--images", type=int, default=118_000)
-  parser.add_argument("--polygons", type=int, default=860_000)
+  parser.add_argument("--images", type=int, default=118_000, help="images in the file")
+  parser.add_argument("--polygons", type=int, default=860_000, help="polygons in the file")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--file", type=Path, help="path of the file; an existing file is used")
-  parser.add_argument("--python", default=sys.executable, help="Python with the version to measure")
+  parser.add_argument(
+    "--python", default=sys.executable, help="interpreter with the version of sam3-jax to measure"
+  )
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     path = arguments.file or Path(temporary) / "annotations.json"

@@ -1,7 +1,7 @@
 """Compares bfloat16 with residual streams in bfloat16 (ours) and in float32 (PyTorch's autocast).
 
   python benchmarks/autocast.py --size vit-large      # seeded weights of the released size: 8 GB
-  python benchmarks/autocast.py                   # sam3-tiny, which is trained
+  python benchmarks/autocast.py                       # sam3-tiny, which is trained
 
 Meta runs bfloat16 under autocast: products have bfloat16 operands, but residual sums and norms are
 float32. Ours rounds the sum after each block to bfloat16. Each variant runs in its own process on
@@ -36,10 +36,16 @@ def main() -> int:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("checkpoint", nargs="?", default="sam3-tiny", help="directory or name")
-  parser.add_argument("--size", help="use seeded weights of this size instead of a checkpoint")
-  parser.add_argument("--image-size", type=int, help="pixels per side, with --size; 336 is faster")
+  parser.add_argument(
+    "--size", help="use seeded weights of this size, such as vit-large, instead of a checkpoint"
+  )
+  parser.add_argument(
+    "--image-size", type=int, help="side of the model input, with --size; 336 is faster"
+  )
   parser.add_argument("--image", type=Path, default=CLONE / "docs" / "scene.jpg")
-  parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:])
+  parser.add_argument(
+    "--variants", nargs="+", choices=VARIANTS[1:], default=VARIANTS[1:], help="variants to compare"
+  )
   parser.add_argument("--run", choices=VARIANTS, help=argparse.SUPPRESS)
   parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
   arguments = parser.parse_args()
@@ -66,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
   from speed.material import VOCABULARY, seeded
 
   from sam3_jax import Sam3, Tokenizer, VisualPrompt, find_checkpoint
-  from sam3_jax.checkpoint import bundle as checkpoint
+  from sam3_jax.checkpoint import bundle
   from sam3_jax.config import SIZES
   from sam3_jax.utils.param_tree import flatten, nest
 
@@ -78,8 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
     params = seeded(config)
     tokenizer = VOCABULARY.read_bytes()
   else:
-    bundle = checkpoint.load(find_checkpoint(arguments.checkpoint))
-    config, params, tokenizer = bundle.config, jax.device_get(bundle.params), bundle.tokenizer
+    loaded = bundle.load(find_checkpoint(arguments.checkpoint))
+    config, params, tokenizer = loaded.config, jax.device_get(loaded.params), loaded.tokenizer
   if arguments.run in ("trunk", "streams"):
     emulate(everywhere=arguments.run == "streams")
   flat, half = flatten(params), ml_dtypes.bfloat16

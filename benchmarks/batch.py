@@ -1,4 +1,4 @@
-"""Throughput of batch inference, stage by stage, and memory over many images.
+"""Measures the throughput of batch inference stage by stage, and its memory over many images.
 
   python benchmarks/batch.py --images 400 --out benchmarks/results        # with sam3-tiny
   python benchmarks/batch.py --images 10000 --memory --out benchmarks/results
@@ -42,10 +42,11 @@ from sam3_jax.inference import sharding
 PHRASES = 2  # per image
 PART = 256  # approximate number of images per part: parts end with a batch
 WATCHED = 250  # images per part with --memory, so that a part ends at each thousand
-READY = 50  # batches in memory for the first measurements
+READY = 50  # batches in memory for the first two measurements
 
 
 def device_only(engine: Engine, slots: Iterator[list[Slot]]) -> None:
+  """Runs the device programs on batches in memory, without converting their results."""
   waiting: collections.deque[Any] = collections.deque()
   for batch in slots:
     waiting.append(engine.start(batch))
@@ -81,8 +82,8 @@ class Parts:
 def with_masks(
   engine: Engine, slots: Iterator[list[Slot]], threads: int, written: Parts | None = None
 ) -> None:
-  """The devices, and a thread that waits for them, has other threads make records, and writes the
-  records if there are parts to write."""
+  """Also makes the masks and records, in other threads, and writes the records if `written` is
+  given."""
 
   def finish(pending: Any, batch: list[Slot]) -> None:
     found = pending.instances()
@@ -195,13 +196,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     "what": f"{arguments.checkpoint}, {len(inputs)} images, {PHRASES} phrases each, "
     f"{batch_size} images per batch, {arguments.workers} workers, "
     f"threshold {arguments.threshold}",
-    "images_a_second": {name: len(inputs) / value for name, value in seconds.items()},
+    "images_per_second": {name: len(inputs) / value for name, value in seconds.items()},
     "resident_bytes": means(memory, complete),
   }
 
 
 def markdown(report: dict[str, Any]) -> str:
-  rates = report["images_a_second"]
+  rates = report["images_per_second"]
   first = next(iter(rates.values()))
   lines = [
     f"{report['what']}; {report['machine']}.", "",
@@ -222,15 +223,15 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", default="sam3-tiny")
-  parser.add_argument("--images", type=int, default=400)
+  parser.add_argument("--checkpoint", default="sam3-tiny", help="directory or name")
+  parser.add_argument("--images", type=int, default=400, help="images in the job")
   parser.add_argument("--batch-images", type=int, default=4, help="images per batch and device")
   parser.add_argument("--workers", type=int, default=0, help="reader processes; 0: a thread")
   parser.add_argument("--threshold", type=float, default=0.5)
   parser.add_argument(
-    "--memory", action="store_true", help="measure the memory of the complete job"
+    "--memory", action="store_true", help="measure only the memory of the complete job"
   )
-  parser.add_argument("--out", type=Path, help="directory for batch.md and batch.json")
+  parser.add_argument("--out", type=Path, help="output directory, for batch.md and batch.json")
   arguments = parser.parse_args()
   report = measure(arguments)
   print(markdown(report))

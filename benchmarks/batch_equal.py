@@ -3,7 +3,7 @@
   python benchmarks/batch_equal.py --scenes 200 --out benchmarks/results      # with sam3-tiny
 
 The processes of a job are connected by `jax.distributed` and have two devices each, which XLA
-emulates on the CPU. They must write the same merged file, to the byte. Different numbers of devices
+emulates on the CPU. Their merged files must be byte-equal. Different numbers of devices
 change the order of summation: scores may differ by 1e-5, a mask in 1 of 10,000 pixels of its
 image, and an instance may be missing if its score is within 1e-5 of the threshold. Otherwise the
 exit status is 1.
@@ -117,8 +117,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--checkpoint", default="sam3-tiny")
-  parser.add_argument("--scenes", type=int, default=200)
+  parser.add_argument("--checkpoint", default="sam3-tiny", help="directory or name")
+  parser.add_argument("--scenes", type=int, default=200, help="number of images")
   parser.add_argument("--threshold", type=float, default=0.5)
   parser.add_argument(
     "--processes",
@@ -130,7 +130,7 @@ def main() -> int:
   parser.add_argument(
     "--devices", type=int, nargs="*", default=[1, 4, 8], help="numbers of devices of one process"
   )
-  parser.add_argument("--out", type=Path, help="directory for batch-equal.md")
+  parser.add_argument("--out", type=Path, help="output directory, for batch-equal.md")
   arguments = parser.parse_args()
   with tempfile.TemporaryDirectory() as temporary:
     jobs = Jobs(Path(temporary), arguments)
@@ -141,17 +141,17 @@ def main() -> int:
     f"{arguments.scenes} scenes, {arguments.checkpoint}, two phrases each; {machine()}.",
     "",
     f"{', '.join(map(str, arguments.processes))} processes of two devices: "
-    f"{'equal to the byte' if same else 'NOT equal'}, {len(files[0]) if files else 0:,} bytes.",
+    f"{'byte-equal' if same else 'NOT equal'}, {len(files[0]) if files else 0:,} bytes.",
     "",
-    "| devices | instances in both | largest difference of a score | of a mask, as a fraction of "
-    "its image | missing |",
+    "| devices | instances in both | largest difference of a score | largest difference of a mask, "
+    "as a fraction of its image | missing |",
     "|---|---|---|---|---|",
   ]
   for count, found in zip(arguments.devices[1:], apart[1:], strict=True):
     off = compare(apart[0], found, arguments.threshold)
     same = same and off.score <= SCORE and off.pixels <= PIXELS and not off.missing
     lines.append(
-      f"| {count} beside {arguments.devices[0]} | {off.compared:,} | {off.score:.1e} "
+      f"| {count} compared with {arguments.devices[0]} | {off.compared:,} | {off.score:.1e} "
       f"| {off.pixels:.1e} | {off.missing} |"
     )
   print("\n".join(lines))

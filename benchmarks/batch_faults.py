@@ -1,15 +1,15 @@
-"""Ends batch jobs at random moments, resumes them, and compares them with an undisturbed job.
+"""Ends batch jobs at random moments, resumes them, and compares them with an uninterrupted job.
 
   python benchmarks/batch_faults.py --kills 30 --terms 30 --renames 6 --out benchmarks/results
 
 Jobs are killed by SIGKILL at a random moment, or while files are renamed, in the job or in merging;
 or stopped by SIGTERM or SIGHUP, every second time while reads hang as on an unavailable network
-mount. Then the same command is run again. All files must equal those of the undisturbed job, with
+mount. Then the same command is run again. All files must equal those of the uninterrupted job, with
 no temporary file left. After SIGTERM the exit status must be 75 (0 if the job was already done)
 within 10 seconds, and no process may be left. A signal in the first second, while the interpreter
 starts, ends the command like any other program.
 
-The engine of `batch_job.py` replaces the model, so starting takes only as long as the imports.
+`batch_job.py` replaces the model by a fake one, so starting takes only as long as the imports.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from batch_job import batches
 from timing import machine
 
 IMAGES = 40
-TYPED = ("--images", "images", "--prompts", "cat, dog")
+ARGUMENTS = ("--images", "images", "--prompts", "cat, dog")
 LIMIT = 10.0  # seconds from SIGTERM to the end
 PAUSE = 0.05  # seconds per batch
 
@@ -43,16 +43,16 @@ class Jobs:
       (images / f"{10 * i:03}.png").rename(images / f"hang-{i}.png")
     (images / "broken.png").write_bytes(b"broken")
     self._hang = folder / "hang"
-    self.wanted = self.result("undisturbed")
+    self.wanted = self.result("uninterrupted")
 
   def start(self, out: str, **settings: Any) -> Any:
     workers = str(self._rng.choice([0, 0, 2]))
-    return batch_job.start(self.folder, *TYPED, "--workers", workers, "--out", out, **settings)
+    return batch_job.start(self.folder, *ARGUMENTS, "--workers", workers, "--out", out, **settings)
 
   def result(self, out: str) -> dict[str, bytes]:
     """Resumes and merges a job in this process; returns all its files."""
     self._hang.unlink(missing_ok=True)
-    status = batch_job.run_inline(self.folder, *TYPED, "--out", out)
+    status = batch_job.run_inline(self.folder, *ARGUMENTS, "--out", out)
     merged = batch_job.run_inline(self.folder, "--merge", "--out", out)
     if status or merged:
       self.faults.append(f"{out}: exit status {status}, merging {merged}")
@@ -61,7 +61,7 @@ class Jobs:
   def compare(self, out: str) -> None:
     files = self.result(out)
     if names := sorted(n for n in files | self.wanted if files.get(n) != self.wanted.get(n)):
-      self.faults.append(f"{out}: differs from the undisturbed job: {', '.join(names)}")
+      self.faults.append(f"{out}: differs from the uninterrupted job: {', '.join(names)}")
     self._log(f"{out} done, faults so far: {self.faults}")
 
   def wait(self, process: Any, out: str) -> bool:
@@ -150,7 +150,7 @@ def main() -> int:
   parser.add_argument("--terms", type=int, default=30, help="jobs stopped at random moments")
   parser.add_argument("--renames", type=int, default=6, help="jobs killed while renaming")
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", type=Path, help="directory for batch-faults.md")
+  parser.add_argument("--out", type=Path, help="output directory, for batch-faults.md")
   arguments = parser.parse_args()
   faults, slowest = campaign(
     arguments.kills, arguments.terms, arguments.renames, arguments.seed, _say

@@ -1,8 +1,8 @@
-"""Helpers of the fault tests of batch jobs: processes without a model, and their results.
+"""Runs batch jobs with a fake model, for the fault tests of batch jobs.
 
 The engine of the tests replaces the model: it is fast, and its results depend only on the pixels
-and the prompts, to the byte. As a program, this is `sam3-jax batch` with that engine. Environment
-variables make it slow, or make reads hang as on an unavailable network mount.
+and the prompts, bit for bit. Run as a program, this is `sam3-jax batch` with that engine.
+Environment variables slow it down, or make reads hang as on an unavailable network mount.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ RENAME = "BATCH_JOB_RENAME"  # number of the rename before which the process sto
 
 
 class _Hanging:
-  """The module `os`, except that opening images called hang* blocks, as in the kernel."""
+  """The module `os`, except that opening an image called hang* blocks, as in the kernel."""
 
   def __getattr__(self, name: str) -> Any:
     return getattr(os, name)
@@ -48,7 +48,7 @@ if HANG in os.environ:  # also in the reader processes, which import this module
 
 
 def entry() -> None:
-  """The program."""
+  """Runs `sam3-jax batch` with the fake model, as the environment variables say."""
   from sam3_jax.cli.main import entry as run_command
 
   _patch()

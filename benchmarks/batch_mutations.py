@@ -2,9 +2,9 @@
 
   python benchmarks/batch_mutations.py --count 200 --seed 0
 
-Each trial runs a job over a directory, a list or tar files with one or three processes, partly or
-completely. Then it changes the images, and runs the job again. The job must either be refused with
-a message that names the change, or every record must equal that of a new job over the current
+Each trial runs a job on a directory, a list or tar files with one or three processes, until it is
+done or stopped. Then it changes the images, and runs the job again. The job must either be refused
+with a message that names the change, or every record must equal that of a new job on the current
 images. Images that are unreadable now may be missing.
 """
 
@@ -220,8 +220,8 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--count", type=int, default=200)
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--count", type=int, default=200, help="number of trials")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the first trial")
   arguments = parser.parse_args()
   return int(bool(campaign(arguments.count, arguments.seed, print)))
 

@@ -1,14 +1,15 @@
-"""Makes single faults in a checkpoint's files; each must be found before any computation.
+"""Makes single faults in the files of a checkpoint; each must be found before any computation.
 
   python benchmarks/bundle_flips.py --count 500
 
-Makes one fault at a time in a checkpoint of the tiny model with everything that a checkpoint can
-have (several items, unread tensors, fingerprint.json, README.md, LICENSE). Either a bit is flipped,
-half of the time in a file chosen with probability proportional to its size, else in any file; or a
-file is truncated, emptied, removed, added, or exchanged with another. Every fault must be found by
-`checkpoint.verify` (`sam3-jax inspect --verify`) and by the check of `batch`, `train` and
-`evaluate` (`checkpoint.begin(verify=True)`), with a message of one line that names the file. The
-number found by opening the checkpoint is printed too. The exit status is 1 if a fault was missed.
+Makes one fault at a time in a checkpoint of the tests' golden model with everything that a
+checkpoint can have (several items, unread tensors, fingerprint.json, README.md, LICENSE). A fault
+is a flipped bit, or a file that is truncated, emptied, removed, added, or exchanged with another.
+Half of the bits are in a file chosen with probability proportional to its size, the others in any
+file. Every fault must be found by `bundle.verify` (`sam3-jax inspect --verify`) and by the check of
+`batch`, `train` and `evaluate` (`bundle.begin(verify=True)`), with a message of one line that names
+the file. The number found by opening the checkpoint is printed too. The exit status is 1 if a fault
+was missed.
 """
 
 import argparse

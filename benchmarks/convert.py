@@ -1,11 +1,11 @@
-"""Measures conversion, export and restoring at full size: memory, seconds, equality.
+"""Measures time and memory of conversion, export and restoring at full size; compares all bits.
 
   pip install -e ".[reference]"
   python benchmarks/convert.py                 # 860 M parameters: 21 GB of disk, 9 GB of memory
   python benchmarks/convert.py --size tiny     # the same path in a minute or two
 
 Writes seeded weights as `model.safetensors` in the layout of transformers, and the same tensors as
-`sam3.pt` by torch.save under Meta's names, by a list of both names that the converters do not use.
+`sam3.pt` by torch.save under Meta's names, which come from a list that the converters do not use.
 Each step runs in its own process, whose anonymous memory is sampled every 10 ms; it excludes pages
 of mapped files. The exit status is 1 if anything differs or exceeds the memory limit.
 """
@@ -36,10 +36,10 @@ COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()"]
 # The shapes of a tiny sam3.pt do not determine its heads: take the configuration of a bundle.
 WITH_CONFIG = """
 import dataclasses, sys
-from sam3_jax.checkpoint import bundle as checkpoints
+from sam3_jax.checkpoint import bundle
 from sam3_jax.converters import convert
-source, out, tokenizer, bundle = sys.argv[1:]
-config = dataclasses.replace(checkpoints.inspect(bundle).config, concept_points=True)
+source, out, tokenizer, directory = sys.argv[1:]
+config = dataclasses.replace(bundle.inspect(directory).config, concept_points=True)
 convert(source, out, tokenizer=tokenizer, config=config)
 """
 
@@ -221,7 +221,7 @@ def _tensors(path: Path) -> dict[str, str]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """The report's tables."""
+  """The report as Markdown tables."""
   lines = [
     f"Seeded weights of size {report['size']}, float32; {report['machine']}, load "
     f"{report['load'][0]:.1f} before and {report['load'][1]:.1f} after.",
@@ -240,9 +240,8 @@ def markdown(report: dict[str, Any]) -> str:
       restored.append("{} {} | {:.2f} GB | {:.3f} | {:.2f} GB |".format(times, *numbers))
   lines += [
     "",
-    "| restore onto devices of this host | seconds | CPU seconds | devices | held by all | copies "
-    "| "
-    "anonymous memory |",
+    "| restore onto devices of this host | seconds | CPU seconds | devices | held by all devices "
+    "| copies | anonymous memory |",
     "|---|---|---|---|---|---|---|",
     *restored,
     "",
@@ -262,7 +261,9 @@ def main() -> int:
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
   )
   parser.add_argument(
-    "--work", type=Path, help="directory that keeps sources and bundle; sources are reused"
+    "--work",
+    type=Path,
+    help="directory that keeps the sources and the bundle; the next run reuses the sources",
   )
   parser.add_argument(
     "--out", type=Path, help="output directory of convert-SIZE.md and convert-SIZE.json"

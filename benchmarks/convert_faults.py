@@ -2,13 +2,13 @@
 
   python benchmarks/convert_faults.py --out benchmarks/results
 
-Writes the tiny model's seeded weights in Meta's layout, in three of Hugging Face's and as a
-KerasHub preset, without the converters (by `tests/layouts.py` and similar modules), and then with
-one fault. The error must be one line that names the tensor, and nothing may be left behind. For a
-truncated file the message may name the file instead (a zip archive has its directory at the end,
-and the HDF5 library opens no truncated file), and so for an index of Orbax, which belongs to no
-tensor. Only non-square tensors are transposed, as the shape of a square one does not change. The
-exit status is 1 if a fault was missed.
+Writes the seeded weights of the tests' golden model in Meta's layout, in three of Hugging Face's
+and as a KerasHub preset, without the converters (by `tests/layouts.py` and similar modules), and
+then with one fault. The error must be one line that names the tensor, and no output may be left.
+For a truncated file the message may name the file instead: a zip archive has its directory at the
+end, and the HDF5 library opens no truncated file. The same holds for an index of Orbax, which
+belongs to no tensor. Only non-square tensors are transposed, as the shape of a square one does not
+change. The exit status is 1 if a fault was missed.
 """
 
 import argparse
@@ -46,7 +46,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Layout(NamedTuple):
-  """How to write the tiny model; `prepare` makes a directory without weights."""
+  """How to write the golden model; `prepare` makes a directory without weights."""
 
   arrays: Callable[[], Arrays]
   prepare: Callable[[Path], Any]
@@ -219,7 +219,10 @@ def main() -> int:
       print(
         f"{kind}: {missed.kind}, {missed.name}: {missed.message or 'not found'}", file=sys.stderr
       )
-  lines = [f"Single faults in files of the tiny model, seed {arguments.seed}; {machine()}.", ""]
+  lines = [
+    f"Single faults in files of the tests' golden model, seed {arguments.seed}; {machine()}.",
+    "",
+  ]
   lines += table(found)
   print("\n".join(lines))
   if arguments.out:

@@ -152,7 +152,7 @@ def faults_of(folder: Path, names: list[str]) -> tuple[list[str], int, float]:
 
 
 def command_faults(folder: Path, names: list[str]) -> list[str]:
-  """Faults of the commands when they read these files."""
+  """Passes files to the commands `train --check` and `evaluate`; returns the faults."""
   faults = []
   for name in names:
     typed = ["train", "--check", "--checkpoint", str(_checkpoint()), "--data", str(folder / name)]
@@ -176,8 +176,10 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--count", type=int, default=500, help="mutated files")
-  parser.add_argument("--commands", type=int, default=12, help="of them through the commands too")
+  parser.add_argument("--count", type=int, default=500, help="number of mutated files")
+  parser.add_argument(
+    "--commands", type=int, default=12, help="how many of them the commands also read"
+  )
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
   generator = random.Random(arguments.seed)
@@ -195,8 +197,8 @@ def main() -> int:
       faults, refused, slowest = faults + more, refused + count, max(slowest, seconds)
     faults += command_faults(folder, names[: arguments.commands])
   print(
-    f"{len(names)} mutated files: {refused} refused in one line, {len(names) - refused} read, "
-    f"the slowest in {slowest:.1f} s; {arguments.commands} through the commands; "
+    f"{len(names)} mutated files: {refused} rejected with one line, {len(names) - refused} read, "
+    f"the slowest in {slowest:.1f} s; {arguments.commands} also read by the commands; "
     f"{len(faults)} faults"
   )
   for fault in faults:

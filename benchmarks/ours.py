@@ -1,4 +1,4 @@
-"""Our side of `parity.py`: converts the seeded checkpoint and runs it on the prompts."""
+"""The sam3-jax side of `parity.py`: converts the seeded checkpoint and runs it on the prompts."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ def convert(folder: Path, bundle: Path) -> None:
 
 
 def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None:
-  """Decodes `prompts` on the photo. Writes arrays, and the prompts as numbers (token ids and
-  fractions) for the other side."""
+  """Decodes `prompts` on the photo. Writes the outputs, and for the transformers side the model
+  inputs: token ids, and boxes and points as numbers."""
   import flax
   import jax
   import jaxlib
@@ -33,7 +33,7 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
   embedding = model.encode(photo, visual=bool(given["visual"]))
   found = {kind: model.decode(embedding, prompt) for kind, prompt in concepts.items()}
 
-  arrays, questions = {}, {}
+  arrays, inputs = {}, {}
   for kind, detections in found.items():
     arrays |= {
       f"{kind}/logits": _logits(model, embedding, concepts[kind]),
@@ -44,12 +44,12 @@ def run(bundle: Path, photo: Path, prompts: Path, out: Path, dtype: str) -> None
       f"{kind}/masks": _source_masks(detections),
       f"{kind}/scores": np.asarray(detections.scores[0], np.float32),
     }
-    questions[kind] = _question(model, concepts[kind], np.asarray(embedding.sizes[0]))
+    inputs[kind] = _concept_inputs(model, concepts[kind], np.asarray(embedding.sizes[0]))
   seen, visual = _visual(model, embedding, given["visual"])
   versions = {m.__name__: m.__version__ for m in (jax, jaxlib, flax)}
   np.savez(out, versions=json.dumps(versions), **arrays, **seen)
-  both = {"concepts": questions, "visual": visual}
-  out.with_suffix(".questions.json").write_text(json.dumps(both))
+  both = {"concepts": inputs, "visual": visual}
+  out.with_suffix(".inputs.json").write_text(json.dumps(both))
 
 
 def _logits(model, embedding, prompt) -> np.ndarray:
@@ -59,9 +59,9 @@ def _logits(model, embedding, prompt) -> np.ndarray:
   from sam3_jax.inputs.prompts import pack
   from sam3_jax.model.sam3 import Detector
 
-  detector, one = Detector(model.config, model.dtype), np.ones(1, np.int32)
+  detector, zero = Detector(model.config, model.dtype), np.zeros(1, np.int32)
   sizes, text = np.asarray(embedding.sizes), model.encode_text(prompt)
-  packed = pack([prompt], sizes, image=0 * one, first_id=one, text=text)
+  packed = pack([prompt], sizes, image=zero, first_id=zero, text=text)
 
   @jax.jit  # removes the unused masks
   def logits(params, embedding, packed):
@@ -72,15 +72,16 @@ def _logits(model, embedding, prompt) -> np.ndarray:
 
 
 def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
-  """Decodes visual prompts, one call for each kind; also returns the prompts in the model's pixels.
+  """Decodes visual prompts, one call for each kind; also returns the prompts in pixels of the model
+  input.
 
-  A prompt's `mask` names an earlier kind: it is the best mask of its first prompt.
+  The `mask` of a prompt names an earlier kind, and stands for the best mask of its first prompt.
   """
   from sam3_jax import VisualPrompt
 
   height, width = np.asarray(embedding.sizes[0]).tolist()
   scale = model.config.image_size / np.array([width, height])
-  arrays, questions = {}, {}
+  arrays, inputs = {}, {}
   for kind, prompts in kinds.items():
     visual, mask = [], None
     for values in prompts:
@@ -96,7 +97,7 @@ def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
       f"{kind}/iou": np.asarray(found.iou, np.float32),
       f"{kind}/object": np.asarray(found.object_logit, np.float32),
     }
-    questions[kind] = {
+    inputs[kind] = {
       "points": [(np.array(prompt.points) * scale).tolist() for prompt in visual if prompt.points],
       "labels": [prompt.point_labels for prompt in visual if prompt.points],
       "boxes": [
@@ -105,7 +106,7 @@ def _visual(model, embedding, kinds: dict) -> tuple[dict, dict]:
       "mask": mask,
       "multimask": multimask,
     }
-  return arrays, questions
+  return arrays, inputs
 
 
 def _source_masks(detections) -> np.ndarray:
@@ -116,7 +117,8 @@ def _source_masks(detections) -> np.ndarray:
   return np.stack(list(masks))
 
 
-def _question(model, prompt, size: np.ndarray) -> dict:
+def _concept_inputs(model, prompt, size: np.ndarray) -> dict:
+  """Token ids, and boxes as fractions (centre, width, height) with their labels."""
   height, width = (int(n) for n in size)
   boxes = [
     [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]

@@ -1,12 +1,13 @@
-"""Compares our outputs with transformers' on one photograph, at full size.
+"""Compares the outputs of sam3-jax and transformers on one photograph, at full size.
 
   pip install -e ".[reference]"
   python benchmarks/parity.py                 # 860 M parameters: 11 GB of disk, 24 GB of memory
   python benchmarks/parity.py --size tiny     # the same path in a minute or two
 
-Converts a checkpoint of seeded weights in the layout of the released one for transformers. Then
-each side decodes text, box and text + box prompts, and in float32 points, boxes and a mask, in its
-own process, one after the other. The exit status is 1 if a difference exceeds its limit.
+Converts a checkpoint of seeded weights in the layout of the release for transformers. Then each
+side decodes text, box and text + box prompts, and in float32 points, boxes and a mask. The sides
+run in processes of their own, one after the other. The exit status is 1 if a difference exceeds its
+limit.
 
 Both sides get the same token ids. Where transformers differs from Meta's released code, with which
 the weights were trained and which we follow, it is patched from outside: its trunk's LayerNorm
@@ -44,7 +45,7 @@ VISUAL = {
   "3 points": [{"points": [INSIDE, [250, 120], OUTSIDE], "point_labels": [1, 1, 0]}],
   "a box": [{"box": CUP}],
   "box + point + mask": [{"box": CUP, "points": [OUTSIDE], "point_labels": [0], "mask": "a point"}],
-  "32 prompts of a point": [{"points": [point]} for point in GRID],
+  "32 points, one prompt each": [{"points": [point]} for point in GRID],
 }
 DTYPES = ("float32", "bfloat16")
 MIN_IOU = 0.999
@@ -59,18 +60,18 @@ def main() -> int:
   arguments = _arguments()
   with tempfile.TemporaryDirectory(prefix="sam3-jax-parity-") as temporary:
     work = (arguments.work or Path(temporary)).resolve()
-    answers = measure(work, arguments)
+    outputs = measure(work, arguments)
     report = {
       "size": arguments.size,
       "machine": machine(),
       "limit": arguments.limit,
-      "versions": versions(answers.values()),
-      "parity": compare(answers["ours float32"], answers["transformers float32"]),
-      "visual": compare_visual(answers["ours float32"], answers["transformers float32"]),
+      "versions": versions(outputs.values()),
+      "parity": compare(outputs["ours float32"], outputs["transformers float32"]),
+      "visual": compare_visual(outputs["ours float32"], outputs["transformers float32"]),
     }
     if "bfloat16" in arguments.dtypes:
       report["bfloat16"] = {
-        side: compare(answers[f"{side} bfloat16"], answers[f"{side} float32"])
+        side: compare(outputs[f"{side} bfloat16"], outputs[f"{side} float32"])
         for side in ("ours", "transformers")
       }
   faults = [*broken(report["parity"], arguments.limit), *broken(report["visual"], arguments.limit)]
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
-  """Runs one process per side and dtype; returns their arrays."""
+  """Runs one process per package and dtype; returns their arrays."""
   checkpoint, bundle = work / "checkpoint", work / "bundle"
   work.mkdir(parents=True, exist_ok=True)
 
@@ -99,7 +100,7 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
     step(reference, "reference.py", "make", "--size", arguments.size, "--photo", PHOTO, checkpoint)
   if not bundle.exists():
     step(sys.executable, "ours.py", "convert", checkpoint, bundle)
-  answers = {}
+  outputs = {}
   for dtype in arguments.dtypes:
     settings, prompts = ("--dtype", dtype), work / f"prompts-{dtype}.json"
     visual = VISUAL if dtype == "float32" else {}
@@ -107,17 +108,17 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio
     ours, theirs = work / f"ours-{dtype}.npz", work / f"transformers-{dtype}.npz"
     photo = checkpoint / "photo.png"
     step(sys.executable, "ours.py", "run", bundle, photo, prompts, ours, *settings)
-    questions = ours.with_suffix(".questions.json")
-    step(reference, "reference.py", "run", checkpoint, questions, theirs, *settings)
-    answers |= {f"ours {dtype}": np.load(ours), f"transformers {dtype}": np.load(theirs)}
-  return answers
+    inputs = ours.with_suffix(".inputs.json")
+    step(reference, "reference.py", "run", checkpoint, inputs, theirs, *settings)
+    outputs |= {f"ours {dtype}": np.load(ours), f"transformers {dtype}": np.load(theirs)}
+  return outputs
 
 
-def versions(answers) -> str:
+def versions(outputs) -> str:
   """The versions of all packages."""
   every = {}
-  for answer in answers:
-    every |= json.loads(str(answer["versions"]))
+  for output in outputs:
+    every |= json.loads(str(output["versions"]))
   return ", ".join(f"{name} {version}" for name, version in every.items())
 
 
@@ -232,7 +233,7 @@ def _parity_table(rows: dict[str, dict], confident: bool = False) -> list[str]:
     "presence",
     "boxes",
     "mask logits, relative",
-    "concept mask, relative",
+    "semantic map, relative",
   ]
   head += ["mask IoU, minimum / median"]
   head += [f"minimum IoU where \\|logit\\| > {CONFIDENT:g}"] * confident
@@ -270,7 +271,7 @@ def _arguments() -> argparse.Namespace:
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
   )
   parser.add_argument(
-    "--work", type=Path, help="directory that keeps checkpoint and bundle for the next run"
+    "--work", type=Path, help="directory that keeps the checkpoint and the bundle for the next run"
   )
   parser.add_argument(
     "--out", type=Path, help="output directory of parity-SIZE.md and parity-SIZE.json"

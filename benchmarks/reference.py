@@ -1,7 +1,7 @@
-"""The transformers side of `parity.py`: writes a seeded checkpoint and runs prompts on it.
+"""The transformers side of `parity.py`: writes a seeded checkpoint and runs the prompts on it.
 
-Needs the extra `reference` (torch, torchvision, transformers, scikit-image), possibly in a virtual
-environment of its own.
+Needs the extra `reference` (torch, torchvision, transformers, scikit-image), which may be installed
+in another virtual environment.
 """
 
 import argparse
@@ -129,15 +129,15 @@ def _recipe_name(name: str) -> str:
   return name
 
 
-def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
-  """Runs the prompts in `questions`, which ours.py wrote, on the photo; writes arrays."""
+def run(folder: Path, inputs: Path, out: Path, dtype: str) -> None:
+  """Runs the prompts in `inputs`, which ours.py wrote, on the photo; writes arrays."""
   import torch
   import torchvision
   import transformers
   from PIL import Image
 
   config = hf_patches.detector_config(folder)
-  prompts, kind = json.loads(questions.read_text()), getattr(torch, dtype)
+  prompts, kind = json.loads(inputs.read_text()), getattr(torch, dtype)
   side = config.vision_config.backbone_config.image_size
   photo = Image.open(folder / "photo.png").convert("RGB")
   processor = transformers.Sam3ImageProcessor(size={"height": side, "width": side})
@@ -154,11 +154,11 @@ def run(folder: Path, questions: Path, out: Path, dtype: str) -> None:
   np.savez(out, versions=json.dumps(versions), **arrays)
 
 
-def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> dict:
+def _concepts(model, pixels, inputs: dict, size: tuple[int, int], torch) -> dict:
   """Outputs of all queries for each prompt; `size` is the photo's height and width."""
   arrays, embedding = {}, model.get_vision_features(pixels)
-  for kind, question in questions.items():
-    output = model(vision_embeds=embedding, **hf_patches.concept_inputs(model, **question))
+  for kind, prompt in inputs.items():
+    output = model(vision_embeds=embedding, **hf_patches.concept_inputs(model, **prompt))
     masks = output.pred_masks[0].float()
     source = torch.cat(  # as Meta: resize the logits to the image, then threshold; in chunks
       [
@@ -180,21 +180,21 @@ def _concepts(model, pixels, questions: dict, size: tuple[int, int], torch) -> d
   return arrays
 
 
-def _visual(model, pixels, questions: dict, torch) -> dict:
+def _visual(model, pixels, inputs: dict, torch) -> dict:
   """All masks of each kind's prompts."""
   embedding = hf_patches.visual_embedding(model, pixels)
   arrays = {}
-  for kind, question in questions.items():
+  for kind, prompt in inputs.items():
     given = {
-      "input_points": torch.tensor([question["points"]]) if question["points"] else None,
-      "input_labels": torch.tensor([question["labels"]]) if question["points"] else None,
-      "input_boxes": torch.tensor([question["boxes"]]) if question["boxes"] else None,
+      "input_points": torch.tensor([prompt["points"]]) if prompt["points"] else None,
+      "input_labels": torch.tensor([prompt["labels"]]) if prompt["points"] else None,
+      "input_boxes": torch.tensor([prompt["boxes"]]) if prompt["boxes"] else None,
     }
-    if question["mask"] is not None:  # logits of an earlier output, clipped as in Meta's predictor
-      earlier, row, output_index = question["mask"]
+    if prompt["mask"] is not None:  # logits of an earlier output, clipped as in Meta's predictor
+      earlier, row, output_index = prompt["mask"]
       mask = arrays[f"{earlier}/mask_logits"][row, output_index].clip(-32, 32)
       given["input_masks"] = torch.from_numpy(mask)[None, None].to(model.dtype)
-    output = model(image_embeddings=embedding, multimask_output=question["multimask"], **given)
+    output = model(image_embeddings=embedding, multimask_output=prompt["multimask"], **given)
     arrays |= {
       f"{kind}/mask_logits": output.pred_masks[0].float().numpy(),
       f"{kind}/iou": output.iou_scores[0].float().numpy(),
@@ -212,7 +212,7 @@ def main() -> None:
   step.add_argument("folder", type=Path)
   step = steps.add_parser("run")
   step.add_argument("folder", type=Path)
-  step.add_argument("questions", type=Path)
+  step.add_argument("inputs", type=Path)
   step.add_argument("out", type=Path)
   step.add_argument("--dtype", required=True)
   arguments = vars(parser.parse_args())

@@ -1,10 +1,10 @@
-"""Kills `sam3-jax train` with SIGKILL at random moments, again and again, and compares the
-parameters it ends with to those of a run that nothing disturbed: they must be equal bit by bit.
+"""Kills `sam3-jax train` with SIGKILL at random moments, and resumes it after each kill.
 
   python benchmarks/resume.py --kills 20 --out benchmarks/results/resume.json
 
-It trains a small model, with every part of the released, on scenes, with all that is drawn at
-random: scenes, phrases, mirror images, sizes, example boxes and their noise, dropout.
+The final parameters must be bit-equal to those of an uninterrupted run; otherwise the exit status
+is 1. The model is small, but has every part of the released model. All sources of randomness are
+enabled: scenes, phrases, flips, sizes, exemplar boxes and their noise, dropout.
 """
 
 import argparse
@@ -42,6 +42,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def parameters(out: Path) -> dict[str, np.ndarray]:
+  """The final parameters of a run, by path."""
   from sam3_jax.checkpoint import bundle
   from sam3_jax.utils.param_tree import flatten
 
@@ -49,9 +50,10 @@ def parameters(out: Path) -> dict[str, np.ndarray]:
 
 
 def start(out: Path, steps: int, cache: Path) -> subprocess.Popen:
+  """Starts or resumes training in an output directory."""
   environment = os.environ | {
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),  # else most kills would hit the compiler
+    "JAX_COMPILATION_CACHE_DIR": str(cache),  # otherwise most kills would occur while compiling
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONPATH": str(ROOT),
   }
@@ -65,11 +67,12 @@ def start(out: Path, steps: int, cache: Path) -> subprocess.Popen:
 
 
 def lines(metrics: Path) -> int:
+  """The number of lines in a metrics file; 0 if there is none."""
   return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
 def wait_for_steps(metrics: Path, process: subprocess.Popen) -> None:
-  """Until the process has added to its metrics, whose end it cut off first, or is done."""
+  """Waits until the process appends to its metrics file, which it first truncates, or ends."""
   fewest = lines(metrics)
   while process.poll() is None:
     now = lines(metrics)
@@ -80,51 +83,54 @@ def wait_for_steps(metrics: Path, process: subprocess.Popen) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--kills", type=int, default=20)
-  parser.add_argument("--steps", type=int, default=400)
-  parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--kills", type=int, default=20, help="number of kills")
+  parser.add_argument("--steps", type=int, default=400, help="training steps")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the times of the kills")
+  parser.add_argument("--out", type=Path, help="JSON file for the result")
   given = parser.parse_args()
-  with tempfile.TemporaryDirectory() as folder:
-    whole, broken, cache = (Path(folder) / name / "run" for name in ("whole", "broken", "cache"))
-    if start(whole, given.steps, cache).wait():
-      sys.exit("the undisturbed run failed")
+  with tempfile.TemporaryDirectory() as directory:
+    names = ("uninterrupted", "killed", "cache")
+    uninterrupted, killed, cache = (Path(directory) / name / "run" for name in names)
+    if start(uninterrupted, given.steps, cache).wait():
+      sys.exit("the uninterrupted run failed")
     began = time.perf_counter()
-    again = Path(folder) / "again" / "run"
-    if start(again, given.steps, cache).wait():
-      sys.exit("the second undisturbed run failed")
-    # With all compiled, as from here on.
+    second = Path(directory) / "second" / "run"
+    if start(second, given.steps, cache).wait():
+      sys.exit("the second uninterrupted run failed")
+    # The second run took its programs from the cache, as all later runs do.
     seconds = time.perf_counter() - began
-    training = json.loads((again / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
-    chance, kills = random.Random(given.seed), []
+    training = json.loads((second / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
+    rng, kills = random.Random(given.seed), []
     while len(kills) < given.kills:
-      process = start(broken, given.steps, cache)
-      if chance.random() < 0.25:  # while it starts
-        time.sleep(chance.uniform(0, seconds - training))
-      else:  # among its steps; about half of all are done by the last kill
-        wait_for_steps(broken / "metrics.jsonl", process)
-        time.sleep(chance.uniform(0, 1.2 * training / given.kills))
+      process = start(killed, given.steps, cache)
+      if rng.random() < 0.25:  # while it starts
+        time.sleep(rng.uniform(0, seconds - training))
+      else:  # during training; about half of the steps are done at the last kill
+        wait_for_steps(killed / "metrics.jsonl", process)
+        time.sleep(rng.uniform(0, 1.2 * training / given.kills))
       process.send_signal(signal.SIGKILL)
       process.wait()
-      kills.append(lines(broken / "metrics.jsonl"))
-      if (broken / "final").exists():
-        sys.exit(f"the run was complete before kill {len(kills) + 1}: give more --steps")
-    if start(broken, given.steps, cache).wait():
-      sys.exit("the killed run did not end well")
-    found, wanted = parameters(broken), parameters(whole)
-  differing = [path for path, x in wanted.items() if not np.array_equal(found[path], x)]
-  figures = {
+      kills.append(lines(killed / "metrics.jsonl"))
+      if (killed / "final").exists():
+        sys.exit(f"the run was complete before kill {len(kills) + 1}: increase --steps")
+    if start(killed, given.steps, cache).wait():
+      sys.exit("the resumed run failed")
+    found, expected = parameters(killed), parameters(uninterrupted)
+  differing = [path for path, x in expected.items() if not np.array_equal(found[path], x)]
+  result = {
     "kills": len(kills),
     "steps": given.steps,
-    "lines_of_metrics_at_each_kill": kills,
-    "parameters": len(wanted),
+    "metrics_lines_at_each_kill": kills,
+    "parameters": len(expected),
     "differing_parameters": differing,
   }
-  print(json.dumps(figures, indent=2))
+  print(json.dumps(result, indent=2))
   if given.out:
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(figures, indent=2) + "\n")
+    given.out.write_text(json.dumps(result, indent=2) + "\n")
   sys.exit(1 if differing else 0)
 
 

@@ -5,7 +5,8 @@
 
 Each point is a part. x is the arithmetic intensity: operations of its products per byte of traffic
 with the chip's memory; y is the operations per second. The roof is the limit of products and
-memory. The area is the part's fraction of the time of its step: large, low points cost most.
+memory. The area of a point is proportional to the part's share of the time of its step: large
+points far below the roof are the most promising to optimize.
 """
 
 import argparse
@@ -41,6 +42,7 @@ def main() -> int:
 
 
 def draw(axis: plt.Axes, report: dict) -> None:
+  """Draws the roof of a chip and the parts of the model."""
   target = report["what"].split(",")[0]
   chip = chips.CHIPS[target]
   ridge = chip.flops / chip.bandwidth
@@ -60,7 +62,8 @@ def draw(axis: plt.Axes, report: dict) -> None:
       axis.annotate(textwrap.fill(row["part"], 20), point, fontsize=7, **settings)
   for step, total in report["sums"].items():
     axis.scatter([], [], color=COLORS[step], alpha=0.5, label=f"{step}, {1e3 * total:.1f} ms")
-  axis.set(xscale="log", yscale="log", xlim=(10, 1e4), ylim=(5, 2e3), title=report["what"])
+  axis.set(xscale="log", yscale="log", xlim=(10, 1e4), ylim=(5, 2e3))
+  axis.set_title(report["what"].replace("; ", "\n", 1), fontsize=10)
   axis.set_xlabel("operations per byte of memory traffic")
   axis.legend(loc="lower right", fontsize=8)
 

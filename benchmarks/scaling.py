@@ -1,12 +1,13 @@
-"""What a pod would do: host seconds measured here and device seconds from elsewhere, put together.
+"""Estimates the throughput and cost of a batch job on a pod, from host time and chip time.
 
   python benchmarks/scaling.py --encode 17.6 --decode 4.6 --price PRICE --out benchmarks/results
   python benchmarks/scaling.py --encode 17.6 --decode 4.6 --hosts benchmarks/results/scaling.json
 
-`--encode` and `--decode` are milliseconds of a chip for an image and for a prompt: measured on
-one, or the compiler's estimate. `--price` is what a chip costs for an hour, in $, where and when
-you rent it. Host figures are processor seconds of one thread, which a busy machine disturbs
-little; `--hosts` takes those of an earlier run. Nothing here was run on a pod.
+The host time is measured on this machine: CPU seconds of one thread, which other work on the
+machine hardly changes. `--hosts` reads it from an earlier run instead. The chip time is given:
+`--encode` and `--decode` are the milliseconds that a chip takes for an image and for a prompt,
+measured on a chip or estimated by the compiler. `--price` is the price of a chip per hour, in $.
+Nothing was run on a pod.
 """
 
 import argparse
@@ -29,18 +30,18 @@ from sam3_jax.inputs.preprocess import read_image, resize
 
 SIZES = ((480, 640), (1080, 1920), (3000, 4000))
 CHIPS = (1, 16, 256)
-SIDE, GRID = 1008, 288  # of the released model's input and masks
+SIDE, GRID = 1008, 288  # sides of the released model's input and masks
 
 
 class Host(NamedTuple):
-  """Of an image of one size.
+  """Host time and bytes for images of one size.
 
   Attributes:
-    size: height and width.
-    file_bytes: of its JPEG.
-    reading: seconds to decode and resize it.
-    mask: seconds for an instance: resizing its mask, run lengths, JSON.
-    record_bytes: of an instance in the results.
+    size: height and width of an image.
+    file_bytes: size of the JPEG file.
+    reading: seconds to decode and resize the image.
+    mask: seconds per instance to resize its mask and write it as run lengths in JSON.
+    record_bytes: bytes per instance in the results.
   """
 
   size: tuple[int, int]
@@ -51,23 +52,24 @@ class Host(NamedTuple):
 
 
 class Job(NamedTuple):
-  """What is asked of how many chips.
+  """A batch job and the hosts that run it.
 
   Attributes:
-    encode, decode: seconds of a chip for an image, for a prompt.
-    prompts, instances: of an image.
-    chips_a_host, cores_a_host: of a TPU VM.
+    encode, decode: seconds that a chip takes for an image, and for a prompt.
+    prompts, instances: number per image.
+    chips_per_host, cores_per_host: of a TPU VM.
   """
 
   encode: float
   decode: float
   prompts: int
   instances: int
-  chips_a_host: int
-  cores_a_host: int
+  chips_per_host: int
+  cores_per_host: int
 
 
 def measure(size: tuple[int, int], repeats: int) -> Host:
+  """Measures the host time for a synthetic image of this size."""
   height, width = size
   y, x = np.mgrid[:height, :width]
   waves = [127 + 120 * np.sin(x * a + y * b) for a, b in ((0.05, 0.02), (0.01, 0.11), (0.2, 0.1))]
@@ -78,7 +80,7 @@ def measure(size: tuple[int, int], repeats: int) -> Host:
   )
   data = file.getvalue()
   v, u = np.mgrid[:GRID, :GRID] / GRID
-  # A shape with a wavy outline over a tenth of the image.
+  # A shape with a wavy outline that covers a tenth of the image.
   radius = 0.18 + 0.02 * np.sin(9 * np.arctan2(v - 0.5, u - 0.5))
   logits = (20 * (radius - np.hypot(v - 0.5, u - 0.5))).astype(np.float32)[None]
   boxes = np.array([[0.3, 0.3, 0.7, 0.7]], np.float32) * np.float32([width, height] * 2)
@@ -94,6 +96,7 @@ def measure(size: tuple[int, int], repeats: int) -> Host:
 
 
 def _seconds(function: Callable[[], object], repeats: int) -> float:
+  """The median CPU time of `repeats` calls after the first one."""
   function()
   seconds = []
   for _ in range(repeats):
@@ -104,29 +107,30 @@ def _seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def rates(host: Host, job: Job, chips: int) -> dict[str, float]:
-  """Images a second by devices alone and with the host's cores, and what is needed for them."""
+  """Images per second of the chips alone and together with the hosts, and their needs per chip."""
   device = chips / (job.encode + job.prompts * job.decode)
   seconds = host.reading + job.instances * host.mask
-  cores = chips / job.chips_a_host * job.cores_a_host
+  cores = chips / job.chips_per_host * job.cores_per_host
   rate = min(device, cores / seconds)
   return {
     "device": device,
     "rate": rate,
-    "cores_a_chip": device / chips * seconds,
+    "cores_per_chip": device / chips * seconds,
     "bytes_in": rate * host.file_bytes,
     "bytes_out": rate * job.instances * host.record_bytes,
-    "chip_hours_a_million": 1e6 / rate * chips / 3600,
+    "chip_hours_per_million": 1e6 / rate * chips / 3600,
   }
 
 
 def markdown(hosts: list[Host], job: Job, price: float | None) -> str:
-  money = "" if price is None else f"; ${price:g} a chip and hour"
+  """The estimates as Markdown tables."""
+  money = "" if price is None else f"; ${price:g} per chip and hour"
   lines = [
-    f"A chip takes {1e3 * job.encode:g} ms for an image and {1e3 * job.decode:g} ms for a prompt; "
-    f"{job.prompts} prompts and {job.instances} instances an image; {job.cores_a_host} cores for "
-    f"{job.chips_a_host} chips{money}.",
+    f"A chip takes {1e3 * job.encode:g} ms per image and {1e3 * job.decode:g} ms per prompt; "
+    f"{job.prompts} prompts and {job.instances} instances per image; "
+    f"{job.cores_per_host} cores per {job.chips_per_host} chips{money}.",
     "",
-    "| image | JPEG, KB | read and resize, ms | an instance, ms | its record, KB |",
+    "| image | JPEG, KB | read and resize, ms | per instance, ms | record of an instance, KB |",
     "|---|---|---|---|---|",
   ]
   for host in hosts:
@@ -136,17 +140,17 @@ def markdown(hosts: list[Host], job: Job, price: float | None) -> str:
     )
   lines += [
     "",
-    "| image | chips | images/s, devices alone | with the host | cores a chip | MB/s in "
-    "| MB/s out | chip hours a million |" + ("" if price is None else " $ a million |"),
+    "| image | chips | images/s, chips alone | images/s with the hosts | cores per chip | MB/s in "
+    "| MB/s out | chip hours per million |" + ("" if price is None else " $ per million |"),
     "|---|---|---|---|---|---|---|---|" + ("" if price is None else "---|"),
   ]
   for host in hosts:
     for chips in CHIPS:
       found = rates(host, job, chips)
-      hours = found["chip_hours_a_million"]
+      hours = found["chip_hours_per_million"]
       lines.append(
         f"| {host.size[1]} x {host.size[0]} | {chips} | {found['device']:.0f} "
-        f"| {found['rate']:.0f} | {found['cores_a_chip']:.1f} | {found['bytes_in'] / 1e6:.1f} "
+        f"| {found['rate']:.0f} | {found['cores_per_chip']:.1f} | {found['bytes_in'] / 1e6:.1f} "
         f"| {found['bytes_out'] / 1e6:.2f} | {hours:,.1f} |"
         + ("" if price is None else f" {hours * price:,.2f} |")
       )
@@ -157,22 +161,24 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--encode", type=float, required=True, help="ms of a chip for an image")
-  parser.add_argument("--decode", type=float, required=True, help="ms of a chip for a prompt")
-  parser.add_argument("--price", type=float, help="$ of a chip for an hour")
-  parser.add_argument("--prompts", type=int, default=2, help="of an image")
-  parser.add_argument("--instances", type=int, default=6, help="of an image")
-  parser.add_argument("--chips-a-host", type=int, default=4)
-  parser.add_argument("--cores-a-host", type=int, default=112)
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--name", default="scaling", help="of the file")
-  parser.add_argument("--hosts", type=Path, help="NAME.json of an earlier run: measure nothing")
-  parser.add_argument("--out", type=Path, help="folder for NAME.md and NAME.json")
+  parser.add_argument("--encode", type=float, required=True, help="ms per image on a chip")
+  parser.add_argument("--decode", type=float, required=True, help="ms per prompt on a chip")
+  parser.add_argument("--price", type=float, help="$ per chip and hour")
+  parser.add_argument("--prompts", type=int, default=2, help="prompts per image")
+  parser.add_argument("--instances", type=int, default=6, help="instances per image")
+  parser.add_argument("--chips-per-host", type=int, default=4)
+  parser.add_argument("--cores-per-host", type=int, default=112)
+  parser.add_argument("--repeats", type=int, default=5, help="timed calls")
+  parser.add_argument("--name", default="scaling", help="name of the files")
+  parser.add_argument(
+    "--hosts", type=Path, help="NAME.json of an earlier run, to use its host times"
+  )
+  parser.add_argument("--out", type=Path, help="output directory, for NAME.md and NAME.json")
   arguments = parser.parse_args()
   job = Job(
     encode=arguments.encode / 1e3, decode=arguments.decode / 1e3, prompts=arguments.prompts,
-    instances=arguments.instances, chips_a_host=arguments.chips_a_host,
-    cores_a_host=arguments.cores_a_host,
+    instances=arguments.instances, chips_per_host=arguments.chips_per_host,
+    cores_per_host=arguments.cores_per_host,
   )  # fmt: skip
   if arguments.hosts:
     found = json.loads(arguments.hosts.read_text())

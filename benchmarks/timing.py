@@ -1,4 +1,4 @@
-"""Seconds, peak memory, and the machine they were taken on; standard library alone."""
+"""Measures time and peak memory, and describes the machine. Uses only the standard library."""
 
 import contextlib
 import json
@@ -14,10 +14,15 @@ from typing import Any
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, float]]:
-  """The last result, and seconds: of the first call, the median of `repeats` later ones, and the
-  median of the processor time of these, which other processes on the machine disturb less.
+  """Times the first call of a function and `repeats` later calls.
 
-  `function` must wait for its result.
+  Args:
+    function: must wait for its result.
+    repeats: number of calls after the first; 0 to measure the first call only.
+
+  Returns:
+    The last result, and seconds: `first` of the first call, `later` the median of the later calls,
+    and `processor` the median of their CPU time, which other work on the machine affects less.
   """
   seconds, processor = [], []
   for _ in range(1 + repeats):
@@ -31,31 +36,30 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[Any, dict[str, flo
 
 
 def serve(step: Callable[[], float], versions: dict[str, str], about: dict[str, Any]) -> None:
-  """Takes a step of training for every line of standard input, and answers each, and the start,
-  with a line of JSON: so one program can have others take turns.
+  """Runs one training step for each line on standard input, so that processes can take turns.
+
+  Prints a line of JSON at the start, with `versions` and `about`, and after each step.
 
   Args:
-    step: waits for its result and returns the loss.
-    versions: of packages.
-    about: threads or device.
+    step: runs a step, waits for its result and returns the loss.
+    versions: versions of the packages.
+    about: number of threads, or the device.
   """
 
-  def answer(**values: Any) -> None:
+  def write(**values: Any) -> None:
     print(json.dumps(values), flush=True)
 
-  answer(versions=versions, about=about)
+  write(versions=versions, about=about)
   for _ in sys.stdin:
     loss, figures = timed(step, repeats=0)
-    answer(
-      loss=loss, seconds=figures["later"], processor=figures["processor"], memory=peak_memory()
-    )
+    write(loss=loss, seconds=figures["later"], processor=figures["processor"], memory=peak_memory())
 
 
 def peak_memory() -> int:
-  """Bytes that this process has had resident at most since its start, or since
-  `reset_peak_memory`; pages of mapped files included."""
+  """The peak resident memory of this process in bytes, including pages of mapped files, since its
+  start or since `reset_peak_memory`."""
   status = Path("/proc/self/status")
-  if status.exists():  # `getrusage` begins with the peak of the process that started this one
+  if status.exists():  # `getrusage` starts at the peak of the parent process
     for line in status.read_text().splitlines():
       if line.startswith("VmHWM:"):
         return 1024 * int(line.split()[1])
@@ -64,13 +68,13 @@ def peak_memory() -> int:
 
 
 def reset_peak_memory() -> None:
-  """Lets `peak_memory` begin anew at what is resident now; on Linux only."""
+  """Resets the peak to the memory that is resident now; does nothing except on Linux."""
   with contextlib.suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def machine() -> str:
-  """Processor, cores that this process may use, and memory."""
+  """Describes the processor, the number of cores that this process may use, and the memory."""
   processor = platform.processor() or platform.machine()
   info = Path("/proc/cpuinfo")
   if info.exists():

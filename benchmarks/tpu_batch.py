@@ -2,7 +2,7 @@
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_batch.py --target v5e --chips 256 --images 1 2 4 8
-  tpu/bin/python benchmarks/tpu_batch.py --target v6e --chips 16 --model 4       # prompts split
+  tpu/bin/python benchmarks/tpu_batch.py --target v6e --chips 16 --model 4  # 4 chips per prompt
 
 See `chips.py`. The exit status is 1 if the encoder, or the decoder of whole prompts, contains a
 collective, or if the smallest batch does not fit.
@@ -27,10 +27,10 @@ def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = 
   from sam3_jax.inference.programs import Programs
 
   rules = rules or sharding.REPLICATED
-  params, cut = _parameters(config, dtype, mesh, rules), sharding.by_rows(mesh)
+  params, by_rows = _parameters(config, dtype, mesh, rules), sharding.by_rows(mesh)
   rows, side = images * mesh.size, config.image_size
-  pixels = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=cut)
-  sizes = jax.ShapeDtypeStruct((rows, 2), np.int32, sharding=cut)
+  pixels = jax.ShapeDtypeStruct((rows, side, side, 3), np.uint8, sharding=by_rows)
+  sizes = jax.ShapeDtypeStruct((rows, 2), np.int32, sharding=by_rows)
   encode: Any = Programs(config, dtype, mesh, rules, select_image=lambda image, _: image).encode
   return encode.lower(params, pixels, sizes), jax.eval_shape(encode, params, pixels, sizes)
 
@@ -38,7 +38,8 @@ def lower_encoder(config: Any, dtype: Any, mesh: Any, images: int, rules: Any = 
 def lower_decoder(
   config: Any, dtype: Any, mesh: Any, embedding: Any, prompts: int, most: int, split: bool = False
 ) -> Any:
-  """Lowers the decoder with `prompts` per device, or per group of devices if `split`."""
+  """Lowers the decoder with `prompts` per device, or per group of devices if `split`; `most` is the
+  maximum number of instances per prompt."""
   import jax
   import numpy as np
 
@@ -49,7 +50,7 @@ def lower_decoder(
   from sam3_jax.types import TextEmbedding
 
   count = prompts * (mesh.shape["data"] if split else mesh.size)
-  cut = sharding.by_groups(mesh) if split else sharding.by_rows(mesh)
+  shards = sharding.by_groups(mesh) if split else sharding.by_rows(mesh)
   context, zeros = config.text.context, np.zeros(count, np.int32)
   text: Any = (np.zeros((count, context, config.width), dtype), np.ones((count, context), bool))
   packed = pack(
@@ -57,7 +58,7 @@ def lower_decoder(
     text=TextEmbedding(*text),
   )  # fmt: skip
   given = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut), (embedding, packed)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shards), (embedding, packed)
   )
   programs = Programs(config, dtype, mesh)
   detect: Any = (programs.split_prompts if split else programs.prompts).detect
@@ -82,6 +83,7 @@ def _parameters(config: Any, dtype: Any, mesh: Any, rules: Any) -> Any:
 
 
 def report(name: str, target: str, lowered: Any) -> dict[str, Any]:
+  """Compiles a lowered program; returns its row of the table."""
   compiled = chips.report(target, lowered)
   return {
     "program": name,
@@ -93,7 +95,7 @@ def report(name: str, target: str, lowered: Any) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]], what: str, limit: float) -> str:
-  lines = [f"{what}.", "", "| program | peak GB per chip | of its memory | collectives |"]
+  lines = [f"{what}.", "", "| program | peak GB per chip | relative to its memory | collectives |"]
   lines.append("|---|---|---|---|")
   for row in rows:
     listed = [
@@ -121,15 +123,15 @@ def main() -> int:
   limit, rows, fits = chips.CHIPS[target].memory, [], []
   for images in arguments.images:
     lowered, embedding = lower_encoder(config, jnp.bfloat16, mesh, images)
-    rows.append(report(f"encode, {images} per chip", target, lowered))
+    rows.append(report(f"encode, {images} image{'s' * (images > 1)} per chip", target, lowered))
     fits.append(rows[-1]["peak"] < limit)
   for prompts in arguments.prompts:
     decoder = lower_decoder(config, jnp.bfloat16, mesh, embedding, prompts, arguments.most)
-    rows.append(report(f"decode, {prompts} per chip, {images} images", target, decoder))
+    rows.append(report(f"decode, {prompts} prompts per chip, {images} images", target, decoder))
   crossing = any(row["collectives"] for row in rows)
   if arguments.model > 1:
     split = lower_decoder(config, jnp.bfloat16, mesh, embedding, 1, arguments.most, split=True)
-    rows.append(report(f"decode, one for {arguments.model} chips", target, split))
+    rows.append(report(f"decode, one prompt per {arguments.model} chips", target, split))
   name = f"{target} {chips.TOPOLOGIES[arguments.chips]}"
   what = f"{name}, {arguments.chips} chips, bfloat16, jax {jax.__version__}"
   text = markdown(rows, what, limit)
@@ -146,14 +148,16 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
+  parser.add_argument("--target", choices=chips.CHIPS, default="v5e", help="type of chip")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=256)
   parser.add_argument("--model", type=int, default=1, help="chips that split the work on a prompt")
   sizes = ("vit-tiny", "vit-small", "vit-base", "vit-large")
   parser.add_argument("--size", choices=sizes, default="vit-large")
   parser.add_argument("--images", type=int, nargs="+", default=[1, 4], help="images per chip")
   parser.add_argument("--prompts", type=int, nargs="+", default=[4], help="prompts per chip")
-  parser.add_argument("--most", type=int, default=100, help="at most N instances per prompt")
+  parser.add_argument(
+    "--most", type=int, default=100, metavar="N", help="at most N instances per prompt"
+  )
   parser.add_argument(
     "--out", type=Path, help="output directory, for batch-TARGET-CHIPS.md and .json"
   )

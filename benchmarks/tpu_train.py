@@ -1,4 +1,4 @@
-"""Memory and collectives of the full model's training step, compiled ahead of time for a TPU pod.
+"""Compiles the full model's training step ahead of time for a TPU pod: memory and collectives.
 
   python3.11 -m venv tpu; tpu/bin/pip install "jax[tpu]==0.10.2" -e .
   tpu/bin/python benchmarks/tpu_train.py --out benchmarks/results  # 16 chips of v5e, 4 x 4
@@ -81,16 +81,16 @@ def batch_shapes(config: Any, arguments: argparse.Namespace) -> Any:
     "sizes": array(images, 2, dtype=jnp.int32),
     "ids": array(images, dtype=jnp.int32),
     "tokens": array(*rows, config.text.context, dtype=jnp.int32),
-    "boxes": array(*rows, arguments.examples, 4),
-    "positive": array(*rows, arguments.examples, dtype=bool),
-    "box_valid": array(*rows, arguments.examples, dtype=bool),
+    "boxes": array(*rows, arguments.exemplars, 4),
+    "positive": array(*rows, arguments.exemplars, dtype=bool),
+    "box_valid": array(*rows, arguments.exemplars, dtype=bool),
     "prompt_valid": array(*rows, dtype=bool),
   }
   return Batch(**fields, targets=Targets(**targets))
 
 
 def markdown(report: dict[str, Any]) -> str:
-  """Memory and the table of collectives, as in docs/training-tpu.md."""
+  """Memory and the table of collectives, as in docs/guides/tpu-pods.md."""
   memory, gb = report["memory"], 1e-9
   lines = [
     f"{report['what']}; {report['versions']}, compiled in {report['seconds']:.0f} s.",
@@ -99,7 +99,7 @@ def markdown(report: dict[str, Any]) -> str:
     f"(arguments {memory['arguments'] * gb:.2f} GB, temporaries {memory['temporaries'] * gb:.2f} "
     "GB).",
     "",
-    "| part | collective | runs a step | MB of the largest | GB a step and chip |",
+    "| part | collective | runs per step | MB of the largest | GB per step and chip |",
     "|---|---|---|---|---|",
   ]
   total = 0.0
@@ -140,8 +140,8 @@ def main() -> int:
     arguments.hlo.write_text(compiled.text)
   report = {
     "what": f"{arguments.target} {chips.TOPOLOGIES[arguments.chips]}, {arguments.chips} chips: "
-    f"{arguments.images} image(s) a chip, {arguments.prompts} phrases each, masks for "
-    f"{arguments.mask_prompts}, up to {arguments.objects} objects; bfloat16, remat "
+    f"{arguments.images} image{'s' * (arguments.images > 1)} per chip, {arguments.prompts} phrases "
+    f"each, masks for {arguments.mask_prompts}, up to {arguments.objects} objects; bfloat16, remat "
     f"{arguments.remat}",
     "versions": f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
     "seconds": compiled.compile_seconds,
@@ -167,7 +167,7 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--target", choices=chips.CHIPS, default="v5e")
+  parser.add_argument("--target", choices=chips.CHIPS, default="v5e", help="type of chip")
   parser.add_argument("--chips", type=int, choices=chips.TOPOLOGIES, default=16)
   parser.add_argument(
     "--size", choices=("vit-tiny", "vit-small", "vit-base", "vit-large"), default="vit-large"
@@ -176,15 +176,17 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--prompts", type=int, default=4, help="phrases per image")
   parser.add_argument("--mask-prompts", type=int, default=2, help="phrases with masks")
   parser.add_argument("--objects", type=int, default=32, help="objects per phrase")
-  parser.add_argument("--examples", type=int, default=4, help="exemplar boxes per phrase")
+  parser.add_argument("--exemplars", type=int, default=4, help="exemplar boxes per phrase")
   parser.add_argument("--accumulate", type=int, default=1, help="microbatches per step")
-  parser.add_argument("--ema-decay", type=float, default=0.999, help="0 for no average")
+  parser.add_argument("--ema-decay", type=float, default=0.999, help="0 for no moving average")
   parser.add_argument(
     "--train", default=".*", help="regular expression for the paths of trainable parameters"
   )
   parser.add_argument("--remat", choices=("none", "full"), default="full")
   parser.add_argument("--hlo", type=Path, help="file for the compiled program")
-  parser.add_argument("--out", type=Path, help="folder for train-TARGET-CHIPS.md and .json")
+  parser.add_argument(
+    "--out", type=Path, help="output directory, for train-TARGET-CHIPS.md and .json"
+  )
   return parser.parse_args()
 
 

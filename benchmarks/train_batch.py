@@ -1,4 +1,4 @@
-"""Sizes and batches for both sides of `train.py`; needs only NumPy."""
+"""Model sizes and batches for both sides of `train.py`; needs only NumPy."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import numpy as np
 EXEMPLARS, OBJECTS = 2, 6  # exemplar boxes and objects of a prompt, with padding
 
 # Fields that differ from the released configuration. "tiny" is the golden model of the tests, for
-# which tests/goldens has Meta's training step; "small" is larger, so that arithmetic dominates the
-# overhead. There is no dropout, so that the losses of both sides can be compared too.
+# which tests/goldens has Meta's training step. "small" is larger, so that arithmetic dominates the
+# overhead; it is none of the backbones in `config.SIZES`. There is no dropout, so that the losses
+# of both sides can be compared too.
 SIZES: dict[str, dict[str, Any]] = {
   "tiny": {
     "trunk": {
@@ -39,12 +40,12 @@ def make_batch(
   Args:
     config: the model's configuration, as a dictionary.
     images: number of images, B.
-    prompts: prompts of each image, R.
+    prompts: number of prompts per image, R.
     mask_side: cells per side of the target masks; 0 for the image size, as in Meta's code.
-    seed: of all random numbers.
+    seed: seed of all random numbers.
 
   Returns:
-    images u8[B, S, S, 3]; tokens i32[B, R, T] (start, words, end, then 0); examples
+    images u8[B, S, S, 3]; tokens i32[B, R, T] (start, words, end, then 0); exemplars
     f32[B, R, N, 4] with given bool[B, R, N], boxes f32[B, R, O, 4] with valid bool[B, R, O] (both
     cxcywh fractions) and masks bool[B, R, O, M, M].
   """
@@ -67,7 +68,7 @@ def make_batch(
   return {
     "images": rng.integers(0, 256, (images, side, side, 3), dtype=np.uint8),
     "tokens": tokens,
-    "examples": boxes[:, :, :EXEMPLARS],
+    "exemplars": boxes[:, :, :EXEMPLARS],
     "given": given,
     "boxes": boxes,
     "valid": valid,

@@ -76,11 +76,16 @@ def full(mode: str, steps: int, rank: int, size: str, out: Path | None) -> int:
     rows[-1]["memory"] = peak_memory()
     print(f"step {number}: {json.dumps(rows[-1])}", flush=True)
   report = {"mode": mode, "size": size, "machine": machine(), "jax": jax.__version__}
-  report |= {"parameters": counts, "memory_made": made, "memory": peak_memory(), "steps": rows}
+  report |= {
+    "parameters": counts,
+    "memory_with_parameters": made,
+    "memory": peak_memory(),
+    "steps": rows,
+  }
   print(
     f"{mode}: {counts['trained'] / 1e6:.1f} M of {sum(counts.values()) / 1e6:.1f} M parameters "
-    f"trained; peak memory {report['memory'] / 1e9:.1f} GB ({made / 1e9:.1f} GB once the "
-    f"parameters were made)"
+    f"trained; peak memory {report['memory'] / 1e9:.1f} GB ({made / 1e9:.1f} GB after "
+    f"creating the parameters)"
   )
   if out:
     out.mkdir(parents=True, exist_ok=True)

@@ -170,7 +170,7 @@ def make_input(batch: dict[str, np.ndarray]) -> data_misc.BatchedDatapoint:
   number = torch.where(valid, torch.arange(rows * slots).reshape(rows, slots), -1)
   stage = data_misc.FindStage(
     img_ids=torch.arange(rows) // prompts, text_ids=torch.arange(rows),
-    input_boxes=flat["examples"].transpose(0, 1), input_boxes_mask=~flat["given"],
+    input_boxes=flat["exemplars"].transpose(0, 1), input_boxes_mask=~flat["given"],
     input_boxes_label=torch.ones_like(flat["given"], dtype=torch.long).T,
     input_points=None, input_points_mask=None,
   )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Our side of `train.py`: the step of `sam3_jax.training` on the same batch and weights."""
+"""The sam3-jax side of `train.py`: the training step on the same batch and weights as Meta's."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def make_batch(arrays: dict[str, np.ndarray]) -> Batch:
     sizes=np.full((images, 2), side, np.int32),
     ids=np.arange(images, dtype=np.int32),
     tokens=arrays["tokens"],
-    boxes=arrays["examples"],
+    boxes=arrays["exemplars"],
     positive=np.ones_like(arrays["given"]),
     box_valid=arrays["given"],
     prompt_valid=np.ones(arrays["given"].shape[:2], bool),

@@ -1,4 +1,4 @@
-"""Multiply-adds of a traced program, counted from its shapes: exact, and costs nothing to run."""
+"""Counts the operations of a traced program exactly from its shapes, without running it."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,12 @@ import jax
 
 
 def gflop(function: Callable[..., Any], *shapes: Any) -> float:
-  """Of all products and convolutions, a multiply-add as 2, in 1e9."""
+  """GFLOP of all matrix products and convolutions; a multiply-add counts as 2."""
   return _flop(jax.make_jaxpr(function)(*shapes).jaxpr, 1) / 1e9
 
 
 def _flop(jaxpr: Any, loop: int) -> float:
+  """FLOP of a jaxpr inside a loop of `loop` iterations."""
   total = 0.0
   for eqn in jaxpr.eqns:
     name, out = eqn.primitive.name, eqn.outvars[0].aval if eqn.outvars else None
@@ -26,8 +27,8 @@ def _flop(jaxpr: Any, loop: int) -> float:
       length = eqn.params["length"]
       total += length * _flop(eqn.params["jaxpr"].jaxpr, length)
     elif name == "cond" and eqn.params.get("branches_platforms"):
-      total += min(_flop(b.jaxpr, loop) for b in eqn.params["branches"])  # a way a platform
-    elif name == "cond":  # a layer's self-attention: the first of a loop's layers has had it
+      total += min(_flop(b.jaxpr, loop) for b in eqn.params["branches"])  # one branch per platform
+    elif name == "cond":  # self-attention of a layer, which the first layer of the loop skips
       total += max(_flop(b.jaxpr, 1) for b in eqn.params["branches"]) * (loop - 1) / loop
     else:
       for inner in jax.tree.leaves(

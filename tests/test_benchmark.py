@@ -256,7 +256,8 @@ class TestReport:
     lines = report.markdown(self.whole(rows=rows)).splitlines()
     first = "200 ms (100 ms to 400 ms)"
     assert (
-      f"| decode 1 prompt | {first} | 500 ms (100 ms to 400 ms), 2.50 x ours | {first} |" in lines
+      f"| decode 1 prompt | {first} | 500 ms (100 ms to 400 ms), 2.50 x sam3-jax | {first} |"
+      in lines
     )
     assert f"| decode 8 prompts | {first} | - | - |" in lines
     assert "| decode 8 prompts | 3 s, 350 ms, 2.50 GB | - | - |" in lines

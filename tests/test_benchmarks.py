@@ -184,11 +184,11 @@ def test_a_loop_that_does_not_tell_its_trips():
 def test_rates_of_a_pod():
   """By hand: a chip takes 0.1 s an image, a host 0.05 s of a core."""
   host = scaling.Host((480, 640), 100_000, reading=0.02, mask=0.01, record_bytes=1000)
-  job = scaling.Job(0.06, 0.02, prompts=2, instances=3, chips_a_host=4, cores_a_host=8)
+  job = scaling.Job(0.06, 0.02, prompts=2, instances=3, chips_per_host=4, cores_per_host=8)
   found = scaling.rates(host, job, chips=16)
   wanted = {
-    "device": 160, "rate": 160, "cores_a_chip": 0.5, "bytes_in": 16e6, "bytes_out": 480e3,
-    "chip_hours_a_million": 1e6 / 160 * 16 / 3600,
+    "device": 160, "rate": 160, "cores_per_chip": 0.5, "bytes_in": 16e6, "bytes_out": 480e3,
+    "chip_hours_per_million": 1e6 / 160 * 16 / 3600,
   }  # fmt: skip
   assert found == pytest.approx(wanted)
   slow = host._replace(reading=0.37)  # 0.4 s of a core: 32 cores do 80 images a second

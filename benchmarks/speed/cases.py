@@ -22,7 +22,7 @@ class Step:
 STEPS = {
   "preprocess": Step("preprocess {} image", (1,)),
   "encode": Step("encode {} image", (1,), (1, 2, 4, 8)),
-  "encode_visual": Step("encode {} image, for points too", (1,)),
+  "encode_visual": Step("encode {} image, also for visual prompts", (1,)),
   "text": Step("encode {} phrase", (1,)),
   "decode": Step("decode {} prompt", (1, 8, 64), (1, 2, 4, 8, 16, 32, 64, 128)),
   "visual": Step("{} point, one prompt each", (1, 32, 1000)),

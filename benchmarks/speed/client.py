@@ -56,27 +56,27 @@ class Side:
         file.close()
 
   def call(self, case: str, count: int) -> dict[str, float]:
-    """Wall time and processor time in seconds, and peak memory of one call; raises Unable. Restarts
-    the process if an earlier case ended it, for example by running out of memory."""
+    """Measures seconds, CPU seconds and peak memory of one call; raises Unable. Restarts the
+    process if an earlier case ended it, for example by running out of memory."""
     if self._process.poll() is not None:
       self.__exit__()
       self._start()
     return self._request({"case": case, "count": count})
 
   def _request(self, request: dict[str, Any]) -> dict[str, Any]:
-    line, (requests, answers) = "", (self._process.stdin, self._process.stdout)
+    line, (requests, responses) = "", (self._process.stdin, self._process.stdout)
     try:
       print(json.dumps(request), file=requests, flush=True)
-      line = answers.readline()  # pyright: ignore[reportOptionalMemberAccess]
+      line = responses.readline()  # pyright: ignore[reportOptionalMemberAccess]
     except OSError:  # the process has ended
       pass
     if not line:
       status = self._process.wait()
       raise Unable(f"its process ended with status {status}: {self._last_error()}")
-    answer = json.loads(line)
-    if "unable" in answer:
-      raise Unable(answer["unable"])
-    return answer
+    response = json.loads(line)
+    if "unable" in response:
+      raise Unable(response["unable"])
+    return response
 
   def _last_error(self) -> str:
     self._errors.seek(0)

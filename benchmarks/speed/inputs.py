@@ -3,7 +3,7 @@
 import numpy as np
 
 COLORS = ("red", "green", "blue", "yellow", "black", "white", "brown", "orange")
-THINGS = (
+NOUNS = (
   "cat", "dog", "bus", "chair", "apple", "lion", "boat", "bird",
   "tree", "cup", "shoe", "kite", "book", "horse", "lamp", "clock",
 )  # fmt: skip
@@ -11,7 +11,7 @@ THINGS = (
 
 def phrases(count: int) -> list[str]:
   """Returns `count` different phrases, at most 128."""
-  every = [f"{color} {thing}" for thing in THINGS for color in COLORS]
+  every = [f"{color} {noun}" for noun in NOUNS for color in COLORS]
   return every[:count]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.config import SIZES, Config
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.utils.param_tree import nest
@@ -30,29 +30,29 @@ class Material:
     tokens: token ids, for as many phrases as the largest case needs.
   """
 
-  def __init__(self, bundle: Path | None, size: str | None, source_image: Path, work: Path):
+  def __init__(self, checkpoint: Path | None, size: str | None, source_image: Path, work: Path):
     """Writes the files that do not exist yet.
 
     Args:
-      bundle: a checkpoint, or None for seeded weights.
+      checkpoint: a directory, or None for seeded weights.
       size: a key of `config.SIZES`, for seeded weights.
       source_image: an image, which is resized to `IMAGE_SIZE`.
       work: directory to write to.
     """
     self.work = work
-    if bundle is None:
+    if checkpoint is None:
       if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
       self.name = f"seeded weights of size {size}"
       self.bundle = work / size
       if not self.bundle.exists():
-        checkpoint.save(
+        bundle.save(
           self.bundle, seeded(SIZES[size]), SIZES[size], VOCABULARY.read_bytes(),
           info={"name": self.name, "trained": False},
         )  # fmt: skip
     else:
-      self.name, self.bundle = bundle.name, bundle.absolute()
-    self.config = checkpoint.inspect(self.bundle).config
+      self.name, self.bundle = checkpoint.name, checkpoint.absolute()
+    self.config = bundle.inspect(self.bundle).config
     tokenizer = Tokenizer(self.bundle / "tokenizer.model", context=self.config.text.context)
     most = max(max(step.counts + step.growth) for step in STEPS.values())
     self.tokens = tokenizer(phrases(most)).tolist()
@@ -80,7 +80,7 @@ class Material:
 def seeded(config: Config) -> dict:
   """Random parameters that keep activations of order one. Drawn with NumPy, as `init` would have to
   be compiled."""
-  return nest(drawn(np.random.default_rng(0), checkpoint.expected_shapes(config, visual=True)))
+  return nest(drawn(np.random.default_rng(0), bundle.expected_shapes(config, visual=True)))
 
 
 def drawn(rng: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

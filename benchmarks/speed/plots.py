@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from speed.cases import STEPS
+
 
 def draw(report: dict[str, Any], path: Path) -> None:
   """Draws a column for each case with a fitted line; dots are measurements, lines are fits."""
@@ -23,7 +25,14 @@ def draw(report: dict[str, Any], path: Path) -> None:
         panel.plot(counts, [scale * r[name] for r in mine], "o", color=color, label=fit["side"])
         line = [scale * (fit[name]["start"] + fit[name]["each"] * n) for n in counts]
         panel.plot(counts, line, color=color, linewidth=1)
-      panel.set(xscale="log", yscale="log", xlabel=f"{case}: count", ylabel=title)
+      panel.set(xscale="log", yscale="log", xlabel=xlabel(case), ylabel=title)
       panel.set_xticks(counts, [str(n) for n in counts])
+      panel.set_xticks([], minor=True)
       panel.legend(frameon=False)
   figure.savefig(path, dpi=120)
+
+
+def xlabel(case: str) -> str:
+  """Describes what is counted, such as "decode: number of prompts"."""
+  noun = STEPS[case].label.partition("{} ")[2].split()[0].rstrip(",")
+  return f"{case}: number of {noun}s"

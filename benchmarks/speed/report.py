@@ -12,8 +12,8 @@ def markdown(report: dict[str, Any]) -> str:
   height, width = report["image"]
   lines = [
     f"{report['machine']} (cores used: {report['cores']}), load {before:.1f} before and "
-    f"{after:.1f} after. {report['checkpoint']}, an image of {height} x {width}. Medians of "
-    f"{report['repeats']} calls after the first, the sides in turns (minimum to maximum).",
+    f"{after:.1f} after. Checkpoint: {report['checkpoint']}; image: {height} x {width}. Medians of "
+    f"{report['repeats']} calls after the first (minimum to maximum); the packages take turns.",
   ]
   if report["sides"]:
     lines += ["", *_sides(report["sides"])]
@@ -35,7 +35,7 @@ def _sides(sides: Sequence[dict[str, Any]]) -> list[str]:
     ]
     for side in sides
   ]  # fmt: skip
-  return table(["side", "import", "load", "memory after loading", "device", "versions"], rows)
+  return table(["package", "import", "load", "memory after loading", "device", "versions"], rows)
 
 
 def _seconds(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -45,7 +45,7 @@ def _seconds(rows: Sequence[dict[str, Any]]) -> list[str]:
     ours = all_of_case.get(f"sam3-jax {row['side'].split()[-1]}")
     if ours is None or ours is row:
       return text
-    return f"{text}, {row['median'] / ours['median']:.2f} x ours"
+    return f"{text}, {row['median'] / ours['median']:.2f} x sam3-jax"
 
   return _by_case("time", rows, cell)
 
@@ -54,11 +54,11 @@ def _costs(rows: Sequence[dict[str, Any]]) -> list[str]:
   def cell(row: dict[str, Any], _: dict[str, dict[str, Any]]) -> str:
     return f"{duration(row['first'])}, {duration(row['processor'])}, {size(row['memory'])}"
 
-  return _by_case("first call, processor time of later calls, peak memory", rows, cell)
+  return _by_case("first call, CPU time of later calls, peak memory", rows, cell)
 
 
 def _by_case(head: str, rows: Sequence[dict[str, Any]], cell: Any) -> list[str]:
-  """A table with a row for each case and a column for each side."""
+  """A table with a row for each case and a column for each package and dtype."""
   sides = list(dict.fromkeys(row["side"] for row in rows))
   cases: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
   for row in rows:
@@ -85,7 +85,8 @@ def _growth(growth: Sequence[dict[str, Any]]) -> list[str]:
         steps(time), f"{size(memory['start'])} + {size(memory['each'])} each", steps(memory),
       ]
     )  # fmt: skip
-  head = ["growth", "side", "time", "above 1.3 x the line", "memory", "above 1.3 x the line"]
+  above = "counts above 1.3 x the line"
+  head = ["growth", "package", "time", above, "memory", above]
   return table(head, rows)
 
 

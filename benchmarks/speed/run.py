@@ -126,30 +126,30 @@ def take_turns(
   sides: Sequence[Side], case: str, count: int, repeats: int, skipped: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
   """A row for each side that supports the case: its first call, then `repeats` calls in turns."""
-  answers: dict[Side, list[dict[str, float]]] = {}
+  responses: dict[Side, list[dict[str, float]]] = {}
   for turn in range(1 + repeats):  # the first call compiles
-    for side in list(answers if turn else sides):
+    for side in list(responses if turn else sides):
       try:
-        answers.setdefault(side, []).append(side.call(case, count))
+        responses.setdefault(side, []).append(side.call(case, count))
       except Unable as error:
-        answers.pop(side, None)
+        responses.pop(side, None)
         skipped.append({"what": f"{side.name}: {label(case, count)}", "why": str(error)})
   return [
     {"case": case, "count": count, "side": side.name} | figures(found)
-    for side, found in answers.items()
+    for side, found in responses.items()
   ]
 
 
-def figures(answers: Sequence[dict[str, float]]) -> dict[str, Any]:
+def figures(responses: Sequence[dict[str, float]]) -> dict[str, Any]:
   """Seconds of the first call and of the later calls, if any, and the peak memory."""
-  later = answers[1:] or answers
-  seconds = [answer["first"] for answer in later]
+  later = responses[1:] or responses
+  seconds = [response["first"] for response in later]
   return {
-    "first": answers[0]["first"],
+    "first": responses[0]["first"],
     "seconds": seconds,
     "median": statistics.median(seconds),
-    "processor": statistics.median(answer["processor"] for answer in later),
-    "memory": max(answer["memory"] for answer in answers),
+    "processor": statistics.median(response["processor"] for response in later),
+    "memory": max(response["memory"] for response in responses),
   }
 
 

@@ -1,4 +1,4 @@
-"""A side of the benchmark in its own process; requests and answers are lines of JSON.
+"""A side of the benchmark in its own process; requests and responses are lines of JSON.
 
 The first request has the settings, each later one a case and a count, which is one timed call. Uses
 only the standard library, as each side runs in its own environment.
@@ -19,15 +19,15 @@ class Unable(Exception):
 
 
 def serve(open_side: Callable[[dict[str, Any]], Any]) -> None:
-  """Answers the requests on standard input until it ends.
+  """Responds to the requests on standard input until it ends.
 
   Args:
     open_side: creates a side from the settings: an object with a method for each supported case.
       The method takes the count and returns a function that does the work once and waits for its
-      end. `facts` is the first answer: seconds of `import` and `load`, `versions`, `device`.
+      end. `facts` is the first response: seconds of `import` and `load`, `versions`, `device`.
   """
-  # Output of libraries must not mix with the answers.
-  answers = os.fdopen(os.dup(1), "w")
+  # Output of libraries must not mix with the responses.
+  responses = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   side, prepared, call = None, None, None
   for line in sys.stdin:
@@ -36,21 +36,21 @@ def serve(open_side: Callable[[dict[str, Any]], Any]) -> None:
       if side is None:
         use_threads(request["threads"])
         side = open_side(request)
-        answer = side.facts | {"memory": peak_memory()}
+        response = side.facts | {"memory": peak_memory()}
       else:
         case = request["case"], request["count"]
         if case != prepared:
           call = None  # frees its memory
           prepared, call = case, prepare(side, *case)
           reset_peak_memory()
-        answer = timed(call, repeats=0)[1] | {"memory": peak_memory()}
+        response = timed(call, repeats=0)[1] | {"memory": peak_memory()}
     except Unable as error:
-      answer, prepared = {"unable": str(error)}, None
+      response, prepared = {"unable": str(error)}, None
     except Exception as error:
       traceback.print_exc()
       [first, *_] = str(error).splitlines() or [""]
-      answer, prepared = {"unable": f"{type(error).__name__}: {first}"}, None
-    print(json.dumps(answer), file=answers, flush=True)
+      response, prepared = {"unable": f"{type(error).__name__}: {first}"}, None
+    print(json.dumps(response), file=responses, flush=True)
 
 
 def prepare(side: Any, case: str, count: int) -> Callable[[], Any]:

@@ -1,7 +1,7 @@
 """Meta's own package `sam3` as a side of the benchmark.
 
-Its image model is put together as its builder does it, in any size (see `train_meta.build`), and
-reads sam3.pt. bfloat16 is its autocast, over float32 parameters.
+The image model is assembled as in its builder, but in any size (see `train_meta.build`), and reads
+sam3.pt. bfloat16 uses autocast, with float32 parameters.
 """
 
 import contextlib

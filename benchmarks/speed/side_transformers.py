@@ -48,10 +48,10 @@ class Transformers:
       "versions": {m.__name__: m.__version__ for m in (torch, transformers)},
     }
 
-  def _done(self, answer: Any) -> Any:
+  def _done(self, result: Any) -> Any:
     if self.device == "cuda":
       self.torch.cuda.synchronize()
-    return answer
+    return result
 
   def _pixels(self, count: int) -> Any:
     pixels = self.processor(images=[self.photo] * count, return_tensors="pt").pixel_values

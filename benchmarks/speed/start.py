@@ -24,8 +24,8 @@ Figures = dict[str, float]
 def segment(
   bundle: Path, image: Path, device: str | None, repeats: int
 ) -> dict[str, list[Figures]]:
-  """Seconds (`first`), processor seconds and peak memory of `sam3-jax segment`: one run that
-  compiles, and `repeats` runs that do not. Raises Unable if it fails."""
+  """Measures seconds (`first`), CPU seconds and peak memory of `sam3-jax segment`: one run that
+  compiles, and `repeats` runs that find their programs in the cache. Raises Unable if it fails."""
   with tempfile.TemporaryDirectory(prefix="sam3-jax-cache-") as directory:
     typed = ["segment", str(image), "--text", "red cat", "--checkpoint", str(bundle)]
     typed += ["--out", f"{directory}/out", *(["--device", device] if device else [])]

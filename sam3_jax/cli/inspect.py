@@ -56,11 +56,11 @@ def inspect(
   """
   arguments.use_device("cpu")
 
-  from sam3_jax.checkpoint import bundle as checkpoints
+  from sam3_jax.checkpoint import bundle
 
   directory = arguments.find(checkpoint, quiet)
   if add_checksums:
-    changed = checkpoints.add_checksums(directory)
+    changed = bundle.add_checksums(directory)
     names = ", ".join(changed[:LISTED])
     more = f" and {len(changed) - LISTED:,} more" if len(changed) > LISTED else ""
     news = f"new checksums of {names}{more}" if changed else "no new checksums"
@@ -68,7 +68,7 @@ def inspect(
     say(Console(stderr=True, quiet=quiet), line)
   with progress(Console(stderr=True), bar=True, quiet=quiet or not verify) as step:
     report = functools.partial(step, "comparing checksums")
-    summary = checkpoints.inspect(directory, verify=verify, progress=report)
+    summary = bundle.inspect(directory, verify=verify, progress=report)
   if verify and summary.fingerprint:
     summary = _compare_fingerprint(summary, summary.fingerprint)
   if quiet:
