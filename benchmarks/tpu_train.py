@@ -99,7 +99,7 @@ def markdown(report: dict[str, Any]) -> str:
     f"(arguments {memory['arguments'] * gb:.2f} GB, temporaries {memory['temporaries'] * gb:.2f} "
     "GB).",
     "",
-    "| part | collective | runs a step | MB of the largest | GB a step and chip |",
+    "| part | collective | runs per step | MB of the largest | GB per step and chip |",
     "|---|---|---|---|---|",
   ]
   total = 0.0

@@ -146,7 +146,7 @@ def markdown(report: dict[str, Any]) -> str:
   lines = [
     f"Machine: {report['machine']}, load {report['load']:.1f} beforehand; "
     + ", ".join(f"{name} {version}" for name, version in versions.items())
-    + f". {report['images']} images of {report['prompts']} phrases a step, size "
+    + f". {report['images']} images of {report['prompts']} phrases per step, size "
     f"`{report['size']}`, float32, medians of {len(rows[0]['steps']) - 1} steps in turns.",
     "",
     "| training step | seconds (median, least) | processor seconds | images/s | ratio "

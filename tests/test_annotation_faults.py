@@ -108,7 +108,7 @@ def test_polygons_are_checked_before_drawing(read, segmentation, message):
 def test_huge_boxes_are_faults_without_warnings(read):
   for size in (1e200, 1e308):  # products and sums are infinite
     huge = one(box=(10, 10, size, size), segmentation=square())
-    assert "leaves the 80 x 60" in fault_of(read, content(huge))
+    assert "extends beyond the 80 x 60" in fault_of(read, content(huge))
 
 
 def test_polygons_outside_the_image_are_noted(read):
@@ -116,7 +116,8 @@ def test_polygons_outside_the_image_are_noted(read):
   [pair] = read(content(one(box=(60, 10, 40, 20))), notes, negatives=0)
   assert pair.objects[0].box == (60, 10, 20, 20)
   [line] = notes.lines()
-  assert line == "note: polygons that leave their image, cut off at its border: 1 (annotation 1)"
+  what = "polygons that extend beyond their image, clipped at its border"
+  assert line == f"note: {what}: 1 (annotation 1)"
 
 
 def test_huge_images_take_no_memory(read):

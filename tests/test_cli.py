@@ -380,7 +380,7 @@ class TestBadInput:
       (folder / name / "manifest.json").write_text(json.dumps(values))
       checksums.write(folder / name)
     for name, message in {
-      "empty": "is an empty folder",
+      "empty": "is an empty directory",
       "half": "it lacks manifest.json",
       "version": "is of format version 99",
       "missing": "does not fit the model",
