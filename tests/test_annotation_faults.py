@@ -348,7 +348,7 @@ def test_contradicting_lists_of_categories(read, lists, message):
 def test_unknown_categories_in_lists_are_noted(read):
   notes = Notes()
   read(content(one(), images=[image(neg_category_ids=[2, 77])]), notes)
-  assert "that are no categories: 1 (image 1)" in notes.lines()[0]
+  assert "that are not categories: 1 (image 1)" in notes.lines()[0]
 
 
 def test_empty_instances_are_left_out(read):
