@@ -82,7 +82,8 @@ class _Shapes:
     if len(found) != rank:
       raise ValueError(
         f"{name}, which must have {rank} axes and determines the model's size, is "
-        f"{list(found) if name in self.named else 'missing'}; this is no complete SAM 3."
+        f"{list(found) if name in self.named else 'missing'}; this is not a complete SAM 3 "
+        "checkpoint."
       )
     return found
 

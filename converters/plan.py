@@ -155,7 +155,7 @@ def plan(
 def raise_incomplete(table: Table, faults: list[str], where: str = "this") -> None:
   """Raises ValueError if there are faults; `where` names the source."""
   raise_faults(
-    faults, f"{where} is no complete SAM 3 checkpoint in the layout {table.name}", REMEDY
+    faults, f"{where} is not a complete SAM 3 checkpoint in the layout {table.name}", REMEDY
   )
 
 

@@ -65,7 +65,7 @@ def select(
     adapter: whether the file is named like an adapter of PEFT.
 
   Raises:
-    ValueError: the file holds no SAM 3, several, or one that cannot be converted.
+    ValueError: the file holds no SAM 3 model, several, or one that cannot be converted.
   """
   if format != "auto" and format not in FORMATS:
     raise ValueError(f"format {format!r} must be auto or one of {', '.join(FORMATS)}.")

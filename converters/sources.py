@@ -155,7 +155,7 @@ def _not_found(source: Path) -> str:
     name = "/".join(rest[1:3] if hub else rest)
     known = hub or scheme == "hf:"
     return (
-      f"{scheme}//{'/'.join(rest)} is no path; run `sam3-jax convert "
+      f"{scheme}//{'/'.join(rest)} is not a path; run `sam3-jax convert "
       f"hf://{name if known else 'facebook/sam3'} OUT`, or download the file and give its path."
     )
   try:

@@ -138,7 +138,7 @@ class Config:
     if self.width % self.heads or self.width % 8:
       raise ValueError(
         f"width {self.width} must be a multiple of the heads, {self.heads}, and of 8 (the groups "
-        "of the masks' GroupNorm; sine codes need 4); change width or heads."
+        "of the masks' GroupNorm; sine encodings need 4); change width or heads."
       )
     if self.image_size % self.patch:
       raise ValueError(

@@ -1,4 +1,4 @@
-"""Checkpoints by name: a folder, a packaged checkpoint, a bucket, or a repository on the hub."""
+"""Checkpoints by name: a directory, a packaged checkpoint, a bucket, or a repository on the hub."""
 
 import contextlib
 import re
@@ -30,10 +30,10 @@ def find_checkpoint(
   progress: Callable[[str, float], None] | None = None,
   note: Note = warnings.warn,
 ) -> Path:
-  """Resolves the name of a checkpoint to its folder.
+  """Resolves the name of a checkpoint to its directory.
 
   Tries, in this order:
-    1. the folder of this path, or `gs://bucket/path` (needs the extra `gcs`);
+    1. the directory of this path, or `gs://bucket/path` (needs the extra `gcs`);
     2. `$SAM3_JAX_CHECKPOINTS/name`, `./checkpoints/name`, and the packaged checkpoint `sam3-tiny`;
        underscores in a name may stand for hyphens;
     3. for `hf://org/name` or `hf://org/name@revision`, the repository on the Hugging Face hub
@@ -98,7 +98,7 @@ def _convert(
   progress: Callable[[str, float], None] | None,
 ) -> tuple[Path, str]:
   """Downloads and converts a commit, or the one in the client's cache; its entry and hash."""
-  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  # setuptools maps the directory converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import convert  # pyright: ignore[reportMissingImports]
 
   if progress:
@@ -129,7 +129,7 @@ def _leased(
   except OSError as error:
     raise ValueError(
       f"cannot write to {path.parent}: {error_text(error)}; set XDG_CACHE_HOME to a "
-      "writable folder."
+      "writable directory."
     ) from error
   with lease:
     yield
@@ -155,7 +155,7 @@ def _remember(ref: Path, commit: str) -> None:
 
 
 def _digest(folder: Path) -> str:
-  """A key for a folder outside the client's cache, in place of a commit."""
+  """A key for a directory outside the client's cache, in place of a commit."""
   names = file_sizes(folder)
   found = {name: identify(folder / name) for name in names}
   return digest({name: [one.size, one.modified] for name, one in found.items() if one})[:40]

@@ -62,7 +62,7 @@ class ImageMaps(Sliceable):
 
 @struct.dataclass
 class ImageEmbedding(Saveable):
-  """Encoded images: everything that does not depend on the prompt, computed once an image.
+  """Encoded images: everything that does not depend on the prompt, computed once per image.
 
   Attributes:
     fine: the mask head's last convolution applied to the fine map.
@@ -91,7 +91,7 @@ class TextEmbedding(Saveable):
   """Encoded phrases.
 
   Attributes:
-    features: one vector a token.
+    features: one vector per token.
     valid: False on padding.
     tokens: token ids, by which `decode` recognises the phrases; None in the functional layer.
     origin: the checkpoint that made it, as in `ImageEmbedding`.

@@ -108,7 +108,7 @@ def test_polygons_are_checked_before_drawing(read, segmentation, message):
 def test_huge_boxes_are_faults_without_warnings(read):
   for size in (1e200, 1e308):  # products and sums are infinite
     huge = one(box=(10, 10, size, size), segmentation=square())
-    assert "leaves the 80 x 60" in fault_of(read, content(huge))
+    assert "extends beyond the 80 x 60" in fault_of(read, content(huge))
 
 
 def test_polygons_outside_the_image_are_noted(read):
@@ -116,7 +116,8 @@ def test_polygons_outside_the_image_are_noted(read):
   [pair] = read(content(one(box=(60, 10, 40, 20))), notes, negatives=0)
   assert pair.objects[0].box == (60, 10, 20, 20)
   [line] = notes.lines()
-  assert line == "note: polygons that leave their image, cut off at its border: 1 (annotation 1)"
+  what = "polygons that extend beyond their image, clipped at its border"
+  assert line == f"note: {what}: 1 (annotation 1)"
 
 
 def test_huge_images_take_no_memory(read):
@@ -347,7 +348,7 @@ def test_contradicting_lists_of_categories(read, lists, message):
 def test_unknown_categories_in_lists_are_noted(read):
   notes = Notes()
   read(content(one(), images=[image(neg_category_ids=[2, 77])]), notes)
-  assert "that are no categories: 1 (image 1)" in notes.lines()[0]
+  assert "that are not categories: 1 (image 1)" in notes.lines()[0]
 
 
 def test_empty_instances_are_left_out(read):

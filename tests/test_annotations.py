@@ -254,7 +254,7 @@ def test_missing_file(tmp_path):
 
 
 def test_negative_number_of_negatives(write):
-  with pytest.raises(ValueError, match="at least 0 phrases an image; got -1"):
+  with pytest.raises(ValueError, match="at least 0 phrases per image; got -1"):
     read(write(instances()), negatives=-1)
 
 
@@ -360,10 +360,10 @@ def test_valid_pairs_have_no_faults(write, folder):
   [
     ((-1, 0, 4, 5), None),  # a pixel beyond the border: annotators round
     ((16.5, 7.5, 4.5, 5.5), None),
-    ((-1.5, 0, 4, 5), "leaves the 20 x 12 image"),
-    ((0, -1.5, 4, 5), "leaves the 20 x 12 image"),
-    ((17, 3, 4.5, 5), "leaves the 20 x 12 image"),
-    ((2, 9, 4, 5), "leaves the 20 x 12 image"),
+    ((-1.5, 0, 4, 5), "extends beyond the 20 x 12 image"),
+    ((0, -1.5, 4, 5), "extends beyond the 20 x 12 image"),
+    ((17, 3, 4.5, 5), "extends beyond the 20 x 12 image"),
+    ((2, 9, 4, 5), "extends beyond the 20 x 12 image"),
     ((2, 3, 0, 5), "has no area"),
     ((2, 3, 4, -1), "has no area"),
   ],
@@ -463,7 +463,7 @@ def test_all_faults_are_reported_together(write, folder):
     "image 7: this id occurs twice",
     "annotation 3: there is no image 99",
     "none.png: there is no such image",
-    "its box 15, 3, 14, 5 (x, y, width, height) leaves the 20 x 12 image",
+    "its box 15, 3, 14, 5 (x, y, width, height) extends beyond the 20 x 12 image",
     "its mask's size is [9, 9]",
     "has 40 tokens",
   ):

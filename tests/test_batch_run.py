@@ -293,7 +293,7 @@ def test_part_leased_by_another_process_is_left_alone(images, undisturbed, tmp_p
     assert not run(job(images, tmp_path), MODEL, QUIET, console)
     assert job_files.finished_parts(tmp_path) == {0, 1, 3, 4, 5}
     assert draft.exists()
-  assert "1 part is being done by another process; rerun" in console.file.getvalue()
+  assert "1 part is being processed by another process; rerun" in console.file.getvalue()
   assert run(job(images, tmp_path), MODEL, QUIET, QUIET)
   merge(tmp_path)
   assert files(tmp_path) == undisturbed

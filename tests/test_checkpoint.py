@@ -216,9 +216,9 @@ def refused(path, match, error=ValueError, **options):
 def test_missing_path_file_or_empty_folder(tmp_path):
   refused(tmp_path / "none", "there is no checkpoint at .*none", FileNotFoundError)
   (tmp_path / "file").write_text("hello")
-  refused(tmp_path / "file", "is a file, but a checkpoint is a folder")
+  refused(tmp_path / "file", "is a file, but a checkpoint is a directory")
   (tmp_path / "empty").mkdir()
-  refused(tmp_path / "empty", "is an empty folder")
+  refused(tmp_path / "empty", "is an empty directory")
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json", "params", "tokenizer.model"])
@@ -443,7 +443,7 @@ def test_truncated_or_missing_files(copy):
   file = data_files(copy)[-1]
   content = file.read_bytes()
   file.write_bytes(content[: len(content) // 2])
-  refused(copy, f"only part of what was written, 1 fault: .*{file.name} has .* bytes, expected")
+  refused(copy, f"incomplete or damaged, 1 fault: .*{file.name} has .* bytes, expected")
   file.unlink()
   refused(copy, f"1 fault: .*{file.name} is missing")
   file.write_bytes(content)

@@ -62,7 +62,7 @@ def ready(folder, model, monkeypatch) -> Path:
 
 
 class Full:
-  """An image for which there is no room."""
+  """An image whose output does not fit on the disk."""
 
   def save(self, file, *args, **options):
     file.write(b"half")
@@ -195,7 +195,7 @@ class TestSegment:
 
   def test_a_terminal_of_few_letters(self, ready, monkeypatch):
     """Phrases and file names that stdout cannot encode must not end a run."""
-    path = ready / "caf\udce9.png"  # a name that is no UTF-8
+    path = ready / "caf\udce9.png"  # a name that is not UTF-8
     (ready / "photo.png").rename(path)
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -380,7 +380,7 @@ class TestBadInput:
       (folder / name / "manifest.json").write_text(json.dumps(values))
       checksums.write(folder / name)
     for name, message in {
-      "empty": "is an empty folder",
+      "empty": "is an empty directory",
       "half": "it lacks manifest.json",
       "version": "is of format version 99",
       "missing": "does not fit the model",

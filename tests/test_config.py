@@ -62,7 +62,7 @@ def test_configurations_are_frozen_and_keyword_only():
       (
         lambda width=width, heads=heads: Config(width=width, heads=heads),
         f"width {width} must be a multiple of the heads, {heads}, and of 8 (the groups of the "
-        "masks' GroupNorm; sine codes need 4); change width or heads.",
+        "masks' GroupNorm; sine encodings need 4); change width or heads.",
       )
       for width, heads in [(250, 5), (256, 3), (4, 1), (100, 1)]
     ],

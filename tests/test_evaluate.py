@@ -309,7 +309,7 @@ class TestCommand:
         "data.json does not hold predictions",
       ),
       (["--data", "data.json", "--predictions", "unknown.json"], "image_id 9999"),
-      (["--data", "data.json", "--data", "empty.json"], "truth 2 lacks pair 0"),
+      (["--data", "data.json", "--data", "empty.json"], "annotation file 2 lacks pair 0"),
       (["--data", "data.json", "--images", "sub"], "there is no such image"),
       (["--data", "data.json", "--checkpoint", "x", "--predictions", "y"], "exclude each other"),
       (["--data", "data.json", "--threshold", "2"], "--threshold must be between 0 and 1; got 2.0"),

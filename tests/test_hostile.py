@@ -193,7 +193,7 @@ def test_index_with_invalid_file_names(tmp_path, places, match):
     ),
     (
       "https://example.com/sam3.pt",
-      "https://example.com/sam3.pt is no path; run `sam3-jax convert",
+      "https://example.com/sam3.pt is not a path; run `sam3-jax convert",
     ),
     ("hf://me/sam3", "run `sam3-jax convert hf://me/sam3 OUT`"),
     ("sam3-tiny", "sam3-tiny is the name of a checkpoint of sam3-jax .*it needs no conversion"),

@@ -284,15 +284,17 @@ def test_embedded_checkpoint_is_complete():
   assert checks.startswith("all ")
 
 
-# --- what is no checkpoint
+# --- what is not a checkpoint
 
 
 def test_message_for_another_layout_or_the_parent_folder(made, tmp_path):
   source = write_folder(tmp_path / "source", {"x": np.ones(1)})
   refused(source, r"holds weights in another layout \(model.safetensors\).*`sam3-jax convert ")
-  refused(made.parent, f"{made.parent} is no checkpoint, but {made} is one; give that")
+  refused(made.parent, f"{made.parent} is not a checkpoint, but {made} is; use that")
   (tmp_path / "sam3.pt").write_bytes(b"")
-  refused(tmp_path / "sam3.pt", "is a file, but a checkpoint is a folder; .*convert it: `sam3-jax")
+  refused(
+    tmp_path / "sam3.pt", "is a file, but a checkpoint is a directory; .*convert it: `sam3-jax"
+  )
 
 
 def test_checksum_of_the_fingerprint(copy):

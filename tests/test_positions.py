@@ -1,4 +1,4 @@
-"""Sine codes, rotary positions and windows against loops and complex numbers."""
+"""Sine encodings, rotary positions and windows against loops and complex numbers."""
 
 import math
 

@@ -98,9 +98,9 @@ def test_small_coco_boxes_are_pixels(coco_folder):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"image_id": 0}, "prediction 0 has image_id 0, which is no image of the data; give"),
+    ({"image_id": 0}, "prediction 0 has image_id 0, which is not an image of the data; give"),
     ({"image_id": "500"}, "image_id '500'"),
-    ({"category_id": None}, "category_id None, which is no category"),
+    ({"category_id": None}, "category_id None, which is not a category"),
     ({"category_id": [18]}, "category_id [18]"),
     ({"category_id": 1}, "none of its 1 predictions is of a category that the data have"),
   ],
@@ -130,7 +130,7 @@ def test_other_formats_of_boxes_and_masks(folder):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"image_id": 7}, "prediction 0 has image_id 7, which is no pair"),
+    ({"image_id": 7}, "prediction 0 has image_id 7, which is not a pair"),
     ({"image_id": "1"}, "image_id '1'"),
     ({"image_id": [1]}, "image_id [1]"),
     ({"score": None}, "its score is None"),

@@ -321,7 +321,7 @@ def test_a_damaged_tensor_that_determines_a_size_is_named(tmp_path):
   ("change", "match"),
   [
     (lambda shapes: shapes, "trunk 64 wide with 4 blocks do not determine its heads"),
-    (lambda shapes: {}, "is missing; this is no complete SAM 3"),
+    (lambda shapes: {}, "is missing; this is not a complete SAM 3"),
     (lambda shapes: shapes | {FIRST.replace("ln_pre", "patch_embed.proj"): (64,)}, r"is \[64\]"),
   ],
 )

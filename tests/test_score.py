@@ -1,4 +1,4 @@
-"""Scores of given predictions: cgF1 against several truths, and average precision."""
+"""Scores of given predictions: cgF1 against several annotators, and average precision."""
 
 import dataclasses
 import io
@@ -45,7 +45,7 @@ class TestScorer:
       ([[]], "text", "of 0 pairs none is annotated exhaustively"),
       ([[pair(exhaustive=False)]], "text", "of 1 pairs none is annotated"),
       ([[pair()]], "box", "of 1 pairs none has an object and is annotated"),
-      ([[pair()], []], "text", "truth 2 lacks pair 1 (a.png, 'cat')"),
+      ([[pair()], []], "text", "annotation file 2 lacks pair 1 (a.png, 'cat')"),
       ([[pair()], [pair(phrase="dog")]], "text", "has something else as pair 1"),
       ([[pair()], [pair(size=(9, 9))]], "text", "has something else as pair 1"),
       ([[pair()], [dataclasses.replace(pair(), image_id=1)]], "text", "has something else as"),

@@ -78,11 +78,11 @@ def _read_archive(path: Path) -> tuple[dict[str, tuple[int, int, int]], bytes]:
 
 
 def _check_members(members: Mapping[str, zipfile.ZipInfo]) -> str:
-  """Checks the archive's directory; returns the name of the folder that holds all files."""
+  """Checks the archive's file list; returns the name of the directory that holds all files."""
   for name, info in members.items():
     check_name(name)
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-      raise ValueError(f"it holds a file {name!r:.120} that would be outside of its folder")
+      raise ValueError(f"it holds a file {name!r:.120} that would be outside of its directory")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
       raise ValueError(
         f"its file {name} is compressed ({info.compress_size:,} bytes to {info.file_size:,}), "
@@ -256,7 +256,7 @@ def _describe_pickle(path: Path) -> str:
 def _other_archive(members: Mapping[str, Any]) -> str:
   names = set(members)
   if {"config.json", "model.weights.h5"} <= names:
-    return "a .keras archive; give the folder of the KerasHub preset instead"
+    return "a .keras archive; give the directory of the KerasHub preset instead"
   if names and all(name.endswith(".npy") for name in names):
     return "an archive of NumPy arrays (.npz)"
   if weights := [name for name in members if name.endswith(_WEIGHTS)]:

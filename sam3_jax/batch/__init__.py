@@ -2,7 +2,7 @@
 
 The list of inputs is frozen when the job begins and is cut into parts of equal size. One process
 does a part on its own devices, in batches that depend on the part alone. The bytes of a part are
-therefore the same, whichever process does it and whenever. Process i of n does the unfinished ones
+therefore the same, whichever process does it and whenever. Process i of n takes the unfinished ones
 of the parts i, i + n, i + 2 n, ..., each under a lease. No process waits for another. A job may be
 resumed with a different number of processes, and processes started with the same number divide the
 work between them.
@@ -13,7 +13,7 @@ work between them.
     job.2.json ...             the job extended by --add; the last file counts
     inputs-0123456789ab.jsonl  an input list: name, size and time of each image, and a digest of its
                                prompts
-    leases/part-000012.*       which process is doing a part, and which images it is reading
+    leases/part-000012.*       which process holds a part, and which images it is reading
     parts/part-000012.jsonl    a line for each input that is done, in the order of the list
     parts/part-000012.json     the manifest; a part with a manifest is done
     parts/part-000012.begun.*  the same two files of an unfinished part: its process had to stop, or
@@ -40,5 +40,5 @@ A manifest describes the inputs that begin at index `first`:
 before it. `files_sha256` is a digest of all image files that were read for the part.
 
 Files are written under a temporary name (`.NAME.PROCESS.partial`), synced and renamed. Temporary
-files of a killed process are removed when its part is done again.
+files of a killed process are removed when its part is processed again.
 """

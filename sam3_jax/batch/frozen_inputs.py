@@ -79,7 +79,7 @@ def open_job(
     if (failed := comparison.changed_failures) and not retry_failed:
       raise ValueError(
         f"{named('image that failed', 'images that failed', failed)} changed since; add "
-        "--retry-failed to do these again."
+        "--retry-failed to process these again."
       )
     if not comparison.added:
       return job, comparison.ordered

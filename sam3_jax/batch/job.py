@@ -67,11 +67,11 @@ class Job:
 
   @functools.cached_property
   def has_visual_prompts(self) -> bool:
-    """Whether any input has a visual prompt, whichever process does it."""
+    """Whether any input has a visual prompt, whichever process handles it."""
     return any(visual_prompts(item.prompts) for item in self.inputs)
 
   def owns(self, part: int) -> bool:
-    """Whether this process does a part."""
+    """Whether a part belongs to this process."""
     return part % self.processes == self.process
 
 

@@ -1,4 +1,4 @@
-"""A part that this process does, under a lease, so that no other process does it too."""
+"""A part that this process works on, under a lease, so that no other process does the same."""
 
 import threading
 from collections.abc import Mapping, Sequence

@@ -75,7 +75,7 @@ class Records:
     if missing:
       raise ValueError(
         f"{len(missing):,} of {len(self._parts):,} parts in {out} are not done yet, the first is "
-        f"{missing[0]}; run batch again to do the rest, then merge."
+        f"{missing[0]}; run batch again to finish the rest, then merge."
       )
 
   def __iter__(self) -> Iterator[dict[str, Any]]:

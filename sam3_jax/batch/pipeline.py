@@ -37,7 +37,7 @@ class _Batch(NamedTuple):
     part: to which they belong.
     first: index of the input in the first slot; batches always begin at the same inputs, so that
       the bytes of the results are always the same.
-    inputs: indices of the inputs to do; the slots between them are empty.
+    inputs: indices of the inputs to process; the slots between them are empty.
     last: whether it is the last batch of the part in this pass.
   """
 
@@ -70,8 +70,8 @@ class Pipeline:
     self._last_pass = False
 
   def run(self, parts: Sequence[LeasedPart], stopping: Callable[[], bool]) -> None:
-    """Does parts, in several passes: each pass retries unreadable inputs, and parts that another
-    process holds."""
+    """Processes parts, in several passes: each pass retries unreadable inputs, and parts that
+    another process holds."""
     wanted = (self._job.inputs[i] for part in parts for i in part.inputs)
     self._engine.encode_phrases(
       prompt for item in wanted for prompt in concept_prompts(item.prompts)

@@ -1,4 +1,4 @@
-"""The work of `sam3-jax batch`: does the parts of a job that belong to this process."""
+"""The work of `sam3-jax batch`: processes the parts of a job that belong to this process."""
 
 import collections
 import contextlib
@@ -39,7 +39,7 @@ def run(
   stopping: Callable[[], bool] = lambda: False,
   at_deadline: Callable[[_Close], object] = lambda _: None,
 ) -> bool:
-  """Does the unfinished parts of a job that belong to this process.
+  """Processes the unfinished parts of a job that belong to this process.
 
   Args:
     job: what to do.
@@ -107,7 +107,7 @@ def _saving(job: Job, parts: Sequence[LeasedPart]):
 def _unfinished(
   job: Job, description: dict, own: Iterable[int], stats: RunStats
 ) -> list[LeasedPart]:
-  """The parts to do; adds the counts of the other ones to `stats`."""
+  """The parts to process; adds the counts of the other ones to `stats`."""
   finished, part_drafts = job_files.finished_parts(job.out), _part_drafts(job.out)
   _remove_leases(job.out, finished)
   parts = []
@@ -161,7 +161,7 @@ def _reasons(parts: Sequence[LeasedPart], stats: RunStats, stopped: bool) -> Ite
   leased = sum(part.leased_elsewhere and not part.finished for part in parts)
   if leased:
     yield (
-      f"{leased:,} {'part is' if leased == 1 else 'parts are'} being done by another process; "
+      f"{leased:,} {'part is' if leased == 1 else 'parts are'} being processed by another process; "
       "rerun the same command when it has ended"
     )
   if stats.unreadable and not stopped:

@@ -57,7 +57,7 @@ class Segmenter:
 
     Args:
       prompts: for images without prompts of their own.
-      checkpoint: folder or name.
+      checkpoint: directory or name.
       threshold: minimum score of an instance, exclusive.
       max_detections: maximum number of instances for each prompt; the best are kept.
       max_pixels: larger images are refused.

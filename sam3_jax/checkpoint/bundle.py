@@ -1,4 +1,4 @@
-"""Checkpoints ("bundles"): the layout of the folder, `save` and `load`.
+"""Checkpoints ("bundles"): the layout of the directory, `save` and `load`.
 
   config.json       format version, model configuration, metadata
   params/ITEM/      Orbax; each large part of the tree (trunk, text) is an item, the others are the
@@ -12,7 +12,7 @@
 
 Orbax restores a wrong shape silently if no sharding is given, and a flipped bit always. The
 manifest is therefore compared with the model and with the stored arrays before anything is
-restored, and the checksums as integrity.py says. A folder appears under its name only when it is
+restored, and the checksums as integrity.py says. A directory appears under its name only when it is
 complete.
 """
 
@@ -77,8 +77,8 @@ def save(
   """Writes a checkpoint; it appears at `path` when it is complete.
 
   Args:
-    path: a new or empty folder, or `gs://bucket/path`, where a checkpoint is complete when it has
-      SHA256SUMS.
+    path: a new or empty directory, or `gs://bucket/path`, where a checkpoint is complete when it
+      has SHA256SUMS.
     params: NumPy or JAX arrays, float32 or bfloat16; each process must hold all of them.
     config: sizes of the model.
     tokenizer: bytes of a SentencePiece model.
@@ -119,7 +119,7 @@ def load(
   """Loads a checkpoint, after checking that it is complete and fits the model.
 
   Args:
-    path: a folder, or `gs://bucket/path` (needs the extra `gcs`).
+    path: a directory, or `gs://bucket/path` (needs the extra `gcs`).
     dtype: one of `DTYPES`, to load the parameters in; None keeps the stored dtypes.
     sharding: of the parameters; None puts them on `devices.default_device()`.
     verify: compares the checksums of all files first, not only of small ones.

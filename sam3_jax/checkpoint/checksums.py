@@ -1,8 +1,8 @@
 """SHA256SUMS: the SHA-256 of every file in a directory, in the format of sha256sum.
 
 It lists files by their paths from the directory, sorted, so that `sha256sum -c SHA256SUMS` checks
-the directory without this package. It does not list itself, nor hidden files and folders of the top
-level (.git/, .cache/, .DS_Store), which belong to other programs.
+the directory without this package. It does not list itself, nor hidden files and directories of the
+top level (.git/, .cache/, .DS_Store), which belong to other programs.
 """
 
 import hashlib

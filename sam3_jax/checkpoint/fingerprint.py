@@ -63,7 +63,7 @@ class ModelOutputs:
   masks: VisualMasks | None
 
 
-def summarise(outputs: ModelOutputs, dtype: str) -> Fingerprint:
+def summarize(outputs: ModelOutputs, dtype: str) -> Fingerprint:
   """The fingerprint of outputs.
 
   Args:
@@ -90,7 +90,7 @@ def summarise(outputs: ModelOutputs, dtype: str) -> Fingerprint:
   numbers = {name: _statistics(np.asarray(array)) for name, array in results.items()}
   for name, values in numbers.items():
     if not all(map(math.isfinite, values)):
-      raise ValueError(f"{name} is not finite: the parameters are unusable; convert others.")
+      raise ValueError(f"{name} is not finite, so the parameters are unusable: use others.")
   return Fingerprint(dtype, numbers)
 
 

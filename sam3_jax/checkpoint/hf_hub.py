@@ -13,7 +13,7 @@ OTHER_WEIGHTS = ["*.pt", "*.bin"]  # if there are no `WEIGHTS`; facebook/sam3 ha
 BESIDE = ["*.json", "*merges.txt", "*.txt.gz"]
 TIMEOUT = 10.0  # seconds to wait for the hub to resolve a revision
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})$")  # the client's folder of a commit
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})$")  # the client's directory of a commit
 _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
@@ -50,13 +50,13 @@ def resolve(repository: str, revision: str | None) -> tuple[str | None, str]:
 
 
 def commit_of(folder: Path) -> str | None:
-  """The commit of a folder of the client's cache; None for other folders."""
+  """The commit of a directory of the client's cache; None for other directories."""
   found = _SNAPSHOT.search(folder.absolute().as_posix())
   return found[1] if found else None
 
 
 def download(name: str) -> Path:
-  """Downloads a repository's weights, configuration and vocabulary; returns their folder.
+  """Downloads a repository's weights, configuration and vocabulary; returns their directory.
 
   Resumes an earlier download.
 

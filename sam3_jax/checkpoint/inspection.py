@@ -24,7 +24,7 @@ class Summary:
   """The result of `inspect`.
 
   Attributes:
-    path: of the folder.
+    path: of the directory.
     identity: digest of parameters, configuration and tokenizer; see utils/identity.py.
     config: sizes of the model.
     info: its metadata; see `bundle.save`.
@@ -69,7 +69,7 @@ def inspect(
   verify: bool = False,
   progress: Callable[[float], None] | None = None,
 ) -> Summary:
-  """Summarises a checkpoint; raises as `bundle.load`.
+  """Summarizes a checkpoint; raises as `bundle.load`.
 
   Args:
     path: as in `bundle.load`.
@@ -132,7 +132,7 @@ def add_checksums(path: str | Path) -> list[str]:
 
   Raises:
     FileNotFoundError, ValueError: as `bundle.load`; or a tensor differs from its checksum.
-    OSError: the folder cannot be written.
+    OSError: the directory cannot be written.
   """
   require_local(path, "a checkpoint to add checksums to")
   opened = open_checkpoint(path, trust=True)

@@ -66,7 +66,7 @@ class Comparison:
     files: number of files with a checksum.
     compared: number of files compared.
     tensors: number of tensors compared.
-    missing: files without a checksum; additional folders end with a slash.
+    missing: files without a checksum; additional directories end with a slash.
     rewritten: items that were rewritten with plain Orbax.
   """
 
@@ -81,7 +81,7 @@ def read_own(path: Path, *, trust: bool = False) -> OwnFiles:
   """Reads the files `OWN`, each once, and compares their checksums.
 
   Args:
-    path: the bundle's folder, in which they exist.
+    path: the bundle's directory, in which they exist.
     trust: ignores SHA256SUMS.
 
   Raises:
@@ -122,7 +122,7 @@ def compare(
   """Compares a bundle's files with SHA256SUMS and the manifest.
 
   Args:
-    path: the bundle's folder.
+    path: the bundle's directory.
     own: the result of `read_own`.
     manifest: of the bundle, checked.
     verify: compares all files, and the tensors of files without a checksum; otherwise only small
@@ -150,7 +150,7 @@ def compare(
     for name, size in kept.items()
     if size != sizes.get(name, size)
   ]
-  raise_faults(faults, f"{path} is only part of what was written", _remedy(path))
+  raise_faults(faults, f"{path} is incomplete or damaged", _remedy(path))
   if complete:
     faults = [f"{path / name} was added" for name in kept if name not in sums]
     raise_faults(faults, f"{path} is damaged", _remedy(path))
@@ -178,7 +178,7 @@ def compare_tensors(
   """Compares the checksums of tensors; returns the number of tensors.
 
   Args:
-    path: the bundle's folder.
+    path: the bundle's directory.
     manifest: of the bundle, checked.
     folders: Orbax's folders to read; None for all.
 
@@ -244,7 +244,7 @@ def _of_manifest(manifest: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _root(name: str) -> str:
-  """The folder of the Orbax item that a file is in."""
+  """The directory of the Orbax item that a file is in."""
   return "/".join(name.split("/")[: 2 if name.startswith("params/") else 1])
 
 
@@ -253,7 +253,7 @@ def _beside(name: str) -> bool:
 
 
 def _find_rewritten(sums: Mapping[str, str], found: Mapping[str, int]) -> set[str]:
-  """The folders that were rewritten with plain Orbax: all their data files have other names."""
+  """The directories that were rewritten with plain Orbax: all their data files have other names."""
 
   def data_files(names: Mapping[str, Any]) -> dict[str, set[str]]:
     folders: dict[str, set[str]] = {}
@@ -287,7 +287,7 @@ def _damaged_tensors(path: Path, manifest: Mapping[str, Any], faults: list[str])
 
 
 def _without_checksum(path: Path, own: OwnFiles, kept: Mapping[str, int]) -> tuple[str, ...]:
-  """Files and folders without a checksum."""
+  """Files and directories without a checksum."""
   listed = own.sums if own.sums is not None else {}
   names = [name for name in kept if name not in listed and own.sums is not None]
   names += [name for name in OWN if name not in listed]

@@ -16,7 +16,9 @@ def find_local(name: str | Path) -> Path:
   if scheme_of(name):
     return _in_bucket(resolve_path(name))
   if not str(name):
-    raise ValueError("the checkpoint's name is empty; give a folder or a name, such as sam3-tiny.")
+    raise ValueError(
+      "the checkpoint's name is empty; give a directory or a name, such as sam3-tiny."
+    )
   roots = [Path("checkpoints"), *_packaged_roots()]
   if root := os.environ.get("SAM3_JAX_CHECKPOINTS"):
     roots.insert(0, Path(root))
@@ -27,8 +29,8 @@ def find_local(name: str | Path) -> Path:
       return folder
   if folders[0].is_file():
     raise ValueError(
-      f"{name} is a file, but a checkpoint is a folder; if it holds released weights, convert it: "
-      f"`sam3-jax convert {name} OUT`."
+      f"{name} is a file, but a checkpoint is a directory; if it holds released weights, convert "
+      f"it: `sam3-jax convert {name} OUT`."
     )
   looked = ", ".join(map(str, dict.fromkeys(folders)))
   raise FileNotFoundError(

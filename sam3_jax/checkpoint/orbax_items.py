@@ -1,4 +1,4 @@
-"""Orbax items: trees of arrays in a folder. Errors become ValueErrors of one line."""
+"""Orbax items: trees of arrays in a directory. Errors become ValueErrors of one line."""
 
 import contextlib
 import math

@@ -19,7 +19,7 @@ class Stored:
   """A checkpoint whose arrays can be read item by item.
 
   Attributes:
-    path: of the folder.
+    path: of the directory.
     identity: digest of parameters, configuration and tokenizer; see utils/identity.py.
     config: sizes of the model.
     info: its metadata; see `bundle.save`.

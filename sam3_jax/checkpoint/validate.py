@@ -26,7 +26,7 @@ class OpenedCheckpoint:
   """A checkpoint that passed all checks without reading a parameter.
 
   Attributes:
-    path: of the folder.
+    path: of the directory.
     info: its metadata; see `bundle.save`.
     manifest: see manifest.py.
     config: sizes of the model.
@@ -126,12 +126,12 @@ def _check_parts(path: Path) -> None:
     raise FileNotFoundError(f"there is no checkpoint at {path}; `sam3-jax convert` makes one.")
   if not path.is_dir():
     raise ValueError(
-      f"{path} is a file, but a checkpoint is a folder; if it holds released weights, convert it: "
-      f"`sam3-jax convert {path} OUT`."
+      f"{path} is a file, but a checkpoint is a directory; if it holds released weights, convert "
+      f"it: `sam3-jax convert {path} OUT`."
     )
   names = {one.name for one in path.iterdir()}
   if not names:
-    raise ValueError(f"{path} is an empty folder; `sam3-jax convert` makes a checkpoint.")
+    raise ValueError(f"{path} is an empty directory; `sam3-jax convert` makes a checkpoint.")
   lacking = [name for name in PARTS if name not in names]
   if not lacking:
     return
@@ -143,9 +143,9 @@ def _check_parts(path: Path) -> None:
       )
     inside = (one / "manifest.json" for one in sorted(path.iterdir()) if one.is_dir())
     if found := next((one for one in inside if one.exists()), None):
-      raise ValueError(f"{path} is no checkpoint, but {found.parent} is one; give that.")
+      raise ValueError(f"{path} is not a checkpoint, but {found.parent} is; use that.")
   raise ValueError(
-    f"{path} is no checkpoint or only part of one: it lacks {', '.join(lacking)}. "
+    f"{path} is not a checkpoint, or only part of one: it lacks {', '.join(lacking)}. "
     "Convert or copy it again."
   )
 

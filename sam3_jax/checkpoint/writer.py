@@ -1,4 +1,4 @@
-"""Writes checkpoints and other folders that appear only when they are complete."""
+"""Writes checkpoints and other directories that appear only when they are complete."""
 
 import contextlib
 import errno
@@ -31,22 +31,22 @@ OWN_ITEM = 256 * 2**20  # bytes: a part of this size or more is an item; the oth
 
 
 class NewFolder:
-  """A folder that is written under a temporary name until it is complete.
+  """A directory that is written under a temporary name until it is complete.
 
   with NewFolder(path) as folder:
     with folder.under_its_name():
       ...  # write into folder.temporary
       folder.appear()
 
-  Leaving the context without `appear` removes the folder. A killed process leaves nothing under the
-  final name. A lease lets one process at a time write a folder, on any host; other temporary
-  folders of the same name are leftovers of killed processes, and are removed.
+  Leaving the context without `appear` removes the directory. A killed process leaves nothing under
+  the final name. A lease lets one process at a time write a directory, on any host; other temporary
+  directories of the same name are leftovers of killed processes, and are removed.
 
-  In a bucket nothing can be renamed. With `in_bucket`, the folder is written under its own name,
+  In a bucket nothing can be renamed. With `in_bucket`, the directory is written under its own name,
   and the file written last marks it as complete.
 
   Attributes:
-    temporary: the folder to write into.
+    temporary: the directory to write into.
   """
 
   def __init__(self, path: str | Path, *, in_bucket: bool = False):
@@ -107,7 +107,7 @@ class NewFolder:
       )
 
   def appear(self) -> None:
-    """Syncs the folder to disk and renames it to its final name."""
+    """Syncs the directory to disk and renames it to its final name."""
     self._appeared = True
     if is_remote(self._path):
       return
@@ -253,10 +253,10 @@ def seal(config: Config, shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def _remove_leftovers(parent: Path, name: str, now: float) -> None:
-  """Removes temporary folders of killed processes; the caller holds the lease.
+  """Removes temporary directories of killed processes; the caller holds the lease.
 
-  Versions without leases named such folders after their process. Those are removed if they were not
-  modified for a while before `now`, by the file system's clock.
+  Versions without leases named such directories after their process. Those are removed if they were
+  not modified for a while before `now`, by the file system's clock.
   """
   tag = r"([0-9a-f]{8}-\d+-\d+-[0-9a-f]{8}|\d+\.\w{8})"
   ours = re.compile(re.escape(f".{name}.") + tag + re.escape(PARTIAL))
@@ -267,7 +267,7 @@ def _remove_leftovers(parent: Path, name: str, now: float) -> None:
 
 
 def _age(folder: Path, now: float) -> float:
-  """Seconds since anything in a folder was modified."""
+  """Seconds since anything in a directory was modified."""
   try:
     return now - max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
   except OSError:  # another process changes it
@@ -275,7 +275,7 @@ def _age(folder: Path, now: float) -> float:
 
 
 def _sync(folder: Path) -> None:
-  """Syncs all files of a folder to disk."""
+  """Syncs all files of a directory to disk."""
   for path in folder.rglob("*"):
     if path.is_file():
       with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """KerasHub's model class, with the inputs and outputs of its model card for `sam3_pcs`.
 
-Replace `keras_hub.models` by `sam3_jax` in the card's example to run it on this package.
+Replace `keras_hub.models` with `sam3_jax` in the card's example to run it on this package.
 """
 
 from collections.abc import Mapping

@@ -79,7 +79,7 @@ def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:
     if w <= 0 or h <= 0:
       found.append("has no area")
     elif min(x, y) < -SLACK or x + w > pair.width + SLACK or y + h > pair.height + SLACK:
-      found.append(f"leaves the {pair.width} x {pair.height} image")
+      found.append(f"extends beyond the {pair.width} x {pair.height} image")
     if found:
       shown = ", ".join(f"{value:g}" for value in one.box)
       found = [f"its box {shown} (x, y, width, height) {found[0]}"]

@@ -160,7 +160,7 @@ class AnnotationFile:
           "not_exhaustive_category_ids"
         )
       unknown = (image.unfinished | (image.negative or set())) - self._names.keys()
-      what = "ids in neg_category_ids and not_exhaustive_category_ids that are no categories"
+      what = "ids in neg_category_ids and not_exhaustive_category_ids that are not categories"
       self.notes.add(what, f"image {image.id}", len(unknown))
 
   def _instance(self, values: dict[str, Any], index: int, seen: set[Any]) -> AnnotationEntry | None:

@@ -121,7 +121,8 @@ class ObjectCollector:
     for i in np.flatnonzero(loose).tolist():
       self._file.notes.add("boxes unlike their masks, replaced by the masks' bounds", chunk[i].name)
     for i in np.flatnonzero(masks.outside & ~masks.empty).tolist():
-      self._file.notes.add("polygons that leave their image, cut off at its border", chunk[i].name)
+      what = "polygons that extend beyond their image, clipped at its border"
+      self._file.notes.add(what, chunk[i].name)
     self._drawn += int((~scored).sum())
     return judged & ~loose
 
@@ -152,7 +153,8 @@ class ObjectCollector:
     if w <= 0 or h <= 0:
       return f"{shown} has no area{looks}; the bounds of its mask are {wanted}"
     if min(x, y) < -SLACK or x + w > width + SLACK or y + h > height + SLACK:
-      return f"{shown} leaves the {width} x {height} image{looks}; that of its mask is {wanted}"
+      size = f"{width} x {height}"
+      return f"{shown} extends beyond the {size} image{looks}; that of its mask is {wanted}"
     return f"{shown} is not that of its mask, {wanted}{looks}"
 
   def _other(self, one: AnnotationEntry, box: np.ndarray) -> str:

@@ -98,7 +98,7 @@ def _read(
   path: Path, negatives: int | None, seed: int, notes: Notes
 ) -> tuple[list[Pair], list[str]]:
   if negatives is not None and negatives < 0:
-    raise ValueError(f"negatives must be None or at least 0 phrases an image; got {negatives}.")
+    raise ValueError(f"negatives must be None or at least 0 phrases per image; got {negatives}.")
   file = AnnotationFile(path, notes)
   objects = ObjectCollector(file)
   for chunk in file.chunks():

@@ -32,7 +32,7 @@ def average_precision(
   """Average precision and recall in percent; crowds are ignored as in COCO.
 
   Args:
-    pairs: the truth.
+    pairs: the ground truth.
     found: predictions by pair id; the best 100 of a pair count.
 
   Returns:

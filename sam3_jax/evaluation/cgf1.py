@@ -4,7 +4,7 @@ The classification-gated F1 of SA-Co (Carion et al. 2025, "SAM 3: Segment Anythi
 and Meta's `sam3/eval/cgf1_eval.py`). A pair is an image and a phrase. Localization is measured by
 the micro F1 over pairs with objects (pmF1), recognition by the Matthews correlation of "has
 objects" with "has predictions" over all pairs (IL_MCC), and cgF1 is their product. This module is
-independent of the model: it takes truths and predictions, run lengths and boxes, pair by pair.
+independent of the model: it takes objects and predictions, run lengths and boxes, pair by pair.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""An HTML page of the worst pairs, with truth and prediction side by side."""
+"""An HTML page of the worst pairs, with ground truth and predictions side by side."""
 
 import html
 import io
@@ -40,7 +40,7 @@ _SECTION = """<section>
 <h2>{rank}. {phrase}</h2>
 <p>F1 {f1:.0f} %: {found} predictions, {truths} objects, {matched} matches at IoU 0.50.
 <small>{file}, pair {id}</small></p>
-<figure><img src="{truth}" alt=""><figcaption>truth</figcaption></figure>
+<figure><img src="{truth}" alt=""><figcaption>ground truth</figcaption></figure>
 <figure><img src="{prediction}" alt=""><figcaption>prediction</figcaption></figure>
 </section>"""
 

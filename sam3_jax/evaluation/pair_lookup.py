@@ -40,14 +40,16 @@ class LookupById:
 
   def pair_of(self, result: dict[str, Any]) -> Pair | None:
     """The pair of a result; None if no pair has its category."""
-    image = _id(result, "image_id", f"which is no {'image' if self.images else 'pair'} of the data")
+    kind = "an image" if self.images else "a pair"
+    image = _id(result, "image_id", f"which is not {kind} of the data")
     if not self.images:
       if (image, None) not in self._known:
-        raise ValueError(f"image_id {image}, which is no pair of the data; {SAME_DATA}")
+        raise ValueError(f"image_id {image}, which is not a pair of the data; {SAME_DATA}")
       return self._known[image, None]
     if image not in self.images:
-      raise ValueError(f"image_id {image}, which is no image of the data; {SAME_DATA}")
-    return self._known.get((image, _id(result, "category_id", "which is no category of the data")))
+      raise ValueError(f"image_id {image}, which is not an image of the data; {SAME_DATA}")
+    category = _id(result, "category_id", "which is not a category of the data")
+    return self._known.get((image, category))
 
 
 class LookupByName:
@@ -81,14 +83,14 @@ class LookupByName:
 
   def pair_of(self, result: dict[str, Any]) -> Pair | None:
     """The pair of a result; None if no pair has its image and phrase."""
-    image = _id(result, "image_id", "which is no image of the file")
+    image = _id(result, "image_id", "which is not an image of the file")
     if image not in self._files:
-      raise ValueError(f"image_id {image}, which is no image of the file; {EXPECTED}")
+      raise ValueError(f"image_id {image}, which is not an image of the file; {EXPECTED}")
     phrase = image
     if self.coco:
-      phrase = _id(result, "category_id", "which is no category of the file")
+      phrase = _id(result, "category_id", "which is not a category of the file")
       if phrase not in self._phrases:
-        raise ValueError(f"category_id {phrase}, which is no category of the file; {EXPECTED}")
+        raise ValueError(f"category_id {phrase}, which is not a category of the file; {EXPECTED}")
     return self._known.get((self._files[image], self._phrases[phrase]))
 
   def contains(self, pair: Pair) -> bool:

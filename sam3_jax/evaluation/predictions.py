@@ -76,8 +76,8 @@ def read(
   pixels. With SA-Co's pairs all boxes may be fractions of width and height, as in SA-Co's files;
   they are if no value exceeds 1.
 
-  Predictions without a pair are left out: of categories that are no pair of their image, and, in a
-  dataset with scores, of other images.
+  Predictions without a pair are left out: those whose category has no pair for their image, and,
+  in a dataset with scores, those of other images.
 
   Args:
     path: the file.

@@ -1,4 +1,4 @@
-"""Scores predictions against the truths of one or several annotators, and models for training."""
+"""Scores predictions against the ground truth of annotators, and models for training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,17 +16,18 @@ class Scorer:
   """Scores predictions pair by pair; keeps only sums.
 
   Args:
-    truths: a list of pairs for each annotator, usually one. The first determines the pairs. For
-      each pair, the truth with the best score counts, for masks and boxes separately.
+    truths: the ground truth, a list of pairs for each annotator, usually one. The first determines
+      the pairs. For each pair, the annotator with the best score counts, for masks and boxes
+      separately.
     prompt: as in `detect_pairs`; with "box", pairs without objects are left out.
     score: minimum score of a prediction, inclusive.
 
   Attributes:
-    pairs: the pairs of the first truth that are scored; pairs that are not exhaustively annotated
-      in every truth are left out.
+    pairs: the pairs of the first annotator that are scored; pairs that are not exhaustively
+      annotated by every annotator are left out.
 
   Raises:
-    ValueError: the truths do not have the same pairs, or no pair is to be scored.
+    ValueError: the annotators do not have the same pairs, or no pair is to be scored.
   """
 
   def __init__(
@@ -57,8 +58,9 @@ class Scorer:
     """Metrics of the pairs added so far.
 
     Returns:
-      `prompt`, `threshold`, `truths`, `pairs`, `positive_pairs` (pairs with objects in the truth
-      that counts), and all of `cgf1.MetricSums.metrics`: of masks, and of boxes as `box_cgf1` etc.
+      `prompt`, `threshold`, `truths`, `pairs`, `positive_pairs` (pairs with objects of the
+      annotator that counts), and all of `cgf1.MetricSums.metrics`: of masks, and of boxes as
+      `box_cgf1` etc.
     """
     return {
       "prompt": self._prompt,
@@ -129,8 +131,9 @@ def _check_same(first: Mapping[int, Pair], other: Mapping[int, Pair], number: in
     twin = other.get(pair.id)
     if twin is None or _subject(twin) != _subject(pair):
       raise ValueError(
-        f"truth {number} {'lacks' if twin is None else 'has something else as'} pair {pair.id} "
-        f"({pair.file_name}, {pair.phrase!r}); several truths must have the same pairs."
+        f"annotation file {number} {'lacks' if twin is None else 'has something else as'} pair "
+        f"{pair.id} ({pair.file_name}, {pair.phrase!r}); all annotation files must have the same "
+        "pairs."
       )
 
 

@@ -79,8 +79,8 @@ def export(
   """Exports a checkpoint and returns the manifest; needs no device of the platforms.
 
   Args:
-    bundle: the checkpoint's folder.
-    out: a new or empty folder; it appears when it is complete.
+    bundle: the checkpoint's directory.
+    out: a new or empty directory; it appears when it is complete.
     platforms: some of `PLATFORMS`; None for tpu, cuda and cpu.
     sizes: of the batches; None for the defaults of `Sizes`.
     dtype: "float32" or "bfloat16"; None for float32 if the platforms include cpu, else bfloat16.
@@ -154,7 +154,7 @@ def check_platforms(platforms: Sequence[str] | None, onnx: bool = False) -> tupl
 def _write_stablehlo(
   folder: Path, programs: Functions, params: Shapes, platforms: Sequence[str], tell: Tell
 ) -> None:
-  """Writes a folder for each platform, with a file for each program."""
+  """Writes a directory for each platform, with a file for each program."""
   for i, platform in enumerate(platforms):
     (folder / platform).mkdir()
     for j, (name, (function, inputs)) in enumerate(programs.items()):
@@ -184,7 +184,7 @@ def _write_onnx(
 
 def _write_params(path: Path, stored: Stored, params: Shapes) -> None:
   """Writes the parameters; holds one item of the checkpoint in memory."""
-  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  # setuptools maps the directory converters/ to this name, which pyright cannot know.
   from sam3_jax.converters.writers.safetensors import (  # pyright: ignore[reportMissingImports]
     write_safetensors,
   )

@@ -174,8 +174,8 @@ class LoadedModel:
   def save(self, path: str | Path) -> None:
     """Writes a checkpoint that `from_checkpoint` reads.
 
-    Copies the tensors that the loaded checkpoint keeps for export to other layouts; its folder must
-    still exist.
+    Copies the tensors that the loaded checkpoint keeps for export to other layouts; its directory
+    must still exist.
 
     Raises:
       FileNotFoundError: it does not.

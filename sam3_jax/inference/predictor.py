@@ -66,7 +66,7 @@ class Sam3(LoadedModel):
     """Loads a checkpoint.
 
     Args:
-      path: a folder, the name of a checkpoint such as "sam3-tiny", `gs://bucket/path`, or
+      path: a directory, the name of a checkpoint such as "sam3-tiny", `gs://bucket/path`, or
         `hf://org/name`; see `find_checkpoint`.
       dtype: "float32" or "bfloat16"; None for bfloat16 on TPU and GPU, float32 on CPU.
       verify: compares the checksums of all files first; those of small files are always compared.
@@ -132,7 +132,7 @@ class Sam3(LoadedModel):
     parts = []
     for i in batches(np.arange(len(loaded)), IMAGE_BATCHES, self._sharding.devices):
       # The second neck is a program of its own, so that it cannot change a number of the first. Its
-      # input, the trunk's map (21 MB an image at the released size), is kept between them, as
+      # input, the trunk's map (21 MB per image at the released size), is kept between them, as
       # computing it again would take as long as all the rest.
       part, features = self.programs.encode(self.params, *self._sharding.put((pixels[i], sizes[i])))
       if head is not None:
@@ -178,13 +178,13 @@ class Sam3(LoadedModel):
 
     Returns:
       One row per prompt, in order, on the device except masks beyond the budget. `.instances()`
-      applies a threshold. Masks take 66 MB a prompt in float32 at the released size, and less with
-      `max_detections`.
+      applies a threshold. Masks take 66 MB per prompt in float32 at the released size, and less
+      with `max_detections`.
 
     Raises:
       ValueError: no prompt, a box outside its image, an invalid image index, a score outside
         [0, 1], an embedding or text of another checkpoint, text of other prompts, or masks too
-        large for the host's memory, too. Without `min_score`, the last one is raised before any
+        large even for the host's memory. Without `min_score`, the last one is raised before any
         computation: the masks of 300 prompts take 20 GB in float32 at the released size.
       TypeError: an argument of the wrong type.
     """

@@ -64,7 +64,7 @@ def own_text(
   if not isinstance(text, TextEmbedding):
     raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
   if len(text) != len(prompts):
-    raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one a prompt.")
+    raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one per prompt.")
   check_origin("the phrases", text.origin, model)
   if text.tokens is not None:
     wanted, found = tokenizer([prompt.phrase for prompt in prompts]), np.asarray(text.tokens)

@@ -75,7 +75,7 @@ def mesh_of(devices: Sequence[Any], axes: tuple[str, str], size: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of arrays that are replicated on every device."""
   return NamedSharding(mesh, P())
 
 

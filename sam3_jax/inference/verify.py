@@ -10,7 +10,7 @@ from sam3_jax.checkpoint.fingerprint import (
   Fingerprint,
   ModelOutputs,
   image,
-  summarise,
+  summarize,
   write,
 )
 from sam3_jax.inference.predictor import Sam3
@@ -35,7 +35,7 @@ def compute_fingerprint(model: Sam3) -> Fingerprint:
   Raises:
     ValueError: an output is not finite.
   """
-  return summarise(run(model), str(model.dtype))
+  return summarize(run(model), str(model.dtype))
 
 
 def verify_conversion(
@@ -55,11 +55,11 @@ def verify_conversion(
   Raises:
     ValueError: an output is not finite, or differs from transformers'.
   """
-  # setuptools maps the folder converters/ to this name, which pyright cannot know.
+  # setuptools maps the directory converters/ to this name, which pyright cannot know.
   from sam3_jax.converters import verify_hf  # pyright: ignore[reportMissingImports]
 
   progress("running the model", 1.0)
   outputs = run(Sam3.from_checkpoint(folder, dtype="float32"))
-  write(summarise(outputs, "float32"), folder)
+  write(summarize(outputs, "float32"), folder)
   progress("comparing with transformers", 1.0)
   return verify_hf.compare(folder, source, outputs, direct=direct)

@@ -17,7 +17,7 @@ from sam3_jax.model.visual.head import MULTIMASK_OUTPUTS
 from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.types import VisualEmbedding
 
-VISUAL_BATCHES = (16, 4, 1)  # 22 MB a prompt at the released size, as XLA plans for a CPU
+VISUAL_BATCHES = (16, 4, 1)  # 22 MB per prompt at the released size, as XLA plans for a CPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -220,7 +220,6 @@ def _header(
       of_tiff = _orientation(image) if image.format == "TIFF" else 1  # loading removes it
       image.load()
       orientation = of_tiff if image.format == "TIFF" else _orientation(image)
-
     else:
       orientation = _orientation(image)
   height, width = stored[::-1] if orientation in _TRANSPOSED else stored
@@ -302,7 +301,6 @@ _limit_lifted: list[int | None] = []  # Pillow's limit, once for each thread in 
 @contextmanager
 def no_pixel_limit() -> Iterator[None]:
   """Lifts Pillow's global limit while any thread is in this context: `max_pixels` replaces it."""
-
   with _limit_lock:
     _limit_lifted.append(_limit_lifted[0] if _limit_lifted else Image.MAX_IMAGE_PIXELS)
     Image.MAX_IMAGE_PIXELS = None

@@ -170,7 +170,7 @@ class DecoderLayer(nn.Module):
 
 
 def _sine_boxes(boxes: Float[Array, "*rows 4"], channels: int) -> Array:
-  """Sine codes of cxcywh boxes, in the order y, x, width, height."""
+  """Sine encodings of cxcywh boxes, in the order y, x, width, height."""
   return jnp.concatenate([sine_code(boxes[..., i], channels) for i in (1, 0, 2, 3)], axis=-1)
 
 

@@ -66,19 +66,19 @@ class GeometryEncoder(nn.Module):
     return LayerNorm(dtype=self.dtype, name="norm_final")(x), valid
 
   def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):
-    """Sums three embeddings of each box (cxcywh): coordinates, pooled features, sine code."""
+    """Sums three embeddings of each box (cxcywh): coordinates, pooled features, sine encoding."""
     width = self.config.width
     regions = roi_align(image, cxcywh_to_xyxy(boxes), ROI_SIZE)
     pool = conv(width, ROI_SIZE, self.dtype, "box_pool_project", padding="VALID")
     pooled = pool(regions.reshape(-1, ROI_SIZE, ROI_SIZE, width)).reshape(*boxes.shape[:2], width)
-    # y before x, then height before width: the weights were trained so.
+    # y before x, then height before width: the weights were trained this way.
     codes = [sine_code(boxes[..., 1], width // 2), sine_code(boxes[..., 0], width // 2)]
     code = jnp.concatenate([*codes, boxes[..., 3:], boxes[..., 2:3]], axis=-1)
     direct = dense(width, self.dtype, "box_project")(boxes)
     return direct + pooled + dense(width, self.dtype, "box_position_project")(code)
 
   def _points(self, image: Float[Array, "P H W D"], xy: Float[Array, "P M 2"]):
-    """Sums three embeddings of each point: coordinates, sampled feature, sine code (x first)."""
+    """Sums three embeddings of each point: coordinates, sampled feature, sine encoding (xy)."""
     width = self.config.width
     feature = jax.vmap(_sample)(image, xy)
     code = [sine_code(xy[..., 0], width // 2), sine_code(xy[..., 1], width // 2)]

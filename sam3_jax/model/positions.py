@@ -1,4 +1,4 @@
-"""Sine position codes (Vaswani et al. 2017; in two dimensions as in DETR, Carion et al. 2020)."""
+"""Sine positional encodings (Vaswani et al. 2017; in 2-D as in DETR, Carion et al. 2020)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ TEMPERATURE = 10000
 
 
 def sine_code(coordinates: Float[Array, "*rows"], channels: int) -> Float[Array, "*rows channels"]:
-  """Code of coordinates in [0, 1]: sine on even channels, cosine on odd ones, float32."""
+  """Encoding of coordinates in [0, 1]: sine on even channels, cosine on odd ones, float32."""
   pair = np.arange(channels) // 2 * 2
   angles = coordinates[..., None] * np.float32(2 * np.pi)
   angles = angles / np.power(np.float32(TEMPERATURE), np.float32(pair / channels))
@@ -16,7 +16,7 @@ def sine_code(coordinates: Float[Array, "*rows"], channels: int) -> Float[Array,
 
 
 def sine_map(height: int, width: int, channels: int) -> Float[Array, "H W channels"]:
-  """Code of each cell of a grid: the row in the first half of the channels, then the column."""
+  """Encoding of each cell of a grid: the row in the first half of the channels, then the column."""
   rows, columns = (
     jnp.arange(1, n + 1, dtype=jnp.float32) / np.float32(n + 1e-6) for n in (height, width)
   )

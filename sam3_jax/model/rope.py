@@ -16,7 +16,7 @@ def rope_table(side: int, scale: float, channels: int) -> tuple[np.ndarray, np.n
   """Cosine and sine [side * side, channels / 2] for the cells of a square grid, row by row.
 
   Args:
-    side: cells a side.
+    side: cells per side.
     scale: distance between adjacent cells.
     channels: of a head; the first half of the channel pairs rotates with x, the second with y.
   """

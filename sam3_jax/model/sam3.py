@@ -102,7 +102,7 @@ class Detector(nn.Module):
     tokens: Int[Array, "B T"],
     boxes: Float[Array, "B N 4"],
   ) -> DetectorOutput:
-    """Runs all parts, with one prompt an image; for `init`, which so creates every parameter."""
+    """Runs all parts, with one prompt per image, so that `init` creates every parameter."""
     index = jnp.arange(len(images), dtype=jnp.int32)
     labels = jnp.ones(boxes.shape[:2], bool)
     embedding = self.encode_image(images, jnp.ones((len(images), 2), jnp.int32))

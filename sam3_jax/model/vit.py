@@ -64,8 +64,9 @@ def _scan_blocks(
   """As `Group` with `nn.scan`, for inference.
 
   `nn.scan` needs nested scans, which copy the weights of a group, 176 MB, out of their stack before
-  the inner scan: 0.5 ms per group on a TPU v6e (emitted). Here the inner scan indexes the whole
-  stack. Training needs Linen's random streams and lifted transformations, so it keeps `Group`.
+  the inner scan: 0.5 ms per group on a TPU v6e (compiler's estimate). Here the inner scan indexes
+  the whole stack. Training needs Linen's random streams and lifted transformations, so it keeps
+  `Group`.
   """
   windowed, global_block = (
     Block(**sizes, dtype=dtype, parent=None) for sizes in _sizes(config, side)

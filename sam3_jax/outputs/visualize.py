@@ -89,7 +89,7 @@ def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     raise ValueError(f"image must be uint8 [h, w, 3]; got {image.dtype} {list(image.shape)}.")
   longest = max(image.shape[:2])
   scale = min(MAX_SIDE, max(MIN_SIDE, longest)) / longest
-  if factor := longest // (2 * MAX_SIDE):  # in strips, as Pillow's images take 4 bytes a pixel
+  if factor := longest // (2 * MAX_SIDE):  # in strips, as Pillow's images take 4 bytes per pixel
     strips = [image[y : y + 64 * factor] for y in range(0, len(image), 64 * factor)]
     small = [Image.fromarray(strip).reduce(factor) for strip in strips]
     copy = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))

@@ -45,7 +45,7 @@ class VisualHead(nn.Module):
     self.decoder = MaskDecoder(width, self.dtype)
 
   def __call__(self, features: Float[Array, "B H W C"], prompts: VisualPrompts) -> VisualHeadOutput:
-    """`encode`, then `detect`; `init` so creates every parameter."""
+    """`encode`, then `detect`, so that `init` creates every parameter."""
     return self.detect(self.encode(features), prompts)
 
   def encode(self, features: Float[Array, "B H W C"]) -> VisualEmbedding:

@@ -25,8 +25,8 @@ class PromptEncoder(nn.Module):
 
   Attributes:
     width: channels of tokens and map.
-    image_size: pixels a side of the model's input; points are shifted by half a pixel.
-    dtype: of the computation; position codes are float32.
+    image_size: pixels per side of the model's input; points are shifted by half a pixel.
+    dtype: of the computation; positional encodings are float32.
   """
 
   width: int
@@ -65,7 +65,7 @@ class PromptEncoder(nn.Module):
     return jnp.where(has_mask[:, None, None, None], self.mask(mask), none)
 
   def grid(self, height: int, width: int) -> Float[Array, "H W D"]:
-    """Position codes of the centres of a grid's cells."""
+    """Positional encodings of the centres of a grid's cells."""
     rows, columns = (np.float32((np.arange(n) + 0.5) / n) for n in (height, width))
     return self._code(jnp.stack(jnp.meshgrid(columns, rows), axis=-1)).astype(self.dtype)
 

@@ -17,8 +17,8 @@ MLP_WIDTH = 2048
 class TwoWayTransformer(nn.Module):
   """Updates tokens and image by attention to each other.
 
-  The initial tokens are the position codes of the tokens in every layer. An image with a single row
-  is broadcast over the prompts: what does not depend on them is then computed once.
+  The initial tokens serve as the tokens' positional encodings in every layer. An image with a
+  single row is broadcast over the prompts: what does not depend on them is then computed once.
   """
 
   dtype: DTypeLike = jnp.float32
@@ -44,8 +44,8 @@ class TwoWayTransformer(nn.Module):
 class TwoWayLayer(nn.Module):
   """Post-norm layer: tokens among themselves, tokens to the image, MLP, image to the tokens.
 
-  The first layer adds no position codes in self-attention, whose output replaces the tokens rather
-  than being added to them. The weights were trained so.
+  The first layer adds no positional encodings in self-attention, whose output replaces the tokens
+  rather than being added to them. The weights were trained this way.
   """
 
   first: bool
