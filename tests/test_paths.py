@@ -74,8 +74,8 @@ def test_buckets_without_gcsfs(monkeypatch):
 
 def work(url):
   """Runs in a subprocess: saves a bundle to a bucket and loads it from there."""
+  from bundle_files import assert_params
   from layouts import TOKENIZER
-  from test_checkpoint import assert_params
 
   from sam3_jax import Sam3
 
