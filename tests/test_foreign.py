@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from conversions import assert_tree, converted, refused
 from golden_model import CONFIG, meta_weights
 from layouts import TOKENIZER, layout
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.identify import identify_model, identify_variant
 from sam3_jax.converters.layouts import meta
-from test_convert import assert_tree, converted, refused
 
 from sam3_jax.checkpoint import bundle as checkpoint
 

@@ -10,6 +10,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conversions import assert_tree, converted, refused
 from golden_model import CONFIG, meta_weights
 from layouts import TOKENIZER, layout
 from sam3_jax.converters import convert
@@ -19,7 +20,6 @@ from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import select
 from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.wrappers import find_candidates
-from test_convert import assert_tree, converted, refused
 from torch_archive import View, all_views, pickled, save, save_arrays, views, write
 
 SCALE = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
