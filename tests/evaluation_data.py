@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.evaluation.predictions import EvalPrediction
 
@@ -18,6 +20,24 @@ IMAGES = {
   "d.png": ((20, 30), ["cat", "dog", "ear", "bus"]),
   "e.png": ((24, 24), ["paw", "cat"]),
 }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+  """The working directory, with images and annotations in SA-Co's format."""
+  monkeypatch.chdir(tmp_path)
+  return write_saco(tmp_path)
+
+
+@pytest.fixture
+def pairs(folder) -> list[Pair]:
+  return annotations.read("data.json")
+
+
+@pytest.fixture
+def coco_folder(folder) -> Path:
+  """The directory, with the same images annotated in COCO's format."""
+  return write_coco(folder)
 
 
 def write_saco(folder: Path) -> Path:
