@@ -22,7 +22,6 @@ from sam3_jax.utils.param_tree import flatten
 saved = bundle_files.saved
 copy = bundle_files.copy
 
-
 CHECKED = "parameters that are not finite"
 
 

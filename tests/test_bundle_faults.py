@@ -15,7 +15,6 @@ from sam3_jax.utils.param_tree import flatten, nest
 saved = bundle_files.saved
 copy = bundle_files.copy
 
-
 ENTRY = {"shape": [1], "dtype": "float32", "sha256": "0" * 64}
 
 

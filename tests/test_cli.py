@@ -20,7 +20,6 @@ from sam3_jax.utils.console import INTERRUPTED
 folder = command_runs.folder
 fails = command_runs.fails
 
-
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -21,7 +21,6 @@ from sam3_jax.checkpoint import bundle
 
 hub = conversions.hub
 
-
 NO_MEMORY = "tracker.no_mem_embed"
 
 

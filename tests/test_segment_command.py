@@ -23,7 +23,6 @@ folder = command_runs.folder
 ready = command_runs.ready
 fails = command_runs.fails
 
-
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
