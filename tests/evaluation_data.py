@@ -10,7 +10,10 @@ from pycocotools import mask as coco
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.evaluation import cgf1
+from sam3_jax.evaluation.average_precision import average_precision
 from sam3_jax.evaluation.predictions import EvalPrediction
+from sam3_jax.evaluation.score import Scorer
 
 # Size and phrases of each image: full batches of prompts, incomplete ones, and a single pair.
 IMAGES = {
@@ -109,3 +112,11 @@ def coco_results() -> list[dict]:
 def perfect(pairs) -> dict[int, list[EvalPrediction]]:
   """The truth as predictions."""
   return {p.id: [EvalPrediction(0.9, one.box, one.rle) for one in p.objects] for p in pairs}
+
+
+def all_metrics(found, *truths, score: float = cgf1.THRESHOLD) -> dict:
+  """All metrics of predictions."""
+  scorer = Scorer(*truths, score=score)
+  for pair in scorer.pairs:
+    scorer.add(pair, found.get(pair.id, ()))
+  return scorer.metrics() | average_precision(scorer.pairs, found)

@@ -11,6 +11,7 @@ import pytest
 from command_runs import expect_error
 from evaluation_data import (
   IMAGES,
+  all_metrics,
   coco_results,
   pair,
   perfect,
@@ -18,7 +19,6 @@ from evaluation_data import (
   write_json,
 )
 from pycocotools import mask as coco
-from test_cgf1 import all_metrics
 
 from sam3_jax import Sam3, Tokenizer
 from sam3_jax.cli.main import main
