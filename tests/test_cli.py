@@ -96,7 +96,7 @@ class TestInspect:
 
 
 class TestProgram:
-  def test_the_hub_tells_what_it_does(self, monkeypatch):
+  def test_progress_of_the_hub_is_shown_unless_quiet(self, monkeypatch):
     monkeypatch.setattr("sam3_jax.registry.find_checkpoint", lambda name, **more: (name, [*more]))
     assert arguments.find("hf://org/name", quiet=True) == ("hf://org/name", ["progress", "note"])
     assert arguments.find("name", quiet=True) == ("name", [])
@@ -124,7 +124,7 @@ class TestProgram:
       (["nonsense"], "'nonsense'. See `sam3-jax --help`."),
     ],
   )
-  def test_usage_is_told_in_whole_sentences(self, fails, typed, message):
+  def test_usage_errors_are_whole_sentences(self, fails, typed, message):
     line = fails(*typed)
     assert line.rstrip().endswith(message)
     assert ".. See" not in line

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 class Full:
-  """An image for which there is no room."""
+  """An image that does not fit on the disk."""
 
   def save(self, file, *args, **options):
     file.write(b"half")
@@ -77,7 +77,7 @@ class TestSegment:
     assert record["info"]["prompts"] == [asked]
 
   @pytest.mark.slow
-  def test_a_box_alone_and_images_that_are_turned(self, ready, capsys):
+  def test_a_box_alone_and_rotated_images(self, ready, capsys):
     assert main(["segment", "turned.jpg", "--box", "10,150,90,190"]) == 0
     record = json.loads((ready / "out" / "turned.sam3.json").read_text())
     assert record["categories"] == [{"id": 1, "name": "exemplar box"}]
@@ -137,7 +137,7 @@ class TestSegment:
     assert main(["segment", "photo.png", "--text", "[red]cat[/red] :cat:"]) == 0
     assert "[red]cat[/red]" in capsys.readouterr().out
 
-  def test_a_terminal_of_few_letters(self, ready, monkeypatch):
+  def test_a_terminal_with_ascii_encoding(self, ready, monkeypatch):
     """Phrases and file names that stdout cannot encode must not end a run."""
     path = ready / "caf\udce9.png"  # a name that is no UTF-8
     (ready / "photo.png").rename(path)

@@ -72,7 +72,7 @@ class TestBadInput:
   def test_boxes_must_touch_every_image(self, ready, fails):
     fails("segment", "photo.png", "turned.jpg", "--box", "10,150,90,190")
 
-  def test_results_never_replace_a_image(self, ready, fails):
+  def test_results_never_replace_an_image(self, ready, fails):
     shutil.copy("turned.jpg", "photo.sam3.png")
     line = fails("segment", "photo.png", "photo.sam3.png", "--text", "a", "--out", ".")
     assert "photo.sam3.png is an input and would be overwritten" in line
