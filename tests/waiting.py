@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], limit: float = 240.0) -> None:
+def wait_until(condition: Callable[[], object], limit: float = 600.0) -> None:
   """Returns as soon as the condition is true.
 
   Args:
