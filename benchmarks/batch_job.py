@@ -31,6 +31,11 @@ COMMAND = (
 RENAME = "BATCH_JOB_RENAME"  # number of the rename before which the process stops
 
 
+def hanging(file: str | Path) -> Path:
+  """The file that exists once a read hangs, given the file of `start(hang=)`."""
+  return Path(f"{file}-begun")
+
+
 class _Hanging:
   """The module `os`, except that opening an image called hang* blocks, as in the kernel."""
 
@@ -39,6 +44,7 @@ class _Hanging:
 
   def open(self, path: Any, *arguments: Any) -> int:
     if "hang" in str(path) and os.path.exists(os.environ[HANG]):
+      hanging(os.environ[HANG]).touch()
       os.read(os.pipe()[0], 1)
     return os.open(path, *arguments)
 

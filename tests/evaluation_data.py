@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.evaluation import cgf1
+from sam3_jax.evaluation.average_precision import average_precision
 from sam3_jax.evaluation.predictions import EvalPrediction
+from sam3_jax.evaluation.score import Scorer
 
 # Size and phrases of each image: full batches of prompts, incomplete ones, and a single pair.
 IMAGES = {
@@ -18,6 +23,24 @@ IMAGES = {
   "d.png": ((20, 30), ["cat", "dog", "ear", "bus"]),
   "e.png": ((24, 24), ["paw", "cat"]),
 }
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+  """The working directory, with images and annotations in SA-Co's format."""
+  monkeypatch.chdir(tmp_path)
+  return write_saco(tmp_path)
+
+
+@pytest.fixture
+def pairs(folder) -> list[Pair]:
+  return annotations.read("data.json")
+
+
+@pytest.fixture
+def coco_folder(folder) -> Path:
+  """The directory, with the same images annotated in COCO's format."""
+  return write_coco(folder)
 
 
 def write_saco(folder: Path) -> Path:
@@ -89,3 +112,11 @@ def coco_results() -> list[dict]:
 def perfect(pairs) -> dict[int, list[EvalPrediction]]:
   """The truth as predictions."""
   return {p.id: [EvalPrediction(0.9, one.box, one.rle) for one in p.objects] for p in pairs}
+
+
+def all_metrics(found, *truths, score: float = cgf1.THRESHOLD) -> dict:
+  """All metrics of predictions."""
+  scorer = Scorer(*truths, score=score)
+  for pair in scorer.pairs:
+    scorer.add(pair, found.get(pair.id, ()))
+  return scorer.metrics() | average_precision(scorer.pairs, found)

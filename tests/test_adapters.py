@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conversions import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import TOKENIZER, layout, write_folder
@@ -13,7 +14,6 @@ from safetensors.numpy import save_file
 from sam3_jax.converters import adapters, convert
 from sam3_jax.converters.adapter_config import LoraSettings
 from sam3_jax.converters.source import Source
-from test_convert import refused
 from torch_archive import save, views
 
 from sam3_jax.checkpoint import bundle

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from batches import MODEL, QUIET, job, write_images
 from PIL import Image
+from waiting import wait_until
 
 from sam3_jax.batch import journal, pipeline, prefetch
 from sam3_jax.batch.image_bytes import (
@@ -247,35 +248,41 @@ def test_journal_lists_unfinished_reads(tmp_path):
 
 def test_stopping_does_not_wait_for_reads(images, monkeypatch):
   stop = []
-  monkeypatch.setattr(prefetch, "load_image", lambda *_: (stop.append(1), time.sleep(2)))
+  monkeypatch.setattr(prefetch, "load_image", lambda *_: (stop.append(1), time.sleep(60)))
   began = time.monotonic()
   with pytest.raises(StoppedError):
     read([ReadTask(file_at(images / "000.png"))], stopping=lambda: bool(stop))
-  assert time.monotonic() - began < 1.5
+  assert time.monotonic() - began < 30
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, "0"), (signal.SIGHUP, "1")])
-def test_stopped_by_a_signal_while_a_read_hangs(tmp_path, number, workers):
+def test_stopped_by_a_signal_while_a_read_hangs(tmp_path, number, workers, request):
   """Twice here; sixty times, and resumed, in `benchmarks/batch_faults.py`."""
+  # Under nohup SIGHUP is ignored, and so would the job.
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
   images = write_images(tmp_path / "images", 12)
   (images / "008.png").rename(images / "hang.png")
-  hang = tmp_path / "away"
+  hang, out = tmp_path / "away", tmp_path / "out"
   hang.touch()
   typed = ["--images", "images", "--prompts", "cat", "--out", "out", "--workers", workers]
   process = batch_job.start(tmp_path, *typed, hang=hang)
-  end = time.monotonic() + 240
-  while len(list((tmp_path / "out").glob("parts/part-*.json"))) < 1 and time.monotonic() < end:
-    time.sleep(0.02)
-  time.sleep(0.2)
+  request.addfinalizer(process.kill)
+
+  def is_hanging():
+    assert process.poll() is None, process.stderr.read()
+    return list(out.glob("parts/part-*.json")) and batch_job.hanging(hang).exists()
+
+  wait_until(is_hanging)
   readers = batch_job.children(process.pid)
   process.send_signal(number)
-  status, message, seconds = batch_job.finish(process, 60)
-  assert status == 75, message
+  status, message, seconds = batch_job.finish(process)
+  assert status == 75, f"status {status} after {seconds:.1f} s: {message}"
   assert "stopped; rerun the same command to resume" in message
   assert seconds < 10
-  assert batch_job.alive(readers) == []
-  assert list((tmp_path / "out" / "leases").iterdir()) == []
+  assert batch_job.alive(readers, patience=60) == []
+  assert list((out / "leases").iterdir()) == []
 
 
 def test_ignored_sighup_stays_ignored(monkeypatch):
@@ -288,8 +295,7 @@ def test_ignored_sighup_stays_ignored(monkeypatch):
       time.sleep(0.1)
       assert not stopping()
       os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.1)
-      assert stopping()
+      wait_until(stopping)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
   finally:
     signal.signal(signal.SIGHUP, before)

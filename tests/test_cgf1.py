@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
+from evaluation_data import all_metrics, rectangle, target
 
 from sam3_jax.datasets import annotations
-from sam3_jax.datasets.annotations import Object
 from sam3_jax.evaluation import cgf1, predictions
-from sam3_jax.evaluation.average_precision import average_precision
 from sam3_jax.evaluation.cgf1 import MetricSums, PairCounts
 from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.evaluation.score import Scorer
@@ -35,27 +33,8 @@ def case(name: str):
   return truths, predictions.read(GOLDENS / name / "predictions.json", truths[0])[0]
 
 
-def all_metrics(found, *truths, score: float = cgf1.THRESHOLD) -> dict:
-  """All metrics of predictions."""
-  scorer = Scorer(*truths, score=score)
-  for pair in scorer.pairs:
-    scorer.add(pair, found.get(pair.id, ()))
-  return scorer.metrics() | average_precision(scorer.pairs, found)
-
-
-def rectangle(x, y, w, h, size=(20, 20)) -> dict:
-  mask = np.zeros(size, np.uint8, order="F")
-  mask[y : y + h, x : x + w] = 1
-  rle = coco.encode(mask)
-  return {"size": list(size), "counts": rle["counts"].decode()}
-
-
-def target(*box, crowd=False) -> Object:
-  return Object(rectangle(*box), box, crowd)
-
-
 def prediction(score, *box) -> EvalPrediction:
-  return EvalPrediction(score, box, rectangle(*box))
+  return EvalPrediction(score, box, rectangle((20, 20), *box))
 
 
 class TestGoldens:
@@ -107,7 +86,7 @@ class TestCountMatches:
     assert cgf1.count_matches([target(0, 0, 10, 10)], found, kind, 0.4).found == 2
 
   def test_masks_and_boxes_are_matched_separately(self):
-    one = EvalPrediction(0.9, (0, 0, 10, 10), rectangle(10, 10, 10, 10))
+    one = EvalPrediction(0.9, (0, 0, 10, 10), rectangle((20, 20), 10, 10, 10, 10))
     assert cgf1.count_matches([target(0, 0, 10, 10)], [one], "masks").matched.sum() == 0
     assert cgf1.count_matches([target(0, 0, 10, 10)], [one], "boxes").matched.sum() == 10
 
@@ -125,7 +104,7 @@ class TestCountMatches:
     assert (got.truths, got.found, got.matched.sum()) == (1, 1, 0)
 
   def test_empty_mask_matches_nothing(self):
-    empty = EvalPrediction(0.9, (0, 0, 0, 0), rectangle(0, 0, 0, 0))
+    empty = EvalPrediction(0.9, (0, 0, 0, 0), rectangle((20, 20), 0, 0, 0, 0))
     for kind in ("masks", "boxes"):
       got = cgf1.count_matches([target(0, 0, 10, 10)], [empty], kind)
       assert (got.found, got.matched.sum()) == (1, 0)

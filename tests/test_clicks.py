@@ -361,7 +361,7 @@ def test_checkpoint_without_the_head(ready, capsys, model, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_what_is_asked():
+def test_prompts_of_the_options():
   parsed = parse_prompts(["cat"], [], ["1,2", "3,4,0"], False, False)
   assert [prompt.text for prompt in parsed.prompts] == ["cat"]
   assert parsed.visual[0].point_labels == (1, 0)

@@ -5,20 +5,24 @@ import errno
 import io
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
+from waiting import wait_until
 
 from sam3_jax.checkpoint import bundle
 from sam3_jax.cli.inspect import describe
 from sam3_jax.cli.main import main
 from sam3_jax.registry import find_checkpoint
+from sam3_jax.utils import console
 from sam3_jax.utils.console import Console, one_line, print_error, printable, say
 from sam3_jax.utils.os_errors import reason, remedy
 
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "sam3-tiny"
 # Clears the screen, sets the title (C0 and C1), rings, moves back, turns the direction, breaks.
 HOSTILE = "a\x1b[2J\x1b]0;b\x07\x9b31m\x85c\r\u202ed\u2066e\u2028f\b\x7f\nsam3-jax: done\udcff"
 KEPT = "caf\u00e9 \u65e5\u672c\u3000\u8a9e \U0001f468\u200d\U0001f469 [red]cat[/red] \\ \u00a0|"
@@ -45,15 +49,15 @@ def test_printable_keeps_text():
 
 def test_consoles_escape_control_characters():
   file = io.StringIO()
-  console = Console(file=file, width=400, force_terminal=False)
+  shown = Console(file=file, width=400, force_terminal=False)
   table = Table(title=Text(HOSTILE), caption=HOSTILE)
   table.add_column(HOSTILE)
   table.add_row(HOSTILE)
   table.add_row(Text(HOSTILE))
-  console.print(table)
-  console.print(HOSTILE, markup=False)
-  say(console, HOSTILE)
-  print_error(HOSTILE, console)
+  shown.print(table)
+  shown.print(HOSTILE, markup=False)
+  say(shown, HOSTILE)
+  print_error(HOSTILE, shown)
   text = file.getvalue()
   assert control_characters(text) == ""
   assert "\\x1b[2J" in text
@@ -159,3 +163,27 @@ def test_devices_that_jax_cannot_find(platforms, monkeypatch, capsys, tmp_path):
   assert f"JAX_PLATFORMS={platforms}" in err
   assert err.count("\n") == 1
   assert ("sam3-jax[cuda]" in err) == (platforms == "cuda")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_bar_while_a_large_checkpoint_is_read(monkeypatch, large):
+  monkeypatch.setattr(console, "LARGE", 0 if large else 2**40)
+  out = io.StringIO()
+  shown = Console(file=out, force_terminal=True, width=100)
+  with console.loading(shown, CHECKPOINT) as step:
+    step("trunk", 0.25)
+    wait_until(lambda: "loading sam3-tiny: trunk" in out.getvalue())  # drawn ten times a second
+  assert "loading sam3-tiny: trunk" in out.getvalue()
+  assert ("25%" in out.getvalue()) == large
+  quiet = io.StringIO()
+  with console.loading(Console(file=quiet, force_terminal=True), CHECKPOINT, quiet=True) as step:
+    step("trunk", 0.25)
+  assert quiet.getvalue() == ""
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_progress_is_for_terminals_only(terminal, quiet):
+  file = io.StringIO()
+  with console.progress(Console(file=file, force_terminal=terminal), bar=True, quiet=quiet) as step:
+    step("[loading]", 0.5)
+  assert ("[loading]" in file.getvalue()) == (terminal and not quiet)

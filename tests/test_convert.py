@@ -1,55 +1,27 @@
 """`convert` from files: every layout gives the tree of golden_model.py; errors name the fault."""
 
-import dataclasses
 import hashlib
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import jax
+import conversions
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_model import CONFIG, meta_weights, parameters, visual_parameters
-from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
+from conversions import HUB, assert_tree, converted, refused
+from golden_model import CONFIG, meta_weights
+from layouts import TOKENIZER, huggingface_weights, layout, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
-from sam3_jax.converters.layouts import huggingface
-from sam3_jax.converters.readers.safetensors import open_safetensors
-from sam3_jax.converters.sources import find_weights, open_weights
+from sam3_jax.converters.sources import find_weights
 
-from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.config import RELEASED
-from sam3_jax.utils.param_tree import flatten
+from sam3_jax.checkpoint import bundle
 
-HUB = dataclasses.replace(CONFIG, concept_points=False)
+hub = conversions.hub
+
 NO_MEMORY = "tracker.no_mem_embed"
-SCALE = "detector_model.vision_encoder.backbone.layer_norm.weight"
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-  return write_folder(tmp_path_factory.mktemp("source") / "hub", layout("hub"))
-
-
-def converted(source, out, **options):
-  convert(source, out, tokenizer=TOKENIZER, **options)
-  return checkpoint.load(out, verify=True)
-
-
-def assert_tree(params, points=False, visual=True, dtype="float32", through=None):
-  whole = parameters() | ({"visual": visual_parameters()} if visual else {})
-  want = flatten(jax.tree.map(np.asarray, whole))
-  want = {name: x for name, x in want.items() if points or not name.startswith("geometry/point_")}
-  got = flatten(params)
-  assert got.keys() == want.keys()
-  for name, array in want.items():
-    expected = array.astype(through or array.dtype).astype(dtype)
-    np.testing.assert_array_equal(np.asarray(got[name]), expected, err_msg=name)
 
 
 @pytest.mark.slow
@@ -79,21 +51,21 @@ def test_origin_is_recorded(tmp_path, shards):
 @pytest.mark.parametrize("shards", [1, 3])
 def test_huggingface_layouts(tmp_path, kind, shards):
   source = write_folder(tmp_path / "source", layout(kind), shards)
-  bundle = converted(source, tmp_path / "out")
-  assert_tree(bundle.params, visual=kind != "detector")
-  assert bundle.config == HUB
-  assert bundle.tokenizer == TOKENIZER.read_bytes()
-  assert bundle.info["trained"] is True
-  assert "layout huggingface" in bundle.info["source"]
-  kept = checkpoint.load_unread(tmp_path / "out")
+  loaded = converted(source, tmp_path / "out")
+  assert_tree(loaded.params, visual=kind != "detector")
+  assert loaded.config == HUB
+  assert loaded.tokenizer == TOKENIZER.read_bytes()
+  assert loaded.info["trained"] is True
+  assert "layout huggingface" in loaded.info["source"]
+  kept = bundle.load_unread(tmp_path / "out")
   names = {n for n in layout("hub") if kind != "detector" or n.startswith("detector_model.")}
   assert kept.keys() < names
   for name, array in kept.items():
     np.testing.assert_array_equal(array, layout("hub")[name])
   whole = [] if kind != "detector" else ["neck of the tracker", "tracker"]
   points, row = "geometry/point_* (concept points)", "the class token's row of the position table"
-  assert bundle.info["lacks"] == [*whole, points, row]
-  counts = checkpoint.inspect(tmp_path / "out").source_tensors
+  assert loaded.info["lacks"] == [*whole, points, row]
+  counts = bundle.inspect(tmp_path / "out").source_tensors
   assert sum(group["tensors"] for group in counts.values()) == len(names)
   assert sum(group["parameters"] for group in counts.values()) == sum(
     layout("hub")[name].size for name in names
@@ -103,15 +75,15 @@ def test_huggingface_layouts(tmp_path, kind, shards):
 @pytest.mark.slow
 def test_meta_layout_in_safetensors(tmp_path):
   save_file(meta_weights(""), tmp_path / "sam3.safetensors")
-  bundle = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
-  assert bundle.config == CONFIG
-  assert_tree(bundle.params, points=True)
-  kept = checkpoint.load_unread(tmp_path / "out")
+  loaded = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
+  assert loaded.config == CONFIG
+  assert_tree(loaded.params, points=True)
+  kept = bundle.load_unread(tmp_path / "out")
   position = "detector.backbone.vision_backbone.trunk.pos_embed"
   np.testing.assert_array_equal(kept[f"{position}[:, :1]"], meta_weights()[position][:, :1])
   video = {name for name in kept if name.startswith("tracker.")}
   assert video == {name for name in meta_weights("tracker.") if ".sam_" not in name} - {NO_MEMORY}
-  assert "a class token's row: cut off before use" in checkpoint.inspect(tmp_path / "out").unread
+  assert "a class token's row: cut off before use" in bundle.inspect(tmp_path / "out").unread
 
 
 @pytest.mark.slow
@@ -120,9 +92,9 @@ def test_meta_layout_in_safetensors(tmp_path):
 def test_dtypes(tmp_path, stored, requested):
   arrays = {name: array.astype(jnp.dtype(stored)) for name, array in layout("detector").items()}
   source = write_folder(tmp_path / "source", arrays)
-  bundle = converted(source, tmp_path / "out", dtype=requested)
-  assert_tree(bundle.params, visual=False, dtype=jnp.dtype(requested), through=jnp.dtype(stored))
-  assert {str(x.dtype) for x in checkpoint.load_unread(tmp_path / "out").values()} == {stored}
+  loaded = converted(source, tmp_path / "out", dtype=requested)
+  assert_tree(loaded.params, visual=False, dtype=jnp.dtype(requested), through=jnp.dtype(stored))
+  assert {str(x.dtype) for x in bundle.load_unread(tmp_path / "out").values()} == {stored}
 
 
 @pytest.mark.slow
@@ -154,7 +126,7 @@ def test_vocabulary_beside_the_weights(hub, tmp_path):
   with gzip.open(source / "bpe_simple_vocab_16e6.txt.gz", "wt", encoding="utf-8") as file:
     file.write("\n".join(lines) + "\n")
   convert(source, tmp_path / "out")
-  assert checkpoint.load(tmp_path / "out").tokenizer == TOKENIZER.read_bytes()
+  assert bundle.load(tmp_path / "out").tokenizer == TOKENIZER.read_bytes()
 
 
 def test_invalid_tokenizer_model(hub, tmp_path):
@@ -168,195 +140,10 @@ def test_invalid_tokenizer_model(hub, tmp_path):
 def test_progress_is_reported(hub, tmp_path):
   reports = []
   convert(hub, tmp_path / "out", tokenizer=TOKENIZER, progress=lambda *step: reports.append(step))
-  assert [step for step, _ in reports][1:-2] == list(checkpoint.inspect(tmp_path / "out").parts)
+  assert [step for step, _ in reports][1:-2] == list(bundle.inspect(tmp_path / "out").parts)
   fractions = [fraction for _, fraction in reports]
   assert fractions == sorted(fractions)
   assert (fractions[0], fractions[-1]) == (0, 1)
-
-
-def test_configurations_of_detector_and_video_model():
-  values = tiny_config()
-  assert huggingface.read_config(values, "x") == HUB
-  assert huggingface.read_config(values["detector_config"], "x") == HUB
-  released = dataclasses.replace(RELEASED, concept_points=False)
-  assert huggingface.read_config({"model_type": "sam3"}, "x") == released
-  assert huggingface.read_config({"model_type": "sam3_video"}, "x") == released
-
-
-BACKBONE = ("vision_config", "backbone_config")
-
-
-@pytest.mark.parametrize(
-  ("path", "value", "match"),
-  [
-    (("model_type",), "sam2", "model_type 'sam2'; expected one of sam3"),
-    (("model_type",), None, "model_type None"),
-    ((*BACKBONE, "hidden_act"), "relu", "hidden_act = 'relu'; only 'gelu' can be converted"),
-    ((*BACKBONE, "rope_parameters", "rope_theta"), 500.0, "rope_theta = 500.0; only 10000.0"),
-    ((*BACKBONE, "global_attn_indexes"), [1, 2], r"global_attn_indexes \[1, 2\] of 4 blocks"),
-    ((*BACKBONE, "global_attn_indexes"), [], "expected equal groups"),
-    ((*BACKBONE, "global_attn_indexes"), ["x"], "expected equal groups"),
-    ((*BACKBONE, "global_attn_indexes"), [-1], "expected equal groups"),
-    ((*BACKBONE, "global_attn_indexes"), [0, 1, 2, 3], "expected equal groups"),
-    ((*BACKBONE, "num_hidden_layers"), 5, "of 5 blocks; expected equal groups"),
-    ((*BACKBONE, "patch_size"), 0, "patch_size = 0; expected at least 1"),
-    ((*BACKBONE, "hidden_size"), "64", "hidden_size = '64'; expected something like 1024"),
-    ((*BACKBONE, "hidden_size"), 66, "trunk width 66 must be a multiple of 4"),
-    ((*BACKBONE, "window_size"), 5, "must be a multiple of the window"),
-    (("detr_encoder_config", "hidden_size"), 64, "one hidden_size for these parts"),
-    (("text_config",), 3, "has text_config = 3; expected an object"),
-  ],
-)
-def test_unsupported_configurations(hub, tmp_path, path, value, match):
-  config = tiny_config()["detector_config"] | {"model_type": "sam3"}
-  node = config
-  for key in path[:-1]:
-    node = node[key]
-  node[path[-1]] = value
-  source = shutil.copytree(hub, tmp_path / "source")
-  (source / "config.json").write_text(json.dumps(config))
-  refused(source, tmp_path, match)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
-def test_a_damaged_configuration(hub, tmp_path, text):
-  source = shutil.copytree(hub, tmp_path / "source")
-  (source / "config.json").write_text(text)
-  refused(source, tmp_path, "config.json (is not readable JSON|has model_type None)")
-
-
-def test_a_configuration_of_another_size(hub, tmp_path):
-  config = tiny_config()
-  config["detector_config"]["detr_decoder_config"]["num_queries"] = 11
-  source = shutil.copytree(hub, tmp_path / "source")
-  (source / "config.json").write_text(json.dumps(config))
-  refused(source, tmp_path, r"query_embed.weight is \[10, 128\]; expected \[11, 128\]")
-
-
-@pytest.mark.slow
-def test_no_configuration(hub, tmp_path):
-  source = shutil.copytree(hub, tmp_path / "source")
-  (source / "config.json").unlink()
-  refused(source, tmp_path, "do not determine its heads and windows; put the model's config.json")
-
-
-def refused(source, tmp_path, match, error=ValueError, **options):
-  before = sorted(tmp_path.rglob("*"))
-  with pytest.raises(error, match=match) as caught:
-    convert(source, tmp_path / "out", tokenizer=TOKENIZER, **options)
-  assert "\n" not in str(caught.value)
-  assert type(caught.value) is error
-  assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-  ("content", "match"),
-  [
-    (b"", "is not a safetensors"),
-    (b"hello, this is a text file\n", "is not a safetensors"),
-    (b"12345678{", "is not a safetensors"),
-    (b"PK\x03\x04 and so on", "cannot be used: it is truncated or damaged"),
-    (b"\x80\x02ctorch", "cannot be used: it is in the format of PyTorch before 1.6"),
-    ((1 << 60).to_bytes(8, "little") + b"{}", "is not a safetensors"),
-    ((50).to_bytes(8, "little") + b"{}", "is truncated at 10 bytes"),
-    ((2).to_bytes(8, "little") + b"{]", "header of .* is damaged"),
-    ((2).to_bytes(8, "little") + b"{}", "holds no tensors, only a header"),
-    ((2).to_bytes(8, "little") + b"{}abc", "3 bytes that belong to no tensor"),
-  ],
-)
-def test_files_of_another_kind(tmp_path, content, match):
-  (tmp_path / "model.safetensors").write_bytes(content)
-  refused(tmp_path / "model.safetensors", tmp_path, match)
-
-
-def safetensors(path, header, data=b""):
-  text = header if isinstance(header, bytes) else json.dumps(header).encode()
-  path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-  return path
-
-
-def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
-  return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
-
-
-@pytest.mark.parametrize(
-  ("header", "match"),
-  [
-    ({"a": entry(shape=[3])}, r"a in the header .*float32 \[3\] does not take 8 bytes"),
-    ({"a": entry(dtype="F4")}, "dtype 'F4' is unknown"),
-    ({"a": entry(shape=[-2])}, "a size is not an integer of 0 or more"),
-    ({"a": entry(shape=[2.0])}, "a size is not an integer of 0 or more"),
-    ({"a": entry(shape=[1 << 62, 4], offsets=(0, 1 << 66))}, "is truncated"),
-    ({"a": entry(offsets=(0,))}, "a in the header .* is damaged"),
-    ({"a": {"dtype": "F32"}}, "a in the header .* is damaged: 'shape'"),
-    ({"a": 3}, "a in the header .* is damaged"),
-    ({"a": entry(), "b": entry()}, "b in .* does not begin where the tensor before it ends"),
-    ({"a": entry(offsets=(4, 12))}, "does not begin where"),
-    (b'{"a": {"dtype": "F32"}, "a": 3}', "'a' is given twice"),
-    (b"\xff\xfe", "is not a safetensors"),
-  ],
-)
-def test_inconsistent_header(tmp_path, header, match):
-  path = safetensors(tmp_path / "model.safetensors", header, bytes(8))
-  with pytest.raises(ValueError, match=match):
-    open_safetensors(path)
-
-
-def test_tensors_are_read_as_written(tmp_path):
-  arrays = {
-    "zero": np.zeros((0, 3), np.float32),
-    "one": np.float32([[1.5]]),
-    "half": np.arange(5, dtype=np.float16),
-    "brain": np.arange(6).reshape(2, 3).astype(jnp.bfloat16),
-    "int": np.arange(3),
-  }
-  save_file(arrays, tmp_path / "x.safetensors", metadata={"format": "pt"})
-  found = open_safetensors(tmp_path / "x.safetensors")
-  assert found.keys() == arrays.keys()
-  for name, array in arrays.items():
-    assert (found[name].shape, found[name].dtype) == (array.shape, str(array.dtype))
-    assert found[name].parameters == array.size
-    np.testing.assert_array_equal(found[name].read(), array)
-
-
-def test_header_length_that_looks_like_another_file_type(tmp_path):
-  """The first byte of the length may be that of a zip archive or of a pickle."""
-  header = {"a": entry()}
-  for first in (0x50, 0x80):
-    text = json.dumps(header).encode()
-    text += b" " * ((first - len(text)) % 256)
-    path = safetensors(tmp_path / "x.safetensors", text, bytes(8))
-    assert path.read_bytes()[0] == first
-    assert list(open_weights(path)) == ["a"]
-
-
-def test_truncation_at_any_length_is_refused(hub, tmp_path):
-  source = Path(shutil.copy(hub / "model.safetensors", tmp_path))
-  lengths = [8, 9, 100, *np.random.default_rng(0).integers(101, source.stat().st_size, 100)]
-  for length in sorted(lengths, reverse=True):
-    os.truncate(source, int(length))
-    refused(source, tmp_path, "is truncated at|is not a safetensors")
-
-
-def test_missing_and_misplaced_shards(tmp_path):
-  source = write_folder(tmp_path / "source", layout("hub"), shards=3)
-  index = source / "model.safetensors.index.json"
-  values = json.loads(index.read_text())
-  shard = source / "model-00002-of-00003.safetensors"
-  content = shard.read_bytes()
-  shard.unlink()
-  refused(source, tmp_path, "00002-of-00003.safetensors, one of 3 shards", FileNotFoundError)
-  shard.write_bytes(content)
-  values["weight_map"][SCALE] = "model-00001-of-00003.safetensors"
-  values["weight_map"]["more"] = "model-00001-of-00003.safetensors"
-  index.write_text(json.dumps(values))
-  refused(source, tmp_path, "disagree about .* more tensors")
-  values["weight_map"][SCALE] = "../elsewhere.safetensors"
-  index.write_text(json.dumps(values))
-  refused(source, tmp_path, "a shard must be in the directory of its index")
-  for text in ("{", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'):
-    index.write_text(text)
-    refused(source, tmp_path, "is not an index of shards")
 
 
 def test_tracker_alone_is_refused(tmp_path):
@@ -465,19 +252,9 @@ def test_a_killed_conversion_leaves_nothing_that_loads(hub, tmp_path, stop):
   (left,) = tmp_path.glob(".out.*.partial")
   assert {path.name for path in tmp_path.iterdir()} == {left.name, ".out.lease"}
   with pytest.raises(FileNotFoundError):
-    checkpoint.load(out)
+    bundle.load(out)
   if stop != "rename":  # then the checkpoint is complete, except for its name
     with pytest.raises(ValueError, match="only part of one"):
-      checkpoint.load(left)
+      bundle.load(left)
   assert_tree(converted(hub, out).params)
   assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_source_tensors_are_views_of_a_memory_map(hub):
-  sources = open_safetensors(Path(hub) / "model.safetensors")
-  array = sources[SCALE].read()
-  while array.base is not None and not isinstance(array, np.memmap):
-    array = array.base
-  assert isinstance(array, np.memmap)
-  assert not sources[SCALE].read().flags.writeable
-  assert os.path.samefile(array.filename, hub / "model.safetensors")

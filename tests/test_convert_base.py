@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conversions import refused
 from golden_model import CONFIG
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,6 @@ from sam3_jax.converters.parts import OPTIONAL, WORDS, parts_of
 from sam3_jax.converters.plan_source import plan_with_base
 from sam3_jax.converters.source import Source
 from sam3_jax.converters.wrappers import FORMATS
-from test_convert import refused
 from torch_archive import save_arrays
 
 from sam3_jax.checkpoint import bundle

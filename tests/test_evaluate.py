@@ -1,32 +1,36 @@
 """Evaluation of a model: its predictions and metrics, and `sam3-jax evaluate`."""
 
+import functools
 import json
 from pathlib import Path
 
+import evaluation_data
 import golden_model
 import numpy as np
 import pytest
+from command_runs import expect_error
 from evaluation_data import (
   IMAGES,
+  all_metrics,
   coco_results,
   pair,
   perfect,
   target,
-  write_coco,
   write_json,
-  write_saco,
 )
 from pycocotools import mask as coco
-from test_cgf1 import all_metrics
 
 from sam3_jax import Sam3, Tokenizer
 from sam3_jax.cli.main import main
 from sam3_jax.datasets import annotations
-from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation import cgf1, detect, error_gallery, predictions, run, score
 from sam3_jax.evaluation.average_precision import average_precision
 from sam3_jax.inference import predictor
 from sam3_jax.inputs.prompts import BOXES_ALONE
+
+folder = evaluation_data.folder
+pairs = evaluation_data.pairs
+coco_folder = evaluation_data.coco_folder
 
 # A warning of pycocotools with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -46,24 +50,6 @@ def model(tokenizer_path):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-  """The working directory, with images and annotations in SA-Co's format."""
-  monkeypatch.chdir(tmp_path)
-  return write_saco(tmp_path)
-
-
-@pytest.fixture
-def pairs(folder) -> list[Pair]:
-  return annotations.read("data.json")
-
-
-@pytest.fixture
-def coco_folder(folder) -> Path:
-  """The directory, with the same images annotated in COCO's format."""
-  return write_coco(folder)
-
-
-@pytest.fixture
 def ready(folder, model, monkeypatch) -> Path:
   """The directory, with a model that is loaded and compiled once for all tests."""
   monkeypatch.setattr(run.Sam3, "from_checkpoint", lambda *_, **__: model)
@@ -72,30 +58,14 @@ def ready(folder, model, monkeypatch) -> Path:
 
 @pytest.fixture
 def fails(folder, capsys):
-  """Runs the command, which must fail with one line, here returned, and change no file."""
-
-  def call(*typed: object) -> str:
-    before = listing(folder)
-    status = main(["evaluate", *[str(one) for one in typed]])
-    captured = capsys.readouterr()
-    assert status == 2, captured
-    assert captured.out == ""
-    assert captured.err.startswith("sam3-jax: error: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert listing(folder) == before
-    return captured.err
-
-  return call
+  """Runs `evaluate` with arguments with which it must fail; see `expect_error`."""
+  return functools.partial(expect_error, folder, capsys, "evaluate")
 
 
 def with_scaled_scores(params, factor):
   dense = params["scoring"]["prompt_project"]
   dense = {name: values * np.float32(factor) for name, values in dense.items()}
   return params | {"scoring": params["scoring"] | {"prompt_project": dense}}
-
-
-def listing(folder: Path) -> list[tuple[str, bytes]]:
-  return sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*"))
 
 
 class TestDetectPairs:

@@ -201,7 +201,7 @@ class TestCommand:
     assert str(out) in capsys.readouterr().out.split("\n")
     assert [path.name for path in folder.glob("*predictions*")] == []
 
-  def test_options_are_only_for_everything(self, data, capsys, monkeypatch):
+  def test_options_are_only_for_the_mask_generator(self, data, capsys, monkeypatch):
     options = []
     monkeypatch.setattr(
       mask_generation, "evaluate", lambda *args, progress: options.append(args[3]) or {"found": 1.0}

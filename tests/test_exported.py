@@ -207,12 +207,12 @@ def test_without_flatbuffers(folder, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("name", ["encode_image", "encode_text", "decode", "decode_visual"])
 def test_compiles_for_a_tpu(folder, name):
-  place = jax.sharding.SingleDeviceSharding(aot.described_tpu("v5e:1x1"))
+  device = jax.sharding.SingleDeviceSharding(aot.described_tpu("v5e:1x1"))
   exported = jax.export.deserialize(
     bytearray((folder / "exported" / "tpu" / f"{name}.stablehlo").read_bytes())
   )
   args, _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), args)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), args)
   compiled = jax.jit(exported.call).lower(*shapes).compile()
   assert compiled.memory_analysis().argument_size_in_bytes > 0
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
+from conversions import assert_tree, converted, refused
 from golden_model import CONFIG, meta_weights
 from layouts import TOKENIZER, layout
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
 from sam3_jax.converters.identify import identify_model, identify_variant
 from sam3_jax.converters.layouts import meta
-from test_convert import assert_tree, converted, refused
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 
 TEXT = "detector.backbone.language_backbone.encoder"
 NECK = "detector.backbone.vision_backbone"
@@ -96,12 +96,12 @@ def multiplex():
 
 def test_detector_of_sam_3_1(tmp_path):
   save_file(multiplex(), tmp_path / "sam3.1_multiplex.safetensors")
-  bundle = converted(tmp_path / "sam3.1_multiplex.safetensors", tmp_path / "out", config=CONFIG)
-  assert_tree(bundle.params, points=True, visual=False)
-  assert "layout meta, SAM 3.1" in bundle.info["source"]
-  unread = checkpoint.inspect(tmp_path / "out").unread
+  loaded = converted(tmp_path / "sam3.1_multiplex.safetensors", tmp_path / "out", config=CONFIG)
+  assert_tree(loaded.params, points=True, visual=False)
+  assert "layout meta, SAM 3.1" in loaded.info["source"]
+  unread = bundle.inspect(tmp_path / "out").unread
   assert unread["neck of video"]["tensors"] == unread["neck of visual prompts"]["tensors"] == 18
-  kept = checkpoint.load_unread(tmp_path / "out")
+  kept = bundle.load_unread(tmp_path / "out")
   np.testing.assert_array_equal(kept["tracker.model.anything.weight"], np.ones((2, 3)))
 
 

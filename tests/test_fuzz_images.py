@@ -1,13 +1,14 @@
 """Reads a few mutated images; `benchmarks/fuzz_images.py` reads hundreds."""
 
 import fuzz_images
+import image_mutants
 import pytest
 
 
 def test_mutants_are_deterministic():
-  first, again = (list(fuzz_images.mutants(40, seed=3, bombs=False)) for _ in range(2))
+  first, again = (list(image_mutants.mutants(40, seed=3, bombs=False)) for _ in range(2))
   assert first == again
-  assert list(fuzz_images.mutants(40, seed=4, bombs=False)) != first
+  assert list(image_mutants.mutants(40, seed=4, bombs=False)) != first
 
 
 @pytest.mark.slow

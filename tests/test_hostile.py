@@ -1,7 +1,7 @@
 """Files with huge sizes, deep nesting etc. are rejected with a one-line error and little memory.
 
-Faults that only one format allows are in the tests of that format: test_torch_files.py,
-test_keras_hub.py.
+Faults that only one format allows are in the tests of that format: test_safetensors.py,
+test_torch_files.py, test_keras_hub.py.
 """
 
 import gzip
@@ -10,6 +10,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from conversions import header_entry, refused, write_safetensors
 from golden_model import CONFIG
 from keras_preset import preset_config, write_preset
 from layouts import layout, tiny_config, write_folder
@@ -19,7 +20,6 @@ from sam3_jax.converters.readers.hdf5 import open_hdf5
 from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.vocabulary import build_tokenizer
-from test_convert import entry, refused, safetensors
 from torch_archive import View, save, save_arrays
 
 MEMORY = 60_000_000  # measured 41 million, for a vocabulary of the largest size allowed
@@ -120,7 +120,7 @@ def test_json_that_is_nested_deeply_or_too_long(hub, tmp_path, name, text):
   source, match = tmp_path / "source", "nested too deeply|larger than 16 MB|not a safetensors file"
   source.mkdir()
   if name == "header":
-    safetensors(source / "model.safetensors", b'{"a":' + text)
+    write_safetensors(source / "model.safetensors", b'{"a":' + text)
   elif not name.startswith("model."):
     (source / "model.safetensors").symlink_to(hub / "model.safetensors")
   if name != "header":
@@ -151,7 +151,9 @@ def test_vocabulary_decompression_bomb(tmp_path):
   ],
 )
 def test_impossible_tensor_shapes(tmp_path, shape, match):
-  path = safetensors(tmp_path / "x.safetensors", {"a": entry(shape=shape, offsets=(0, 0))})
+  path = write_safetensors(
+    tmp_path / "x.safetensors", {"a": header_entry(shape=shape, offsets=(0, 0))}
+  )
   with pytest.raises(ValueError, match=f"a in the header of {path} is damaged: {match}"):
     open_safetensors(path)
   if len(shape) < 32:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_bpe import merges as clip_merges
+from conversions import assert_tree, converted, refused
 from golden_model import CONFIG
 from keras_preset import datasets, preset_config, write_file, write_preset
 from layouts import TOKENIZER, layout, write_folder
@@ -22,7 +23,6 @@ from sam3_jax.converters.readers.safetensors import open_safetensors
 from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.vocabulary import build_tokenizer
 from sam3_jax.converters.writers.vocabulary import write_huggingface
-from test_convert import assert_tree, converted, refused
 
 from sam3_jax.checkpoint.bundle import inspect, load_unread
 

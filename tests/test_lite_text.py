@@ -16,7 +16,7 @@ from sam3_jax.converters import convert
 from sam3_jax.converters.export import export
 from typer.testing import CliRunner
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.cli.main import app
 from sam3_jax.config import LITE_TEXTS, RELEASED, Config, LiteTextConfig
 from sam3_jax.model.lite_text import LiteTextEncoder
@@ -36,17 +36,17 @@ def bundles(tmp_path_factory):
 
 @functools.cache
 def encode(folder, mask_padding):
-  bundle = checkpoint.load(folder)
-  text = dataclasses.replace(bundle.config.text, mask_padding=mask_padding)
-  encoder = LiteTextEncoder(text, bundle.config.width)
-  return jax.jit(lambda tokens: encoder.apply({"params": bundle.params["text"]}, tokens))
+  loaded = bundle.load(folder)
+  text = dataclasses.replace(loaded.config.text, mask_padding=mask_padding)
+  encoder = LiteTextEncoder(text, loaded.config.width)
+  return jax.jit(lambda tokens: encoder.apply({"params": loaded.params["text"]}, tokens))
 
 
 @pytest.mark.slow
 @MIXERS
 def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
-  bundle = checkpoint.load(bundles / str(mixers), verify=True)
-  assert bundle.config == lite.config(mixers)
+  loaded = bundle.load(bundles / str(mixers), verify=True)
+  assert loaded.config == lite.config(mixers)
   done = export(bundles / str(mixers), tmp_path / "out", "huggingface", verify=True)
   got = load_file(tmp_path / "out" / "model.safetensors")
   want = {f"detector_model.{n}": x for n, x in lite.all_weights(mixers).items()}
@@ -56,9 +56,9 @@ def test_round_trip_is_bit_equal(bundles, tmp_path, mixers):
     np.testing.assert_array_equal(got[name], array, err_msg=name)
   assert done.zero_filled == ()
   convert(tmp_path / "out", tmp_path / "again")
-  again = checkpoint.load(tmp_path / "again")
-  assert again.config == bundle.config
-  for name, array in flatten(bundle.params).items():
+  again = bundle.load(tmp_path / "again")
+  assert again.config == loaded.config
+  for name, array in flatten(loaded.params).items():
     np.testing.assert_array_equal(array, flatten(again.params)[name], err_msg=name)
 
 
@@ -118,5 +118,5 @@ def test_refusals(bundles, tmp_path):
 def test_inspect(bundles):
   result = CliRunner().invoke(app, ["inspect", str(bundles / "True")])
   assert "LiteText's, 1 layers of width 32, 16 tokens" in result.output
-  cannot = checkpoint.inspect(bundles / "True").cannot
+  cannot = bundle.inspect(bundles / "True").cannot
   assert "convert --to meta: no program of that layout has its text encoder" in cannot

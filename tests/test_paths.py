@@ -15,7 +15,7 @@ import pytest
 from golden_model import CONFIG, parameters
 
 from sam3_jax import registry
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.checkpoint.writer import NewFolder, Writer
 from sam3_jax.cli.main import main
 from sam3_jax.utils import paths
@@ -45,7 +45,7 @@ def test_paths(monkeypatch, tmp_path):
 def test_unsupported_schemes_are_rejected_first(url, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   message = f"^{url} has an unsupported scheme; give a local directory, or gs://.$"
-  for use in (checkpoint.load, checkpoint.inspect, registry.find_checkpoint, Writer):
+  for use in (bundle.load, bundle.inspect, registry.find_checkpoint, Writer):
     with pytest.raises(ValueError, match=message):
       use(url)
   for typed in (["inspect", url], ["convert", "nowhere", url]):
@@ -69,25 +69,25 @@ def test_other_outputs_must_be_local(tmp_path, monkeypatch, capsys):
 def test_buckets_without_gcsfs(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ImportError, match=r"pip install 'sam3-jax\[gcs\]'"):
-    checkpoint.load("gs://bucket/x")
+    bundle.load("gs://bucket/x")
 
 
 def work(url):
   """Runs in a subprocess: saves a bundle to a bucket and loads it from there."""
+  from bundle_files import assert_params
   from layouts import TOKENIZER
-  from test_checkpoint import assert_params
 
   from sam3_jax import Sam3
 
-  save = lambda **more: checkpoint.save(url, parameters(), CONFIG, TOKENIZER.read_bytes(), **more)  # noqa: E731
+  save = lambda **more: bundle.save(url, parameters(), CONFIG, TOKENIZER.read_bytes(), **more)  # noqa: E731
   save(info={"name": "tiny"}, unread={"x": parameters()["text"]["position"]})
   found = registry.find_checkpoint(url)
   steps = []
-  bundle = checkpoint.load(found, verify=True, progress=lambda *step: steps.append(step))
-  assert_params(bundle.params, parameters())
+  loaded = bundle.load(found, verify=True, progress=lambda *step: steps.append(step))
+  assert_params(loaded.params, parameters())
   assert steps[0] == ("checksums", 0)
-  assert checkpoint.load_unread(url).keys() == {"x"}
-  summary = checkpoint.inspect(Path(url), verify=True)  # pathlib turns // into /
+  assert bundle.load_unread(url).keys() == {"x"}
+  summary = bundle.inspect(Path(url), verify=True)  # pathlib turns // into /
   assert (summary.path, summary.config, summary.info) == (url, CONFIG, {"name": "tiny"})
   assert Sam3.from_checkpoint(found).encode_text("a").features.shape[0] == 1
   assert main(["inspect", url]) == 0
@@ -105,7 +105,7 @@ def work(url):
   data = (found / largest).read_bytes()
   (found / largest).write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
   with pytest.raises(ValueError, match="differs from its checksum"):
-    checkpoint.verify(url)
+    bundle.verify(url)
   with pytest.raises(FileNotFoundError, match="there is no checkpoint at gs://bucket/none"):
     registry.find_checkpoint("gs://bucket/none")
 

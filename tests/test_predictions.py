@@ -3,44 +3,28 @@
 import dataclasses
 from pathlib import Path
 
+import evaluation_data
 import pytest
 from evaluation_data import (
   coco_results,
   pair,
   perfect,
   rectangle,
-  write_coco,
   write_json,
-  write_saco,
 )
 from pycocotools.coco import COCO
 
 from sam3_jax.datasets import annotations
-from sam3_jax.datasets.annotations import Pair
 from sam3_jax.evaluation import predictions
 from sam3_jax.evaluation.predictions import EvalPrediction
 from sam3_jax.outputs.rle import runs as rle_runs
 
+folder = evaluation_data.folder
+pairs = evaluation_data.pairs
+coco_folder = evaluation_data.coco_folder
+
 # A warning of pycocotools with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-  """The working directory, with images and annotations in SA-Co's format."""
-  monkeypatch.chdir(tmp_path)
-  return write_saco(tmp_path)
-
-
-@pytest.fixture
-def pairs(folder) -> list[Pair]:
-  return annotations.read("data.json")
-
-
-@pytest.fixture
-def coco_folder(folder) -> Path:
-  """The directory, with the same images annotated in COCO's format."""
-  return write_coco(folder)
 
 
 def test_round_trip(pairs, folder):

@@ -14,13 +14,12 @@ import pytest
 import tensorstore
 import training_model
 from jax.sharding import NamedSharding, PartitionSpec
-from test_loop import PATTERN, assert_same, parameters, stand_in
+from training_runs import PATTERN, assert_same, parameters, stand_in
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.checkpoint.orbax_items import restore_item, save_item
 from sam3_jax.cli.main import main
-from sam3_jax.training import data, log, loop, sharding, trainer
-from sam3_jax.training import run as command
+from sam3_jax.training import data, log, loop, run, sharding, trainer
 from sam3_jax.utils.param_tree import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +44,7 @@ def replace(patch):
   """Replaces step and evaluation, and shards every parameter."""
   patch.setattr(trainer, "make_step", stand_in)
   patch.setattr(sharding, "SMALL", 0)
-  patch.setattr(command, "_make_evaluate", lambda *_: score)
+  patch.setattr(run, "_make_evaluate", lambda *_: score)
 
 
 def typed(folder, out, *more):
@@ -149,15 +148,15 @@ def test_two_processes_equal_one(folder, monkeypatch):
       worker.wait()
   assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
   one, two = folder / "one", folder / "two"
-  for bundle in ("best", "final"):
-    assert_same(parameters(two / bundle), parameters(one / bundle))
-    assert checkpoint.load(two / bundle).info == checkpoint.load(one / bundle).info
+  for name in ("best", "final"):
+    assert_same(parameters(two / name), parameters(one / name))
+    assert bundle.load(two / name).info == bundle.load(one / name).info
   losses = [
     [(x["step"], x.get("loss"), x.get("evaluation/cgf1")) for x in log.read_metrics(file)]
     for file in (one / "metrics.jsonl", two / "metrics.jsonl")
   ]
   assert losses[0] == losses[1]
-  left = [{path.name for path in run.iterdir()} for run in (one, two)]
+  left = [{path.name for path in out.iterdir()} for out in (one, two)]
   assert left[0] == left[1]
   for number in range(2):
     read = int((folder / f"read-{number}.json").read_text())
@@ -170,7 +169,7 @@ def test_failing_jax_distributed_is_one_line(folder, monkeypatch, capsys):
     raise ValueError("coordinator_address should be defined.")
 
   monkeypatch.setattr(jax.distributed, "initialize", fail)
-  monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
+  monkeypatch.setattr(run, "run", lambda *_: pytest.fail("it began"))
   assert main(typed(folder, "out", "--distributed")) == 2
   error = capsys.readouterr().err
   assert "--distributed: JAX cannot connect to the other processes (coordinator_address" in error

@@ -5,9 +5,12 @@ import os
 import shutil
 
 import pytest
-from test_loop import Stop, Stopping, quick, train  # noqa: F401  # pyright: ignore
+import training_runs
+from training_runs import Stop, Stopping, train
 
 from sam3_jax.training.run_data import RUN_DATA_FILE, RunData, identify_data
+
+quick = training_runs.quick
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def data(tmp_path):
   return now
 
 
-def test_same_data_are_resumed_and_other_data_refused(tmp_path, quick, data):  # noqa: F811
+def test_same_data_are_resumed_and_other_data_refused(tmp_path, quick, data):
   out = tmp_path / "run"
   with pytest.raises(Stop):
     train(out, source=Stopping(3), data=data())

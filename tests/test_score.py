@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from evaluation_data import (
+  all_metrics,
   pair,
   perfect,
   rectangle,
@@ -15,7 +16,6 @@ from evaluation_data import (
 )
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from test_cgf1 import all_metrics
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Object

@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+from conversions import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras_preset import datasets
@@ -13,7 +14,6 @@ from sam3_jax.converters import convert
 from sam3_jax.converters.selection import select
 from sam3_jax.converters.source import Source
 from sam3_jax.converters.sources import files_of, find_weights, open_weights
-from test_convert import refused
 from torch_archive import save, views
 
 from sam3_jax.checkpoint import bundle

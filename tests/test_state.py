@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_model
-from test_loop import PATTERN, assert_same
+from training_runs import PATTERN, assert_same
 
 from sam3_jax.training import lora, state
 from sam3_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -10,6 +10,7 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conversions import assert_tree, converted, refused
 from golden_model import CONFIG, meta_weights
 from layouts import TOKENIZER, layout
 from sam3_jax.converters import convert
@@ -19,7 +20,6 @@ from sam3_jax.converters.readers.torch_files import open_torch
 from sam3_jax.converters.selection import select
 from sam3_jax.converters.sources import find_weights
 from sam3_jax.converters.wrappers import find_candidates
-from test_convert import assert_tree, converted, refused
 from torch_archive import View, all_views, pickled, save, save_arrays, views, write
 
 SCALE = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
@@ -329,8 +329,8 @@ def test_storages_that_share_bytes(tmp_path):
   content = bytearray(path.read_bytes())
   with zipfile.ZipFile(path) as archive:
     first, second = (archive.getinfo(f"archive/data/{i}").header_offset for i in (0, 1))
-  place = content.rindex(struct.pack("<I", second))  # in the directory at the end
-  content[place : place + 4] = struct.pack("<I", first)
+  position = content.rindex(struct.pack("<I", second))  # in the directory at the end
+  content[position : position + 4] = struct.pack("<I", first)
   path.write_bytes(content)
   refused(path, tmp_path, "overlaps what follows it")
 
@@ -340,8 +340,8 @@ def test_checksum_mismatch_is_found(tmp_path):
   path = save_arrays(tmp_path / "x.pt", meta_weights())
   content = bytearray(path.read_bytes())
   with zipfile.ZipFile(path) as archive:
-    (place,) = (i for i, name in enumerate(meta_weights()) if name == SCALE)
-    content[archive.getinfo(f"archive/data/{place}").header_offset + 200] ^= 4
+    (position,) = (i for i, name in enumerate(meta_weights()) if name == SCALE)
+    content[archive.getinfo(f"archive/data/{position}").header_offset + 200] ^= 4
   path.write_bytes(content)
   refused(path, tmp_path, f"{SCALE} in .* differs from its checksum", config=CONFIG)
 

@@ -8,106 +8,37 @@ import re
 import jax
 import numpy as np
 import pytest
+import training_files
 import training_model
-from PIL import Image
+import training_runs
+from command_runs import expect_error
 from support import QUICK
-from test_loop import TOKENIZER, stand_in
+from training_files import typed
+from training_runs import TOKENIZER
 
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.cli.main import main
 from sam3_jax.inputs.tokenizer import Tokenizer
-from sam3_jax.training import log, sharding, step, trainer
-from sam3_jax.training import run as command
+from sam3_jax.training import log, run, sharding, step, trainer
 from sam3_jax.training.config import TrainConfig
-from sam3_jax.utils.param_tree import flatten, nest
+from sam3_jax.utils.param_tree import flatten
 
+files = training_files.files
+quick = training_runs.quick
 START = {"model": training_model.CONFIG.to_dict()}
 
 
-@pytest.fixture
-def files(tmp_path):
-  """A checkpoint of the training model, and two annotated images with a square each."""
-  info = {"name": "toy", "licence": "CC0-1.0", "trained": False}
-  folder = tmp_path / "toy"
-  params = nest(training_model.parameters() | training_model.visual_parameters())
-  checkpoint.save(folder, params, training_model.CONFIG, TOKENIZER.read_bytes(), info=info)
-  images = tmp_path / "images"
-  images.mkdir()
-  entries, found = [], []
-  for number in range(2):
-    pixels = np.full((40, 50, 3), 60 * number, np.uint8)
-    pixels[10:30, 5:25] = 255
-    Image.fromarray(pixels).save(images / f"{number}.png")
-    entries.append({"id": number, "file_name": f"{number}.png", "width": 50, "height": 40})
-    square = [5, 10, 25, 10, 25, 30, 5, 30]
-    found.append(
-      {
-        "id": number + 1,
-        "image_id": number,
-        "category_id": 1,
-        "segmentation": [square],
-        "bbox": [5, 10, 20, 20],
-        "area": 400,
-        "iscrowd": 0,
-      }
-    )
-  categories = [{"id": 1, "name": "square"}, {"id": 2, "name": "circle"}]
-  content = {"images": entries, "annotations": found, "categories": categories}
-  (tmp_path / "data.json").write_text(json.dumps(content))
-  (tmp_path / "run.json").write_text(
-    json.dumps(
-      {
-        "steps": 3,
-        "save_every": 2,
-        "trainable": "decoder/norm/.*",
-        "evaluate_every": 2,
-        "data": {
-          "batch_size": 2,
-          "prompts_per_image": 2,
-          "present_prompts": 1,
-          "max_objects": 2,
-          "prefetch": 0,
-        },
-      }
-    )
-  )
-  return tmp_path
-
-
-@pytest.fixture
-def quick(monkeypatch):
-  monkeypatch.setattr(trainer, "make_step", stand_in)
-  monkeypatch.setattr(
-    trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
-  )
-
-
-def typed(files, *more):
-  return [
-    "train", str(files / "run.json"), "--data", str(files / "data.json"),
-    "--images", str(files / "images"), "--checkpoint", str(files / "toy"),
-    "--out", str(files / "out"), *more,
-  ]  # fmt: skip
-
-
 def assert_refused(files, capsys, more, message):
-  """Checks for one line, status 2 and no written file."""
-  before = set(files.rglob("*"))
-  assert main(typed(files, *more)) == 2
-  error = capsys.readouterr().err
-  assert message in error
-  assert error.startswith("sam3-jax: error: ")
-  assert error.count("\n") == 1
-  assert set(files.rglob("*")) == before
+  assert message in expect_error(files, capsys, *typed(files, *more))
 
 
 def test_training_from_files_to_a_bundle(files, quick, capsys):
   assert main(typed(files)) == 0
   assert capsys.readouterr().out == f"{files / 'out' / 'final'}: the trained checkpoint\n"
-  bundle = checkpoint.load(files / "out" / "final")
-  assert bundle.info["source"] == "3 steps of sam3-jax train from toy parameters"
-  assert bundle.info["licence"] == "CC0-1.0"
-  visual = flatten(jax.device_get(bundle.params["visual"]), "visual/")
+  loaded = bundle.load(files / "out" / "final")
+  assert loaded.info["source"] == "3 steps of sam3-jax train from toy parameters"
+  assert loaded.info["licence"] == "CC0-1.0"
+  visual = flatten(jax.device_get(loaded.params["visual"]), "visual/")
   assert visual.keys() == training_model.visual_parameters().keys()
   for path, array in training_model.visual_parameters().items():
     np.testing.assert_array_equal(visual[path], array, err_msg=path)
@@ -149,9 +80,14 @@ def test_changed_annotations_are_not_resumed(files, quick, capsys):
 
 @pytest.mark.slow
 def test_dense_pretraining_with_gradient_accumulation(files, monkeypatch):
-  run = json.loads((files / "run.json").read_text())
-  run |= {"objective": "dense", "gradient_accumulation_steps": 2, "steps": 2, "evaluate_every": 0}
-  (files / "run.json").write_text(json.dumps(run))
+  given = json.loads((files / "run.json").read_text())
+  given |= {
+    "objective": "dense",
+    "gradient_accumulation_steps": 2,
+    "steps": 2,
+    "evaluate_every": 0,
+  }
+  (files / "run.json").write_text(json.dumps(given))
   monkeypatch.setattr(
     trainer, "make_mesh", lambda fsdp: sharding.make_mesh(jax.devices()[:1], fsdp)
   )
@@ -161,7 +97,7 @@ def test_dense_pretraining_with_gradient_accumulation(files, monkeypatch):
   first, second = log.read_metrics(files / "out" / "metrics.jsonl")
   assert np.isfinite([first["loss"], second["loss"]]).all()
   assert second["loss"] != first["loss"]
-  start, final = (checkpoint.load(files / name).params["neck"] for name in ("toy", "out/final"))
+  start, final = (bundle.load(files / name).params["neck"] for name in ("toy", "out/final"))
   moved = [bool((x != y).any()) for x, y in zip(*map(jax.tree.leaves, (start, final)), strict=True)]
   assert all(moved)
 
@@ -175,15 +111,13 @@ def test_evaluation_of_the_first_pairs(files, monkeypatch):
     checkpoint="toy", evaluation_annotations=str(files / "data.json"),
     evaluation_images=str(files / "images"), evaluate_pairs=3,
   )  # fmt: skip
-  evaluate = command._make_evaluate(
-    settings, command.open_evaluation(settings, Tokenizer(TOKENIZER))
-  )
+  evaluate = run._make_evaluate(settings, run.open_evaluation(settings, Tokenizer(TOKENIZER)))
   assert evaluate is not None
   assert evaluate("model") == {"cgf1": 1.0}
   ((model, pairs, images),) = calls
   assert (model, len(pairs), images) == ("model", 3, str(files / "images"))
   none = dataclasses.replace(settings, evaluation_annotations="")
-  assert command.open_evaluation(none, Tokenizer(TOKENIZER)) is None
+  assert run.open_evaluation(none, Tokenizer(TOKENIZER)) is None
 
 
 @pytest.mark.slow
@@ -192,7 +126,7 @@ def test_random_start_with_vocabulary_and_seed(monkeypatch):
 
   monkeypatch.setattr(sam3, "init", lambda config, key: {"a": jax.random.normal(key, (3,))})
   settings = TrainConfig.from_dict(START | {"tokenizer": str(TOKENIZER), "seed": 4})
-  begun = command.load_start(settings)
+  begun = run.load_start(settings)
   assert begun.model == training_model.CONFIG
   assert begun.tokenizer == TOKENIZER.read_bytes()
   np.testing.assert_array_equal(begun.parameters["a"], jax.random.normal(jax.random.key(4), (3,)))
@@ -200,13 +134,13 @@ def test_random_start_with_vocabulary_and_seed(monkeypatch):
   settings = dataclasses.replace(
     settings, model=dataclasses.replace(training_model.CONFIG, text=small)
   )
-  assert Tokenizer(command.load_start(settings).tokenizer).vocabulary == 600
+  assert Tokenizer(run.load_start(settings).tokenizer).vocabulary == 600
 
 
 @pytest.mark.slow
 def test_checkpoint_at_another_image_size(files):
   settings = TrainConfig(checkpoint=str(files / "toy"), image_size=48, window=3)
-  begun = command.load_start(settings)
+  begun = run.load_start(settings)
   assert (begun.model.image_size, begun.model.trunk.window) == (48, 3)
   assert (
     dataclasses.replace(
@@ -218,7 +152,7 @@ def test_checkpoint_at_another_image_size(files):
   with pytest.raises(
     ValueError, match=r"the grid of 5 patches .* multiple of the window, 2 patches"
   ):
-    command.load_start(dataclasses.replace(settings, image_size=40, window=0))
+    run.load_start(dataclasses.replace(settings, image_size=40, window=0))
 
 
 @pytest.mark.slow
@@ -272,10 +206,10 @@ def test_data_errors_are_one_line_with_status_2(files, quick, capsys, kind, valu
 def test_mask_size_is_a_multiple_of_the_grid(more, unit):
   settings = TrainConfig.from_dict(START | {"mask_size": 17} | more)
   if unit == 1:  # masks are resized to any size
-    assert command.with_sizes(settings, training_model.CONFIG).data.mask_size == 17
+    assert run.with_sizes(settings, training_model.CONFIG).data.mask_size == 17
     return
   with pytest.raises(ValueError, match=f"mask_size must be a multiple of {unit} for .*; got 17"):
-    command.with_sizes(settings, training_model.CONFIG)
+    run.with_sizes(settings, training_model.CONFIG)
 
 
 @pytest.mark.parametrize("field", ["image_size", "mask_size"])
@@ -284,11 +218,11 @@ def test_data_sizes_are_the_models(field):
   given = TrainConfig.from_dict(START | {"data": {field: 77}})
   message = f"data.{field} must be the run's {field}, {size}; got 77: set {field} at the top"
   with pytest.raises(ValueError, match=re.escape(message)):
-    command.with_sizes(given, training_model.CONFIG)
-  settled = command.with_sizes(
+    run.with_sizes(given, training_model.CONFIG)
+  settled = run.with_sizes(
     TrainConfig.from_dict(START | {"data": {field: size}}), training_model.CONFIG
   )
-  assert command.with_sizes(settled, training_model.CONFIG) == settled
+  assert run.with_sizes(settled, training_model.CONFIG) == settled
   assert getattr(settled.data, field) == size
 
 

@@ -6,12 +6,12 @@ import io
 import pytest
 import training_model
 from rich.console import Console
-from test_loop import TOKENIZER, start
+from training_runs import TOKENIZER, start
 
 from sam3_jax.datasets import annotations
 from sam3_jax.datasets.annotations import Pair
 from sam3_jax.inputs.tokenizer import Tokenizer
-from sam3_jax.training import run as command
+from sam3_jax.training import run
 from sam3_jax.training.config import TrainConfig
 
 SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch_size": 1}}
@@ -20,29 +20,29 @@ SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch_size": 
 @pytest.fixture
 def started(monkeypatch):
   """Starts runs from the training model."""
-  monkeypatch.setattr(command, "load_start", lambda *_: start())
+  monkeypatch.setattr(run, "load_start", lambda *_: start())
 
 
-def run(out, plot=None, console=None, **values):
+def start_run(out, plot=None, console=None, **values):
   settings = TrainConfig.from_dict(SETTINGS | values)
-  return command.run(settings, out, console or Console(quiet=True), plot=plot)
+  return run.run(settings, out, console or Console(quiet=True), plot=plot)
 
 
 def test_invalid_plot_file_is_refused_before_training(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "load_start", lambda *_: pytest.fail("training began"))
+  monkeypatch.setattr(run, "load_start", lambda *_: pytest.fail("training began"))
   with pytest.raises(ValueError, match=r"must be a file that ends in .*plot\.foo"):
-    run(tmp_path / "run", tmp_path / "plot.foo")
+    start_run(tmp_path / "run", tmp_path / "plot.foo")
 
 
 def test_plot_has_the_bundle_metrics_and_the_best_metric(tmp_path, monkeypatch, started):
-  monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
+  monkeypatch.setattr(run, "train", lambda config, start, batches, out, **_: out / "final")
   calls = []
-  monkeypatch.setattr(command.log, "plot", lambda *args: calls.append(args))
+  monkeypatch.setattr(run.log, "plot", lambda *args: calls.append(args))
   image = tmp_path / "plot.png"
-  assert run(tmp_path, image, best_metric="f1_50") == tmp_path / "final"
+  assert start_run(tmp_path, image, best_metric="f1_50") == tmp_path / "final"
   assert calls == []  # no metrics yet
   (tmp_path / "metrics.jsonl").touch()
-  run(tmp_path, image, best_metric="f1_50")
+  start_run(tmp_path, image, best_metric="f1_50")
   figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
   assert calls == [(tmp_path / "metrics.jsonl", image, figures)]
 
@@ -59,10 +59,10 @@ def test_plot_error_does_not_hide_the_training_error(tmp_path, monkeypatch, star
     calls.append(args)
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(command, "train", train)
-  monkeypatch.setattr(command.log, "plot", plot)
+  monkeypatch.setattr(run, "train", train)
+  monkeypatch.setattr(run.log, "plot", plot)
   with pytest.raises(type(error)) as caught:
-    run(tmp_path, tmp_path / "plot.png")
+    start_run(tmp_path, tmp_path / "plot.png")
   assert caught.value is error
   assert len(calls) == 1
 
@@ -78,10 +78,10 @@ def test_image_directory_defaults_to_that_of_the_annotations(tmp_path, monkeypat
   tokenizer = Tokenizer(TOKENIZER, context=training_model.CONFIG.text.context)
   values = {"checkpoint": "toy", "annotations": "a/train.json", "evaluation_annotations": "b.json"}
   for given in ({}, {"images": "c", "evaluation_images": "d"}):
-    settings = command.with_sizes(TrainConfig.from_dict(values | given), training_model.CONFIG)
-    batches, left_out = command.open_data(settings, tokenizer)
+    settings = run.with_sizes(TrainConfig.from_dict(values | given), training_model.CONFIG)
+    batches, left_out = run.open_data(settings, tokenizer)
     assert left_out == 0
-    assert command.open_evaluation(settings, tokenizer) is not None
+    assert run.open_evaluation(settings, tokenizer) is not None
     assert str(batches.source.images) == given.get("images", "a")
   assert seen == [("a/train.json", "a"), ("b.json", "."), ("a/train.json", "c"), ("b.json", "d")]
 
@@ -91,8 +91,8 @@ def test_left_out_pairs_are_counted(tmp_path, monkeypatch, started, left_out):
   whole = Pair(id=1, file_name="a.png", width=8, height=8, phrase="cat")
   pairs = [whole] + [dataclasses.replace(whole, id=2, exhaustive=False)] * left_out
   monkeypatch.setattr(annotations, "read_checked", lambda *_, **__: pairs)
-  monkeypatch.setattr(command, "train", lambda config, start, batches, out, **_: out / "final")
+  monkeypatch.setattr(run, "train", lambda config, start, batches, out, **_: out / "final")
   output = io.StringIO()
-  run(tmp_path, console=Console(file=output, width=20), scenes=None, annotations="a.json")
+  start_run(tmp_path, console=Console(file=output, width=20), scenes=None, annotations="a.json")
   note = "note: pairs left out of training, not exhaustive or with crowds: 1\n"
   assert output.getvalue() == note * left_out

@@ -17,7 +17,6 @@ from sam3_jax.batch.merge import ANNOTATIONS, merge
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore")]
 
-OTHER = np.roll(MASK, 15, axis=1)
 IMAGES = ["day1/x.png", "day 2/images/ü.png", "top.png"]
 LABELS = ["yellow school bus", "no", "1", 'a: "b" #\\', "😀\u2028\x85", "n0"]
 

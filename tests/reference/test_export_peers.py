@@ -20,8 +20,7 @@ from support import quick
 from torch_archive import save_arrays
 
 from sam3_jax import Sam3
-from sam3_jax.checkpoint import bundle as checkpoint
-from sam3_jax.checkpoint import fingerprint
+from sam3_jax.checkpoint import bundle, fingerprint
 from sam3_jax.inference import verify
 from sam3_jax.utils.param_tree import flatten, nest
 
@@ -52,26 +51,26 @@ def bundles(tmp_path_factory):
   return folder
 
 
-def _merge_lora(bundle, out):
+def _merge_lora(source, out):
   """As the last step of training with `--lora` saves a checkpoint."""
   from sam3_jax.training import lora
 
-  stored = checkpoint.load(bundle)
+  stored = bundle.load(source)
   flat = flatten(stored.params)
   factors = lora.adapt(flat, lora.LoraConfig(rank=2), jax.random.key(1))
   merged = lora.merge(flat | {path: x + 0.02 for path, x in factors.items()}, scale=1.0)
   changed = [path for path, x in merged.items() if not np.array_equal(x, flat[path])]
   assert len(changed) > 20
-  unread = checkpoint.load_unread(bundle)
-  checkpoint.save(out, nest(merged), stored.config, stored.tokenizer, unread=unread)
+  unread = bundle.load_unread(source)
+  bundle.save(out, nest(merged), stored.config, stored.tokenizer, unread=unread)
 
 
 @pytest.mark.parametrize("kind", ["hub", "meta", "keras", "lora"])
 def test_transformers_loads_all_tensors_and_outputs_match(bundles, tmp_path, kind):
   from sam3_jax.converters import hf_patches, verify_hf
 
-  bundle, out = bundles / kind, tmp_path / "out"
-  export(bundle, out, "huggingface", verify=True)
+  source, out = bundles / kind, tmp_path / "out"
+  export(source, out, "huggingface", verify=True)
   loads = (
     [hf_patches.load_detector]
     if kind == "keras"
@@ -85,8 +84,8 @@ def test_transformers_loads_all_tensors_and_outputs_match(bundles, tmp_path, kin
 
     _, loading = Sam3VideoModel.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values()), loading
-  answers = verify.run(quick(Sam3.from_checkpoint(bundle, dtype="float32")))
-  errors = dict(verify_hf.differences(bundle, out, answers))
+  answers = verify.run(quick(Sam3.from_checkpoint(source, dtype="float32")))
+  errors = dict(verify_hf.differences(source, out, answers))
   assert len(errors) == 10 + 3 * (kind != "keras")
   assert max(errors.values()) <= TOLERANCE, errors
 
@@ -99,9 +98,9 @@ def test_meta_package_loads_strictly_and_outputs_match(bundles, tmp_path, kind):
   with contextlib.redirect_stdout(io.StringIO()):
     from train_meta import build
 
-  bundle, out = bundles / kind, tmp_path / "out"
-  export(bundle, out, "meta")
-  model = quick(Sam3.from_checkpoint(bundle, dtype="float32"))
+  source, out = bundles / kind, tmp_path / "out"
+  export(source, out, "meta")
+  model = quick(Sam3.from_checkpoint(source, dtype="float32"))
   answers = verify.run(model)
   tokens = torch.tensor(model.tokenizer([fingerprint.PHRASE])).long()
   theirs = build(CONFIG.to_dict(), tokens).eval()

@@ -20,7 +20,7 @@ from sam3_jax.converters.export import export
 from support import difference, quick
 
 from sam3_jax import Prompt, Sam3, Tokenizer
-from sam3_jax.checkpoint import bundle as checkpoint
+from sam3_jax.checkpoint import bundle
 from sam3_jax.model.lite_text import LiteTextEncoder
 
 MISSING = [n for n in ("torch", "transformers") if not importlib.util.find_spec(n)]
@@ -43,7 +43,7 @@ def both(request, tmp_path_factory):
   export(folder / "bundle", folder / "out", "huggingface", verify=True)
   model, loading = Sam3LiteTextModel.from_pretrained(folder / "out", output_loading_info=True)
   assert not any(loading.values()), loading
-  return request.param, checkpoint.load(folder / "bundle"), model.eval()
+  return request.param, bundle.load(folder / "bundle"), model.eval()
 
 
 def theirs(model, tokens, mask_padding):
@@ -56,19 +56,19 @@ def theirs(model, tokens, mask_padding):
     return model.get_text_features(torch.tensor(ids).long(), attention_mask=mask)
 
 
-def padded(bundle, mask_padding):
+def padded(loaded, mask_padding):
   """The bundle's configuration, with this kind of padding."""
-  text = dataclasses.replace(bundle.config.text, mask_padding=mask_padding)
-  return dataclasses.replace(bundle.config, text=text)
+  text = dataclasses.replace(loaded.config.text, mask_padding=mask_padding)
+  return dataclasses.replace(loaded.config, text=text)
 
 
 def test_text_features_of_bundle_and_export(both):
-  mixers, bundle, model = both
+  mixers, loaded, model = both
   golden, valid = {}, lite.phrases() != 0
   for mask_padding in (False, True):
-    config = padded(bundle, mask_padding)
+    config = padded(loaded, mask_padding)
     encoder = LiteTextEncoder(config.text, config.width)
-    ours = encoder.apply({"params": bundle.params["text"]}, jnp.asarray(lite.phrases()))
+    ours = encoder.apply({"params": loaded.params["text"]}, jnp.asarray(lite.phrases()))
     want = theirs(model, lite.phrases(), mask_padding).pooler_output.numpy()
     np.testing.assert_allclose(
       np.asarray(ours.features)[valid], want[valid], rtol=0, atol=1e-5
@@ -87,11 +87,11 @@ def test_whole_model(both, mask_padding, box):
   """For transformers, a prompt without boxes gets a padding box, as in hf_patches."""
   import torch
 
-  _, bundle, model = both
-  side, phrase = bundle.config.image_size, "yellow school bus"
-  tokenizer = Tokenizer(bundle.tokenizer, context=bundle.config.text.context)
+  _, loaded, model = both
+  side, phrase = loaded.config.image_size, "yellow school bus"
+  tokenizer = Tokenizer(loaded.tokenizer, context=loaded.config.text.context)
   image = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
-  sam3 = quick(Sam3(padded(bundle, mask_padding), bundle.params, tokenizer, dtype="float32"))
+  sam3 = quick(Sam3(padded(loaded, mask_padding), loaded.params, tokenizer, dtype="float32"))
   got = sam3.decode(sam3.encode(image), Prompt(phrase, [box] if box else None))
 
   tokens = tokenizer([phrase])
