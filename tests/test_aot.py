@@ -106,7 +106,7 @@ class TestCompile:
   def test_batches(self, monkeypatch, tokenizer_path):
     """The programs, from shapes only."""
     monkeypatch.setattr(aot, "_compile", lambda name, lowered: name)
-    monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
+    monkeypatch.setattr(predictor, "prompts_at_once", lambda platform: (4, 1))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nest(parameters()))
     model = make_model(tokenizer_path, shapes)
     assert model.compile(images=0, prompts=0) == []

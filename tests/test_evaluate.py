@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 @pytest.fixture(autouse=True)
 def accelerator_batches(monkeypatch):
   """Uses the batch sizes of an accelerator."""
-  monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
+  monkeypatch.setattr(predictor, "prompts_at_once", lambda platform: (4, 1))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 from support import QUICK, assert_close, quick
 
 from sam3_jax import ImageEmbedding, Prompt, Sam3, Tokenizer
-from sam3_jax.inference import output_buffer, predictor
+from sam3_jax.inference import output_buffer, predictor, sharding
 from sam3_jax.inference.concepts import ConceptDecoder
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.outputs.detections import Detections
@@ -42,7 +42,7 @@ def made(tokenizer_path, dtype="float32"):
 @pytest.fixture(autouse=True)
 def batches(monkeypatch):
   """Uses the batch sizes of an accelerator."""
-  monkeypatch.setattr(predictor, "prompts_at_once", lambda: (4, 1))
+  monkeypatch.setattr(predictor, "prompts_at_once", lambda platform: (4, 1))
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +237,18 @@ def test_instances_have_source_pixels(model, embedding):
 def test_batch_sizes_of_a_cpu(model, embedding, monkeypatch):
   together = model.decode(embedding, PROMPTS, INDEX)
   monkeypatch.undo()
-  assert predictor.prompts_at_once() == (1,)
+  assert predictor.prompts_at_once("cpu") == (1,)
   assert_same(model.decode(embedding, PROMPTS, INDEX), together)
+
+
+@pytest.mark.parametrize("place", [{"device": "cpu"}, {"mesh": True}, {}])
+def test_defaults_follow_the_devices_of_the_model(model, monkeypatch, place):
+  """JAX's default backend may be another one, such as a GPU beside this CPU."""
+  place = {"mesh": sharding.make_mesh(jax.devices("cpu")[:1])} if "mesh" in place else place
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  own = predictor.Sam3(model.config, jax.device_get(model.params), model.tokenizer, **place)
+  assert own.platform == "cpu"
+  assert own.dtype == "float32"
 
 
 @pytest.mark.slow

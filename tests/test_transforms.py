@@ -5,9 +5,16 @@ import pytest
 from PIL import Image
 
 from sam3_jax.inputs.resize import resize
-from sam3_jax.training.transforms import Frame, random_frame, whole_image
+from sam3_jax.training.transforms import Frame, random_frame
 
 SIZE = 48
+
+
+def whole_image(height: int, width: int, size: int) -> Frame:
+  """The frame of inference: the whole image over the whole square."""
+  return Frame(left=0, top=0, right=width, bottom=height, size=size, side=size)
+
+
 FRAMES = {
   "whole": whole_image(30, 40, SIZE),
   "padded": Frame(left=0, top=0, right=40, bottom=30, size=SIZE, side=31, x=5, y=12),

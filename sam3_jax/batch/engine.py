@@ -94,7 +94,7 @@ class Engine:
       raise ValueError("the model needs a mesh: Sam3.from_checkpoint(path, mesh=make_mesh()).")
     self.batch_size = images * model.mesh.size
     self._model, self._threshold = model, threshold
-    self._images, self._prompts = images, prompts or prompts_at_once()[0]
+    self._images, self._prompts = images, prompts or prompts_at_once(model.platform)[0]
     self._max_detections = min(max_detections, model.config.queries)
     self._cut = sharding.by_rows(model.mesh)
     self._phrases, self._compiling = TextCache(model), True  # the first batch compiles

@@ -60,7 +60,7 @@ def compile(
   if dtype is not Dtype.auto:
     precision = dtype.value
   else:
-    precision = "bfloat16" if platform else default_dtype()
+    precision = "bfloat16" if platform else default_dtype(chip.platform)
   directory = arguments.find(checkpoint, quiet)
   with progress(Console(stderr=True), bar=False, quiet=quiet) as step:
     step(f"compiling {directory.name}", 0)

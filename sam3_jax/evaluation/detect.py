@@ -74,7 +74,7 @@ def detect_pairs(
       embedding = model.encode(pixels + pixels[-1:] * (size - len(pixels)))
       queries = [(row, *query) for row, (_, own) in enumerate(batch) for query in own]
       texts.add([query_prompt for *_, query_prompt in queries])
-      for group in _groups(queries):
+      for group in _groups(queries, predictor.prompts_at_once(model.platform)[0]):
         found = _decode(model, embedding, group, texts)
         if waiting is not None:  # meanwhile the device works on the next batch
           yield from _results(*waiting, min_score)
@@ -113,9 +113,9 @@ def _read_ahead(
     yield pixels
 
 
-def _groups(queries: Sequence[_Query]) -> Iterator[list[_Query]]:
-  """Groups of at most one batch: full batches of one image first, then the rest together."""
-  size, rest = predictor.prompts_at_once()[0], []
+def _groups(queries: Sequence[_Query], size: int) -> Iterator[list[_Query]]:
+  """Groups of at most `size`: full batches of one image first, then the rest together."""
+  rest = []
   for row in sorted({row for row, *_ in queries}):
     own = [query for query in queries if query[0] == row]
     full = len(own) // size * size
@@ -128,7 +128,7 @@ def _decode(
   model: Sam3, embedding: ImageEmbedding, group: Sequence[_Query], texts: TextCache
 ) -> Detections:
   """Decodes a batch, padded with its last prompt."""
-  group = [*group, *[group[-1]] * (predictor.prompts_at_once()[0] - len(group))]
+  group = [*group, *[group[-1]] * (predictor.prompts_at_once(model.platform)[0] - len(group))]
   prompts = [prompt for *_, prompt in group]
   rows, most = [row for row, *_ in group], min(MAX_PREDICTIONS, model.config.queries)
   return model.decode(embedding, prompts, rows, text=texts[prompts], max_detections=most)

@@ -125,11 +125,12 @@ def run_visual(job: Job, dtype: str | None, console: Console, errors: Console) -
   Predictions are not written, and `prompt` and `threshold` are not used.
   """
   job.check()
+  if job.checkpoint is None:
+    raise ValueError("a job with visual prompts needs a checkpoint.")
   notes = Notes()
   [pairs] = [annotations.read(path, notes=notes) for path in job.data]
-  folder = job.checkpoint or Path()
-  with loading(errors, folder, quiet=console.quiet) as step:
-    model = Sam3.from_checkpoint(folder, dtype=dtype, verify=True, progress=step)
+  with loading(errors, job.checkpoint, quiet=console.quiet) as step:
+    model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     step(f"reading {job.data[0].name}", 0)
     _check(job, pairs, model)

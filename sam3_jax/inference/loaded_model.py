@@ -76,7 +76,7 @@ class LoadedModel:
     self.params = params
     self.info = dict(info or {})
     self._load_unread: Callable[[], Mapping[str, np.ndarray]] = dict
-    self.dtype = bundle.check_dtype(default_dtype(self.device) if dtype is None else dtype)
+    self.dtype = bundle.check_dtype(default_dtype(self.platform) if dtype is None else dtype)
     self.programs = Programs(config, self.dtype, mesh, rules)
 
   @property
@@ -94,6 +94,11 @@ class LoadedModel:
       self.device = committed
       self._sharding = BatchSharding(None, committed)
     self._params = devices.device_put(params, self.device)
+
+  @property
+  def platform(self) -> str:
+    """The kind of the model's devices, such as "cpu" or "tpu"; not always that of JAX's default."""
+    return (self.device if self.mesh is None else self.mesh.devices.flat[0]).platform
 
   @property
   def identity(self) -> str:
@@ -185,13 +190,8 @@ class LoadedModel:
     bundle.save(path, self.params, self.config, self.tokenizer.model, **kept)
 
 
-def default_dtype(device: Any = None) -> str:
-  """bfloat16, or float32 on a CPU, which does not multiply bfloat16 faster.
-
-  Args:
-    device: of the computation; None for JAX's default.
-  """
-  platform = device.platform if device else jax.default_backend()
+def default_dtype(platform: str) -> str:
+  """bfloat16, or float32 on a CPU, which does not multiply bfloat16 faster."""
   return "float32" if platform == "cpu" else "bfloat16"
 
 

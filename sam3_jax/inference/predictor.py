@@ -84,7 +84,8 @@ class Sam3(LoadedModel):
     """
     path = find_checkpoint(path, progress=progress)
     target = check_device(device, mesh) or devices.default_device()
-    dtype = default_dtype(None if mesh else target) if dtype is None else dtype
+    platform = (target if mesh is None else mesh.devices.flat[0]).platform
+    dtype = default_dtype(platform) if dtype is None else dtype
     sharding: Any = jax.sharding.SingleDeviceSharding(target)
     if mesh is not None:
       sharding = parameter_sharding(mesh, rules)
@@ -205,7 +206,9 @@ class Sam3(LoadedModel):
     )
     buffer = request.buffer(self.programs, memory_budget, self.device)
     text, text_rows = self._text(text, prompts)
-    decoder = ConceptDecoder(self.programs, self.params, self._sharding, prompts_at_once())
+    decoder = ConceptDecoder(
+      self.programs, self.params, self._sharding, prompts_at_once(self.platform)
+    )
     return decoder.decode(request, text, text_rows, buffer)
 
   def _text(
@@ -215,9 +218,10 @@ class Sam3(LoadedModel):
     if text is not None:
       text = own_text(text, prompts, self.tokenizer, self.origin, self.dtype)
       return self._sharding.commit(text), np.arange(len(prompts))
-    phrases = list(dict.fromkeys(prompt.phrase for prompt in prompts))
-    text = dataclasses.replace(self.encode_text(phrases), tokens=None, origin=Origin())
-    return text, np.array([phrases.index(prompt.phrase) for prompt in prompts])
+    rows: dict[str, int] = {}
+    own = np.array([rows.setdefault(prompt.phrase, len(rows)) for prompt in prompts])
+    text = dataclasses.replace(self.encode_text(list(rows)), tokens=None, origin=Origin())
+    return text, own
 
   def compile(
     self,
@@ -253,7 +257,9 @@ class Sam3(LoadedModel):
       self.params,
       images=batch_sizes(batches(np.arange(images), IMAGE_BATCHES, self._sharding.devices)),
       phrases=batch_sizes(batches(np.arange(prompts), TEXT_BATCHES)),
-      prompts=batch_sizes(self._sharding.prompt_batches(same_image, prompts_at_once())),
+      prompts=batch_sizes(
+        self._sharding.prompt_batches(same_image, prompts_at_once(self.platform))
+      ),
       boxes=boxes,
       max_detections=max_detections,
     )
@@ -356,9 +362,9 @@ class Sam3(LoadedModel):
     return resize(image, self.config.image_size), np.array(image.shape[:2], np.int32)
 
 
-def prompts_at_once() -> tuple[int, ...]:
+def prompts_at_once(platform: str) -> tuple[int, ...]:
   """Sizes of batches of prompts of one image, in descending order.
 
   One prompt uses all of a CPU: four in a batch take up to 1.4 times as long as one after another.
   """
-  return (1,) if jax.default_backend() == "cpu" else (4, 1)
+  return (1,) if platform == "cpu" else (4, 1)

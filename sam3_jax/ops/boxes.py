@@ -16,10 +16,13 @@ def cxcywh_to_xyxy(boxes: Float[Array, "*rows 4"]) -> Float[Array, "*rows 4"]:
   return jnp.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
 
 
-def xyxy_to_cxcywh(boxes: Float[Array, "*rows 4"]) -> Float[Array, "*rows 4"]:
-  """Converts the corners x0, y0, x1, y1 to centre and extent, in the same unit."""
+def xyxy_to_cxcywh(boxes: Any) -> Any:
+  """Converts the corners x0, y0, x1, y1 to centre and extent, in the same unit.
+
+  NumPy arrays give NumPy arrays, JAX arrays give JAX arrays.
+  """
   low, high = boxes[..., :2], boxes[..., 2:]
-  return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+  return _namespace(boxes, boxes).concatenate([(low + high) / 2, high - low], axis=-1)
 
 
 def iou(boxes: Any, others: Any) -> Any:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 
 from sam3_jax.datasets.annotations import Object, Pair
 from sam3_jax.inputs.prompts import BOXES_ALONE
-from sam3_jax.ops.boxes import iou
+from sam3_jax.ops.boxes import iou, xyxy_to_cxcywh
 from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.rle import decode
 from sam3_jax.training.batch import Batch, Targets
@@ -256,7 +256,7 @@ def _make_prompts(
       exemplars.append(negatives[generator.integers(len(negatives))])
       labels.append(False)
     n = len(exemplars)
-    boxes[i, :n] = _cxcywh(_add_noise(np.array(exemplars), frame, config, generator))
+    boxes[i, :n] = xyxy_to_cxcywh(_add_noise(np.array(exemplars), frame, config, generator))
     positive[i, :n], valid[i, :n] = labels, True
   tokens = tokenize([*phrases, *[""] * (count - len(phrases))])
   return {
@@ -296,11 +296,6 @@ def _pad_targets(prompts: Sequence[_Prompt], config: DataConfig) -> Targets:
   valid = np.zeros((count, slots), bool)
   for i, prompt in enumerate(prompts):
     for j, target in enumerate(prompt.targets):
-      boxes[i, j], masks[i, j], valid[i, j] = _cxcywh(target.box), target.mask, True
+      boxes[i, j], masks[i, j], valid[i, j] = xyxy_to_cxcywh(target.box), target.mask, True
   fields: dict[str, Any] = {"boxes": boxes, "masks": masks, "valid": valid}
   return Targets(**fields)
-
-
-def _cxcywh(boxes: np.ndarray) -> np.ndarray:
-  low, high = boxes[..., :2], boxes[..., 2:]
-  return np.concatenate([(low + high) / 2, high - low], axis=-1)

@@ -52,8 +52,9 @@ class Trainer:
       ValueError: the devices cannot divide a batch, or nothing matches the trainable parameters.
     """
     self._config, self._start = config, start
-    dtype = default_dtype() if config.dtype == "auto" else config.dtype
     self._mesh = make_mesh(fsdp=config.fsdp)
+    platform = self._mesh.devices.flat[0].platform
+    dtype = default_dtype(platform) if config.dtype == "auto" else config.dtype
     _check_batch(config, self._mesh.size)
     initial, _ = jax.random.split(jax.random.key(config.seed))
     trained, frozen = state.split(

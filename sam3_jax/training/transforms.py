@@ -101,11 +101,6 @@ class Frame:
     return start, (np.maximum(overlap, 0) / (high - low)[:, None]).astype(np.float32)
 
 
-def whole_image(height: int, width: int, size: int) -> Frame:
-  """The frame of inference: the whole image over the whole square."""
-  return Frame(left=0, top=0, right=width, bottom=height, size=size, side=size)
-
-
 def random_frame(
   generator: np.random.Generator,
   height: int,
