@@ -148,6 +148,7 @@ def test_phrases_are_independent_of_visual_prompts(model, found, pointed, images
   assert_same([pointed[4][i] for i in (0, 2, 3)], found[4], but=["ids"])
 
 
+@pytest.mark.slow
 def test_visual_prompts_do_not_depend_on_other_images(engine, pointed, images):
   some = slots(images, VISUAL_PROMPTS)
   some[1] = some[2] = None

@@ -333,6 +333,7 @@ def test_broken_images_yield_reasons(folder):
     assert good or item.name in image.reason
 
 
+@pytest.mark.slow
 def test_reader_process_ends_with_a_killed_parent():
   program = """
     import os, sys

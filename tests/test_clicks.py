@@ -248,6 +248,7 @@ def same_masks(annotations, masks):
   np.testing.assert_array_equal(got, masks)
 
 
+@pytest.mark.slow
 def test_clicks_from_the_command(ready, model):
   got = record("--point", "10,5", "--point", "30,15,0")
   assert [one["name"] for one in got["categories"]] == ["clicks"]

@@ -57,6 +57,7 @@ def test_parameters_with_a_gradient():
     assert (path in still) == idle or key_bias, path
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing():
   batch = training_model.batch(0)
   (total, terms), _ = gradients()(batch)

@@ -39,6 +39,7 @@ def test_all_queries_in_their_order(results):
   assert_close(detections.presence_logit, predictions.presence_logit[-1], rel=ROUNDING)
 
 
+@pytest.mark.slow
 def test_what_each_row_is_about(results):
   detections = results.detections
   assert detections.image_index.tolist() == [1, 0, 1, 0]

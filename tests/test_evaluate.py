@@ -130,6 +130,7 @@ class TestDetectPairs:
     assert detect.as_prompt(pair(), "box") is None
     assert detect.as_prompt(pair(objects[2]), "box") is None
 
+  @pytest.mark.slow
   def test_box_prompts_leave_out_pairs_without_objects(self, model, pairs, folder):
     found = {one.id for one, _ in detect.detect_pairs(model, pairs, folder, prompt="box")}
     assert found == {one.id for one in pairs if one.objects}

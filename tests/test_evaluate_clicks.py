@@ -201,6 +201,7 @@ class TestCommand:
     assert str(out) in capsys.readouterr().out.split("\n")
     assert [path.name for path in folder.glob("*predictions*")] == []
 
+  @pytest.mark.slow
   def test_options_are_only_for_the_mask_generator(self, data, capsys, monkeypatch):
     options = []
     monkeypatch.setattr(

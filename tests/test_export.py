@@ -98,6 +98,7 @@ def test_export_of_a_saved_model(bundles, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_from_meta_to_hugging_face(bundles, tmp_path):
   done = export(bundles / "meta", tmp_path / "out", "huggingface")
   assert_arrays(read(tmp_path / "out", "huggingface"), layout("hub"))

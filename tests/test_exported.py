@@ -127,6 +127,7 @@ def test_code_of_the_guide(folder):
   assert re.fullmatch(r"0\.\d+ \[.*\]\n", printed, re.S)
 
 
+@pytest.mark.slow
 def test_manifest(folder):
   manifest = json.loads((folder / "exported" / "manifest.json").read_text())
   assert manifest["info"]["licence"] == "CC0-1.0"

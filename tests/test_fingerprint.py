@@ -164,6 +164,7 @@ def test_incompatible_fingerprint(copied, bundle, change, message):
   load(copied, verify=True)
 
 
+@pytest.mark.slow
 def test_bundle_without_fingerprint(copied, capsys):
   (copied / fingerprint.FILE).unlink()
   assert inspect(capsys, copied, "--verify")["checks"]["fingerprint"] == "none"

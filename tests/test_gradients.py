@@ -79,6 +79,7 @@ def weights(data):
 
 
 @pytest.mark.parametrize("train", [False, True])
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient(data, weights, train):
   _, gradients = predictions_and_gradients(parameters(), data, weights, KEY, train)
   assert flatten(gradients).keys() == flatten(parameters()).keys()

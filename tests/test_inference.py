@@ -89,6 +89,7 @@ def test_shapes_and_dtypes(model, embedding):
   assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
+@pytest.mark.slow
 def test_equals_the_module(model, embedding):
   """Compares with one call of the module."""
   found = model.decode(embedding, Prompt("ear", [[6, 4, 30, 20]]), 0)
@@ -112,6 +113,7 @@ def test_one_call_equals_one_by_one(model, embedding):
     assert_same(together[i : i + 1], alone)
 
 
+@pytest.mark.slow
 def test_order_of_prompts_does_not_matter(model, embedding):
   order = np.array([4, 2, 0, 5, 3, 1])
   want = model.decode(embedding, PROMPTS, INDEX)
@@ -186,6 +188,7 @@ def test_prompts_below_min_score_have_no_masks(model, embedding, index, left_out
 
 
 @pytest.mark.parametrize("min_score", [0.0, 0.5])
+@pytest.mark.slow
 def test_masks_beyond_the_budget_are_on_the_host(model, embedding, min_score):
   want = model.decode(embedding, PROMPTS, INDEX, min_score=min_score)
   size = want.mask_logits.nbytes + want.semantic_logits.nbytes

@@ -57,6 +57,7 @@ def test_results_depend_on_the_inputs(base):
   assert moved[1:].min() > 1e-3
 
 
+@pytest.mark.slow
 def test_batch_of_images_equals_single_images(base):
   for i in range(2):
     alone = run("encode_image", base.images[i : i + 1], base.sizes[i : i + 1])

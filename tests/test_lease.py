@@ -98,6 +98,7 @@ def test_damaged_file_is_stale_only_by_age(path):
   assert Lease(path).acquire()
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_a_stale_lease(path):
   code = "import sys; from sam3_jax.utils.lease import Lease; print(Lease(sys.argv[1]).acquire())"
   command = [sys.executable, "-c", f"{code}; sys.stdout.flush(); sys.stdin.read()", str(path)]

@@ -104,6 +104,7 @@ def test_sizes(size, parameters):
   assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.slow
 def test_refusals(bundles, tmp_path):
   with pytest.raises(ValueError, match=r"the text encoder of LiteText.* the layout meta; only"):
     export(bundles / "True", tmp_path / "out", "meta")

@@ -4,7 +4,6 @@ import json
 import socket
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -111,13 +110,14 @@ def test_device_and_mesh(folder):
   assert Sam3.from_checkpoint(folder, mesh=mesh).device is None
 
 
-def test_default_dtype_of_a_device(monkeypatch):
+def test_default_dtype_of_a_platform():
   from sam3_jax.inference.predictor import default_dtype
 
   for platform, dtype in (("cpu", "float32"), ("tpu", "bfloat16")):
-    assert default_dtype(types.SimpleNamespace(platform=platform)) == dtype
+    assert default_dtype(platform) == dtype
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_has_a_model(folder):
   with socket.socket() as free:
     free.bind(("localhost", 0))

@@ -62,6 +62,7 @@ def test_dtypes_of_results(both):
 
 
 @pytest.mark.parametrize("stage", MEASURED)
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(both, stage):
   want, got = (vars(getattr(results, stage)) for results in both)
   assert want.keys() - {"visual", "origin", "tokens"} == MEASURED[stage].keys() - {"tokens"}

@@ -88,6 +88,7 @@ def test_loaded_embedding_decodes_the_same(model, embedding, tmp_path):
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_text_of_another_checkpoint_or_other_prompts(model, other, embedding, tmp_path):
   model.encode_text(["ear", "Dog "]).save(tmp_path / "text")
   text = TextEmbedding.load(tmp_path / "text")

@@ -284,6 +284,7 @@ def released_shapes(table, config):
   return {name: entry.shape(shapes, config) for name, entry in table.entries(config).items()}
 
 
+@pytest.mark.slow
 def test_configuration_of_released_checkpoints_is_inferred():
   assert infer_config(meta.TABLE, released_shapes(meta.TABLE, RELEASED)) == RELEASED
   released = dataclasses.replace(RELEASED, concept_points=False)
@@ -303,6 +304,7 @@ def test_trunk_configuration_is_inferred_from_rope_tables():
     assert infer_config(meta.TABLE, changed) == config
 
 
+@pytest.mark.slow
 def test_a_damaged_tensor_that_determines_a_size_is_named(tmp_path):
   """Only the damaged tensor of a released file is reported, not the others that contradict it."""
   shapes = released_shapes(meta.TABLE, RELEASED)

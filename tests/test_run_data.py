@@ -28,6 +28,7 @@ def data(tmp_path):
   return now
 
 
+@pytest.mark.slow
 def test_same_data_are_resumed_and_other_data_refused(tmp_path, quick, data):
   out = tmp_path / "run"
   with pytest.raises(Stop):

@@ -94,6 +94,7 @@ def test_equals_meta_from_image_and_pixels(model, embedding):
     assert difference(then.iou[row], GOLDEN[f"{kind}.iou"]) < 3e-6  # measured 3.0e-7
 
 
+@pytest.mark.slow
 def test_visual_encoding_does_not_change_concepts(model, images, embedding):
   """The first neck's maps and the detections are bit-equal, from the same program."""
   plain = model.encode(images[1])
@@ -182,6 +183,7 @@ def test_few_compilations(model, embedding, monkeypatch):
   assert model.visual_compilations <= most
 
 
+@pytest.mark.slow
 def test_save_and_load(model, tmp_path):
   model.save(tmp_path / "bundle")
   again = Sam3.from_checkpoint(tmp_path / "bundle", verify=True)

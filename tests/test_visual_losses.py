@@ -138,6 +138,7 @@ def test_remat_changes_rounding_only():
     np.testing.assert_allclose(other[path], x, atol=1e-5 * largest, err_msg=path)
 
 
+@pytest.mark.slow
 def test_padding_and_images_without_objects_have_no_loss():
   given, key = targets(np.random.default_rng(8)), jax.random.key(2)
   (total, _), _ = gradients()(training_model.visual_parameters(), given, key)
