@@ -105,8 +105,10 @@ def test_whole_model(both, mask_padding, box):
       input_boxes=torch.tensor(boxes),
       input_boxes_labels=torch.tensor([[1 if box else -10]]),
     )
-  presence = np.clip(np.asarray(got.presence), -10, 10)  # as in transformers
-  scores = torch.sigmoid(want.pred_logits) * torch.sigmoid(torch.tensor(np.asarray(got.presence)))
+  presence = np.clip(np.asarray(got.presence_logit), -10, 10)  # as in transformers
+  scores = torch.sigmoid(want.pred_logits) * torch.sigmoid(
+    torch.tensor(np.asarray(got.presence_logit))
+  )
   for ours, wanted in (
     (presence, want.presence_logits[:, 0]),
     (got.scores, scores),
