@@ -6,6 +6,7 @@
   K  kept queries, masks     D  width (256)               M  points of a prompt
   C  channels of any layer   A, I, J  batch, queries and keys of an attention
   G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
+  O  tracked objects         F  remembered frames       E  object pointers, or their tokens
 
 A letter has the same meaning everywhere. Q1 is Q + 1; H2 and C2 are a layer's output sizes where H
 and C are its input sizes; P2, P3 and A2 equal P or A, or are 1 and broadcast. `training.batch`
