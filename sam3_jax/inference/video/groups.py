@@ -16,7 +16,7 @@ from sam3_jax.inference.video.selection import frame_score
 NEIGHBOURHOOD = 7  # frames to both sides of a prompt whose masks no later correction sees
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class FrameRecord:
   """The numbers of a group on one frame.
 
@@ -37,7 +37,7 @@ class FrameRecord:
     return FrameRecord(logits, iou, score)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Group:
   """Objects that are tracked together.
 
@@ -49,7 +49,6 @@ class Group:
     backward: for each frame that a pass went over, whether the pass ran backward.
     unseen: frames of `previous` whose masks corrections do not see (see `hide_around`).
     rows: for each frame in the bank, its row.
-    pending: whether there are prompts that no memory was made of yet.
   """
 
   objects: list[int] = dataclasses.field(default_factory=list)
