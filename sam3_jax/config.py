@@ -125,10 +125,15 @@ class TrackerRules:
   min_memory_score: float = 0.01  # mean object score of a frame's group times its mean IoU
   max_objects: int = 128  # objects tracked at once; Meta has 10,000
   max_points: int = 16  # clicks read on a frame: the first half and the last half of them
-  hole_area: int = 16  # cells of the largest holes that are filled, and islands that are removed
+  # Cells of the largest holes that are filled, and of the largest islands that are removed; 0 for
+  # neither.
+  hole_area: int = 16
 
   def __post_init__(self):
-    _check_ranges(self, "tracker ")
+    if self.hole_area:
+      _check_ranges(self, "tracker ")
+    else:
+      _check_ranges(dataclasses.replace(self, hole_area=1), "tracker ")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_model import CONFIG, meta_weights, parameters, visual_parameters
+from golden_model import (
+  CONFIG,
+  VIDEO_CONFIG,
+  meta_weights,
+  parameters,
+  video_parameters,
+  visual_parameters,
+)
 from layouts import TOKENIZER, huggingface_weights, layout, tiny_config, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
@@ -26,8 +33,7 @@ from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import RELEASED
 from sam3_jax.utils.param_tree import flatten
 
-HUB = dataclasses.replace(CONFIG, concept_points=False)
-NO_MEMORY = "tracker.no_mem_embed"
+HUB = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
 SCALE = "detector_model.vision_encoder.backbone.layer_norm.weight"
 
 
@@ -42,7 +48,8 @@ def converted(source, out, **options):
 
 
 def assert_tree(params, points=False, visual=True, dtype="float32", through=None):
-  whole = parameters() | ({"visual": visual_parameters()} if visual else {})
+  tracker = {"visual": visual_parameters(), "video": video_parameters()}
+  whole = parameters() | (tracker if visual else {})
   want = flatten(jax.tree.map(np.asarray, whole))
   want = {name: x for name, x in want.items() if points or not name.startswith("geometry/point_")}
   got = flatten(params)
@@ -81,7 +88,7 @@ def test_huggingface_layouts(tmp_path, kind, shards):
   source = write_folder(tmp_path / "source", layout(kind), shards)
   bundle = converted(source, tmp_path / "out")
   assert_tree(bundle.params, visual=kind != "detector")
-  assert bundle.config == HUB
+  assert bundle.config == (HUB if kind != "detector" else dataclasses.replace(HUB, video=None))
   assert bundle.tokenizer == TOKENIZER.read_bytes()
   assert bundle.info["trained"] is True
   assert "layout huggingface" in bundle.info["source"]
@@ -104,13 +111,12 @@ def test_huggingface_layouts(tmp_path, kind, shards):
 def test_meta_layout_in_safetensors(tmp_path):
   save_file(meta_weights(""), tmp_path / "sam3.safetensors")
   bundle = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
-  assert bundle.config == CONFIG
+  assert bundle.config == VIDEO_CONFIG
   assert_tree(bundle.params, points=True)
   kept = checkpoint.load_unread(tmp_path / "out")
   position = "detector.backbone.vision_backbone.trunk.pos_embed"
   np.testing.assert_array_equal(kept[f"{position}[:, :1]"], meta_weights()[position][:, :1])
-  video = {name for name in kept if name.startswith("tracker.")}
-  assert video == {name for name in meta_weights("tracker.") if ".sam_" not in name} - {NO_MEMORY}
+  assert [name for name in kept if name.startswith("tracker.")] == ["tracker.no_mem_pos_enc"]
   assert "a class token's row: cut off before use" in checkpoint.inspect(tmp_path / "out").unread
 
 

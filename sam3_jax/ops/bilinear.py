@@ -3,6 +3,7 @@
 Each axis is a product with a small constant matrix: two or more weights in each row.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -22,7 +23,8 @@ def resize(
   height, width = maps.shape[-2:]
   if (height, width) == size:
     return maps
-  down, across = matrix(height, size[0], antialias), matrix(width, size[1], antialias)
+  down = jnp.asarray(matrix(height, size[0], antialias))
+  across = jnp.asarray(matrix(width, size[1], antialias))
   return einsum("yh,...hw,xw->...yx", down, maps, across)
 
 

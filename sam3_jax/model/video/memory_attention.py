@@ -11,7 +11,6 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -21,29 +20,9 @@ from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.rope import rope_table, rotate
 from sam3_jax.ops.attention import attention
+from sam3_jax.types import Remembered
 
 POSITION_SCALE = 0.1  # of the position codes that are added to the coarse map; fixed in Meta's code
-
-
-@struct.dataclass
-class Remembered:
-  """What objects have of earlier frames; without the first axis, what one object has.
-
-  Attributes:
-    memory: memories of frames, cell by cell.
-    code: position codes of the frames in time.
-    valid: False on padding.
-    token: object pointers, cut into tokens.
-    token_code: their position codes in time.
-    token_valid: False on padding.
-  """
-
-  memory: Float[Array, "*O F HW C"]
-  code: Float[Array, "*O F C"]
-  valid: Bool[Array, "*O F"]
-  token: Float[Array, "*O E C"]
-  token_code: Float[Array, "*O E C"]
-  token_valid: Bool[Array, "*O E"]
 
 
 class MemoryAttention(nn.Module):

@@ -18,8 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from sam3_jax.config import Config, VideoConfig
 from sam3_jax.model.layers import Mlp, conv, dense
 from sam3_jax.model.positions import TEMPERATURE
-from sam3_jax.model.video.memory_attention import MemoryAttention, Remembered
+from sam3_jax.model.video.memory_attention import MemoryAttention
 from sam3_jax.model.video.memory_encoder import MemoryEncoder
+from sam3_jax.types import Remembered
 
 MASK_PROMPT_STRIDE = 4  # pixels of a mask prompt per cell of the decoder's masks
 
