@@ -85,5 +85,3 @@ def test_backward_reads_no_pointer_of_future_prompts():
   reading = selection.plan_reading([0], [], (), 11, memories=7, length=12, reverse=True)
   assert reading.memories == [(0, 6)]
   assert reading.pointers == []
-
-

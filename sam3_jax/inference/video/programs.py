@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sam3_jax.config import Config
 from sam3_jax.inference.video import bank as banks
-from sam3_jax.inference.video.bank import MemoryBank, Reads
+from sam3_jax.inference.video.bank import Reads
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.sam3 import Detector
 from sam3_jax.model.video.tracker import VideoTracker, video_config

@@ -16,7 +16,7 @@ from sam3_jax.inference.video.tracker_state import TrackerState
 from sam3_jax.inputs.frame_range import Position
 from sam3_jax.inputs.video_source import Frame
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual
-from sam3_jax.outputs.video_frames import TrackedFrame
+from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.types import VisualEmbedding
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.validation import as_array, check_flag, is_whole
@@ -182,9 +182,7 @@ class PromptedObjects:
       self.tracker.remember(embedding, position, self.pending.pop(position))
     self.masked.clear()
 
-  def add_at(
-    self, position: int, prompt: Any, mask: Any, identity: int | None = None
-  ) -> int:
+  def add_at(self, position: int, prompt: Any, mask: Any, identity: int | None = None) -> int:
     """As `add`, on a position in the clip."""
     if identity is None:
       identity = self.last_id + 1
@@ -226,13 +224,13 @@ class PromptedObjects:
       return self._state.store.get((identity, position)).mask_logits
     return None
 
-  def _checked(
-    self, prompt: Any, mask: Any
-  ) -> tuple[Any, Bool[np.ndarray, "h w"] | None]:
+  def _checked(self, prompt: Any, mask: Any) -> tuple[Any, Bool[np.ndarray, "h w"] | None]:
     """A prompt or a mask, checked against the frames; the other one is None."""
     height, width = self.clip.size
     if (prompt is None) == (mask is None):
-      raise ValueError("give either a prompt, VisualPrompt(points=[[x, y]]), or mask=, for one object.")
+      raise ValueError(
+        "give either a prompt, VisualPrompt(points=[[x, y]]), or mask=, for one object."
+      )
     if mask is None:
       if not isinstance(prompt, VisualPrompt):
         raise TypeError(f"the prompt must be a VisualPrompt; got {shown(prompt)}.")

@@ -10,7 +10,7 @@ from sam3_jax.inputs.video_source import Frame
 from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
-from sam3_jax.outputs.video_frames import TrackedFrame
+from sam3_jax.outputs.tracked_frame import TrackedFrame
 
 
 def tracked_frame(

@@ -1,8 +1,8 @@
 """Sessions: prompts on a video, tracking in either direction, corrections."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -15,14 +15,15 @@ from sam3_jax.inference.video.results import tracked_frame
 from sam3_jax.inference.video.store import BUDGET, HostStore
 from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
-from sam3_jax.inputs.frame_range import Position
+from sam3_jax.inputs.frame_range import CLOSE, Position, Seconds
 from sam3_jax.inputs.video_source import Frame, VideoSource
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.model.video.tracker import video_config
-from sam3_jax.outputs.video_frames import TrackedFrame
+from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.utils.validation import check_flag
 
-Direction = Literal["forward", "backward", "both"]
+Direction: TypeAlias = Literal["forward", "backward", "both"]
+PromptsByFrame: TypeAlias = dict[int | Seconds | None, list[Any]]
 DIRECTIONS: dict[str, tuple[bool, ...]] = {
   "forward": (False,), "backward": (True,), "both": (False, True)
 }  # fmt: skip
@@ -146,16 +147,17 @@ class VideoSession(PromptedObjects):
     """
     return session_file.load(cls, model, path, source)
 
-  def stream(self, prompts: Mapping[int, Sequence[Any]]) -> Iterator[TrackedFrame]:
+  def stream(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
     """Tracks forward once, adding objects on the way; for `Sam3.track`.
 
     Args:
-      prompts: by the number of the frame, visual prompts and masks.
+      prompts: visual prompts and masks by the number of their frame, by its time, or by None for
+        the first frame.
     """
     self.passes = [Pass(False, 0, None, False)]
     return self._run(prompts)
 
-  def _run(self, prompts: Mapping[int, Sequence[Any]]) -> Iterator[TrackedFrame]:
+  def _run(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
     left = dict(prompts)
     while self.passes:
       current = self.passes[0]
@@ -163,21 +165,21 @@ class VideoSession(PromptedObjects):
       yield from self._pass(current, frames, left)
       self.passes = self.passes[1:]
     if left:
-      raise ValueError(
-        f"there are prompts on frame {min(left)}, but {self.clip.source.name} ended before it."
-      )
+      name = self.clip.source.name
+      raise ValueError(f"the prompts of frame {next(iter(left))} are outside the clip of {name}.")
 
   def _pass(
-    self, current: Pass, frames: Iterator[tuple[int, Frame]], prompts: dict[int, Sequence[Any]]
+    self, current: Pass, frames: Iterator[tuple[int, Frame]], prompts: PromptsByFrame
   ) -> Iterator[TrackedFrame]:
     backward, ahead = current.backward, self.clip.numbers is not None
     following = next(frames, None)
     while following is not None:
       position, frame = following
-      for prompt in prompts.pop(frame.index, ()):
-        visual = isinstance(prompt, VisualPrompt)
+      for key in [key for key in prompts if _is_due(key, frame)]:
         self.load_frame(position, frame)
-        self.add_at(position, prompt if visual else None, None if visual else prompt, None)
+        for prompt in prompts.pop(key):
+          visual = isinstance(prompt, VisualPrompt)
+          self.add_at(position, prompt if visual else None, None if visual else prompt)
       self.remember_prompts()
       groups = [group for group in self._state.groups if _takes_part(group, position, current)]
       tracked = [group for group in groups if position not in group.conditioning]
@@ -204,9 +206,7 @@ class VideoSession(PromptedObjects):
     """What prompts gave on a frame."""
     record, store = group.conditioning[position], self._state.store
     return {
-      identity: ObjectResult(
-        store.get((identity, position)).mask_logits, float(logit), float(iou)
-      )
+      identity: ObjectResult(store.get((identity, position)).mask_logits, float(logit), float(iou))
       for identity, logit, iou in zip(group.objects, record.object_logits, record.iou, strict=True)
     }
 
@@ -215,6 +215,13 @@ class VideoSession(PromptedObjects):
     if self.clip.numbers is None or number > self.clip.numbers[-1]:
       return None
     return int(np.searchsorted(self.clip.numbers, number))
+
+
+def _is_due(key: int | Seconds | None, frame: Frame) -> bool:
+  """Whether the prompts of a number or a time are those of this frame."""
+  if isinstance(key, Seconds):
+    return frame.time >= key.value - CLOSE
+  return key is None or key == frame.index
 
 
 def _prompted(group: Group) -> set[int]:

@@ -111,14 +111,14 @@ def _arrays(session: Any) -> Iterator[tuple[str, Any]]:
       for name in ("pointer", "logits", "shown"):
         if (array := getattr(answer, name)) is not None:
           yield f"{_PENDING}.{t}.{identity}.{name}", array
-  for identity, t in state.store.keys():
+  for identity, t in state.store:
     for name, array in vars(state.store.get((identity, t))).items():
       yield f"{_STORED}.{identity}.{t}.{name}", array
 
 
 def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
   state = session.tracker.state
-  state.slots = {identity: slot for identity, slot in header["slots"]}
+  state.slots = dict(header["slots"])
   state.groups = [_group(values) for values in header["groups"]]
   if "bank.memory" in archive:
     bank = MemoryBank(archive["bank.memory"], archive["bank.pointers"])  # pyright: ignore[reportArgumentType]
@@ -139,7 +139,9 @@ def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
   for name in archive:
     if name.startswith(f"{_STORED}.") and name.endswith(".memory"):
       _, identity, t, _ = name.split(".")
-      parts = (f"{_STORED}.{identity}.{t}.{field.name}" for field in dataclasses.fields(StoredFrame))
+      parts = (
+        f"{_STORED}.{identity}.{t}.{field.name}" for field in dataclasses.fields(StoredFrame)
+      )
       state.store.put((int(identity), int(t)), StoredFrame(*(archive[part] for part in parts)))
 
 

@@ -64,7 +64,7 @@ class HostStore:
   def __contains__(self, key: Key) -> bool:
     return key in self._frames or key in self._files
 
-  def keys(self) -> Iterator[Key]:
+  def __iter__(self) -> Iterator[Key]:
     """All objects and frames."""
     yield from list(self._frames)
     yield from list(self._files)
@@ -101,7 +101,7 @@ class HostStore:
 
   def remove_object(self, identity: int) -> None:
     """Removes all frames of an object."""
-    for key in list(self.keys()):
+    for key in list(self):
       if key[0] == identity:
         self.pop(key)
 

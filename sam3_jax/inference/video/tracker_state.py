@@ -162,7 +162,9 @@ class TrackerState:
     several = any(
       sum(t in group.conditioning for t, _ in reading.memories) > 1 for group, reading in readings
     )
-    return pack_reads(by_slot, self.config, video_config(self.config).conditioning if several else 1)
+    return pack_reads(
+      by_slot, self.config, video_config(self.config).conditioning if several else 1
+    )
 
   def take_rows(
     self, groups: Iterable[Group], frame: int, keep: Iterable[Iterable[int]]
