@@ -65,8 +65,8 @@ def test_natural_order():
 
 
 def test_bad_directories(tmp_path):
+  (tmp_path / "empty").mkdir()
   with pytest.raises(ValueError, match=r"empty has no images: give another directory, or a video"):
-    (tmp_path / "empty").mkdir()
     open_video(tmp_path / "empty")
   with pytest.raises(ValueError, match=r"has no images: give a directory in it, such as empty, or"):
     open_video(tmp_path)
@@ -98,7 +98,7 @@ def test_array():
   ):
     with pytest.raises(ValueError, match=match):
       open_video(bad)
-  with pytest.raises(TypeError, match="must be uint8, 0..255, not float64"):
+  with pytest.raises(TypeError, match=r"must be uint8, 0..255, not float64"):
     open_video(ARRAY / 255)
 
 
@@ -162,7 +162,7 @@ def test_positions():
   assert parse_position("12.5s") == Seconds(12.5)
   assert parse_position(".5s") == Seconds(0.5)
   for bad in (-1, "-1", "1.5", 1.5, True, "s", "1m", None, "1e3s", "٣"):
-    with pytest.raises(ValueError, match="give a frame number from 0, or a time such as '12.5s'"):
+    with pytest.raises(ValueError, match=r"give a frame number from 0, or a time such as '12.5s'"):
       parse_position(bad)
 
 
@@ -197,7 +197,7 @@ def test_positions_outside():
   for call in (video.read, video.frame_number, video.frames):
     with pytest.raises(ValueError, match=match):
       call(20)
-  with pytest.raises(ValueError, match="time 1.95s is after the end"):
+  with pytest.raises(ValueError, match=r"time 1.95s is after the end"):
     video.frames("1.95s")
   with pytest.raises(ValueError, match="no frame from start=15 to stop='1s'"):
     video.frames(15, "1s")

@@ -1,5 +1,6 @@
 """What tracking writes: lines of tracks, overlay videos, and the formats of datasets."""
 
+import errno
 import json
 import os
 
@@ -22,6 +23,7 @@ from sam3_jax.outputs.track_lines import TrackReader, TrackWriter, line_of
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.outputs.video_overlay import OverlayWriter, draw_objects
 from sam3_jax.outputs.video_writer import TICKS, VideoWriter, frames_written
+from sam3_jax.utils.atomic_files import Draft
 
 SIZE = (48, 80)
 
@@ -143,15 +145,24 @@ def test_wrong_lines(tmp_path, line, match):
   assert str(path) in str(error.value)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_full_disk(tmp_path, monkeypatch):
-  path = tmp_path / "t.jsonl"
-  tracks = TrackWriter(path)
-  tracks._file.close()
-  tracks._file = open("/dev/full", "wb", buffering=0)
-  with pytest.raises(OSError, match=r"No space left on device: '.*t.jsonl'"):
-    tracks.write(tracked(0))
-  tracks.close()
+class Full:
+  """A file on a full disk."""
+
+  def __init__(self, file):
+    self._file = file
+
+  def __getattr__(self, name):
+    return getattr(self._file, name)
+
+  def write(self, data):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk(tmp_path):
+  with TrackWriter(tmp_path / "t.jsonl") as tracks:
+    tracks._file = Full(tracks._file)
+    with pytest.raises(OSError, match=r"No space left on device: '.*t.jsonl'"):
+      tracks.write(tracked(0))
 
 
 # Videos
@@ -246,14 +257,30 @@ def test_wrong_frames(tmp_path):
 
 
 def test_video_on_a_full_disk(tmp_path, monkeypatch):
-  def full(*_):
-    raise OSError(28, "No space left on device")
+  opened = Draft.__init__
 
-  with VideoWriter(tmp_path / "v.mp4", SIZE) as video:
-    video.write(picture(0, *SIZE), 0)
-    assert video._encoder is not None
-    monkeypatch.setattr(video._encoder._draft, "file", None)
-  assert not (tmp_path / "v.mp4").exists()
+  def open_full(draft, path):
+    opened(draft, path)
+    draft.file = Full(draft.file)
+
+  def write():
+    with VideoWriter(tmp_path / "v.mp4", SIZE) as video:
+      for i in range(3):
+        video.write(picture(i, *SIZE), i)
+      video.checkpoint()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Draft, "__init__", open_full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*v.mp4.pieces/.*mp4'"):
+      write()
+  assert os.listdir(tmp_path / "v.mp4.pieces") == []
+  write()
+  with VideoWriter(tmp_path / "v.mp4", SIZE, keep=3) as video:
+    monkeypatch.setattr(Draft, "__init__", open_full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*v.mp4'"):
+      video.finish()
+  assert os.listdir(tmp_path) == ["v.mp4.pieces"]
+  assert frames_written(tmp_path / "v.mp4") == 3
 
 
 def test_small_videos(tmp_path):
@@ -365,9 +392,9 @@ def test_no_objects_and_no_frames(tmp_path, to):
 
 def test_formats_refuse(tmp_path):
   tracks = write_tracks(tmp_path / "t.jsonl", ids=(0, 300))
-  with pytest.raises(ValueError, match="davis-png has ids from 1 to 255, but .* has the id 300"):
+  with pytest.raises(ValueError, match=r"davis-png has ids from 1 to 255, but .* has the id 300"):
     convert_tracks(tracks, "davis-png", tmp_path / "d", name="clip")
-  with pytest.raises(ValueError, match="mot has ids from 1, but .* has the id 0"):
+  with pytest.raises(ValueError, match=r"mot has ids from 1, but .* has the id 0"):
     convert_tracks(tracks, "mot", tmp_path / "m", name="clip")
   with pytest.raises(ValueError, match="the format 'yolo' is unknown; choose one of ytvis, coco-"):
     convert_tracks(tracks, "yolo", tmp_path / "y", name="clip")
