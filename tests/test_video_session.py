@@ -102,7 +102,9 @@ class Follower:
     want = goldens[f"{name}.mask_logits"]
     step = masks.shape[-1] // want.shape[-1]
     self.measure(case, "mask_logits", masks[..., ::step, ::step], want)
-    self.measure(case, "object_logits", record.object_logits, goldens[f"{name}.object_logits"][:, 0])
+    self.measure(
+      case, "object_logits", record.object_logits, goldens[f"{name}.object_logits"][:, 0]
+    )
     self.measure(case, "iou", record.iou, goldens[f"{name}.iou"].ravel())
     self.measure(case, "pointer", np.stack([x.pointer for x in stored]), goldens[f"{name}.pointer"])
     want = goldens[f"{name}.selection"]
@@ -117,7 +119,9 @@ class Follower:
         self.measure(case, "memory", thin_memory(memory), goldens[f"{name}.{what}"])
     if attended is not None:
       self.measure(case, "memory_attention", attended, goldens[f"{name}.memory_attention"])
-      self.compare(case, f"{t} memories", len(reading.memories), int(goldens[f"{name}.memory_frames"]))
+      self.compare(
+        case, f"{t} memories", len(reading.memories), int(goldens[f"{name}.memory_frames"])
+      )
       tokens = 2 * len(reading.pointers)
       self.compare(case, f"{t} pointers", tokens, int(goldens[f"{name}.pointer_tokens"]))
 
@@ -133,7 +137,11 @@ class Follower:
     state = self.session.tracker.state
     (group,) = state.groups
     stored = [state.store.get((i, t)) for i in group.objects]
-    for what, name in (("memory", "memory"), ("pointer", "pointer"), ("mask_logits", "mask_logits")):
+    for what, name in (
+      ("memory", "memory"),
+      ("pointer", "pointer"),
+      ("mask_logits", "mask_logits"),
+    ):
       if (want := self.goldens.get(f"{case}.{t}.cond_{name}")) is not None:
         got = np.stack([getattr(x, what) for x in stored])
         got = thin_memory(got) if what == "memory" else got[:, None] if want.ndim == 4 else got
