@@ -1,4 +1,4 @@
-"""The seeded model of the goldens in `goldens/video`, with its tracker, and sessions on its video."""
+"""The seeded model of the goldens in `goldens/video`, with its tracker, and its video."""
 
 import functools
 from pathlib import Path

@@ -133,11 +133,12 @@ class TrackerState:
   def correction_reading(self, group: Group, frame: int, memory: bool) -> Reading:
     """What a prompt on a frame reads: nothing, or the conditioning frames and the neighbour.
 
-    No other frames: Meta's code looks for their scores where they are not kept.
+    No other frames: Meta's code looks for their scores where they are not kept. Nothing on a frame
+    that no pass has reached.
     """
-    if not memory:
+    if not memory or frame not in group.backward:
       return Reading()
-    backward = group.backward.get(frame, False)
+    backward = group.backward[frame]
     previous = previous_frames({}, frame, length=self.length, min_score=0, reverse=backward)
     seen = {t for t in group.previous if t not in group.unseen}
     return self.plan(group, previous, seen, frame, backward)
