@@ -108,9 +108,9 @@ class Follower:
     self.measure(case, "iou", record.iou, goldens[f"{name}.iou"].ravel())
     self.measure(case, "pointer", np.stack([x.pointer for x in stored]), goldens[f"{name}.pointer"])
     want = goldens[f"{name}.selection"]
-    self.compare(case, f"{t} is conditioning", record.score is None, bool(np.isnan(want)))
-    if record.score is not None:
-      self.measure(case, "selection", record.score, want)
+    self.compare(case, f"{t} is conditioning", t in group.conditioning, bool(np.isnan(want)))
+    if t in group.scores:
+      self.measure(case, "selection", group.scores[t], want)
     selected = list(reading.selected) or [-1]
     self.compare(case, f"{t} selected", selected, goldens[f"{name}.selected_before_next"].tolist())
     memory = np.stack([x.memory for x in stored])

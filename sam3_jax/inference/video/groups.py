@@ -23,18 +23,14 @@ class FrameRecord:
   Attributes:
     object_logits: whether each object is there at all; positive for present.
     iou: the estimated IoU of each object's mask.
-    score: see `selection.frame_score`; None on a conditioning frame.
   """
 
   object_logits: Float[np.ndarray, " n"]
   iou: Float[np.ndarray, " n"]
-  score: float | None = None
 
   def without(self, member: int) -> "FrameRecord":
-    """The record without one object; the score is that of the others."""
-    logits, iou = np.delete(self.object_logits, member), np.delete(self.iou, member)
-    score = None if self.score is None else frame_score(logits, iou)
-    return FrameRecord(logits, iou, score)
+    """The record without one object."""
+    return FrameRecord(np.delete(self.object_logits, member), np.delete(self.iou, member))
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,6 +42,7 @@ class Group:
     prompted: for each object, the frames on which it was prompted.
     conditioning: records of frames on which an object was prompted, in the order of the prompts.
     previous: records of frames that were tracked without prompts.
+    scores: of these frames.
     backward: for each frame that a pass went over, whether the pass ran backward.
     unseen: frames of `previous` whose masks corrections do not see (see `hide_around`).
     rows: for each frame in the bank, its row.
@@ -55,14 +52,10 @@ class Group:
   prompted: dict[int, set[int]] = dataclasses.field(default_factory=dict)
   conditioning: dict[int, FrameRecord] = dataclasses.field(default_factory=dict)
   previous: dict[int, FrameRecord] = dataclasses.field(default_factory=dict)
+  scores: dict[int, float] = dataclasses.field(default_factory=dict)
   backward: dict[int, bool] = dataclasses.field(default_factory=dict)
   unseen: set[int] = dataclasses.field(default_factory=set)
   rows: dict[int, int] = dataclasses.field(default_factory=dict)
-
-  @property
-  def scores(self) -> dict[int, float]:
-    """The scores of the previous frames."""
-    return {t: record.score for t, record in self.previous.items() if record.score is not None}
 
   def record(self, frame: int) -> FrameRecord | None:
     """The record of a frame, of either kind."""
@@ -72,11 +65,12 @@ class Group:
     """Makes a frame a conditioning frame; a repeated one keeps its place in the order."""
     self.conditioning[frame] = record
     self.previous.pop(frame, None)
+    self.scores.pop(frame, None)
     self.hide_around(frame)
 
   def track(self, frame: int, record: FrameRecord, backward: bool) -> None:
     """Stores the record of a frame that was tracked without prompts, and its score."""
-    record.score = frame_score(record.object_logits, record.iou)
+    self.scores[frame] = frame_score(record.object_logits, record.iou)
     self.previous[frame], self.backward[frame] = record, backward
     self.unseen.discard(frame)
 
@@ -100,7 +94,7 @@ class Group:
 
   def drop(self, frame: int) -> None:
     """Forgets a previous frame."""
-    for table in (self.previous, self.backward, self.rows):
+    for table in (self.previous, self.scores, self.backward, self.rows):
       table.pop(frame, None)
     self.unseen.discard(frame)
 
@@ -110,15 +104,16 @@ class Group:
     member = self.objects.index(identity)
     self.objects.pop(member)
     self.prompted.pop(identity)
-    self.previous = {t: record.without(member) for t, record in self.previous.items()}
     records = {t: record.without(member) for t, record in self.conditioning.items()}
     kept = set().union(*self.prompted.values())
     self.conditioning = {t: record for t, record in records.items() if t in kept}
+    self.previous = {t: record.without(member) for t, record in self.previous.items()}
     for frame, record in records.items():
       if frame not in kept:
-        record.score = frame_score(record.object_logits, record.iou)
         self.previous[frame] = record
         self.backward.pop(frame, None)
+    if self.objects:
+      self.scores = {t: frame_score(x.object_logits, x.iou) for t, x in self.previous.items()}
 
   def split(self, identity: int) -> "Group":
     """Moves an object to a group of its own, with all that is known of it; returns that group."""

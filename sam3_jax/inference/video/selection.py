@@ -76,13 +76,15 @@ def previous_frames(
     last = max(scores, default=frame) if length is None else length - 1
     walk: Iterable[int] = range(neighbour, last + 1)
   else:
-    walk = range(neighbour, max(1, min(scores, default=frame)) - 1, -1)
-  limit, kept = pointer_span(length), []
+    walk = range(neighbour, 0, -1)
+  limit, kept, left = pointer_span(length), [], len(scores)
   for t in walk:
-    if len(kept) == limit:
+    if len(kept) == limit or not left:
       break
-    if scores.get(t, 0.0) > min_score:
-      kept.append(t)
+    if (score := scores.get(t)) is not None:
+      left -= 1
+      if score > min_score:
+        kept.append(t)
   kept.reverse()
   return kept if neighbour in kept else [*kept, neighbour]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
@@ -74,6 +74,17 @@ class VideoSession(PromptedObjects):
 
   def __repr__(self) -> str:
     return f"VideoSession({self.clip.source.name}, objects {self.objects})"
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes the video, and removes the temporary files."""
+    self.clip.source.close()
+    self.tracker.state.store.close()
 
   def run(
     self,

@@ -147,16 +147,14 @@ def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
 
 def _group_values(group: Group) -> dict[str, Any]:
   def records(table: dict[int, FrameRecord]) -> list[Any]:
-    return [
-      [t, record.object_logits.tolist(), record.iou.tolist(), record.score]
-      for t, record in table.items()
-    ]
+    return [[t, record.object_logits.tolist(), record.iou.tolist()] for t, record in table.items()]
 
   return {
     "objects": group.objects,
     "prompted": [[identity, sorted(frames)] for identity, frames in group.prompted.items()],
     "conditioning": records(group.conditioning),
     "previous": records(group.previous),
+    "scores": list(group.scores.items()),
     "backward": list(group.backward.items()),
     "unseen": sorted(group.unseen),
     "rows": list(group.rows.items()),
@@ -166,8 +164,8 @@ def _group_values(group: Group) -> dict[str, Any]:
 def _group(values: dict[str, Any]) -> Group:
   def records(rows: list[Any]) -> dict[int, FrameRecord]:
     return {
-      t: FrameRecord(np.array(logits, np.float32), np.array(iou, np.float32), score)
-      for t, logits, iou, score in rows
+      t: FrameRecord(np.array(logits, np.float32), np.array(iou, np.float32))
+      for t, logits, iou in rows
     }
 
   return Group(
@@ -175,6 +173,7 @@ def _group(values: dict[str, Any]) -> Group:
     prompted={identity: set(frames) for identity, frames in values["prompted"]},
     conditioning=records(values["conditioning"]),
     previous=records(values["previous"]),
+    scores=dict(values["scores"]),
     backward=dict(values["backward"]),
     unseen=set(values["unseen"]),
     rows=dict(values["rows"]),

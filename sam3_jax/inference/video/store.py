@@ -105,6 +105,14 @@ class HostStore:
       if key[0] == identity:
         self.pop(key)
 
+  def close(self) -> None:
+    """Forgets all frames, and removes their files."""
+    for key in list(self):
+      self.pop(key)
+    if self._own is not None:
+      self._own.cleanup()
+      self._own = None
+
   def _directory(self) -> Path:
     if self._given is not None:
       directory = Path(self._given)

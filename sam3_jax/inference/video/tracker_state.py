@@ -7,7 +7,7 @@ corrections. Without it, a frame that no later frame of the pass can read is for
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -144,12 +144,12 @@ class TrackerState:
     return self.plan(group, previous, seen, frame, backward)
 
   def plan(
-    self, group: Group, previous: list[int], stored: Iterable[int], frame: int, backward: bool
+    self, group: Group, previous: list[int], stored: Collection[int], frame: int, backward: bool
   ) -> Reading:
     """See `selection.plan_reading`."""
     video = video_config(self.config)
     return plan_reading(
-      closest_conditioning(group.conditioning, frame, video.conditioning), previous, set(stored),
+      closest_conditioning(group.conditioning, frame, video.conditioning), previous, stored,
       frame, memories=video.memories, length=self.length, reverse=backward,
     )  # fmt: skip
 
