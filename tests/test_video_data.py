@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sam3_jax.datasets.synthetic import drawings, moving_scenes
-from sam3_jax.training.video_data import BOX, CLICK, MASK, ClipBatches, ClipConfig, clip_example
+from sam3_jax.training.video_data import ClipBatches
+from sam3_jax.training.video_examples import BOX, CLICK, MASK, ClipConfig, clip_example
 
 CONFIG = ClipConfig(
   batch_size=2, count=6, frames=4, size=(80, 112), image_size=56, mask_size=28, prefetch=0

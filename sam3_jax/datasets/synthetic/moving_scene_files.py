@@ -73,7 +73,7 @@ def write(
   try:
     prepare(out)
     about = f"moving scenes: {count} of seed {seed}, style {', '.join(chosen)}"
-    record = _Record(info(about))
+    record = Record(info(about))
     for number in range(count):
       rng = np.random.default_rng([seed, number])
       progress("composing scenes", number / count)
@@ -104,7 +104,7 @@ def file_name(video: str, t: int) -> str:
   return f"{video}/{t:05d}.jpg"
 
 
-class _Record:
+class Record:
   """The annotations written so far."""
 
   def __init__(self, about: dict[str, str]):
