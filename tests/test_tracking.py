@@ -1,6 +1,7 @@
 """Evaluation of tracks: clicks, scored frames, files of predictions, and the command."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from PIL import Image
 
 from sam3_jax.cli.main import main
 from sam3_jax.datasets import video_annotations
-from sam3_jax.evaluation import track_predictions
+from sam3_jax.evaluation import run_video, track_predictions
 from sam3_jax.evaluation.region_contour import contour, region
+from sam3_jax.evaluation.session_tracker import session_tracker
 from sam3_jax.evaluation.tracking import (
   PROMPTS,
   ObjectPrompt,
@@ -254,8 +256,93 @@ class TestPredictions:
     assert "\n" not in str(error.value)
     assert "predictions.json" in str(error.value)
 
+  def test_lines_of_the_track_command(self, data, write):
+    videos, folder = data
+    lines = [
+      {
+        "frame": t, "time": t / 10, "size": list(SIZE),
+        "objects": [
+          {"id": key, "score": 0.9, "segmentation": encode(masks[t])}
+          for key, masks in TRUTH.items() if masks[t] is not None
+        ],
+      }
+      for t in range(FRAMES)
+    ]  # fmt: skip
+    path = folder / "out" / "v.tracks.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for given in (path, path.parent):
+      tracks = track_predictions.read(given, videos)
+      assert track_predictions.score(videos, tracks)["predictions"]["jf"] == 100
+    path.write_text(json.dumps(lines[0] | {"frame": 6}))
+    with pytest.raises(ValueError, match=r"line 1 of .*: there is no frame 6; video 1 \(v\) has 6"):
+      track_predictions.read(path, videos)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="line 1 of .* must be an object with frame and objects"):
+      track_predictions.read(path, videos)
+    path.rename(path.with_name("other.tracks.jsonl"))
+    with pytest.raises(ValueError, match="there is no video 'other' in the annotation file"):
+      track_predictions.read(path.parent, videos)
+    with pytest.raises(FileNotFoundError, match=r"no file of tracks .*v.tracks.jsonl"):
+      track_predictions.read(path, videos)
+
+
+class FakeModel:
+  """Records the prompts; each object is found on every frame from its prompt on."""
+
+  def video(self, frames):
+    self.frames, self.calls = frames, []
+    return self
+
+  def add(self, prompt=None, frame=0, *, mask=None, identity):
+    self.calls.append(("add", identity, frame, prompt, mask))
+
+  def correct(self, identity, frame, *, points, point_labels):
+    self.calls.append(("correct", identity, frame, points, point_labels))
+
+  def run(self):
+    ids = [identity for kind, identity, *_ in self.calls if kind == "add"]
+    for _ in self.frames[min(frame for _, _, frame, *_ in self.calls) :]:
+      yield SimpleNamespace(
+        instances=SimpleNamespace(ids=np.array(ids), masks=[FIRST[0]] * len(ids))
+      )
+
+
+def test_sessions_get_clicks_one_after_another():
+  model = FakeModel()
+  track = session_tracker(model)
+  clicks = ObjectPrompt(((3.5, 4.5), (1.5, 2.5), (0.5, 0.5)), (1, 0, 1))
+  prompts = {2: {7: clicks}, 1: {5: ObjectPrompt(box=(1, 2, 3, 4)), 6: ObjectPrompt(mask=FIRST[0])}}
+  found = list(track([np.zeros((*SIZE, 3), np.uint8)] * 4, prompts))
+  assert [sorted(row) for row in found] == [[5, 6, 7]] * 3
+  assert np.array_equal(found[0][5], FIRST[0])
+  box, mask, first, second, third = model.calls
+  assert (box[:3], box[3].box, box[3].points) == (("add", 5, 1), (1, 2, 3, 4), ())
+  assert mask[:4] == ("add", 6, 1, None)
+  assert mask[4] is FIRST[0]
+  assert (first[:3], first[3].points, first[3].box) == (("add", 7, 2), ((3.5, 4.5),), None)
+  assert second == ("correct", 7, 2, clicks.points[:2], (1, 0))
+  assert third == ("correct", 7, 2, clicks.points, (1, 0, 1))
+
 
 class TestCommand:
+  def test_a_model(self, data, monkeypatch, capsys):
+    """The work of the command with a fake model; its figures are those of `evaluate_tracking`."""
+    videos, folder = data
+    model = FakeModel()
+    monkeypatch.setattr(run_video.Sam3, "from_checkpoint", lambda *_, **__: model)
+    out = folder / "metrics.json"
+    typed = ["evaluate", "--video", "--data", str(folder / "data.json"), "--out", str(out)]
+    assert main(typed) == 0
+    found = json.loads(out.read_text())
+    assert set(found) == {"videos", "objects", *PROMPTS}
+    assert found == evaluate_tracking(session_tracker(model), videos, folder / "JPEGImages")
+    printed = capsys.readouterr()
+    assert "click_3" in printed.out
+    (folder / "JPEGImages" / "v" / "00003.png").unlink()
+    assert main(typed) == 2
+    assert "v/00003.png: there is no such frame of video 1" in capsys.readouterr().err
+
   def test_predictions(self, data, write, capsys):
     _, folder = data
     write(prediction(1, FIRST), prediction(2, SECOND))
@@ -273,7 +360,7 @@ class TestCommand:
   @pytest.mark.parametrize(
     ("typed", "message"),
     [
-      (["--video"], "--video needs --predictions FILE"),
+      (["--video", "--assign", "best"], "--assign best needs --predictions"),
       (["--assign", "best"], "--assign best needs --video"),
       (["--video", "--prompt", "click"], "--video needs one --data, and no --prompt"),
       (["--video", "--predictions", "none.json"], "there is no file of predictions none.json"),

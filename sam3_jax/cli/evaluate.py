@@ -124,18 +124,31 @@ def evaluate(
   if video:
     if prompt is not PromptKind.text or worst or len(data) > 1:
       raise ValueError("--video needs one --data, and no --prompt and --worst; leave them out.")
-    if predictions is None:
-      raise ValueError("--video needs --predictions FILE, tracks in YouTube-VIS's format.")
-    _evaluate_video(data[0], images, predictions, assign, out, quiet)
-    return
+    if assign is not Assign.id and predictions is None:
+      raise ValueError(f"--assign {assign.value} needs --predictions; leave it out.")
   arguments.use_device(device)
+  precision = None if dtype is Dtype.auto else dtype.value
+  found = None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet)
+  if video:
+    from sam3_jax.evaluation import run_video
+
+    job = run_video.VideoJob(
+      data=data[0],
+      frames=images,
+      checkpoint=found,
+      predictions=predictions,
+      assign=assign.value,
+      out=out,
+    )
+    run_video.run(job, precision, Console(quiet=quiet), Console(stderr=True))
+    return
 
   from sam3_jax.evaluation.run import Job, run, run_visual
 
   job = Job(
     data=data,
     images=images,
-    checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
+    checkpoint=found,
     predictions=predictions,
     prompt=kind.value,
     visual=visual,
@@ -144,14 +157,5 @@ def evaluate(
     out=out,
     worst=worst,
   )
-  work, precision = run_visual if visual else run, None if dtype is Dtype.auto else dtype.value
+  work = run_visual if visual else run
   work(job, precision, Console(quiet=quiet), Console(stderr=True))
-
-
-def _evaluate_video(
-  data: Path, frames: Path | None, predictions: Path, assign: Assign, out: Path, quiet: bool
-) -> None:
-  from sam3_jax.evaluation.run_video import VideoJob, run
-
-  job = VideoJob(data=data, frames=frames, predictions=predictions, assign=assign.value, out=out)
-  run(job, None, Console(quiet=quiet), Console(stderr=True))

@@ -159,7 +159,7 @@ def _read_video(entry: dict[str, Any], index: int) -> Video:
   names = entry.get("file_names")
   if not isinstance(names, list) or not names or not all(isinstance(n, str) and n for n in names):
     raise ValueError(f"{what}: file_names must be a list of frames; got {shown(names, 40)}")
-  name = entry.get("video_name", str(Path(names[0]).parent))
+  name = entry.get("video_name", entry.get("name", str(Path(names[0]).parent)))
   if not isinstance(name, str):
     raise ValueError(f"{what}: video_name must be a string; got {shown(name, 40)}")
   width, height = (integer_field(entry, key, what) for key in ("width", "height"))

@@ -39,7 +39,7 @@ class Video:
 
   Attributes:
     id: unique in the file.
-    name: `video_name`, or the directory of its first frame.
+    name: `video_name` or `name`, or the directory of its first frame.
     file_names: of its frames, relative to the directory of frames.
     width, height: in pixels.
     objects: in the order of the file.

@@ -10,9 +10,11 @@ from rich.text import Text
 
 from sam3_jax.datasets import video_annotations
 from sam3_jax.evaluation import track_predictions
-from sam3_jax.evaluation.tracking import PROMPTS, Tracker, evaluate_tracking
+from sam3_jax.evaluation.session_tracker import session_tracker
+from sam3_jax.evaluation.tracking import PROMPTS, evaluate_tracking
+from sam3_jax.inference.predictor import Sam3
 from sam3_jax.outputs.coco_json import json_of, write
-from sam3_jax.utils.console import Console, progress, say
+from sam3_jax.utils.console import Console, loading, progress, say
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 
@@ -24,15 +26,17 @@ class VideoJob:
   Attributes:
     data: annotation file in YouTube-VIS's layout.
     frames: directory of the frames; None for JPEGImages beside `data`.
-    predictions: file of predicted tracks; None to use a tracker.
+    checkpoint: directory of the model that tracks; None to score `predictions`.
+    predictions: file of predicted tracks; None to use the model.
     assign: how predicted tracks are assigned to objects.
-    prompts: kinds of prompts for the tracker.
+    prompts: kinds of prompts for the model.
     out: JSON file of the metrics.
   """
 
   data: Path
   out: Path
   frames: Path | None = None
+  checkpoint: Path | None = None
   predictions: Path | None = None
   assign: track_predictions.Assign = "id"
   prompts: Sequence[str] = PROMPTS
@@ -50,12 +54,12 @@ class VideoJob:
       raise ValueError(f"{self.out} is an input and would be overwritten; choose another --out.")
 
 
-def run(job: VideoJob, track: Tracker | None, console: Console, errors: Console) -> dict[str, Any]:
+def run(job: VideoJob, dtype: str | None, console: Console, errors: Console) -> dict[str, Any]:
   """Does a job; writes the metrics at its end.
 
   Args:
     job: what to do.
-    track: the tracker; None to score `job.predictions`.
+    dtype: as in `Sam3.from_checkpoint`.
     console: for the table and the path; if it is quiet, no progress and notes are shown either.
     errors: for progress and notes.
 
@@ -66,7 +70,11 @@ def run(job: VideoJob, track: Tracker | None, console: Console, errors: Console)
     ValueError, OSError: the job cannot be done.
   """
   job.check()
-  notes = Notes()
+  notes, track = Notes(), None
+  if job.checkpoint is not None:
+    with loading(errors, job.checkpoint, quiet=console.quiet) as step:
+      model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
+    track = session_tracker(model)
   with progress(errors, bar=True, quiet=console.quiet) as step:
     step(f"reading {job.data.name}", 0)
     videos = video_annotations.read(job.data, notes=notes)
@@ -78,7 +86,7 @@ def run(job: VideoJob, track: Tracker | None, console: Console, errors: Console)
       tracks = track_predictions.read(job.predictions, videos)
       metrics = track_predictions.score(videos, tracks, job.assign, progress=step)
     else:
-      raise ValueError("there is neither a tracker nor a file of predictions; give one of them.")
+      raise ValueError("there is neither a checkpoint nor a file of predictions; give one of them.")
     step("writing", 1)
     write({job.out: json_of(metrics)})
   for line in [] if console.quiet else notes.lines():
@@ -91,7 +99,7 @@ def _show(job: VideoJob, metrics: dict[str, Any], console: Console) -> None:
   """Prints the table of metrics and the path of the file."""
   if console.quiet:
     return
-  source = job.predictions or "tracks"
+  source = job.checkpoint or job.predictions
   counts = f"{metrics['videos']:,} videos, {metrics['objects']:,} objects"
   table = Table(title=Text(f"{source}, {counts}"))
   table.add_column()

@@ -1,7 +1,9 @@
-"""Predicted tracks of videos: reads their file, assigns them to the objects, and scores them.
+"""Predicted tracks of videos: reads their files, assigns them to the objects, and scores them.
 
-The file has YouTube-VIS's format: a list of results, or an object with `annotations`. Each entry
-has a `video_id` and `segmentations`, one or null for each frame. DAVIS's protocols assign tracks to
+Two formats are read. A JSON file has YouTube-VIS's format: a list of results, or an object with
+`annotations`; each entry has a `video_id` and `segmentations`, one or null for each frame. A file
+NAME.tracks.jsonl of `sam3-jax track` has the tracks of the video NAME; its frames are those of the
+video, from 0. A directory stands for all such files in it. DAVIS's protocols assign tracks to
 objects in two ways: by the `id` of the object's annotation, if the objects were prompted; or the
 best way, one to one, so that the sum of J&F is largest.
 """
@@ -23,14 +25,16 @@ from sam3_jax.utils.param_tree import raise_faults
 Assign = Literal["id", "best"]
 Tracks = Mapping[int, Mapping[int, tuple[Rle | None, ...]]]  # by video id, then by track id
 
+LINES = ".tracks.jsonl"  # suffix of the files of `sam3-jax track`
 EXPECTED = "give YouTube-VIS results: a list of objects with video_id, id and segmentations."
 
 
 def read(path: str | Path, videos: Sequence[Video]) -> dict[int, dict[int, tuple[Rle | None, ...]]]:
-  """Reads a file of predicted tracks.
+  """Reads predicted tracks.
 
   Args:
-    path: the file. Without an `id`, tracks are numbered in the order of the file.
+    path: the file, or a directory of files NAME.tracks.jsonl. In JSON, tracks without an `id` are
+      numbered in the order of the file.
     videos: the truth.
 
   Returns:
@@ -41,6 +45,8 @@ def read(path: str | Path, videos: Sequence[Video]) -> dict[int, dict[int, tuple
     ValueError: the file is invalid; the message names the faults.
   """
   path = Path(path)
+  if path.is_dir() or path.name.endswith(LINES):
+    return _read_lines(path, videos)
   if not path.is_file():
     raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
   content = parse(path.read_bytes(), str(path))
@@ -109,6 +115,45 @@ def score(
     "tracks": sum(len(own) for own in tracks.values()),
     "predictions": summary(found),
   }
+
+
+def _read_lines(
+  path: Path, videos: Sequence[Video]
+) -> dict[int, dict[int, tuple[Rle | None, ...]]]:
+  """Reads the files of tracks of `sam3-jax track`."""
+  files = sorted(path.glob(f"*{LINES}")) if path.is_dir() else [path]
+  if not files or not files[0].is_file():
+    raise FileNotFoundError(f"there is no file of tracks {path}; check the path.")
+  by_name = {video.name: video for video in videos}
+  found: dict[int, dict[int, tuple[Rle | None, ...]]] = {}
+  for file in files:
+    name = file.name.removesuffix(LINES)
+    if name not in by_name:
+      raise ValueError(f"{file}: there is no video {name!r:.60} in the annotation file.")
+    video = by_name[name]
+    masks: dict[int, list[Any]] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+      what = f"line {number} of {file}"
+      frame, objects = _read_line(line, video, what)
+      for identity, mask in objects:
+        masks.setdefault(identity, [None] * len(video))[frame] = mask
+    found[video.id] = {
+      identity: compress_frames(several, video, f"{file}: track {identity}")
+      for identity, several in masks.items()
+    }
+  return found
+
+
+def _read_line(line: bytes, video: Video, what: str) -> tuple[int, list[tuple[int, Any]]]:
+  """The number of a frame, and the id and the mask of each object in it."""
+  row = parse(line, what)
+  objects = row.get("objects") if isinstance(row, dict) else None
+  if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
+    raise ValueError(f"{what} must be an object with frame and objects.")
+  frame = integer_field(row, "frame", what)
+  if not 0 <= frame < len(video):
+    raise ValueError(f"{what}: there is no frame {frame}; {video.title} has {len(video)} frames.")
+  return frame, [(integer_field(one, "id", what), one.get("segmentation")) for one in objects]
 
 
 def _read_track(
