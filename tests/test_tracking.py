@@ -278,7 +278,7 @@ class TestPredictions:
     with pytest.raises(ValueError, match=r"line 1 of .*: there is no frame 6; video 1 \(v\) has 6"):
       track_predictions.read(path, videos)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="line 1 of .* must be an object with frame and objects"):
+    with pytest.raises(ValueError, match=r"line 1 of .* must be an object with frame and objects"):
       track_predictions.read(path, videos)
     path.rename(path.with_name("other.tracks.jsonl"))
     with pytest.raises(ValueError, match="there is no video 'other' in the annotation file"):
