@@ -12,7 +12,13 @@ from pycocotools import mask as coco
 
 from sam3_jax.cli.main import main
 from sam3_jax.datasets import video_annotations
-from sam3_jax.datasets.synthetic import drawings, motion, moving_scene_files, moving_scenes
+from sam3_jax.datasets.synthetic import (
+  drawings,
+  motion,
+  moving_layers,
+  moving_scene_files,
+  moving_scenes,
+)
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -97,7 +103,7 @@ class TestCompose:
       for index, layer in enumerate(objects):
         full = layer.place(0, made._camera[0])[0].mask.sum()
         seen = (owners[0] == index).sum()
-        assert seen == 0 or seen >= moving_scenes.VISIBLE * full
+        assert seen == 0 or seen >= moving_layers.VISIBLE * full
 
   def test_objects_leave_and_return(self, many):
     """Not covered, but outside of the image: its center is beyond the border."""
@@ -145,7 +151,7 @@ class TestCompose:
       above = made._layers[made._layers.index(layer) + 1 :]
       if not above:
         patch, (top, left) = layer.place(9, made._camera[9])
-        target, inside = moving_scenes._overlap((patch, (top, left)), SIZE)
+        target, inside = moving_layers.overlap((patch, (top, left)), SIZE)
         assert (made[9].owners[target][patch.mask[inside]] == -1).all()
 
   def test_same_generator_same_scene(self):

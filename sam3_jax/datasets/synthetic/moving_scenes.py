@@ -7,30 +7,31 @@ so that a video of any length needs little memory.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from sam3_jax.datasets.synthetic import drawings
-from sam3_jax.datasets.synthetic.augment import Patch, Sprite, pose, sprite
+from sam3_jax.datasets.synthetic.augment import Sprite, sprite
 from sam3_jax.datasets.synthetic.backgrounds import background
 from sam3_jax.datasets.synthetic.motion import Meeting, Motion, pan, sample_motion
+from sam3_jax.datasets.synthetic.moving_layers import (
+  CHECKED,
+  NOBODY,
+  Layer,
+  Owners,
+  Stack,
+  paste,
+)
 from sam3_jax.datasets.synthetic.occluders import occluder
 from sam3_jax.datasets.synthetic.phrase_sampling import Phrase, sample_phrases
 from sam3_jax.datasets.synthetic.scenes import SIZES, SMALLEST, sample_kinds
 
 MAX_OBJECTS = 6
 MIN_SIDE, MAX_SIDE = 0.14, 0.5  # an object's longer side relative to the image's shorter side
-VISIBLE = 0.5  # an object is well visible in a frame if at least this fraction of it is
-WELL_VISIBLE = 0.5  # minimal fraction of the frames in which each object is well visible
-_CHECKED = 48  # frames in which visibility is checked; all of them in shorter videos
 _ATTEMPTS = 6  # to find a motion for an object
 _MEETING, _OCCLUDED = 0.6, 0.6  # probabilities of crossing objects, and of occluders
-_NOBODY = -1  # owner of a pixel without an object
-
-Owners = Int[np.ndarray, "h w"]
-Place = tuple[Patch, tuple[int, int]]  # with its top and left in the image
 
 
 class Frame(NamedTuple):
@@ -47,24 +48,6 @@ class Frame(NamedTuple):
   def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
     """The visible pixels of an object; empty if it is hidden or outside the image."""
     return self.owners == index
-
-
-class _Layer(NamedTuple):
-  """Something in front of the background: an object, or an occluder, which has no concept."""
-
-  concept: int | None
-  drawn: Sprite | Patch
-  motion: Motion
-  fixed: bool  # to the background, so that the camera's pan moves it
-
-  def place(self, t: int, camera: Int[np.ndarray, "2"]) -> Place:
-    """What is drawn in frame `t`."""
-    xy = self.motion.xy[t] - (camera if self.fixed else 0)
-    if isinstance(self.drawn, Sprite):
-      return pose(self.drawn, self.motion.side[t], self.motion.angle[t], xy)
-    rows, columns = self.drawn.mask.shape
-    left, top = np.rint(xy - np.array([columns, rows]) / 2).astype(int)
-    return self.drawn, (int(top), int(left))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +69,7 @@ class MovingScene:
   style: str
   _backdrop: UInt8[np.ndarray, "H W 3"]
   _camera: Int[np.ndarray, "t 2"]
-  _layers: tuple[_Layer, ...]
+  _layers: tuple[Layer, ...]
 
   def __len__(self) -> int:
     return self.length
@@ -97,10 +80,10 @@ class MovingScene:
       raise IndexError(f"frame {t} of {self.length}")
     (height, width), (x, y) = self.size, self._camera[t]
     image = self._backdrop[y : y + height, x : x + width].copy()
-    owners = np.full(self.size, _NOBODY, np.int8)
+    owners = np.full(self.size, NOBODY, np.int8)
     index = 0
     for layer in self._layers:
-      owner = _NOBODY if layer.concept is None else index
+      owner = NOBODY if layer.concept is None else index
       paste(image, owners, layer.place(t, self._camera[t]), owner)
       index += layer.concept is not None
     return Frame(image, owners)
@@ -154,7 +137,7 @@ def compose(
   camera = pan(rng, size, frames)
   width, height = camera.max(axis=0) + size[::-1]
   backdrop = background(rng, int(height), int(width))
-  stack = _Stack(size, camera)
+  stack = Stack(size, camera)
   while not stack.objects:  # tiny objects may have no opaque pixel
     for concept, share in _plan(rng, objects):
       one = sprite(rng, drawings.drawings(style)[concept], concept, augment)
@@ -173,77 +156,6 @@ def compose(
   )
 
 
-def paste(image: UInt8[np.ndarray, "h w 3"], owners: Owners, place: Place, owner: int) -> None:
-  """Draws a patch into an image, and its owner into the owners of the pixels."""
-  patch, _ = place
-  target, inside = _overlap(place, owners.shape)
-  pixels, below = patch.pixels[inside], image[target]
-  transparency = 255 - pixels[..., 3:].astype(np.uint16)
-  blended = pixels[..., :3] + (below * transparency + 127) // 255
-  np.minimum(blended, 255, out=below, casting="unsafe")
-  owners[target][patch.mask[inside]] = owner
-
-
-def _overlap(place: Place, size: Sequence[int]) -> tuple[Any, Any]:
-  """Indices of the part of a patch that is inside the image: in the image, and in the patch."""
-  patch, (top, left) = place
-  (rows, columns), (height, width) = patch.mask.shape, size
-  y0, x0, y1, x1 = max(0, top), max(0, left), min(height, top + rows), min(width, left + columns)
-  y1, x1 = max(y0, y1), max(x0, x1)
-  return np.s_[y0:y1, x0:x1], np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-
-
-class _Stack:
-  """Layers from back to front, and what is visible of each object.
-
-  Attributes:
-    layers: objects and occluders.
-    objects: the layers that are objects.
-  """
-
-  def __init__(self, size: tuple[int, int], camera: Int[np.ndarray, "t 2"]):
-    self.size, self.camera = size, camera
-    self.frames = len(camera)
-    count = min(self.frames, _CHECKED)
-    self._checked = np.unique(np.linspace(0, self.frames - 1, count).round().astype(int)).tolist()
-    self.layers: list[_Layer] = []
-    self._owners = np.full((len(self._checked), *size), _NOBODY, np.int8)
-    # Opaque and visible pixels of each object in each checked frame.
-    self._full, self._seen = np.zeros((2, 0, len(self._checked)), np.int64)
-
-  @property
-  def objects(self) -> list[_Layer]:
-    return [layer for layer in self.layers if layer.concept is not None]
-
-  def add(self, layer: _Layer) -> bool:
-    """Adds a layer on top; returns False if an object would be too little visible."""
-    count, owner = len(self._full), _NOBODY
-    full, seen, drawn = self._full, self._seen.copy(), []
-    for k, t in enumerate(self._checked):
-      place = layer.place(t, self.camera[t])
-      target, inside = _overlap(place, self.size)
-      mask = place[0].mask[inside]
-      seen[:, k] -= np.bincount(self._owners[k][target][mask] + 1, minlength=count + 1)[1:]
-      drawn.append((target, mask, int(place[0].mask.sum())))
-    if layer.concept is not None:
-      owner = count
-      full = np.concatenate([full, [[pixels for *_, pixels in drawn]]])
-      seen = np.concatenate([seen, [[mask.sum() for _, mask, _ in drawn]]])
-    if not full.all() or not _visible(seen / np.maximum(full, 1)).all():
-      return False
-    for k, (target, mask, _) in enumerate(drawn):
-      self._owners[k][target][mask] = owner
-    self.layers.append(layer)
-    self._full, self._seen = full, seen
-    return True
-
-
-def _visible(fractions: Float[np.ndarray, "n t"]) -> Bool[np.ndarray, " n"]:
-  """Which objects are visible enough: long enough, and well in the first frame unless absent."""
-  first = fractions[:, 0]
-  return ((fractions >= VISIBLE).mean(axis=1) >= WELL_VISIBLE) & ((first == 0) | (first >= VISIBLE))
-
-
 def _plan(rng: np.random.Generator, objects: int | None) -> list[tuple[int, float]]:
   """Samples the concepts of the objects, from back to front, and their relative sizes."""
   kinds = sample_kinds(rng)
@@ -255,7 +167,7 @@ def _plan(rng: np.random.Generator, objects: int | None) -> list[tuple[int, floa
 
 
 def _add_object(
-  rng: np.random.Generator, stack: _Stack, concept: int, one: Sprite, side: float
+  rng: np.random.Generator, stack: Stack, concept: int, one: Sprite, side: float
 ) -> None:
   """Adds an object with a motion that hides none too much, or leaves it out."""
   for attempt in range(_ATTEMPTS):
@@ -263,21 +175,21 @@ def _add_object(
     if stack.objects and rng.random() < _MEETING and attempt < _ATTEMPTS - 2:
       meeting = _meeting(rng, stack)
     motion = sample_motion(rng, stack.size, stack.frames, side, meeting)
-    if stack.add(_Layer(concept, one, motion, motion.kind == "still")):
+    if stack.add(Layer(concept, one, motion, motion.kind == "still")):
       return
     side = max(0.9 * side, MIN_SIDE * min(stack.size))
 
 
-def _meeting(rng: np.random.Generator, stack: _Stack) -> Meeting:
+def _meeting(rng: np.random.Generator, stack: Stack) -> Meeting:
   """A point of an object's path in the middle of the video."""
   other = stack.objects[int(rng.integers(len(stack.objects)))]
-  middle = min(stack.frames, 2 * _CHECKED)
+  middle = min(stack.frames, 2 * CHECKED)
   t = int(rng.integers(max(1, middle // 3), max(2, 2 * middle // 3)))
   x, y = other.motion.xy[t] - (stack.camera[t] if other.fixed else 0)
   return Meeting(float(x), float(y), t)
 
 
-def _add_occluder(rng: np.random.Generator, stack: _Stack) -> None:
+def _add_occluder(rng: np.random.Generator, stack: Stack) -> None:
   """Adds an occluder on the path of an object, if it hides none too much."""
   patch, at = occluder(rng, *stack.size), _meeting(rng, stack)
   xy = np.tile(np.array(at[:2]) + stack.camera[at.frame], (stack.frames, 1))
@@ -288,4 +200,4 @@ def _add_occluder(rng: np.random.Generator, stack: _Stack) -> None:
   for axis, extent in enumerate((width, height)):
     if extent == stack.size[1 - axis]:
       xy[:, axis] = center[axis] + stack.camera[:, axis]
-  stack.add(_Layer(None, patch, Motion(np.round(xy, 3), flat, flat, "occluder"), True))
+  stack.add(Layer(None, patch, Motion(np.round(xy, 3), flat, flat, "occluder"), True))
