@@ -268,7 +268,6 @@ def test_case(request, goldens, name, case):
   names = (key.split(".") for key in goldens if key.startswith(f"{case}."))
   wanted = {int(parts[1]) for parts in names if parts[-1] == "ids"}
   assert sorted(one.frames.get(case, [])) == sorted(wanted)
-  print(case, {k: f"{v:.1e}" for k, v in one.errors[case].items()})
   assert not one.mismatches.get(case)
   for stage, off in one.errors[case].items():
     assert off <= 10 * MEASURED[stage], f"{stage}: off by {off:.1e}"
