@@ -195,7 +195,11 @@ def _fault(row: Any) -> str:
     if not isinstance(one, dict) or not {"id", "score", "bbox", "segmentation"} <= one.keys():
       return "each object must have id, score, bbox and segmentation"
     rle = one["segmentation"]
-    if not (isinstance(rle, dict) and isinstance(rle.get("counts"), str) and rle.get("size")):
+    if not (
+      isinstance(rle, dict)
+      and isinstance(rle.get("counts"), str)
+      and isinstance(rle.get("size"), list)
+    ):
       return f"object {one['id']!r:.20} has no compressed RLE"
     rles.append(rle)
   _, faults = areas(rles, [(size[0], size[1])] * len(rles))
