@@ -21,9 +21,12 @@ from sam3_jax.outputs.rle import encode
 from sam3_jax.outputs.track_formats import DAVIS_PALETTE, FORMATS, convert_tracks
 from sam3_jax.outputs.track_lines import TrackReader, TrackWriter, line_of
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-from sam3_jax.outputs.video_overlay import OverlayWriter, draw_objects
+from sam3_jax.outputs.video_overlay import OverlayWriter, draw_objects, write_overlay
 from sam3_jax.outputs.video_writer import TICKS, VideoWriter, frames_written
 from sam3_jax.utils.atomic_files import Draft
+
+# pycocotools' decode with NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 
 SIZE = (48, 80)
 
@@ -38,7 +41,7 @@ def tracked(index, ids=(1, 2, 7), rate=25) -> TrackedFrame:
   """A frame with squares that move; object 7 is hidden in even frames."""
   masks = []
   for one in ids:
-    x, y = (4 * one + index) % 60, 3 * one
+    x, y = (4 * one + index) % 60, 3 * one % 30
     hidden = one == 7 and index % 2 == 0
     masks.append(mask(x, y, x + 12, y + 10) if not hidden else np.zeros(SIZE, bool))
   boxes = [[x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0] * 4
@@ -290,6 +293,25 @@ def test_small_videos(tmp_path):
         video.write(picture(i, *size), i)
       video.finish()
     assert open_video(tmp_path / "v.mp4").size == tuple(side + side % 2 for side in size)
+
+
+def test_overlay_of_tracks(tmp_path, monkeypatch):
+  """Written from the file of tracks, in any order of its lines, also after an interruption."""
+  monkeypatch.setattr(video_writer, "PIECE", 4)
+  source = open_video(np.stack([picture(i, *SIZE) for i in range(20)]), fps=25)
+  tracks = TrackReader(write_tracks(tmp_path / "t.jsonl", [9, 10, 11, 12, 13, 14, 8, 6, 5, 4]))
+  path = tmp_path / "v.mp4"
+  with OverlayWriter(path, SIZE) as video:
+    for i in (4, 5, 6, 8, 9):
+      video.draw(picture(i, *SIZE), tracked(i))
+  assert frames_written(path) == 4
+  write_overlay(source, tracks, path)
+  assert stamps(path) == pytest.approx((np.array(tracks.frames) - 4) / 25, abs=1e-9)
+  for frame, index in zip(open_video(path), tracks.frames, strict=True):
+    want = draw_objects(picture(index, *SIZE), tracked(index))
+    assert np.abs(frame.image.astype(int) - want).mean() < 8
+  with pytest.raises(ValueError, match="frame 4 is after the end"):
+    write_overlay(open_video(np.stack([picture(0, *SIZE)] * 4)), tracks, path)
 
 
 def test_colours_are_stable():

@@ -58,9 +58,7 @@ def open_video(source: VideoInput, *, fps: float | None = None, note: Note = war
       number, or is given for a file.
   """
   if fps is not None:
-    check_number("fps", fps, 0, remedy="Give the frames per second, such as 25.")
-    if not fps:
-      raise ValueError("fps is 0: give the frames per second, such as 25.")
+    check_number("fps", fps, 0, ends="(]", remedy="Give the frames per second, such as 25.")
   if isinstance(source, VideoSource | str | os.PathLike):
     if isinstance(source, str | os.PathLike) and os.path.isdir(source):
       return open_directory(Path(source), fps, note)

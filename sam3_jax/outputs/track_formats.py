@@ -147,6 +147,8 @@ def write_davis(tracks: TrackReader, path: Path, name: str, category: str) -> No
   objects; 0 is background. A pixel in several objects has the id with the highest score (then the
   lowest id). An existing directory is replaced.
   """
+  if path.is_file():
+    raise ValueError(f"{path} is a file, but davis-png is a directory: remove it, or name another.")
   draft = draft_path(path)
   try:
     draft.mkdir(parents=True)

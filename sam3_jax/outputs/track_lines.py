@@ -9,7 +9,7 @@ pycocotools reads. Lines are in the order in which frames were tracked.
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -102,11 +102,6 @@ class TrackWriter:
     self._file.close()
 
 
-class _Line(NamedTuple):
-  frame: int
-  offset: int
-
-
 class TrackReader:
   """Reads a file of tracks in the order of frames, with little memory.
 
@@ -117,6 +112,7 @@ class TrackReader:
     path: of the file.
 
   Attributes:
+    frames: numbers of the frames.
     size: height and width of the frames; zeros if there are none.
 
   Raises:
@@ -142,15 +138,16 @@ class TrackReader:
     except OSError as error:
       raise ValueError(f"{self.path} cannot be read ({reason(error)}).") from error
     last = dict(zip(frames, offsets, strict=True))
-    self._lines = [_Line(frame, last[frame]) for frame in sorted(last)]
+    self.frames = sorted(last)
+    self._offsets = [last[frame] for frame in self.frames]
 
   def __len__(self) -> int:
-    return len(self._lines)
+    return len(self.frames)
 
   def rows(self) -> Iterator[dict[str, Any]]:
     """Yields the JSON values of each line."""
     with self.path.open("rb") as file:
-      for frame, offset in self._lines:
+      for frame, offset in zip(self.frames, self._offsets, strict=True):
         file.seek(offset)
         yield self._parse(file.readline(), f"the line of frame {frame}")
 
@@ -198,7 +195,11 @@ def _fault(row: Any) -> str:
     if not isinstance(one, dict) or not {"id", "score", "bbox", "segmentation"} <= one.keys():
       return "each object must have id, score, bbox and segmentation"
     rle = one["segmentation"]
-    if not (isinstance(rle, dict) and isinstance(rle.get("counts"), str) and rle.get("size")):
+    if not (
+      isinstance(rle, dict)
+      and isinstance(rle.get("counts"), str)
+      and isinstance(rle.get("size"), list)
+    ):
       return f"object {one['id']!r:.20} has no compressed RLE"
     rles.append(rle)
   _, faults = areas(rles, [(size[0], size[1])] * len(rles))

@@ -1,12 +1,16 @@
 """Draws the objects of a video over its frames: NAME.sam3.mp4."""
 
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sam3_jax.inputs.video_source import VideoSource
 from sam3_jax.outputs.colors import color
+from sam3_jax.outputs.track_lines import TrackReader
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-from sam3_jax.outputs.video_writer import VideoWriter
+from sam3_jax.outputs.video_writer import VideoWriter, frames_written
 from sam3_jax.outputs.visualize import Item, draw
 
 SUFFIX = ".sam3.mp4"
@@ -53,3 +57,31 @@ class OverlayWriter(VideoWriter):
   def draw(self, image: UInt8[np.ndarray, "h w 3"], frame: TrackedFrame) -> None:
     """Appends a frame; raises like `write`."""
     self.write(draw_objects(image, frame), frame.time)
+
+
+def write_overlay(source: VideoSource, tracks: TrackReader, path: str | Path) -> None:
+  """Draws a file of tracks over its video, in the order of frames.
+
+  This serves tracks that were written in another order, as when tracking backwards. Frames that
+  were not tracked are left out. An interrupted call is continued.
+
+  Args:
+    source: the video; it must allow reading from the first tracked frame on.
+    tracks: its objects.
+    path: of the new video.
+
+  Raises:
+    OSError: the new video cannot be written.
+    ValueError: a tracked frame is not in the video or has another size.
+  """
+  keep = frames_written(path)
+  with OverlayWriter(path, source.size, source.fps, keep) as video:
+    wanted = tracks.frames[keep:]
+    if wanted:
+      frames = source.frames(wanted[0], wanted[-1] + 1)
+      chosen = set(wanted)
+      images = (frame.image for frame in frames if frame.index in chosen)
+      objects = (tracked for tracked in tracks if tracked.index in chosen)
+      for image, tracked in zip(images, objects, strict=True):
+        video.draw(image, tracked)
+    video.finish()

@@ -254,9 +254,8 @@ def _packets(container: Any) -> Iterator[tuple[Any, Any]]:
 def _join(pieces: list[_Piece], file: BinaryIO, most: int | None = None) -> None:
   """Copies the packets of pieces, or the first `most` of them, to an MP4 file."""
   av = import_av()
-  options = {"movflags": "faststart"} if most is None else {}
   count, output = 0, None
-  with av.open(file, "w", format="mp4", options=options) as target:
+  with av.open(file, "w", format="mp4") as target:
     for piece in pieces:
       with av.open(str(piece.path)) as container:
         for packet, stream in _packets(container):
