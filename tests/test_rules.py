@@ -187,11 +187,11 @@ def test_parameter_counts_equal_those_of_the_released_checkpoints():
   released = dataclasses.replace(RELEASED, concept_points=False)
   assert sum(map(math.prod, expected_shapes(released).values())) == 838_409_014
   assert len(huggingface.TABLE.entries(released)) == 1459
-  # The tracker has 159 tensors beyond those of visual prompts; one of them is unused.
+  # The tracker's, beyond those of visual prompts, without no_mem_pos_enc.
   whole = dataclasses.replace(RELEASED, video=VideoConfig())
   for table in (meta.TABLE, huggingface.TABLE):
     entries = table.entries(whole, visual=True).keys() - table.entries(RELEASED, visual=True).keys()
-    assert len(entries) == 158
+    assert len(entries) == 159
 
 
 def test_unread_tensors_are_translated_between_layouts():

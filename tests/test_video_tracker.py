@@ -315,7 +315,7 @@ def test_bfloat16(remembered):
 def test_released_sizes():
   config = dataclasses.replace(RELEASED, video=VideoConfig())
   shapes = flatten(tracker.parameter_shapes(config))
-  # 159 tensors of 7,521,777 parameters, without no_mem_pos_enc, which nothing reads.
+  # The 159 tensors of sam3.pt beyond those of visual prompts, without no_mem_pos_enc.
   assert sum(x.size for x in shapes.values()) == 7_521_521
   assert shapes["memory_attention/layers/cross_attn/key/kernel"].shape == (4, 64, 256)
   assert shapes["memory_encoder/mask/conv4/kernel"].shape == (3, 3, 64, 256)

@@ -30,11 +30,18 @@ def resize(
 
 def matrix(source: int, result: int, antialias: bool) -> Float[np.ndarray, "result source"]:
   """The weights of all source cells in each resulting cell, for one axis."""
-  scale = source / result
-  centers = scale * (np.arange(result) + 0.5)
-  reach = max(scale, 1.0) if antialias else 1.0
-  if not antialias:  # beyond the outermost centers, the outermost cells count alone
-    centers = np.clip(centers, 0.5, source - 0.5)
-  offsets = np.arange(source) + 0.5 - centers[:, None]
-  weights = np.maximum(1 - np.abs(offsets) / reach, 0)
-  return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+  index, cells = np.arange(result) + 0.5, np.arange(source)
+  if antialias:
+    scale = source / result
+    reach = max(scale, 1.0)
+    weights = np.maximum(1 - np.abs(cells + 0.5 - scale * index[:, None]) / reach, 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+  # PyTorch computes positions in float32, with one rounding of product and sum together.
+  scale = np.float64(np.float32(source) / np.float32(result))
+  position = (scale * index - 0.5).astype(np.float32).clip(0, source - 1)
+  lower = position.astype(np.int64)
+  weight = position - lower.astype(np.float32)
+  found = np.zeros((result, source), np.float32)
+  found[np.arange(result), lower] = 1 - weight
+  found[np.arange(result), np.minimum(lower + 1, source - 1)] += weight
+  return found
