@@ -45,11 +45,14 @@ class Archive:
 
   def __init__(self, path: str | Path):
     try:
-      self._file = np.load(path, allow_pickle=False)
-      self._names = {name.removesuffix(_BITS): name for name in self._file.files}
+      self._stream = Path(path).open("rb")
     except FileNotFoundError:
       raise FileNotFoundError(f"there is no file {path}.") from None
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, OSError) as error:
+    try:
+      self._file: Any = np.load(self._stream, allow_pickle=False)
+      self._names = {name.removesuffix(_BITS): name for name in self._file.files}
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+      self._stream.close()
       raise ValueError(f"{path} is damaged, or no file of a video session: {error}.") from error
 
   def __enter__(self) -> "Archive":
@@ -57,6 +60,7 @@ class Archive:
 
   def __exit__(self, *_: object) -> None:
     self._file.close()
+    self._stream.close()
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._names)

@@ -75,7 +75,7 @@ class VideoModel(LoadedModel):
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     return VideoSession(self, open_video(source), origin=path, **options)
 
-  @functools.cached_property
+  @property
   def video_programs(self) -> VideoPrograms:
     """The jitted functions for video; raises ValueError if the checkpoint has no tracker."""
     if self.config.video is None or PART not in self.params:
@@ -88,6 +88,10 @@ class VideoModel(LoadedModel):
     self.visual_params()
     if self.mesh is not None:
       raise ValueError("tracking runs on one device: load the checkpoint without a mesh.")
+    return self._video_programs
+
+  @functools.cached_property
+  def _video_programs(self) -> VideoPrograms:
     return VideoPrograms(self.config, self.dtype)
 
 
