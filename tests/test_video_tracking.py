@@ -296,16 +296,31 @@ def test_errors_of_sources_and_models(model):
     model.video(frames, resample="nearest")
   session = model.video(frames, history=False)
   session.add(CLICK)
-  with pytest.raises(ValueError, match="keeps no history"):
-    session.correct(1, 0, points=[[3, 3]])
   with pytest.raises(ValueError, match="one direction"):
     session.run("both")
+  list(session.run())
+  with pytest.raises(ValueError, match="keeps no history"):
+    session.correct(1, 0, points=[[3, 3]])
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_prompts_on_several_frames_need_no_history(model, direction):
+  """They are given before the pass, so the store has all that it reads."""
+
+  def tracked(history):
+    with model.video(moving_frames(30), history=history) as session:
+      session.add(CLICK, 2)
+      session.correct(1, 9, points=[[20, 12]])
+      session.correct(1, 25, points=[[12, 14], [30, 4]], point_labels=[1, 0])
+      return results(session.run(direction))
+
+  assert tracked(False) == tracked(True)
 
 
 def test_checkpoint_without_tracker(model):
   other = small_model()
   other.params = {name: tree for name, tree in other.params.items() if name != "video"}
-  with pytest.raises(ValueError, match="checkpoint small has no tracker: convert"):
+  with pytest.raises(ValueError, match="small cannot track objects: it has no tracker; convert"):
     other.track(moving_frames(2), CLICK)
 
 

@@ -48,6 +48,10 @@ class FrameList(VideoSource):
     else:
       self.size = read_image(first, dark=True).shape[:2]
 
+  @property
+  def paths(self) -> list[str]:
+    return [os.fspath(frame) for frame in self._frames if isinstance(frame, str | os.PathLike)]
+
   def _forward(self, wanted: Sequence[int]) -> Generator[Frame]:
     for index in wanted:
       source = self._frames[index]

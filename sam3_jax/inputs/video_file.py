@@ -67,6 +67,10 @@ class VideoFile(VideoSource):
       note(f"{self.name} {self._scan.fault}: the rest is left out; get the file again.")
 
   @property
+  def paths(self) -> list[str]:
+    return [self.name]
+
+  @property
   def times(self) -> Float[np.ndarray, " length"] | None:
     return self._scan.times
 

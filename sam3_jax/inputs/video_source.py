@@ -67,6 +67,11 @@ class VideoSource(abc.ABC):
     """Releases what the source holds."""
 
   @property
+  def paths(self) -> list[str]:
+    """The files of the video; empty for frames in memory."""
+    return []
+
+  @property
   def times(self) -> Float[np.ndarray, " length"] | None:
     """Times of all frames in seconds; None if the number of frames is unknown."""
     if self.length is None:

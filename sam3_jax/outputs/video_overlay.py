@@ -1,5 +1,6 @@
 """Draws the objects of a video over its frames: NAME.sam3.mp4."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,12 @@ class OverlayWriter(VideoWriter):
     self.write(draw_objects(image, frame), frame.time)
 
 
-def write_overlay(source: VideoSource, tracks: TrackReader, path: str | Path) -> None:
+def write_overlay(
+  source: VideoSource,
+  tracks: TrackReader,
+  path: str | Path,
+  progress: Callable[[int], object] = lambda _: None,
+) -> None:
   """Draws a file of tracks over its video, in the order of frames.
 
   This serves tracks that were written in another order, as when tracking backwards. Frames that
@@ -69,6 +75,7 @@ def write_overlay(source: VideoSource, tracks: TrackReader, path: str | Path) ->
     source: the video; it must allow reading from the first tracked frame on.
     tracks: its objects.
     path: of the new video.
+    progress: called with the number of frames that are drawn.
 
   Raises:
     OSError: the new video cannot be written.
@@ -84,4 +91,5 @@ def write_overlay(source: VideoSource, tracks: TrackReader, path: str | Path) ->
       objects = (tracked for tracked in tracks if tracked.index in chosen)
       for image, tracked in zip(images, objects, strict=True):
         video.draw(image, tracked)
+        progress(video.frames)
     video.finish()

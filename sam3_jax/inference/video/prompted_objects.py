@@ -117,11 +117,12 @@ class PromptedObjects:
         pass has reached this frame. Meta's code does not read them by default.
 
     Raises:
-      ValueError: no such object, one that was removed, a session without history, or as `add`.
+      ValueError: no such object, one that was removed, one that was tracked in a session without
+        history, or as `add`.
       TypeError: an argument of the wrong type.
     """
     self._known(identity)
-    if not self._state.history:
+    if not self._state.history and self._state.owners[identity].previous:
       raise ValueError("this session keeps no history to correct; use model.video(source).")
     position = self.clip.position(frame)
     check_flag("memory", memory)

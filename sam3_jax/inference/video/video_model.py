@@ -17,8 +17,6 @@ from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.utils.json_text import shown
 
-PART = "video"  # of the parameters
-
 ObjectPrompt: TypeAlias = VisualPrompt | np.ndarray  # an array is a mask [h, w]
 TrackPrompts: TypeAlias = (
   ObjectPrompt | list[ObjectPrompt] | Mapping[Position, ObjectPrompt | list[ObjectPrompt]]
@@ -78,14 +76,7 @@ class VideoModel(LoadedModel):
   @property
   def video_programs(self) -> VideoPrograms:
     """The jitted functions for video; raises ValueError if the checkpoint has no tracker."""
-    if self.config.video is None or PART not in self.params:
-      name = self.info.get("name")
-      raise ValueError(
-        f"the checkpoint{f' {name}' if name else ''} has no tracker: convert the released weights "
-        "again with `sam3-jax convert` (earlier versions left the tracker out), or load a "
-        "checkpoint with one."
-      )
-    self.visual_params()
+    self.video_params()
     if self.mesh is not None:
       raise ValueError("tracking runs on one device: load the checkpoint without a mesh.")
     return self._video_programs
