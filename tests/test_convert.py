@@ -33,7 +33,8 @@ from sam3_jax.checkpoint import bundle as checkpoint
 from sam3_jax.config import RELEASED
 from sam3_jax.utils.param_tree import flatten
 
-HUB = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
+HUB = dataclasses.replace(CONFIG, concept_points=False)
+HUB_VIDEO = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
 SCALE = "detector_model.vision_encoder.backbone.layer_norm.weight"
 
 
@@ -88,7 +89,7 @@ def test_huggingface_layouts(tmp_path, kind, shards):
   source = write_folder(tmp_path / "source", layout(kind), shards)
   bundle = converted(source, tmp_path / "out")
   assert_tree(bundle.params, visual=kind != "detector")
-  assert bundle.config == (HUB if kind != "detector" else dataclasses.replace(HUB, video=None))
+  assert bundle.config == (HUB if kind == "detector" else HUB_VIDEO)
   assert bundle.tokenizer == TOKENIZER.read_bytes()
   assert bundle.info["trained"] is True
   assert "layout huggingface" in bundle.info["source"]
