@@ -6,14 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from golden_model import VIDEO_CONFIG, parameters, video_parameters, visual_parameters
+from golden_model import CONFIG, VIDEO_CONFIG, parameters, video_parameters, visual_parameters
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert
 
 from sam3_jax.checkpoint import bundle
 from sam3_jax.utils.param_tree import flatten
 
-HUB = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
+HUB = dataclasses.replace(CONFIG, concept_points=False)
+HUB_VIDEO = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
 
 
 @pytest.fixture(scope="module")
