@@ -216,6 +216,18 @@ def test_damaged(tmp_path, name):
   assert threads() == 0
 
 
+def test_lost_packets_of_a_transport_stream(tmp_path):
+  """Frames after a loss are read; FFmpeg marks them."""
+  clip = write_clip(tmp_path / "clip.ts")
+  data = clip.read_bytes()
+  middle = len(data) // 188 // 2 * 188
+  clip.write_bytes(data[:middle] + data[middle + 188 :])  # a packet of 188 bytes is lost
+  video = open_video(clip, note=lambda line: None)
+  frames = list(video)
+  assert len(frames) == video.length >= 38
+  assert number_of(frames[-1].image) == 39
+
+
 def test_damaged_frames_repeat(tmp_path):
   clip = write_clip(tmp_path / "clip.webm", codec="libvpx-vp9", options=NO_LAG)
   original = [frame.image for frame in open_video(clip)]

@@ -8,9 +8,8 @@ from jaxtyping import UInt8
 
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.video_container import import_av, open_container
-from sam3_jax.inputs.video_scan import KeyFrame, Scan
+from sam3_jax.inputs.video_scan import KeyFrame, Scan, is_cut_off
 
-_ONE = 65536  # 1 in a display matrix (16 bits behind the point)
 _UPRIGHT = (1, 0, 0, 1)
 
 
@@ -58,7 +57,7 @@ def _frames(scan: Scan, key: KeyFrame, container: Any, stream: Any) -> Iterator[
     if sought:
       container.seek(key.seek, stream=stream)
     for packet in container.demux(stream):
-      if packet.size == 0 or packet.is_corrupt:
+      if packet.size == 0 or is_cut_off(packet, container):
         continue
       if sought:
         if not packet.is_keyframe:

@@ -89,8 +89,9 @@ def scan(container: Any, stream: Any, error: type[Exception]) -> Scan:
       if packet.stream_index != stream.index:
         end = max(end, _end(packet))
         continue
-      packets += not packet.is_corrupt
-      if not is_shown(packet, stream):
+      cut = is_cut_off(packet, container)
+      packets += not cut
+      if cut or packet.is_discard or _is_hidden(packet, stream):
         continue
       end = max(end, _end(packet))
       if not stamps and not packet.is_keyframe:
@@ -118,12 +119,16 @@ def scan(container: Any, stream: Any, error: type[Exception]) -> Scan:
   return Scan(shown, tuple(sorted(found, key=lambda key: key.index)), unit, fault)
 
 
-def is_shown(packet: Any, stream: Any) -> bool:
-  """Whether a packet becomes a frame: not cut by the file's end or by its edit list, not hidden."""
-  if packet.is_corrupt or packet.is_discard:
-    return False
-  # VP8 hides its reference frames by a bit (RFC 6386, section 9.1), VP9 and AV1 within packets.
-  return stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] >> 4 & 1)
+def is_cut_off(packet: Any, container: Any) -> bool:
+  """Whether the file ends within a packet."""
+  # In a transport stream, the mark means that data may have been lost before the packet.
+  return packet.is_corrupt and container.format.name != "mpegts"
+
+
+def _is_hidden(packet: Any, stream: Any) -> bool:
+  """Whether a packet is only a reference for others, and no frame by itself."""
+  # VP8 says so in a bit (RFC 6386, section 9.1); VP9 and AV1 put such frames into other packets.
+  return stream.codec_context.name == "vp8" and not memoryview(packet)[0] >> 4 & 1
 
 
 def _end(packet: Any) -> float:
