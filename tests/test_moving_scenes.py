@@ -148,11 +148,10 @@ class TestCompose:
     ]
     assert len(occluders) >= COUNT / 4
     for made, layer in occluders:
-      above = made._layers[made._layers.index(layer) + 1 :]
-      if not above:
-        patch, (top, left) = layer.place(9, made._camera[9])
-        target, inside = moving_layers.overlap((patch, (top, left)), SIZE)
-        assert (made[9].owners[target][patch.mask[inside]] == -1).all()
+      if made._layers[-1] is layer:  # nothing is in front of it
+        place = layer.place(9, made._camera[9])
+        target, inside = moving_layers.overlap(place, SIZE)
+        assert (made[9].owners[target][place[0].mask[inside]] == -1).all()
 
   def test_same_generator_same_scene(self):
     first, second, other = (scene(seed, augment=1.0) for seed in (3, 3, 4))
@@ -238,7 +237,7 @@ class TestMotion:
       assert one.side.shape == one.angle.shape == (frames,)
       assert 20 < one.side.min() <= one.side.max() < 43
       inside = ((one.xy > -10) & (one.xy < (170, 110))).all(axis=1).mean()
-      assert inside > (0.35 if kind == "leaving" else 0.6)
+      assert inside > (0.25 if kind == "leaving" else 0.6)
 
   def test_straight_paths_pass_a_meeting(self, monkeypatch):
     monkeypatch.setattr(motion, "KINDS", {"straight": motion.KINDS["straight"]})
@@ -389,8 +388,9 @@ class TestCommand:
   def test_size_of_images(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["scenes", "--out=out", "--count=1", "--size=128x96"]) == 0
-    [image] = Path("out/images").glob("*.jpg")
-    assert Image.open(image).size == (128, 96)
+    [path] = Path("out/images").glob("*.jpg")
+    with Image.open(path) as image:
+      assert image.size == (128, 96)
 
   @pytest.mark.parametrize(
     ("typed", "message"),
