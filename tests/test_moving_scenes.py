@@ -69,7 +69,7 @@ class TestCompose:
       frame = made[t]
       assert np.array_equal(frame.owners, owners)
       # Rounded once for each layer.
-      assert np.abs(frame.image - image).max() <= 2  # measured 1.1
+      assert np.abs(frame.image - image).max() <= 2
 
   def test_pixels_change_where_an_object_is(self):
     """A frame without an object differs from the frame with it in the mask, and near its edges."""
@@ -114,7 +114,7 @@ class TestCompose:
         gone = np.flatnonzero(~row)
         if kind == "leaving" and len(gone) and row[: gone[0]].any() and row[gone[-1] :].any():
           returned += 1
-    assert returned >= 3  # measured 10
+    assert returned >= 3
 
   def test_objects_are_hidden_and_appear_again(self, many):
     """Objects inside the image lose most of their pixels for a while."""
@@ -123,7 +123,7 @@ class TestCompose:
       for row, kind in zip(visible(owners, len(made.concepts)), made.kinds, strict=True):
         if kind != "leaving" and row.argmin() not in (0, FRAMES - 1):
           hidden += row.min() < 0.3 * min(row[0], row[-1])
-    assert hidden >= 3  # measured 12
+    assert hidden >= 3
 
   def test_objects_move_turn_and_scale(self, many):
     layers = [layer for made, _ in many for layer in made._layers if layer.concept is not None]
@@ -176,7 +176,7 @@ class TestCompose:
     assert len(set(counts)) >= 3
     wanted = [len(scene(number, objects=3).concepts) for number in range(8)]
     assert max(wanted) == 3
-    assert np.mean(wanted) > 2.3  # measured 2.9
+    assert np.mean(wanted) > 2.3
 
   def test_long_and_short_videos(self):
     long = scene(1, frames=400, size=(64, 64))
