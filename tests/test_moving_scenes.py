@@ -69,7 +69,7 @@ class TestCompose:
       frame = made[t]
       assert np.array_equal(frame.owners, owners)
       # Rounded once for each layer.
-      assert np.abs(frame.image - image).max() <= 2  # measured 1.1
+      assert np.abs(frame.image - image).max() <= 2
 
   def test_pixels_change_where_an_object_is(self):
     """A frame without an object differs from the frame with it in the mask, and near its edges."""
@@ -114,7 +114,7 @@ class TestCompose:
         gone = np.flatnonzero(~row)
         if kind == "leaving" and len(gone) and row[: gone[0]].any() and row[gone[-1] :].any():
           returned += 1
-    assert returned >= 3  # measured 10
+    assert returned >= 3
 
   def test_objects_are_hidden_and_appear_again(self, many):
     """Objects inside the image lose most of their pixels for a while."""
@@ -123,7 +123,7 @@ class TestCompose:
       for row, kind in zip(visible(owners, len(made.concepts)), made.kinds, strict=True):
         if kind != "leaving" and row.argmin() not in (0, FRAMES - 1):
           hidden += row.min() < 0.3 * min(row[0], row[-1])
-    assert hidden >= 3  # measured 12
+    assert hidden >= 3
 
   def test_objects_move_turn_and_scale(self, many):
     layers = [layer for made, _ in many for layer in made._layers if layer.concept is not None]
@@ -148,11 +148,10 @@ class TestCompose:
     ]
     assert len(occluders) >= COUNT / 4
     for made, layer in occluders:
-      above = made._layers[made._layers.index(layer) + 1 :]
-      if not above:
-        patch, (top, left) = layer.place(9, made._camera[9])
-        target, inside = moving_layers.overlap((patch, (top, left)), SIZE)
-        assert (made[9].owners[target][patch.mask[inside]] == -1).all()
+      if made._layers[-1] is layer:  # nothing is in front of it
+        place = layer.place(9, made._camera[9])
+        target, inside = moving_layers.overlap(place, SIZE)
+        assert (made[9].owners[target][place[0].mask[inside]] == -1).all()
 
   def test_same_generator_same_scene(self):
     first, second, other = (scene(seed, augment=1.0) for seed in (3, 3, 4))
@@ -177,7 +176,7 @@ class TestCompose:
     assert len(set(counts)) >= 3
     wanted = [len(scene(number, objects=3).concepts) for number in range(8)]
     assert max(wanted) == 3
-    assert np.mean(wanted) > 2.3  # measured 2.9
+    assert np.mean(wanted) > 2.3
 
   def test_long_and_short_videos(self):
     long = scene(1, frames=400, size=(64, 64))
@@ -238,7 +237,7 @@ class TestMotion:
       assert one.side.shape == one.angle.shape == (frames,)
       assert 20 < one.side.min() <= one.side.max() < 43
       inside = ((one.xy > -10) & (one.xy < (170, 110))).all(axis=1).mean()
-      assert inside > (0.35 if kind == "leaving" else 0.6)
+      assert inside > (0.25 if kind == "leaving" else 0.6)
 
   def test_straight_paths_pass_a_meeting(self, monkeypatch):
     monkeypatch.setattr(motion, "KINDS", {"straight": motion.KINDS["straight"]})
@@ -389,8 +388,9 @@ class TestCommand:
   def test_size_of_images(self, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["scenes", "--out=out", "--count=1", "--size=128x96"]) == 0
-    [image] = Path("out/images").glob("*.jpg")
-    assert Image.open(image).size == (128, 96)
+    [path] = Path("out/images").glob("*.jpg")
+    with Image.open(path) as image:
+      assert image.size == (128, 96)
 
   @pytest.mark.parametrize(
     ("typed", "message"),

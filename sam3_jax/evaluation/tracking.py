@@ -150,10 +150,10 @@ def simulate_clicks(
   Returns:
     The prompts by object id, for each number of clicks.
   """
-  prompts = {
-    key: ObjectPrompt((tuple(deepest_point(truth)[:2]),), (1,)) for key, truth in truths.items()
-  }
-  found = {}
+  prompts, found = {}, {}
+  for key, truth in truths.items():
+    x, y, _ = deepest_point(truth)
+    prompts[key] = ObjectPrompt(((x, y),), (1,))
   for count in range(1, counts[-1] + 1):
     if count in counts:
       found[count] = dict(prompts)
