@@ -41,7 +41,7 @@ class Job:
     out: output directory; created when there is something to write.
     formats: keys of `track_formats.FORMATS`.
     overlay: whether to draw the objects over the video.
-    saved_frames: frames between two saved sessions.
+    saved_frames: frames between two saved sessions; None for `SAVED_FRAMES`.
   """
 
   video: Path
@@ -53,7 +53,7 @@ class Job:
   direction: Direction = "forward"
   formats: Sequence[str] = ()
   overlay: bool = True
-  saved_frames: int = SAVED_FRAMES
+  saved_frames: int | None = None
 
   @property
   def files(self) -> TrackFiles:
@@ -194,7 +194,7 @@ class _Saving:
   def save_if_due(self) -> None:
     frames, done = self._tracks.frames - self._last, self._tracks.frames
     seconds = time.monotonic() - self._ended
-    needed = self._job.saved_frames
+    needed = self._job.saved_frames or SAVED_FRAMES
     if self._session.tracker.state.history:
       needed = max(needed, done // _GROWTH)
     if frames >= needed or (seconds >= SAVED_SECONDS and seconds >= 10 * self._cost):
