@@ -19,11 +19,11 @@ SMALL = dataclasses.replace(CONFIG, video=VIDEO)
 SIZE = (24, 40)
 
 
-def small_model() -> Sam3:
+def small_model(dtype: str = "float32") -> Sam3:
   """A model with programs of its own."""
   tokenizer = Tokenizer(GOLDENS / "tokenizer.model", context=CONFIG.text.context)
   info = {"name": "small"}
-  return quick_video(Sam3(SMALL, _parameters(), tokenizer, info=info, dtype="float32"))
+  return quick_video(Sam3(SMALL, _parameters(), tokenizer, info=info, dtype=dtype))
 
 
 @functools.cache

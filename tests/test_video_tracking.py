@@ -317,6 +317,16 @@ def test_prompts_on_several_frames_need_no_history(model, direction):
   assert tracked(False) == tracked(True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memories_have_the_dtype_of_the_model(model, dtype):
+  other = model if dtype == "float32" else small_model(dtype)
+  with other.video(moving_frames(2)) as session:
+    session.add(CLICK)
+    list(session.run())
+    assert session.tracker.state.bank.memory.dtype == dtype
+    assert session.tracker.state.store.get((1, 1)).memory.dtype == dtype
+
+
 def test_checkpoint_without_tracker(model):
   other = small_model()
   other.params = {name: tree for name, tree in other.params.items() if name != "video"}
