@@ -32,7 +32,8 @@ def write_video(path: Path, count: int = 40) -> Path:
 
 def results(out: Path) -> dict[str, bytes]:
   """The files of a job, by name; those of its tracks must be equal to the byte."""
-  return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.*"))}
+  files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+  return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def use_small_model() -> None:
@@ -49,11 +50,6 @@ def use_small_model() -> None:
       count(meter, frame)
 
     track_video._Meter.count = slow
-
-
-def ids(line: dict) -> list[int]:
-  """The ids of the objects in a line."""
-  return [one["id"] for one in line["objects"]]
 
 
 def mask_of(x: int, y: int, side: int = 10) -> np.ndarray:

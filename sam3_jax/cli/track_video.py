@@ -92,9 +92,12 @@ def run(
     ValueError, OSError: anything that is wrong. Lines written before it are complete.
   """
 
+  notes: set[str] = set()
+
   def note(line: str) -> None:
-    if not console.quiet:
+    if line not in notes and not console.quiet:
       say(errors, f"note: {line}")
+    notes.add(line)
 
   with open_video(job.video, note=note) as source:
     clip = Clip(source, job.start, job.stop, job.every)
