@@ -122,9 +122,9 @@ def track(
   job = Job(
     video=video,
     prompts=typed,
-    start=start,
-    stop=stop,
-    every=every,
+    start=_position(start),
+    stop=None if stop is None else _position(stop),
+    every=_position(every),
     direction=direction.value,
     out=out,
     formats=[each.value for each in to or []],
@@ -136,3 +136,8 @@ def track(
     done = run(job, directory, precision, Console(quiet=quiet), Console(stderr=True), stopping)
   if not done:
     raise typer.Exit(RESUME)
+
+
+def _position(text: str) -> int | str:
+  """A frame number, or the text of a time; checked when the video is open."""
+  return int(text) if text.isdecimal() and text.isascii() else text
