@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import av  # noqa: E402
 import tracking_jobs  # noqa: E402
 
-FRAMES = 120
+FRAMES = 80
 SAVED = 10  # frames between two saved sessions
 PAUSE = 0.02  # seconds added to each frame
 EACH = 3  # kills of a job

@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # pytest has this directory on its path
+  sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 import clips
 import numpy as np
 import small_video
