@@ -112,4 +112,5 @@ def check_same_size(config: Config, base: Base, where: str) -> None:
 def _comparable(config: Config) -> dict[str, Any]:
   values = dataclasses.asdict(config)
   values["text"].pop("mask_padding", None)
-  return {name: x for name, x in values.items() if name not in ("dropout", "concept_points")}
+  other = "dropout", "concept_points", "video"
+  return {name: x for name, x in values.items() if name not in other}

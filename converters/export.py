@@ -123,7 +123,8 @@ class _Job:
     item_of = {path: item for item, paths in stored.items.items() for path in paths}
     visual = any(path.startswith(f"{VISUAL}/") for path in item_of)
     given = translate(self.unread | self._frequencies(item_of), layout, self.config)
-    self.memory_layers = memory_layers(given)
+    video = self.config.video
+    self.memory_layers = video.layers if video else memory_layers(given)
     entries = table.entries(self.config, visual=visual)
     self.kept = {name: array for name, array in given.items() if name not in entries}
     unread_shapes = table.unread_shapes(self.config, self.kept)

@@ -27,6 +27,7 @@ def convert_meta(
   """
   table = meta.TABLE
   config = config or infer_config(table, {name: array.shape for name, array in arrays.items()})
+  config = table.with_video(config, arrays)
   shapes = expected_shapes(config, visual=table.has_visual(arrays))
   return config, convert_arrays(table, arrays, shapes, config, dtype)
 

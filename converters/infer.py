@@ -33,7 +33,7 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
   queries, model_width = shape("decoder/query_embedding")
   blocks = layers("trunk/blocks/*/norm1/scale")
   rope = _rope_facts(found.named, width) or _released_facts(width, blocks)
-  return Config(
+  config = Config(
     trunk=TrunkConfig(
       width=width,
       heads=rope["heads"],
@@ -66,6 +66,7 @@ def infer_config(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Config:
       if target.startswith("geometry/point_")
     ),
   )
+  return table.with_video(config, shapes)
 
 
 class _Shapes:

@@ -23,8 +23,15 @@ WORDS = {
   "masks": "the segmentation head",
   "visual/neck": "the tracker's neck",
   "visual": "the tracker",
+  "video": "the tracker's memory",
 }
-OPTIONAL = ("visual/neck", "visual")
+OPTIONAL = ("visual/neck", "visual", "video")
+# Tensors that the model does not read, and whose names do not show their part.
+LOOSE = {
+  "tracker.no_mem_pos_enc": "video",
+  "tracker_model.no_memory_positional_encoding": "video",
+  "tracker_model.shared_image_embedding.positional_embedding": "visual",
+}
 DETECTOR = tuple(part for part in WORDS if part not in OPTIONAL)
 
 
@@ -37,10 +44,10 @@ class Parts:
     self._above: dict[tuple[str, ...], set[str]] = {}
     paths = canonical_names(table)
     for name, path in paths.items():
-      if path:
-        self._add(name, _part(path))
+      if path or name in LOOSE:
+        self._add(name, LOOSE.get(name) or _part(path))
     for name, path in paths.items():
-      if not path:
+      if not path and name not in LOOSE:
         self.names.setdefault(self.of(name), set()).add(self._normal(name))
 
   def of(self, name: str) -> str:

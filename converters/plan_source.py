@@ -87,6 +87,7 @@ def plan_source(
   if base:
     return plan_with_base(base, table, sources, weights, config)
   if config is not None:
+    config = table.with_video(config, sources)
     check_size(table, sources, config, weights)
     check_parts(table, sources, weights)
     planned, faults = match_tensors(table, sources, shapes(config), config)
@@ -114,6 +115,8 @@ def plan_with_base(
   added = {n: x for n, x in base.sources(table).items() if n not in own and is_absent(n)}
   whole = own | added
   config = dataclasses.replace(base.config, concept_points=_has_points(table, whole, base))
+  if table.video_rules:  # else the tracker is the base's, if it has one
+    config = table.with_video(config, whole)
   visual = table.has_visual(whole) or (base.visual and not table.visual_rules)
   shapes = expected_shapes(config, visual=visual)
   entries = table.entries(config, visual=visual and bool(table.visual_rules))
@@ -145,6 +148,7 @@ def _plan_inferred(
   except ValueError as unclear:
     error = unclear
   released = dataclasses.replace(RELEASED, concept_points=layout is meta)
+  released = table.with_video(released, sources)
   second, others = match_tensors(table, sources, shapes(released), released)
   if not others:
     return second

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.config import Config, LiteTextConfig
+from sam3_jax.config import Config, LiteTextConfig, VideoConfig
 
 from .rules import Rule
 from .source import Source
 
 # Rows of the label table and copies of the mask MLP in the head for visual prompts, as in SAM 2.
 LABELS, MASKS = 4, 4
+MEMORY = "video/memory_attention/layers/*"
 MIXERS = "text/first/", "text/last/"  # before and after the layers of LiteText's encoder
 
 Slot = tuple[str, tuple[int, ...]]  # path of one of our arrays, and the index of a layer in it
@@ -74,6 +75,8 @@ class Table:
     visual_rules: the tensors of visual prompts, by whole names. If a source lacks the head for
       them, its tensors of these names are unread.
     visual_parts: what the names of that head and of its neck start with.
+    video_rules: the tensors of the tracker, beyond those of visual prompts; as `visual_rules`.
+    video_parts: what the names of its parts start with.
   """
 
   name: str
@@ -87,15 +90,19 @@ class Table:
   format_layer: Callable[[int], str] = str
   visual_rules: tuple[Rule, ...] = ()
   visual_parts: tuple[str, ...] = ()
+  video_rules: tuple[Rule, ...] = ()
+  video_parts: tuple[str, ...] = ()
 
   def entries(self, config: Config, *, visual: bool = False) -> dict[str, Entry]:
     """Every tensor that a source of this layout must have, by canonical name.
 
-    With `visual`, the tensors of visual prompts are included.
+    With `visual`, the tensors of visual prompts are included, and, if the configuration has a
+    tracker, those of the tracker.
     """
     entries = {}
     names = [(self.prefix + item.source, item) for item in self.rules]
     names += [(item.source, item) for item in self.visual_rules if visual]
+    names += [(item.source, item) for item in self.video_rules if visual and config.video]
     for source, item in names:
       target = item.targets[0]
       if target.startswith("geometry/point_") and not config.concept_points:
@@ -119,9 +126,30 @@ class Table:
   def has_visual(self, names: Iterable[str]) -> bool:
     """Whether a source with these tensors has the head for visual prompts and its neck, or at
     least a part of each."""
+    return bool(self.visual_rules) and self._has_each(self.visual_parts, names)
+
+  def with_video(self, config: Config, names: Iterable[str]) -> Config:
+    """The configuration of a source with these tensors: with the tracker, if the source has at
+    least a part of each of its parts, else without. No configuration of a source has its sizes, but
+    they are those of the released model."""
+    names = [self.canonical(name) for name in names]
+    parts = self.visual_parts + self.video_parts
+    if not self.video_rules or not self._has_each(parts, names):
+      return dataclasses.replace(config, video=None)
+    if config.video:
+      return config
+    video = VideoConfig(layers=self._memory_layers(names), mlp_width=config.mlp_width)
+    return dataclasses.replace(config, video=video)
+
+  def _has_each(self, parts: tuple[str, ...], names: Iterable[str]) -> bool:
     found = [self.canonical(name) for name in names]
-    there = (any(name.startswith(part) for name in found) for part in self.visual_parts)
-    return bool(self.visual_rules) and all(there)
+    return all(any(name.startswith(part) for name in found) for part in parts)
+
+  def _memory_layers(self, names: Iterable[str]) -> int:
+    """The number of layers of the memory attention."""
+    source = next(item.source for item in self.video_rules if item.targets[0].startswith(MEMORY))
+    pattern = re.compile(re.escape(source.partition("*")[0]) + r"(\d{1,2})\..*")
+    return 1 + max(int(m[1]) for name in names if (m := pattern.fullmatch(name)))
 
   def reason(self, patterns: Mapping[str, str], name: str) -> str | None:
     """The reason in `unread` or `dropped` for this name, or None."""
@@ -141,6 +169,7 @@ def _source_layer(target: str, layer: int, config: Config) -> int:
 
 
 def _layers(stack: str, config: Config) -> int:
+  video = config.video or VideoConfig()
   return {
     "trunk/blocks": config.trunk.blocks,
     "text/blocks": config.text.layers,
@@ -149,6 +178,8 @@ def _layers(stack: str, config: Config) -> int:
     "decoder/layers": config.decoder_layers,
     "visual/prompt/label_embedding": LABELS,
     "visual/decoder/mask_mlp": MASKS,
+    "video/memory_attention/layers": video.layers,
+    "video/memory_encoder/blocks": video.blocks,
   }[stack]
 
 

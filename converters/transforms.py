@@ -29,18 +29,24 @@ class Axes:
     return np.transpose(array, np.argsort(self.order))
 
 
+@dataclasses.dataclass(frozen=True)
 class HalfSplit:
-  """Reorders the rows of the trunk's queries and keys: each head's even channels, then its odd.
+  """Reorders the rows of queries and keys: each head's even channels, then its odd.
 
   The sources apply RoPE to adjacent channels; we rotate channel i with channel i + half.
+
+  Attributes:
+    heads: of the attention; None for those of the trunk.
   """
 
+  heads: int | None = None
+
   def apply(self, array: np.ndarray, config: Config) -> np.ndarray:
-    pairs = array.reshape(config.trunk.heads, -1, 2, *array.shape[1:])
+    pairs = array.reshape(self.heads or config.trunk.heads, -1, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)
 
   def undo(self, array: np.ndarray, config: Config) -> np.ndarray:
-    halves = array.reshape(config.trunk.heads, 2, -1, *array.shape[1:])
+    halves = array.reshape(self.heads or config.trunk.heads, 2, -1, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
 

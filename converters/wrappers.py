@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from sam3_jax.config import RELEASED, LiteTextConfig
+from sam3_jax.config import RELEASED, LiteTextConfig, VideoConfig
 
 from .layouts import huggingface, keras_hub, meta
 from .table import Table
@@ -93,8 +93,9 @@ def canonical_names(table: Table) -> dict[str, str]:
 
   The path is empty for tensors that the model does not read.
   """
-  lite = table is huggingface.LITE
-  config = dataclasses.replace(RELEASED, text=LiteTextConfig()) if lite else RELEASED
+  config = dataclasses.replace(RELEASED, video=VideoConfig())
+  if table is huggingface.LITE:
+    config = dataclasses.replace(config, text=LiteTextConfig())
   memory: dict[str, Any] = {
     "tracker.transformer.encoder.layers.3.norm1.weight": None,
     "tracker_model.memory_attention.layers.3.layer_norm1.weight": None,

@@ -10,6 +10,7 @@ from sam3_jax.config import RELEASED, SIZES, Config
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
+from sam3_jax.inference.video.session import VideoSession
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -17,6 +18,7 @@ from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.detections import Detections, VisualMasks
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
+from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.registry import find_checkpoint
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
@@ -35,6 +37,8 @@ __all__ = [
   "Segments",
   "TextEmbedding",
   "Tokenizer",
+  "TrackedFrame",
+  "VideoSession",
   "VisualMasks",
   "VisualPrompt",
   "add_instance",

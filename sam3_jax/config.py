@@ -5,6 +5,7 @@ Source of the released sizes: Meta's SAM 3 code and the shapes in its checkpoint
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from sam3_jax.utils.dataclass_dict import from_dict
@@ -116,8 +117,54 @@ class LiteTextConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackerRules:
+  """Thresholds of the tracker; the defaults are those of Meta's released video model."""
+
+  # Reads the latest frames whose score exceeds `min_memory_score`; False reads the latest frames.
+  memory_selection: bool = True
+  min_memory_score: float = 0.01  # mean object score of a frame's group times its mean IoU
+  max_objects: int = 128  # objects tracked at once; Meta has 10,000
+  max_points: int = 16  # clicks read on a frame: the first half and the last half of them
+  # Cells of the largest holes that are filled, and of the largest islands that are removed; 0 for
+  # neither.
+  hole_area: int = 16
+
+  def __post_init__(self):
+    if self.hole_area:
+      _check_ranges(self, "tracker ")
+    else:
+      _check_ranges(dataclasses.replace(self, hole_area=1), "tracker ")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+  """The tracker: what it keeps of earlier frames and how it reads them (SAM 2's; Ravi et al. 2024,
+  arXiv:2408.00714)."""
+
+  memory_channels: int = 64  # channels of a memory's cells, and of an object pointer's tokens
+  memories: int = 7  # frames whose memories are read: a conditioning frame and the previous ones
+  pointers: int = 16  # frames whose object pointers are read
+  conditioning: int = 4  # conditioning frames that are read at most
+  layers: int = 4  # layers of the memory attention
+  mlp_width: int = 2048  # hidden channels of their MLPs
+  mask_widths: tuple[int, int, int, int] = (4, 16, 64, 256)  # of the mask, on its way to the grid
+  blocks: int = 2  # ConvNeXt blocks that fuse mask and image to a memory
+  rules: TrackerRules = TrackerRules()
+
+  def __post_init__(self):
+    _check_ranges(self, "video ")
+    if not all(0 < width <= MAX_SIZE for width in self.mask_widths):
+      raise ValueError(f"video mask_widths must be 1 to {MAX_SIZE:,} each; got {self.mask_widths}.")
+    if self.memory_channels % 4:
+      raise ValueError(
+        f"video memory_channels must be a multiple of 4 (a sine code for each of two axes); got "
+        f"{self.memory_channels}."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """The whole detector; the defaults are the released checkpoint."""
+  """The whole model; the defaults are the released checkpoint's detector."""
 
   trunk: TrunkConfig = TrunkConfig()  # the image encoder
   text: TextConfig | LiteTextConfig = TextConfig()  # the text encoder
@@ -132,6 +179,7 @@ class Config:
   queries: int = 200  # object queries, the largest number of detections per prompt
   concept_points: bool = True  # whether concept prompts may have points, as in Meta's checkpoint
   dropout: float = 0.1  # rate in geometry, fusion, decoder and scoring; in training only
+  video: VideoConfig | None = None  # the tracker; None for a checkpoint without one
 
   def __post_init__(self):
     _check_ranges(self)
@@ -160,6 +208,12 @@ class Config:
         f"the grid of {self.grid} patches (image_size / patch) must be a multiple of the window, "
         f"{self.trunk.window} patches; change image_size or window."
       )
+    if self.video and self.width % self.video.memory_channels:
+      raise ValueError(
+        f"width {self.width} must be a multiple of video memory_channels, "
+        f"{self.video.memory_channels} (an object pointer is cut into tokens of that size); change "
+        "either."
+      )
 
   @property
   def grid(self) -> int:
@@ -172,13 +226,23 @@ class Config:
     return 4 * self.grid
 
   def to_dict(self) -> dict[str, Any]:
-    """Nested plain values, ready for JSON."""
-    return dataclasses.asdict(self)
+    """Nested plain values, ready for JSON; without `video` if there is no tracker, so that a
+    checkpoint of an earlier version keeps its identity."""
+    values = dataclasses.asdict(self)
+    if self.video is None:
+      del values["video"]
+    return values
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "Config":
-    """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing."""
+    """Inverse of `to_dict`. Raises ValueError on a field that is unknown or missing. A missing
+    rule of the tracker has its default."""
     remedy = "Convert the checkpoint again with this version of sam3-jax."
+    if isinstance(values, Mapping):
+      values = {"video": None} | dict(values)
+      if isinstance(video := values["video"], Mapping) and isinstance(video.get("rules"), Mapping):
+        rules = dataclasses.asdict(TrackerRules()) | dict(video["rules"])
+        values["video"] = dict(video) | {"rules": rules}
     return from_dict(cls, values, "config", complete=remedy)
 
 

@@ -6,6 +6,7 @@
   K  kept queries, masks     D  width (256)               M  points of a prompt
   C  channels of any layer   A, I, J  batch, queries and keys of an attention
   G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
+  O  tracked objects         F  remembered frames       E  object pointers, or their tokens
 
 A letter has the same meaning everywhere. Q1 is Q + 1; H2 and C2 are a layer's output sizes where H
 and C are its input sizes; P2, P3 and A2 equal P or A, or are 1 and broadcast. `training.batch`
@@ -293,3 +294,24 @@ class VisualMasks(Saveable):
     logits = jnp.take_along_axis(self.mask_logits, choice[:, :, None, None], axis=1)
     iou = jnp.take_along_axis(self.iou, choice, axis=1)
     return dataclasses.replace(self, mask_logits=logits, iou=iou)
+
+
+@struct.dataclass
+class Remembered:
+  """What tracked objects have of earlier frames; without the first axis, what one object has.
+
+  Attributes:
+    memory: memories of frames, cell by cell.
+    code: position codes of the frames in time.
+    valid: False on padding.
+    token: object pointers, cut into tokens.
+    token_code: their position codes in time.
+    token_valid: False on padding.
+  """
+
+  memory: Float[Array, "*O F HW C"]
+  code: Float[Array, "*O F C"]
+  valid: Bool[Array, "*O F"]
+  token: Float[Array, "*O E C"]
+  token_code: Float[Array, "*O E C"]
+  token_valid: Bool[Array, "*O E"]

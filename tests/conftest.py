@@ -22,7 +22,8 @@ import jaxtyping
 import pytest
 
 jaxtyping.install_import_hook(
-  ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.model.visual"], "beartype.beartype"
+  ["sam3_jax.model", "sam3_jax.ops", "sam3_jax.model.visual", "sam3_jax.model.video"],
+  "beartype.beartype",
 )
 
 

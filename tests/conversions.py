@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from golden_model import CONFIG, parameters, visual_parameters
+from golden_model import CONFIG, VIDEO_CONFIG, parameters, video_parameters, visual_parameters
 from layouts import TOKENIZER, layout, write_folder
 from sam3_jax.converters import convert
 
@@ -14,6 +14,7 @@ from sam3_jax.checkpoint import bundle
 from sam3_jax.utils.param_tree import flatten
 
 HUB = dataclasses.replace(CONFIG, concept_points=False)
+HUB_VIDEO = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def converted(source, out, **options):
 
 
 def assert_tree(params, points=False, visual=True, dtype="float32", through=None):
-  whole = parameters() | ({"visual": visual_parameters()} if visual else {})
+  tracker = {"visual": visual_parameters(), "video": video_parameters()}
+  whole = parameters() | (tracker if visual else {})
   want = flatten(jax.tree.map(np.asarray, whole))
   want = {name: x for name, x in want.items() if points or not name.startswith("geometry/point_")}
   got = flatten(params)

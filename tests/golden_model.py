@@ -5,6 +5,7 @@ hand, so that the converters have an independent oracle.
 the outputs of Meta's code on those.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from weights import weights
 
-from sam3_jax.config import Config, TextConfig, TrunkConfig
+from sam3_jax.config import Config, TextConfig, TrunkConfig, VideoConfig
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 CONFIG = Config(
@@ -29,22 +30,24 @@ CONFIG = Config(
   decoder_layers=3,
   queries=10,
 )
+VIDEO_CONFIG = dataclasses.replace(CONFIG, video=VideoConfig(layers=2, mlp_width=256))
+VIDEO_SEED = 3  # of the weights with which the goldens in `video` were made
 
 
-def meta_weights(prefix: str = "detector.") -> dict[str, np.ndarray]:
+def meta_weights(prefix: str = "detector.", seed: int = 0) -> dict[str, np.ndarray]:
   """Every float tensor of the tiny model by its name in Meta's layout."""
   rows = (line.split("\t") for line in (GOLDENS / "tiny_keys.txt").read_text().splitlines())
   return {
-    name: weights(name, tuple(int(n) for n in shape.strip("()").split(",") if n.strip()))
+    name: weights(name, tuple(int(n) for n in shape.strip("()").split(",") if n.strip()), seed)
     for name, shape, dtype in rows
     if dtype == "float32" and name.startswith(prefix)
   }
 
 
 @functools.cache
-def parameters() -> dict:
+def parameters(seed: int = 0) -> dict:
   """The tiny model's parameters in our layout."""
-  w = {name.removeprefix("detector."): x for name, x in meta_weights().items()}
+  w = {name.removeprefix("detector."): x for name, x in meta_weights(seed=seed).items()}
 
   def dense(name):
     return {"kernel": w[f"{name}.weight"].T, "bias": w[f"{name}.bias"]}
@@ -198,9 +201,10 @@ def parameters() -> dict:
 
 
 @functools.cache
-def visual_parameters() -> dict:
+def visual_parameters(seed: int = 0) -> dict:
   """The tiny model's head for visual prompts in our layout: the part `visual`."""
-  w = meta_weights("tracker.") | meta_weights("detector.backbone.vision_backbone.sam2_convs.")
+  w = meta_weights("tracker.", seed)
+  w |= meta_weights("detector.backbone.vision_backbone.sam2_convs.", seed)
   prompt, decoder = "tracker.sam_prompt_encoder", "tracker.sam_mask_decoder"
   conv, deconv = (2, 3, 1, 0), (2, 3, 0, 1)
 
@@ -274,6 +278,85 @@ def visual_parameters() -> dict:
       "mask_mlp": jax.tree.map(lambda *x: np.stack(x), *masks),
       "iou_head": mlp(f"{decoder}.iou_prediction_head"),
       "object_head": mlp(f"{decoder}.pred_obj_score_head"),
+    },
+  }
+  return jax.tree.map(jnp.asarray, tree)
+
+
+@functools.cache
+def video_parameters(seed: int = 0) -> dict:
+  """The tiny model's tracker in our layout: the part `video`."""
+  prefix = "tracker."
+  w = {name.removeprefix(prefix): x for name, x in meta_weights(prefix, seed).items()}
+  encoder, attention = "maskmem_backbone", "transformer.encoder"
+
+  def layer(name, axes=(1, 0)):
+    return {"kernel": w[f"{name}.weight"].transpose(axes), "bias": w[f"{name}.bias"]}
+
+  def conv(name):
+    return layer(name, (2, 3, 1, 0))
+
+  def norm(name):
+    return {"scale": w[f"{name}.weight"], "bias": w[f"{name}.bias"]}
+
+  def rotated(name):
+    """Adjacent channel pairs become halves."""
+    kernel, bias = w[f"{name}.weight"].T, w[f"{name}.bias"]
+    order = np.arange(len(bias)).reshape(-1, 2).T.ravel()
+    return {"kernel": kernel[:, order], "bias": bias[order]}
+
+  def attend(name):
+    return {
+      "query": rotated(f"{name}.q_proj"),
+      "key": rotated(f"{name}.k_proj"),
+      "value": layer(f"{name}.v_proj"),
+      "out": layer(f"{name}.out_proj"),
+    }
+
+  def attention_layer(i):
+    name = f"{attention}.layers.{i}"
+    return {
+      "norm1": norm(f"{name}.norm1"),
+      "self_attn": attend(f"{name}.self_attn"),
+      "norm2": norm(f"{name}.norm2"),
+      "cross_attn": attend(f"{name}.cross_attn_image"),
+      "norm3": norm(f"{name}.norm3"),
+      "mlp": {f"fc{j}": layer(f"{name}.linear{j}") for j in (1, 2)},
+    }
+
+  def block(i):
+    name = f"{encoder}.fuser.layers.{i}"
+    return {
+      "depthwise": conv(f"{name}.dwconv"),
+      "norm": norm(f"{name}.norm"),
+      "mlp": {f"fc{j}": layer(f"{name}.pwconv{j}") for j in (1, 2)},
+      "scale": w[f"{name}.gamma"],
+    }
+
+  def stack(layers):
+    return jax.tree.map(lambda *x: np.stack(x), *layers)
+
+  mask = f"{encoder}.mask_downsampler.encoder"
+  tree = {
+    "memory_codes": w["maskmem_tpos_enc"][:, 0, 0],
+    "no_object_pointer": w["no_obj_ptr"][0],
+    "no_object_memory": w["no_obj_embed_spatial"][0],
+    "pointer_mlp": {f"fc{i + 1}": layer(f"obj_ptr_proj.layers.{i}") for i in range(3)},
+    "pointer_time": layer("obj_ptr_tpos_proj"),
+    "mask_downsample": conv("mask_downsample"),
+    "memory_encoder": {
+      "mask": {
+        **{f"conv{i + 1}": conv(f"{mask}.{3 * i}") for i in range(4)},
+        **{f"norm{i + 1}": norm(f"{mask}.{3 * i + 1}") for i in range(4)},
+        "project": conv(f"{mask}.12"),
+      },
+      "image_project": conv(f"{encoder}.pix_feat_proj"),
+      "blocks": stack([block(i) for i in range(2)]),
+      "project": conv(f"{encoder}.out_proj"),
+    },
+    "memory_attention": {
+      "layers": stack([attention_layer(i) for i in range(2)]),
+      "norm_final": norm(f"{attention}.norm"),
     },
   }
   return jax.tree.map(jnp.asarray, tree)

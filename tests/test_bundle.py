@@ -13,10 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from bundle_files import INFO, TOKENIZER, UNREAD, assert_params, edit, refused
-from golden_model import CONFIG, parameters, visual_parameters
+from golden_model import CONFIG, VIDEO_CONFIG, parameters, video_parameters, visual_parameters
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sam3_jax import Sam3
 from sam3_jax.checkpoint import bundle, checksums, validate, writer
+from sam3_jax.cli.inspect import describe
 from sam3_jax.utils.param_tree import flatten
 
 saved = bundle_files.saved
@@ -138,7 +140,11 @@ def test_inspect(saved):
   assert summary.unread == {"kept from the source": {"tensors": 2, "parameters": 7}}
   count = summary.parameters
   assert summary.memory == {"float32": 4 * count, "bfloat16": 2 * count}
-  assert summary.cannot == ["visual prompts: it has no head for points, boxes and masks"]
+  assert summary.cannot == [
+    "visual prompts: it has no head for points, boxes and masks",
+    "video: it has no tracker; convert the released weights, facebook/sam3 or sam3.pt, with "
+    "`sam3-jax convert`",
+  ]
   files = sum(path.is_file() for path in saved.rglob("*")) - 1
   assert summary.checks["fingerprint"] == "none"
   assert summary.checks["checksums"].endswith(
@@ -168,6 +174,39 @@ def test_head_for_visual_prompts_is_optional(tmp_path):
   assert_params(bundle.load(tmp_path / "x", verify=True).params, whole)
   count = sum(x.size for x in jax.tree.leaves(visual_parameters()))
   assert bundle.inspect(tmp_path / "x").parts["visual"] == count
+
+
+@pytest.mark.slow
+def test_tracker_is_optional(tmp_path):
+  whole = parameters() | {"visual": visual_parameters(), "video": video_parameters()}
+  bundle.save(tmp_path / "x", whole, VIDEO_CONFIG, TOKENIZER, info=INFO)
+  loaded = bundle.load(tmp_path / "x", verify=True)
+  assert_params(loaded.params, whole)
+  assert loaded.config == VIDEO_CONFIG
+  summary = bundle.inspect(tmp_path / "x")
+  assert summary.parts["video"] == sum(x.size for x in jax.tree.leaves(video_parameters()))
+  assert summary.cannot == []
+  assert "tracker with 7 memories of 64 channels, 2 layers" in cells(describe(summary))
+  del whole["video"]
+  with pytest.raises(ValueError, match=r"72 faults: video/.* is missing"):
+    bundle.save(tmp_path / "y", whole, VIDEO_CONFIG, TOKENIZER)
+
+
+def cells(table):
+  return [str(cell) for column in table.columns for cell in column.cells]
+
+
+def test_checkpoint_of_an_earlier_version_tells_to_convert_again(saved, tmp_path):
+  """Its tracker is among the tensors that it keeps from its source."""
+  unread = {"tracker.transformer.encoder.norm.weight": np.ones(2, np.float32)}
+  bundle.save(tmp_path / "x", parameters(), CONFIG, TOKENIZER, info=INFO, unread=unread)
+  summary = bundle.inspect(tmp_path / "x")
+  remedy = "an earlier version of sam3-jax converted it, without the tracker; convert its source"
+  assert summary.cannot[1].startswith(f"video: {remedy} again")
+  for path, match in ((tmp_path / "x", remedy), (saved, "it has no tracker; convert the released")):
+    with pytest.raises(ValueError, match=f"^tiny cannot track objects: {match}") as caught:
+      Sam3.from_checkpoint(path).video_params()
+    assert "\n" not in str(caught.value)
 
 
 def test_sealed_shapes_are_not_traced_again(copy, monkeypatch):

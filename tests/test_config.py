@@ -6,7 +6,17 @@ import re
 
 import pytest
 
-from sam3_jax.config import RELEASED, SIZES, Config, TextConfig, TrunkConfig
+from sam3_jax.config import (
+  RELEASED,
+  SIZES,
+  Config,
+  TextConfig,
+  TrackerRules,
+  TrunkConfig,
+  VideoConfig,
+)
+
+VIDEO = dataclasses.replace(RELEASED, video=VideoConfig())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -14,6 +24,22 @@ def test_round_trip_through_json(size):
   config = SIZES[size]
   assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
   assert hash(config) == hash(dataclasses.replace(config))  # a static argument of jit
+
+
+def test_tracker_is_optional():
+  """A configuration without it is stored as by earlier versions, so that identities stay."""
+  assert "video" not in RELEASED.to_dict()
+  values = json.loads(json.dumps(VIDEO.to_dict()))
+  assert Config.from_dict(values) == VIDEO
+  assert Config.from_dict(values | {"video": None}) == RELEASED
+  del values["video"]
+  assert Config.from_dict(values) == RELEASED
+
+
+def test_missing_rules_of_the_tracker_have_their_defaults():
+  values = VIDEO.to_dict()
+  values["video"]["rules"] = {"hole_area": 0}
+  assert Config.from_dict(values).video == VideoConfig(rules=TrackerRules(hole_area=0))
 
 
 def test_defaults_are_the_released_sizes():
@@ -101,6 +127,33 @@ def test_configurations_are_frozen_and_keyword_only():
     (lambda: _changed(width=True), "config.width must be of type int; got True."),
     (lambda: _changed(concept_points=1), "config.concept_points must be of type bool; got 1."),
     (lambda: _changed(dropout=None), "config.dropout must be of type float; got None."),
+    (
+      lambda: VideoConfig(memory_channels=6),
+      "video memory_channels must be a multiple of 4 (a sine code for each of two axes); got 6.",
+    ),
+    (
+      lambda: VideoConfig(mask_widths=(4, 16, 0, 256)),
+      "video mask_widths must be 1 to 65,536 each; got (4, 16, 0, 256).",
+    ),
+    (
+      lambda: Config(video=VideoConfig(memory_channels=96)),
+      "width 256 must be a multiple of video memory_channels, 96 (an object pointer is cut into "
+      "tokens of that size); change either.",
+    ),
+    (
+      lambda: TrackerRules(min_memory_score=1.5),
+      "tracker min_memory_score must be in [0, 1); got 1.5.",
+    ),
+    (lambda: TrackerRules(hole_area=-1), "tracker hole_area must be at least 1; got -1."),
+    (
+      lambda: _changed(video=VIDEO.to_dict()["video"] | {"mask_widths": [1, 2]}),
+      "config.video.mask_widths must have 4 values; got [1, 2].",
+    ),
+    (
+      lambda: _changed(video=VIDEO.to_dict()["video"] | {"rules": {"speed": 1}}),
+      "config.video.rules must have exactly the fields of TrackerRules; unknown: ['speed'], "
+      "missing: []. Convert the checkpoint again with this version of sam3-jax.",
+    ),
   ],
 )
 def test_invalid_values(make, message):
@@ -110,7 +163,8 @@ def test_invalid_values(make, message):
 
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize(
-  ("cls", "of"), [(Config, ""), (TrunkConfig, "trunk "), (TextConfig, "text ")]
+  ("cls", "of"),
+  [(Config, ""), (TrunkConfig, "trunk "), (TextConfig, "text "), (VideoConfig, "video ")],
 )
 def test_integers_must_be_positive(cls, of, value):
   names = [field.name for field in dataclasses.fields(cls) if field.type is int]

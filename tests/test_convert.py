@@ -10,8 +10,8 @@ import conversions
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conversions import HUB, assert_tree, converted, refused
-from golden_model import CONFIG, meta_weights
+from conversions import HUB, HUB_VIDEO, assert_tree, converted, refused
+from golden_model import CONFIG, VIDEO_CONFIG, meta_weights
 from layouts import TOKENIZER, huggingface_weights, layout, write_folder
 from safetensors.numpy import save_file
 from sam3_jax.converters import convert
@@ -20,8 +20,6 @@ from sam3_jax.converters.sources import find_weights
 from sam3_jax.checkpoint import bundle
 
 hub = conversions.hub
-
-NO_MEMORY = "tracker.no_mem_embed"
 
 
 @pytest.mark.slow
@@ -53,7 +51,7 @@ def test_huggingface_layouts(tmp_path, kind, shards):
   source = write_folder(tmp_path / "source", layout(kind), shards)
   loaded = converted(source, tmp_path / "out")
   assert_tree(loaded.params, visual=kind != "detector")
-  assert loaded.config == HUB
+  assert loaded.config == (HUB if kind == "detector" else HUB_VIDEO)
   assert loaded.tokenizer == TOKENIZER.read_bytes()
   assert loaded.info["trained"] is True
   assert "layout huggingface" in loaded.info["source"]
@@ -76,13 +74,12 @@ def test_huggingface_layouts(tmp_path, kind, shards):
 def test_meta_layout_in_safetensors(tmp_path):
   save_file(meta_weights(""), tmp_path / "sam3.safetensors")
   loaded = converted(tmp_path / "sam3.safetensors", tmp_path / "out", config=CONFIG)
-  assert loaded.config == CONFIG
+  assert loaded.config == VIDEO_CONFIG
   assert_tree(loaded.params, points=True)
   kept = bundle.load_unread(tmp_path / "out")
   position = "detector.backbone.vision_backbone.trunk.pos_embed"
   np.testing.assert_array_equal(kept[f"{position}[:, :1]"], meta_weights()[position][:, :1])
-  video = {name for name in kept if name.startswith("tracker.")}
-  assert video == {name for name in meta_weights("tracker.") if ".sam_" not in name} - {NO_MEMORY}
+  assert [name for name in kept if name.startswith("tracker.")] == ["tracker.no_mem_pos_enc"]
   assert "a class token's row: cut off before use" in bundle.inspect(tmp_path / "out").unread
 
 

@@ -96,10 +96,10 @@ def test_training_checkpoint_without_masks(base, theirs, tmp_path):
   convert(source, tmp_path / "out", base=base, note=notes.append)
   got = flatten(bundle.load(tmp_path / "out", verify=True).params)
   for path, array in got.items():
-    of_base = path.startswith(("masks/", "visual/"))
+    of_base = path.startswith(("masks/", "visual/", "video/"))
     np.testing.assert_array_equal(np.asarray(array), theirs[path] / (1 if of_base else 2))
   info = bundle.inspect(tmp_path / "out").info
-  assert info["base"]["parts"] == ["masks", "visual", "visual/neck"]
+  assert info["base"]["parts"] == ["masks", "video", "visual", "visual/neck"]
   assert info["base"]["identity"] == bundle.begin(base)[0].identity
   assert notes[0].startswith("took from the base base: the segmentation head")
   assert info["lacks"] == []

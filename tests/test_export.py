@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from clip_bpe import merges as clip_merges
-from golden_model import CONFIG, meta_weights, parameters
+from golden_model import CONFIG, VIDEO_CONFIG, meta_weights, parameters
 from layouts import TOKENIZER, layout, tiny_config, write_folder
 from safetensors.numpy import load_file
 from sam3_jax.converters import convert
@@ -145,7 +145,7 @@ def test_round_trip_without_the_source(bundles, tmp_path, kind):
   convert(tmp_path / "out", tmp_path / "again", config=config)
   first, second = (load(p, verify=True) for p in (bundles / "meta", tmp_path / "again"))
   assert second.tokenizer == first.tokenizer
-  assert second.config == dataclasses.replace(CONFIG, concept_points=kind == "meta")
+  assert second.config == dataclasses.replace(VIDEO_CONFIG, concept_points=kind == "meta")
   for path, array in jax.tree.leaves_with_path(second.params):
     want = first.params
     for key in path:
@@ -187,9 +187,9 @@ def test_unread_tensors_of_a_fine_tuned_model(bundles, tmp_path):
   )
   export(tmp_path / "tuned", tmp_path / "out", "meta")
   got = read(tmp_path / "out", "meta")
-  # Of the tracker, what a still image needs is read, and so tuned; what is for video is not.
+  # All of the tracker is read, and so tuned, but for a tensor that no code reads.
   tracker = {
-    name: array * 2 if ".sam_" in name or name == "tracker.no_mem_embed" else array
+    name: array if name == "tracker.no_mem_pos_enc" else array * 2
     for name, array in meta_weights("tracker.").items()
   }
   assert_arrays({name: got[name] for name in tracker}, tracker)
@@ -205,6 +205,9 @@ def test_training_keeps_unread_tensors(bundles):
 
   start = load_start(TrainConfig(checkpoint=str(bundles / "hub")))
   assert_arrays(start.unread, load_unread(bundles / "hub"))
+  assert start.untrained.keys() == {"visual", "video"}
+  start = load_start(TrainConfig(checkpoint=str(bundles / "hub"), objective="visual"))
+  assert start.untrained.keys() == {"video"}
 
 
 # --- refusals
@@ -250,7 +253,7 @@ def test_damaged_checkpoint_is_refused(bundles, tmp_path):
 SPOILT = {
   "huggingface": (
     "detector_model.detr_decoder.presence_token.weight",  # read
-    "tracker_model.memory_encoder.projection.bias",  # kept
+    "tracker_model.no_memory_positional_encoding",  # kept
   ),
   "meta": (
     "detector.transformer.decoder.presence_token.weight",

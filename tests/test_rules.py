@@ -9,7 +9,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from golden_model import CONFIG, meta_weights, parameters, visual_parameters
+from golden_model import (
+  CONFIG,
+  VIDEO_CONFIG,
+  meta_weights,
+  parameters,
+  video_parameters,
+  visual_parameters,
+)
 from layouts import layout
 from sam3_jax.converters.in_memory import convert_arrays, convert_meta, export_arrays
 from sam3_jax.converters.infer import infer_config
@@ -21,11 +28,13 @@ from sam3_jax.converters.source import Source
 from sam3_jax.converters.transforms import CONV, DECONV, DENSE, Grid, HalfSplit
 
 from sam3_jax.checkpoint.bundle import expected_shapes
-from sam3_jax.config import RELEASED, SIZES
+from sam3_jax.config import RELEASED, SIZES, VideoConfig
 from sam3_jax.model.rope import rope_table
 from sam3_jax.utils.param_tree import SHOWN_FAULTS, flatten
 
 NO_POINTS = dataclasses.replace(CONFIG, concept_points=False)
+VIDEO_NO_POINTS = dataclasses.replace(VIDEO_CONFIG, concept_points=False)
+NO_MEMORY_POSITION = "tracker.no_mem_pos_enc", "tracker_model.no_memory_positional_encoding"
 FIRST = "detector.backbone.vision_backbone.trunk.ln_pre.weight"
 
 
@@ -51,6 +60,10 @@ def oracle(points=True):
   return tree
 
 
+def tracker():
+  return {"visual": visual_parameters(), "video": video_parameters()}
+
+
 def test_meta_layout_gives_the_expected_tree():
   config, params = convert_meta(meta_weights(), CONFIG)
   assert config == CONFIG
@@ -63,7 +76,9 @@ def test_image_model_names_without_prefix():
     name.replace("tracker.", "inst_interactive_predictor.model."): array
     for name, array in meta_weights("tracker.").items()
   }
-  assert_same(convert_meta(arrays, CONFIG)[1], oracle() | {"visual": visual_parameters()})
+  config, params = convert_meta(arrays, CONFIG)
+  assert config == VIDEO_CONFIG
+  assert_same(params, oracle() | tracker())
   assert set(planned(arrays).unread) == set(planned(layout("meta")).unread)
 
 
@@ -74,14 +89,31 @@ def test_huggingface_layouts_give_the_expected_tree_without_points(kind):
 
 
 @pytest.mark.parametrize("kind", ["meta", "hub", "doubled"])
-def test_visual_prompt_head_is_converted(kind):
+@pytest.mark.parametrize("video", [False, True])
+def test_tracker_is_converted(kind, video):
+  """Its head for visual prompts always, and the rest if the configuration has it."""
   table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
   assert table.has_visual(layout(kind))
+  if video:
+    config = table.with_video(config, layout(kind))
+    assert config.video == VIDEO_CONFIG.video
   shapes = expected_shapes(config, visual=True)
   params = convert_arrays(table, layout(kind), shapes, config)
-  assert_same(params["visual"], jax.tree.map(np.asarray, visual_parameters()))
-  del params["visual"]
+  for part, want in tracker().items():
+    if part == "visual" or video:
+      assert_same(params.pop(part), jax.tree.map(np.asarray, want))
   assert_same(params, oracle(kind == "meta"))
+
+
+def test_configurations_of_sources_without_tracker():
+  """Without a head for visual prompts, its neck, or one of the tracker's parts."""
+  for table, whole in ((meta.TABLE, layout("meta")), (huggingface.TABLE, layout("hub"))):
+    assert table.with_video(CONFIG, whole) == VIDEO_CONFIG
+    given = dataclasses.replace(CONFIG, video=VideoConfig(layers=3))
+    assert table.with_video(given, whole) == given
+    for part in (*table.visual_parts, *table.video_parts):
+      names = [name for name in whole if not name.startswith(part)]
+      assert table.with_video(given, names) == CONFIG
 
 
 def test_sources_without_visual_prompt_head():
@@ -100,13 +132,19 @@ def test_incomplete_visual_prompt_head_is_refused():
     convert_meta(arrays, CONFIG)
 
 
-@pytest.mark.parametrize("visual", [False, True])
+@pytest.mark.parametrize("part", ["", "visual", "video"])
 @pytest.mark.parametrize("kind", ["meta", "hub"])
-def test_export_round_trip_is_bit_equal_and_complete(kind, visual):
+def test_export_round_trip_is_bit_equal_and_complete(kind, part):
   table, config = (meta.TABLE, CONFIG) if kind == "meta" else (huggingface.TABLE, NO_POINTS)
+  if part == "video":
+    config = VIDEO_CONFIG if kind == "meta" else VIDEO_NO_POINTS
   arrays, faults = layout(kind), []
-  made = plan(table, sources(arrays), expected_shapes(config, visual=visual), config)
-  assert visual == any(path.startswith("visual/") for path in made.shapes)
+  made = plan(table, sources(arrays), expected_shapes(config, visual=bool(part)), config)
+  assert bool(part) == any(path.startswith("visual/") for path in made.shapes)
+  if part == "video":
+    video = {name: why for name, why in made.unread.items() if why.startswith("code that is never")}
+    assert list(video) == [NO_MEMORY_POSITION[kind == "hub"]]
+    assert "video" not in made.unread.values()
   params = {part: made.read(part, "float32", faults) for part in made.parts}
   unread = made.read_unread(faults)
   assert not faults
@@ -120,11 +158,12 @@ def test_export_round_trip_is_bit_equal_and_complete(kind, visual):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("visual", [False, True])
+@pytest.mark.parametrize("part", ["", "visual", "video"])
 @pytest.mark.parametrize("config", [SIZES["vit-tiny"], RELEASED], ids=["tiny", "released"])
 @pytest.mark.parametrize("table", [meta.TABLE, huggingface.TABLE], ids=["meta", "huggingface"])
-def test_each_parameter_is_filled_exactly_once(table, config, visual):
-  config = dataclasses.replace(config, concept_points=table is meta.TABLE)
+def test_each_parameter_is_filled_exactly_once(table, config, part):
+  visual, video = bool(part), VideoConfig() if part == "video" else None
+  config = dataclasses.replace(config, concept_points=table is meta.TABLE, video=video)
   shapes = expected_shapes(config, visual=visual)
   entries, concepts = table.entries(config, visual=visual), table.entries(config)
   filled = collections.Counter()
@@ -148,6 +187,11 @@ def test_parameter_counts_equal_those_of_the_released_checkpoints():
   released = dataclasses.replace(RELEASED, concept_points=False)
   assert sum(map(math.prod, expected_shapes(released).values())) == 838_409_014
   assert len(huggingface.TABLE.entries(released)) == 1459
+  # The tracker's, beyond those of visual prompts, without no_mem_pos_enc.
+  whole = dataclasses.replace(RELEASED, video=VideoConfig())
+  for table in (meta.TABLE, huggingface.TABLE):
+    entries = table.entries(whole, visual=True).keys() - table.entries(RELEASED, visual=True).keys()
+    assert len(entries) == 159
 
 
 def test_unread_tensors_are_translated_between_layouts():

@@ -35,16 +35,16 @@ CONFIG = Config(
 @functools.cache
 def parameters() -> dict[str, np.ndarray]:
   """Random parameters by path, from NumPy: compiling `init` takes longer than a test."""
-  return _random(parameter_shapes(CONFIG))
+  return random_parameters(parameter_shapes(CONFIG))
 
 
 @functools.cache
 def visual_parameters() -> dict[str, np.ndarray]:
   """Random parameters of the head for visual prompts."""
-  return _random({"visual": head.parameter_shapes(CONFIG)})
+  return random_parameters({"visual": head.parameter_shapes(CONFIG)})
 
 
-def _random(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
+def random_parameters(shapes: dict[str, Any]) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
   parameters = {}
   for path, leaf in flatten(shapes).items():

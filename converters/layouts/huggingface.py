@@ -110,6 +110,37 @@ def _visual_mlp(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
+def _memory_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *norm(f"{source}.layer_norm1", f"{target}/norm1"),
+    *_attention(f"{source}.self_attn", f"{target}/self_attn", HalfSplit(heads=1)),
+    *norm(f"{source}.layer_norm2", f"{target}/norm2"),
+    *_attention(f"{source}.cross_attn_image", f"{target}/cross_attn", HalfSplit(heads=1)),
+    *norm(f"{source}.layer_norm3", f"{target}/norm3"),
+    *dense(f"{source}.linear1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.linear2", f"{target}/mlp/fc2"),
+  )
+
+
+def _mask_downsampler(source: str, target: str) -> tuple[Rule, ...]:
+  """Convolution, norm and activation for each of four strides, then a projection."""
+  rules: tuple[Rule, ...] = dense(f"{source}.final_conv", f"{target}/project", kernel=CONV)
+  for i in range(4):
+    rules += dense(f"{source}.layers.{i}.conv", f"{target}/conv{i + 1}", kernel=CONV)
+    rules += norm(f"{source}.layers.{i}.layer_norm", f"{target}/norm{i + 1}")
+  return rules
+
+
+def _fuser_block(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.depthwise_conv", f"{target}/depthwise", kernel=CONV),
+    *norm(f"{source}.layer_norm", f"{target}/norm"),
+    *dense(f"{source}.pointwise_conv1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.pointwise_conv2", f"{target}/mlp/fc2"),
+    *rule(f"{source}.scale", f"{target}/scale"),
+  )
+
+
 def _text(source: str, block: str) -> tuple[Rule, ...]:
   return (
     *rule(f"{source}.embeddings.token_embedding.weight", "text/token_embedding/embedding"),
@@ -161,6 +192,8 @@ _MASKS = "mask_decoder"
 _PROMPT = "tracker_model.prompt_encoder"
 _MASK_DECODER = "tracker_model.mask_decoder"
 _TWO_WAY = f"{_MASK_DECODER}.transformer"
+_MEMORY_ATTENTION = "tracker_model.memory_attention"
+_MEMORY_ENCODER = "tracker_model.memory_encoder"
 _HALF = "half-resolution level: unused"
 
 TABLE = Table(
@@ -224,6 +257,7 @@ TABLE = Table(
     r"detector_model\.mask_decoder\.pixel_decoder\.\w+\.2\..*": "third pair, unused",
     r"tracker_neck\..*": "neck of visual prompts, no head",
     r"tracker_model\.shared_image_embedding\..*": "a copy of the prompt encoder's",
+    r"tracker_model\.no_memory_positional_encoding": "code that is never reached: unused",
     r"tracker_model\..*": "video",
   },
   dropped={},
@@ -251,6 +285,29 @@ TABLE = Table(
     *_visual_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head"),
   ),
   visual_parts=("tracker_model.mask_decoder.", "tracker_neck."),
+  video_rules=(
+    *rule(
+      "tracker_model.memory_temporal_positional_encoding", "video/memory_codes", Squeeze((1, 2))
+    ),
+    *rule("tracker_model.no_object_pointer", "video/no_object_pointer", Squeeze((0,))),
+    *rule(
+      "tracker_model.occlusion_spatial_embedding_parameter",
+      "video/no_object_memory",
+      Squeeze((0,)),
+    ),
+    *_visual_mlp("tracker_model.object_pointer_proj", "video/pointer_mlp"),
+    *dense("tracker_model.temporal_positional_encoding_projection_layer", "video/pointer_time"),
+    *dense("tracker_model.mask_downsample", "video/mask_downsample", kernel=CONV),
+    *_memory_layer(f"{_MEMORY_ATTENTION}.layers.*", "video/memory_attention/layers/*"),
+    *norm(f"{_MEMORY_ATTENTION}.layer_norm", "video/memory_attention/norm_final"),
+    *_mask_downsampler(f"{_MEMORY_ENCODER}.mask_downsampler", "video/memory_encoder/mask"),
+    *dense(
+      f"{_MEMORY_ENCODER}.feature_projection", "video/memory_encoder/image_project", kernel=CONV
+    ),
+    *_fuser_block(f"{_MEMORY_ENCODER}.memory_fuser.layers.*", "video/memory_encoder/blocks/*"),
+    *dense(f"{_MEMORY_ENCODER}.projection", "video/memory_encoder/project", kernel=CONV),
+  ),
+  video_parts=(f"{_MEMORY_ATTENTION}.layers.", f"{_MEMORY_ENCODER}."),
   unread_shapes=functools.partial(unread.unread_shapes, "huggingface"),
 )
 
@@ -272,4 +329,6 @@ LITE = dataclasses.replace(
   },
   visual_rules=(),
   visual_parts=(),
+  video_rules=(),
+  video_parts=(),
 )

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig
+from sam3_jax.config import Config, LiteTextConfig, TextConfig, TrunkConfig, VideoConfig
 from sam3_jax.utils.json_text import shown
 
 from .config_reader import ConfigReader
-from .unread import MEMORY, PROJECTION
+from .unread import PROJECTION
 
 # The only values that our code supports. layer_norm_eps is not checked: it differs from the 1e-5 of
 # Meta's code, with which the weights were trained and which we use.
@@ -246,6 +246,7 @@ def _vision(config: Config) -> dict[str, Any]:
 
 
 def _tracker(config: Config, memory_layers: int) -> dict[str, Any]:
+  video = config.video or VideoConfig(mlp_width=config.mlp_width)
   return {
     "model_type": "sam3_tracker_video",
     "image_size": config.image_size,
@@ -261,11 +262,11 @@ def _tracker(config: Config, memory_layers: int) -> dict[str, Any]:
       "hidden_size": config.width,
     },
     "memory_attention_hidden_size": config.width,
-    "memory_attention_feed_forward_hidden_size": config.mlp_width,
+    "memory_attention_feed_forward_hidden_size": video.mlp_width,
     "memory_attention_num_layers": memory_layers,
     "memory_attention_rope_feat_sizes": [config.grid] * 2,
     "memory_encoder_hidden_size": config.width,
-    "memory_encoder_output_channels": MEMORY,
+    "memory_encoder_output_channels": video.memory_channels,
     "mask_downsampler_embed_dim": config.width,
     "memory_fuser_embed_dim": config.width,
     "memory_fuser_intermediate_dim": 4 * config.width,

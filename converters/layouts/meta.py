@@ -119,9 +119,13 @@ def _neck(source: str, target: str) -> tuple[Rule, ...]:
   )
 
 
-def _split_attention(source: str, target: str) -> tuple[Rule, ...]:
-  parts = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "out"}
-  return sum((dense(f"{source}.{a}", f"{target}/{b}") for a, b in parts.items()), ())
+def _split_attention(source: str, target: str, *rotate: Transform) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.q_proj", f"{target}/query", *rotate),
+    *dense(f"{source}.k_proj", f"{target}/key", *rotate),
+    *dense(f"{source}.v_proj", f"{target}/value"),
+    *dense(f"{source}.out_proj", f"{target}/out"),
+  )
 
 
 def _two_way_layer(source: str, target: str) -> tuple[Rule, ...]:
@@ -132,6 +136,37 @@ def _two_way_layer(source: str, target: str) -> tuple[Rule, ...]:
     *dense(f"{source}.mlp.lin1", f"{target}/mlp/fc1"),
     *dense(f"{source}.mlp.lin2", f"{target}/mlp/fc2"),
     *sum((norm(f"{source}.norm{i}", f"{target}/norm{i}") for i in range(1, 5)), ()),
+  )
+
+
+def _memory_layer(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *norm(f"{source}.norm1", f"{target}/norm1"),
+    *_split_attention(f"{source}.self_attn", f"{target}/self_attn", HalfSplit(heads=1)),
+    *norm(f"{source}.norm2", f"{target}/norm2"),
+    *_split_attention(f"{source}.cross_attn_image", f"{target}/cross_attn", HalfSplit(heads=1)),
+    *norm(f"{source}.norm3", f"{target}/norm3"),
+    *dense(f"{source}.linear1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.linear2", f"{target}/mlp/fc2"),
+  )
+
+
+def _mask_downsampler(source: str, target: str) -> tuple[Rule, ...]:
+  """Convolution, norm and activation for each of four strides, then a projection."""
+  rules: tuple[Rule, ...] = dense(f"{source}.12", f"{target}/project", kernel=CONV)
+  for i in range(4):
+    rules += dense(f"{source}.{3 * i}", f"{target}/conv{i + 1}", kernel=CONV)
+    rules += norm(f"{source}.{3 * i + 1}", f"{target}/norm{i + 1}")
+  return rules
+
+
+def _fuser_block(source: str, target: str) -> tuple[Rule, ...]:
+  return (
+    *dense(f"{source}.dwconv", f"{target}/depthwise", kernel=CONV),
+    *norm(f"{source}.norm", f"{target}/norm"),
+    *dense(f"{source}.pwconv1", f"{target}/mlp/fc1"),
+    *dense(f"{source}.pwconv2", f"{target}/mlp/fc2"),
+    *rule(f"{source}.gamma", f"{target}/scale"),
   )
 
 
@@ -148,6 +183,8 @@ _VISUAL_NECK = "detector.backbone.vision_backbone.sam2_convs"
 _PROMPT = "tracker.sam_prompt_encoder"
 _MASK_DECODER = "tracker.sam_mask_decoder"
 _TWO_WAY = f"{_MASK_DECODER}.transformer"
+_MEMORY_ATTENTION = "tracker.transformer.encoder"
+_MEMORY_ENCODER = "tracker.maskmem_backbone"
 
 TABLE = Table(
   name="meta",
@@ -215,6 +252,7 @@ TABLE = Table(
     r"detector\.backbone\.vision_backbone\.sam2_convs\..*": "neck of visual prompts, no head",
     r"detector\.backbone\.language_backbone\.encoder\.text_projection": "computed, unused",
     r"detector\.segmentation_head\.pixel_decoder\.(conv_layers|norms)\.2\..*": "third pair, unused",
+    r"tracker\.no_mem_pos_enc": "code that is never reached: unused",
     r"tracker\..*": "video",
   },
   dropped={
@@ -244,6 +282,21 @@ TABLE = Table(
     *_mlp(f"{_MASK_DECODER}.pred_obj_score_head", "visual/decoder/object_head", 3),
   ),
   visual_parts=("tracker.sam_mask_decoder.", f"{_VISUAL_NECK}."),
+  video_rules=(
+    *rule("tracker.maskmem_tpos_enc", "video/memory_codes", Squeeze((1, 2))),
+    *rule("tracker.no_obj_ptr", "video/no_object_pointer", Squeeze((0,))),
+    *rule("tracker.no_obj_embed_spatial", "video/no_object_memory", Squeeze((0,))),
+    *_mlp("tracker.obj_ptr_proj", "video/pointer_mlp", 3),
+    *dense("tracker.obj_ptr_tpos_proj", "video/pointer_time"),
+    *dense("tracker.mask_downsample", "video/mask_downsample", kernel=CONV),
+    *_memory_layer(f"{_MEMORY_ATTENTION}.layers.*", "video/memory_attention/layers/*"),
+    *norm(f"{_MEMORY_ATTENTION}.norm", "video/memory_attention/norm_final"),
+    *_mask_downsampler(f"{_MEMORY_ENCODER}.mask_downsampler.encoder", "video/memory_encoder/mask"),
+    *dense(f"{_MEMORY_ENCODER}.pix_feat_proj", "video/memory_encoder/image_project", kernel=CONV),
+    *_fuser_block(f"{_MEMORY_ENCODER}.fuser.layers.*", "video/memory_encoder/blocks/*"),
+    *dense(f"{_MEMORY_ENCODER}.out_proj", "video/memory_encoder/project", kernel=CONV),
+  ),
+  video_parts=(f"{_MEMORY_ATTENTION}.layers.", f"{_MEMORY_ENCODER}."),
   unread_shapes=functools.partial(unread.unread_shapes, "meta"),
   derived=_derived,
 )
@@ -264,4 +317,5 @@ MULTIPLEX = dataclasses.replace(
   },
   unread_shapes=unread.multiplex_shapes,
   visual_rules=(),
+  video_rules=(),
 )

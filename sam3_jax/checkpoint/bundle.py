@@ -2,7 +2,8 @@
 
   config.json       format version, model configuration, metadata
   params/ITEM/      Orbax; each large part of the tree (trunk, text) is an item, the others are the
-                    item `rest`; the part `visual`, the head for visual prompts, is optional
+                    item `rest`; the parts `visual`, the head for visual prompts, and `video`, the
+                    tracker, are optional
   unread/           Orbax; tensors of the source that the model does not read, by the source's names
   tokenizer.model   SentencePiece
   fingerprint.json  outputs of the model for a fixed image; optional
@@ -32,6 +33,7 @@ from sam3_jax.checkpoint.inspection import inspect as inspect
 from sam3_jax.checkpoint.inspection import verify as verify
 from sam3_jax.checkpoint.orbax_items import REST, Shardings, restore_item
 from sam3_jax.checkpoint.parameters import DTYPES, VISUAL, check_dtype, expected_shapes
+from sam3_jax.checkpoint.parameters import VIDEO as VIDEO
 from sam3_jax.checkpoint.stored import Stored as Stored
 from sam3_jax.checkpoint.stored import load_unread as load_unread
 from sam3_jax.checkpoint.stored import open_stored as open_stored
@@ -52,7 +54,8 @@ class Bundle:
   Attributes:
     config: sizes of the model.
     params: the tree that the Flax modules take as `{"params": params}`. Its part `visual`, if the
-      checkpoint has one, is the parameters of `visual.head.VisualHead`.
+      checkpoint has one, is the parameters of `visual.head.VisualHead`, and its part `video` those
+      of `video.tracker.VideoTracker`.
     tokenizer: bytes of tokenizer.model.
     info: its metadata: name, source, licence, whether it is trained; see `save`.
     identity: digest of parameters, configuration and tokenizer; see utils/identity.py.

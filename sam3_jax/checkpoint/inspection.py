@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sam3_jax.checkpoint import checksums, fingerprint, integrity
 from sam3_jax.checkpoint.fingerprint import Fingerprint
 from sam3_jax.checkpoint.manifest import count_by_reason
-from sam3_jax.checkpoint.parameters import DTYPES, VISUAL
+from sam3_jax.checkpoint.parameters import DTYPES, VISUAL, why_no_tracker
 from sam3_jax.checkpoint.validate import open_checkpoint
 from sam3_jax.checkpoint.writer import seal
 from sam3_jax.config import Config, LiteTextConfig
@@ -98,7 +98,7 @@ def inspect(
     source_tensors=manifest["source_tensors"],
     unread=count_by_reason(manifest["unread"]),
     dropped=count_by_reason(manifest["dropped"]),
-    cannot=_cannot(opened.config, visual=VISUAL in parts),
+    cannot=_cannot(opened.config, manifest["unread"], visual=VISUAL in parts),
     checks={
       "checksums": _describe_comparison(opened.compared),
       "fingerprint": "not compared" if kept else "none",
@@ -171,10 +171,12 @@ def _describe_comparison(compared: integrity.Comparison) -> str:
   return "; ".join(clauses)
 
 
-def _cannot(config: Config, *, visual: bool) -> list[str]:
+def _cannot(config: Config, unread: Iterable[str], *, visual: bool) -> list[str]:
   lines = []
   if not visual:
     lines.append("visual prompts: it has no head for points, boxes and masks")
+  if config.video is None:
+    lines.append(f"video: {why_no_tracker(unread)}")
   if not config.concept_points:
     lines.append("concept points: its geometry encoder takes boxes alone")
   if config.trunk.stem:

@@ -12,6 +12,11 @@ from sam3_jax.cli.prompt_arguments import parse_mask_generation
 from sam3_jax.utils.console import Console
 
 
+class Assign(enum.StrEnum):
+  id = "id"
+  best = "best"
+
+
 class PromptKind(enum.StrEnum):
   text = "text"
   box = "box"
@@ -53,6 +58,22 @@ def evaluate(
       "prompt, the mask generator segments all objects."
     ),
   ] = PromptKind.text,
+  video: Annotated[
+    bool,
+    typer.Option(
+      "--video",
+      metavar="",
+      help="Evaluate tracks of objects in videos: J&F as in DAVIS. --data is a YouTube-VIS file, "
+      "and --images the directory of the frames, by default JPEGImages beside it.",
+    ),
+  ] = False,
+  assign: Annotated[
+    Assign,
+    typer.Option(
+      help="With --video, how predicted tracks are assigned to objects: by the id of the "
+      "annotation, or one to one so that the sum of J&F is largest."
+    ),
+  ] = Assign.id,
   option: MaskOptions = None,
   threshold: Annotated[
     float, typer.Option(metavar="0..1", help="Count predictions with at least this score.")
@@ -75,13 +96,16 @@ def evaluate(
   debug: Debug = False,
 ) -> None:
   """Evaluate a checkpoint or predictions: cgF1 and its parts, and average precision; with --prompt
-  click, the mean IoU over objects; with --prompt everything, the recall of objects.
+  click, the mean IoU over objects; with --prompt everything, the recall of objects; with --video,
+  region and contour accuracy (J&F) of tracks.
 
   Output files are written at the end, either all or none.
   """
   arguments.check_fraction("--threshold", threshold)
   if checkpoint is not None and predictions is not None:
     raise ValueError("--checkpoint and --predictions exclude each other; give one of them.")
+  if assign is not Assign.id and not video:
+    raise ValueError(f"--assign {assign.value} needs --video; add it, or leave out --assign.")
   if prompt is PromptKind.click or prompt is PromptKind.everything:
     kind, visual = PromptKind.text, prompt.value
   else:
@@ -97,14 +121,34 @@ def evaluate(
     raise ValueError(
       f"--out {out} is a directory; name a file in it, such as {out / 'metrics.json'}."
     )
+  if video:
+    if prompt is not PromptKind.text or worst or len(data) > 1:
+      raise ValueError("--video needs one --data, and no --prompt and --worst; leave them out.")
+    if assign is not Assign.id and predictions is None:
+      raise ValueError(f"--assign {assign.value} needs --predictions; leave it out.")
   arguments.use_device(device)
+  precision = None if dtype is Dtype.auto else dtype.value
+  found = None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet)
+  if video:
+    from sam3_jax.evaluation import run_video
+
+    job = run_video.VideoJob(
+      data=data[0],
+      frames=images,
+      checkpoint=found,
+      predictions=predictions,
+      assign=assign.value,
+      out=out,
+    )
+    run_video.run(job, precision, Console(quiet=quiet), Console(stderr=True))
+    return
 
   from sam3_jax.evaluation.run import Job, run, run_visual
 
   job = Job(
     data=data,
     images=images,
-    checkpoint=None if predictions else arguments.find(checkpoint or "sam3-tiny", quiet),
+    checkpoint=found,
     predictions=predictions,
     prompt=kind.value,
     visual=visual,
@@ -113,5 +157,5 @@ def evaluate(
     out=out,
     worst=worst,
   )
-  work, precision = run_visual if visual else run, None if dtype is Dtype.auto else dtype.value
+  work = run_visual if visual else run
   work(job, precision, Console(quiet=quiet), Console(stderr=True))

@@ -17,7 +17,7 @@ from sam3_jax.utils.console import Console, progress, say
 if TYPE_CHECKING:
   from sam3_jax.checkpoint.bundle import Summary
   from sam3_jax.checkpoint.fingerprint import Fingerprint
-  from sam3_jax.config import LiteTextConfig, TextConfig
+  from sam3_jax.config import LiteTextConfig, TextConfig, VideoConfig
 
 
 LISTED = 5  # files that are named in a line; the others are counted
@@ -112,6 +112,7 @@ def describe(summary: "Summary") -> Table:
     "image": f"{config.image_size} x {config.image_size}, patches of {config.patch}",
     "trunk": f"{trunk.blocks} blocks of width {trunk.width}",
     "text encoder": _describe_text(config.text),
+    "video": _describe_video(config.video),
     "on disk": f"{summary.stored_bytes / 1e6:,.1f} MB",
     "in memory": "parameters of "
     + ", ".join(f"{n / 1e6:,.1f} MB in {dtype}" for dtype, n in summary.memory.items()),
@@ -143,6 +144,15 @@ def _describe_text(text: "TextConfig | LiteTextConfig") -> str:
     return sizes
   mixers = ", a mixer before and after them" if text.mixers else ""
   return f"LiteText's, {sizes}{mixers}; padding {'masked' if text.mask_padding else 'attended to'}"
+
+
+def _describe_video(video: "VideoConfig | None") -> str:
+  if video is None:
+    return "no tracker"
+  return (
+    f"tracker with {video.memories} memories of {video.memory_channels} channels, "
+    f"{video.layers} layers"
+  )
 
 
 def _describe_origin(origin: Any) -> dict[str, str]:

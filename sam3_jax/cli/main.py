@@ -26,6 +26,7 @@ from sam3_jax.cli import (
   inspect,
   scenes,
   segment,
+  track,
   train,
 )
 from sam3_jax.utils.console import (
@@ -40,7 +41,8 @@ from sam3_jax.utils.console import (
 from sam3_jax.utils.signals import RESUME, interruptible
 
 app = typer.Typer(
-  help="SAM 3 in JAX: find, box and mask every instance of a concept in an image.",
+  help="SAM 3 in JAX: find, box and mask every instance of a concept in an image; track objects "
+  "through videos.",
   add_completion=False,
   rich_markup_mode="markdown",
   pretty_exceptions_enable=False,
@@ -48,6 +50,7 @@ app = typer.Typer(
 )
 for command in (
   segment.segment,
+  track.track,
   batch.batch,
   convert.convert,
   export.export,

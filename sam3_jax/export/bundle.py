@@ -183,19 +183,21 @@ def _write_onnx(
 
 
 def _write_params(path: Path, stored: Stored, params: Shapes) -> None:
-  """Writes the parameters; holds one item of the checkpoint in memory."""
+  """Writes the parameters that a program uses; holds one item of the checkpoint in memory."""
   # setuptools maps the directory converters/ to this name, which pyright cannot know.
   from sam3_jax.converters.writers.safetensors import (  # pyright: ignore[reportMissingImports]
     write_safetensors,
   )
 
+  items = {item: [path for path in paths if path in params] for item, paths in stored.items.items()}
+
   def arrays() -> Iterator[np.ndarray]:
-    for item, paths in stored.items.items():
-      read = stored.read(item)
+    for item, paths in items.items():
+      read = stored.read(item) if paths else {}
       for path in paths:
         yield read.pop(path).astype(params[path].dtype)
 
-  order = [path for paths in stored.items.values() for path in paths]
+  order = [path for paths in items.values() for path in paths]
   write_safetensors(
     path, [(name, params[name].shape, params[name].dtype.name) for name in order], arrays()
   )

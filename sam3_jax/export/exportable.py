@@ -90,8 +90,8 @@ def functions(
 
 
 def parameters(config: Config, dtype: str, *, visual: bool) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of the first argument of every program, by path."""
-  shapes = bundle.expected_shapes(config, visual=visual)
+  """Shapes of the first argument of every program, by path; no program uses the tracker."""
+  shapes = bundle.expected_shapes(dataclasses.replace(config, video=None), visual=visual)
   return {path: _array(dtype, *shape) for path, shape in sorted(shapes.items())}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sam3_jax.checkpoint import bundle
+from sam3_jax.checkpoint.parameters import why_no_tracker
 from sam3_jax.config import Config
 from sam3_jax.inference.batch_sharding import BatchSharding
 from sam3_jax.inference.programs import Programs
@@ -56,7 +57,8 @@ class LoadedModel:
     Args:
       config: sizes of the model.
       params: pytree of arrays with the shapes of `model.sam3.parameter_shapes(config)`, and, for
-        visual prompts, a part `visual` with those of `visual.head.parameter_shapes(config)`. To
+        visual prompts, a part `visual` with those of `visual.head.parameter_shapes(config)`, and
+        for tracking, a part `video` with those of `video.tracker.parameter_shapes(config)`. To
         compile only, `jax.ShapeDtypeStruct`s with shardings.
       tokenizer: converts phrases to token ids.
       info: metadata that `save` writes.
@@ -132,6 +134,13 @@ class LoadedModel:
         "released weights, facebook/sam3 or sam3.pt, with `sam3-jax convert`."
       )
     return {bundle.VISUAL: self.params[bundle.VISUAL]}
+
+  def video_params(self) -> dict[str, Any]:
+    """The parts of the parameters for tracking; raises ValueError if there is no tracker."""
+    if bundle.VIDEO not in self.params or self.config.video is None:
+      name = str(self.info.get("name") or "this checkpoint")
+      raise ValueError(f"{name} cannot track objects: {why_no_tracker(self._load_unread())}.")
+    return self.visual_params() | {bundle.VIDEO: self.params[bundle.VIDEO]}
 
   def __getstate__(self) -> dict[str, Any]:
     if self.mesh is not None:

@@ -21,10 +21,11 @@ from sam3_jax.inference import mask_generator
 from sam3_jax.inference.aot import Program, compile_programs
 from sam3_jax.inference.batching import batch_sizes, batches, join, take
 from sam3_jax.inference.concepts import ConceptDecoder, ConceptRequest
-from sam3_jax.inference.loaded_model import LoadedModel, check_device, default_dtype
+from sam3_jax.inference.loaded_model import check_device, default_dtype
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.provenance import own_embedding, own_text
 from sam3_jax.inference.sharding import REPLICATED, PartitionRules, parameter_sharding
+from sam3_jax.inference.video.video_model import VideoModel
 from sam3_jax.inference.visual import VisualRequest, decode_visual
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.inputs.prompts import Prompt, as_prompts, image_indices
@@ -43,10 +44,11 @@ TEXT_BATCHES = (16, 4, 1)
 MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 59 prompts of the released model in float32
 
 
-class Sam3(LoadedModel):
-  """SAM 3 on images: encode an image once, then decode many prompts.
+class Sam3(VideoModel):
+  """SAM 3: encode an image once, then decode many prompts; track objects through videos.
 
-  Prompts are concepts (`decode`), or points, boxes and masks of single objects (`decode_visual`).
+  Prompts are concepts (`decode`), or points, boxes and masks of single objects (`decode_visual`,
+  `track`, `video`).
   `LoadedModel` lists the attributes and the arguments of the constructor.
   """
 

@@ -41,7 +41,9 @@ _UPRIGHT = {  # EXIF 2.32, tag 0x0112: the transposition that undoes each orient
 _STRIP = 512  # rows converted to RGB at a time
 
 
-def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(
+  source: ImageSource, *, max_pixels: int = MAX_PIXELS, dark: bool = False
+) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image as it is displayed: RGB, upright, opaque.
 
   EXIF orientation is applied, so boxes and masks refer to the displayed image. Grey, palette, CMYK
@@ -55,6 +57,7 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np
     source: a path, the bytes of a file, a PIL image, or an array of uint8 (0..255) or uint16 of
       shape [h, w], [h, w, 1], [h, w, 3] (RGB) or [h, w, 4] (RGBA).
     max_pixels: larger images are refused before they are decoded.
+    dark: accept 8-bit images with values of 0 and 1 only, such as frames of a fade to black.
 
   Returns:
     The pixels; an RGB array is returned without a copy.
@@ -67,13 +70,13 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> UInt8[np
     TypeError: an array of another dtype, or another type of source.
   """
   if isinstance(source, np.ndarray | jax.Array):
-    return _from_array(np.asarray(source), max_pixels)
+    return _from_array(np.asarray(source), max_pixels, dark)
   if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image):
     raise TypeError(
       f"an image must be a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}."
     )
   with open_image(source, max_pixels=max_pixels) as header:
-    return _from_pillow(header, name_of(source))
+    return _from_pillow(header, name_of(source), dark)
 
 
 def normalize(pixels: UInt8[Array | np.ndarray, "*shape 3"]) -> Float[Array, "*shape 3"]:
@@ -87,7 +90,7 @@ def normalize(pixels: UInt8[Array | np.ndarray, "*shape 3"]) -> Float[Array, "*s
   return (jnp.asarray(pixels).astype(jnp.float32) * np.float32(1 / 255) - 0.5) / 0.5
 
 
-def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
+def _from_array(array: np.ndarray, max_pixels: int, dark: bool) -> np.ndarray:
   shape, dtype = list(array.shape), array.dtype
   if array.ndim not in (2, 3) or (array.ndim == 3 and shape[2] not in (1, 3, 4)):
     hint = "give a list of images, or a single image"
@@ -98,8 +101,9 @@ def _from_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
   if dtype != np.uint8 and dtype.newbyteorder("=") != np.uint16:
     raise TypeError(_dtype_error(array))
   colors, alpha = (array[..., :3], array[..., 3:]) if shape[2:] == [4] else (array, array[..., :0])
-  for part, name in ((colors, "the image array"), (alpha, "the alpha channel of the image array")):
-    check_range(part, name)
+  if not (dark and dtype == np.uint8):
+    check_range(colors, "the image array")
+  check_range(alpha, "the alpha channel of the image array")
   if dtype != np.uint8:
     array = _to_8_bits(array)
   if array.ndim == 2 or shape[2] == 1:
@@ -149,7 +153,7 @@ def check_range(values: np.ndarray, name: str) -> None:
   )
 
 
-def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
+def _from_pillow(header: ImageHeader, name: str, dark: bool) -> np.ndarray:
   image = header.image
   if header.orientation in _UPRIGHT:
     image = image.transpose(_UPRIGHT[header.orientation])
@@ -184,7 +188,8 @@ def _from_pillow(header: ImageHeader, name: str) -> np.ndarray:
     raise InvalidImageError(
       f"{name} has an alpha channel of values 0 to 1 only, of 0..255: scale it, or drop it."
     )
-  check_range(pixels, name)
+  if not dark:
+    check_range(pixels, name)
   # Less than a quarter of 16 bits.
   if header.wide and pixels.min() < (high := int(pixels.max())) < 2**6:
     raise InvalidImageError(

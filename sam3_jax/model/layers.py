@@ -49,7 +49,7 @@ def float32_sums(lhs, rhs, dimension_numbers, precision=None, preferred_element_
   return out.reshape(*lhs.shape[:-1], rhs.shape[-1]).astype(preferred_element_type or lhs.dtype)
 
 
-def dense(features: int, dtype: DTypeLike, name: str, **settings: Any) -> nn.Dense:
+def dense(features: int, dtype: DTypeLike, name: str | None, **settings: Any) -> nn.Dense:
   return nn.Dense(features, dtype=dtype, dot_general=float32_sums, name=name, **settings)
 
 

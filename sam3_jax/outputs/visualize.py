@@ -31,15 +31,26 @@ Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the draw
 
 
 @dataclasses.dataclass(frozen=True)
-class _Item:
-  """An instance on the drawing."""
+class Item:
+  """An instance on the drawing.
+
+  Attributes:
+    label: with the score behind it, if `scored`.
+    score: instances with higher scores are drawn and labelled first.
+    color: of mask, box and label.
+    box: on the drawing.
+    masks: over the drawing.
+    index: of its mask in `masks`.
+    scored: whether the label shows the score.
+  """
 
   label: str
   score: float
   color: Color
   box: Rect
-  masks: LazyMasks  # over the drawing
-  index: int  # of its mask in `masks`
+  masks: LazyMasks
+  index: int
+  scored: bool = True
 
 
 def overlay(
@@ -73,6 +84,12 @@ def overlay(
   groups = list(_items(instances, labels, drawing.size))
   items = [item for group in groups for item in group]
 
+  font = draw(drawing, items)
+  return drawing if len(phrases) < 2 else _with_legend(drawing, labels, groups, font)
+
+
+def draw(drawing: Image.Image, items: Sequence[Item]) -> Any:
+  """Draws instances on an image in place; returns the font of the labels."""
   line = max(1.0, math.sqrt(drawing.width * drawing.height) / 700)
   for item in sorted(items, key=lambda item: -_area(item.box)):  # small instances on top
     _draw_mask(drawing, item.masks[item.index], item.color, line)
@@ -80,7 +97,7 @@ def overlay(
     _draw_box(drawing, item.box, item.color, line)
   font = ImageFont.load_default(size=max(13, round(11.5 * line)))
   _draw_labels(drawing, sorted(items, key=lambda item: -item.score), font)
-  return drawing if len(phrases) < 2 else _with_legend(drawing, labels, groups, font)
+  return font
 
 
 def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
@@ -103,7 +120,7 @@ def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
 
 def _items(
   instances: Sequence[Instances], labels: Sequence[str], size: tuple[int, int]
-) -> Iterator[list[_Item]]:
+) -> Iterator[list[Item]]:
   """Yields the instances of each phrase, for a drawing of `size` (width and height)."""
   ids = sorted({int(identity) for found in instances for identity in found.ids})
   colors = {identity: color(rank) for rank, identity in enumerate(ids)}
@@ -113,7 +130,7 @@ def _items(
     boxes = np.clip(found.boxes * scale, 0, np.tile(size, 2) - 1)
     masks = found.masks.at((size[1], size[0]))
     yield [
-      _Item(label, float(score), colors[int(identity)], tuple(box), masks, i)
+      Item(label, float(score), colors[int(identity)], tuple(box), masks, i)
       for i, (identity, score, box) in enumerate(
         zip(found.ids, found.scores, boxes.tolist(), strict=True)
       )
@@ -162,8 +179,8 @@ def _draw_box(image: Image.Image, box: Rect, color: Color, line: float):
   draw.rectangle((x0, y0, x1, y1), outline=color, width=width)
 
 
-def _draw_labels(image: Image.Image, items: Sequence[_Item], font: Any):
-  """Writes phrase and score at each box, where they do not overlap earlier labels.
+def _draw_labels(image: Image.Image, items: Sequence[Item], font: Any):
+  """Writes label and score at each box, where they do not overlap earlier labels.
 
   If there is no such position, only the score is written.
   """
@@ -172,9 +189,10 @@ def _draw_labels(image: Image.Image, items: Sequence[_Item], font: Any):
   for item in items:
     score = f"{item.score:.2f}"
     name = _shorten(item.label, 0.4 * image.width, font)
+    texts = (f"{name} {score}".strip(), score) if item.scored else (name,)
     choices = [
       (text, rect, _overlap(rect, drawn))
-      for text in (f"{name} {score}".strip(), score)
+      for text in texts
       for rect in _positions(item.box, _label_size(text, font), image.size)
     ]
     if not choices:  # the image has a width of only a few pixels
@@ -214,7 +232,7 @@ def _overlap(rect: Rect, others: np.ndarray) -> float:
 
 
 def _with_legend(
-  image: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[_Item]], font: Any
+  image: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[Item]], font: Any
 ) -> Image.Image:
   """Adds a legend below the image: each phrase, its colours, and the number of instances."""
   pad, row = round(0.6 * font.size), round(1.5 * font.size)

@@ -30,6 +30,7 @@ STACKED = (
   (r"trunk/groups/windowed/", 2),
   (r"trunk/groups/global/", 1),
   (r"(text/blocks|(geometry|fusion|decoder)/layers|visual/decoder/mask_mlp)/", 1),
+  (r"video/(memory_attention/layers|memory_encoder/blocks)/", 1),
 )
 GROUP_NORM = r"masks/norm\d+/"  # every other norm is a LayerNorm
 # Transposed convolutions [2, 2, in, out]: every output cell has one input cell.
@@ -37,7 +38,8 @@ UPSAMPLING = r"((visual/)?neck/level\d+|visual/decoder)/up\d+/kernel"
 # Input and output projections. Muon is for the hidden layers between them.
 INPUTS_OUTPUTS = (
   r"trunk/patch_embed/|.*semantic_project/|.*(point|box)_project/|decoder/box_bias/|.*_head/fc3/"
-  r"|visual/prompt/mask/|text/(first|last)/(mix|feed)/"
+  r"|visual/prompt/mask/|video/memory_encoder/mask/|video/mask_downsample/|.*/depthwise/"
+  r"|text/(first|last)/(mix|feed)/"
 )
 
 

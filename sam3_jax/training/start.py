@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sam3_jax.checkpoint.bundle import load
-from sam3_jax.checkpoint.parameters import VISUAL
+from sam3_jax.checkpoint.parameters import VIDEO, VISUAL
 from sam3_jax.checkpoint.stored import load_unread, open_stored
 from sam3_jax.config import Config
 from sam3_jax.inputs.tokenizer import Tokenizer, trim
@@ -32,8 +32,8 @@ class Start:
     tokenizer: bytes of the SentencePiece model.
     info: the starting checkpoint's description.
     unread: tensors of the starting checkpoint that the model does not use, for exports.
-    visual: parameter tree of the head for visual prompts if it is not trained: it is saved as it
-      was. None if there is none.
+    untrained: trees of the optional parts that are not trained, such as the head for visual
+      prompts: they are saved as they were.
     identity: of the starting checkpoint; "" if there is none.
   """
 
@@ -42,7 +42,7 @@ class Start:
   tokenizer: bytes
   info: Mapping[str, Any]
   unread: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  visual: Mapping[str, Any] | None = None
+  untrained: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   identity: str = ""
 
   def checksum(self) -> str:
@@ -68,10 +68,11 @@ def load_start(config: TrainConfig, console: Console | None = None) -> Start:
     if config.objective == "visual":
       if VISUAL not in parts:
         parts[VISUAL] = new_head(model, parts, config.seed)
-      visual = None
+      fixed = (VIDEO,)
     else:
-      visual = parts.pop(VISUAL, None)
-    details = bundle.tokenizer, bundle.info, unread, visual, bundle.identity
+      fixed = VISUAL, VIDEO
+    untrained = {part: parts.pop(part) for part in fixed if part in parts}
+    details = bundle.tokenizer, bundle.info, unread, untrained, bundle.identity
     return Start(model, flatten(parts), *details)
   from sam3_jax.model.sam3 import init
 

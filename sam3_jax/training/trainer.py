@@ -118,8 +118,7 @@ class Trainer:
     config, start = self._config, self._start
     parameters = self._merge(state.averaged(self.state), self.frozen)
     if is_writer():
-      if start.visual is not None:
-        parameters = {**parameters, VISUAL: start.visual}
+      parameters = {**parameters, **start.untrained}
       stored = jax.tree.map(lambda x: np.asarray(x).astype(config.save_dtype), parameters)
       source = f"{start.info.get('name', config.checkpoint)}" if config.checkpoint else "random"
       info = {

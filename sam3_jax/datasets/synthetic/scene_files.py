@@ -18,14 +18,16 @@ from PIL import Image
 
 from sam3_jax.datasets.synthetic import drawings
 from sam3_jax.datasets.synthetic.phrase_sampling import Phrase
-from sam3_jax.datasets.synthetic.scenes import Scene, compose, phrases
+from sam3_jax.datasets.synthetic.scenes import SMALLEST, Scene, compose, phrases
 from sam3_jax.outputs.rle import bounds, encode
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.os_errors import reason
 
 TRAIN = "train"  # stands for all styles of training
 ABSENT = 2.0  # absent phrases per present phrase, as in the fixed scenes
-_QUALITY = 92  # of the JPEG files
+QUALITY = 92  # of the JPEG files
+FRAMES = "JPEGImages"  # directory of the frames of moving scenes, named as in DAVIS and YouTube-VIS
+LARGEST = 8192  # side of an image in pixels
 _UNFINISHED = ".unfinished-scenes"
 
 
@@ -38,6 +40,7 @@ def write(
   new: str | None = None,
   augment: float = 0.0,
   unseen: bool = False,
+  size: tuple[int, int] | None = None,
   progress: Callable[[str, float], None] = lambda what, fraction: None,
 ) -> dict[str, int]:
   """Writes scenes to a directory; annotations.json is written last and atomically.
@@ -52,6 +55,7 @@ def write(
       about half of them show it; its pairs are also written to NAME.json, to evaluate them alone.
     augment: strength of changes of colour and shape, in [0, 1].
     unseen: use synonyms and plurals that training never uses.
+    size: height and width of the images in pixels; None for random ones.
     progress: called with the name of a step and the fraction of the work done so far.
 
   Returns:
@@ -61,42 +65,50 @@ def write(
     ValueError: an argument is invalid, or `out` cannot be written.
   """
   chosen = (style,) if isinstance(style, str) else tuple(style)
-  styles, number_of_new = _styles(chosen), _number(new)
-  _check_numbers(count, seed, augment)
+  styles, number_of_new = style_names(chosen), _number(new)
+  check_options(count, seed, augment, size)
   try:
-    _prepare(out)
+    prepare(out)
+    (out / "images").mkdir(exist_ok=True)
     about = f", new: {new}" if new else ""
     record = _record(f"scenes: {count} of seed {seed}, style {', '.join(chosen)}{about}")
     pairs_of_new = set()
     for number in range(count):
       progress("composing scenes", number / count)
       rng = np.random.default_rng([seed, number])
-      scene = compose(rng, styles, augment=augment, new=number_of_new)
+      scene = compose(rng, styles, size, augment=augment, new=number_of_new)
       sampled = phrases(rng, scene, absent=ABSENT, unseen=unseen, new=number_of_new)
       file = f"images/{number:06d}_{scene.style}.jpg"
-      Image.fromarray(scene.image).save(out / file, quality=_QUALITY)
+      Image.fromarray(scene.image).save(out / file, quality=QUALITY)
       for phrase in sampled:
         pair = _add(record, file, scene, phrase)
         pairs_of_new |= {pair} if phrase.named == number_of_new else set()
     files = {f"{new}.json": _only(record, pairs_of_new)} if new else {}
-    _finish(out, {**files, "annotations.json": record})
+    finish(out, {**files, "annotations.json": record})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
   pairs, objects = len(record["images"]), len(record["annotations"])
   return {"images": count, "pairs": pairs, "objects": objects}
 
 
-def _check_numbers(count: int, seed: int, augment: float) -> None:
+def check_options(
+  count: int, seed: int, augment: float, size: tuple[int, int] | None = None
+) -> None:
+  """Raises ValueError if an option of `write` is out of its range."""
   if count < 1 or seed < 0:
     raise ValueError(
       f"count must be at least 1 and seed at least 0; got {count} scenes of seed {seed}."
     )
   if not 0 <= augment <= 1:  # also false for NaN
     raise ValueError(f"augment must be between 0 and 1; got {augment}.")
+  if size is not None and not SMALLEST <= min(size) <= max(size) <= LARGEST:
+    raise ValueError(
+      f"a scene must be {SMALLEST} to {LARGEST} pixels wide and high; got {size[1]} x {size[0]}."
+    )
 
 
-def _styles(chosen: Sequence[str]) -> tuple[str, ...]:
-  """The artists, each once, in the given order."""
+def style_names(chosen: Sequence[str]) -> tuple[str, ...]:
+  """The artists, each once, in the given order; raises ValueError for an unknown one."""
   for style in chosen:
     if style not in (*drawings.STYLES, TRAIN):
       raise ValueError(f"no style {style!r}; choose from {', '.join((*drawings.STYLES, TRAIN))}.")
@@ -114,33 +126,40 @@ def _number(new: str | None) -> int | None:
   return len(drawings.concepts()) + names.index(new)
 
 
-def _prepare(out: Path) -> None:
+def prepare(out: Path) -> None:
   """Creates the directory and marks it as unfinished; empties an unfinished one."""
   if out.exists() and not out.is_dir():
     raise ValueError(f"{out} is a file; give another directory.")
   names = {path.name for path in out.iterdir()} if out.exists() else set()
   if names and _UNFINISHED not in names:
     raise ValueError(f"{out} is not empty; give another directory, or remove it first.")
-  (out / "images").mkdir(parents=True, exist_ok=True)
+  out.mkdir(parents=True, exist_ok=True)
   (out / _UNFINISHED).touch()
-  for left in (*out.glob("images/*.jpg"), *out.glob("*.json")):
+  for left in (*out.glob("images/*.jpg"), *out.glob(f"{FRAMES}/*/*.jpg"), *out.glob("*.json")):
     left.unlink(missing_ok=True)
+  for empty in out.glob(f"{FRAMES}/*"):
+    empty.rmdir()
 
 
-def _finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
+def finish(out: Path, files: Mapping[str, dict[str, Any]]) -> None:
   """Writes JSON files atomically, in order, and removes the mark."""
   for name, content in files.items():
     write_json(out / name, content)
   (out / _UNFINISHED).unlink()
 
 
+def info(description: str) -> dict[str, str]:
+  """What the files of annotations say about themselves."""
+  return {
+    "description": description,
+    "licence": "of the drawings: Noto Emoji and Noto Emoji v1 (Google, Apache-2.0), Fluent Emoji "
+    "Flat (Microsoft, MIT), Twemoji (Twitter and contributors, CC BY 4.0)",
+  }
+
+
 def _record(description: str) -> dict[str, Any]:
   return {
-    "info": {
-      "description": description,
-      "licence": "of the drawings: Noto Emoji and Noto Emoji v1 (Google, Apache-2.0), Fluent Emoji "
-      "Flat (Microsoft, MIT), Twemoji (Twitter and contributors, CC BY 4.0)",
-    },
+    "info": info(description),
     "categories": [{"id": 1, "name": "visual"}],
     "images": [],
     "annotations": [],

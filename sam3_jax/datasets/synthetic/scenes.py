@@ -118,7 +118,7 @@ def _plan(rng: np.random.Generator, variety: float) -> list[tuple[int, float]]:
     number = len(drawings.concepts())
     wanted = list(rng.choice(number, rng.integers(4, MAX_OBJECTS + 1), replace=False))
   else:
-    kinds = _kinds(rng)
+    kinds = sample_kinds(rng)
     crowd = rng.random() < 0.1
     counts = [rng.choice([1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5, 6]) for _ in kinds]
     counts[0] = rng.integers(7, MAX_OBJECTS + 1) if crowd else counts[0]
@@ -143,8 +143,8 @@ def _with_new(
   return [(other if concept == kind else concept, share) for concept, share in plan]
 
 
-def _kinds(rng: np.random.Generator) -> list[int]:
-  """Samples a few concepts, often similar ones."""
+def sample_kinds(rng: np.random.Generator) -> list[int]:
+  """Samples one to four concepts, often similar ones."""
   kinds: list[int] = []
   for _ in range(rng.choice([1, 2, 3, 4], p=[0.25, 0.3, 0.25, 0.2])):
     similar = [one for kind in kinds for one in lookalikes(kind) if one not in kinds]

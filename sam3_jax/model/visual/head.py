@@ -72,6 +72,45 @@ class VisualHead(nn.Module):
     tokens, valid = self.prompt.points(prompts.xy, prompts.labels)
     return self.decoder(image, position, levels, tokens, valid)
 
+  def detect_tracked(
+    self,
+    image: Float[Array, "P2 H W D"],
+    levels: tuple[Float[Array, "P3 H2 W2 C2"], Float[Array, "P3 Hm Wm C"]],
+    prompts: VisualPrompts,
+    unconditioned: Bool[Array, " P2"] | None = None,
+  ) -> VisualHeadOutput:
+    """As `detect`, for objects of a video frame.
+
+    Differs from `detect` for a prompt without points: Meta's tracker then decodes two tokens that
+    stand for no point.
+
+    Args:
+      image: the frame's coarse map, conditioned on each object's memory or not; a single row
+        broadcasts over the objects.
+      levels: the middle and the fine map of the frame, with one row.
+      prompts: one for each object, with at least one slot for points (`no_prompts` for none);
+        `prompts.image` is not used.
+      unconditioned: True on rows of `image` that are the coarse map itself and get the embedding
+        that stands for missing memory, as still images do. None for no row.
+    """
+    image = image.astype(self.dtype)
+    if unconditioned is not None:
+      no_memory = self.no_memory.astype(self.dtype)[:, :, None]
+      image = image + jnp.where(unconditioned[:, None, None, None], no_memory, 0)
+    image = image + self.prompt.masks(prompts.mask, prompts.has_mask)
+    position = self.prompt.grid(image.shape[1], image.shape[2])
+    tokens, valid = self.prompt.tracked_points(prompts.xy, prompts.labels)
+    return self.decoder(image, position, levels, tokens, valid)
+
+
+def no_prompts(objects: int) -> VisualPrompts:
+  """Prompts without points and masks, for objects that are tracked to a frame."""
+  return VisualPrompts(
+    image=jnp.zeros(objects, jnp.int32),
+    xy=jnp.zeros((objects, 1, 2), jnp.float32),
+    labels=jnp.full((objects, 1), -1, jnp.int32),
+  )
+
 
 def select_masks(
   predictions: VisualHeadOutput, multimask: bool

@@ -55,6 +55,17 @@ class PromptEncoder(nn.Module):
     valid = jnp.concatenate([valid, valid.any(axis=1, keepdims=True)], axis=1)
     return jnp.concatenate([tokens, last], axis=1).astype(self.dtype), valid
 
+  def tracked_points(
+    self, xy: Float[Array, "P M 2"], labels: Int[Array, "P M"]
+  ) -> tuple[Float[Array, "P M1 D"], Bool[Array, "P M1"]]:
+    """As `points`, with two tokens for a prompt without points, both of them "not a point". Meta's
+    tracker decodes frames without a prompt so, and mask prompts. Needs at least one slot."""
+    tokens, valid = self.points(xy, labels)
+    without = ~valid.any(axis=1, keepdims=True)
+    slot = jnp.arange(valid.shape[1], dtype=jnp.int32)
+    added = without & ((slot == 0) | (slot == slot[-1]))
+    return jnp.where(added[..., None], tokens[:, -1:], tokens), valid | added
+
   def masks(
     self, mask: Float[Array, "P Hm Wm"] | None, has_mask: Bool[Array, " P"] | None
   ) -> Float[Array, "P2 H2 W2 D"]:

@@ -1,0 +1,1 @@
+"""Tracking in video: the memory of earlier frames, groups of objects, and sessions."""

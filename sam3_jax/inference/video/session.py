@@ -1,0 +1,250 @@
+"""Sessions: prompts on a video, tracking in either direction, corrections."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+
+from sam3_jax.config import TrackerRules
+from sam3_jax.inference.video import session_file
+from sam3_jax.inference.video.clip import Clip, Pass
+from sam3_jax.inference.video.groups import Group
+from sam3_jax.inference.video.prompted_objects import PromptedObjects
+from sam3_jax.inference.video.results import tracked_frame
+from sam3_jax.inference.video.store import BUDGET, HostStore
+from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
+from sam3_jax.inference.video.tracker_state import TrackerState
+from sam3_jax.inputs.frame_range import CLOSE, Position, Seconds
+from sam3_jax.inputs.video_source import Frame, VideoSource
+from sam3_jax.inputs.visual_prompts import VisualPrompt
+from sam3_jax.model.video.tracker import video_config
+from sam3_jax.outputs.tracked_frame import TrackedFrame
+from sam3_jax.utils.validation import check_flag
+
+Direction: TypeAlias = Literal["forward", "backward", "both"]
+PromptsByFrame: TypeAlias = dict[int | Seconds | None, list[Any]]
+DIRECTIONS: dict[str, tuple[bool, ...]] = {
+  "forward": (False,), "backward": (True,), "both": (False, True)
+}  # fmt: skip
+
+
+class VideoSession(PromptedObjects):
+  """Tracks objects in a video: prompts on any frame, passes in both directions, corrections.
+
+  Frames are named by their numbers in the source, or by times such as "12.5s". Use `Sam3.video` to
+  create one.
+
+  Attributes:
+    model: a `Sam3` whose checkpoint has a tracker.
+    origin: the path of the video; None if it was no path.
+    passes: what is left of the last `run`.
+  """
+
+  def __init__(
+    self,
+    model: Any,
+    source: VideoSource,
+    *,
+    start: Position = 0,
+    stop: Position | None = None,
+    every: Position = 1,
+    rules: TrackerRules | None = None,
+    history: bool = True,
+    budget: float = BUDGET,
+    directory: str | Path | None = None,
+    resample: str = "bilinear",
+    origin: str | None = None,
+  ):
+    """Arguments as in `Sam3.video`. The source is open; `origin` is its path, for `load`."""
+    programs, clip = model.video_programs, Clip(source, start, stop, every)
+    state = TrackerState(
+      config=model.config,
+      rules=rules or video_config(model.config).rules,
+      dtype=model.dtype,
+      device=model.device,
+      write=programs.write,
+      store=HostStore(budget, directory),
+      history=check_flag("history", history),
+      length=clip.length,
+    )
+    super().__init__(clip, Tracker(model, programs, state), resample)
+    self.model, self.origin = model, origin
+    self.passes: list[Pass] = []
+
+  def __repr__(self) -> str:
+    return f"VideoSession({self.clip.source.name}, objects {self.objects})"
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Closes the video, and removes the temporary files."""
+    self.clip.source.close()
+    self.tracker.state.store.close()
+
+  def run(
+    self,
+    direction: Direction = "forward",
+    *,
+    start: Position | None = None,
+    stop: Position | None = None,
+  ) -> Iterator[TrackedFrame]:
+    """Tracks all objects through the clip, frame by frame as the iterator is advanced.
+
+    Args:
+      direction: "forward", "backward", or "both", which is forward and then backward.
+      start: the first frame; all objects are then tracked from there, also those that were prompted
+        on a later frame only. None: from the first prompt in the direction, each object from its
+        own first prompt.
+      stop: the frame before which each pass ends; None for the end of the clip.
+
+    Yields:
+      A frame with the objects that are visible: ids, scores (the probability that the object is on
+      the frame), boxes, lazy masks. Prompted frames show what their prompts gave. While it runs,
+      objects may be added, corrected and removed; that has an effect from the next frame on.
+
+    Raises:
+      ValueError: no object, a frame outside the clip, a direction that does not exist, "both" in a
+        session without history, or a source that is read once.
+    """
+    if direction not in DIRECTIONS:
+      raise ValueError(f"direction must be one of {list(DIRECTIONS)}; got {direction!r:.40}.")
+    if not self._state.slots:
+      raise ValueError("there is no object to track: add one first, session.add(prompt, frame).")
+    if direction == "both" and not self._state.history:
+      raise ValueError("a session without history runs in one direction; use model.video(source).")
+    first = None if start is None else self.clip.position(start)
+    end = None if stop is None else self._stop(stop)
+    prompts = [t for group in self._state.groups for t in _prompted(group)]
+    self.passes = [
+      Pass(
+        backward,
+        first if first is not None else max(prompts) if backward else min(prompts),
+        end,
+        first is not None,
+      )
+      for backward in DIRECTIONS[direction]
+    ]
+    return self.resume()
+
+  def resume(self) -> Iterator[TrackedFrame]:
+    """Continues the last `run` after the last frame that it yielded, also in a loaded session."""
+    return self._run({})
+
+  def save(self, path: str | Path) -> None:
+    """Writes the session to a file, with all that `resume` and corrections need.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    session_file.save(self, path)
+
+  @classmethod
+  def load(cls, model: Any, path: str | Path, source: Any = None) -> "VideoSession":
+    """Reads a session that `save` wrote.
+
+    Args:
+      model: the checkpoint that made it, with the same dtype.
+      path: of the file.
+      source: the video; None for the path that the session was opened with.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a damaged file, or one of another checkpoint or video.
+    """
+    return session_file.load(cls, model, path, source)
+
+  def stream(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
+    """Tracks forward once, adding objects on the way; for `Sam3.track`.
+
+    Args:
+      prompts: visual prompts and masks by the number of their frame, by its time, or by None for
+        the first frame.
+    """
+    self.passes = [Pass(False, 0, None, False)]
+    return self._run(prompts)
+
+  def _run(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
+    left = dict(prompts)
+    while self.passes:
+      current = self.passes[0]
+      frames = self.clip.frames(current.start, current.stop, current.backward)
+      yield from self._pass(current, frames, left)
+      self.passes = self.passes[1:]
+    if left:
+      name = self.clip.source.name
+      raise ValueError(f"the prompts of frame {next(iter(left))} are outside the clip of {name}.")
+
+  def _pass(
+    self, current: Pass, frames: Iterator[tuple[int, Frame]], prompts: PromptsByFrame
+  ) -> Iterator[TrackedFrame]:
+    backward, ahead = current.backward, self.clip.numbers is not None
+    following = next(frames, None)
+    while following is not None:
+      position, frame = following
+      for key in [key for key in prompts if _is_due(key, frame)]:
+        self.load_frame(position, frame)
+        for prompt in prompts.pop(key):
+          visual = isinstance(prompt, VisualPrompt)
+          self.add_at(position, prompt if visual else None, None if visual else prompt)
+      self.remember_prompts()
+      groups = [group for group in self._state.groups if _takes_part(group, position, current)]
+      tracked = [group for group in groups if position not in group.conditioning]
+      started = None
+      if tracked:
+        embedding = self.load_frame(position, frame).embedding
+        started = self.tracker.start(embedding, position, tracked, backward)
+      if ahead and (following := next(frames, None)) is not None and groups:
+        # Encoded while the results of this frame are copied and used.
+        self.load_frame(*following)
+      results: Results = {}
+      if started is not None:
+        results |= self.tracker.finish(started, position, tracked, backward)
+      for group in groups:
+        if position in group.conditioning:
+          group.pass_over(position, backward)
+          results |= self._conditioned(group, position)
+      current.start = position + (-1 if backward else 1)
+      yield tracked_frame(frame, self.clip.size, results, self._state.rules.hole_area)
+      if not ahead:
+        following = next(frames, None)
+
+  def _conditioned(self, group: Group, position: int) -> Results:
+    """What prompts gave on a frame."""
+    record, store = group.conditioning[position], self._state.store
+    return {
+      identity: ObjectResult(store.get((identity, position)).mask_logits, float(logit), float(iou))
+      for identity, logit, iou in zip(group.objects, record.object_logits, record.iou, strict=True)
+    }
+
+  def _stop(self, stop: Position) -> int | None:
+    number = self.clip.source.frame_number(stop) if isinstance(stop, str) else stop
+    if self.clip.numbers is None or number > self.clip.numbers[-1]:
+      return None
+    return int(np.searchsorted(self.clip.numbers, number))
+
+
+def _is_due(key: int | Seconds | None, frame: Frame) -> bool:
+  """Whether the prompts of a number or a time are those of this frame."""
+  if isinstance(key, Seconds):
+    return frame.time >= key.value - CLOSE
+  return key is None or key == frame.index
+
+
+def _prompted(group: Group) -> set[int]:
+  return set().union(*group.prompted.values())
+
+
+def _takes_part(group: Group, position: int, current: Pass) -> bool:
+  """Whether a group is tracked on a frame of a pass."""
+  if not group.conditioning:
+    return False
+  if current.everyone:
+    return True
+  if current.backward:
+    return position <= max(group.conditioning)
+  return position >= min(group.conditioning)

@@ -1,0 +1,180 @@
+"""Files of sessions: all that is known of the objects, so that tracking can go on later."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sam3_jax.config import TrackerRules
+from sam3_jax.inference.video.archive import Archive, write_archive
+from sam3_jax.inference.video.bank import MemoryBank
+from sam3_jax.inference.video.clip import Pass
+from sam3_jax.inference.video.groups import FrameRecord, Group
+from sam3_jax.inference.video.prompts import Answer
+from sam3_jax.inference.video.store import StoredFrame
+from sam3_jax.inputs.video import open_video
+
+FORMAT = 1
+_HEADER, _STORED, _PENDING = "session", "stored", "pending"
+
+
+def save(session: Any, path: str | Path) -> None:
+  """Writes a session; see `VideoSession.save`."""
+  write_archive(path, _arrays(session))
+
+
+def load(kind: Any, model: Any, path: str | Path, source: Any = None) -> Any:
+  """Reads a session; see `VideoSession.load`.
+
+  Args:
+    kind: the class of the session.
+    model, path, source: as there.
+  """
+  with Archive(path) as archive:
+    if _HEADER not in archive:
+      raise ValueError(f"{path} is not a file of a video session.")
+    header = json.loads(archive[_HEADER].tobytes())
+    if header["format"] != FORMAT:
+      raise ValueError(
+        f"{path} has format {header['format']}, and this sam3-jax reads {FORMAT}: update sam3-jax."
+      )
+    for name, own in (("checkpoint", model.identity), ("dtype", model.dtype.name)):
+      if header[name] != own:
+        raise ValueError(
+          f"{path} was saved with the {name} {header[name]:.12}, and the model has {own:.12}: load "
+          "it with the model that saved it."
+        )
+    origin = header["origin"] if source is None else source
+    if origin is None:
+      raise ValueError(f"{path} does not name its video, which was no file: pass source=.")
+    start, stop, every = header["range"]
+    session = kind(
+      model, open_video(origin),
+      start=start, stop=stop, every=every,
+      rules=TrackerRules(**header["rules"]), history=header["history"],
+      resample=header["resample"], origin=header["origin"],
+    )  # fmt: skip
+    found = [*session.clip.size, session.clip.length]
+    if found != header["video"]:
+      raise ValueError(
+        f"{path} is of a video of {_video(header['video'])}, and {session.clip.source.name} is one "
+        f"of {_video(found)}."
+      )
+    _restore(session, header, archive)
+  return session
+
+
+def _video(values: list[Any]) -> str:
+  height, width, length = values
+  return f"{width} x {height} with {'unknown' if length is None else length} frames"
+
+
+def _header(session: Any) -> dict[str, Any]:
+  state = session.tracker.state
+  return {
+    "format": FORMAT,
+    "checkpoint": session.model.identity,
+    "dtype": session.model.dtype.name,
+    "origin": session.origin,
+    "range": list(session.clip.range),
+    "video": [*session.clip.size, session.clip.length],
+    "resample": session.resample,
+    "rules": dataclasses.asdict(state.rules),
+    "history": state.history,
+    "slots": list(state.slots.items()),
+    "groups": [_group_values(group) for group in state.groups],
+    "masked": [[t, state.groups.index(group)] for t, group in session.masked.items()],
+    "removed": sorted(session.removed),
+    "last_id": session.last_id,
+    "passes": [dataclasses.asdict(each) for each in session.passes],
+    "answers": [
+      [t, identity, answer.object_logit, answer.iou]
+      for t, answers in session.pending.items()
+      for identity, answer in answers.items()
+    ],
+  }
+
+
+def _arrays(session: Any) -> Iterator[tuple[str, Any]]:
+  header = json.dumps(_header(session)).encode()
+  yield _HEADER, np.frombuffer(header, np.uint8)
+  state = session.tracker.state
+  if state.bank is not None:
+    for name, array in vars(jax.device_get(state.bank)).items():
+      yield f"bank.{name}", array
+  for t, answers in session.pending.items():
+    for identity, answer in answers.items():
+      for name in ("pointer", "logits", "shown"):
+        if (array := getattr(answer, name)) is not None:
+          yield f"{_PENDING}.{t}.{identity}.{name}", array
+  for identity, t in state.store:
+    for name, array in vars(state.store.get((identity, t))).items():
+      yield f"{_STORED}.{identity}.{t}.{name}", array
+
+
+def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
+  state = session.tracker.state
+  state.slots = dict(header["slots"])
+  state.groups = [_group(values) for values in header["groups"]]
+  if "bank.memory" in archive:
+    bank = MemoryBank(archive["bank.memory"], archive["bank.pointers"])  # pyright: ignore[reportArgumentType]
+    state.bank = jax.device_put(bank, state.device)
+  session.masked.update({t: state.groups[i] for t, i in header["masked"]})
+  session.removed.update(header["removed"])
+  session.last_id = header["last_id"]
+  session.passes = [Pass(**each) for each in header["passes"]]
+  for t, identity, logit, iou in header["answers"]:
+    prefix = f"{_PENDING}.{t}.{identity}"
+    optional = {
+      name: archive[f"{prefix}.{name}"]
+      for name in ("logits", "shown")
+      if f"{prefix}.{name}" in archive
+    }
+    answer = Answer(archive[f"{prefix}.pointer"], logit, iou, **optional)
+    session.pending.setdefault(t, {})[identity] = answer
+  for name in archive:
+    if name.startswith(f"{_STORED}.") and name.endswith(".memory"):
+      _, identity, t, _ = name.split(".")
+      parts = (
+        f"{_STORED}.{identity}.{t}.{field.name}" for field in dataclasses.fields(StoredFrame)
+      )
+      state.store.put((int(identity), int(t)), StoredFrame(*(archive[part] for part in parts)))
+
+
+def _group_values(group: Group) -> dict[str, Any]:
+  def records(table: dict[int, FrameRecord]) -> list[Any]:
+    return [[t, record.object_logits.tolist(), record.iou.tolist()] for t, record in table.items()]
+
+  return {
+    "objects": group.objects,
+    "prompted": [[identity, sorted(frames)] for identity, frames in group.prompted.items()],
+    "conditioning": records(group.conditioning),
+    "previous": records(group.previous),
+    "scores": list(group.scores.items()),
+    "backward": list(group.backward.items()),
+    "unseen": sorted(group.unseen),
+    "rows": list(group.rows.items()),
+  }
+
+
+def _group(values: dict[str, Any]) -> Group:
+  def records(rows: list[Any]) -> dict[int, FrameRecord]:
+    return {
+      t: FrameRecord(np.array(logits, np.float32), np.array(iou, np.float32))
+      for t, logits, iou in rows
+    }
+
+  return Group(
+    objects=values["objects"],
+    prompted={identity: set(frames) for identity, frames in values["prompted"]},
+    conditioning=records(values["conditioning"]),
+    previous=records(values["previous"]),
+    scores=dict(values["scores"]),
+    backward=dict(values["backward"]),
+    unseen=set(values["unseen"]),
+    rows=dict(values["rows"]),
+  )
