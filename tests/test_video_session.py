@@ -167,7 +167,7 @@ def clicked(goldens):
   points, labels = pixels(goldens["click.points"]), goldens["click.labels"].tolist()
   assert one.session.add(VisualPrompt(points[:1], labels[:1])) == 1
   one.shown("click", 1, 0, goldens["click.first"])
-  one.session.correct(1, 0, points=points[SECOND], point_labels=labels[SECOND])
+  one.session.correct(1, 0, points=points, point_labels=labels)
   one.shown("click", 1, 0, goldens["click.second"])
   one.prompted("click", 0)
   one.run("click")
@@ -179,12 +179,9 @@ def clicked(goldens):
   one.shown("correct", 1, 6, goldens["correct.mask"])
   one.run("correct", start=6)
   one.run("back", direction="backward", start=6)
-  one.session.correct(1, 8, **point, memory=True)
+  one.session.correct(1, 8, points=point["points"], point_labels=[0], memory=True)
   one.shown("correct_with_memory", 1, 8, goldens["correct_with_memory.mask"])
   return one
-
-
-SECOND = slice(0, 2)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +211,8 @@ def masked(goldens):
   one.measure("removed", "selection", scores, goldens["removed.selection"])
   one.run("removed", start=6, stop=9)
   one.run("recondition", start=9, stop=10)
-  one.session.correct(12, 9, mask=masks[2])
+  later = np.unpackbits(goldens["recondition.mask"], axis=-1).astype(bool)
+  one.session.correct(12, 9, mask=later)
   one.prompted("recondition", 9)
   one.run("recondition", start=10)
   return one
@@ -268,7 +266,6 @@ def test_case(request, goldens, name, case):
   names = (key.split(".") for key in goldens if key.startswith(f"{case}."))
   wanted = {int(parts[1]) for parts in names if parts[-1] == "ids"}
   assert sorted(one.frames.get(case, [])) == sorted(wanted)
-  print(case, {k: f"{v:.1e}" for k, v in one.errors[case].items()})
   assert not one.mismatches.get(case)
   for stage, off in one.errors[case].items():
     assert off <= 10 * MEASURED[stage], f"{stage}: off by {off:.1e}"
