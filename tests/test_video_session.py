@@ -115,7 +115,7 @@ class Follower:
     self.compare(case, f"{t} selected", selected, goldens[f"{name}.selected_before_next"].tolist())
     memory = np.stack([x.memory for x in stored])
     for what in ("memory_features", "cond_memory"):
-      if f"{name}.{what}" in goldens and not case == "recondition":
+      if f"{name}.{what}" in goldens and case != "recondition":
         self.measure(case, "memory", thin_memory(memory), goldens[f"{name}.{what}"])
     if attended is not None:
       self.measure(case, "memory_attention", attended, goldens[f"{name}.memory_attention"])
