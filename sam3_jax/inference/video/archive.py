@@ -45,7 +45,7 @@ class Archive:
 
   def __init__(self, path: str | Path):
     try:
-      self._stream = Path(path).open("rb")  # noqa: SIM115
+      self._stream = Path(path).open("rb")  # noqa: SIM115, closed by `__exit__`
     except FileNotFoundError:
       raise FileNotFoundError(f"there is no file {path}.") from None
     try:

@@ -6,6 +6,7 @@ conditioning frame and for several. All objects of all groups share a call. The 
 Meta's released code.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -80,7 +81,7 @@ class VideoPrograms:
       _, features = detector.apply({"params": params}, pixels, sizes, method=method)  # pyright: ignore
       return head.apply({"params": params["visual"]}, features, method=VisualHead.encode)
 
-    def network(params, method, *args):
+    def network(params, method, *args) -> Any:
       return tracker.apply({"params": params["video"]}, *args, method=method)
 
     def read(params, bank, embedding, reads):
@@ -113,10 +114,9 @@ class VideoPrograms:
       return decode(params, image, embedding, prompts, ambiguous, _reads_nothing(reads))
 
     def answer_mask(params, embedding, mask):
-      prompts = no_prompts(len(mask)).replace(
-        mask=network(params, VideoTracker.mask_prompt_logits, mask),
-        has_mask=jnp.ones(len(mask), bool),
-      )
+      logits = network(params, VideoTracker.mask_prompt_logits, mask)
+      given = jnp.ones(len(mask), bool)
+      prompts = dataclasses.replace(no_prompts(len(mask)), mask=logits, has_mask=given)
       single = jnp.zeros(len(mask), bool)
       return decode(params, embedding.coarse, embedding, prompts, single, None)
 
@@ -131,7 +131,7 @@ class VideoPrograms:
       return jnp.swapaxes(memory, 1, 2).astype(dtype)
 
     def enlarge(logits):
-      return resize(logits, (config.image_size,) * 2)
+      return resize(logits, (config.image_size, config.image_size))
 
     def soft_map(logits):
       return jax.nn.sigmoid(enlarge(logits)) * MASK_SCALE + MASK_OFFSET

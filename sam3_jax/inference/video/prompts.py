@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import sparse
 
 from sam3_jax.inference.video.programs import ABSENT_LOGIT
 from sam3_jax.inputs.visual_prompts import CORNERS, MASK_LIMIT, PADDING, VisualPrompt
@@ -65,6 +64,8 @@ def resize_mask(
   mask: Float[np.ndarray, "h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "h2 w2"]:
   """Bilinear resize on the host with antialiasing, as PyTorch's up to rounding."""
+  from scipy import sparse  # not at the top: it is slow to import
+
   mask = np.asarray(mask, np.float32)
   if mask.shape == size:
     return mask
@@ -108,4 +109,5 @@ def pack_points(
   logits = np.zeros((1, mask_size, mask_size), np.float32)
   if mask is not None:
     logits[0] = np.clip(mask, -MASK_LIMIT, MASK_LIMIT)
-  return VisualPrompts(np.zeros(1, np.int32), xy, marks, logits, np.array([mask is not None]))
+  arrays: Any = np.zeros(1, np.int32), xy, marks, logits, np.array([mask is not None])
+  return VisualPrompts(*arrays)

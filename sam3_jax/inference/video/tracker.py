@@ -135,14 +135,14 @@ class Tracker:
           found, pointers[identity] = self._earlier(group, member, frame)
         results[identity] = found
     rows = state.take_rows(groups, frame, [()] * len(groups))
-    objects = TrackedObjects(*(
-      state.by_slot(values, fill) for values, fill in (
-        ({i: x.mask_logits for i, x in results.items()}, np.zeros((side, side), np.float32)),
-        ({i: x.iou for i, x in results.items()}, np.float32(0)),
-        ({i: x.object_logit for i, x in results.items()}, np.float32(0)),
-        (pointers, np.zeros(state.config.width, np.float32)),
-      )
-    ))  # fmt: skip
+    empty = np.zeros((side, side), np.float32)
+    arrays: Any = (
+      state.by_slot({i: x.mask_logits for i, x in results.items()}, empty),
+      state.by_slot({i: x.iou for i, x in results.items()}, np.float32(0)),
+      state.by_slot({i: x.object_logit for i, x in results.items()}, np.float32(0)),
+      state.by_slot(pointers, np.zeros(state.config.width, np.float32)),
+    )
+    objects = TrackedObjects(*arrays)
     numbers, order = slot_groups(state)
     state.bank, memory = self.programs.remember(
       self._params, state.bank, embedding, objects, numbers, order, rows
