@@ -1,6 +1,6 @@
 """Decodes the frames of an open video file from a given one on, and converts them to RGB."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sam3_jax.inputs.video_scan import KeyFrame, Scan, is_cut_off
 _UPRIGHT = (1, 0, 0, 1)
 
 
-def decoded(path: str, scan: Scan, first: int = 0) -> Iterator[tuple[int, Any]]:
+def decoded(path: str, scan: Scan, first: int = 0) -> Generator[tuple[int, Any]]:
   """Yields the numbers of frames, and the frames as PyAV decodes them.
 
   Starts at `first`, or at frames before it that are needed to decode it. Damaged frames are
