@@ -88,8 +88,9 @@ def size_of(frame: Any) -> tuple[int, int]:
 
 def pixels_of(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
   """A decoded frame as RGB, upright; transparent pixels are composited over white."""
+  # FFmpeg's default is faster, but darkens an image by 1.2 of 255 on average.
   flags = import_av().video.reformatter.Interpolation
-  scaling = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
+  scaling = flags.BILINEAR | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
   alpha = any(part.is_alpha for part in frame.format.components)
   rgb = frame.reformat(format="rgba" if alpha else "rgb24", interpolation=scaling)
   pixels = rgb.to_ndarray()
