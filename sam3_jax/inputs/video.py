@@ -69,7 +69,7 @@ def open_video(source: VideoInput, *, fps: float | None = None, note: Note = war
     return array_frames(source, fps)
   if isinstance(source, Sequence) and not isinstance(source, bytes | bytearray | memoryview):
     return FrameList(source, "the list of frames", fps)
-  if hasattr(source, "__next__"):
+  if isinstance(source, Iterator):
     return FrameIterator(source, fps)
   raise TypeError(
     "a video must be a path, an array, a list of images or an iterator of images, not "

@@ -1,6 +1,6 @@
 """Decodes the frames of an open video file from a given one on, and converts them to RGB."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sam3_jax.inputs.video_scan import KeyFrame, Scan, is_cut_off
 _UPRIGHT = (1, 0, 0, 1)
 
 
-def decoded(path: str, scan: Scan, first: int = 0) -> Iterator[tuple[int, Any]]:
+def decoded(path: str, scan: Scan, first: int = 0) -> Generator[tuple[int, Any]]:
   """Yields the numbers of frames, and the frames as PyAV decodes them.
 
   Starts at `first`, or at frames before it that are needed to decode it. Damaged frames are
@@ -88,8 +88,9 @@ def size_of(frame: Any) -> tuple[int, int]:
 
 def pixels_of(frame: Any) -> UInt8[np.ndarray, "h w 3"]:
   """A decoded frame as RGB, upright; transparent pixels are composited over white."""
+  # FFmpeg's default is faster, but darkens an image by 1.2 of 255 on average.
   flags = import_av().video.reformatter.Interpolation
-  scaling = flags.BICUBIC | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
+  scaling = flags.BILINEAR | flags.ACCURATE_RND | flags.FULL_CHR_H_INT
   alpha = any(part.is_alpha for part in frame.format.components)
   rgb = frame.reformat(format="rgba" if alpha else "rgb24", interpolation=scaling)
   pixels = rgb.to_ndarray()
