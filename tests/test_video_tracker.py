@@ -47,7 +47,7 @@ MEASURED = {
   "memory": 3.9e-6,
   "memory attention": 9.2e-7,
 }
-CLOSE = 1e-5  # of the same objects in other batches; measured 1.0e-6
+CLOSE = 1e-5  # of the same objects in other batches
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_absent_objects(remembered):
   mask = np.full((2, 8, 8), -10, np.float32)
   seen, gone = run(VideoTracker.encode_memory, remembered[0], mask, ~present)
   expected = np.broadcast_to(params["no_object_memory"], seen.shape)
-  assert_close(gone - seen, expected, rel=1e-6)  # measured 1.0e-7
+  assert_close(gone - seen, expected, rel=1e-6)
 
 
 def test_points_are_those_of_still_images():
@@ -309,7 +309,7 @@ def test_bfloat16(remembered):
   found = run(VideoTracker.read_memory, *remembered, dtype=jnp.bfloat16)
   assert found.dtype == jnp.bfloat16
   exact = run(VideoTracker.read_memory, *remembered)
-  assert difference(found.astype(np.float32), exact) < 0.05  # measured 0.007
+  assert difference(found.astype(np.float32), exact) < 0.05
 
 
 def test_released_sizes():
