@@ -37,17 +37,17 @@ LATEST = 6  # previous frames whose memories are read
 # times as much is allowed.
 MEASURED = {
   "time code": 6.0e-8,
-  "projected time code": 1.3e-7,
-  "first mask": 4.7e-6,
-  "mask": 1.7e-6,
-  "iou": 1.9e-7,
-  "object": 7.9e-8,
-  "pointer": 9.0e-7,
-  "prompted memory": 7.8e-7,
-  "memory": 3.9e-6,
-  "memory attention": 9.2e-7,
+  "projected time code": 1.2e-7,
+  "first mask": 1.4e-6,
+  "mask": 1.8e-6,
+  "iou": 2.8e-7,
+  "object": 9.1e-8,
+  "pointer": 7.2e-7,
+  "prompted memory": 7.7e-7,
+  "memory": 8.8e-7,
+  "memory attention": 7.3e-7,
 }
-CLOSE = 1e-5  # of the same objects in other batches; measured 1.0e-6
+CLOSE = 2.5e-6  # of the same objects in other batches and orders; measured 2.7e-7
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ def test_absent_objects(remembered):
   mask = np.full((2, 8, 8), -10, np.float32)
   seen, gone = run(VideoTracker.encode_memory, remembered[0], mask, ~present)
   expected = np.broadcast_to(params["no_object_memory"], seen.shape)
-  assert_close(gone - seen, expected, rel=1e-6)  # measured 1.0e-7
+  assert_close(gone - seen, expected, rel=2e-6)  # measured 2.2e-7
 
 
 def test_points_are_those_of_still_images():
@@ -309,7 +309,7 @@ def test_bfloat16(remembered):
   found = run(VideoTracker.read_memory, *remembered, dtype=jnp.bfloat16)
   assert found.dtype == jnp.bfloat16
   exact = run(VideoTracker.read_memory, *remembered)
-  assert difference(found.astype(np.float32), exact) < 0.05  # measured 0.007
+  assert difference(found.astype(np.float32), exact) < 0.05  # measured 0.008
 
 
 def test_released_sizes():
