@@ -21,7 +21,7 @@ from sam3_jax.evaluation.clicks import deepest_point
 from sam3_jax.outputs.rle import encode
 from sam3_jax.utils.atomic_files import write_json
 
-SEED, FRAMES, SIZE, RATE = 0, 48, (240, 320), 12
+SEED, FRAMES, SIZE, RATE = 34, 48, (240, 320), 12
 NAME = "moving_scene"
 CRF = 23  # constant rate factor of x264: lower is better and larger
 
