@@ -237,7 +237,8 @@ class TestMotion:
       assert one.side.shape == one.angle.shape == (frames,)
       assert 20 < one.side.min() <= one.side.max() < 43
       inside = ((one.xy > -10) & (one.xy < (170, 110))).all(axis=1).mean()
-      assert inside > (0.25 if kind == "leaving" else 0.6)
+      # Scenes reject paths that are outside for too long; see `test_leaving_objects_return`.
+      assert 0 < inside < 1 if kind == "leaving" else inside > 0.6
 
   def test_straight_paths_pass_a_meeting(self, monkeypatch):
     monkeypatch.setattr(motion, "KINDS", {"straight": motion.KINDS["straight"]})

@@ -100,6 +100,7 @@ class TestResults:
     assert frames[0].shape == (*SIZE, 3)
     assert len(os.listdir("out/clip.davis")) == FRAMES
 
+  @pytest.mark.slow
   def test_box_mask_and_correction(self, folder, model):
     track("--box", "4@0.4s:10,5,22,18", "--mask", "2@mask.png", "--point", "2@20:20,10",
           "--no-overlay")  # fmt: skip
@@ -112,6 +113,7 @@ class TestResults:
     assert not (folder / "out" / "clip.sam3.mp4").exists()
 
   @pytest.mark.parametrize("direction", ["backward", "both"])
+  @pytest.mark.slow
   def test_directions(self, folder, direction):
     track("--point", "10:20,12", "--direction", direction)
     backward = list(range(10, -1, -1))
@@ -161,6 +163,7 @@ class TestResume:
     assert after == before
 
   @pytest.mark.parametrize("direction", ["forward", "backward", "both"])
+  @pytest.mark.slow
   def test_stopped_at_every_frame(self, folder, monkeypatch, direction):
     """The session is saved and loaded after each frame; the bytes are those of one run."""
     typed = [*POINTS, "--stop", "14", "--direction", direction]

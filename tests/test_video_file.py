@@ -330,6 +330,7 @@ def test_missing_package(tmp_path, monkeypatch):
     open_video(tmp_path / "clip.mp4")
 
 
+@pytest.mark.slow
 def test_imported_when_used():
   code = (
     "import sys, sam3_jax.inputs.video, sam3_jax.outputs.video_overlay; print('av' in sys.modules)"

@@ -229,6 +229,7 @@ def test_read_ahead_is_bounded():
   assert threads() == 0
 
 
+@pytest.mark.slow
 def test_read_ahead_ends():
   closed = []
 

@@ -261,6 +261,7 @@ def test_pixels_equal_those_of_the_goldens():
     ("empty", "empty"),
   ],
 )
+@pytest.mark.slow
 def test_case(request, goldens, name, case):
   one = request.getfixturevalue(name)
   names = (key.split(".") for key in goldens if key.startswith(f"{case}."))

@@ -261,6 +261,7 @@ def test_object_without_memory_gets_the_map_itself(remembered):
   np.testing.assert_array_equal(run(VideoTracker.read_memory, *remembered)[2], remembered[0])
 
 
+@pytest.mark.slow
 def test_gradients_are_finite(remembered):
   def total(params, coarse, *args):
     tracked = VideoTracker(VIDEO_CONFIG)
@@ -305,6 +306,7 @@ def points(method, xy, labels):
   return jax.device_get(tokens(visual_parameters(VIDEO_SEED)["prompt"], xy, labels))
 
 
+@pytest.mark.slow
 def test_bfloat16(remembered):
   found = run(VideoTracker.read_memory, *remembered, dtype=jnp.bfloat16)
   assert found.dtype == jnp.bfloat16

@@ -83,6 +83,7 @@ def test_stream_equals_session(model, monkeypatch, selection):
   assert unread == 59
 
 
+@pytest.mark.slow
 def test_prompts_on_different_frames(model):
   frames = moving_frames(8)
   got = results(model.track(frames, {0: CLICK, 3: [OTHER, square(3, 3)]}))
@@ -164,6 +165,7 @@ def test_removed_object_is_gone(model):
   assert next(frames).instances.ids.tolist() == [2, 3]
 
 
+@pytest.mark.slow
 def test_store_on_disk_equals_store_in_memory(model, tmp_path):
   frames = moving_frames(40)
   got = []
@@ -210,6 +212,7 @@ def test_saved_session_keeps_prompts_that_were_not_used(model, tmp_path):
     VideoSession.load(model, tmp_path / "damaged", frames)
 
 
+@pytest.mark.slow
 def test_one_program_for_each_bucket_and_kind_of_prompt():
   model = small_model()
   frames = moving_frames(12)
@@ -318,6 +321,7 @@ def test_prompts_on_several_frames_need_no_history(model, direction):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_memories_have_the_dtype_of_the_model(model, dtype):
   other = model if dtype == "float32" else small_model(dtype)
   with other.video(moving_frames(2)) as session:
