@@ -1,16 +1,12 @@
 """Frames with tracked rectangles, for the tests of files of tracks."""
 
 import numpy as np
-import pytest
 
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.outputs.rle import encode
 from sam3_jax.outputs.track_lines import TrackWriter
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-
-# pycocotools' decode with NumPy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 
 SIZE = (48, 80)
 

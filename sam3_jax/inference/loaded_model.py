@@ -100,7 +100,8 @@ class LoadedModel:
   @property
   def platform(self) -> str:
     """The kind of the model's devices, such as "cpu" or "tpu"; not always that of JAX's default."""
-    return (self.device if self.mesh is None else self.mesh.devices.flat[0]).platform
+    device: Any = self.device if self.mesh is None else self.mesh.devices.flat[0]
+    return device.platform
 
   @property
   def identity(self) -> str:
