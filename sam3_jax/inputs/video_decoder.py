@@ -110,11 +110,13 @@ def _matrix(frame: Any) -> tuple[int, int, int, int]:
 
   Other angles than multiples of 90 degrees are rounded to one, as they do not fill a rectangle.
   """
-  for data in frame.side_data:
-    if data.type.name == "DISPLAYMATRIX":
-      a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-      signs = [1 if value >= 0 else -1 for value in (a, b, c, d)]
-      if abs(a) >= abs(b):
-        return signs[0], 0, 0, signs[3]
-      return 0, signs[1], signs[2], 0
-  return _UPRIGHT
+  from av.sidedata.sidedata import Type
+
+  data = frame.side_data.get(Type.DISPLAYMATRIX)
+  if data is None:
+    return _UPRIGHT
+  a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+  signs = [1 if value >= 0 else -1 for value in (a, b, c, d)]
+  if abs(a) >= abs(b):
+    return signs[0], 0, 0, signs[3]
+  return 0, signs[1], signs[2], 0
