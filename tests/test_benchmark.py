@@ -88,7 +88,7 @@ class TestRun:
     )  # fmt: skip
 
   @pytest.mark.slow
-  def test_one_dtype_after_the_other(self, opened, bundle, image, tmp_path, monkeypatch):
+  def test_one_dtype_after_the_other(self, opened, saved, image, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_open", lambda *given: opened(f"{given[2]} {given[4]}"))
     shown = []
     measured = run.run(

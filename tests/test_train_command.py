@@ -181,7 +181,11 @@ def test_errors_are_one_line_with_status_2(files, quick, capsys, more, message):
   [
     ("images", {"file_name": "none.png"}, "none.png: there is no such image"),
     ("images", {"id": 1}, "image 1: this id occurs twice"),
-    ("annotations", {"bbox": [35, 10, 20, 20]}, "box 35, 10, 20, 20 (x, y, width, height) leaves"),
+    (
+      "annotations",
+      {"bbox": [35, 10, 20, 20]},
+      "box 35, 10, 20, 20 (x, y, width, height) extends beyond",
+    ),
     ("annotations", {"segmentation": {"size": [40, 51], "counts": [2040]}}, "size is [40, 51]"),
     ("annotations", {"bbox": [5, 10, 45, 30]}, "is not that of its mask, 5, 10, 20, 20"),
     ("annotations", {"id": 2}, "annotation 2: this id occurs twice"),
