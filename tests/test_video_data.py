@@ -158,7 +158,7 @@ def test_invalid_configurations(changes, message):
 
 
 def test_invalid_batches():
-  with pytest.raises(ValueError, match="clips need the sizes of images and masks"):
+  with pytest.raises(ValueError, match="batches need the sizes of images and masks"):
     ClipBatches(ClipConfig())
   with pytest.raises(ValueError, match="batch_size 2 must be a multiple of the 3 processes"):
     ClipBatches(CONFIG, processes=3)
