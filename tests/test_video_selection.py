@@ -7,7 +7,7 @@ from golden_model import GOLDENS
 
 from sam3_jax.inference.video import selection
 from sam3_jax.inference.video.components import clean_mask
-from sam3_jax.inference.video.programs import without_overlap
+from sam3_jax.inference.video.functions import without_overlap
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sam3_jax.inference.video.programs import ABSENT_LOGIT
+from sam3_jax.inference.video.functions import ABSENT_LOGIT
 from sam3_jax.inputs.visual_prompts import CORNERS, MASK_LIMIT, PADDING, VisualPrompt
 from sam3_jax.ops.bilinear import matrix
 from sam3_jax.types import VisualPrompts

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from sam3_jax.inference.video.functions import TrackedObjects
 from sam3_jax.inference.video.groups import FrameRecord, Group
-from sam3_jax.inference.video.programs import TrackedObjects, VideoPrograms
+from sam3_jax.inference.video.programs import VideoPrograms
 from sam3_jax.inference.video.prompts import Answer, mask_answer, pack_points, resize_mask
 from sam3_jax.inference.video.selection import Reading
 from sam3_jax.inference.video.tracker_state import TrackerState, slot_groups

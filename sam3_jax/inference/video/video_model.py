@@ -32,7 +32,7 @@ class VideoModel(LoadedModel):
     """Tracks objects forward through a video, which may be endless, in constant memory.
 
     for frame in model.track("clip.mp4", [VisualPrompt(points=[[x, y]])]):
-      print(frame.index, frame.instances.ids)
+      objects = frame.instances  # ids, scores, boxes, masks
 
     Args:
       source: a path, a directory of images, an array or a list of frames, or an iterator of frames
