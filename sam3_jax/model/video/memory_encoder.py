@@ -10,6 +10,7 @@ from sam3_jax.config import VideoConfig
 from sam3_jax.model.layers import Mlp, conv, gelu, stacked
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.bilinear import resize
+from sam3_jax.ops.depthwise import depthwise_conv
 
 EPSILON = 1e-6  # of all norms in this file
 
@@ -65,7 +66,8 @@ class FuserBlock(nn.Module):
   def __call__(self, x: Float[Array, "O H W D"]) -> tuple[Float[Array, "O H W D"], None]:
     """Returns None as the output that `nn.scan` stacks."""
     width = x.shape[-1]
-    y = conv(width, 7, self.dtype, "depthwise", feature_group_count=width)(x)
+    depthwise = {"feature_group_count": width, "conv_general_dilated": depthwise_conv}
+    y = conv(width, 7, self.dtype, "depthwise", **depthwise)(x)
     y = LayerNorm(EPSILON, self.dtype, name="norm")(y)
     y = Mlp((4 * width, width), self.dtype, gelu, name="mlp")(y)
     scale = self.param("scale", nn.initializers.constant(1e-6), (width,), jnp.float32)
