@@ -67,6 +67,7 @@ def _read_archive(path: Path) -> tuple[dict[str, tuple[int, int, int]], bytes]:
       if order and _bytes(path, order, extents) != b"little":
         raise ValueError("its numbers are not little-endian")
       data = _bytes(path, members[f"{folder}/data.pkl"], extents)
+  # zipfile raises NotImplementedError for versions and compressions that PyTorch never writes.
   except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, struct.error) as error:
     raise ValueError(f"it is truncated or damaged ({error})") from error
   start = f"{folder}/data/"

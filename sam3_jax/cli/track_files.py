@@ -103,7 +103,7 @@ class TrackFiles:
     return found[-1] if found else None
 
   def save(self, session: VideoSession, lines: int) -> None:
-    """Saves a session after so many lines, which must be on disk; removes earlier ones.
+    """Saves a session after `lines` lines, which must be on disk; removes earlier ones.
 
     Raises:
       OSError: it cannot be written.

@@ -162,8 +162,8 @@ class VideoSource(abc.ABC):
       yield from self._forward([index])
 
   def _counted(self, chosen: FrameRange) -> Generator[Frame]:
-    """Reads the chosen frames of a video of unknown length."""
-    raise NotImplementedError
+    """Reads the chosen frames, counting them; sources of unknown length must have it."""
+    raise TypeError(f"{type(self).__name__} has no length and cannot count its frames.")
 
   def _report(self) -> None:  # noqa: B027
     """Notes what was unexpected in the frames that were read."""
