@@ -1,6 +1,6 @@
 """Makes video clips with PyAV. Each frame tells its number by the colours of two bars."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 
-def picture(number: int, height: int = 64, width: int = 96) -> np.ndarray:
+def frame_image(number: int, height: int = 64, width: int = 96) -> np.ndarray:
   """A frame: the left half has the red level of its number, the lower right quarter is green."""
   image = np.full((height, width, 3), 40, np.uint8)
   image[:, : width // 2] = (30 + 5 * (number % 40), 30, 90)
@@ -36,6 +36,7 @@ def write_clip(
   unit: Fraction | None = None,
   group: int = 10,
   audio: bool = False,
+  image: Callable[..., np.ndarray] = frame_image,
   options: dict[str, str] | None = None,
   container: dict[str, str] | None = None,
   format: str | None = None,
@@ -46,6 +47,7 @@ def write_clip(
     path, size, codec, pixels, rate: of the file; `size` is height and width.
     ticks: time stamps in units of `unit`; by default the number of the frame at `rate`.
     audio: add a second of silence.
+    image: makes a frame from its number, height and width.
     options, container: of the encoder and of the file format.
     format: of the file, where its suffix does not tell.
   """
@@ -59,7 +61,7 @@ def write_clip(
     stream.options = {"x265-params": "log-level=none"} if codec == "libx265" else options or {}
     sound: Any = file.add_stream("aac", rate=48000) if audio else None
     for i in range(count):
-      frame = av.VideoFrame.from_ndarray(picture(i, *size), format="rgb24")
+      frame = av.VideoFrame.from_ndarray(image(i, *size), format="rgb24")
       frame.pts, frame.time_base = ticks[i] if ticks is not None else i, unit
       file.mux(stream.encode(frame))
     file.mux(stream.encode(None))

@@ -8,7 +8,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from clips import mux_silence, number_of, picture, set_matrix, write_audio, write_clip
+from clips import frame_image, mux_silence, number_of, set_matrix, write_audio, write_clip
 from PIL import Image
 from test_video_inputs import indices, threads
 
@@ -122,7 +122,7 @@ def test_rotation(tmp_path, matrix, change):
 
 def test_colours(tmp_path):
   """The matrix that a file names is used."""
-  image = picture(20)
+  image = frame_image(20)
   for name, matrix in (("601", "smpte170m"), ("709", "bt709")):
     options = {"crf": "0", "colorspace": matrix}
     clip = write_clip(tmp_path / f"{name}.mp4", 21, pixels="yuv444p", options=options)
@@ -259,8 +259,8 @@ def test_size_changes(tmp_path):
 
 
 def test_not_videos(tmp_path):
-  Image.fromarray(picture(0)).save(tmp_path / "image.png")
-  Image.fromarray(picture(0)).save(tmp_path / "image.jpg")
+  Image.fromarray(frame_image(0)).save(tmp_path / "image.png")
+  Image.fromarray(frame_image(0)).save(tmp_path / "image.jpg")
   (tmp_path / "empty.mp4").write_bytes(b"")
   (tmp_path / "notes.txt").write_text("notes\n" * 100)
   (tmp_path / "notes.mp4").write_text("notes\n" * 100)
@@ -305,7 +305,7 @@ def test_cover_is_no_video(tmp_path):
     cover = file.add_stream("mjpeg", rate=1)
     cover.height, cover.width, cover.pix_fmt = 64, 96, "yuvj420p"
     cover.disposition = av.stream.Disposition.attached_pic
-    frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24")
+    frame = av.VideoFrame.from_ndarray(frame_image(0), format="rgb24")
     frame.pts = 0
     file.mux(cover.encode(frame))
     file.mux(cover.encode(None))

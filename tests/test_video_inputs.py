@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from clips import number_of, picture
+from clips import frame_image, number_of
 from PIL import Image
 
 from sam3_jax.inputs.frame_list import natural_order
@@ -15,7 +15,7 @@ from sam3_jax.inputs.frame_range import FrameRange
 from sam3_jax.inputs.video import Seconds, open_video, parse_position
 from sam3_jax.utils.read_ahead import THREAD_NAME, read_ahead
 
-ARRAY = np.stack([picture(i) for i in range(20)])
+ARRAY = np.stack([frame_image(i) for i in range(20)])
 
 
 def indices(frames) -> list[int]:
@@ -31,7 +31,7 @@ def threads() -> int:
 def write_images(folder, names, size=(64, 96)):
   folder.mkdir(exist_ok=True)
   for number, name in enumerate(names):
-    Image.fromarray(picture(number, *size)).save(folder / name)
+    Image.fromarray(frame_image(number, *size)).save(folder / name)
   return folder
 
 
@@ -47,7 +47,7 @@ def test_directory(tmp_path):
   frames = list(video)
   assert [number_of(frame.image) for frame in frames] == list(range(12)) == indices(frames)
   assert [frame.time for frame in frames] == pytest.approx(np.arange(12) / 25)
-  assert (frames[7].image == picture(7)).all()
+  assert (frames[7].image == frame_image(7)).all()
   assert number_of(video.read(11).image) == 11
   assert indices(video.frames(2, 9, 3)) == [2, 5, 8]
   assert indices(video.frames(2, 9, 3, reverse=True)) == [8, 5, 2]
@@ -73,7 +73,7 @@ def test_bad_directories(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"there is no video .*/none: check the path"):
     open_video(tmp_path / "none")
   folder = write_images(tmp_path / "clip", ["0.png", "1.png"])
-  Image.fromarray(picture(0, 32, 48)).save(folder / "2.png")
+  Image.fromarray(frame_image(0, 32, 48)).save(folder / "2.png")
   frames = open_video(folder).frames()
   assert [next(frames).index, next(frames).index] == [0, 1]
   with pytest.raises(ValueError, match=r"2.png is 48 x 32, but the first frame is 96 x 64: all"):
@@ -105,14 +105,14 @@ def test_array():
 def test_dark_frames_are_accepted():
   """A fade to black has frames with values of 0 and 1 only."""
   dark = (np.indices((64, 96)).sum(0) % 2)[..., None].repeat(3, 2).astype(np.uint8)
-  frames = [picture(0), dark]
+  frames = [frame_image(0), dark]
   for source in (frames, iter(frames), np.stack(frames)):
     assert (list(open_video(source))[1].image == dark).all()
 
 
 def test_list_of_images(tmp_path):
   folder = write_images(tmp_path / "clip", ["0.png", "1.png", "2.png"])
-  sources = [folder / "2.png", Image.fromarray(picture(0)), picture(1)]
+  sources = [folder / "2.png", Image.fromarray(frame_image(0)), frame_image(1)]
   assert [number_of(frame.image) for frame in open_video(sources)] == [2, 0, 1]
 
 
@@ -122,7 +122,7 @@ def test_iterator():
   def camera():
     for i in range(10**9):
       taken.append(i)
-      yield picture(i)
+      yield frame_image(i)
 
   video = open_video(camera(), fps=20)
   assert (video.size, video.length, video.random_access) == ((64, 96), None, False)
@@ -145,7 +145,7 @@ def test_bad_iterators():
   with pytest.raises(ValueError, match="the iterator of frames has no frames"):
     open_video(iter([]))
   with pytest.raises(ValueError, match="frame 1 is 48 x 32, but the first frame is 96 x 64"):
-    list(open_video(iter([picture(0), picture(1, 32, 48)])))
+    list(open_video(iter([frame_image(0), frame_image(1, 32, 48)])))
   with pytest.raises(TypeError, match=r"not int: iter\(...\) makes an iterator"):
     open_video(3)
 

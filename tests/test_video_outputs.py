@@ -7,7 +7,7 @@ import os
 import av
 import numpy as np
 import pytest
-from clips import picture
+from clips import frame_image
 from pycocotools import mask as coco_mask
 from tracked_frames import SIZE, mask, tracked, write_tracks
 
@@ -146,7 +146,7 @@ def test_overlay_video(tmp_path):
   with OverlayWriter(path, SIZE, fps=30000 / 1001) as video:
     for i, time in enumerate(times):
       frame = tracked(i)
-      video.draw(picture(i, *SIZE), TrackedFrame(i, time, SIZE, frame.instances))
+      video.draw(frame_image(i, *SIZE), TrackedFrame(i, time, SIZE, frame.instances))
     assert not path.exists()
     video.finish()
   assert os.listdir(path.parent) == ["clip.sam3.mp4"]
@@ -155,7 +155,7 @@ def test_overlay_video(tmp_path):
   assert found.fps == pytest.approx(30000 / 1001, rel=1e-6)
   assert stamps(path) == pytest.approx(times, abs=0.5 / TICKS)
   for frame in found:
-    want = draw_objects(picture(frame.index, *SIZE), tracked(frame.index))
+    want = draw_objects(frame_image(frame.index, *SIZE), tracked(frame.index))
     off = np.abs(frame.image.astype(int) - want).mean()
     assert off < 10  # measured 6.9: colours are stored for 2 x 2 pixels
 
@@ -166,7 +166,7 @@ def test_variable_rate_and_pieces(tmp_path, monkeypatch):
   path, times = tmp_path / "v.mp4", [0.5 + 0.01 * i * i for i in range(30)]
   with VideoWriter(path, (33, 51)) as video:
     for i, time in enumerate(times):
-      video.write(picture(i, 33, 51), time)
+      video.write(frame_image(i, 33, 51), time)
     assert len(os.listdir(tmp_path / "v.mp4.pieces")) == 5  # one of them a draft
     video.finish()
   assert stamps(path) == pytest.approx(np.array(times) - 0.5, abs=1 / TICKS)
@@ -174,7 +174,7 @@ def test_variable_rate_and_pieces(tmp_path, monkeypatch):
   assert len(found) == 30
   assert found[0].image.shape == (34, 52, 3)
   for frame in found:
-    off = np.abs(frame.image[:33, :51].astype(int) - picture(frame.index, 33, 51))
+    off = np.abs(frame.image[:33, :51].astype(int) - frame_image(frame.index, 33, 51))
     assert off.mean() < 6  # measured 3.9
     assert np.abs(frame.image[33].astype(int) - frame.image[32]).mean() < 2  # measured 0.7
 
@@ -185,7 +185,7 @@ def test_video_resumes(tmp_path, monkeypatch):
   path = tmp_path / "v.mp4"
   with VideoWriter(path, SIZE) as video:  # interrupted in frame 20
     for i in range(20):
-      video.write(picture(i, *SIZE), i / 25)
+      video.write(frame_image(i, *SIZE), i / 25)
   assert frames_written(path) == 16
   assert not path.exists()
   with pytest.raises(ValueError, match="has only 16 of the 17 frames to continue after"):
@@ -194,18 +194,18 @@ def test_video_resumes(tmp_path, monkeypatch):
   with VideoWriter(path, SIZE, keep=11) as video:
     assert frames_written(path) == 11
     for i in range(11, 14):
-      video.write(picture(i, *SIZE), i / 25)
+      video.write(frame_image(i, *SIZE), i / 25)
     assert video.checkpoint() == 14
   with VideoWriter(path, SIZE, keep=14) as video:
     for i in range(14, 30):
-      video.write(picture(i, *SIZE), i / 25)
+      video.write(frame_image(i, *SIZE), i / 25)
     video.finish()
   assert os.listdir(tmp_path) == ["v.mp4"]
   assert stamps(path) == pytest.approx(np.arange(30) / 25, abs=1e-9)
   for frame in open_video(path):
-    assert np.abs(frame.image.astype(int) - picture(frame.index, *SIZE)).mean() < 4  # 2.3
+    assert np.abs(frame.image.astype(int) - frame_image(frame.index, *SIZE)).mean() < 4  # 2.3
   with VideoWriter(path, SIZE) as video:  # starts again; the old video stays until it is replaced
-    video.write(picture(0, *SIZE), 0)
+    video.write(frame_image(0, *SIZE), 0)
     assert len(stamps(path)) == 30
     video.finish()
   assert len(stamps(path)) == 1
@@ -213,11 +213,11 @@ def test_video_resumes(tmp_path, monkeypatch):
 
 def test_wrong_frames(tmp_path):
   with VideoWriter(tmp_path / "v.mp4", SIZE) as video:
-    video.write(picture(0, *SIZE), 1)
+    video.write(frame_image(0, *SIZE), 1)
     with pytest.raises(ValueError, match="times of frames must increase; got 1 after 1 seconds"):
-      video.write(picture(0, *SIZE), 1)
+      video.write(frame_image(0, *SIZE), 1)
     with pytest.raises(ValueError, match=r"are uint8 \[48, 80, 3\]; got uint8 \[64, 96, 3\]"):
-      video.write(picture(0), 2)
+      video.write(frame_image(0), 2)
   with VideoWriter(tmp_path / "none.mp4", SIZE) as video:
     video.finish()
   assert not (tmp_path / "none.mp4").exists()
@@ -233,7 +233,7 @@ def test_video_on_a_full_disk(tmp_path, monkeypatch):
   def write():
     with VideoWriter(tmp_path / "v.mp4", SIZE) as video:
       for i in range(3):
-        video.write(picture(i, *SIZE), i)
+        video.write(frame_image(i, *SIZE), i)
       video.checkpoint()
 
   with monkeypatch.context() as patch:
@@ -254,7 +254,7 @@ def test_small_videos(tmp_path):
   for size in ((1, 1), (2, 3), (16, 5)):
     with VideoWriter(tmp_path / "v.mp4", size) as video:
       for i in range(3):
-        video.write(picture(i, *size), i)
+        video.write(frame_image(i, *size), i)
       video.finish()
     assert open_video(tmp_path / "v.mp4").size == tuple(side + side % 2 for side in size)
 
@@ -262,20 +262,20 @@ def test_small_videos(tmp_path):
 def test_overlay_of_tracks(tmp_path, monkeypatch):
   """Written from the file of tracks, in any order of its lines, also after an interruption."""
   monkeypatch.setattr(video_writer, "PIECE", 4)
-  source = open_video(np.stack([picture(i, *SIZE) for i in range(20)]), fps=25)
+  source = open_video(np.stack([frame_image(i, *SIZE) for i in range(20)]), fps=25)
   tracks = TrackReader(write_tracks(tmp_path / "t.jsonl", [9, 10, 11, 12, 13, 14, 8, 6, 5, 4]))
   path = tmp_path / "v.mp4"
   with OverlayWriter(path, SIZE) as video:
     for i in (4, 5, 6, 8, 9):
-      video.draw(picture(i, *SIZE), tracked(i))
+      video.draw(frame_image(i, *SIZE), tracked(i))
   assert frames_written(path) == 4
   write_overlay(source, tracks, path)
   assert stamps(path) == pytest.approx((np.array(tracks.frames) - 4) / 25, abs=1e-9)
   for frame, index in zip(open_video(path), tracks.frames, strict=True):
-    want = draw_objects(picture(index, *SIZE), tracked(index))
+    want = draw_objects(frame_image(index, *SIZE), tracked(index))
     assert np.abs(frame.image.astype(int) - want).mean() < 10
   with pytest.raises(ValueError, match="frame 4 is after the end"):
-    write_overlay(open_video(np.stack([picture(0, *SIZE)] * 4)), tracks, path)
+    write_overlay(open_video(np.stack([frame_image(0, *SIZE)] * 4)), tracks, path)
 
 
 def test_colours_are_stable():
@@ -290,4 +290,4 @@ def test_colours_are_stable():
   assert (draw_objects(image, tracked(0, ())) == 128).all()
   assert (image == 128).all()
   with pytest.raises(ValueError, match="frame 0 has objects of a frame of 80 x 48, but the image"):
-    draw_objects(picture(0), tracked(0))
+    draw_objects(frame_image(0), tracked(0))

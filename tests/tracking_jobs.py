@@ -12,6 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":  # pytest has this directory on its path
   sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import av
 import clips
 import numpy as np
 import small_video
@@ -26,17 +27,21 @@ POINTS = ("--point", "5,5", "--point", "2@30,12", "--point", "2@9:20,12", "--poi
 def write_video(path: Path, count: int = 40) -> Path:
   """A video of `small_video.moving_frames`, 24 x 40, at 25 frames per second."""
   frames = small_video.moving_frames(count)
-  clips.picture, picture = lambda i, *_: frames[i], clips.picture
-  try:
-    return clips.write_clip(path, count, small_video.SIZE, options={"crf": "12"})
-  finally:
-    clips.picture = picture
+  return clips.write_clip(
+    path, count, small_video.SIZE, image=lambda i, *_: frames[i], options={"crf": "12"}
+  )
 
 
 def results(out: Path) -> dict[str, bytes]:
-  """The files of a job, by name; those of its tracks must be equal to the byte."""
+  """The files of a job, by name."""
   files = [path for path in sorted(out.rglob("*")) if path.is_file()]
   return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def frame_times(path: Path) -> list[int]:
+  """Time stamps of the frames of a video, which must be readable, in its time base."""
+  with av.open(str(path)) as file:
+    return [frame.pts for frame in file.decode(video=0)]
 
 
 def use_small_model() -> None:
