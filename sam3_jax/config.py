@@ -149,7 +149,7 @@ class VideoConfig:
   mlp_width: int = 2048  # hidden channels of their MLPs
   mask_widths: tuple[int, int, int, int] = (4, 16, 64, 256)  # of the mask, on its way to the grid
   blocks: int = 2  # ConvNeXt blocks that fuse mask and image to a memory
-  rules: TrackerRules = TrackerRules()
+  rules: TrackerRules = TrackerRules()  # thresholds
 
   def __post_init__(self):
     _check_ranges(self, "video ")

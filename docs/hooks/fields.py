@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 
 from cells import cell
 
-from sam3_jax.config import Config, LiteTextConfig, StemConfig, TextConfig, TrunkConfig
+from sam3_jax.config import (
+  Config,
+  LiteTextConfig,
+  StemConfig,
+  TextConfig,
+  TrackerRules,
+  TrunkConfig,
+  VideoConfig,
+)
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.utils.field_docs import field_docs
@@ -55,6 +63,8 @@ def pages() -> str:
     "trunk.stem": StemConfig,
     "text": TextConfig,
     "text (LiteText)": LiteTextConfig,
+    "video": VideoConfig,
+    "video.rules": TrackerRules,
   }
   parts = [
     "## Training (`sam3-jax train`)\n\n"

@@ -9,7 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from sam3_jax.config import Config
+from sam3_jax.config import Config, VideoConfig
+from sam3_jax.training import tracking, visual
 from sam3_jax.training.dense_pretraining import DenseConfig
 from sam3_jax.training.examples import DataConfig
 from sam3_jax.training.lora import LoraConfig
@@ -17,14 +18,17 @@ from sam3_jax.training.losses import LossConfig
 from sam3_jax.training.optimizer import OptimizerConfig
 from sam3_jax.training.renamed_fields import check_renamed
 from sam3_jax.training.sources import SceneConfig
-from sam3_jax.training.visual import TRAINABLE, VisualConfig
+from sam3_jax.training.tracking import TrackingConfig
+from sam3_jax.training.video_examples import ClipConfig
+from sam3_jax.training.visual import VisualConfig
 from sam3_jax.utils.dataclass_dict import from_dict
 from sam3_jax.utils.validation import check_numbers, check_pattern
 
-OBJECTIVES = ("detection", "dense", "visual")
+OBJECTIVES = ("detection", "dense", "visual", "video")
 DTYPES = ("auto", "float32", "bfloat16")
 REMAT = ("none", "full")
 VISUAL_METRICS = ("click", "click_best", "three_clicks", "box")
+VIDEO_METRICS = ("jf_mask", "jf_click_1")  # J&F after a mask or a click on the first frame
 METRICS = (
   "il_mcc",
   *(f"{name}{iou}" for name in ("cgf1", "pmf1", "f1") for iou in ("", "_50", "_75")),
@@ -32,7 +36,7 @@ METRICS = (
 NO_PARAMETER = r"(?!)"
 DETECTOR = r"(?!trunk/|text/).*"  # all parameters but those of the two large encoders
 LORA, OPTIMIZER, DATA = LoraConfig(), OptimizerConfig(), DataConfig()
-LOSSES, DENSE, VISUAL = LossConfig(), DenseConfig(), VisualConfig()
+LOSSES, DENSE, VISUAL, VIDEO = LossConfig(), DenseConfig(), VisualConfig(), TrackingConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,11 +73,13 @@ class TrainConfig:
   evaluation_images: str = ""
   # "detection"; "dense" pretrains everything but the geometry encoder and the decoder's layers (see
   # `dense`); "visual" trains the head for visual prompts (see `visual`) and leaves the rest of the
-  # model unchanged, bit for bit. A checkpoint without that head gets a new one.
+  # model unchanged, bit for bit. A checkpoint without that head gets a new one. "video" trains the
+  # tracker on `clips` (see `video`), in the same way.
   objective: str = "detection"
   # Regular expression for the full paths of the trainable parameters. If empty: all parameters of
   # a model that starts from random parameters; all but `trunk` and `text` of a checkpoint; with
-  # `lora`, only the low-rank factors; with objective "visual", the head for visual prompts.
+  # `lora`, only the low-rank factors; with objective "visual", the head for visual prompts; with
+  # objective "video", the tracker.
   trainable: str = ""
   # Low-rank adaptation; its factors are trained in addition to `trainable`.
   lora: LoraConfig = LORA
@@ -85,6 +91,12 @@ class TrainConfig:
   dense: DenseConfig = DENSE
   # Prompts and losses of objective "visual".
   visual: VisualConfig = VISUAL
+  # Losses of objective "video".
+  video: TrackingConfig = VIDEO
+  # Clips of moving scenes, composed on the fly, for objective "video".
+  clips: ClipConfig | None = None
+  # Sizes of the tracker of a checkpoint that has none, for objective "video".
+  tracker: VideoConfig | None = None
   # Batches and augmentation.
   data: DataConfig = DATA
   # Cells per side of the target masks; 0 for the model's mask size.
@@ -120,15 +132,15 @@ class TrainConfig:
   evaluate_every: int = 0
   # Number of image-phrase pairs to evaluate, counted from the first; 0 for all.
   evaluate_pairs: int = 0
-  # Evaluation metric that selects the best checkpoint; empty for "cgf1", or for "three_clicks" with
-  # objective "visual".
+  # Evaluation metric that selects the best checkpoint; empty for "cgf1", for "three_clicks" with
+  # objective "visual", or for "jf_mask" with objective "video".
   best_metric: str = ""
   # Type of the parameters in saved checkpoints: "float32" or "bfloat16".
   save_dtype: str = "float32"
 
   def __post_init__(self):
     if not self.best_metric:
-      metric = "three_clicks" if self.objective == "visual" else "cgf1"
+      metric = {"visual": "three_clicks", "video": "jf_mask"}.get(self.objective, "cgf1")
       object.__setattr__(self, "best_metric", metric)
     check = functools.partial(check_numbers, self, "")
     check(("steps", "gradient_accumulation_steps", "fsdp", "max_to_keep"), 1)
@@ -140,16 +152,20 @@ class TrainConfig:
       ("dtype", DTYPES),
       ("save_dtype", DTYPES[1:]),
       ("remat", REMAT),
-      ("best_metric", VISUAL_METRICS if self.objective == "visual" else METRICS),
+      (
+        "best_metric",
+        {"visual": VISUAL_METRICS, "video": VIDEO_METRICS}.get(self.objective, METRICS),
+      ),
     ):
       if getattr(self, field) not in known:
         raise ValueError(
           f"{field} must be one of {', '.join(known)}; got {getattr(self, field)!r}."
         )
-    if self.data.batch_size % self.gradient_accumulation_steps:
+    if self.batch_size % self.gradient_accumulation_steps:
+      table = "clips" if self.clips else "data"
       raise ValueError(
-        f"a batch of {self.data.batch_size} images cannot be divided into "
-        f"{self.gradient_accumulation_steps} microbatches; change data.batch_size or "
+        f"{table}.batch_size {self.batch_size} cannot be divided into "
+        f"{self.gradient_accumulation_steps} microbatches; change {table}.batch_size or "
         "gradient_accumulation_steps."
       )
     check_pattern(self.trainable, "trainable")
@@ -172,24 +188,36 @@ class TrainConfig:
         f"mask_prompts and losses are for the objective detection; the objective {self.objective} "
         f"has its own weights, in {self.objective}."
       )
-    for objective, default in (("dense", DENSE), ("visual", VISUAL)):
+    for objective, default in (("dense", DENSE), ("visual", VISUAL), ("video", VIDEO)):
       if self.objective != objective and getattr(self, objective) != default:
         raise ValueError(
           f"{objective} is for the objective {objective}, but the objective is {self.objective}."
         )
-    if self.objective == "visual" and (self.model is not None or self.lora.rank):
+    part = {"visual": "a head", "video": "a tracker"}.get(self.objective)
+    if part and (self.model is not None or self.lora.rank):
       raise ValueError(
-        "the objective visual trains a head on top of a checkpoint's model: give checkpoint "
-        "(--checkpoint sam3-tiny), and remove model and lora."
+        f"the objective {self.objective} trains {part} on top of a checkpoint's model: give "
+        "checkpoint (--checkpoint sam3-tiny), and remove model and lora."
       )
+    if (self.objective == "video") != (self.clips is not None):
+      raise ValueError("clips are for the objective video, which needs them: set both, or neither.")
+    if self.tracker is not None and self.objective != "video":
+      raise ValueError(f"tracker is for the objective video; the objective is {self.objective}.")
+    if self.clips is not None and (self.annotations or self.scenes is not None):
+      raise ValueError("the objective video trains on clips: remove annotations and scenes.")
+
+  @property
+  def batch_size(self) -> int:
+    """Images or clips per step."""
+    return (self.clips or self.data).batch_size
 
   @property
   def trainable_pattern(self) -> str:
     """`trainable`, or its default for this run."""
     if self.trainable:
       return self.trainable
-    if self.objective == "visual":
-      return TRAINABLE
+    if self.objective in ("visual", "video"):
+      return {"visual": visual, "video": tracking}[self.objective].TRAINABLE
     if self.lora.rank:
       return NO_PARAMETER
     return DETECTOR if self.checkpoint else ".*"

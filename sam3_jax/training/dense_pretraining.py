@@ -216,7 +216,7 @@ def _phrase_terms(
 
 
 def _box_head(parameters: Any, memory: Float[Array, "B HW D"]) -> Float[Array, "B HW 4"]:
-  """Boxes (cxcywh) from the decoder's box head, relative to a box in the centre."""
+  """Boxes (cxcywh) from the decoder's box head, relative to a box in the center."""
   alone: dict[str, Any] = {"dtype": jnp.float32, "parent": None}
   heads, width = parameters["decoder"], memory.shape[-1]
 

@@ -32,13 +32,14 @@ from sam3_jax.training.run_directory import (
 from sam3_jax.training.start import Start
 from sam3_jax.training.train_checkpoint import TrainCheckpoints
 from sam3_jax.training.trainer import Evaluate, Trainer
+from sam3_jax.training.video_examples import ClipBatch
 from sam3_jax.utils.console import Console
 
 
 class BatchSource(Protocol):
   """An endless sequence of batches, such as `data.Batches`."""
 
-  def __next__(self) -> Batch: ...
+  def __next__(self) -> Batch | ClipBatch: ...
   def get_state(self) -> dict[str, Any]: ...
   def set_state(self, state: dict[str, Any], /) -> None: ...
   def name(self, index: int, /) -> str: ...
@@ -59,7 +60,7 @@ def train(
   Args:
     config: the run.
     start: parameters to start from.
-    batches: of `config.data.batch_size` images over all processes.
+    batches: of `config.batch_size` images or clips over all processes.
     out: output directory: new, empty, or of the same run.
     evaluate: returns metrics of a model, among them `config.best_metric`.
     console: shows a progress bar; None for no bar.

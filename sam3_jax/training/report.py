@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.config import VIDEO_METRICS, VISUAL_METRICS, TrainConfig
 from sam3_jax.training.log import MetricsLog, Show
 from sam3_jax.training.train_checkpoint import TrainCheckpoints
 
 # Metrics of an evaluation that a bundle's description has.
-BUNDLE_METRICS = ("cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box")
+BUNDLE_METRICS = ("cgf1", "il_mcc", "pmf1", *VISUAL_METRICS, *VIDEO_METRICS)
 MAX_IMAGES = 20  # images named in an error message
 
 
@@ -86,10 +86,10 @@ class Reporter:
     if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
       raise ValueError(self._fault(done, ids, values))
     seconds, self._last = now - self._last, now
-    speed = self._config.data.batch_size / seconds
-    times = {"images_per_second": speed, "seconds": now - self._began}
+    speed, what = self._config.batch_size / seconds, "clips" if self._config.clips else "images"
+    times = {f"{what}_per_second": speed, "seconds": now - self._began}
     self._log.add({"step": done, **values, **times})
-    self._show(done, loss=f"loss {values['loss']:.4g}", speed=f"{speed:.3g} images/s")
+    self._show(done, loss=f"loss {values['loss']:.4g}", speed=f"{speed:.3g} {what}/s")
 
   def show_best(self, best: float | None) -> None:
     """Shows the best metric after an evaluation, whose time is not part of a step."""

@@ -10,9 +10,10 @@ import jax
 
 from sam3_jax.config import Config
 from sam3_jax.datasets import annotations
+from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training import log
-from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.config import VIDEO_METRICS, TrainConfig
 from sam3_jax.training.data import Batches
 from sam3_jax.training.loop import train
 from sam3_jax.training.report import BUNDLE_METRICS
@@ -20,8 +21,11 @@ from sam3_jax.training.run_data import identify_data
 from sam3_jax.training.sources import PairSource, SceneSource
 from sam3_jax.training.start import load_model, load_start
 from sam3_jax.training.trainer import Evaluate
+from sam3_jax.training.video_data import ClipBatches
+from sam3_jax.training.video_examples import ClipConfig
 from sam3_jax.utils.console import Console, say
 from sam3_jax.utils.notes import Notes
+from sam3_jax.utils.param_tree import raise_faults
 
 
 def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None = None) -> Path:
@@ -76,11 +80,12 @@ def check(config: TrainConfig, console: Console) -> str:
   config = with_sizes(config, model)
   data = _open(config, Tokenizer(vocabulary, context=model.text.context), console)
   data.batches.close()
-  return f"{len(data.batches.source):,} images to train on"
+  return data.summary
 
 
 class _Data(NamedTuple):
-  batches: Batches
+  batches: Batches | ClipBatches
+  summary: str
   evaluate: Evaluate | None
   files: tuple[list[str], list[tuple[str, list[str]]]]  # annotations; directories, image names
 
@@ -88,6 +93,11 @@ class _Data(NamedTuple):
 def _open(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> _Data:
   """Opens a run's data, and prints notes on it."""
   notes = Notes()
+  if config.clips is not None:
+    data = _open_clips(config, config.clips, notes)
+    for line in notes.lines():
+      say(console, line)
+    return data
   batches, left_out = open_data(config, tokenizer, notes)
   evaluation = open_evaluation(config, tokenizer, notes)
   for line in notes.lines():
@@ -101,7 +111,33 @@ def _open(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> _Data:
   if evaluation is not None:
     files.append(config.evaluation_annotations)
     images.append((evaluation[1], [pair.file_name for pair in evaluation[0]]))
-  return _Data(batches, _make_evaluate(config, evaluation), (files, images))
+  summary = f"{len(batches.source):,} images to train on"
+  return _Data(batches, summary, _make_evaluate(config, evaluation), (files, images))
+
+
+def _open_clips(config: TrainConfig, clips: ClipConfig, notes: Notes) -> _Data:
+  """Opens the data of a run with objective "video"."""
+  from sam3_jax.datasets import video_annotations
+  from sam3_jax.evaluation.session_tracker import session_tracker
+  from sam3_jax.evaluation.tracking import evaluate_tracking
+
+  process, processes = jax.process_index(), jax.process_count()
+  batches = ClipBatches(clips, process=process, processes=processes)
+  summary = f"clips of {clips.count:,} moving scenes to train on"
+  if not (file := config.evaluation_annotations):
+    return _Data(batches, summary, None, ([], []))
+  videos = video_annotations.read(file, notes=notes)
+  folder = Path(config.evaluation_images or video_annotations.frame_folder(Path(file)))
+  faults = video_annotations.check(videos, folder)
+  raise_faults(faults, file, video_annotations.REMEDY)
+
+  def evaluate(model: Sam3) -> dict[str, float]:
+    prompts = [metric.removeprefix("jf_") for metric in VIDEO_METRICS]
+    metrics = evaluate_tracking(session_tracker(model), videos, folder, prompts)
+    return {f"jf_{prompt}": metrics[prompt]["jf"] for prompt in prompts}
+
+  names = [name for video in videos for name in video.file_names]
+  return _Data(batches, summary, evaluate, ([file], [(str(folder), names)]))
 
 
 def with_sizes(config: TrainConfig, model: Config) -> TrainConfig:
@@ -109,7 +145,7 @@ def with_sizes(config: TrainConfig, model: Config) -> TrainConfig:
 
   Raises:
     ValueError: a mask size that the losses cannot average down to the model's maps, or sizes in
-      the table `data` that are not the run's.
+      the table `data` or `clips` that are not the run's.
   """
   mask_size, grid = config.mask_size or model.mask_size, model.image_size // model.patch
   pooled_to_masks = config.objective != "detection"
@@ -117,15 +153,15 @@ def with_sizes(config: TrainConfig, model: Config) -> TrainConfig:
   if mask_size % unit:
     raise ValueError(f"mask_size must be a multiple of {unit} for this model; got {mask_size}.")
   sizes = {"image_size": model.image_size, "mask_size": mask_size}
+  table, data = ("data", config.data) if config.clips is None else ("clips", config.clips)
   for field, size in sizes.items():
-    if (value := getattr(config.data, field)) not in (0, size):
+    if (value := getattr(data, field)) not in (0, size):
       raise ValueError(
-        f"data.{field} must be the run's {field}, {size}; got {value}: set {field} at the top of "
-        "the configuration, and remove it from data."
+        f"{table}.{field} must be the run's {field}, {size}; got {value}: set {field} at the top "
+        f"of the configuration, and remove it from {table}."
       )
-  return dataclasses.replace(
-    config, data=dataclasses.replace(config.data, **sizes), mask_size=mask_size
-  )
+  sized: dict[str, Any] = {table: dataclasses.replace(data, **sizes), "mask_size": mask_size}
+  return dataclasses.replace(config, **sized)
 
 
 def open_data(

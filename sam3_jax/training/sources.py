@@ -77,7 +77,7 @@ class SceneConfig:
   size: tuple[int, int] | None = None
   # Probability of a scene in which each object has a style of its own.
   mixed_style_probability: float = 0.0
-  # Strength of the changes of colours and shapes, in [0, 1].
+  # Strength of the changes of colors and shapes, in [0, 1].
   augment: float = 0.0
   # Probability of a scene of many different objects, each of which occurs once.
   variety_probability: float = scenes.VARIETY

@@ -13,10 +13,11 @@ import numpy as np
 from sam3_jax.checkpoint.bundle import load
 from sam3_jax.checkpoint.parameters import VIDEO, VISUAL
 from sam3_jax.checkpoint.stored import load_unread, open_stored
-from sam3_jax.config import Config
+from sam3_jax.config import Config, VideoConfig
 from sam3_jax.inputs.tokenizer import Tokenizer, trim
 from sam3_jax.registry import find_checkpoint
 from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.tracker_init import new_tracker
 from sam3_jax.training.visual_init import new_head
 from sam3_jax.utils.console import Console, loading
 from sam3_jax.utils.param_tree import flatten
@@ -65,12 +66,20 @@ def load_start(config: TrainConfig, console: Console | None = None) -> Start:
       bundle = load(path, dtype="float32", sharding=local, verify=True, progress=step)
     parts, unread = jax.device_get(bundle.params), load_unread(path)
     model = resized(bundle.config, config)
+    fixed: tuple[str, ...] = VISUAL, VIDEO
     if config.objective == "visual":
       if VISUAL not in parts:
         parts[VISUAL] = new_head(model, parts, config.seed)
       fixed = (VIDEO,)
-    else:
-      fixed = VISUAL, VIDEO
+    if config.objective == "video":
+      if VISUAL not in parts:
+        raise ValueError(
+          f"the tracker decodes its masks with the head for visual prompts, which {path} has not: "
+          "train it first, with objective visual."
+        )
+      if VIDEO not in parts:
+        parts[VIDEO] = new_tracker(model, parts, config.seed)
+      fixed = ()
     untrained = {part: parts.pop(part) for part in fixed if part in parts}
     details = bundle.tokenizer, bundle.info, unread, untrained, bundle.identity
     return Start(model, flatten(parts), *details)
@@ -100,6 +109,11 @@ def random_model(config: TrainConfig) -> tuple[Config, bytes]:
 
 
 def resized(model: Config, config: TrainConfig) -> Config:
-  """The model at the run's image size and window."""
+  """The model at the run's image size and window, with a tracker for objective "video"."""
   trunk = dataclasses.replace(model.trunk, window=config.window or model.trunk.window)
-  return dataclasses.replace(model, image_size=config.image_size or model.image_size, trunk=trunk)
+  sizes: dict[str, Any] = {"image_size": config.image_size or model.image_size, "trunk": trunk}
+  if config.objective == "video":
+    if model.video is not None and config.tracker not in (None, model.video):
+      raise ValueError("the checkpoint has a tracker of other sizes: remove tracker.")
+    sizes["video"] = model.video or config.tracker or VideoConfig()
+  return dataclasses.replace(model, **sizes)

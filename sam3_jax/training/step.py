@@ -18,15 +18,19 @@ from jaxtyping import Array, Float, Key
 
 from sam3_jax.checkpoint.parameters import VISUAL
 from sam3_jax.config import Config
+from sam3_jax.inference.video.functions import VideoFunctions
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.layers import PLAIN, Layering
 from sam3_jax.model.sam3 import Detector
+from sam3_jax.model.video.tracker import video_config
 from sam3_jax.model.visual.head import VisualHead
 from sam3_jax.training.batch import Batch, flat_prompts, flatten, standard_promotion
 from sam3_jax.training.dense_pretraining import DenseConfig, dense_loss
 from sam3_jax.training.losses import LossConfig, loss
 from sam3_jax.training.sharding import AXES, batch_sharding, state_shardings
 from sam3_jax.training.state import Flat, TrainState, model_parameters, update_ema
+from sam3_jax.training.tracking import TrackingConfig, tracking_loss, tracking_sums
+from sam3_jax.training.video_examples import ClipBatch
 from sam3_jax.training.visual import VisualConfig, visual_loss, visual_sums
 from sam3_jax.types import DetectorOutput, ImageMaps, TextEmbedding
 
@@ -42,8 +46,9 @@ class StepSettings:
     losses: losses of the objective "detection".
     dense: losses and sampling of the objective "dense".
     visual: prompts and losses of the objective "visual".
-    objective: "detection", "dense" for dense pretraining, or "visual" for the head for visual
-      prompts.
+    video: losses of the objective "video".
+    objective: "detection", "dense" for dense pretraining, "visual" for the head for visual prompts,
+      or "video" for the tracker.
     dtype: of the computation; parameters, gradients and moments are float32.
     one_to_many: train one-to-many queries in addition to the model's own.
     mask_prompts: number of prompts of an image with masks, the first ones; None for all.
@@ -60,6 +65,7 @@ class StepSettings:
   losses: LossConfig
   dense: DenseConfig = dataclasses.field(default_factory=DenseConfig)
   visual: VisualConfig = dataclasses.field(default_factory=VisualConfig)
+  video: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
   objective: str = "detection"
   dtype: DTypeLike = jnp.float32
   one_to_many: bool = True
@@ -79,7 +85,7 @@ def make_step(
   state: TrainState,
   frozen: Flat,
   compiler_options: dict[str, Any] | None = None,
-) -> Callable[[TrainState, Flat, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Flat, Batch | ClipBatch], tuple[TrainState, Metrics]]:
   """Returns the jitted step: state, frozen parameters and batch to the next state and metrics.
 
   The state is donated and must not be used again. The metrics are `loss`, its terms, `grad_norm`
@@ -97,7 +103,7 @@ def make_step(
   gradient = jax.value_and_grad(objective, has_aux=True)
 
   @standard_promotion
-  def step(state: TrainState, frozen: Flat, batch: Batch) -> tuple[TrainState, Metrics]:
+  def step(state: TrainState, frozen: Flat, batch: Batch | ClipBatch) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(state.key, state.step)
     if settings.gradient_accumulation_steps == 1:
       (total, terms), gradients = gradient(state.trained, frozen, batch, key)
@@ -127,7 +133,7 @@ def make_step(
 def _objective(
   trained: Flat,
   frozen: Flat,
-  batch: Batch,
+  batch: Batch | ClipBatch,
   key: Key[Array, ""],
   *,
   settings: StepSettings,
@@ -136,6 +142,9 @@ def _objective(
   """The total loss of the objective, and its terms."""
   gather = settings.layering.gather
   parameters = model_parameters(trained, frozen, settings.lora_scale, gather)
+  if isinstance(batch, ClipBatch):
+    sums = sum_tracking_losses(parameters, batch, key, settings, shards)
+    return tracking_loss(sums, settings.video)
   if settings.objective == "dense":
     maps, text = encode(parameters, batch, key, settings, shards)
     detector = Detector(settings.model, settings.dtype, True, settings.layering)
@@ -211,6 +220,19 @@ def sum_visual_losses(
   return found if shards == 1 else jax.tree.map(lambda x: x.sum(axis=0), found)
 
 
+def sum_tracking_losses(
+  parameters: Any, clips: ClipBatch, key: Key[Array, ""], settings: StepSettings, shards: int = 1
+) -> Metrics:
+  """`tracking_sums` over a batch; arguments as for `predict`."""
+  functions, tracker = VideoFunctions(settings.model, settings.dtype), video_config(settings.model)
+
+  def sum_shard(clips: ClipBatch, key: Array) -> Metrics:
+    return tracking_sums(parameters, functions, tracker, clips, key, settings.layering.remat)
+
+  found = _map_shards(sum_shard, clips, key, shards)
+  return found if shards == 1 else jax.tree.map(lambda x: x.sum(axis=0), found)
+
+
 def _trunk(detector: Detector, images: Float[Array, "B Hi Wi 3"]) -> Float[Array, "B H W C"]:
   return detector.trunk(images)
 
@@ -227,7 +249,9 @@ def _encode(parameters: Any, batch: Batch, key: Array, settings: StepSettings) -
   return maps, apply("text", Detector.encode_text, tokens, key=keys[1])
 
 
-def _map_shards(function: Callable[..., Any], batch: Batch, key: Array, shards: int) -> Any:
+def _map_shards(
+  function: Callable[..., Any], batch: Batch | ClipBatch, key: Array, shards: int
+) -> Any:
   """Maps a function over the shards of a batch; with several, results have a new first axis."""
   if shards == 1:
     return function(batch, key)
@@ -245,26 +269,26 @@ def _accumulated(
   gradient: Callable[..., Any],
   trained: Flat,
   frozen: Flat,
-  batch: Batch,
+  batch: Batch | ClipBatch,
   key: Key[Array, ""],
   settings: StepSettings,
 ) -> tuple[Float[Array, ""], Metrics, Flat]:
   """Averages over microbatches, one after another.
 
-  A microbatch takes every n-th image, so each device has its part of each microbatch.
+  A microbatch takes every n-th image or clip, so each device has its part of each microbatch.
   """
   count = settings.gradient_accumulation_steps
 
   def split(x: Array) -> Array:
     return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
-  def one(microbatch: tuple[Array, Batch]) -> Any:
+  def one(microbatch: tuple[Array, Batch | ClipBatch]) -> Any:
     number, batch = microbatch
     (total, terms), gradients = gradient(trained, frozen, batch, jax.random.fold_in(key, number))
     terms = {name: value.astype(jnp.float32) for name, value in terms.items()}  # some are counts
     return total, terms, gradients
 
-  def add(sums: Any, microbatch: tuple[Array, Batch]) -> tuple[Any, None]:
+  def add(sums: Any, microbatch: tuple[Array, Batch | ClipBatch]) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, sums, one(microbatch)), None
 
   microbatches = jnp.arange(count), jax.tree.map(split, batch)

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 
 from sam3_jax.checkpoint.bundle import save
-from sam3_jax.checkpoint.parameters import VISUAL, check_dtype
+from sam3_jax.checkpoint.parameters import VIDEO, VISUAL, check_dtype
 from sam3_jax.config import Config
 from sam3_jax.inference.predictor import Sam3, default_dtype
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -31,7 +31,10 @@ from sam3_jax.training.sharding import (
 )
 from sam3_jax.training.start import Start
 from sam3_jax.training.step import StepSettings, make_step
+from sam3_jax.training.video_examples import ClipBatch
 
+# By objective: the part of the model that it trains, and what that is.
+TRAINED_PARTS = {"visual": (VISUAL, "the head for visual prompts"), "video": (VIDEO, "the tracker")}
 ENCODERS = ("trunk", "text")  # parts without dropout while none of their parameters is trained
 
 Evaluate = Callable[[Sam3], Mapping[str, Any]]
@@ -61,8 +64,8 @@ class Trainer:
       start.parameters, config.trainable_pattern, allow_none=config.lora.rank > 0
     )
     trained |= lora.adapt(start.parameters, config.lora, initial)
-    if config.objective == "visual":
-      _check_visual(trained)
+    if config.objective in TRAINED_PARTS:
+      _check_part(trained, *TRAINED_PARTS[config.objective])
     optimizer = make_optimizer(config.optimizer, trained, start.model.trunk, config.steps)
     self.frozen = put_state(self._mesh, frozen)
 
@@ -85,7 +88,7 @@ class Trainer:
     self._model: Sam3 | None = None
     self._dtype = dtype
 
-  def step(self, batch: Batch) -> dict[str, jax.Array]:
+  def step(self, batch: Batch | ClipBatch) -> dict[str, jax.Array]:
     """Trains on a batch, asynchronously; returns the metrics."""
     self.state, metrics = self._step(self.state, self.frozen, put_batch(self._mesh, batch))
     return metrics
@@ -136,28 +139,29 @@ class Trainer:
     multihost_utils.sync_global_devices(str(path))
 
   def _kept_metrics(self) -> Mapping[str, float]:
-    """The starting checkpoint's metrics that are still valid: those of concepts, if only the head
-    for visual prompts was trained."""
-    if self._config.objective != "visual":
+    """The starting checkpoint's metrics that are still valid: those of the rest of the model, if
+    only the head for visual prompts or the tracker was trained."""
+    if self._config.objective not in TRAINED_PARTS:
       return {}
     return self._start.info.get("figures", {})
 
 
 def _check_batch(config: TrainConfig, devices: int) -> None:
   parts = devices * config.gradient_accumulation_steps
-  if config.data.batch_size % parts:
+  if config.batch_size % parts:
+    table = "clips" if config.clips else "data"
     raise ValueError(
-      f"data.batch_size {config.data.batch_size} must be a multiple of {parts}, for {devices} "
+      f"{table}.batch_size {config.batch_size} must be a multiple of {parts}, for {devices} "
       f"devices and {config.gradient_accumulation_steps} microbatches."
     )
 
 
-def _check_visual(trained: Iterable[str]) -> None:
+def _check_part(trained: Iterable[str], part: str, what: str) -> None:
   for path in trained:
-    if not path.startswith(f"{VISUAL}/"):
+    if not path.startswith(f"{part}/"):
       raise ValueError(
-        f"trainable matches {path}, but the objective visual trains only the head for visual "
-        "prompts: use a pattern such as visual/decoder/.*, or remove trainable for all of it."
+        f"trainable matches {path}, but the objective {part} trains only {what}: use a pattern "
+        f"that starts with {part}/, or remove trainable for all of it."
       )
 
 
@@ -175,6 +179,7 @@ def _step_settings(
     losses=config.losses,
     dense=config.dense,
     visual=config.visual,
+    video=config.video,
     objective=config.objective,
     dtype=dtype,
     one_to_many=config.one_to_many,

@@ -75,7 +75,7 @@ class ClipConfig:
   styles: tuple[str, ...] = drawings.TRAINING
   # Height and width of a scene in pixels; None for a random choice from `scenes.SIZES`.
   size: tuple[int, int] | None = None
-  # Strength of the changes of colours and shapes, in [0, 1].
+  # Strength of the changes of colors and shapes, in [0, 1].
   augment: float = 0.0
   # Pixels per side of the model's input square.
   image_size: int = 0

@@ -184,7 +184,7 @@ def sample_prompts(
     free = average_pool(fractions(union), side) == 0
     covered = average_pool(fractions(masks[chosen]), side)
     covered = jnp.where(background[:, None, None], 0, covered)
-    inside = _inside(covered)
+    inside = covered_cells(covered)
     clicks = _sample_point(keys[3], jnp.where(background[:, None, None], free, inside))
     corners = _noisy_corners(keys[4], boxes[chosen], config).reshape(count, 2, 2)
     xy = jnp.concatenate([corners, clicks[:, None]], axis=1)
@@ -281,7 +281,7 @@ def _round_sums(found: VisualHeadOutput, sampled: SampledPrompts, config: Visual
   }
 
 
-def _inside(covered: Float[Array, "P Hm Wm"]) -> Bool[Array, "P Hm Wm"]:
+def covered_cells(covered: Float[Array, "P Hm Wm"]) -> Bool[Array, "P Hm Wm"]:
   """The cells that belong to each object: at least one, unless there is no object."""
   most = covered.max(axis=(1, 2), keepdims=True)
   return (covered >= jnp.minimum(COVERED, most)) & (covered > 0)
@@ -307,10 +307,10 @@ def _noisy_corners(
   key: Key[Array, ""], boxes: Float[Array, "P 4"], config: VisualConfig
 ) -> Float[Array, "P 4"]:
   """Converts cxcywh boxes to xyxy, and adds noise to their sides, which do not cross."""
-  centre, extent = boxes[:, :2], boxes[:, 2:]
+  center, extent = boxes[:, :2], boxes[:, 2:]
   scale = jnp.minimum(config.box_noise * extent, config.box_noise_limit)
   shift = scale[:, None] * jax.random.normal(key, (len(boxes), 2, 2), jnp.float32)
   limit = jnp.minimum(config.box_noise_limit, extent / 2)[:, None]
   shift = jnp.clip(shift, -limit, limit)
-  corners = jnp.stack([centre - extent / 2, centre + extent / 2], axis=1) + shift
+  corners = jnp.stack([center - extent / 2, center + extent / 2], axis=1) + shift
   return jnp.clip(corners, 0, 1).reshape(-1, 4)
