@@ -44,7 +44,7 @@ def base_images() -> dict[str, bytes]:
   rng = np.random.default_rng(0)
   noise = rng.integers(0, 256, (48, 64, 3), np.uint8)
   smooth = np.linspace(20, 235, 64 * 48 * 3).reshape(48, 64, 3).astype(np.uint8)
-  color, grey = Image.fromarray(smooth), Image.fromarray(noise[..., 0])
+  color, gray = Image.fromarray(smooth), Image.fromarray(noise[..., 0])
   deep = Image.fromarray(rng.integers(0, 65536, (48, 64), np.uint16))
   clear = Image.fromarray(np.concatenate([noise, noise[..., :1]], -1))
   several = {"save_all": True, "append_images": [color.rotate(9), color.rotate(18)]}
@@ -64,10 +64,10 @@ def base_images() -> dict[str, bytes]:
     "lossless.webp": ("WEBP", clear, {"lossless": True}),
     "animated.webp": ("WEBP", color, several),
     "tif": ("TIFF", color, {"exif": exif}),
-    "lzw.tif": ("TIFF", grey, {"compression": "tiff_lzw"}),
+    "lzw.tif": ("TIFF", gray, {"compression": "tiff_lzw"}),
     "jpeg.tif": ("TIFF", color, {"compression": "jpeg"}),
     "deflate.tif": ("TIFF", deep, {"compression": "tiff_adobe_deflate"}),
-    "fax.tif": ("TIFF", grey.convert("1"), {"compression": "group4"}),
+    "fax.tif": ("TIFF", gray.convert("1"), {"compression": "group4"}),
     "pages.tif": ("TIFF", color, several),
     "gif": ("GIF", color.quantize(64), {}),
     "animated.gif": ("GIF", color, several),

@@ -118,7 +118,7 @@ def _source_masks(detections) -> np.ndarray:
 
 
 def _concept_inputs(model, prompt, size: np.ndarray) -> dict:
-  """Token ids, and boxes as fractions (centre, width, height) with their labels."""
+  """Token ids, and boxes as fractions (center, width, height) with their labels."""
   height, width = (int(n) for n in size)
   boxes = [
     [(x0 + x1) / 2 / width, (y0 + y1) / 2 / height, (x1 - x0) / width, (y1 - y0) / height]

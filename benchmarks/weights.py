@@ -34,7 +34,7 @@ def weights(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     if "obj_score_head" in name and shape == (1,):
       return 2 + 0.1 * x
     return (0.1 if "bbox_embed" in name else 0.05) * x
-  if "reference_points" in name:  # spread centres, extents of 12 to 40 %
+  if "reference_points" in name:  # spread centers, extents of 12 to 40 %
     x[:, 2:] = -1.2 + 0.5 * x[:, 2:]
     return x
   if "_token" in name and len(shape) == 2 and shape[0] <= 4:

@@ -123,7 +123,7 @@ class Points(Sliceable):
 
 @struct.dataclass
 class Prompts(Sliceable):
-  """Concept prompts as the model takes them: padded, normalised, encoded.
+  """Concept prompts as the model takes them: padded, normalized, encoded.
 
   Attributes:
     image: index of the prompt's image in the embedding.
@@ -231,7 +231,7 @@ class Detections(Saveable):
 
 @struct.dataclass
 class VisualPrompts(Sliceable):
-  """Visual prompts as the model takes them: padded and normalised.
+  """Visual prompts as the model takes them: padded and normalized.
 
   Attributes:
     image: index of the prompt's image in the embedding.

@@ -1,4 +1,4 @@
-"""Makes video clips with PyAV. Each frame tells its number by the colours of two bars."""
+"""Makes video clips with PyAV. Each frame tells its number by the colors of two bars."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction

@@ -109,7 +109,7 @@ def random_tokens(rng: np.random.Generator, lengths: list[int]) -> np.ndarray:
 
 
 def random_images(rng: np.random.Generator, images: int) -> np.ndarray:
-  """Smooth normalised images of the model's input size, values in [-1, 1]."""
+  """Smooth normalized images of the model's input size, values in [-1, 1]."""
   side = CONFIG.image_size
   y, x = np.indices((side, side)) / side
   waves = rng.uniform(2, 20, (images, 3, 2))[..., None, None]
@@ -122,12 +122,12 @@ def random_prompts(
   """Prompt p is for image[p] and has boxes[p] boxes in its first slots, followed by padding."""
   rows = len(image)
   extents = rng.uniform(0.1, 0.5, (rows, slots, 2))
-  centres = rng.uniform(0.2, 0.8, (rows, slots, 2))
+  centers = rng.uniform(0.2, 0.8, (rows, slots, 2))
   return Prompts(
     image=np.asarray(image, np.int32),
     first_id=np.arange(rows, dtype=np.int32) * CONFIG.queries,
     text=text,
-    boxes=np.concatenate([centres, extents], axis=-1, dtype=np.float32),
+    boxes=np.concatenate([centers, extents], axis=-1, dtype=np.float32),
     positive=rng.random((rows, slots)) < 0.7,
     valid=np.arange(slots) < np.asarray(boxes)[:, None],
   )

@@ -31,7 +31,7 @@ def found(pairs):
   ("box", "looks"),
   [
     ([30, 20, 40, 30], "corners x0, y0, x1, y1"),
-    ([35, 25, 10, 10], "a centre, width and height"),
+    ([35, 25, 10, 10], "a center, width and height"),
     ([20, 30, 10, 10], "y, x, height, width"),
     ([30 / 80, 20 / 60, 10 / 80, 10 / 60], "x, y, width, height in fractions of the image"),
     ([30 / 80, 20 / 60, 40 / 80, 30 / 60], "corners x0, y0, x1, y1 in fractions of the image"),
@@ -81,10 +81,10 @@ def test_boxes_of_crowds_and_predictions_are_accepted(read):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 60), st.integers(0, 40), st.integers(1, 20), st.integers(1, 20), st.data())
 def test_no_wrong_box_becomes_a_target(tmp_path_factory, x, y, w, h, data):
-  kind = data.draw(st.sampled_from(["corners", "centre", "moved", "fractions"]))
+  kind = data.draw(st.sampled_from(["corners", "center", "moved", "fractions"]))
   box = {
     "corners": [x, y, x + w, y + h],
-    "centre": [x + w / 2, y + h / 2, w, h],
+    "center": [x + w / 2, y + h / 2, w, h],
     "moved": [data.draw(st.integers(0, 60)), data.draw(st.integers(0, 40)), w, h],
     "fractions": [x / 80, y / 60, w / 80, h / 60],
   }[kind]

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 def filled(points, size) -> np.ndarray:
-  """Oracle: the pixels whose centre is inside a polygon, by the winding number."""
+  """Oracle: the pixels whose center is inside a polygon, by the winding number."""
   y, x = (np.indices(size) + 0.5).reshape(2, -1)
   winding = np.zeros(len(x), int)
   for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):

@@ -143,8 +143,8 @@ def test_invalid_configuration(copy):
 def test_configuration_of_another_size_or_with_unknown_fields(copy):
   edit(copy, "config.json", lambda v: v["model"].update(queries=11))
   refused(copy, r"decoder/query_embedding is \[10, 128\], expected \[11, 128\]")
-  edit(copy, "config.json", lambda v: v["model"].update(colour="red"))
-  refused(copy, r"config\.json: config must .* unknown: \['colour'\]")
+  edit(copy, "config.json", lambda v: v["model"].update(color="red"))
+  refused(copy, r"config\.json: config must .* unknown: \['color'\]")
 
 
 def tamper(path, change):

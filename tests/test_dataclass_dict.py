@@ -31,7 +31,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Circle:
-  centre: Point
+  center: Point
   radius: float
 
 
@@ -39,7 +39,7 @@ class Circle:
 class Drawing:
   shape: Point | Circle | None = None
   size: tuple[int, int] | None = None
-  colours: tuple[tuple[str, float], ...] = ()
+  colors: tuple[tuple[str, float], ...] = ()
   points: tuple[Point, ...] = ()
   visible: bool = True
 
@@ -51,12 +51,12 @@ class Drawing:
     ({"shape": None, "size": None}, Drawing()),
     ({"shape": {"x": 1}}, Drawing(shape=Point(x=1.0))),
     (
-      {"shape": {"centre": {"x": 1.5}, "radius": 2}},
-      Drawing(shape=Circle(centre=Point(x=1.5), radius=2.0)),
+      {"shape": {"center": {"x": 1.5}, "radius": 2}},
+      Drawing(shape=Circle(center=Point(x=1.5), radius=2.0)),
     ),
     ({"size": [3, 4]}, Drawing(size=(3, 4))),
-    ({"colours": {"red": 1, "blue": 0.5}}, Drawing(colours=(("red", 1.0), ("blue", 0.5)))),
-    ({"colours": [["red", 1]]}, Drawing(colours=(("red", 1.0),))),
+    ({"colors": {"red": 1, "blue": 0.5}}, Drawing(colors=(("red", 1.0), ("blue", 0.5)))),
+    ({"colors": [["red", 1]]}, Drawing(colors=(("red", 1.0),))),
     ({"points": [{"x": 0.5}]}, Drawing(points=(Point(x=0.5),))),
     ({"visible": False}, Drawing(visible=False)),
   ],
@@ -72,9 +72,9 @@ def test_values_are_converted(values, expected):
   [
     ([], "it must be an object with the fields of Drawing; got []."),
     ({"shap": 1}, "'shap' is not a field of a drawing; did you mean shape?"),
-    ({"zzz": 1}, "'zzz' is not a field of a drawing; Drawing has shape, size, colours, "),
+    ({"zzz": 1}, "'zzz' is not a field of a drawing; Drawing has shape, size, colors, "),
     ({"shape": {}}, "shape lacks x."),
-    ({"shape": {"centre": {"x": 1.0}}}, "shape lacks radius."),
+    ({"shape": {"center": {"x": 1.0}}}, "shape lacks radius."),
     ({"shape": {"x": 1.0, "z": 2.0}}, "'shape.z' is not a field of a drawing; Point has x, y."),
     ({"shape": 3}, "shape must be an object with the fields of Point; got 3."),
     ({"size": [1, 2, 3]}, "size must have 2 values; got [1, 2, 3]."),
@@ -82,8 +82,8 @@ def test_values_are_converted(values, expected):
     ({"size": [1, 2.5]}, "size[1] must be of type int; got 2.5."),
     ({"size": [True, 1]}, "size[0] must be of type int; got True."),
     ({"points": {"x": 1.0}}, "points must be a list; got {'x': 1.0}."),
-    ({"colours": [["red", "1"]]}, "colours[0][1] must be of type float; got '1'."),
-    ({"colours": [["red", 10**400]]}, "colours[0][1] must be of type float; got "),
+    ({"colors": [["red", "1"]]}, "colors[0][1] must be of type float; got '1'."),
+    ({"colors": [["red", 10**400]]}, "colors[0][1] must be of type float; got "),
     ({"visible": 1}, "visible must be of type bool; got 1."),
   ],
 )

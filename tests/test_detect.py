@@ -31,8 +31,8 @@ def test_all_queries_in_their_order(results):
   detections, predictions = results.detections, results.predictions
   scores = expit(predictions.logits[-1]) * expit(predictions.presence_logit[-1])[:, None]
   assert_close(detections.scores, scores, rel=ROUNDING)
-  centre, extent = np.split(np.float64(predictions.boxes[-1]), 2, axis=-1)
-  corners = np.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
+  center, extent = np.split(np.float64(predictions.boxes[-1]), 2, axis=-1)
+  corners = np.concatenate([center - extent / 2, center + extent / 2], axis=-1)
   assert_close(detections.boxes, corners, rel=2.8e-7)  # measured 2.8e-8
   assert_close(detections.mask_logits, predictions.mask_logits, rel=ROUNDING)
   assert_close(detections.semantic_logits, predictions.semantic_logits, rel=ROUNDING)

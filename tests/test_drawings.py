@@ -23,7 +23,7 @@ def seeded(*seed: int) -> np.random.Generator:
 
 
 def hue(pixels: np.ndarray) -> float:
-  """Hue in degrees of the mean colour of saturated opaque pixels, from premultiplied RGBA."""
+  """Hue in degrees of the mean color of saturated opaque pixels, from premultiplied RGBA."""
   flat = pixels[pixels[..., 3] == 255][:, :3].astype(float)
   spread = np.ptp(flat, axis=1)
   flat = flat[spread >= np.percentile(spread, 60)]
@@ -246,7 +246,7 @@ class TestBackground:
 
 @pytest.fixture
 def plain(monkeypatch):
-  """Disables rotation and recolouring."""
+  """Disables rotation and recoloring."""
   monkeypatch.setattr(augment, "_shape", lambda rng, augment: np.eye(2))
   monkeypatch.setattr(augment, "_recolored", lambda rng, drawn, concept, augment: drawn)
 

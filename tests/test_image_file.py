@@ -156,7 +156,7 @@ def test_exif_after_the_pixels_of_a_png(tmp_path):
 
 
 def tiff(orientation: tuple[int, int, bytes]) -> bytes:
-  """A grey TIFF of 3 x 2 pixels."""
+  """A gray TIFF of 3 x 2 pixels."""
   entries = [(256, 3, 1, b"\x03\0\0\0"), (257, 3, 1, b"\x02\0\0\0"), (258, 3, 1, b"\x08\0\0\0")]
   entries += [(259, 3, 1, b"\x01\0\0\0"), (262, 3, 1, b"\x01\0\0\0")]
   entries += [(273, 4, 1, struct.pack("<I", 8)), (274, *orientation)]

@@ -118,7 +118,7 @@ def _loops(predictions, targets, pairs, kind, layer):
 
 
 def _mask(logits, mask, alpha):
-  """Losses of a mask upsampled by two: weights of neighbours are 9/16, 3/16 and 1/16."""
+  """Losses of a mask upsampled by two: weights of neighbors are 9/16, 3/16 and 1/16."""
   padded = np.pad(logits.astype(np.float64), 1, mode="edge")
   for axis in (0, 1):
     near, before, after = (

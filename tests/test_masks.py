@@ -24,7 +24,7 @@ def random_grid(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def naive(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Bilinear interpolation in float64, one value at a time: half-pixel centres, edge padding."""
+  """Bilinear interpolation in float64, one value at a time: half-pixel centers, edge padding."""
   result = np.zeros(size)
 
   def between(i: int, source: int, target: int) -> tuple[int, int, float]:

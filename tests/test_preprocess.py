@@ -64,8 +64,8 @@ def test_single_pixel(form):
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 1)])
 def test_grey_arrays(shape):
-  grey = np.arange(24, dtype=np.uint8).reshape(shape)
-  np.testing.assert_array_equal(read_image(grey), np.stack([grey.reshape(6, 4)] * 3, axis=-1))
+  gray = np.arange(24, dtype=np.uint8).reshape(shape)
+  np.testing.assert_array_equal(read_image(gray), np.stack([gray.reshape(6, 4)] * 3, axis=-1))
 
 
 def test_16_bit_arrays_are_scaled():

@@ -27,7 +27,7 @@ def rectangle(x0, y0, x1, y1, size=SIZE):
 
 
 def slow_boundary(mask):
-  """A pixel is on the boundary if a neighbour to the right, below or diagonal differs; in the last
+  """A pixel is on the boundary if a neighbor to the right, below or diagonal differs; in the last
   row only the right one counts, in the last column only the lower one."""
   height, width = mask.shape
   found = np.zeros_like(mask)
@@ -120,7 +120,7 @@ def test_masks_without_boundary():
   assert contour(EMPTY, EMPTY) == contour(FULL, FULL) == contour(FULL, EMPTY) == 1
   assert contour(EMPTY, rectangle(2, 2, 5, 5)) == contour(rectangle(2, 2, 5, 5), EMPTY) == 0
   corner = np.zeros(SIZE, bool)
-  corner[-1, -1] = True  # its upper left neighbour is on the boundary
+  corner[-1, -1] = True  # its upper left neighbor is on the boundary
   assert boundary(corner).sum() == 3
 
 

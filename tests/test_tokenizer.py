@@ -82,7 +82,7 @@ def _unicode(rng):
 
 
 def _merges(rng):
-  """Entries split at other positions than their merge, beside parts that merge with neighbours."""
+  """Entries split at other positions than their merge, beside parts that merge with neighbors."""
   texts = []
   for _ in range(rng.randint(1, 4)):
     left, right = rng.choice(clip_bpe.merges())

@@ -64,7 +64,7 @@ def batch(golden):
     examples[image, prompt, :2] = golden["input_boxes"][row]
     labels[image, prompt, :2] = golden["input_boxes_label"][row] == 1
     given[image, prompt, :2] = ~golden["input_boxes_padding"][row]
-  # Meta's last object has the same centre as a predicted box, up to 6e-8. The gradient of L1 is the
+  # Meta's last object has the same center as a predicted box, up to 6e-8. The gradient of L1 is the
   # sign of this distance, so the distance is increased.
   boxes[1, 0, 1, 1] += 1e-6
   return Batch(

@@ -84,10 +84,10 @@ def test_to_image_inverts_to_square(frame):
 
 def oracle(frame: Frame, mask: np.ndarray, cells: int, fine: int = 30) -> np.ndarray:
   """Coverage from many points in each cell, and the image pixels that they are in."""
-  centres = (np.arange(cells * fine) + 0.5) / fine * frame.size / cells
+  centers = (np.arange(cells * fine) + 0.5) / fine * frame.size / cells
   inside = np.zeros((cells * fine,) * 2, bool)
-  x = np.floor(frame.to_image(centres, 0)).astype(int)
-  y = np.floor(frame.to_image(centres, 1)).astype(int)
+  x = np.floor(frame.to_image(centers, 0)).astype(int)
+  y = np.floor(frame.to_image(centers, 1)).astype(int)
   columns = np.flatnonzero((x >= frame.left) & (x < frame.right))
   rows = np.flatnonzero((y >= frame.top) & (y < frame.bottom))
   inside[np.ix_(rows, columns)] = mask[np.ix_(y[rows], x[columns])]

@@ -120,7 +120,7 @@ def test_rotation(tmp_path, matrix, change):
     assert frame.image.flags.c_contiguous
 
 
-def test_colours(tmp_path):
+def test_colors(tmp_path):
   """The matrix that a file names is used."""
   image = frame_image(20)
   for name, matrix in (("601", "smpte170m"), ("709", "bt709")):

@@ -157,7 +157,7 @@ def test_overlay_video(tmp_path):
   for frame in found:
     want = draw_objects(frame_image(frame.index, *SIZE), tracked(frame.index))
     off = np.abs(frame.image.astype(int) - want).mean()
-    assert off < 10  # measured 6.9: colours are stored for 2 x 2 pixels
+    assert off < 10  # measured 6.9: colors are stored for 2 x 2 pixels
 
 
 def test_variable_rate_and_pieces(tmp_path, monkeypatch):
@@ -278,8 +278,8 @@ def test_overlay_of_tracks(tmp_path, monkeypatch):
     write_overlay(open_video(np.stack([frame_image(0, *SIZE)] * 4)), tracks, path)
 
 
-def test_colours_are_stable():
-  """An id has the same colour in every frame, whatever else is in it."""
+def test_colors_are_stable():
+  """An id has the same color in every frame, whatever else is in it."""
   image = np.full((*SIZE, 3), 128, np.uint8)
   for ids in ((1, 2, 7), (7,), (2, 7)):
     drawn = draw_objects(image, tracked(1, ids))

@@ -75,7 +75,7 @@ def test_oldest_selected_frame_gives_no_pointer():
   assert reading.pointers == [(0, 4 / 11), (3, 1 / 11), (2, 2 / 11)]
 
 
-def test_missing_neighbour_leaves_its_place_empty():
+def test_missing_neighbor_leaves_its_place_empty():
   reading = selection.plan_reading([6], [2, 4, 6], {2, 4}, 7, memories=7, length=None)
   assert reading.memories == [(6, 6), (2, 2), (4, 1)]
   assert reading.pointers == [(6, 1 / 15), (4, 2 / 15)]

@@ -63,7 +63,7 @@ def frames():
 
 
 def encode(image):
-  """As Meta's video code reads a list of images: bicubic, normalised in float16."""
+  """As Meta's video code reads a list of images: bicubic, normalized in float16."""
   half, size = np.float16, (VIDEO_CONFIG.image_size,) * 2
   pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
   pixels = ((pixels / np.float32(255)).astype(half) - half(0.5)) / half(0.5)

@@ -185,7 +185,7 @@ def test_bfloat16_is_close_to_float32(goldens, embedding, found):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 12])
-def test_grid_codes_equal_point_codes_at_cell_centres(size):
+def test_grid_codes_equal_point_codes_at_cell_centers(size):
   """Against `points`, without its shift of half a pixel and the embedding of the label."""
   encoder = PromptEncoder(CONFIG.width, CONFIG.image_size)
   variables = {"params": visual_parameters()["prompt"]}

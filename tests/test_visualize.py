@@ -1,4 +1,4 @@
-"""Drawing instances: positions, colours, labels, legend and size of the drawing."""
+"""Drawing instances: positions, colors, labels, legend and size of the drawing."""
 
 import itertools
 import tracemalloc
@@ -29,7 +29,7 @@ def found(boxes, size, ids=None, scores=None, grid=64) -> Instances:
   )
 
 
-def grey(height: int, width: int) -> np.ndarray:
+def gray(height: int, width: int) -> np.ndarray:
   return np.full((height, width, 3), 120, np.uint8)
 
 
@@ -61,7 +61,7 @@ class TestCanvas:
     ],
   )
   def test_size(self, size, expected):
-    image = canvas(grey(*size))
+    image = canvas(gray(*size))
     assert (image.height, image.width) == expected
     assert np.all(np.asarray(image) == 120)
 
@@ -86,7 +86,7 @@ class TestCanvas:
 
 class TestOverlay:
   def test_only_the_inside_is_tinted(self):
-    image = grey(1000, 1000)
+    image = gray(1000, 1000)
     drawn = np.asarray(overlay(image, [found([[200, 300, 600, 800]], (1000, 1000))], ["cat"]))
     tint = 120 + FILL * (np.array(color(0)) - 120)
     assert np.abs(drawn[400:700, 300:500] - tint).max() < 1.5  # measured 1: opacity has 256 levels
@@ -95,7 +95,7 @@ class TestOverlay:
     assert np.all(drawn[far] == 120)
     assert np.all(image == 120)
 
-  def test_outline_and_box_have_the_full_colour(self):
+  def test_outline_and_box_have_the_full_color(self):
     logits = np.full((1, 100, 100), -5, np.float32)
     logits[:, :, :50] = 5  # the left half; the box is elsewhere
     one = Instances(
@@ -104,7 +104,7 @@ class TestOverlay:
       np.array([[700.0, 700, 900, 900]]),
       Masks(logits, (1000, 1000)),
     )
-    drawn = np.asarray(overlay(grey(1000, 1000), [one], [""])).astype(int)
+    drawn = np.asarray(overlay(gray(1000, 1000), [one], [""])).astype(int)
     off = np.abs(drawn - color(0)).max(axis=-1)
     assert off[300, 499:501].max() == 0
     assert off[700:900, 700].max() == 0
@@ -125,7 +125,7 @@ class TestOverlay:
   def test_empty_mask_has_box_and_label(self, labels):
     one = found([[100, 100, 300, 300]], (900, 900))
     one = Instances(one.ids, one.scores, one.boxes, Masks(one.masks.logits - 100, (900, 900)))
-    drawn = np.asarray(overlay(grey(900, 900), [one], ["cat"]))
+    drawn = np.asarray(overlay(gray(900, 900), [one], ["cat"]))
     assert len(labels) == 1
     assert np.all(drawn[105:295, 105:295] == 120)
     assert tuple(drawn[200, 100]) == color(0)
@@ -133,8 +133,8 @@ class TestOverlay:
   @pytest.mark.parametrize("box", [[-50, -80, 2000, 3000], [900, 900, 950, 950], [40, 40, 40, 40]])
   @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (500, 700)])
   def test_boxes_outside_the_image(self, box, size, labels):
-    drawn = overlay(grey(*size), [found([box], size)], ["a phrase of some length"])
-    assert drawn.size == canvas(grey(*size)).size
+    drawn = overlay(gray(*size), [found([box], size)], ["a phrase of some length"])
+    assert drawn.size == canvas(gray(*size)).size
     for x0, y0, x1, y1 in labels:
       assert 0 <= x0 < x1 < drawn.width
       assert 0 <= y0 < y1 < drawn.height
@@ -144,16 +144,16 @@ class TestOverlay:
     boxes = [[1000, 1000, 9000, 9000], [5000, 4000, 19_000, 14_000]]
     results = [found(boxes, (15_000, 20_000))]
     tracemalloc.start()
-    drawn = overlay(grey(1536, 2048), results, ["cat"])
+    drawn = overlay(gray(1536, 2048), results, ["cat"])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 60e6  # measured 16 MB
     small = [found(np.array(boxes) / 10, (1500, 2000))]
-    assert drawn.tobytes() == overlay(grey(1536, 2048), small, ["cat"]).tobytes()
+    assert drawn.tobytes() == overlay(gray(1536, 2048), small, ["cat"]).tobytes()
 
   def test_unequal_numbers_of_instances_and_phrases(self):
     with pytest.raises(ValueError, match="a phrase for each of the 1 entries of instances; got 2"):
-      overlay(grey(10, 10), [found([], (10, 10))], ["cat", "dog"])
+      overlay(gray(10, 10), [found([], (10, 10))], ["cat", "dog"])
     with pytest.raises(ValueError, match="must be uint8"):
       overlay(np.zeros((10, 10, 3)), [found([], (10, 10))], ["cat"])
 
@@ -162,7 +162,7 @@ class TestLabels:
   def test_labels_are_inside_and_do_not_overlap(self, labels):
     corners = itertools.product((0, 200, 400, 600), (0, 150, 300, 450))
     boxes = [[x, y, x + 190, y + 140] for x, y in corners]
-    overlay(grey(600, 800), [found(boxes, (600, 800))], ["coin"])
+    overlay(gray(600, 800), [found(boxes, (600, 800))], ["coin"])
     assert len(labels) == 16
     for a, b in itertools.combinations(labels, 2):
       assert min(a[2], b[2]) <= max(a[0], b[0]) or min(a[3], b[3]) <= max(a[1], b[1])
@@ -172,13 +172,13 @@ class TestLabels:
 
   def test_crowded_labels_have_only_the_score(self, labels):
     boxes = [[300 + i, 300 + i, 400 + i, 330 + i] for i in range(12)]
-    overlay(grey(800, 800), [found(boxes, (800, 800))], ["a rather long phrase"])
+    overlay(gray(800, 800), [found(boxes, (800, 800))], ["a rather long phrase"])
     widths = [x1 - x0 for x0, _, x1, _ in labels]
     assert len(labels) == 12
     assert widths[0] > 2 * min(widths)
 
   def test_long_phrase_is_shortened(self, labels):
-    overlay(grey(800, 800), [found([[100, 100, 200, 200]], (800, 800))], ["word " * 100])
+    overlay(gray(800, 800), [found([[100, 100, 200, 200]], (800, 800))], ["word " * 100])
     assert labels[0][2] - labels[0][0] < 0.5 * 800
 
   @pytest.mark.parametrize(
@@ -187,28 +187,28 @@ class TestLabels:
   )
   def test_characters_missing_in_the_font(self, phrase, plain):
     results = [found([[100, 100, 400, 400]], (800, 800))]
-    drawn = [overlay(grey(800, 800), results, [text]).tobytes() for text in (phrase, plain)]
+    drawn = [overlay(gray(800, 800), results, [text]).tobytes() for text in (phrase, plain)]
     assert drawn[0] == drawn[1]
 
   def test_phrases_missing_in_the_font_are_numbered(self):
     results = [found([box], (800, 800)) for box in ([100, 100, 300, 300], [400, 400, 700, 700])]
-    drawn = [overlay(grey(800, 800), results, two) for two in (["猫", "犬"], ["#1", "#2"])]
+    drawn = [overlay(gray(800, 800), results, two) for two in (["猫", "犬"], ["#1", "#2"])]
     assert drawn[0].tobytes() == drawn[1].tobytes()
 
 
 class TestLegend:
   def test_legend_only_for_several_phrases(self):
-    image, results = grey(600, 800), found([[100, 100, 400, 400]], (600, 800))
+    image, results = gray(600, 800), found([[100, 100, 400, 400]], (600, 800))
     assert overlay(image, [results], ["cat"]).size == (800, 600)
     both = overlay(image, [results, found([], (600, 800))], ["cat", "dog"])
     assert both.width == 800
     assert 600 < both.height < 650
     alone = overlay(image, [results], ["cat"])
     assert np.array_equal(np.asarray(both)[:600], np.asarray(alone))
-    assert np.any(np.all(np.asarray(both)[600:] == color(0), axis=-1))  # the colour of the cat
+    assert np.any(np.all(np.asarray(both)[600:] == color(0), axis=-1))  # the color of the cat
 
   def test_many_phrases_take_several_lines(self):
-    image, none = grey(600, 800), found([], (600, 800))
+    image, none = gray(600, 800), found([], (600, 800))
     phrases = [f"phrase number {i}" for i in range(20)]
     drawn = overlay(image, [none] * 20, phrases)
     assert drawn.width == 800
@@ -217,23 +217,23 @@ class TestLegend:
   @pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1)])
   def test_legend_of_a_tiny_image(self, size):
     one = found([[0, 0, size[1], size[0]]], size)
-    drawn = overlay(grey(*size), [one, one], ["a phrase", "another"])
-    assert drawn.width == canvas(grey(*size)).width
+    drawn = overlay(gray(*size), [one, one], ["a phrase", "another"])
+    assert drawn.width == canvas(gray(*size)).width
 
 
 class TestColors:
   def test_colors_follow_ids(self):
     boxes = [[100, 100, 300, 300], [500, 500, 700, 700]]
-    image = overlay(grey(900, 900), [found(boxes, (900, 900), ids=[207, 5])], [""])
+    image = overlay(gray(900, 900), [found(boxes, (900, 900), ids=[207, 5])], [""])
     assert image.getpixel((100, 200)) == color(1)
     assert image.getpixel((500, 600)) == color(0)
     swapped = [found([box], (900, 900), ids=[i]) for box, i in zip(boxes, (207, 5), strict=True)]
-    image = overlay(grey(900, 900), swapped, ["", ""])
+    image = overlay(gray(900, 900), swapped, ["", ""])
     assert image.getpixel((100, 200)) == color(1)
     assert image.getpixel((500, 600)) == color(0)
 
-  def test_neighbouring_colors_differ(self):
-    """CIE76 distance above 25 between colours up to four apart; 2.3 is just noticeable."""
+  def test_neighboring_colors_differ(self):
+    """CIE76 distance above 25 between colors up to four apart; 2.3 is just noticeable."""
     profile = Image.new("RGB", (60, 1))
     profile.putdata([color(i) for i in range(60)])
     linear = np.asarray(profile)[0] / 255

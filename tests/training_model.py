@@ -70,7 +70,7 @@ def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Bat
   counts = rng.integers(1, objects + 1, images)
   valid = np.zeros((*rows, objects), bool)
   valid[:, 0] = np.arange(objects) < counts[:, None]
-  centres, sizes = (
+  centers, sizes = (
     rng.uniform(0.3, 0.7, (*rows, objects, 2)),
     rng.uniform(0.1, 0.5, (*rows, objects, 2)),
   )
@@ -80,7 +80,7 @@ def batch(seed: int, images: int = 4, prompts: int = 2, objects: int = 3) -> Bat
   )
   side = CONFIG.mask_size
   targets: dict[str, Any] = {
-    "boxes": np.concatenate([centres, sizes], axis=-1).astype(np.float32),
+    "boxes": np.concatenate([centers, sizes], axis=-1).astype(np.float32),
     "masks": rng.integers(0, 256, (*rows, objects, side, side)).astype(np.uint8),
     "valid": valid,
   }

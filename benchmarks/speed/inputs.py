@@ -23,7 +23,7 @@ def points(count: int) -> np.ndarray:
 def mask_logits(count: int, side: int) -> np.ndarray:
   """Ellipses of 4 to 40 % of the square's side, float32 [count, side, side]."""
   rng = np.random.default_rng(0)
-  centres, radii = rng.uniform(0.1, 0.9, (count, 2)), rng.uniform(0.02, 0.2, (count, 2))
+  centers, radii = rng.uniform(0.1, 0.9, (count, 2)), rng.uniform(0.02, 0.2, (count, 2))
   cells = (np.arange(side) + 0.5) / side
-  y, x = ((cells - centres[:, i, None]) / radii[:, i, None] for i in (0, 1))
+  y, x = ((cells - centers[:, i, None]) / radii[:, i, None] for i in (0, 1))
   return (4 * (1 - y[:, :, None] ** 2 - x[:, None, :] ** 2)).astype(np.float32)

@@ -4,7 +4,7 @@ A batch has the same number of image slots on each device. Prompts are decoded i
 each device decodes prompts of its own images. Empty slots, and positions of a round without a
 prompt, are padding: they are computed and discarded. So three programs are compiled whatever the
 inputs (a fourth for prompts with more than eight boxes), and the results of an image do not depend
-on whether its neighbours could be read.
+on whether its neighbors could be read.
 
 No buffer is donated, because XLA could not reuse any: a result can take the place of an argument of
 the same size only, and at the shapes of the released model no argument of encoding (pixels, the

@@ -10,7 +10,7 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 def mask_to_polygons(mask: Bool[np.ndarray, "h w"]) -> list[Float[np.ndarray, "n 2"]]:
   """The outer polygon of each connected component of a mask, the longest first; holes are filled.
 
-  Pixels that touch only at a corner are not connected. Filling the polygons (pixels whose centre is
+  Pixels that touch only at a corner are not connected. Filling the polygons (pixels whose center is
   inside) gives the mask exactly, if it has no holes.
 
   Returns:

@@ -46,7 +46,7 @@ def scenes(
     ),
   ] = None,
   augment: Annotated[
-    float, typer.Option(metavar="0..1", help="Strength of the colour and shape augmentation.")
+    float, typer.Option(metavar="0..1", help="Strength of the color and shape augmentation.")
   ] = 0.0,
   unseen: Annotated[
     bool,

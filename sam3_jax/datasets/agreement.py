@@ -46,7 +46,7 @@ def describe(
   a, b, c, d = unit
   formats = {
     "corners x0, y0, x1, y1": (a, b, c - a, d - b),
-    "a centre, width and height": (a - c / 2, b - d / 2, c, d),
+    "a center, width and height": (a - c / 2, b - d / 2, c, d),
     "y, x, height, width": (b, a, d, c),
   }
   if of_image:

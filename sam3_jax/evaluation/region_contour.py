@@ -64,7 +64,7 @@ def contour(mask: Mask, truth: Mask, bound: float = BOUND) -> float:
 
 
 def boundary(mask: Mask) -> Mask:
-  """The pixels that differ from the right, the lower or the lower right neighbour.
+  """The pixels that differ from the right, the lower or the lower right neighbor.
 
   So the boundary is shifted by half a pixel to the upper left, and the border of the image is no
   boundary. Pixels beyond the image equal the nearest pixel inside.

@@ -42,7 +42,7 @@ DESCRIPTIONS = {
   "visual": "the result of encode_visual",
   "tokens": "ids: start, phrase, end, then 0",
   "image_index": "row of the encoded image of each prompt",
-  "boxes": "exemplar boxes: centre x, centre y, width, height as fractions of the image's sides",
+  "boxes": "exemplar boxes: center x, center y, width, height as fractions of the image's sides",
   "positive": "true for a positive box, false for a negative one",
   "valid": "false for padding",
   "xy": "points and corners of boxes: x, y as fractions of the image's sides",

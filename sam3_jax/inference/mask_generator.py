@@ -89,8 +89,8 @@ class MaskGeneration:
     if self.point_grids is not None:
       return np.asarray(self.point_grids[layer], np.float64)
     side = max(1, self.points_per_side // self.crop_n_points_downscale_factor**layer)
-    centres = (np.arange(side) + 0.5) / side
-    return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
+    centers = (np.arange(side) + 0.5) / side
+    return np.stack(np.meshgrid(centers, centers), axis=-1).reshape(-1, 2)
 
 
 def _check_grids(grids: Any, layers: int) -> None:

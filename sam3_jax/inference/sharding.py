@@ -13,7 +13,7 @@ so does its end.
 Each device of a group computes the rest of the prompt whole. Attention of queries to cells is a
 twentieth of a prompt's time on v6e (by its compiler's estimates). Split by cells, it would need an
 all-reduce in each of six layers, of 0.2 MB of partial sums in float32 and the softmax's statistics.
-The masks are two fifths. Split by rows, their convolutions would need the neighbours' rows, and
+The masks are two fifths. Split by rows, their convolutions would need the neighbors' rows, and
 gathering the masks of a prompt (17 MB of 100) at the end would move as many bytes as all of fusion.
 
 Parameters are replicated, or sharded along `model` by rules: the devices of a group then hold one

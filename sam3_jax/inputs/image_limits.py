@@ -15,7 +15,7 @@ _MAX_PYTHON_PIXELS = 8_000_000
 _MAX_SCANS = 100  # of a progressive JPEG; encoders write about ten, and each costs a pass
 # An image that takes more than `_LARGE` bytes to read is refused if its file is `_BOMB_RATIO` times
 # smaller than its pixels: it is a decompression bomb or has a damaged header. PNG reaches a ratio
-# of 1,032 for a single colour; photographs and scans stay below 200.
+# of 1,032 for a single color; photographs and scans stay below 200.
 _LARGE, _BOMB_RATIO = 800_000_000, 500
 # Measured memory of decoders in bytes per pixel, where it exceeds the pixels themselves.
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 12, "JPEG2000": 20}

@@ -46,10 +46,10 @@ def read_image(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image as it is displayed: RGB, upright, opaque.
 
-  EXIF orientation is applied, so boxes and masks refer to the displayed image. Grey, palette, CMYK
+  EXIF orientation is applied, so boxes and masks refer to the displayed image. Gray, palette, CMYK
   and 1-bit images become RGB; 16-bit values are scaled to 8 bits (65535 becomes 255); of an
   animation, the first frame is read. Transparent pixels are composited over white. (Meta's
-  processor drops the alpha channel, which shows the hidden colours.)
+  processor drops the alpha channel, which shows the hidden colors.)
 
   Images whose values use little of their range are refused (see `check_range`), not rescaled.
 
@@ -141,7 +141,7 @@ def check_range(values: np.ndarray, name: str) -> None:
   if not values.size or values[:: max(1, len(values) // 16)].max() > few:
     return
   low, high = int(values.min()), int(values.max())
-  if high > few or low == high:  # an image of one colour shows nothing at any scale
+  if high > few or low == high:  # an image of one color shows nothing at any scale
     return
   if values.dtype == np.uint8:
     remedy = "scale a mask or fractions first: * 255, rounded, as uint8"

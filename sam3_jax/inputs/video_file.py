@@ -1,6 +1,6 @@
 """Video files, decoded with PyAV (FFmpeg).
 
-Each frame becomes RGB uint8, upright, as an image file does. FFmpeg converts the colours by the
+Each frame becomes RGB uint8, upright, as an image file does. FFmpeg converts the colors by the
 matrix and range that the file names (BT.601, limited range, if it names none, as FFmpeg's own
 programs do). 10-bit values are reduced to 8. Rotations and flips that the file asks for are
 applied. Left as they are: pixels that are not square, interlaced frames, and the brightness of HDR.

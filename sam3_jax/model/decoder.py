@@ -187,7 +187,7 @@ class BoxBias(nn.Module):
   ) -> tuple[Float[Array, "P heads Q1 H"], Float[Array, "P heads Q1 W"]]:
     """The bias of each grid row and of each grid column, to be added up. `boxes` are cxcywh
     fractions. The presence token comes first, with zeros."""
-    cells = jnp.arange(self.side, dtype=jnp.float32) / self.side  # a cell's edge, not its centre
+    cells = jnp.arange(self.side, dtype=jnp.float32) / self.side  # a cell's edge, not its center
     edges = cxcywh_to_xyxy(boxes)
     y, x = (
       self._axis(cells[:, None] - edges[..., None, axis::2], name)

@@ -70,7 +70,7 @@ class MaskHead(nn.Module):
 
 
 class MergeConv(nn.Module):
-  """A 3 x 3 convolution of the sum of a map and a coarser map upsampled by 2 (nearest neighbour).
+  """A 3 x 3 convolution of the sum of a map and a coarser map upsampled by 2 (nearest neighbor).
 
   It is computed as the sum of two parts, so that the part of the first map is shared by many
   coarser maps.

@@ -2,7 +2,7 @@
 
 Expensive, and run once per image: `encode_image`, which is `map_image`, then `prepare`. Cheap, and
 run once per prompt: `encode_text`, then `detect` (scores, boxes, masks) or `detect_all_layers` (for
-training). The behaviour follows Meta's released code, with which the weights were trained.
+training). The behavior follows Meta's released code, with which the weights were trained.
 """
 
 import functools
@@ -112,7 +112,7 @@ class Detector(nn.Module):
   def encode_image(
     self, images: Float[Array, "B Hi Wi 3"], sizes: Int[Array, "B 2"]
   ) -> ImageEmbedding:
-    """Encodes square images, normalised to [-1, 1]; `sizes` are height and width of the sources."""
+    """Encodes square images, normalized to [-1, 1]; `sizes` are height and width of the sources."""
     return self.encode_and_keep(images, sizes)[0]
 
   def encode_and_keep(

@@ -12,7 +12,7 @@ from sam3_jax.model.norms import LayerNorm
 
 
 class Stem(nn.Module):
-  """Stages of residual convolutions, finest first, from normalised images to the trunk's tokens."""
+  """Stages of residual convolutions, finest first, from normalized images to the trunk's tokens."""
 
   stages: tuple[StemConfig, ...]
   dtype: DTypeLike = jnp.float32

@@ -20,7 +20,7 @@ from sam3_jax.model.stem import Stem
 
 
 class Trunk(nn.Module):
-  """Encodes normalised images into a feature map."""
+  """Encodes normalized images into a feature map."""
 
   config: TrunkConfig
   patch: int

@@ -11,13 +11,13 @@ _MIN_AREA = 1e-12  # for denominators
 
 
 def cxcywh_to_xyxy(boxes: Float[Array, "*rows 4"]) -> Float[Array, "*rows 4"]:
-  """Converts centre and extent to the corners x0, y0, x1, y1, in the same unit."""
-  centre, extent = boxes[..., :2], boxes[..., 2:]
-  return jnp.concatenate([centre - extent / 2, centre + extent / 2], axis=-1)
+  """Converts center and extent to the corners x0, y0, x1, y1, in the same unit."""
+  center, extent = boxes[..., :2], boxes[..., 2:]
+  return jnp.concatenate([center - extent / 2, center + extent / 2], axis=-1)
 
 
 def xyxy_to_cxcywh(boxes: Any) -> Any:
-  """Converts the corners x0, y0, x1, y1 to centre and extent, in the same unit.
+  """Converts the corners x0, y0, x1, y1 to center and extent, in the same unit.
 
   NumPy arrays give NumPy arrays, JAX arrays give JAX arrays.
   """

@@ -1,6 +1,6 @@
-"""Distinguishable colours for instances, and text colours that are readable on them.
+"""Distinguishable colors for instances, and text colors that are readable on them.
 
-Colours are chosen in OKLCH (Björn Ottosson 2020, "A perceptual color space for image processing"),
+Colors are chosen in OKLCH (Björn Ottosson 2020, "A perceptual color space for image processing"),
 where equal distances look equal.
 """
 
@@ -14,7 +14,7 @@ Color = tuple[int, int, int]  # red, green, blue, 0..255
 
 @functools.lru_cache(maxsize=4096)
 def color(index: int) -> Color:
-  """The colour of an instance by its index: hues are a golden angle apart, so neighbours differ."""
+  """The color of an instance by its index: hues are a golden angle apart, so neighbors differ."""
   hue = 2 * math.pi * ((0.69 + index * (math.sqrt(5) - 1) / 2) % 1)
   vivid = max(np.arange(0.62, 0.85, 0.01), key=lambda lightness: _chroma(lightness, hue))
   lightness = vivid + (0, 0.05, -0.05)[index % 3]  # similar hues differ in lightness
@@ -24,7 +24,7 @@ def color(index: int) -> Color:
 
 
 def ink(color: Color) -> Color:
-  """Black or white, whichever is more readable on a colour (WCAG's relative luminance)."""
+  """Black or white, whichever is more readable on a color (WCAG's relative luminance)."""
   linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in color]
   luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
   return (0, 0, 0) if luminance > 0.18 else (255, 255, 255)

@@ -138,7 +138,7 @@ class RleMasks(LazyMasks):
 
   Args:
     rles: COCO's compressed run lengths, all of the same size.
-    size: height and width of the image; masks are resized to it with nearest neighbours.
+    size: height and width of the image; masks are resized to it with nearest neighbors.
   """
 
   def __init__(self, rles: Sequence[dict], size: tuple[int, int]):

@@ -21,7 +21,7 @@ from sam3_jax.utils.lease import draft_path
 from sam3_jax.utils.os_errors import error_text
 
 _MOST_IDS = 255  # in an indexed PNG; 0 is background
-_DAVIS_VIVID = (  # of the palette of DAVIS 2017's annotations; colour i is grey i from there on
+_DAVIS_VIVID = (  # of the palette of DAVIS 2017's annotations; color i is gray i from there on
   (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128),
   (128, 128, 128), (64, 0, 0), (191, 0, 0), (64, 128, 0), (191, 128, 0), (64, 0, 128),
   (191, 0, 128), (64, 128, 128), (191, 128, 128), (0, 64, 0), (128, 64, 0), (0, 191, 0),

@@ -22,7 +22,7 @@ def draw_objects(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A copy of a frame with its objects: filled, outlined, boxed, and labelled with their ids.
 
-  An id has the same colour in all frames and all videos; ids from 1 have those of the instances of
+  An id has the same color in all frames and all videos; ids from 1 have those of the instances of
   an image. Objects without a pixel are left out.
 
   Args:

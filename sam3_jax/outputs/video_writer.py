@@ -47,8 +47,8 @@ class VideoWriter:
   Leaving `with` before `finish` keeps the complete pieces, for a later writer with `keep`.
 
   Times are kept, also if they vary: they are rounded to 1/90,000 s, and the first frame is at 0 s.
-  H.264 stores colours for pairs of rows and columns: an odd height or width is increased by one
-  by repeating the last row or column. Colours are BT.709.
+  H.264 stores colors for pairs of rows and columns: an odd height or width is increased by one
+  by repeating the last row or column. Colors are BT.709.
 
   Attributes:
     path: of the video.

@@ -1,4 +1,4 @@
-"""Draws instances over their image: filled, outlined, boxed and labelled, each in its own colour.
+"""Draws instances over their image: filled, outlined, boxed and labelled, each in its own color.
 
 Uses Pillow and its built-in font and draws one mask at a time. The result is deterministic, and
 memory does not grow with the size of the image or the number of instances.
@@ -25,7 +25,7 @@ MIN_SIDE = 800  # of the drawing's longer side, so that labels are readable on s
 
 FILL = 0.45  # opacity of the inside of an instance
 HALO = 0.55  # opacity of the dark rim around outlines, which separates them from the background
-PAPER, INK, FAINT = (22, 22, 26), (240, 240, 240), (150, 150, 155)  # colours of the legend
+PAPER, INK, FAINT = (22, 22, 26), (240, 240, 240), (150, 150, 155)  # colors of the legend
 
 Rect = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the drawing
 
@@ -69,7 +69,7 @@ def overlay(
     phrases: the label of each entry.
 
   Returns:
-    An RGB image. Colours are assigned in the order of ids.
+    An RGB image. Colors are assigned in the order of ids.
 
   Raises:
     ValueError: `instances` and `phrases` differ in length, or `image` is not uint8 [h, w, 3].
@@ -143,14 +143,14 @@ def _draw_mask(image: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, 
   A Gaussian blur turns a straight edge into the normal distribution function of the distance. Its
   inverse gives the distance, and smooth edges.
   """
-  grey = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
-  bounds = grey.getbbox()
+  gray = Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+  bounds = gray.getbbox()
   if bounds is None:
     return
   margin = math.ceil(6 * line)
   x0, y0 = max(0, bounds[0] - margin), max(0, bounds[1] - margin)
   x1, y1 = min(image.width, bounds[2] + margin), min(image.height, bounds[3] + margin)
-  smooth = grey.crop((x0, y0, x1, y1)).filter(ImageFilter.GaussianBlur(1.2 * line))
+  smooth = gray.crop((x0, y0, x1, y1)).filter(ImageFilter.GaussianBlur(1.2 * line))
   halo, fill, outline = _opacities(line)
   image.paste((0, 0, 0), (x0, y0), smooth.point(halo))
   image.paste(color, (x0, y0), smooth.point(fill))
@@ -159,7 +159,7 @@ def _draw_mask(image: Image.Image, mask: Bool[np.ndarray, "h w"], color: Color, 
 
 @functools.lru_cache(maxsize=8)
 def _opacities(line: float) -> tuple[list[int], list[int], list[int]]:
-  """Opacity of halo, fill and outline for each of 256 grey levels of the blurred mask."""
+  """Opacity of halo, fill and outline for each of 256 gray levels of the blurred mask."""
   normal = statistics.NormalDist(sigma=1.2 * line)
   levels = np.arange(256)
   inside = np.array([normal.inv_cdf(min(max(v, 0.4), 254.6) / 255) for v in levels])
@@ -234,7 +234,7 @@ def _overlap(rect: Rect, others: np.ndarray) -> float:
 def _with_legend(
   image: Image.Image, labels: Sequence[str], groups: Sequence[Sequence[Item]], font: Any
 ) -> Image.Image:
-  """Adds a legend below the image: each phrase, its colours, and the number of instances."""
+  """Adds a legend below the image: each phrase, its colors, and the number of instances."""
   pad, row = round(0.6 * font.size), round(1.5 * font.size)
   dot = round(0.75 * font.size)
   entries = []

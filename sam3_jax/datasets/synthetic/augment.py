@@ -1,4 +1,4 @@
-"""Augments drawings by rotation, scaling, mirroring and colour changes.
+"""Augments drawings by rotation, scaling, mirroring and color changes.
 
 Mirroring is safe, since no concept and no phrase distinguishes left and right.
 """
@@ -92,7 +92,7 @@ def render(
     drawing: of the concept.
     concept: index of the concept.
     side: longer side of the object's bounding box in pixels.
-    augment: strength of changes of colour and shape, from 0 (slight changes) to 1, so that a model
+    augment: strength of changes of color and shape, from 0 (slight changes) to 1, so that a model
       depends less on the artist's style.
   """
   shape = _shape(rng, augment)
@@ -173,7 +173,7 @@ def _recolored(
 
 
 def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tuple[float, ...]:
-  """A random colour matrix, rows of three gains and an offset; hues still match the phrases."""
+  """A random color matrix, rows of three gains and an offset; hues still match the phrases."""
   if all_concepts()[concept].any_color and rng.random() < 0.6 * augment:
     hue = rng.uniform(-np.pi, np.pi)
   else:
@@ -183,17 +183,17 @@ def _color_matrix(rng: np.random.Generator, concept: int, augment: float) -> tup
   # into yellow, as channels are clipped at 255.
   saturation = np.exp(rng.uniform(-wide, wide) / 2)
   brightness, contrast = np.exp(rng.uniform(-wide, [wide / 4, wide / 2]))
-  # Rotation around the grey axis.
+  # Rotation around the gray axis.
   skew = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
   rotation = np.cos(hue) * np.eye(3) + np.sin(hue) * skew + (1 - np.cos(hue)) / 3
-  grey = np.tile(_LUMINANCE, (3, 1))
-  gains = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * grey) @ rotation
+  gray = np.tile(_LUMINANCE, (3, 1))
+  gains = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * gray) @ rotation
   offset = 128 * (1 - contrast)
   return tuple(float(one) for one in np.column_stack([gains, np.full(3, offset)]).ravel())
 
 
 def _outlined(rng: np.random.Generator, drawn: Image.Image, alpha: Image.Image) -> Image.Image:
-  """Adds a rim of one colour, like that of a sticker."""
+  """Adds a rim of one color, like that of a sticker."""
   shade = int(rng.choice([0, 30, 255]))
   rim = Image.new("RGBA", drawn.size, (shade, shade, shade, 255))
   rim.putalpha(alpha.filter(ImageFilter.MaxFilter(3)))

@@ -37,7 +37,7 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> Pixels:
 
 
 def _blobs(rng: np.random.Generator, height: int, width: int) -> Pixels:
-  """Islands of a few colours."""
+  """Islands of a few colors."""
   rows, columns = _grid(rng, height, width, 20, 80)
   heights = _enlarged(rng.integers(0, 256, (rows, columns), np.uint8), height, width)
   palette = np.repeat(_colors(rng, 8), 32, 0)
@@ -109,7 +109,7 @@ _KINDS: tuple[tuple[Callable[[np.random.Generator, int, int], Pixels], float], .
 
 
 def _colors(rng: np.random.Generator, count: int) -> UInt8[np.ndarray, "n 3"]:
-  """Random colours, often similar to each other."""
+  """Random colors, often similar to each other."""
   mean = rng.uniform(30, 225, 3)
   spread = rng.choice([25, 60, 120])
   return np.clip(mean + rng.uniform(-spread, spread, (count, 3)), 0, 255).astype(np.uint8)
@@ -134,7 +134,7 @@ def _slope(height: int, width: int, angle: float) -> Float[np.ndarray, "h w"]:
 
 
 def _mixed(rng: np.random.Generator, share: Float[np.ndarray, "h w"]) -> Pixels:
-  """Mixes two random colours; `share` is that of the second."""
+  """Mixes two random colors; `share` is that of the second."""
   first, second = _colors(rng, 2).astype(np.float32)
   ramp = first + np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (second - first)
   return ramp.astype(np.uint8)[(share * 255).astype(np.uint8)]

@@ -55,7 +55,7 @@ def write(
     style: one of drawings.STYLES, "train", or several of them.
     frames: number of frames of each video, at least 2.
     size: height and width in pixels; None for random ones.
-    augment: strength of changes of colour and shape, in [0, 1].
+    augment: strength of changes of color and shape, in [0, 1].
     unseen: use synonyms and plurals that training never uses; objects without any are left out.
     progress: called with the name of a step and the fraction of the work done so far.
 

@@ -119,7 +119,7 @@ def compose(
     styles: artists from drawings.STYLES; one of them is chosen for all objects.
     size: height and width in pixels, at least 64; None for a random one of `scenes.SIZES`.
     frames: number of frames, at least 2.
-    augment: strength of changes of colour and shape, in [0, 1].
+    augment: strength of changes of color and shape, in [0, 1].
     objects: number of objects to aim for; None for a random number up to 6. There are fewer if they
       would hide each other, but at least one.
 

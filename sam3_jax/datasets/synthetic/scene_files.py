@@ -53,7 +53,7 @@ def write(
     style: one of drawings.STYLES, "train", or several of them.
     new: name of a new concept (see drawings.new_concepts). Every scene has a phrase for it, and
       about half of them show it; its pairs are also written to NAME.json, to evaluate them alone.
-    augment: strength of changes of colour and shape, in [0, 1].
+    augment: strength of changes of color and shape, in [0, 1].
     unseen: use synonyms and plurals that training never uses.
     size: height and width of the images in pixels; None for random ones.
     progress: called with the name of a step and the fraction of the work done so far.

@@ -67,7 +67,7 @@ def compose(
     styles: artists from drawings.STYLES; one of them is chosen for all objects.
     size: height and width in pixels, at least 64; None for a random one of SIZES.
     mixed: probability of a scene in which each object has its own artist.
-    augment: strength of changes of colour and shape, in [0, 1].
+    augment: strength of changes of color and shape, in [0, 1].
     variety: probability of a scene of many different concepts.
     new: index of a new concept, which about half of the scenes show; None for none.
 

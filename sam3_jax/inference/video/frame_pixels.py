@@ -18,7 +18,7 @@ def model_pixels(image: UInt8[np.ndarray, "h w 3"], side: int, resample: str = "
     image: RGB.
     side: of the result in pixels.
     resample: "bilinear" as for still images, uint8; "bicubic" as Meta's code reads a list of PIL
-      images, normalised and rounded to float16 at each step, in float32.
+      images, normalized and rounded to float16 at each step, in float32.
   """
   if resample == "bilinear":
     return resize(image, side)

@@ -1,5 +1,5 @@
 """The functions of video for one frame: encode it, answer a prompt, track objects to it, and
-remember the objects on it. The behaviour follows Meta's released code.
+remember the objects on it. The behavior follows Meta's released code.
 
 The first axis of their arrays is the object; all objects of all groups share a call.
 """

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from sam3_jax.inference.video.selection import frame_score
 
-NEIGHBOURHOOD = 7  # frames to both sides of a prompt whose masks no later correction sees
+NEIGHBORHOOD = 7  # frames to both sides of a prompt whose masks no later correction sees
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,7 +85,7 @@ class Group:
     Meta's `clear_non_cond_mem_around_input` is meant to clear their memories, too, but does not.
     """
     if len(self.objects) == 1:
-      near = range(frame - NEIGHBOURHOOD, frame + NEIGHBOURHOOD + 1)
+      near = range(frame - NEIGHBORHOOD, frame + NEIGHBORHOOD + 1)
       self.unseen.update(t for t in near if t in self.previous)
 
   def sees(self, frame: int) -> bool:

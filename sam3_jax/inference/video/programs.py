@@ -19,7 +19,7 @@ class VideoPrograms:
   """The jitted functions of a model with tracker; parameters first.
 
   Attributes:
-    encode: (params, pixels u8[1, Hi, Wi, 3], or normalised float32) to a visual embedding.
+    encode: (params, pixels u8[1, Hi, Wi, 3], or normalized float32) to a visual embedding.
     read: (params, bank, embedding, reads) to the coarse map of each slot after memory attention.
     answer: (params, embedding, prompts, ambiguous bool[O]) to `TrackedObjects`, for points, boxes
       and earlier masks, without memory.

@@ -113,7 +113,7 @@ class PromptedObjects:
       frame: number or time of the frame.
       points, point_labels, box: as in `VisualPrompt`.
       mask: instead, bool [h, w] of the size of the frames.
-      memory: whether the object's conditioning frames and its neighbouring frame are read, if a
+      memory: whether the object's conditioning frames and its neighboring frame are read, if a
         pass has reached this frame. Meta's code does not read them by default.
 
     Raises:

@@ -66,17 +66,17 @@ def previous_frames(
 
   Returns:
     Nothing on the first frame of the direction. Else at most 15 kept frames (fewer in a video of
-    less than 16), then the neighbour if it is not among them, whether it exists or not. Frame 0 is
+    less than 16), then the neighbor if it is not among them, whether it exists or not. Frame 0 is
     never kept.
   """
   if frame == (0 if not reverse else -1 if length is None else length - 1):
     return []
-  neighbour = frame + 1 if reverse else frame - 1
+  neighbor = frame + 1 if reverse else frame - 1
   if reverse:
     last = max(scores, default=frame) if length is None else length - 1
-    walk: Iterable[int] = range(neighbour, last + 1)
+    walk: Iterable[int] = range(neighbor, last + 1)
   else:
-    walk = range(neighbour, 0, -1)
+    walk = range(neighbor, 0, -1)
   limit, kept, left = pointer_span(length), [], len(scores)
   for t in walk:
     if len(kept) == limit or not left:
@@ -86,7 +86,7 @@ def previous_frames(
       if score > min_score:
         kept.append(t)
   kept.reverse()
-  return kept if neighbour in kept else [*kept, neighbour]
+  return kept if neighbor in kept else [*kept, neighbor]
 
 
 def pointer_span(length: int | None) -> int:

@@ -59,7 +59,7 @@ class Tracker:
     return {name: self.model.params[name] for name in PARTS}
 
   def encode(self, pixels: UInt8[Any, "Hi Wi 3"] | Float[Any, "Hi Wi 3"]) -> VisualEmbedding:
-    """Encodes a frame of the model's input size: uint8, or normalised float32."""
+    """Encodes a frame of the model's input size: uint8, or normalized float32."""
     pixels = jax.device_put(np.asarray(pixels)[None], self.model.device)
     return self.programs.encode(self.model.params, pixels)
 

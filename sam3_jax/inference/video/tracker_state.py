@@ -131,7 +131,7 @@ class TrackerState:
     return self.plan(group, previous, group.previous.keys(), frame, backward)
 
   def correction_reading(self, group: Group, frame: int, memory: bool) -> Reading:
-    """What a prompt on a frame reads: nothing, or the conditioning frames and the neighbour.
+    """What a prompt on a frame reads: nothing, or the conditioning frames and the neighbor.
 
     No other frames: Meta's code looks for their scores where they are not kept. Nothing on a frame
     that no pass has reached.

@@ -1,5 +1,5 @@
 """The tracker's network: reads what an object has of earlier frames, and writes the memory of a
-frame. The behaviour follows Meta's released code.
+frame. The behavior follows Meta's released code.
 
 A tracked frame goes through `read_memory`, then `VisualHead.detect_tracked`, `pointer` and
 `encode_memory`. Which frames are read is decided by the caller.

@@ -1,5 +1,5 @@
 """The head for visual prompts: wiring of neck, prompt encoder and mask decoder, and the choice of
-masks to return. The behaviour follows Meta's released code."""
+masks to return. The behavior follows Meta's released code."""
 
 import functools
 from typing import Any

@@ -76,7 +76,7 @@ class PromptEncoder(nn.Module):
     return jnp.where(has_mask[:, None, None, None], self.mask(mask), none)
 
   def grid(self, height: int, width: int) -> Float[Array, "H W D"]:
-    """Positional encodings of the centres of a grid's cells."""
+    """Positional encodings of the centers of a grid's cells."""
     rows, columns = (np.float32((np.arange(n) + 0.5) / n) for n in (height, width))
     return self._code(jnp.stack(jnp.meshgrid(columns, rows), axis=-1)).astype(self.dtype)
 

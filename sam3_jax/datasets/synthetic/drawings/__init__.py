@@ -33,7 +33,7 @@ class Concept:
     phrases: phrases used in evaluation, the most usual first.
     synonyms: more phrases for training.
     unseen: more phrases, never used in training.
-    any_color: whether it may have any colour, so that no phrase names a colour.
+    any_color: whether it may have any color, so that no phrase names a color.
   """
 
   name: str
