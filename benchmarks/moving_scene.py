@@ -1,18 +1,22 @@
 """Writes the sample video of the README: `python benchmarks/moving_scene.py --out docs`.
 
-    docs/moving_scene.mp4      48 frames of a moving scene, as H.264
-    docs/moving_scene.json     the masks of its objects, in YouTube-VIS's format
+    docs/moving_scene.mp4        48 frames of a moving scene, as H.264
+    docs/moving_scene.json       the masks of its objects, in YouTube-VIS's format
+    docs/moving_scene.sam3.gif   what sam3-tiny tracks from a click on each object
 
-Needs PyAV (`pip install "sam3-jax[video]"`). Prints a click for each object in the first frame. The
-masks are those of the scene, and the video is a lossy copy of it.
+Needs PyAV (`pip install "sam3-jax[video]"`). Prints the clicks. The masks are those of the scene,
+and the video is a lossy copy of it.
 """
 
 import argparse
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from sam3_jax.cli import main as command
 from sam3_jax.datasets.synthetic import drawings
 from sam3_jax.datasets.synthetic.moving_scene_files import Record
 from sam3_jax.datasets.synthetic.moving_scenes import MovingScene, compose
@@ -24,6 +28,7 @@ from sam3_jax.utils.atomic_files import write_json
 SEED, FRAMES, SIZE, RATE = 34, 48, (240, 320), 12
 NAME = "moving_scene"
 CRF = 23  # constant rate factor of x264: lower is better and larger
+COLORS = 64  # of the animation
 
 
 def scene(seed: int = SEED) -> MovingScene:
@@ -54,6 +59,21 @@ def write_masks(path: Path, made: MovingScene, seed: int) -> None:
   write_json(path, record.content)
 
 
+def write_animation(path: Path, video: Path, points: list[str]) -> None:
+  """Tracks the objects with sam3-tiny, and writes the overlay video as a GIF."""
+  import av
+
+  prompts = [part for point in points for part in ("--point", point)]
+  with tempfile.TemporaryDirectory() as out:
+    if status := command.main(["track", str(video), *prompts, "--out", out, "--quiet"]):
+      raise SystemExit(status)
+    with av.open(str(next(Path(out).glob("*.sam3.mp4")))) as container:
+      frames = [frame.to_image() for frame in container.decode(video=0)]
+  palette = frames[0].quantize(COLORS)
+  frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+  frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // RATE, loop=0)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
@@ -64,11 +84,15 @@ def main() -> None:
   write_video(given.out / f"{NAME}.mp4", made)
   write_masks(given.out / f"{NAME}.json", made, given.seed)
   concepts = drawings.all_concepts()
+  points = []
   for k, concept in enumerate(made.concepts):
     x, y, depth = deepest_point(made[0].mask(k))
-    where = f"--point {x:g},{y:g}" if depth else "not in the first frame"
-    print(f"{concepts[concept].phrases[0]}: {where}")
-  print(f"{given.out / NAME}.mp4: {(given.out / NAME).with_suffix('.mp4').stat().st_size:,} bytes")
+    points += [f"{x:g},{y:g}"] if depth else []
+    print(f"{concepts[concept].phrases[0]}: {f'--point {points[-1]}' if depth else 'not visible'}")
+  video, animation = given.out / f"{NAME}.mp4", given.out / f"{NAME}.sam3.gif"
+  write_animation(animation, video, points)
+  for path in (video, animation):
+    print(f"{path}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
