@@ -236,3 +236,19 @@ def test_fields_of_other_objectives_are_refused():
 def test_check_reads_no_parameters(clip_run, files, capsys):
   assert main([*train(clip_run), "--check"]) == 0
   assert "clips of 100,000 moving scenes to train on" in capsys.readouterr().out
+
+
+def test_a_new_tracker_finds_the_same_content_anywhere(monkeypatch):
+  """A query of the second layer is most similar to the memory of the same image features."""
+  monkeypatch.setattr(tracker_init, "_coarse_scale", lambda *_: 7.0)
+  video = dataclasses.replace(small_video.VIDEO, layers=2)
+  model = dataclasses.replace(small_video.SMALL, video=video)
+  flat = flatten(new_tracker(model, {}, 0))
+  features = np.random.default_rng(0).standard_normal((20, model.width)).astype(np.float32)
+  encoder, cross = "memory_encoder", "memory_attention/layers/cross_attn"
+  memory = 7 * features @ flat[f"{encoder}/image_project/kernel"][0, 0]
+  memory = memory @ flat[f"{encoder}/project/kernel"][0, 0]
+  channels = tracker_init.slow_channels(model.width)
+  query = (features @ flat[f"{cross}/query/kernel"][1])[:, channels]
+  key = (memory @ flat[f"{cross}/key/kernel"][1])[:, channels]
+  assert (np.argmax(query @ key.T, axis=1) == np.arange(20)).mean() > 0.8

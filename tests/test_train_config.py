@@ -92,7 +92,10 @@ def test_only_low_rank_factors_are_trainable_by_default():
     (START | {"steps": 0}, "steps must be 1 or more; got 0."),
     (START | {"ema_decay": 1.0}, "ema_decay must be in [0, 1); got 1.0."),
     (START | {"dtype": "half"}, "dtype must be one of auto, float32, bfloat16; got 'half'."),
-    (START | {"objective": "x"}, "objective must be one of detection, dense, visual; got 'x'."),
+    (
+      START | {"objective": "x"},
+      "objective must be one of detection, dense, visual, video; got 'x'.",
+    ),
     (
       START | {"objective": "dense", "mask_prompts": 1},
       "mask_prompts and losses are for the objective det",
@@ -131,7 +134,7 @@ def test_only_low_rank_factors_are_trainable_by_default():
     (START | {"trainable": "("}, "trainable: '(' is not a regular expression"),
     (
       START | {"gradient_accumulation_steps": 3},
-      "a batch of 8 images cannot be divided into 3 microbatches",
+      "data.batch_size 8 cannot be divided into 3 microbatches; change data.batch_size or",
     ),
     (START | {"lora": {"rank": -1}}, "lora.rank must be 0 (no adaptation) or more"),
     (START | {"lora": {"scale": math.inf}}, "lora.scale must be a finite number; got inf."),

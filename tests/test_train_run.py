@@ -13,6 +13,7 @@ from sam3_jax.datasets.annotations import Pair
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.training import run
 from sam3_jax.training.config import TrainConfig
+from sam3_jax.training.report import BUNDLE_METRICS
 
 SETTINGS = {"checkpoint": "toy", "scenes": {"count": 3}, "data": {"batch_size": 1}}
 
@@ -43,7 +44,7 @@ def test_plot_has_the_bundle_metrics_and_the_best_metric(tmp_path, monkeypatch, 
   assert calls == []  # no metrics yet
   (tmp_path / "metrics.jsonl").touch()
   start_run(tmp_path, image, best_metric="f1_50")
-  figures = ["cgf1", "il_mcc", "pmf1", "click", "click_best", "three_clicks", "box", "f1_50"]
+  figures = [*BUNDLE_METRICS, "f1_50"]
   assert calls == [(tmp_path / "metrics.jsonl", image, figures)]
 
 
