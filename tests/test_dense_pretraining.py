@@ -74,6 +74,7 @@ def test_padding_changes_nothing():
   jax.tree.map(np.testing.assert_array_equal, terms, others)
 
 
+@pytest.mark.slow
 def test_batch_without_objects_is_finite():
   batch = training_model.batch(0)
   empty = batch.replace(

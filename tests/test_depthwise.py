@@ -14,8 +14,8 @@ from sam3_jax.ops import depthwise
 )
 def test_equal_to_the_convolution(size, shape):
   rng = np.random.default_rng(0)
-  maps = rng.standard_normal(shape).astype(np.float32)
-  kernel = rng.standard_normal((size, size, 1, shape[-1])).astype(np.float32)
+  maps = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+  kernel = jnp.asarray(rng.standard_normal((size, size, 1, shape[-1])), jnp.float32)
 
   def outcome(function):
     return jax.value_and_grad(lambda *x: jnp.sin(function(*x)).sum(), argnums=(0, 1))(maps, kernel)

@@ -106,7 +106,8 @@ def test_every_configuration_field_is_in_the_reference():
 
   page = fields.pages()
   tables = {cls for _, cls in fields._tables(TrainConfig)}
-  model = {cls for cls in vars(config).values() if dataclasses.is_dataclass(cls)}
+  classes = {cls for cls in vars(config).values() if isinstance(cls, type)}
+  model = {cls for cls in classes if dataclasses.is_dataclass(cls)}
   assert config.TrackerRules in model
   for cls in (MaskGeneration, *tables, *model):
     rows = fields.fields(cls)

@@ -96,6 +96,7 @@ def test_every_parameter_has_a_gradient(data, weights, train):
   assert not any(path.startswith("trunk") for path in silent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", range(CONFIG.decoder_layers))
 def test_gradients_of_boxes_stop_between_layers(data, weights, layer):
   """Meta's one stop is between a layer's boxes and what the next layer takes from them: a box is
@@ -124,6 +125,7 @@ def test_gradients_of_boxes_stop_between_layers(data, weights, layer):
     assert not any(x.any() for x in jax.tree.leaves(part))
 
 
+@pytest.mark.slow
 def test_dropout_in_training_only(data, weights):
   def predict(seed, train):
     key = jax.random.key(seed)

@@ -71,6 +71,7 @@ def test_bfloat16_is_close_to_float32(both, stage):
     assert measured == 0 or difference(got[name], want[name]) > 1e-4  # computed in bfloat16 indeed
 
 
+@pytest.mark.slow
 def test_masks_agree(both):
   want, got = (np.asarray(results.predictions.mask_logits, np.float32) > 0 for results in both)
   iou = (want & got).sum((2, 3)) / (want | got).sum((2, 3))
