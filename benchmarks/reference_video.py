@@ -5,9 +5,10 @@ from Meta's released code:
 
 - The map that the memory encoder takes: Meta converts the logits to values in [-10, 10] and then
   resizes the values; transformers resizes the logits first.
-- Memories stay in float32, as Meta's code does in float32; transformers rounds them to bfloat16.
 - Frames are read by Meta's selection: the latest frames with a score above 0.01, and always the one
   before. The oldest of them gives no pointer, and the time of a pointer is its rank.
+
+Memories stay in float32, as in sam3-jax; transformers and Meta's code round them to bfloat16.
 """
 
 import argparse
