@@ -75,32 +75,43 @@ def main() -> int:
         for side in ("ours", "transformers")
       }
   faults = [*broken(report["parity"], arguments.limit), *broken(report["visual"], arguments.limit)]
-  text = markdown(report)
+  return conclude(report, markdown(report), faults, arguments.out, f"parity-{arguments.size}")
+
+
+def conclude(report: dict, text: str, faults: list[str], out: Path | None, name: str) -> int:
+  """Prints and writes a report; returns the exit status."""
   print(text)
-  if arguments.out:
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    name = f"parity-{arguments.size}"
-    (arguments.out / f"{name}.md").write_text(text + "\n")
-    (arguments.out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
+  if out:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text + "\n")
+    (out / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
   for fault in faults:
     print(f"over the limit: {fault}", file=sys.stderr)
   return 1 if faults else 0
 
 
-def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
-  """Runs one process per package and dtype; returns their arrays."""
+def prepare(work: Path, arguments: argparse.Namespace) -> tuple[Path, Path]:
+  """The directories of the checkpoint in transformers' layout and of its conversion, which are made
+  if they are missing."""
   checkpoint, bundle = work / "checkpoint", work / "bundle"
   work.mkdir(parents=True, exist_ok=True)
-
-  def step(python: str, script: str, *command) -> None:
-    subprocess.run([python, str(HERE / script), *map(str, command)], check=True)
-
-  reference = arguments.reference_python
   if not (checkpoint / "photo.png").exists():
-    step(reference, "reference.py", "make", "--size", arguments.size, "--photo", PHOTO, checkpoint)
+    size, python = arguments.size, arguments.reference_python
+    step(python, "reference.py", "make", "--size", size, "--photo", PHOTO, checkpoint)
   if not bundle.exists():
     step(sys.executable, "ours.py", "convert", checkpoint, bundle)
-  outputs = {}
+  return checkpoint, bundle
+
+
+def step(python: str, script: str, *command) -> None:
+  """Runs a script of this directory in a process of its own."""
+  subprocess.run([python, str(HERE / script), *map(str, command)], check=True)
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> dict[str, np.lib.npyio.NpzFile]:
+  """Runs one process per package and dtype; returns their arrays."""
+  checkpoint, bundle = prepare(work, arguments)
+  outputs, reference = {}, arguments.reference_python
   for dtype in arguments.dtypes:
     settings, prompts = ("--dtype", dtype), work / f"prompts-{dtype}.json"
     visual = VISUAL if dtype == "float32" else {}
@@ -142,9 +153,9 @@ def _compare(got, expected, kind: str) -> dict[str, float]:
   pixels, expected_pixels = (np.unpackbits(masks, axis=1).astype(bool) for masks in both("masks"))
   covered = expected_pixels.mean(axis=1)
   compared = (covered >= COVERAGE[0]) & (covered <= COVERAGE[1])
-  ious = _ious(pixels[compared], expected_pixels[compared])
+  ious = mask_ious(pixels[compared], expected_pixels[compared])
   confident = np.abs(expected_logits[compared]) > CONFIDENT
-  confident_ious = _ious(
+  confident_ious = mask_ious(
     (logits[compared] > 0) & confident, (expected_logits[compared] > 0) & confident
   )
   presence = (np.clip(x, -PRESENCE_CLAMP, PRESENCE_CLAMP) for x in both("presence"))
@@ -173,7 +184,7 @@ def compare_visual(got, expected) -> dict[str, dict[str, float]]:
       return float(np.abs(got[f"{kind}/{name}"] - expected[f"{kind}/{name}"]).max())
 
     logits = expected[f"{kind}/mask_logits"]
-    ious = _ious(
+    ious = mask_ious(
       got[f"{kind}/mask_logits"].reshape(-1, *logits.shape[-2:]) > 0,
       logits.reshape(-1, *logits.shape[-2:]) > 0,
     )
@@ -187,7 +198,8 @@ def compare_visual(got, expected) -> dict[str, dict[str, float]]:
   return rows
 
 
-def _ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def mask_ious(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+  """The IoU of each pair of masks; 1 for two empty masks."""
   axes = tuple(range(1, one.ndim))
   union = (one | other).sum(axes)
   return np.where(union > 0, (one & other).sum(axes) / np.maximum(union, 1), 1.0)
@@ -258,29 +270,39 @@ def _visual_table(rows: dict[str, dict]) -> list[str]:
   return lines
 
 
-def _arguments() -> argparse.Namespace:
+def options(description: str | None, name: str) -> argparse.ArgumentParser:
+  """The common options of the comparisons; `name` is that of the results."""
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--size", choices=("full", "tiny"), default="full")
-  parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-  parser.add_argument(
-    "--limit", type=float, default=1e-3, help="limit on the differences in float32"
-  )
   parser.add_argument(
     "--reference-python", default=sys.executable, help="interpreter with the extra `reference`"
   )
   parser.add_argument(
     "--work", type=Path, help="directory that keeps the checkpoint and the bundle for the next run"
   )
-  parser.add_argument(
-    "--out", type=Path, help="output directory of parity-SIZE.md and parity-SIZE.json"
-  )
+  parser.add_argument("--out", type=Path, help=f"output directory of {name}.md and {name}.json")
+  return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+  """Parses the command line, and checks the options of `options`."""
   arguments = parser.parse_args()
-  if "float32" not in arguments.dtypes:
-    parser.error("--dtypes must include float32, to which the others are compared")
   if shutil.which(arguments.reference_python) is None:
     parser.error(f"--reference-python {arguments.reference_python} cannot be run")
+  return arguments
+
+
+def _arguments() -> argparse.Namespace:
+  parser = options(__doc__, "parity-SIZE")
+  parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+  parser.add_argument(
+    "--limit", type=float, default=1e-3, help="limit on the differences in float32"
+  )
+  arguments = parse(parser)
+  if "float32" not in arguments.dtypes:
+    parser.error("--dtypes must include float32, to which the others are compared")
   return arguments
 
 

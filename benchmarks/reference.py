@@ -102,7 +102,8 @@ def _video_config(config):
 
   vision, width = config.vision_config, config.vision_config.fpn_hidden_size
   return Sam3TrackerVideoConfig(
-    **hf_patches.tracker_values(vision), memory_attention_hidden_size=width,
+    **hf_patches.tracker_values(vision), image_size=vision.backbone_config.image_size,
+    memory_attention_hidden_size=width,
     memory_encoder_hidden_size=width, mask_downsampler_embed_dim=width,
     memory_fuser_embed_dim=width, memory_fuser_intermediate_dim=4 * width,
     memory_attention_feed_forward_hidden_size=config.detr_encoder_config.intermediate_size,

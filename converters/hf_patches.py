@@ -33,6 +33,16 @@ def load_tracker(directory: Path, dtype: str = "float32") -> tuple[Any, dict[str
   return _load(transformers.Sam3TrackerModel, directory, config, dtype)
 
 
+def load_video_tracker(directory: Path, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
+  """Loads the tracker of videos, from a directory with config.json of the whole model; also returns
+  its missing and unexpected tensors."""
+  import transformers  # pyright: ignore[reportMissingImports]
+
+  config = transformers.AutoConfig.from_pretrained(directory).tracker_config
+  config.vision_config.backbone_config.layer_norm_eps = EPSILON
+  return _load(transformers.Sam3TrackerVideoModel, directory, config, dtype)
+
+
 def detector_config(directory: Path) -> Any:
   """The detector's configuration in a directory with or without a tracker."""
   import transformers  # pyright: ignore[reportMissingImports]

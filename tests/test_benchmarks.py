@@ -2,6 +2,7 @@
 
 import hlo
 import numpy as np
+import parity_video
 import pytest
 import scaling
 import tpu_batch
@@ -213,3 +214,20 @@ def test_table_of_programs_for_a_tpu():
   lines = tpu_batch.markdown([row, split], "v5e", 16e9).splitlines()
   assert lines[-2] == "| encode, 1 a chip | 4.00 | 25% | none |"
   assert lines[-1] == "| decode | 8.00 | 50% | 28 all-gather in trunk, 0.0 MB |"
+
+
+def test_differences_of_tracking_beyond_their_limits():
+  row = {"memory": 9e-6, "iou": 9e-8, "mask_iou": 1.0, "reads_equal": True, "reads": {}}
+  measured = {"memory": 1e-6, "iou": 1e-8, "conditioned": 1e-6}  # frame 0 has no `conditioned`
+  assert not list(parity_video.broken({"click": [row]}, measured))
+  worse = [{"memory": 2e-5}, {"iou": float("nan")}, {"mask_iou": 0.9}, {"reads_equal": False}]
+  faults = list(parity_video.broken({"box": [row, *(row | x for x in worse)]}, measured))
+  assert [fault.split(":")[0] for fault in faults] == [f"box, frame {t}" for t in (1, 2, 3, 4)]
+  assert faults[0] == "box, frame 1: memory differs by 2.0e-05, limit 1.0e-05"
+
+
+def test_frames_of_the_comparison_of_tracking():
+  photo = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+  frames = parity_video.crops(photo, 5)
+  assert frames.shape == (5, 320, 480, 3)
+  assert (frames[1] == photo[20:340, 30:510]).all()
