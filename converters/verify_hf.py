@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sam3_jax.checkpoint import bundle, fingerprint
-from sam3_jax.checkpoint.fingerprint import BOX, CENTRE, IMAGE, PHRASE, ModelOutputs
+from sam3_jax.checkpoint.fingerprint import BOX, CENTER, IMAGE, PHRASE, ModelOutputs
 from sam3_jax.config import LiteTextConfig
 from sam3_jax.inputs.preprocess import resize
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def _visual(model, pixels, side: int, masks: VisualMasks):
   scale = side / np.array(IMAGE[::-1])
   output = model(
     image_embeddings=hf_patches.visual_embedding(model, pixels),
-    input_points=torch.tensor([[[(np.array(CENTRE) * scale).tolist()]]], dtype=model.dtype),
+    input_points=torch.tensor([[[(np.array(CENTER) * scale).tolist()]]], dtype=model.dtype),
     input_labels=torch.tensor([[[1]]]),
     input_boxes=torch.tensor([[(np.array(BOX) * np.tile(scale, 2)).tolist()]], dtype=model.dtype),
     multimask_output=True,

@@ -27,7 +27,7 @@ STATISTICS = ("mean", "root mean square", "mean times position")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.2}
 IMAGE = (200, 300)  # height and width
 PHRASE = "red circle"
-BOX, CENTRE = (60, 40, 160, 140), (110, 90)  # of the disc in the image
+BOX, CENTER = (60, 40, 160, 140), (110, 90)  # of the disc in the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def image() -> np.ndarray:
   y, x = np.indices(IMAGE)
   stripes = (7 * x + 13 * y) % 64 + 96
   image = np.stack([x * 255 // width, y * 255 // height, stripes], axis=-1)
-  image[(x - CENTRE[0]) ** 2 + (y - CENTRE[1]) ** 2 < 50**2] = 220, 40, 30
+  image[(x - CENTER[0]) ** 2 + (y - CENTER[1]) ** 2 < 50**2] = 220, 40, 30
   return image.astype(np.uint8)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sam3_jax.checkpoint.fingerprint import (
   BOX,
-  CENTRE,
+  CENTER,
   PHRASE,
   Fingerprint,
   ModelOutputs,
@@ -24,7 +24,7 @@ def run(model: Sam3) -> ModelOutputs:
   embedding = model.encode(image(), visual=visual)
   text = model.encode_text(PHRASE)
   found = model.decode(embedding, [PHRASE, Prompt(PHRASE, [BOX], [1])])
-  prompt = VisualPrompt([CENTRE], [1], box=BOX)
+  prompt = VisualPrompt([CENTER], [1], box=BOX)
   masks = model.decode_visual(embedding, prompt) if visual else None
   return ModelOutputs(embedding, text, found, masks)
 
