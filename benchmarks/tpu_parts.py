@@ -61,10 +61,10 @@ def measure(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def in_a_process(index: int, arguments: argparse.Namespace) -> dict[str, Any]:
   """Measures a part in its own process, as the finer grade may crash or take too long."""
+  if not arguments.limit:
+    return measure(index, arguments)
   errors = ""
   for grade, limit in (("emitted", arguments.limit), ("planned", 600)):
-    if not limit:
-      continue
     typed = ["--target", arguments.target, "--prompts", str(arguments.prompts), "--grade", grade]
     typed += ["--objects", str(arguments.objects)]
     command = [sys.executable, __file__, *typed, "--one", str(index)]
@@ -176,7 +176,8 @@ def _arguments() -> argparse.Namespace:
   parser.add_argument("--workers", type=int, default=1, help="parts to compile in parallel")
   parser.add_argument("--out", type=Path, help="output directory, for tpu-TARGET.md and .json")
   parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-  parser.add_argument("--grade", choices=("emitted", "planned"), help=argparse.SUPPRESS)
+  grades = "emitted", "planned"
+  parser.add_argument("--grade", choices=grades, default="planned", help=argparse.SUPPRESS)
   return parser.parse_args()
 
 
