@@ -142,7 +142,7 @@ def main() -> int:
 
 
 def _results(arguments: argparse.Namespace) -> Path:
-  video, plain = "video-" * arguments.video, "-plain" * arguments.plain
+  video, plain = "video-parts-" * arguments.video, "-plain" * arguments.plain
   return arguments.out / f"tpu-{video}{arguments.target}{plain}.json"
 
 

@@ -5,7 +5,9 @@ The parts of step "frame" run once per frame, those of "objects" for all objects
 part of `model_parts`.
 """
 
+import contextlib
 import dataclasses
+import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from sam3_jax.model.video import tracker
 from sam3_jax.model.video.memory_attention import CrossAttention, MemoryLayer
 from sam3_jax.model.visual import head
 from sam3_jax.model.visual.head import VisualHead, no_prompts
+from sam3_jax.ops import bilinear
 from sam3_jax.types import VisualEmbedding
 
 VIDEO = VideoConfig()
@@ -50,6 +53,19 @@ def track(
   reads, rows = pack_reads([None] * objects, config, conditioning), array(objects, dtype=jnp.int32)
   arguments = put(bank), put(_embedding(config, dtype)), put(reads), put(rows)
   return VideoPrograms(config, dtype).track, (put(_parameters(config), dtype), *arguments)
+
+
+def bank_type(objects: int) -> str:
+  """The type of the bank's memories in a compiled program."""
+  shape = banks.bank_shapes(CONFIG, objects, BF16).memory.shape
+  return f"bf16[{','.join(map(str, shape))}]"
+
+
+@contextlib.contextmanager
+def quick_resize() -> Iterator[None]:
+  """Resizes maps with one pass of the matrix units instead of six, which compile slowly."""
+  with unittest.mock.patch.object(bilinear, "einsum", jnp.einsum):
+    yield
 
 
 def _frame_and_attention(objects: int) -> Iterator[Part]:

@@ -1,5 +1,5 @@
 """The program of a tracked frame at the released size, compiled for TPUs: it fits into memory, and
-overwrites the bank in place. Run times are estimated by `benchmarks/tpu_parts.py --video`."""
+overwrites the bank in place. Run times are estimated by `benchmarks/tpu_video.py`."""
 
 import re
 
@@ -12,15 +12,16 @@ from sam3_jax.inference import aot
 
 pytestmark = [pytest.mark.tpu, pytest.mark.filterwarnings("default")]
 OBJECTS = 64
-BANK = "bf16[64,20,64,5184]"
+BANK = video_parts.bank_type(OBJECTS)
 FREE_BYTES = 13e9  # of a v5e's 16 GB, without the 1.7 GB of the other parameters and a frame
 
 
 @pytest.fixture(scope="module", params=["v5e:1x1", "v6e:1x1"])
 def compiled(request):
   sharding = jax.sharding.SingleDeviceSharding(aot.described_tpu(request.param))
-  function, arguments = video_parts.track(video_parts.CONFIG, "bfloat16", OBJECTS, sharding)
-  return function.lower(*arguments).compile()
+  with video_parts.quick_resize():
+    function, arguments = video_parts.track(video_parts.CONFIG, "bfloat16", OBJECTS, sharding)
+    return function.lower(*arguments).compile()
 
 
 def test_peak_memory(compiled):
