@@ -112,13 +112,14 @@ def devices(target: str, count: int = 1) -> list[Any]:
   return topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices
 
 
-def compile_for(target: str, function: Any, *args: Any) -> Report:
+def compile_for(target: str, function: Any, *args: Any, donated: tuple[int, ...] = ()) -> Report:
   """Compiles for one chip.
 
   Args:
     target: a key of `CHIPS`.
     function: to be jitted.
     args: pytrees of arrays or `jax.ShapeDtypeStruct`s.
+    donated: positions of the arguments that the program may overwrite.
   """
   import jax
   from jax.experimental.layout import Format, Layout
@@ -126,7 +127,8 @@ def compile_for(target: str, function: Any, *args: Any) -> Report:
   sharding = jax.sharding.SingleDeviceSharding(devices(target)[0])
   given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
   layout = Format(Layout.AUTO, sharding)
-  return report(target, jax.jit(function, in_shardings=layout, out_shardings=layout).lower(*given))
+  jitted = jax.jit(function, in_shardings=layout, out_shardings=layout, donate_argnums=donated)
+  return report(target, jitted.lower(*given))
 
 
 def report(target: str, lowered: Any) -> Report:

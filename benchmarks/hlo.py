@@ -13,6 +13,10 @@ KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|colle
 # Instructions that take no time themselves.
 FREE = ("parameter", "constant", "bitcast", "tuple", "get-tuple-element")
 FREE += ("while", "conditional", "call", "partition-id")
+# Instructions that read some rows of their first operand; those that update some of its rows, and
+# which operand has the new ones.
+SLICES = ("dynamic-slice", "gather")
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 INNER = r"(?:body|calls|to_apply|\w+_computation|branch_computations)=(\{[^}]*\}|%[\w.\-]+)"
 
 
@@ -135,6 +139,26 @@ def read(hlo: str) -> Listing:
   return listing._replace(unknown=unknown)
 
 
+def aliases(text: str) -> dict[str, int]:
+  """The outputs of a module that overwrite an argument: the index of each output, such as "0", and
+  the number of the argument."""
+  [header, *_] = text.splitlines()
+  return {
+    output: int(argument)
+    for output, argument in re.findall(r"\{([\d, ]*)\}: \((\d+), \{\}, \w+-alias\)", header)
+  }
+
+
+def rewrites(listing: Listing, array: str) -> list[Op]:
+  """Instructions that move at least a whole array, such as "bf16[64,20,64,5184]", in order to
+  return one of that type; in any layout. Updates in place are none of them."""
+  return [
+    op
+    for op in listing.ops
+    if op.opcode not in FREE and array in op.result and op.traffic >= size(array)
+  ]
+
+
 def size(result: str, in_memory: bool = False) -> int:
   """Bytes of a type such as (f32[8,128]{1,0}, bf16[4]{0}). `in_memory` skips arrays in a TPU's
   vector memory, and adds the padding of tiles."""
@@ -172,18 +196,18 @@ def _trips(module: _Module, rest: str) -> int | None:
 
 
 def _traffic(module: _Module, types: dict[str, str], line: _Line) -> int:
-  """Bytes moved between the chip and its memory in one run. Slices and in-place updates move only
-  the slice, also inside a fusion."""
+  """Bytes moved between the chip and its memory in one run. Slices, gathered rows and in-place
+  updates move only these, also inside a fusion."""
   out, operands = size(line.result, True), _names(line.rest)
   if line.opcode.endswith("-start"):  # its type includes the source
     return size(line.result) - sum(size(types.get(name, "")) for name in operands)
-  if line.opcode == "dynamic-slice":
+  if line.opcode in SLICES:
     return 2 * out
   called = _find(r"calls=%([\w.\-]+)", line.rest)
   updates = [
-    size(types[_names(inner.rest)[1]])
+    size(types[_names(inner.rest)[UPDATES[inner.opcode]]])
     for inner in module[called]
-    if inner.opcode == "dynamic-update-slice"
+    if inner.opcode in UPDATES
   ]
   sizes = [size(types.get(name, ""), True) for name in operands]
   if line.opcode == "fusion":
@@ -205,9 +229,9 @@ def _read(module: _Module, fusion: str, index: int, whole: int) -> int:
     if line.opcode == "fusion":
       inner = _find(r"calls=%([\w.\-]+)", line.rest)
       total += _read(module, inner, operands.index(parameter), whole)
-    elif line.opcode == "dynamic-slice":
+    elif line.opcode in SLICES and operands[0] == parameter:
       total += size(line.result)
-    elif line.opcode != "dynamic-update-slice" or operands[0] != parameter:
+    elif line.opcode not in UPDATES or operands[0] != parameter:
       total += whole
   return min(total, whole)
 

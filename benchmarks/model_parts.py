@@ -35,11 +35,12 @@ class Part:
   """A part of the model.
 
   Attributes:
-    step: "encode" (image), "text" (prompts) or "decode".
+    step: "encode" (image), "text" (prompts) or "decode"; for `video_parts`, see there.
     name: description.
     times: how often it runs in the step.
     function, args: the program to compile.
     whole: whether to include attention, which otherwise is a part of its own.
+    donated: positions of the arguments that the program may overwrite.
   """
 
   step: str
@@ -48,6 +49,7 @@ class Part:
   function: Callable[..., Any]
   args: tuple[Any, ...]
   whole: bool = False
+  donated: tuple[int, ...] = ()
 
 
 def array(*shape: int, dtype: Any = BF16) -> jax.ShapeDtypeStruct:

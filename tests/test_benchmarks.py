@@ -182,6 +182,40 @@ def test_a_loop_that_does_not_tell_its_trips():
   assert hlo.read(PROGRAM.replace("constant(5)", "add(%p)")).unknown == 1
 
 
+BANK = """HloModule jit_write, is_scheduled=true, input_output_alias={ {0}: (1, {}, may-alias) }
+
+%written (a: bf16[4,8,128], i: s32[1], b: bf16[1,8,128]) -> bf16[4,8,128] {
+  %a = bf16[4,8,128]{2,1,0} parameter(0)
+  %i = s32[1]{0} parameter(1)
+  %b = bf16[1,8,128]{2,1,0} parameter(2)
+  ROOT %scatter = bf16[4,8,128]{2,1,0} scatter(%a, %i, %b), to_apply=%last
+}
+
+ENTRY %main (row: bf16[1,8,128], bank: bf16[4,8,128], rows: s32[1]) -> (bf16[4,8,128], bf16[1,8,128]) {
+  %row = bf16[1,8,128]{2,1,0} parameter(0)
+  %bank = bf16[4,8,128]{2,1,0} parameter(1)
+  %rows = s32[1]{0} parameter(2)
+  %read = bf16[1,8,128]{2,1,0} gather(%bank, %rows), slice_sizes={1,8,128}
+  %update = bf16[4,8,128]{2,1,0} fusion(%bank, %rows, %row), kind=kCustom, calls=%written
+  ROOT %t = (bf16[4,8,128], bf16[1,8,128]) tuple(%update, %read)
+}
+"""  # noqa: E501
+
+
+def test_updates_in_place_and_copies():
+  assert hlo.aliases(BANK) == {"0": 1}
+  assert hlo.aliases("HloModule jit_write") == {}
+  listing = hlo.read(BANK)
+  row = 2 * 8 * 128
+  traffic = {op.opcode: op.traffic for op in listing.ops if op.opcode in ("gather", "fusion")}
+  assert traffic == {"gather": 2 * row, "fusion": 2 * row + 4}
+  assert not hlo.rewrites(listing, "bf16[4,8,128]")
+  for copy in (" copy(%bank)", " add(%bank, %bank)"):
+    moved = BANK.replace(" fusion(%bank, %rows, %row)", copy)
+    [op] = hlo.rewrites(hlo.read(moved), "bf16[4,8,128]")
+    assert op.opcode == copy.split("(")[0].strip()
+
+
 def test_rates_of_a_pod():
   """By hand: a chip takes 0.1 s an image, a host 0.05 s of a core."""
   host = scaling.Host((480, 640), 100_000, reading=0.02, mask=0.01, record_bytes=1000)
