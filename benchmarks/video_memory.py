@@ -21,7 +21,9 @@ from sam3_jax import Sam3, VisualPrompt
 from sam3_jax.config import VideoConfig
 from sam3_jax.model.video import tracker
 
-VIDEO = VideoConfig(memory_channels=32, layers=2, mlp_width=512, mask_widths=(4, 16, 64, 128))
+VIDEO = VideoConfig(
+  memory_channels=32, memories=5, layers=2, mlp_width=512, mask_widths=(4, 8, 16, 32)
+)
 HEIGHT, WIDTH, SIDE = 360, 640, 60
 RESULTS = Path(__file__).parent / "results" / "video-memory.json"
 
