@@ -21,9 +21,9 @@ class LayerNorm(nn.Module):
   def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
     scale, bias = _parameters(self, x.shape[-1])
     x = x.astype(jnp.float32)
-    centerd = x - mean(x, (-1,))
-    factor = jax.lax.rsqrt(mean(jnp.square(centerd), (-1,)) + self.epsilon)
-    return (centerd * (factor * scale) + bias).astype(self.dtype)
+    centered = x - mean(x, (-1,))
+    factor = jax.lax.rsqrt(mean(jnp.square(centered), (-1,)) + self.epsilon)
+    return (centered * (factor * scale) + bias).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -44,9 +44,9 @@ class GroupNorm(nn.Module):
       grouped = mean(values.reshape(*values.shape[:-1], self.groups, size), (1, 2, 4))
       return jnp.repeat(grouped.reshape(len(values), 1, 1, self.groups), size, axis=-1)
 
-    centerd = x - by_channel(x)
-    factor = jax.lax.rsqrt(by_channel(jnp.square(centerd)) + self.epsilon)
-    return (centerd * (factor * scale) + bias).astype(self.dtype)
+    centered = x - by_channel(x)
+    factor = jax.lax.rsqrt(by_channel(jnp.square(centered)) + self.epsilon)
+    return (centered * (factor * scale) + bias).astype(self.dtype)
 
 
 def mean(x: Array, axes: tuple[int, ...]) -> Array:
