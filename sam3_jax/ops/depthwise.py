@@ -36,9 +36,10 @@ def _shifted(maps: Array, kernel: Array) -> Array:
   side = len(kernel)
   height, width = maps.shape[1:3]
   margin = side // 2
-  padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+  padded = jnp.pad(maps, ((0, 0), (margin, margin), (margin, margin), (0, 0))).astype(jnp.float32)
+  weights = kernel[:, :, 0].astype(jnp.float32)
   total = jnp.zeros(maps.shape, jnp.float32)
   for i in range(side):
     for j in range(side):
-      total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+      total = total + padded[:, i : i + height, j : j + width] * weights[i, j]
   return total.astype(maps.dtype)
