@@ -7,7 +7,7 @@
 The checkpoint is that of `parity.py`, with seeded weights; `--work` may name the same directory.
 The frames are crops of a photograph that move across it. Each side tracks two objects, from a click
 and from a box on the first frame, in float32, in a process of its own. All stages of each frame are
-compared. Each side goes on from its own results, so that errors add up over the frames. The exit
+compared. Each side continues from its own results, so that errors add up over the frames. The exit
 status is 1 if a difference exceeds its limit, or if the sides read different frames.
 
 `reference_video.py` says where transformers' tracker is patched to compute what Meta's code does.
