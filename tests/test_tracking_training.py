@@ -215,6 +215,11 @@ def test_training_changes_only_the_tracker(clip_run, files, monkeypatch):
     ({"scenes": {}}, "the objective video trains on clips: remove annotations and scenes."),
     ({"gradient_accumulation_steps": 3}, "clips.batch_size 2 cannot be divided into 3"),
     ({"clips": {"image_size": 48}}, "clips.image_size must be the run's image_size, 32; got 48"),
+    ({"clips": {"frames": 17}}, "clips.frames must be at most 16; got 17."),
+    (
+      {"clips": {"frames": 8, "max_corrected": 4}},
+      "clips.max_corrected 4 must be less than the 4 conditioning frames that the tracker reads.",
+    ),
     ({"mask_size": 10}, "mask_size must be a multiple of 16 for this model; got 10."),
   ],
 )

@@ -12,7 +12,7 @@ from sam3_jax.config import Config
 from sam3_jax.datasets import annotations
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.tokenizer import Tokenizer
-from sam3_jax.training import log
+from sam3_jax.training import log, tracking
 from sam3_jax.training.config import VIDEO_METRICS, TrainConfig
 from sam3_jax.training.data import Batches
 from sam3_jax.training.loop import train
@@ -144,14 +144,17 @@ def with_sizes(config: TrainConfig, model: Config) -> TrainConfig:
   """Returns the configuration with the model's image size, and its mask size unless one is set.
 
   Raises:
-    ValueError: a mask size that the losses cannot average down to the model's maps, or sizes in
-      the table `data` or `clips` that are not the run's.
+    ValueError: a mask size that the losses cannot average down to the model's maps, clips that the
+      tracker does not read as a session does, or sizes in the table `data` or `clips` that are
+      not the run's.
   """
   mask_size, grid = config.mask_size or model.mask_size, model.image_size // model.patch
   pooled_to_masks = config.objective != "detection"
   unit = 4 * grid if pooled_to_masks else grid if config.losses.cell_weight else 1
   if mask_size % unit:
     raise ValueError(f"mask_size must be a multiple of {unit} for this model; got {mask_size}.")
+  if config.clips is not None and model.video is not None:
+    tracking.check_clips(config.clips, model.video)
   sizes = {"image_size": model.image_size, "mask_size": mask_size}
   table, data = ("data", config.data) if config.clips is None else ("clips", config.clips)
   for field, size in sizes.items():

@@ -32,7 +32,7 @@ from sam3_jax.model.visual.head import no_prompts
 from sam3_jax.ops.bilinear import resize
 from sam3_jax.training.batch import standard_promotion
 from sam3_jax.training.mask_losses import average_pool, dice_loss, fractions
-from sam3_jax.training.video_examples import CLICK, MASK, ClipBatch
+from sam3_jax.training.video_examples import CLICK, MASK, ClipBatch, ClipConfig
 from sam3_jax.training.visual import corrective_click, covered_cells
 from sam3_jax.types import VisualEmbedding, VisualPrompts
 from sam3_jax.utils.validation import check_numbers
@@ -141,6 +141,21 @@ def tracking_loss(sums: Sums, config: TrackingConfig) -> tuple[Float[Array, ""],
   total = sum(getattr(config, f"{name}_weight") * value for name, value in terms.items())
   log = {"tracked_iou": sums["tracked_iou"] / seen}
   return jnp.asarray(total), terms | log | {name: sums[name] for name in ("objects", "visible")}
+
+
+def check_clips(clips: ClipConfig, tracker: VideoConfig) -> None:
+  """Refuses clips of which a session would not read all frames; see `plan_reads`.
+
+  Raises:
+    ValueError: too many frames, or too many of them with prompts.
+  """
+  if clips.frames > POINTERS:
+    raise ValueError(f"clips.frames must be at most {POINTERS}; got {clips.frames}.")
+  if clips.max_corrected >= tracker.conditioning:
+    raise ValueError(
+      f"clips.max_corrected {clips.max_corrected} must be less than the {tracker.conditioning} "
+      "conditioning frames that the tracker reads."
+    )
 
 
 def plan_reads(
