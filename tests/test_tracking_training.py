@@ -175,7 +175,18 @@ def random_tracker(monkeypatch):
     return nest(training_model.random_parameters(shapes[config.video]))
 
   monkeypatch.setattr(tracker_init, "init", init)
-  monkeypatch.setattr(tracker_init, "_coarse_scale", lambda *_: 7.0)
+  monkeypatch.setattr(tracker_init, "_coarse_cells", lambda model, parts: cells(model.width))
+
+
+def cells(width):
+  """Cells of coarse maps: a few channels vary much, and all have a large mean."""
+  rng = np.random.default_rng(0)
+  mixed = rng.standard_normal((500, width)) * np.geomspace(9, 1, width) @ rotation(width, rng)
+  return np.float32(mixed + 20 * rng.standard_normal(width))
+
+
+def rotation(width, rng):
+  return np.linalg.qr(rng.standard_normal((width, width)))[0]
 
 
 def train(path, out="out"):
@@ -259,15 +270,34 @@ def test_check_reads_no_parameters(clip_run, files, capsys):
 
 @pytest.mark.usefixtures("random_tracker")
 def test_a_new_tracker_finds_the_same_content_anywhere():
-  """A query of the second layer is most similar to the memory of the same image features."""
+  """In the channels that rotary positions hardly turn, a cell's query is most similar to the memory
+  of the same cell; the other channels of the first layer prefer near cells."""
   video = dataclasses.replace(small_video.VIDEO, layers=2)
   model = dataclasses.replace(small_video.SMALL, video=video)
   flat = flatten(new_tracker(model, {}, 0))
-  features = np.random.default_rng(0).standard_normal((20, model.width)).astype(np.float32)
   encoder, cross = "memory_encoder", "memory_attention/layers/cross_attn"
-  memory = 7 * features @ flat[f"{encoder}/image_project/kernel"][0, 0]
+  x = cells(model.width)[:20]
+  memory = x @ flat[f"{encoder}/image_project/kernel"][0, 0]
+  memory = memory + flat[f"{encoder}/image_project/bias"]
   memory = memory @ flat[f"{encoder}/project/kernel"][0, 0]
-  channels = tracker_init.slow_channels(model.width)
-  query = (features @ flat[f"{cross}/query/kernel"][1])[:, channels]
-  key = (memory @ flat[f"{cross}/key/kernel"][1])[:, channels]
-  assert (np.argmax(query @ key.T, axis=1) == np.arange(20)).mean() > 0.5  # 0.05 by chance
+  count = video.memory_channels * tracker_init.SHARE[0] // tracker_init.SHARE[1]
+  slow = tracker_init.slow_channels(model.width)
+  normalized = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+  for layer in range(2):
+    query, key = (
+      given @ flat[f"{cross}/{name}/kernel"][layer] + flat[f"{cross}/{name}/bias"][layer]
+      for name, given in (("query", normalized), ("key", memory))
+    )
+    same = query[:, slow[:count]] @ key[:, slow[:count]].T
+    assert (np.argmax(same, axis=1) == np.arange(20)).mean() >= 0.9  # 0.05 by chance
+  near = [channel for channel in slow[count:] if channel < model.width // 2]
+  assert len(near)
+  assert (flat[f"{cross}/key/bias"][0, near] == tracker_init.POSITION).all()
+
+
+def test_slow_channels():
+  """Both parts of both axes' pairs, from the lowest frequency up."""
+  frequency = np.tile(10000 ** (-np.arange(0, 16, 4) / 16), 4)
+  found = tracker_init.slow_channels(16)
+  assert sorted(found) == list(range(16))
+  assert (np.diff(frequency[found]) >= 0).all()
