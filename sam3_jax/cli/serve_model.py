@@ -85,7 +85,11 @@ def run(
     if open_page:
       browse(url + (f"#token={settings.token}" if settings.token else ""))
 
-  app = create_app(model, settings, log=Log(requests=access_log and not quiet), step=report)
+  def stop() -> None:
+    server.should_exit = True
+
+  log = Log(requests=access_log and not quiet)
+  app = create_app(model, settings, log=log, step=report, failed=stop)
   server = uvicorn.Server(
     uvicorn.Config(
       app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,

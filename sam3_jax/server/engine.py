@@ -116,10 +116,17 @@ class Engine:
     """The number of units of a kind in the queue."""
     return self._waiting[kind]
 
-  def start(self, prepare: Callable[[], object] = lambda: None) -> None:
-    """Starts the thread, which first calls `prepare`, to compile programs."""
-    self._thread = threading.Thread(target=self._run, args=(prepare,), name="sam3-device")
-    self._thread.daemon = True
+  def start(
+    self,
+    prepare: Callable[[], object] = lambda: None,
+    failed: Callable[[], object] = lambda: None,
+  ) -> None:
+    """Starts the thread, which first calls `prepare`, to compile programs, or `failed` after an
+    error of `prepare`."""
+    arguments = (prepare, failed)
+    self._thread = threading.Thread(
+      target=self._run, args=arguments, name="sam3-device", daemon=True
+    )
     self._thread.start()
 
   def stop(self, timeout: float = 30.0) -> None:
@@ -150,12 +157,13 @@ class Engine:
       self._changed.notify()
     return request.future
 
-  def _run(self, prepare: Callable[[], object]) -> None:
+  def _run(self, prepare: Callable[[], object], failed: Callable[[], object]) -> None:
     try:
       prepare()
     except BaseException as error:
       self.error = error
       self._log(error)
+      failed()
       return
     self._ready.set()
     while batch := self._next():

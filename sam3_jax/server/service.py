@@ -75,12 +75,20 @@ class Service:
     metrics.watch("store_memory_bytes", "Embeddings in memory.", lambda: self.store.memory_bytes)
     metrics.watch("store_disk_bytes", "Embeddings on disk.", lambda: self.store.disk_bytes)
 
-  def start(self, step: Step, compiled: bool = True) -> None:
-    """Starts the engine; with `compiled`, it compiles the common programs first."""
+  def start(
+    self, step: Step, compiled: bool = True, failed: Callable[[], object] = lambda: None
+  ) -> None:
+    """Starts the engine; with `compiled`, it compiles the common programs first.
+
+    Args:
+      step: is told of the progress.
+      compiled: compile before work is accepted.
+      failed: is called if that fails.
+    """
     if not compiled:
       self.engine.start()
       return
-    self.engine.start(lambda: warm_up(self.model, step))
+    self.engine.start(lambda: warm_up(self.model, step), failed)
     self._compiler.start()
 
   def stop(self) -> None:
