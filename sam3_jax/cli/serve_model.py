@@ -1,6 +1,7 @@
 """The work of `sam3-jax serve`: loads the model and runs the server until a signal."""
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -102,6 +103,8 @@ def run(
   if (error := app.state.service.engine.error) is not None:
     raise error
   say(console, "stopped")
+  if app.state.service.engine.is_running:  # XLA would crash if torn down while it compiles
+    os._exit(0)
 
 
 def page_url(settings: Settings, port: int) -> str:

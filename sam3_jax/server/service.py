@@ -85,11 +85,19 @@ class Service:
       compiled: compile before work is accepted.
       failed: is called if that fails.
     """
+    threading.Thread(target=self._start_readers, daemon=True).start()
     if not compiled:
       self.engine.start()
       return
     self.engine.start(lambda: warm_up(self.model, step), failed)
     self._compiler.start()
+
+  def _start_readers(self) -> None:
+    """Starts all readers but the first once the programs are compiled, which takes all cores."""
+    while not self.engine.wait_ready(1.0):
+      if self.engine.error or self.readers.is_closed:
+        return
+    self.readers.start_rest()
 
   def stop(self) -> None:
     """Finishes what waits, ends threads and processes, deletes temporary files."""
