@@ -50,7 +50,8 @@ class Store:
       memory, disk: bytes of embeddings in memory and on disk.
       origin: of the model; embeddings of other checkpoints in `directory` are deleted.
       expire_seconds: images that were not used for this time are forgotten.
-      directory: in which a directory keeps the embeddings for the next server; None for a temporary directory.
+      directory: where a new directory keeps the embeddings for the next server; None for a
+        temporary directory.
 
     Raises:
       ValueError: another server uses the directory.
