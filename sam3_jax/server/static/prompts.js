@@ -49,6 +49,25 @@ export const remove = (doc, key) => ({
   prompts: doc.prompts.filter((prompt) => prompt.key !== key),
 });
 
+/** The document without a draft: a concept whose phrase is being typed. */
+export const clean = (doc) =>
+  doc.prompts.some(({ draft }) => draft)
+    ? { ...doc, prompts: doc.prompts.filter(({ draft }) => !draft) }
+    : doc;
+
+/** Shows a phrase while it is typed. */
+export function preview(doc, phrase) {
+  const draft = doc.prompts.find((prompt) => prompt.draft);
+  if (draft) return change(doc, draft.key, { phrase, name: phrase });
+  return add(doc, { kind: "concept", phrase, draft: true });
+}
+
+/** Keeps a phrase; uses the draft of the same phrase, with its answer. */
+export function keep(doc, phrase) {
+  const draft = doc.prompts.find((prompt) => prompt.draft && prompt.phrase === phrase);
+  return draft ? change(doc, draft.key, { draft: false }) : add(doc, { kind: "concept", phrase });
+}
+
 /** Merges values into the edits of one instance. */
 export function edit(doc, key, index, values) {
   const { edits } = find(doc, key);

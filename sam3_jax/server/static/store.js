@@ -1,11 +1,12 @@
 // A store of immutable states with one history.
 //
 // A state is {doc, view}. The history holds documents (prompts, answers, edits); the view (mode,
-// selection, opacity) is not undone. Functions that change a state return a new one.
+// selection, opacity) is not undone. Functions that change a state return a new one. A document may
+// hold a draft, such as a phrase that is being typed; `clean(doc)` is the document without it.
 
 const DEPTH = 200; // documents to undo
 
-export function createStore(doc, view) {
+export function createStore(doc, view, clean) {
   let past = [];
   let future = [];
   let state = { doc, view };
@@ -21,7 +22,7 @@ export function createStore(doc, view) {
 
   function move(from, to) {
     if (!from.length) return false;
-    to.push(state.doc);
+    to.push(clean(state.doc));
     lastTag = null;
     set({ ...state, doc: from.pop() });
     return true;
@@ -40,7 +41,7 @@ export function createStore(doc, view) {
     commit(change, tag = null) {
       const next = change(state.doc);
       if (next === state.doc) return;
-      if (tag === null || tag !== lastTag) past = [...past.slice(-DEPTH + 1), state.doc];
+      if (tag === null || tag !== lastTag) past = [...past.slice(-DEPTH + 1), clean(state.doc)];
       lastTag = tag;
       future = [];
       set({ ...state, doc: next });
@@ -53,18 +54,9 @@ export function createStore(doc, view) {
       set({ ...state, doc: change(state.doc) });
     },
 
-    /** A change that is no step of its own: a phrase while it is typed. */
+    /** A change that is no step of its own: the draft. */
     preview(change) {
       set({ ...state, doc: change(state.doc) });
-    },
-
-    /** Turns the previews since a document into one step. */
-    keep(before) {
-      if (before === state.doc) return;
-      past = [...past.slice(-DEPTH + 1), before];
-      future = [];
-      lastTag = null;
-      set({ doc: state.doc, view: { ...state.view } });
     },
 
     look(change) {
