@@ -31,11 +31,11 @@ export const openHelp = () => $("#help").showModal();
 /** Fills the model's card; `use(phrase)` is called for a chosen concept. */
 export function showModel(model, use) {
   const { name, licence, description, concepts, trained, version, image_size: side } = model;
-  const short = concepts ? `${name} · knows ${concepts.length} things` : `${name} · ${licence ?? "licence unknown"}`;
+  const short = concepts ? `${name} · knows ${concepts.length} things` : `${name} · ${licence ?? "license unknown"}`;
   $("#model-button").textContent = short;
   $("#model-button").title = "About the model";
   $("#model-button").addEventListener("click", () => $("#model").showModal());
-  const facts = { Name: name, Licence: licence ?? "unknown", Input: `${side} × ${side} pixels`, "sam3-jax": version };
+  const facts = { Name: name, License: licence ?? "unknown", Input: `${side} × ${side} pixels`, "sam3-jax": version };
   const rows = Object.entries(facts).flatMap(([key, value]) => [h("dt", {}, key), h("dd", {}, String(value))]);
   const parts = [h("p", {}, description ?? ""), h("dl", { class: "facts" }, ...rows)];
   if (!trained) parts.unshift(h("p", { class: "hint" }, "This model is not trained: its results are meaningless."));

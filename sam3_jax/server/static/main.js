@@ -180,6 +180,7 @@ $("#single-keys").addEventListener("change", ({ target }) =>
 
 function render(state) {
   options.render(state);
+  form.render(state);
   renderPrompts(state);
   rows.render(state);
   $("#undo").disabled = !store.canUndo();

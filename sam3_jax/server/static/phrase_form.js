@@ -47,11 +47,22 @@ export function createPhraseForm(store, say) {
   }
 
   function suggest(phrases) {
+    const choose = (phrase) => () => {
+      submit([phrase]);
+      input.focus();
+    };
     const buttons = phrases.map((phrase) =>
-      h("li", {}, h("button", { type: "button", onClick: () => submit([phrase]) }, phrase)),
+      h("li", {}, h("button", { type: "button", onClick: choose(phrase) }, phrase)),
     );
     $("#suggestions").replaceChildren(...buttons);
   }
 
-  return { submit, suggest, focus: () => input.focus() };
+  /** Hides the suggestions that are among the prompts. */
+  function render({ doc }) {
+    const phrases = new Set(doc.prompts.map(({ phrase }) => phrase));
+    for (const item of $("#suggestions").children) item.hidden = phrases.has(item.textContent);
+    $("#suggestions").hidden = [...$("#suggestions").children].every((item) => item.hidden);
+  }
+
+  return { render, submit, suggest, focus: () => input.focus() };
 }

@@ -62,10 +62,11 @@ export function preview(doc, phrase) {
   return add(doc, { kind: "concept", phrase, draft: true });
 }
 
-/** Keeps a phrase; uses the draft of the same phrase, with its answer. */
+/** Keeps a phrase, as the last prompt; uses the draft of the same phrase, with its answer. */
 export function keep(doc, phrase) {
   const draft = doc.prompts.find((prompt) => prompt.draft && prompt.phrase === phrase);
-  return draft ? change(doc, draft.key, { draft: false }) : add(doc, { kind: "concept", phrase });
+  if (!draft) return add(doc, { kind: "concept", phrase });
+  return { ...doc, prompts: [...remove(doc, draft.key).prompts, { ...draft, draft: false }] };
 }
 
 /** Merges values into the edits of one instance. */
