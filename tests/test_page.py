@@ -222,8 +222,8 @@ def test_saved_files_and_import(server, browser, tmp_path):
       for name, mask in zip(archive.namelist(), masks, strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("L"))
         np.testing.assert_array_equal(pixels, 255 * mask)
-    overlay = Image.open(one.download("#save-overlay", tmp_path))
-    assert overlay.size == (640, 480)
+    with Image.open(one.download("#save-overlay", tmp_path)) as overlay:
+      assert overlay.size == (640, 480)
 
     one.get("#clear").click()
     asked = one.asked()

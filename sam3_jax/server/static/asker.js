@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import {
-  answer, answerRefinement, asConcept, asVisual, isStale, LOWEST, signature, staleRefinements,
+  answer, answerRefinement, asConcept, asGrid, asVisual, isStale, LOWEST, signature, staleRefinements,
 } from "./prompts.js";
 
 /**
@@ -51,7 +51,7 @@ export function createAsker(store, session, report) {
       return; // `update` runs again and finds the rest
     }
     const [one] = everything;
-    const body = { points_per_side: one.prompt.side, format: "rle" };
+    const body = { ...asGrid(one.prompt), format: "rle" };
     const found = await session.ask((id) => api.everything(id, body, signal), signal);
     if (signal.aborted) return;
     const total = performance.now() - start;

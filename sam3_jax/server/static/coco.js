@@ -1,7 +1,7 @@
 // COCO JSON, with the fields that `sam3-jax segment` writes: export, and import to go on.
 
 import { visibleInstances } from "./viewer.js";
-import { add, empty, signature } from "./prompts.js";
+import { add, asGrid, empty, signature } from "./prompts.js";
 import { area, bounds, decodeRuns, fromRuns } from "./rle.js";
 
 /** The visible instances as a COCO dataset. */
@@ -38,7 +38,7 @@ function infoOf(prompts, { name, licence, version }) {
     description: `sam3-jax ${version}`,
     checkpoint: { name, licence },
     threshold: concepts.length ? Math.min(...concepts.map(({ threshold }) => threshold)) : 0,
-    everything: everything ? { points_per_side: everything.side } : null,
+    everything: everything ? asGrid(everything) : null,
     visual_prompts: of("object").map(({ points, box }) => ({
       points: points.map(({ x, y }) => [x, y]),
       point_labels: points.map(({ label }) => label),

@@ -68,8 +68,10 @@ export function createInstanceList(store, say) {
       type: "text", value: name, maxlength: 200, "aria-label": `Name of ${name}`,
       onBlur: () => finish(true),
       onKeydown: (event) => {
-        if (event.key === "Enter" || event.key === "Escape") finish(event.key === "Enter");
         event.stopPropagation();
+        if (event.key !== "Enter" && event.key !== "Escape") return;
+        event.preventDefault(); // or Enter would also press the button that returns
+        finish(event.key === "Enter");
       },
     });
     button.replaceWith(field);

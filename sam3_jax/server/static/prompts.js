@@ -11,7 +11,14 @@
 
 export const LOWEST = 0.1; // score of instances that are asked for; the page filters above it
 
-const DEFAULT = { concept: 0.5, object: 0, everything: 0, fixed: 0 };
+const DEFAULT = { concept: 0.5, object: 0, everything: 0.8, fixed: 0 };
+
+/** Options of the mask generator; lower limits than SAM's, as the page filters above them. */
+export const asGrid = ({ side }) => ({
+  points_per_side: side,
+  pred_iou_thresh: 0.5,
+  stability_score_thresh: 0.85,
+});
 
 export const empty = () => ({ prompts: [], next: 0 });
 
