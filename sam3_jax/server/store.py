@@ -209,11 +209,18 @@ class Store:
       with self._lock:
         self._forget_expired()
         excess = self.disk_bytes - self._disk
-        for stored in [one for one in self._images.values() if one.saved]:
+        saved = [one for one in self._images.values() if one.saved]
+        if not self._keeps:  # first the files of embeddings that are in memory, too
+          saved.sort(key=lambda one: one.embedding is None)
+        for stored in saved:
           if excess <= 0:
             break
           excess -= stored.bytes
-          self._forget(stored)
+          if self._keeps or stored.embedding is None:
+            self._forget(stored)
+          else:
+            stored.saved = False
+            self._path(stored.key).unlink(missing_ok=True)
 
   def _victim(self) -> StoredImage | None:
     """The least recently used image in memory, if the memory does not suffice."""
@@ -225,6 +232,8 @@ class Store:
   def _save(self, stored: StoredImage) -> None:
     """Writes an embedding; without space on the disk, it stays unsaved."""
     path, embedding = self._path(stored.key), stored.embedding
+    if embedding is None:  # deleted meanwhile
+      return
     part = path.with_suffix(".part")
     try:
       embedding.save(part)
@@ -253,7 +262,7 @@ class Store:
         os.replace(part, path)
 
   def _read(self) -> None:
-    """Finds the embeddings of an earlier server; deletes those of other checkpoints, and remains."""
+    """Finds the embeddings of an earlier server; deletes those of other checkpoints."""
     found = []
     for path in self.directory.glob("*.json"):
       try:
