@@ -79,7 +79,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def browser() -> Iterator[Any]:
   sync_api = pytest.importorskip("playwright.sync_api")
   with sync_api.sync_playwright() as playwright:
-    options: dict[str, Any] = {"args": ["--no-sandbox"]}
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    options: dict[str, Any] = {"args": ["--no-sandbox", *camera]}
     if chromium := shutil.which("chromium"):
       options["executable_path"] = chromium
     one = playwright.chromium.launch(**options)
@@ -88,9 +89,12 @@ def browser() -> Iterator[Any]:
 
 
 class User:
-  """A user of the page, who fails the test if the page has an error or asks another host."""
+  """A user of the page, who fails the test if the page has an error or asks another host.
 
-  def __init__(self, browser: Any, server: Server, **options: Any):
+  `prepare(page)` is called before the page is loaded; `options` are those of a browser context.
+  """
+
+  def __init__(self, browser: Any, server: Server, prepare: Any = None, **options: Any):
     from playwright.sync_api import expect
 
     expect.set_options(timeout=SECONDS)
@@ -104,8 +108,10 @@ class User:
     self.page.on("request", lambda request: self.requests.append(request.url))
     self.url = server.url
     self.size = (640, 480)  # of the open image
+    if prepare:
+      prepare(self.page)
     self.page.goto(server.url)
-    expect(self.page.locator("#model-button")).to_contain_text("sam3-tiny")
+    expect(self.page.locator("#model-button")).not_to_have_text("…")
 
   def close(self) -> None:
     """Closes the page; raises if it had an error or a request went elsewhere."""
@@ -192,7 +198,7 @@ class User:
 
 
 @contextlib.contextmanager
-def user(browser: Any, server: Server, **options: Any) -> Iterator[User]:
-  one = User(browser, server, **options)
+def user(browser: Any, server: Server, prepare: Any = None, **options: Any) -> Iterator[User]:
+  one = User(browser, server, prepare, **options)
   yield one
   one.close()

@@ -62,8 +62,8 @@ async function open(file, phrases = []) {
 async function faultOf(file, name) {
   if (!(await isImage(file))) return `${name} is not an image. Open a PNG, JPEG, WebP or another image file.`;
   const { bytes = Infinity } = model?.limits ?? {};
-  const mega = (count) => `${(count / 2 ** 20).toFixed(0)} MB`;
-  return file.size > bytes ? `${name} has ${mega(file.size)}; the server takes ${mega(bytes)} at most.` : null;
+  const text = (count) => `${count.toLocaleString("en")} bytes`;
+  return file.size > bytes ? `${name} has ${text(file.size)}; the server takes ${text(bytes)} at most.` : null;
 }
 
 /** Shows an image at once and uploads it. */
@@ -81,8 +81,11 @@ async function show(file, image, phrases) {
   showTimes({});
   const upload = session.open(file);
   try {
-    const { milliseconds } = await upload;
+    const { milliseconds, width, height } = await upload;
     if (viewer.image() !== image) return;
+    if (`${[width, height]}` !== `${image.size}`) {
+      throw new Error(`the server reads ${width} x ${height} pixels, the browser ${image.size.join(" x ")}`);
+    }
     say("The image is ready.");
     showTimes({ encode: milliseconds.encode, total: performance.now() - start });
   } catch (error) {
