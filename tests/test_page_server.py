@@ -14,7 +14,8 @@ server, browser = browser_page.server, browser_page.browser
 
 MODEL = {
   "name": "sam3", "licence": "SAM License", "trained": True, "description": "A converted release.",
-  "concepts": None, "visual": False, "image_size": 1008, "version": "0.1.0", "limits": {"bytes": 200},
+  "concepts": None, "visual": False, "image_size": 1008, "version": "0.1.0",
+  "limits": {"bytes": 200},
 }  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def test_a_refused_prompt_is_reported_once(server, browser):
 
   def refuse(route):
     answers.append(json.loads(route.request.post_data))
+    if len(answers) > 2:
+      return route.fallback()
     return route.fulfill(status=422, json=error)
 
   with user(browser, server, lambda page: page.route("**/prompts", refuse)) as one:
@@ -144,3 +147,6 @@ def test_a_refused_prompt_is_reported_once(server, browser):
       ["lion"],
       ["cat"],
     ]
+    one.get("#alert-retry").click()
+    one.idle()
+    assert one.instances() == ["lion", "cat"]

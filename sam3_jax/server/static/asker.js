@@ -9,7 +9,7 @@ import {
  * After every change of the document, all prompts without an answer go out in one request. A
  * request that the document no longer needs is aborted.
  *
- * `report` has started(kinds), done({total, milliseconds, prompts}), failed(error, prompts).
+ * `report` has started(work), done({total, milliseconds, work}), failed(error, work, retry), idle().
  */
 export function createAsker(store, session, report) {
   let running = null; // {wanted, controller}
@@ -28,7 +28,7 @@ export function createAsker(store, session, report) {
       .catch((error) => {
         if (controller.signal.aborted || error.name === "AbortError") return;
         for (const { id } of work) failed.add(id);
-        report.failed(error, work);
+        report.failed(error, work, retry);
       })
       .finally(() => {
         if (running?.controller !== controller) return;
@@ -59,7 +59,12 @@ export function createAsker(store, session, report) {
     report.done({ total, milliseconds: found.milliseconds, work: [one] });
   }
 
-  return { update, retry: () => (failed.clear(), update()) };
+  function retry() {
+    failed.clear();
+    update();
+  }
+
+  return { update };
 }
 
 /** What to ask: [{id, type, key, ...}]; `id` names the question. */

@@ -89,7 +89,7 @@ async function show(file, image, phrases) {
     say("The image is ready.");
     showTimes({ encode: milliseconds.encode, total: performance.now() - start });
   } catch (error) {
-    if (viewer.image() !== image || error.code === "offline") return;
+    if (viewer.image() !== image) return;
     close();
     warn(`${image.name}: ${error.message}`);
   }

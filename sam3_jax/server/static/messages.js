@@ -5,6 +5,7 @@ import { instancesOf } from "./instances.js";
 import * as prompts from "./prompts.js";
 
 let timer = 0;
+let repeat = null;
 
 /** A line of text about what has just happened. */
 export function say(text) {
@@ -19,10 +20,15 @@ export function announce(text) {
   }, 250);
 }
 
-/** A message about a fault; it stays until it is closed or the next action succeeds. */
-export function warn(text) {
+/**
+ * A message about a fault; it stays until it is closed or the next action succeeds. `again` repeats
+ * the action.
+ */
+export function warn(text, again = null) {
   $("#alert-text").textContent = text;
   $("#alert").hidden = false;
+  $("#alert-retry").hidden = !again;
+  repeat = again;
 }
 
 export function clearWarning() {
@@ -32,6 +38,12 @@ export function clearWarning() {
 $("#alert-close").addEventListener("click", () => {
   clearWarning();
   $("#canvas").focus();
+});
+
+$("#alert-retry").addEventListener("click", () => {
+  clearWarning();
+  $("#canvas").focus();
+  repeat?.();
 });
 
 const ms = (value) => (value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
@@ -59,12 +71,12 @@ export function createReport(store) {
       say([...texts].filter(Boolean).join(", "));
       showTimes({ decode: milliseconds.decode, total });
     },
-    failed(error, work) {
+    failed(error, work, again) {
       busy(false);
       const names = [...new Set(work.map(({ prompt }) => prompt.name))].join(", ");
       say("");
       const remedy = error.code === "unauthorized" ? " Open the address that the server printed, with its token." : "";
-      warn(`${names}: ${error.message}${remedy}`);
+      warn(`${names}: ${error.message}${remedy}`, again);
     },
   };
 }

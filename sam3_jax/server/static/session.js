@@ -8,13 +8,14 @@ const PAUSES = [250, 500, 1000, 2000]; // milliseconds between looks for a lost 
  * `say(text)` tells the user what happens with the connection; "" when all is well.
  */
 export function createSession(say) {
-  let image = null; // {blob, upload: promise of {id, width, height, milliseconds}}
+  let image = null; // {blob, upload}; upload is a promise of {id, width, height, milliseconds}
   let lost = null; // promise that the server is back
 
   function open(blob) {
     if (image) image.upload.then(({ id }) => api.remove(id)).catch(() => {});
-    image = { blob, upload: api.upload(blob) };
-    return image.upload;
+    const own = { blob, upload: api.upload(blob) };
+    image = own;
+    return ask(() => own.upload);
   }
 
   const close = () => {
@@ -41,6 +42,7 @@ export function createSession(say) {
       say("The server is busy; trying again…");
       await pause(1000 * (error.retryAfter || 1));
       say("");
+      own.upload = own.upload.catch(() => api.upload(own.blob));
       return;
     }
     const forgotten = error.code === "unknown_image";
@@ -52,19 +54,25 @@ export function createSession(say) {
     signal?.throwIfAborted();
   }
 
-  async function back(own, forgotten) {
-    if (!forgotten) {
+  /** Waits for the server and uploads the image again. */
+  async function back(own, isThere) {
+    if (!isThere) {
       say("The connection to the server was lost. Waiting for it to come back…");
       for (let i = 0; !(await api.isReady()); i++) await pause(PAUSES[Math.min(i, 3)]);
     }
     if (own !== image) return;
     say("The server was restarted. Uploading the image again…");
     own.upload = api.upload(own.blob);
-    await own.upload;
+    try {
+      await own.upload;
+    } catch (error) {
+      if (error.code !== "offline") throw error;
+      return back(own, false);
+    }
     say("The server was restarted. The image was uploaded again.");
   }
 
-  return { open, close, ask, blob: () => image?.blob };
+  return { open, close, ask };
 }
 
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
