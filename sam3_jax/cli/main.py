@@ -26,6 +26,7 @@ from sam3_jax.cli import (
   inspect,
   scenes,
   segment,
+  serve,
   track,
   train,
 )
@@ -51,6 +52,7 @@ app = typer.Typer(
 for command in (
   segment.segment,
   track.track,
+  serve.serve,
   batch.batch,
   convert.convert,
   export.export,

@@ -141,16 +141,20 @@ class _Candidates:
     return _Candidates(*(array[index] for array in vars(self).values()))
 
 
-class VisualModel(Protocol):
+class VisualDecoder(Protocol):
+  """The method of `Sam3` that `segment_embedding` uses."""
+
+  def decode_visual(
+    self, embedding: ImageEmbedding, prompts: Sequence[VisualPrompt], *, multimask: bool = True
+  ) -> VisualMasks: ...
+
+
+class VisualModel(VisualDecoder, Protocol):
   """The methods of `Sam3` that `generate_masks` uses."""
 
   def encode(
     self, images: ImageSource, *, visual: bool = False, max_pixels: int = MAX_PIXELS
   ) -> ImageEmbedding: ...
-
-  def decode_visual(
-    self, embedding: ImageEmbedding, prompts: Sequence[VisualPrompt], *, multimask: bool = True
-  ) -> VisualMasks: ...
 
 
 def generate_masks(
@@ -170,13 +174,37 @@ def generate_masks(
   height, width = source_image.shape[:2]
   found = _join(
     [
-      _crop_candidates(model, source_image, crop, options.grid(layer), options)
+      _image_candidates(model, source_image, crop, options.grid(layer), options)
       for layer, crop in _crops(height, width, options)
     ]
   )
   if options.crop_n_layers and len(found.scores):
     areas = (found.crops[:, 2] - found.crops[:, 0]) * (found.crops[:, 3] - found.crops[:, 1])
     found = found.take(suppress(found.boxes, -areas, options.crop_nms_thresh))
+  return _finish(found, (height, width), options)
+
+
+def segment_embedding(
+  model: VisualDecoder, embedding: ImageEmbedding, options: MaskGeneration
+) -> Segments:
+  """`generate_masks` for an image that is encoded already, without smaller crops.
+
+  Args:
+    model: decodes visual prompts.
+    embedding: of one image, encoded with `visual=True`.
+    options: with `crop_n_layers=0`, as other layers need the image.
+
+  Raises:
+    ValueError: other options, or as `Sam3.decode_visual`.
+  """
+  if options.crop_n_layers:
+    raise ValueError(
+      f"crop_n_layers is {options.crop_n_layers}, but smaller crops need the image: use 0, or "
+      "generate_masks."
+    )
+  height, width = np.asarray(embedding.sizes)[0].tolist()
+  whole = (0, 0, width, height)
+  found = _crop_candidates(model, embedding, whole, (height, width), options.grid(0), options)
   return _finish(found, (height, width), options)
 
 
@@ -239,17 +267,31 @@ def _crops(
         yield layer, (x0, y0, x1, y1)
 
 
-def _crop_candidates(
+def _image_candidates(
   model: VisualModel,
   image: np.ndarray,
   crop: tuple[int, int, int, int],
   grid: Float[np.ndarray, "n 2"],
   options: MaskGeneration,
 ) -> _Candidates:
-  """The masks of one crop, after suppression."""
+  """Encodes one crop of an image, and finds its masks."""
+  x0, y0, x1, y1 = crop
+  embedding = model.encode(image[y0:y1, x0:x1], visual=True, max_pixels=image.size)
+  size = image.shape[0], image.shape[1]
+  return _crop_candidates(model, embedding, crop, size, grid, options)
+
+
+def _crop_candidates(
+  model: VisualDecoder,
+  embedding: ImageEmbedding,
+  crop: tuple[int, int, int, int],
+  size: tuple[int, int],
+  grid: Float[np.ndarray, "n 2"],
+  options: MaskGeneration,
+) -> _Candidates:
+  """The masks of one encoded crop of an image of `size` (h, w), after suppression."""
   x0, y0, x1, y1 = crop
   corner, extent = np.array([x0, y0]), np.array([x1 - x0, y1 - y0])
-  embedding = model.encode(image[y0:y1, x0:x1], visual=True, max_pixels=image.size)
   points, parts = grid * extent, []
   for start in range(0, len(points), options.points_per_batch):
     batch = points[start : start + options.points_per_batch]
@@ -273,7 +315,7 @@ def _crop_candidates(
       )
     )
   found = _join(parts)
-  found = found.take(~_cut(found.boxes, crop, image.shape))
+  found = found.take(~_cut(found.boxes, crop, size))
   return found.take(suppress(found.boxes, found.scores, options.box_nms_thresh))
 
 
@@ -294,10 +336,10 @@ def _measure(
 
 
 def _cut(
-  boxes: Float[np.ndarray, "n 4"], crop: tuple[int, int, int, int], shape: tuple[int, ...]
+  boxes: Float[np.ndarray, "n 4"], crop: tuple[int, int, int, int], size: tuple[int, int]
 ) -> Bool[np.ndarray, " n"]:
   """Whether each box is at an edge of the crop that is not an edge of the image."""
-  limits = np.array([0, 0, shape[1], shape[0]])
+  limits = np.array([0, 0, size[1], size[0]])
   near = np.abs(boxes - np.array(crop)) <= EDGE
   return np.any(near & (np.abs(boxes - limits) > EDGE), axis=1)
 

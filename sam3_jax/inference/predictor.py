@@ -126,14 +126,35 @@ class Sam3(VideoModel):
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image`.
       ValueError: `visual` with a checkpoint that has no head for visual prompts.
     """
-    head = self.visual_params() if visual else None
+    if visual:
+      self.visual_params()  # raises before any image is read
     sources: Any = images if isinstance(images, (list, tuple)) else [images]
     if not sources:
       raise ValueError("no image given; pass a path, bytes, a PIL image or a uint8 array.")
     loaded = [self._pixels(source, max_pixels) for source in sources]
     pixels, sizes = (np.stack(part) for part in zip(*loaded, strict=True))
+    return self.encode_resized(pixels, sizes, visual=visual)
+
+  def encode_resized(
+    self,
+    pixels: UInt8[np.ndarray, "B Hi Wi 3"],
+    sizes: Int[np.ndarray, "B 2"],
+    *,
+    visual: bool = False,
+  ) -> ImageEmbedding:
+    """Encodes images that were read and resized elsewhere, such as in another process.
+
+    Args:
+      pixels: from `preprocess.read_image` and `resize`, of the model's size.
+      sizes: height and width of the source images.
+      visual: as in `encode`.
+
+    Raises:
+      ValueError: `visual` with a checkpoint that has no head for visual prompts.
+    """
+    head = self.visual_params() if visual else None
     parts = []
-    for i in batches(np.arange(len(loaded)), IMAGE_BATCHES, self._sharding.devices):
+    for i in batches(np.arange(len(pixels)), IMAGE_BATCHES, self._sharding.devices):
       # The second neck is a program of its own, so that it cannot change a number of the first. Its
       # input, the trunk's map (21 MB per image at the released size), is kept between them, as
       # computing it again would take as long as all the rest.
@@ -141,7 +162,7 @@ class Sam3(VideoModel):
       if head is not None:
         part = dataclasses.replace(part, visual=self.programs.encode_visual(head, features))
       parts.append(part)
-    embedding = take(join(parts), np.arange(len(loaded)))
+    embedding = take(join(parts), np.arange(len(pixels)))
     return dataclasses.replace(embedding, origin=self.origin)
 
   def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:

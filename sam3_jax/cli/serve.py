@@ -1,0 +1,126 @@
+"""Declares `sam3-jax serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam3_jax.cli import arguments
+from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Quiet
+
+
+def serve(
+  checkpoint: Annotated[
+    str, typer.Option(metavar="DIR", help="Directory or name of a checkpoint.")
+  ] = "sam3-tiny",
+  host: Annotated[
+    str,
+    typer.Option(
+      metavar="ADDRESS",
+      help="Address to listen on. Another one than this machine's own needs --token.",
+    ),
+  ] = "127.0.0.1",
+  port: Annotated[
+    int, typer.Option(min=0, max=65535, metavar="N", help="Port; 0 chooses a free one.")
+  ] = 8000,
+  open_page: Annotated[
+    bool, typer.Option("--open", metavar="", help="Open the page in the browser.")
+  ] = False,
+  token: Annotated[
+    str | None,
+    typer.Option(
+      metavar="TOKEN",
+      envvar="SAM3_JAX_TOKEN",
+      show_envvar=False,
+      help="Token that clients must send. The environment variable SAM3_JAX_TOKEN sets it without "
+      "showing it in the list of processes.",
+    ),
+  ] = None,
+  allow_origin: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="ORIGIN", help="Let pages of this site use the API (CORS). May be repeated."
+    ),
+  ] = None,
+  allow_host: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="NAME",
+      help="Accept this name in the header Host, such as a proxy's. May be repeated.",
+    ),
+  ] = None,
+  store: Annotated[
+    Path | None,
+    typer.Option(
+      metavar="DIR", help="Keep the embeddings of images here after exit. Default: delete them."
+    ),
+  ] = None,
+  memory: Annotated[
+    int, typer.Option(min=0, metavar="BYTES", help="Embeddings in memory; others are on disk.")
+  ] = 2 * 2**30,
+  disk: Annotated[
+    int, typer.Option(min=0, metavar="BYTES", help="Embeddings on disk; beyond, old ones go.")
+  ] = 16 * 2**30,
+  max_bytes: Annotated[
+    int, typer.Option(min=1, metavar="BYTES", help="Reject larger image files.")
+  ] = 64 * 2**20,
+  max_pixels: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
+  ] = 100_000_000,
+  readers: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Processes that decode images.")
+  ] = 2,
+  device: OnDevice = None,
+  dtype: Computed = Dtype.auto,
+  access_log: Annotated[
+    bool,
+    typer.Option(help="Write one JSON line to stderr for each request."),
+  ] = True,
+  quiet: Quiet = False,
+  debug: Debug = False,
+) -> None:
+  """Serve a page to try the model in, and an HTTP API, described by /openapi.json.
+
+  Programs are compiled first; /readyz then responds with 200. Stop with Ctrl-C or SIGTERM: running
+  requests are finished, and temporary files are deleted. Images and embeddings are deleted on exit
+  unless --store is given. One process owns the device; to use several devices, start several
+  servers.
+  """
+  if store is not None:
+    arguments.check_writable(store, "--store")
+  try:
+    import fastapi  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import prometheus_client  # noqa: F401  # pyright: ignore[reportMissingImports]
+    import uvicorn  # noqa: F401  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise ImportError(f"serve needs {error.name}: pip install 'sam3-jax[serve]'.") from error
+
+  from sam3_jax.server.settings import Settings
+
+  settings = Settings(
+    host=host,
+    token=token or None,
+    allow_origins=tuple(allow_origin or ()),
+    allow_hosts=tuple(allow_host or ()),
+    store=store,
+    memory=memory,
+    disk=disk,
+    max_bytes=max_bytes,
+    max_pixels=max_pixels,
+    readers=readers,
+  )
+  arguments.use_device(device)
+
+  from sam3_jax.cli.serve_model import listen, run
+
+  with listen(host, port) as socket:
+    directory = arguments.find(checkpoint, quiet)
+    run(
+      directory,
+      settings,
+      socket,
+      dtype=None if dtype is Dtype.auto else dtype.value,
+      open_page=open_page,
+      access_log=access_log,
+      quiet=quiet,
+    )
