@@ -64,7 +64,10 @@ class RuleService:
     concepts = [
       {"phrase": one.phrase, "instances": _instances(one, stored, asked)} for one in asked.concepts
     ]
-    return {"concepts": concepts, "visual": [{"masks": _masks(one, stored)} for one in asked.visual]}
+    return {
+      "concepts": concepts,
+      "visual": [{"masks": _masks(one, stored)} for one in asked.visual],
+    }
 
 
 def left_half(size: tuple[int, int]) -> np.ndarray:

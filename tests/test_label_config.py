@@ -38,7 +38,9 @@ def test_controls_and_labels():
   config = parse_label_config(CONFIG)
   assert (config.image, config.field) == ("photo", "image")
   assert [control.name for control in config.controls] == ["brush", "box", "like", "click"]
-  assert [(control.name, label.name, label.phrases) for control, label in config.result_labels()] == [
+  assert [
+    (control.name, label.name, label.phrases) for control, label in config.result_labels()
+  ] == [
     ("brush", "lion", ("lion",)),
     ("brush", "Cat", ("Cat",)),
     ("box", "tree", ("tree",)),
@@ -82,7 +84,9 @@ def region(kind: str, value: dict, **more) -> dict:
 
 
 def point(x: float, y: float, **more) -> dict:
-  return region("keypointlabels", {"x": x, "y": y, "width": 0.5, "keypointlabels": ["lion"]}, **more)
+  return region(
+    "keypointlabels", {"x": x, "y": y, "width": 0.5, "keypointlabels": ["lion"]}, **more
+  )
 
 
 def box(x: float, y: float, w: float, h: float, rotation: float = 0, **more) -> dict:

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sam3_jax.server.json_body import JsonRoute
-from sam3_jax.server.service import Service
 
 from sam3_jax.server.anylabeling_shapes import Shape, shapes
 from sam3_jax.server.data_uri import is_data_uri, read_base64, read_data_uri
 from sam3_jax.server.errors import ApiError
+from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.known_images import KnownImages
 from sam3_jax.server.schemas import (
   Concept,
@@ -26,6 +25,7 @@ from sam3_jax.server.schemas import (
   Visual,
   error_responses,
 )
+from sam3_jax.server.service import Service
 from sam3_jax.server.settings import MAX_PROMPTS
 from sam3_jax.utils.json_text import shown
 

@@ -21,7 +21,7 @@ class Shape(BaseModel):
   shape_type: Literal["polygon", "rectangle"]
   points: list[list[float]]
   score: float
-  group_id: int | None = Field(None, description="The same for the parts of an instance.")
+  group_id: int | None = Field(default=None, description="The same for the parts of an instance.")
 
 
 def shapes(

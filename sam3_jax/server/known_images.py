@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from fastapi import Request
 from jaxtyping import Bool, Float
-from sam3_jax.server.service import Service
-from sam3_jax.server.store import new_id
 
 from sam3_jax.outputs.rle import decode
 from sam3_jax.server.errors import ApiError
 from sam3_jax.server.schemas import PromptsRequest
+from sam3_jax.server.service import Service
+from sam3_jax.server.store import new_id
 
 MAX_IMAGES = 1_000
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sam3_jax.server.json_body import JsonRoute
-from sam3_jax.server.service import Service
 
 from sam3_jax import __version__
 from sam3_jax.server.data_uri import is_data_uri, read_data_uri
 from sam3_jax.server.errors import ApiError
+from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.known_images import Instance, KnownImages
 from sam3_jax.server.label_config import BOXES, Control, Label, LabelConfig, parse_label_config
 from sam3_jax.server.label_context import read_context
 from sam3_jax.server.label_results import regions
 from sam3_jax.server.origin_client import OriginClient, parse_origin
 from sam3_jax.server.schemas import Concept, PromptsRequest, error_responses
+from sam3_jax.server.service import Service
 from sam3_jax.server.settings import MAX_PROMPTS
 from sam3_jax.utils.json_text import shown
 
@@ -44,7 +44,7 @@ class Task(_Sent):
 
 
 class Params(_Sent):
-  context: dict[str, Any] | None = Field(None, description="What an annotator drew.")
+  context: dict[str, Any] | None = Field(default=None, description="What an annotator drew.")
 
 
 class PredictRequest(_Sent):

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 import ssl
 import threading
 import time
@@ -190,19 +191,23 @@ def _connection(origin: Origin, end: float) -> Iterator[http.client.HTTPConnecti
     )
   else:
     connection = http.client.HTTPConnection(origin.host, origin.port, timeout=left)
-  timer = threading.Timer(left, _cut, (connection,))
-  timer.daemon = True
-  timer.start()
   try:
-    yield connection
+    connection.connect()
+    # Later, `connection.sock` may be None: a response without a length takes the socket over.
+    timer = threading.Timer(max(0.0, end - time.monotonic()), _cut, (connection.sock,))
+    timer.daemon = True
+    timer.start()
+    try:
+      yield connection
+    finally:
+      timer.cancel()
   finally:
-    timer.cancel()
     connection.close()
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
-  with contextlib.suppress(OSError, AttributeError):  # it may not be connected yet
-    connection.sock.shutdown(2)
+def _cut(connected: socket.socket) -> None:
+  with contextlib.suppress(OSError):
+    connected.shutdown(socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
