@@ -4,7 +4,6 @@ Each phrase finds one instance in the left half of the image, with the score tha
 a visual prompt returns the boxes around its points and its box, the best of which is exact.
 """
 
-import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,13 +88,6 @@ def client(folder: Path, *routers, **settings) -> tuple[TestClient, RuleService]
   for router in routers:
     app.include_router(router(service))
   return TestClient(app), service
-
-
-@contextlib.contextmanager
-def drop_images(service: RuleService):
-  """Forgets all images, as a full store does."""
-  service.images.clear()
-  yield
 
 
 def _instances(concept, size, asked):

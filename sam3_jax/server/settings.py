@@ -62,6 +62,8 @@ class Settings:
   expire_seconds: float = 24 * 3600.0
   readers: int = 2
   decode_seconds: float = 20.0
+  label_studio_url: str | None = None
+  label_studio_key: str | None = None
 
   def __post_init__(self):
     if self.token is None and not is_loopback(self.host):
