@@ -102,11 +102,17 @@ class Site(http.server.BaseHTTPRequestHandler):
     pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+  other_port: int
+
+  def handle_error(self, request, client_address):
+    pass  # the client has closed the connection
+
+
 @pytest.fixture(scope="module")
-def site() -> Iterator[http.server.ThreadingHTTPServer]:
+def site() -> Iterator[Server]:
   """A Label Studio at `server_port`, and a host that must not be reached at `other_port`."""
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
-  other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), OtherHost)
+  server, other = Server(("127.0.0.1", 0), Site), Server(("127.0.0.1", 0), OtherHost)
   server.other_port, OtherHost.reached = other.server_port, []
   threads = [threading.Thread(target=one.serve_forever, args=(0.01,)) for one in (server, other)]
   for thread in threads:

@@ -41,6 +41,8 @@ class Settings:
     readers: processes that decode images; 0 decodes in threads of this process, which a hostile
       file can crash.
     decode_seconds: to decode an image.
+    label_studio_url: of the Label Studio whose images are read; None for none.
+    label_studio_key: an access token for it.
   """
 
   host: str = "127.0.0.1"
