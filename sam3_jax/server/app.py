@@ -21,6 +21,7 @@ from sam3_jax.server.errors import ApiError, as_api_error, body
 from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.metrics import Metrics
 from sam3_jax.server.model_card import model_card
+from sam3_jax.server.openapi import document
 from sam3_jax.server.schemas import error_responses
 from sam3_jax.server.security import Guard
 from sam3_jax.server.service import Service, receive_file
@@ -29,6 +30,11 @@ from sam3_jax.server.store import StoredImage, new_id
 
 STATIC = Path(__file__).parent / "static"
 COOKIE = "sam3_session"
+DESCRIPTION = (
+  "Upload an image once, then prompt it: phrases and exemplar boxes find all instances of a "
+  "concept; points, boxes and masks select one object. Coordinates are pixels of the image as "
+  'displayed, x before y. Every error is {"error": {"code": ..., "message": ...}}.'
+)
 _SESSION = re.compile(r"[A-Za-z0-9_-]{43}")
 _NO_UPLOADS = ("multipart/form-data", "application/x-www-form-urlencoded", "application/json")
 _UPLOAD = {
@@ -63,7 +69,7 @@ def create_app(
     log: of requests and errors; None for none.
     step: is told of the progress of compiling.
     compiled: compile the common programs before `/readyz` says 200.
-    max_batch: as in `Engine`.
+    max_batch: as in `DeviceWork`.
   """
   log = log or Log(requests=False)
   metrics = Metrics()
@@ -79,7 +85,7 @@ def create_app(
 
   app = FastAPI(
     title="sam3-jax", version=version("sam3-jax"), lifespan=lifespan,
-    docs_url=None, redoc_url=None, description=__doc__,
+    docs_url=None, redoc_url=None, description=DESCRIPTION,
   )  # fmt: skip
   app.state.service = service
   app.router.route_class = JsonRoute
@@ -92,6 +98,7 @@ def create_app(
   app.include_router(label_studio.router(service))
   app.include_router(anylabeling.router(service))
   _add_page(app)
+  app.openapi = lambda: document(app)
   return app
 
 
@@ -104,12 +111,15 @@ def session_of(request: Request) -> str | None:
 Session = Annotated[str | None, Depends(session_of)]
 
 
+def stored_image(request: Request, id: str, session: Session) -> StoredImage:
+  """The image of a path's id; raises ApiError if it is unknown to the session."""
+  return request.app.state.service.store.find(id, session)
+
+
+Stored = Annotated[StoredImage, Depends(stored_image)]
+
+
 def _add_api(app: FastAPI, service: Service) -> None:
-  def stored_image(id: str, session: Session) -> StoredImage:
-    return service.store.find(id, session)
-
-  Stored = Annotated[StoredImage, Depends(stored_image)]
-
   @app.get("/v1/model", response_model=schemas.ModelResponse, responses=error_responses())
   async def model() -> Any:
     """The model, what it knows, and the limits of requests."""
@@ -126,7 +136,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
     if kind in _NO_UPLOADS:
       raise ApiError(
         "unsupported_media_type",
-        f"send the file itself as the body, with Content-Type: application/octet-stream; got {kind}.",
+        f"send the file itself as the body, as application/octet-stream; got {kind}.",
       )
     file = service.store.uploads / new_id()
     try:

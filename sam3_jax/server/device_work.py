@@ -70,6 +70,11 @@ class DeviceWork:
   """Computes batches; not for several threads at a time."""
 
   def __init__(self, model: Sam3, max_batch: int | None = None):
+    """
+    Args:
+      model: used by the engine's thread only, once that is started.
+      max_batch: concept prompts of a batch; None for the fastest number on this platform.
+    """
     self.model = model
     self._is_cpu = model.platform == "cpu"
     self._sizes = prompts_at_once(model.platform)

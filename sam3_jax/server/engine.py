@@ -14,12 +14,19 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from sam3_jax.inference.predictor import Sam3
-from sam3_jax.server.device_work import DeviceWork, Unit
+from sam3_jax.server.device_work import Unit
 from sam3_jax.server.errors import ApiError, busy
 
 IMAGES, PROMPTS, POINTS = "images", "prompts", "points"  # kinds of requests; points: everything
 _FIRST_SECONDS = 0.1  # of a unit, before one was measured
+
+
+class Work(Protocol):
+  """What the thread computes."""
+
+  def limit(self, key: Hashable) -> int: ...
+  def joins_images(self, key: Hashable) -> bool: ...
+  def compute(self, units: Sequence[Unit]) -> list[Any]: ...
 
 
 class Meter(Protocol):
@@ -70,24 +77,22 @@ class Engine:
 
   def __init__(
     self,
-    model: Sam3,
+    work: Work,
     *,
     max_images: int = 32,
     max_prompts: int = 512,
-    max_batch: int | None = None,
     meter: Meter | None = None,
     log: Callable[[BaseException], None] = lambda _: None,
   ):
     """Starts nothing yet.
 
     Args:
-      model: used by this thread only, once it is started.
+      work: computes batches; `device_work.DeviceWork`.
       max_images, max_prompts: that may wait, beyond which `submit` refuses.
-      max_batch: concept prompts of a batch; None for the fastest number on this platform.
       meter: is told of batches.
       log: is told of unexpected errors.
     """
-    self.work = DeviceWork(model, max_batch)
+    self._work = work
     self._limits = {IMAGES: max_images, PROMPTS: max_prompts}
     self._waiting = collections.Counter[str]()  # units by kind
     self._requests: collections.deque[_Request] = collections.deque()
@@ -102,6 +107,10 @@ class Engine:
   def is_ready(self) -> bool:
     """Whether the programs are compiled, and work is accepted."""
     return self._ready.is_set() and not self._stopping
+
+  def wait_ready(self, timeout: float) -> bool:
+    """Waits until the programs are compiled; returns whether they are."""
+    return self._ready.wait(timeout)
 
   def waiting(self, kind: str) -> int:
     """The number of units of a kind in the queue."""
@@ -164,9 +173,9 @@ class Engine:
         self._changed.wait()
       first = self._requests.popleft()
       key, batch, turns = first.key, [], [first]
-      limit = self.work.limit(key)
+      limit = self._work.limit(key)
       self._take(first, key, limit, batch)
-      if self.work.joins_images(key):
+      if self._work.joins_images(key):
         for other in list(self._requests):
           if len(batch) < limit and other.key == key:
             self._requests.remove(other)
@@ -194,7 +203,7 @@ class Engine:
     kind = batch[0][0].kind
     start = time.perf_counter()
     try:
-      values = self.work.compute([unit for _, _, unit in batch])
+      values = self._work.compute([unit for _, _, unit in batch])
     except Exception as error:
       self._fail(batch, error)
       return
@@ -220,15 +229,14 @@ class Engine:
           self._compute([item])
       return
     request = batch[0][0]
-    if not isinstance(error, ApiError):
-      self._log(error)
+    self._log(error)
     with self._changed:
       self._waiting[request.kind] -= len(request.waiting)
       request.waiting.clear()
       if request in self._requests:
         self._requests.remove(request)
     if not request.future.done() and request.future.set_running_or_notify_cancel():
-      request.future.set_exception(error)
+      request.future.set_exception(ApiError("internal", "the server failed; see its log."))
 
 
 def _order(key: Hashable) -> str:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from fastapi import HTTPException as FastApiException
 from starlette.exceptions import HTTPException
 
 STATUS = {
@@ -30,7 +31,7 @@ _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: 
 _LONGEST = 500  # characters of a message, which may repeat a value of the client
 
 
-class ApiError(HTTPException):
+class ApiError(FastApiException):
   """An error for the client.
 
   Args:

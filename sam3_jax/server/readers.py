@@ -25,7 +25,7 @@ class Readers:
   """Processes that decode images, each used by one thread at a time."""
 
   def __init__(self, side: int, settings: Settings):
-    """Starts the processes without waiting for them.
+    """Starts the processes, one after another, without waiting for them.
 
     Args:
       side: of the model's square.
@@ -38,8 +38,10 @@ class Readers:
     self._processes: queue.SimpleQueue[ReaderProcess] = queue.SimpleQueue()
     self._all: set[ReaderProcess] = set()
     self._lock, self._closed = threading.Lock(), False
-    for _ in range(settings.readers):
+    if settings.readers:
       self._processes.put(self._start())
+      rest = (settings.readers - 1,)
+      threading.Thread(target=self._start_rest, args=rest, daemon=True).start()
 
   @property
   def pool(self) -> ThreadPoolExecutor:
@@ -96,9 +98,20 @@ class Readers:
     finally:
       self._processes.put(process)
 
+  def _start_rest(self, count: int) -> None:
+    """Starts more processes, each when the one before has started, as that takes a core."""
+    with contextlib.suppress(OSError):
+      for process in (self._start() for _ in range(count) if not self._closed):
+        process.wait()
+        self._processes.put(process)
+
   def _start(self) -> ReaderProcess:
     process = ReaderProcess(self._side, self._max_pixels, self._memory)
-    self._all.add(process)
+    with self._lock:
+      self._all.add(process)
+      closed = self._closed
+    if closed:
+      process.close()
     return process
 
   def _replace(self, process: ReaderProcess) -> ReaderProcess:
@@ -106,4 +119,4 @@ class Readers:
       process.close()
     with self._lock:
       self._all.discard(process)
-      return process if self._closed else self._start()
+    return process if self._closed else self._start()

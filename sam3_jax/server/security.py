@@ -16,12 +16,14 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sam3_jax.server.errors import ApiError, as_api_error, busy, encoded
 from sam3_jax.server.metrics import Metrics
 from sam3_jax.server.settings import Settings, is_loopback
 
 PROTECTED = ("/v1", "/label-studio", "/anylabeling", "/metrics")  # paths that need the token
+STATIC = "/static/"
 CSP = (
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
   "connect-src 'self' blob:; media-src 'self' blob:; font-src 'self'; worker-src 'self'; "
@@ -63,7 +65,7 @@ class Guard:
     self._app, self._settings, self._metrics = app, settings, metrics
     self._log, self._log_error = log, log_error
     self._hosts = _own_names(settings)
-    self._token = settings.token and settings.token.encode()
+    self._token = (settings.token or "").encode()
     self._active = 0
 
   async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -88,7 +90,9 @@ class Guard:
     except asyncio.CancelledError:
       raise
     except Exception as error:
-      if isinstance(error, HTTPException):
+      if isinstance(error, ClientDisconnect):
+        pass
+      elif isinstance(error, HTTPException):
         await exchange.refuse(as_api_error(error))
       else:
         self._log_error(error)
@@ -96,11 +100,13 @@ class Guard:
     finally:
       self._active -= 1
       seconds = time.perf_counter() - start
-      route = getattr(scope.get("route"), "path", "") or "none"
+      route = _route(scope)
       self._metrics.request(scope["method"], route, exchange.status, seconds)
       client = scope.get("client")
+      # The path of a known route may have the id of an image, which is a secret.
+      path = {"path": scope["path"]} if route == "none" else {}
       self._log(
-        method=scope["method"], path=scope["path"], route=route, status=exchange.status,
+        method=scope["method"], route=route, **path, status=exchange.status,
         seconds=seconds, received=exchange.received, sent=exchange.sent,
         client=client[0] if client else "",
       )  # fmt: skip
@@ -214,7 +220,8 @@ class _Exchange:
       headers = MutableHeaders(raw=message.setdefault("headers", []))
       for name, value in (HEADERS | self.cors).items():
         headers[name] = value
-      headers.setdefault("Cache-Control", "no-store")
+      static = self._scope["path"].startswith(STATIC)
+      headers.setdefault("Cache-Control", "no-cache" if static else "no-store")
       if not self._complete and self._scope["method"] in _BODY_METHODS and self.status >= 400:
         headers["Connection"] = "close"  # the rest of the body is not read
     else:
@@ -242,6 +249,13 @@ class _Exchange:
     raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
     await self.send({"type": "http.response.start", "status": status, "headers": raw})
     await self.send({"type": "http.response.body", "body": body})
+
+
+def _route(scope: Any) -> str:
+  """The template of a request's path, of which there are few."""
+  if scope["path"].startswith(STATIC):
+    return STATIC
+  return getattr(scope.get("route"), "path", "") or "none"
 
 
 def _own_names(settings: Settings) -> set[str]:

@@ -22,7 +22,7 @@ from sam3_jax.inputs.prompts import Prompt, check_boxes
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual
 from sam3_jax.outputs.detections import VisualMasks
 from sam3_jax.server import results
-from sam3_jax.server.device_work import Concept, Image, Unit, Visual
+from sam3_jax.server.device_work import Concept, DeviceWork, Image, Unit, Visual
 from sam3_jax.server.disconnect import Disconnected, in_pool, result
 from sam3_jax.server.engine import IMAGES, POINTS, PROMPTS, Engine, Outcome
 from sam3_jax.server.errors import ApiError, busy
@@ -31,7 +31,7 @@ from sam3_jax.server.readers import Readers
 from sam3_jax.server.schemas import EverythingRequest, PromptsRequest
 from sam3_jax.server.settings import MAX_PROMPTS, Settings
 from sam3_jax.server.store import Store, StoredImage
-from sam3_jax.server.warm_up import Step, warm_up
+from sam3_jax.server.warm_up import Compiler, Step, warm_up
 
 THREADS = 4  # that load embeddings and convert results
 
@@ -57,8 +57,8 @@ class Service:
     self.model, self.settings, self.metrics = model, settings, metrics
     self.visual = VISUAL in model.params
     self.engine = Engine(
-      model, max_images=settings.max_images, max_prompts=settings.max_waiting_prompts,
-      max_batch=max_batch, meter=metrics, log=log_error,
+      DeviceWork(model, max_batch), max_images=settings.max_images,
+      max_prompts=settings.max_waiting_prompts, meter=metrics, log=log_error,
     )  # fmt: skip
     self.store = Store(
       memory=settings.memory, disk=settings.disk, origin=model.origin,
@@ -68,6 +68,7 @@ class Service:
     self._pool = ThreadPoolExecutor(THREADS, "sam3-results")
     self._everything = ThreadPoolExecutor(settings.max_everything, "sam3-everything")
     self._uploads = self._generations = 0
+    self._compiler = Compiler(model, self.engine)
     metrics.watch("images_waiting", "Uploads in the queue.", lambda: self.engine.waiting(IMAGES))
     metrics.watch("prompts_waiting", "Prompts in the queue.", lambda: self.engine.waiting(PROMPTS))
     metrics.watch("store_images", "Encoded images.", lambda: len(self.store))
@@ -76,10 +77,15 @@ class Service:
 
   def start(self, step: Step, compiled: bool = True) -> None:
     """Starts the engine; with `compiled`, it compiles the common programs first."""
-    self.engine.start((lambda: warm_up(self.model, step)) if compiled else (lambda: None))
+    if not compiled:
+      self.engine.start()
+      return
+    self.engine.start(lambda: warm_up(self.model, step))
+    self._compiler.start()
 
   def stop(self) -> None:
     """Finishes what waits, ends threads and processes, deletes temporary files."""
+    self._compiler.stop()
     self.engine.stop()
     self.readers.close()
     for pool in (self._pool, self._everything):

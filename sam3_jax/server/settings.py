@@ -84,7 +84,7 @@ class Settings:
     for origin in self.allow_origins:
       if not _ORIGIN.fullmatch(origin):
         raise ValueError(
-          f"--allow-origin must be a scheme and a host, such as https://example.org; got {origin!r}."
+          f"--allow-origin must be a scheme and a host, such as https://a.org; got {origin!r}."
         )
 
   @property

@@ -225,6 +225,8 @@ class Store:
   def _save(self, stored: StoredImage) -> None:
     """Writes an embedding; without space on the disk, it stays unsaved."""
     path, embedding = self._path(stored.key), stored.embedding
+    if embedding is None:  # deleted meanwhile
+      return
     part = path.with_suffix(".part")
     try:
       embedding.save(part)
@@ -253,7 +255,7 @@ class Store:
         os.replace(part, path)
 
   def _read(self) -> None:
-    """Finds the embeddings of an earlier server; deletes those of other checkpoints, and remains."""
+    """Finds the embeddings of an earlier server; deletes those of other checkpoints."""
     found = []
     for path in self.directory.glob("*.json"):
       try:

@@ -1,15 +1,22 @@
-"""Compiles the programs of the common requests before the first one, by running them once."""
+"""Compiles programs by running them: the common ones before the first request, others later."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from sam3_jax.checkpoint.bundle import VISUAL
 from sam3_jax.inference.predictor import Sam3, prompts_at_once
-from sam3_jax.inputs.prompts import Prompt
-from sam3_jax.inputs.visual_prompts import VisualPrompt
+from sam3_jax.inference.visual import VISUAL_BATCHES
+from sam3_jax.inputs.prompts import BOX_SIZES, Prompt
+from sam3_jax.inputs.visual_prompts import POINT_SIZES, VisualPrompt
 from sam3_jax.server.device_work import Concept, DeviceWork, Image, Unit, Visual
+from sam3_jax.server.engine import Engine
+from sam3_jax.types import ImageEmbedding
 
 Step = Callable[[str, float], None]  # name of the next step, fraction of the work done so far
 
@@ -17,29 +24,79 @@ Step = Callable[[str, float], None]  # name of the next step, fraction of the wo
 def warm_up(model: Sam3, step: Step) -> None:
   """Compiles the programs for an upload, a concept, and a click, a box or a mask on one object.
 
-  Requests with more than eight exemplar boxes, or with more points, compile their own programs.
-
   Args:
     model: of the server.
     step: is told of the progress.
   """
-  step("compiling: image encoder, text encoder, decoder", 0.0)
+  step("compiling the encoders and the decoder ...", 0.0)
   model.compile(images=1, prompts=1)
-  work, side = DeviceWork(model), model.config.image_size
-  step("compiling: first run", 0.5)
-  pixels = np.zeros((side, side, 3), np.uint8)
-  [embedding] = work.compute([Unit(Image(pixels, (side, side)))])
+  work = DeviceWork(model)
+  step("compiling the programs for points, boxes and masks ...", 0.6)
+  embedding = _embedding(work)
   concept = Unit(Concept(embedding, Prompt("object"), 0.5))
   for count in sorted(prompts_at_once(model.platform)):
     work.compute([concept] * count)
   if VISUAL in model.params:
-    step("compiling: points, boxes and masks", 0.6)
-    click = VisualPrompt(points=[[side / 2, side / 2]])
-    units = [Unit(Visual(embedding, click, multimask)) for multimask in (True, False)]
-    [first] = work.compute(units[:1])
-    mask = np.where(first.logits[0] == 0, np.float32(1), first.logits[0])
-    refine = VisualPrompt(points=click.points, mask=mask)
-    units += [Unit(Visual(embedding, refine, False))]
+    prompts = [(_prompt(model, 1), True), (_prompt(model, 1), False)]
+    prompts.append((_prompt(model, 1, masked=True), False))
     with ThreadPoolExecutor() as pool:
+      units = [Unit(Visual(embedding, *prompt)) for prompt in prompts]
       list(pool.map(lambda unit: work.compute([unit]), units))
   step("ready", 1.0)
+
+
+class Compiler:
+  """A thread that compiles less common programs once the server is ready."""
+
+  def __init__(self, model: Sam3, engine: Engine):
+    self._model, self._engine, self._stopping = model, engine, threading.Event()
+    self._thread = threading.Thread(target=self._run, name="sam3-compile", daemon=True)
+
+  def start(self) -> None:
+    self._thread.start()
+
+  def stop(self, timeout: float = 60.0) -> None:
+    """Waits until the current program is compiled: XLA must not be torn down in between."""
+    self._stopping.set()
+    if self._thread.ident is not None:
+      self._thread.join(timeout)
+
+  def _run(self) -> None:
+    while not self._engine.wait_ready(0.2):
+      if self._stopping.is_set() or self._engine.error:
+        return
+    with contextlib.suppress(OSError, AttributeError):  # Linux has a priority of each thread
+      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    work = DeviceWork(self._model)
+    embedding = _embedding(work)
+    for units in _less_common(self._model, embedding):
+      if self._stopping.is_set():
+        return
+      work.compute(units)
+
+
+def _less_common(model: Sam3, embedding: ImageEmbedding) -> Iterator[list[Unit]]:
+  """Batches of "everything", of several points, of masks and points, and of many boxes."""
+  if VISUAL in model.params:
+    yield [Unit(Visual(embedding, _prompt(model, 1), True))] * VISUAL_BATCHES[0]
+    more = POINT_SIZES[0] + 1
+    yield [Unit(Visual(embedding, _prompt(model, more), False))]
+    yield [Unit(Visual(embedding, _prompt(model, 1, masked=True), True))]
+    yield [Unit(Visual(embedding, _prompt(model, more, masked=True), False))]
+    yield [Unit(Visual(embedding, _prompt(model, more), True))]
+  side = model.config.image_size
+  boxes = [[0, 0, side, side]] * (BOX_SIZES[0] + 1)
+  yield [Unit(Concept(embedding, Prompt("object", boxes), 0.5))]
+
+
+def _embedding(work: DeviceWork) -> ImageEmbedding:
+  """Of a black image."""
+  side = work.model.config.image_size
+  pixels = np.zeros((side, side, 3), np.uint8)
+  return work.compute([Unit(Image(pixels, (side, side)))])[0]
+
+
+def _prompt(model: Sam3, points: int, masked: bool = False) -> VisualPrompt:
+  middle = model.config.image_size / 2
+  mask: Any = np.ones((model.config.mask_size,) * 2, np.float32) if masked else None
+  return VisualPrompt(points=[[middle, middle]] * points, mask=mask)
