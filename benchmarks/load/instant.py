@@ -1,4 +1,6 @@
-"""A server that answers at once, with the answers of `material`: `python -m load.instant WORK PORT`.
+"""A server that answers at once, with the answers of `material`.
+
+  python -m load.instant WORK PORT
 
 It is what remains of a server if its model takes no time, and costs as little as possible.
 """
@@ -32,9 +34,7 @@ async def respond(
     writer.close()
 
 
-def _answer(
-  answers: dict[str, bytes], method: str, path: str, body: bytes
-) -> tuple[int, bytes]:
+def _answer(answers: dict[str, bytes], method: str, path: str, body: bytes) -> tuple[int, bytes]:
   if method == "DELETE":
     return 204, b""
   if method == "GET":

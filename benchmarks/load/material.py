@@ -58,16 +58,18 @@ def loop(work: Path, checkpoint: str, seconds: float) -> dict[str, float]:
   """Encodes and decodes the same images and prompts, one after another; returns rates."""
   model = Sam3.from_checkpoint(checkpoint)
   images = [
-    ((work / "images" / image["file"]).read_bytes(), [json.loads(body) for body in image["requests"]])
+    (
+      (work / "images" / image["file"]).read_bytes(),
+      [json.loads(body) for body in image["requests"]],
+    )
     for image in json.loads((work / "answers.json").read_text())["images"]
   ]
   for data, requests in images:  # compiles
     _decode_all(model, data, requests)
   print("ready", flush=True)
-  start, done, prompts = time.perf_counter(), 0, 0
-  for data, requests in itertools.cycle(images):
+  start, prompts = time.perf_counter(), 0
+  for done, (data, requests) in enumerate(itertools.cycle(images), 1):
     prompts += _decode_all(model, data, requests)
-    done += 1
     if (passed := time.perf_counter() - start) >= seconds:
       return {"images": done / passed, "prompts": prompts / passed}
   raise AssertionError
