@@ -8,6 +8,7 @@ import threading
 import time
 
 TIMEOUT = 60.0
+PAUSE = 2.0  # seconds between two connections: each may cost the server an encoded image
 
 
 class BadClient(threading.Thread):
@@ -32,7 +33,7 @@ class BadClient(threading.Thread):
           self.ends[self.misbehave(connection)] += 1
       except OSError as error:
         self.ends[type(error).__name__] += 1
-      self._stop_event.wait(0.2)
+      self._stop_event.wait(PAUSE)
 
   def misbehave(self, connection: socket.socket) -> str:
     raise NotImplementedError

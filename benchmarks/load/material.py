@@ -81,7 +81,7 @@ def _requests(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
   seen = {WORDS[one.concept] for one in scene.objects}
   other = str(rng.choice([one for one in WORDS if one not in seen]))
   box = np.asarray(mask_to_box(item.mask), float).tolist()
-  x, y = deepest_point(item.mask)
+  x, y, _ = deepest_point(item.mask)
   always = {"threshold": THRESHOLD, "format": "rle"}
   return [
     {"concepts": [{"phrase": word}]} | always,
