@@ -90,10 +90,12 @@ def serve(
   ] = None,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
-  access_log: Annotated[
+  no_access_log: Annotated[
     bool,
-    typer.Option(help="Write one JSON line to stderr for each request."),
-  ] = True,
+    typer.Option(
+      "--no-access-log", metavar="", help="Write no JSON line to stderr for each request."
+    ),
+  ] = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
@@ -141,6 +143,6 @@ def serve(
       socket,
       dtype=None if dtype is Dtype.auto else dtype.value,
       open_page=open_page,
-      access_log=access_log,
+      access_log=not no_access_log,
       quiet=quiet,
     )

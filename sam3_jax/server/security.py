@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hmac
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ HEADERS = {
   "Cross-Origin-Resource-Policy": "same-origin",
 }
 _CORS_METHODS, _CORS_HEADERS = "GET, POST, DELETE", "Authorization, Content-Type"
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43,}")  # ids of images, which the log must not tell
 _BODY_METHODS = ("POST", "PUT", "PATCH")
 
 
@@ -103,8 +105,7 @@ class Guard:
       route = _route(scope)
       self._metrics.request(scope["method"], route, exchange.status, seconds)
       client = scope.get("client")
-      # The path of a known route may have the id of an image, which is a secret.
-      path = {"path": scope["path"]} if route == "none" else {}
+      path = {"path": _SECRET.sub("{id}", scope["path"])} if route == "none" else {}
       self._log(
         method=scope["method"], route=route, **path, status=exchange.status,
         seconds=seconds, received=exchange.received, sent=exchange.sent,

@@ -209,11 +209,18 @@ class Store:
       with self._lock:
         self._forget_expired()
         excess = self.disk_bytes - self._disk
-        for stored in [one for one in self._images.values() if one.saved]:
+        saved = [one for one in self._images.values() if one.saved]
+        if not self._keeps:  # first the files of embeddings that are in memory, too
+          saved.sort(key=lambda one: one.embedding is None)
+        for stored in saved:
           if excess <= 0:
             break
           excess -= stored.bytes
-          self._forget(stored)
+          if self._keeps or stored.embedding is None:
+            self._forget(stored)
+          else:
+            stored.saved = False
+            self._path(stored.key).unlink(missing_ok=True)
 
   def _victim(self) -> StoredImage | None:
     """The least recently used image in memory, if the memory does not suffice."""
