@@ -9,7 +9,7 @@ from server_app import png, served, small_model, upload
 from sam3_jax.server import schemas
 from sam3_jax.server.errors import STATUS
 
-MAX_EXAMPLES = 60  # of each operation
+MAX_EXAMPLES = 40  # of each operation
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_schemathesis_finds_nothing(client, mode):
     def check(case):
       if "id" in (case.path_parameters or {}) and case.method != "DELETE":
         case.path_parameters["id"] = image
-      response = case.call()
+      response = case.call(timeout=300)  # some requests compile a program
       statuses[response.status_code] += 1
       case.validate_response(
         response,
@@ -99,8 +99,7 @@ def test_schemathesis_finds_nothing(client, mode):
     except Unsatisfiable:
       assert mode == "negative"  # there is no wrong request without a parameter
     except Exception as error:
-      inner = getattr(error, "exceptions", [error])
-      failures.append(f"{operation.label}: {error} {inner}")
+      failures.append(f"{operation.label}: {error} {getattr(error, 'exceptions', '')}")
   assert not failures, "\n".join(failures)
   assert statuses[200 if mode == "positive" else 400] > 10, statuses
 

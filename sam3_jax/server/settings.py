@@ -11,7 +11,7 @@ from sam3_jax.inputs.visual_prompts import MAX_POINTS
 MAX_PROMPTS = 128  # of a request, concepts and visual prompts together
 MAX_BOXES = BOX_SIZES[-1]  # of a concept
 MAX_PHRASE = 1000  # characters; the tokenizer's limit is much lower
-MAX_POINTS_PER_SIDE = 64  # of the grid of "everything"
+MAX_POINTS_PER_SIDE = 32  # of the grid of "everything"
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _MIN_TOKEN = 8  # characters
 
