@@ -15,6 +15,7 @@ from sam3_jax.inference.mask_generator import (
   _measure,
   clean,
   generate_masks,
+  segment_embedding,
   suppress,
 )
 from sam3_jax.outputs.coco_json import coco as coco_record
@@ -325,6 +326,11 @@ def test_options_of_wrong_type():
     generate_masks(Discs(), Discs.image(9, 9), {"points_per_side": 4})
 
 
+def test_smaller_crops_need_the_image():
+  with pytest.raises(ValueError, match="crop_n_layers is 1, but smaller crops need the image"):
+    segment_embedding(Discs(), None, MaskGeneration(crop_n_layers=1))
+
+
 @pytest.mark.slow
 def test_with_a_model(tokenizer_path):
   """Each mask equals that of its point prompt."""
@@ -337,6 +343,9 @@ def test_with_a_model(tokenizer_path):
   assert 0 < len(found) <= 12
   assert (np.diff(found.scores) <= 0).all()
   embedding = model.encode(image, visual=True)
+  of_embedding = segment_embedding(model, embedding, options)
+  np.testing.assert_array_equal(of_embedding.scores, found.scores)
+  assert of_embedding.masks.rles == found.masks.rles
   again = model.decode_visual(
     embedding, [VisualPrompt(points=[point]) for point in options.grid(0) * [60, 40]]
   )

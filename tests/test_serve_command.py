@@ -106,6 +106,7 @@ def test_a_run(tmp_path):
   finally:
     process.kill()
     process.wait()
+    process.stderr.close()
   assert rest.splitlines()[-1] == "stopped"
   logged = [json.loads(line) for line in rest.splitlines() if line.startswith("{")]
   assert [one["status"] for one in logged] == [200, 201, 200]

@@ -7,13 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from PIL import Image
-from server_app import error_of, pixels, png, served, small_model, upload
+from server_app import BASE, error_of, pixels, png, served, small_model, upload
+from starlette.testclient import TestClient
 
 from sam3_jax import Prompt, VisualPrompt
 from sam3_jax.batch.polygons import mask_to_polygons
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.outputs.rle import decode, encode
+from sam3_jax.server import warm_up
+from sam3_jax.server.app import create_app
 from sam3_jax.server.results import mask_logits
+from sam3_jax.server.settings import Settings
 
 THRESHOLD = 0.001  # the random model is not sure of anything
 
@@ -63,8 +67,7 @@ def test_concepts_equal_decode(model, client):
     assert [row["mask"] for row in got["instances"]] == [
       want.masks.rle(i) for i in range(len(want))
     ]
-    boxes_got = np.array([row["box"] for row in got["instances"]]).reshape(-1, 4)
-    np.testing.assert_allclose(boxes_got, want.boxes, atol=0.0051)
+    assert [row["box"] for row in got["instances"]] == want.boxes.tolist()
     areas = [int(want.masks[i].sum()) for i in range(len(want))]
     assert [row["area"] for row in got["instances"]] == areas
 
@@ -217,6 +220,39 @@ def test_refuses_work_until_ready(model):
     response = client.post("/v1/images", content=png())
     assert error_of(response) == (503, "not_ready")
     assert response.headers["retry-after"]
+
+
+def _compiled(model) -> tuple[int, ...]:
+  encoders = (model.programs.encode, model.programs.encode_text, model.programs.encode_visual)
+  sizes = [program._cache_size() for program in encoders]
+  return model.compilations, model.visual_compilations, *sizes
+
+
+@pytest.mark.slow
+def test_common_requests_compile_nothing(monkeypatch):
+  """Others do not either, once the server was idle for a while."""
+  monkeypatch.setattr(warm_up, "IDLE", 0.05)
+  model, steps = small_model.__wrapped__(), []
+  app = create_app(model, Settings(readers=0), step=lambda *step: steps.append(step))
+  with TestClient(app, base_url=BASE) as client:
+    assert client.app.state.service.engine.wait_ready(300)
+    assert [fraction for _, fraction in steps] == [0.0, 0.6, 1.0]
+    client.app.state.service._compiler._thread.join(300)
+    before = _compiled(model)
+    image = upload(client)
+    clicks = [[30, 20]] * 5
+    mask = encode(np.ones((40, 60), bool))
+    visual = [{"points": clicks[:1], "multimask": many} for many in (True, False)]
+    visual += [{"points": clicks, "multimask": many} for many in (True, False)]
+    visual += [{"points": clicks[:1], "mask": mask, "multimask": many} for many in (True, False)]
+    visual += [{"points": clicks, "mask": mask, "multimask": False}]
+    for one in visual:
+      prompt(client, image, visual=[one])
+    for concept in ({"phrase": "cat"}, {"phrase": "a", "boxes": [[1, 1, 9, 9]] * 9}):
+      prompt(client, image, concepts=[concept])
+    response = client.post(f"/v1/images/{image}/everything", json={"points_per_side": 4})
+    assert response.status_code == 200
+    assert _compiled(model) == before
 
 
 def test_mask_logits_cover_the_mask():

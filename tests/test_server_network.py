@@ -125,6 +125,14 @@ def test_broken_and_large_headers(monkeypatch):
       b"Content-Length: 6\r\n\r\nhello"
     )
     assert parsed(raw(port, both)) == (400, "bad_request")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as idle:
+      idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+      assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+      time.sleep(0.8)  # longer than the time for headers
+      idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+      assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+      assert silent.recv(65536) == b""  # closed
     slow = [bytes([byte]) for byte in b"GET / HTTP/1.1\r\n"]
     assert parsed(raw(port, *slow, pause=0.1)) == (408, "timeout")
     two_hosts = b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil\r\n\r\n"

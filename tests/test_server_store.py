@@ -170,6 +170,17 @@ def test_a_kept_store_of_another_checkpoint_is_emptied(tmp_path):
   second.close()
 
 
+def test_other_files_are_left_alone(tmp_path):
+  (tmp_path / "uploads").mkdir()
+  others = [tmp_path / name for name in ("a.json", "a.safetensors", "uploads/a.part")]
+  for path in others:
+    path.write_text("mine")
+  store = Store(memory=0, disk=10 * SIZE, origin=ORIGIN, directory=tmp_path)
+  store.add(embedding(1), (40, 60), None)
+  store.close()
+  assert all(path.read_text() == "mine" for path in others)
+
+
 def test_two_servers_cannot_share_a_store(tmp_path, opened):
   opened(directory=tmp_path)
   with pytest.raises(ValueError, match="another server uses"):

@@ -1,6 +1,7 @@
 """The work of `sam3-jax serve`: loads the model and runs the server until a signal."""
 
 import contextlib
+import os
 import signal
 import socket
 import threading
@@ -85,7 +86,11 @@ def run(
     if open_page:
       browse(url + (f"#token={settings.token}" if settings.token else ""))
 
-  app = create_app(model, settings, log=Log(requests=access_log and not quiet), step=report)
+  def stop() -> None:
+    server.should_exit = True
+
+  log = Log(requests=access_log and not quiet)
+  app = create_app(model, settings, log=log, step=report, failed=stop)
   server = uvicorn.Server(
     uvicorn.Config(
       app, http=Protocol, ws="none", lifespan="on", log_config=None, access_log=False,
@@ -98,6 +103,8 @@ def run(
   if (error := app.state.service.engine.error) is not None:
     raise error
   say(console, "stopped")
+  if app.state.service.engine.is_running:  # XLA would crash if torn down while it compiles
+    os._exit(0)
 
 
 def page_url(settings: Settings, port: int) -> str:

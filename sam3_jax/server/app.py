@@ -55,6 +55,7 @@ def create_app(
   *,
   log: Log | None = None,
   step: Callable[[str, float], None] = lambda *_: None,
+  failed: Callable[[], object] = lambda: None,
   compiled: bool = True,
   max_batch: int | None = None,
 ) -> FastAPI:
@@ -68,6 +69,7 @@ def create_app(
     settings: limits and security.
     log: of requests and errors; None for none.
     step: is told of the progress of compiling.
+    failed: is called if compiling fails.
     compiled: compile the common programs before `/readyz` says 200.
     max_batch: as in `DeviceWork`.
   """
@@ -77,7 +79,7 @@ def create_app(
 
   @contextlib.asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    service.start(step, compiled)
+    service.start(step, compiled, failed)
     try:
       yield
     finally:

@@ -98,6 +98,7 @@ class Engine:
     self._requests: collections.deque[_Request] = collections.deque()
     self._changed = threading.Condition()
     self._ready, self._stopping = threading.Event(), False
+    self._computing, self._last = False, time.monotonic()
     self._seconds: dict[str, float] = {}  # of a unit by kind, a moving average
     self._meter, self._log = meter, log
     self._thread: threading.Thread | None = None
@@ -112,14 +113,32 @@ class Engine:
     """Waits until the programs are compiled; returns whether they are."""
     return self._ready.wait(timeout)
 
+  @property
+  def is_running(self) -> bool:
+    """Whether the thread exists, even after `stop`, if it still compiles."""
+    return self._thread is not None and self._thread.is_alive()
+
+  @property
+  def idle_seconds(self) -> float:
+    """How long nothing was computed; 0 if something is."""
+    busy = self._computing or self._requests
+    return 0.0 if busy else time.monotonic() - self._last
+
   def waiting(self, kind: str) -> int:
     """The number of units of a kind in the queue."""
     return self._waiting[kind]
 
-  def start(self, prepare: Callable[[], object] = lambda: None) -> None:
-    """Starts the thread, which first calls `prepare`, to compile programs."""
-    self._thread = threading.Thread(target=self._run, args=(prepare,), name="sam3-device")
-    self._thread.daemon = True
+  def start(
+    self,
+    prepare: Callable[[], object] = lambda: None,
+    failed: Callable[[], object] = lambda: None,
+  ) -> None:
+    """Starts the thread, which first calls `prepare`, to compile programs, or `failed` after an
+    error of `prepare`."""
+    arguments = (prepare, failed)
+    self._thread = threading.Thread(
+      target=self._run, args=arguments, name="sam3-device", daemon=True
+    )
     self._thread.start()
 
   def stop(self, timeout: float = 30.0) -> None:
@@ -150,16 +169,20 @@ class Engine:
       self._changed.notify()
     return request.future
 
-  def _run(self, prepare: Callable[[], object]) -> None:
+  def _run(self, prepare: Callable[[], object], failed: Callable[[], object]) -> None:
     try:
       prepare()
     except BaseException as error:
       self.error = error
       self._log(error)
+      failed()
       return
     self._ready.set()
+    self._last = time.monotonic()
     while batch := self._next():
+      self._computing = True
       self._compute(batch)
+      self._computing, self._last = False, time.monotonic()
 
   def _next(self) -> list[tuple[_Request, int, Unit]]:
     """The next batch; empty once the engine is stopped and nothing waits."""

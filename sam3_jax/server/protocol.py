@@ -22,9 +22,10 @@ class Protocol(H11Protocol):
     super().connection_made(transport)
     self._await_headers()
 
-  def on_response_complete(self) -> None:
-    super().on_response_complete()
-    self._await_headers()
+  def data_received(self, data: bytes) -> None:
+    if self._timer is None and (self.cycle is None or self.cycle.response_complete):
+      self._await_headers()  # the next request on this connection has begun to arrive
+    super().data_received(data)
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop_timer()
@@ -58,7 +59,6 @@ class Protocol(H11Protocol):
     self.transport.close()
 
   def _await_headers(self) -> None:
-    self._stop_timer()
     self._timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._expire)
 
   def _stop_timer(self) -> None:
@@ -67,5 +67,9 @@ class Protocol(H11Protocol):
       self._timer = None
 
   def _expire(self) -> None:
-    if not self.transport.is_closing():
+    if self.transport.is_closing():
+      return
+    if not self.conn.trailing_data[0]:  # nothing arrived: an idle client expects no response
+      self.transport.close()
+    else:
       self._refuse("timeout", f"no request arrived within {HEADER_SECONDS:.0f} s.")

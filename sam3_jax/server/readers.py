@@ -25,12 +25,13 @@ class Readers:
   """Processes that decode images, each used by one thread at a time."""
 
   def __init__(self, side: int, settings: Settings):
-    """Starts the processes, one after another, without waiting for them.
+    """Starts the first process without waiting for it.
 
     Args:
       side: of the model's square.
       settings: of the server.
     """
+    self._count = settings.readers
     self._side, self._max_pixels = side, settings.max_pixels
     self._seconds, self._isolated = settings.decode_seconds, settings.readers > 0
     self._memory = SUSPECT_MEMORY + BYTES_PER_PIXEL * settings.max_pixels
@@ -40,13 +41,15 @@ class Readers:
     self._lock, self._closed = threading.Lock(), False
     if settings.readers:
       self._processes.put(self._start())
-      rest = (settings.readers - 1,)
-      threading.Thread(target=self._start_rest, args=rest, daemon=True).start()
 
   @property
   def pool(self) -> ThreadPoolExecutor:
     """Where to call `read`: it has as many threads as there are processes."""
     return self._pool
+
+  @property
+  def is_closed(self) -> bool:
+    return self._closed
 
   def read(self, path: Path) -> LoadedImage:
     """Decodes an image and resizes it to the model's square.
@@ -98,10 +101,10 @@ class Readers:
     finally:
       self._processes.put(process)
 
-  def _start_rest(self, count: int) -> None:
-    """Starts more processes, each when the one before has started, as that takes a core."""
+  def start_rest(self) -> None:
+    """Starts the other processes, each when the one before has started, as that takes a core."""
     with contextlib.suppress(OSError):
-      for process in (self._start() for _ in range(count) if not self._closed):
+      for process in (self._start() for _ in range(self._count - 1) if not self._closed):
         process.wait()
         self._processes.put(process)
 

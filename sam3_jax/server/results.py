@@ -23,8 +23,7 @@ _LOGIT = 10.0
 def instances_as_json(found: Instances, form: str) -> list[dict[str, Any]]:
   """Instances in their order; see `mask_as_json`."""
   return [
-    {"score": float(score), "box": [round(float(x), 2) for x in box]}
-    | mask_as_json(found.masks, i, form)
+    {"score": float(score), "box": [float(x) for x in box]} | mask_as_json(found.masks, i, form)
     for i, (score, box) in enumerate(zip(found.scores, found.boxes, strict=True))
   ]
 
@@ -49,7 +48,7 @@ def visual_as_json(
       height, width = logits.shape[1:]
       stretch = np.tile([size[1] / width, size[0] / height], 2)
       box = np.asarray(mask_to_box(logits[k] > 0)) * stretch
-      rows.append({"score": float(score), "box": box.round(2).tolist(), "area": -1, "mask": None})
+      rows.append({"score": float(score), "box": box.tolist(), "area": -1, "mask": None})
       continue
     value = mask_as_json(masks, k, form)
     rle = value["mask"] if form == "rle" else masks.rle(k)

@@ -75,13 +75,29 @@ class Service:
     metrics.watch("store_memory_bytes", "Embeddings in memory.", lambda: self.store.memory_bytes)
     metrics.watch("store_disk_bytes", "Embeddings on disk.", lambda: self.store.disk_bytes)
 
-  def start(self, step: Step, compiled: bool = True) -> None:
-    """Starts the engine; with `compiled`, it compiles the common programs first."""
+  def start(
+    self, step: Step, compiled: bool = True, failed: Callable[[], object] = lambda: None
+  ) -> None:
+    """Starts the engine; with `compiled`, it compiles the common programs first.
+
+    Args:
+      step: is told of the progress.
+      compiled: compile before work is accepted.
+      failed: is called if that fails.
+    """
+    threading.Thread(target=self._start_readers, daemon=True).start()
     if not compiled:
       self.engine.start()
       return
-    self.engine.start(lambda: warm_up(self.model, step))
+    self.engine.start(lambda: warm_up(self.model, step), failed)
     self._compiler.start()
+
+  def _start_readers(self) -> None:
+    """Starts all readers but the first once the programs are compiled, which takes all cores."""
+    while not self.engine.wait_ready(1.0):
+      if self.engine.error or self.readers.is_closed:
+        return
+    self.readers.start_rest()
 
   def stop(self) -> None:
     """Finishes what waits, ends threads and processes, deletes temporary files."""

@@ -4,62 +4,31 @@ An image is known by the hash of its id, so neither files nor logs tell an id. A
 uploaded in a session belongs to it: to all others its id is unknown.
 """
 
-import contextlib
-import dataclasses
 import fcntl
-import hashlib
-import json
 import os
-import secrets
 import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from sam3_jax.server.errors import ApiError
+from sam3_jax.server.store_files import (
+  KEPT,
+  LOCK,
+  PREFIX,
+  StoredImage,
+  from_note,
+  hashed,
+  new_id,
+  remove_abandoned,
+  write_note,
+)
 from sam3_jax.types import ImageEmbedding
 from sam3_jax.utils.identity import Origin
-
-ID_BYTES = 32  # 256 random bits
-_PREFIX = "sam3-jax-serve-"
-_LOCK = "in-use"  # file that a running server locks
-
-
-def new_id() -> str:
-  """A random id or session, of 43 characters."""
-  return secrets.token_urlsafe(ID_BYTES)
-
-
-def hashed(secret: str) -> str:
-  return hashlib.sha256(secret.encode()).hexdigest()
-
-
-@dataclasses.dataclass(eq=False)
-class StoredImage:
-  """An encoded image.
-
-  Attributes:
-    key: hash of its id.
-    owner: hash of its session; "" if it was uploaded without one.
-    size: height and width of the image.
-    bytes: of its embedding.
-    used: when it was used last, in seconds since the epoch.
-    embedding: None if it is only on disk.
-    saved: whether it is on disk.
-  """
-
-  key: str
-  owner: str
-  size: tuple[int, int]
-  bytes: int
-  used: float
-  embedding: ImageEmbedding | None = None
-  saved: bool = False
 
 
 class Store:
@@ -81,7 +50,8 @@ class Store:
       memory, disk: bytes of embeddings in memory and on disk.
       origin: of the model; embeddings of other checkpoints in `directory` are deleted.
       expire_seconds: images that were not used for this time are forgotten.
-      directory: keeps the embeddings for the next server; None for a temporary directory.
+      directory: where a new directory keeps the embeddings for the next server; None for a
+        temporary directory.
 
     Raises:
       ValueError: another server uses the directory.
@@ -94,10 +64,12 @@ class Store:
     self._saving = threading.Lock()
     if directory is None:
       remove_abandoned()
-      directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+      directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+    else:
+      directory = directory / KEPT  # other files in the user's directory are left alone
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     self.directory = directory
-    self._locked = open(directory / _LOCK, "a")  # noqa: SIM115
+    self._locked = open(directory / LOCK, "a")  # noqa: SIM115
     try:
       fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -252,21 +224,14 @@ class Store:
   def _note(self, stored: StoredImage) -> None:
     """Writes what `_read` needs beside an embedding, if the store is kept."""
     if self._keeps and stored.saved:
-      fields = {"owner": stored.owner, "size": stored.size, "used": stored.used}
-      fields |= {"bytes": stored.bytes, "checkpoint": self._origin.identity}
-      with contextlib.suppress(OSError):
-        path = self._path(stored.key).with_suffix(".json")
-        part = path.with_suffix(".note")
-        part.write_text(json.dumps(fields))
-        os.chmod(part, 0o600)
-        os.replace(part, path)
+      write_note(self._path(stored.key).with_suffix(".json"), stored, self._origin)
 
   def _read(self) -> None:
     """Finds the embeddings of an earlier server; deletes those of other checkpoints."""
     found = []
     for path in self.directory.glob("*.json"):
       try:
-        stored = _from_note(path, self._origin)
+        stored = from_note(path, self._origin)
       except (OSError, ValueError, KeyError, TypeError):
         path.unlink(missing_ok=True)
         continue
@@ -294,33 +259,6 @@ class Store:
 
   def _path(self, key: str) -> Path:
     return self.directory / f"{key}.safetensors"
-
-
-def remove_abandoned() -> None:
-  """Deletes the temporary directories of servers that were killed."""
-  for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-    with contextlib.suppress(OSError):
-      status = path.lstat()
-      if status.st_uid != os.getuid() or path.is_symlink():
-        continue
-      with open(path / _LOCK, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _from_note(path: Path, origin: Origin) -> StoredImage:
-  fields: dict[str, Any] = json.loads(path.read_text())
-  if fields["checkpoint"] != origin.identity:
-    raise ValueError("an embedding of another checkpoint")
-  height, width = fields["size"]
-  return StoredImage(
-    key=path.stem,
-    owner=str(fields["owner"]),
-    size=(int(height), int(width)),
-    bytes=int(fields["bytes"]),
-    used=float(fields["used"]),
-    saved=True,
-  )
 
 
 def _unknown() -> ApiError:

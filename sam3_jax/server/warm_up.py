@@ -18,6 +18,8 @@ from sam3_jax.server.device_work import Concept, DeviceWork, Image, Unit, Visual
 from sam3_jax.server.engine import Engine
 from sam3_jax.types import ImageEmbedding
 
+NO_IMAGE: Any = None
+IDLE = 2.0  # seconds without work after which another program is compiled
 Step = Callable[[str, float], None]  # name of the next step, fraction of the work done so far
 
 
@@ -46,7 +48,10 @@ def warm_up(model: Sam3, step: Step) -> None:
 
 
 class Compiler:
-  """A thread that compiles less common programs once the server is ready."""
+  """A thread that compiles less common programs once the server is ready, and has nothing to do.
+
+  Programs that it has not compiled yet are compiled by the first requests that need them.
+  """
 
   def __init__(self, model: Sam3, engine: Engine):
     self._model, self._engine, self._stopping = model, engine, threading.Event()
@@ -68,25 +73,29 @@ class Compiler:
     with contextlib.suppress(OSError, AttributeError):  # Linux has a priority of each thread
       os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     work = DeviceWork(self._model)
-    embedding = _embedding(work)
-    for units in _less_common(self._model, embedding):
-      if self._stopping.is_set():
-        return
-      work.compute(units)
+    embedding = None
+    for units in _less_common(self._model):
+      while self._engine.idle_seconds < IDLE:
+        if self._stopping.wait(IDLE / 4):
+          return
+      if embedding is None:
+        embedding = _embedding(work)
+      work.compute([Unit(unit._replace(embedding=embedding)) for unit in units])
 
 
-def _less_common(model: Sam3, embedding: ImageEmbedding) -> Iterator[list[Unit]]:
-  """Batches of "everything", of several points, of masks and points, and of many boxes."""
+def _less_common(model: Sam3) -> Iterator[list[Any]]:
+  """Batches of "everything", of several points, of masks and points, and of many boxes; without
+  their embeddings."""
   if VISUAL in model.params:
-    yield [Unit(Visual(embedding, _prompt(model, 1), True))] * VISUAL_BATCHES[0]
     more = POINT_SIZES[0] + 1
-    yield [Unit(Visual(embedding, _prompt(model, more), False))]
-    yield [Unit(Visual(embedding, _prompt(model, 1, masked=True), True))]
-    yield [Unit(Visual(embedding, _prompt(model, more, masked=True), False))]
-    yield [Unit(Visual(embedding, _prompt(model, more), True))]
+    yield [Visual(NO_IMAGE, _prompt(model, 1), True)] * VISUAL_BATCHES[0]
+    yield [Visual(NO_IMAGE, _prompt(model, more), False)]
+    yield [Visual(NO_IMAGE, _prompt(model, 1, masked=True), True)]
+    yield [Visual(NO_IMAGE, _prompt(model, more, masked=True), False)]
+    yield [Visual(NO_IMAGE, _prompt(model, more), True)]
   side = model.config.image_size
   boxes = [[0, 0, side, side]] * (BOX_SIZES[0] + 1)
-  yield [Unit(Concept(embedding, Prompt("object", boxes), 0.5))]
+  yield [Concept(NO_IMAGE, Prompt("object", boxes), 0.5)]
 
 
 def _embedding(work: DeviceWork) -> ImageEmbedding:
