@@ -34,7 +34,7 @@ SCENE = ROOT / "docs" / "scene.jpg"
 POINT = (340, 150)  # on an object of the scene
 COMMAND = [sys.executable, "-c", "from sam3_jax.cli.main import entry; entry()", "serve", "--quiet"]
 USER, PASSWORD = "a@example.org", "secret12345"
-STARTING = 300  # seconds at most
+STARTING = 900  # seconds at most; Label Studio first makes its database
 CONFIG = """<View>
   <Image name="image" value="$image"/>
   <BrushLabels name="brush" toName="image"><Label value="lion"/></BrushLabels>
