@@ -40,7 +40,8 @@ def _names(name: str, info: Any) -> list[str]:
   if isinstance(info, typer.models.ArgumentInfo):
     return [info.metavar or name.upper()]
   declared = (info.default, *(info.param_decls or ()))  # inside Annotated, `default` is the first
-  given = [one for one in declared if isinstance(one, str) and one.startswith("-")]
+  named = (one for one in declared if isinstance(one, str) and one.startswith("-"))
+  given = [one.partition("/")[0] for one in named]  # --name/--no-name
   has_long = any(one.startswith("--") for one in given)
   return given if has_long else [f"--{name.replace('_', '-')}", *given]
 
