@@ -38,7 +38,7 @@ STARTING = 900  # seconds at most; Label Studio first makes its database
 CONFIG = """<View>
   <Image name="image" value="$image"/>
   <BrushLabels name="brush" toName="image"><Label value="lion"/></BrushLabels>
-  <PolygonLabels name="polygon" toName="image"><Label value="top hat"/></PolygonLabels>
+  <PolygonLabels name="polygon" toName="image"><Label value="hot dog"/></PolygonLabels>
   <RectangleLabels name="box" toName="image" smart="true"><Label value="tree"/></RectangleLabels>
   <KeyPointLabels name="click" toName="image" smart="true"><Label value="lion"/></KeyPointLabels>
 </View>"""
@@ -121,7 +121,7 @@ class TestSdk:
       regions(control, label, Instance(0.5, box, mask), "image", mask.shape)
       for control, label in (
         (Control("brush", MASKS, ()), "lion"),
-        (Control("polygon", POLYGONS, ()), "top hat"),
+        (Control("polygon", POLYGONS, ()), "hot dog"),
         (Control("box", BOXES, ()), "tree"),
       )
     ]
@@ -217,7 +217,7 @@ def test_label_studio(studio, tmp_path, request):
     ).json()
   assert prediction.model_version == model.model_version
   kinds = {region["type"] for region in prediction.result}
-  assert kinds == {"brushlabels", "polygonlabels"}  # there is a lion and a top hat, and no tree
+  assert kinds == {"brushlabels", "polygonlabels"}  # there is a lion and a hot dog, and no tree
   found = prediction.result[:1] + drawn["data"]["result"][:1]
   assert [region["type"] for region in found] == ["brushlabels"] * 2
   lion, object_ = brush_masks(found, tmp_path)
