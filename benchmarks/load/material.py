@@ -97,7 +97,7 @@ def _answer(model: Sam3, embedding: Any, request: dict[str, Any]) -> dict[str, A
   for one in request.get("concepts", []):
     [found] = model.decode(embedding, [_prompt(one)]).instances(request["threshold"])
     rows = [
-      {"score": float(score), "box": [round(float(x), 2) for x in box], "mask": found.masks.rle(i)}
+      {"score": float(score), "box": [float(x) for x in box], "mask": found.masks.rle(i)}
       for i, (score, box) in enumerate(zip(found.scores, found.boxes, strict=True))
     ]
     concepts.append({"phrase": one["phrase"], "instances": rows})
