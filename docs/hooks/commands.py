@@ -39,7 +39,9 @@ def _names(name: str, info: Any) -> list[str]:
   """An option's spellings, the long one first unless it is declared otherwise."""
   if isinstance(info, typer.models.ArgumentInfo):
     return [info.metavar or name.upper()]
-  given = [one for one in info.param_decls or () if one.startswith("-")]
+  declared = (info.default, *(info.param_decls or ()))  # inside Annotated, `default` is the first
+  named = (one for one in declared if isinstance(one, str) and one.startswith("-"))
+  given = [one.partition("/")[0] for one in named]  # --name/--no-name
   has_long = any(one.startswith("--") for one in given)
   return given if has_long else [f"--{name.replace('_', '-')}", *given]
 

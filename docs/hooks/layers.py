@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[2]
 SVG_FILE = ROOT / "docs" / "layers.svg"
 TEXTS = {
   "cli": "the command line: options in, exit status out",
+  "server": "the page, the HTTP API, label tools",
   "training": "losses, matchers, the loop, LoRA, FSDP",
   "evaluation": "cgF1, average precision, visual prompts, J&amp;F of videos",
   "batch": "datasets of any size, resumable parts",

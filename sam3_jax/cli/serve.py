@@ -70,6 +70,24 @@ def serve(
   readers: Annotated[
     int, typer.Option(min=1, metavar="N", help="Processes that decode images.")
   ] = 2,
+  label_studio_url: Annotated[
+    str | None,
+    typer.Option(
+      metavar="URL",
+      help="Read the images of tasks from this Label Studio, such as http://localhost:8080, and "
+      "from nowhere else.",
+    ),
+  ] = None,
+  label_studio_key: Annotated[
+    str | None,
+    typer.Option(
+      metavar="KEY",
+      envvar="LABEL_STUDIO_API_KEY",
+      show_envvar=False,
+      help="Access token of Label Studio. The environment variable LABEL_STUDIO_API_KEY sets it "
+      "without showing it in the list of processes.",
+    ),
+  ] = None,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
   no_access_log: Annotated[
@@ -110,6 +128,8 @@ def serve(
     max_bytes=max_bytes,
     max_pixels=max_pixels,
     readers=readers,
+    label_studio_url=label_studio_url or None,
+    label_studio_key=label_studio_key or None,
   )
   arguments.use_device(device)
 

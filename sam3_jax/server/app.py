@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.server import schemas
+from sam3_jax.server import anylabeling, label_studio, schemas
 from sam3_jax.server.access_log import Log
 from sam3_jax.server.disconnect import Disconnected
 from sam3_jax.server.errors import ApiError, as_api_error, body
@@ -97,6 +97,8 @@ def create_app(
   _add_errors(app)
   _add_api(app, service)
   _add_operations(app, service)
+  app.include_router(label_studio.router(service))
+  app.include_router(anylabeling.router(service))
   _add_page(app)
   app.openapi = lambda: document(app)
   return app

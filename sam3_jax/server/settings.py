@@ -41,6 +41,8 @@ class Settings:
     readers: processes that decode images; 0 decodes in threads of this process, which a hostile
       file can crash.
     decode_seconds: to decode an image.
+    label_studio_url: of the Label Studio whose images are read; None for none.
+    label_studio_key: an access token for it.
   """
 
   host: str = "127.0.0.1"
@@ -62,6 +64,8 @@ class Settings:
   expire_seconds: float = 24 * 3600.0
   readers: int = 2
   decode_seconds: float = 20.0
+  label_studio_url: str | None = None
+  label_studio_key: str | None = None
 
   def __post_init__(self):
     if self.token is None and not is_loopback(self.host):
