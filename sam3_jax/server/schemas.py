@@ -41,7 +41,7 @@ class Concept(_Request):
   phrase: Annotated[str, Field(max_length=MAX_PHRASE)] | None = None
   boxes: Annotated[list[Box], Field(max_length=MAX_BOXES)] = []
   box_labels: Annotated[list[Label], Field(max_length=MAX_BOXES)] | None = Field(
-    None, description="1 for a positive exemplar, 0 for a negative one; null for all 1."
+    default=None, description="1 for a positive exemplar, 0 for a negative one; null for all 1."
   )
 
 
@@ -50,11 +50,11 @@ class Visual(_Request):
 
   points: Annotated[list[Point], Field(max_length=MAX_POINTS)] = []
   point_labels: Annotated[list[Label], Field(max_length=MAX_POINTS)] | None = Field(
-    None, description="1 for a point on the object, 0 for a point off it; null for all 1."
+    default=None, description="1 for a point on the object, 0 for a point off it; null for all 1."
   )
   box: Box | None = None
-  mask: Rle | None = Field(None, description="A mask of the image's size to start from.")
-  multimask: bool = Field(True, description="Three masks for an ambiguous click, else one.")
+  mask: Rle | None = Field(default=None, description="A mask of the image's size to start from.")
+  multimask: bool = Field(default=True, description="Three masks for an ambiguous click, else one.")
 
 
 class PromptsRequest(_Request):
@@ -76,8 +76,10 @@ class PromptsRequest(_Request):
   )
   concepts: Annotated[list[Concept], Field(max_length=MAX_PROMPTS)] = []
   visual: Annotated[list[Visual], Field(max_length=MAX_PROMPTS)] = []
-  threshold: Fraction = Field(0.5, description="Minimum score of a concept's instance, exclusive.")
-  max_detections: int = Field(100, ge=1, le=1000, description="Instances of each concept.")
+  threshold: Fraction = Field(
+    default=0.5, description="Minimum score of a concept's instance, exclusive."
+  )
+  max_detections: int = Field(default=100, ge=1, le=1000, description="Instances of each concept.")
   format: Format = "rle"
 
 
@@ -87,8 +89,8 @@ class EverythingRequest(_Request):
   model_config = ConfigDict(
     extra="forbid", strict=True, json_schema_extra={"examples": [{"points_per_side": 16}]}
   )
-  points_per_side: int = Field(16, ge=1, le=MAX_POINTS_PER_SIDE)
-  points_per_batch: int = Field(64, ge=1, le=256)
+  points_per_side: int = Field(default=16, ge=1, le=MAX_POINTS_PER_SIDE)
+  points_per_batch: int = Field(default=64, ge=1, le=256)
   multimask_output: bool = True
   pred_iou_thresh: Fraction = 0.8
   stability_score_thresh: Fraction = 0.95

@@ -23,6 +23,7 @@ from sam3_jax.server.errors import ApiError, as_api_error, busy, encoded
 from sam3_jax.server.metrics import Metrics
 from sam3_jax.server.settings import Settings, is_loopback
 
+LABEL_TOOLS = ("/label-studio/", "/anylabeling/")
 PROTECTED = ("/v1", "/label-studio", "/anylabeling", "/metrics")  # paths that need the token
 STATIC = "/static/"
 CSP = (
@@ -119,6 +120,8 @@ class Guard:
     path = scope["path"]
     if self._token and any(path == one or path.startswith(f"{one}/") for one in PROTECTED):
       given = _given_token(headers.get("authorization", ""))
+      if path.startswith("/anylabeling/"):  # whose client sends this header only
+        given = given or headers.get("token", "").encode()
       preflight = scope["method"] == "OPTIONS" and self._allowed_origin(headers) is not None
       if not hmac.compare_digest(given, self._token) and not preflight:
         raise ApiError(
@@ -131,8 +134,8 @@ class Guard:
     length = headers.get("content-length", "")
     if length and not (length.isascii() and length.isdigit()):
       raise ApiError("bad_request", "the header Content-Length is not a number.")
-    if length and int(length[:20]) > _body_limit(headers, self._settings):
-      raise _too_large(headers, self._settings)
+    if length and int(length[:20]) > _body_limit(path, headers, self._settings):
+      raise _too_large(path, headers, self._settings)
 
   def _check_host(self, headers: Headers) -> None:
     given = headers.getlist("host")
@@ -190,7 +193,7 @@ class _Exchange:
     self.status, self.received, self.sent = 499, 0, 0
     self.cors: dict[str, str] = {}
     self._scope, self._receive, self._send, self._settings = scope, receive, send, settings
-    self._limit = _body_limit(self.headers, settings)
+    self._limit = _body_limit(scope["path"], self.headers, settings)
     self._complete = False
     self._start = time.monotonic()
 
@@ -212,7 +215,7 @@ class _Exchange:
       self.received += len(message.get("body", b""))
       self._complete = not message.get("more_body", False)
       if self.received > self._limit:
-        raise _too_large(self.headers, self._settings)
+        raise _too_large(self._scope["path"], self.headers, self._settings)
     return message
 
   async def send(self, message: Any) -> None:
@@ -291,12 +294,15 @@ def _given_token(authorization: str) -> bytes:
   return value.strip().encode() if scheme.lower() == "bearer" else b""
 
 
-def _body_limit(headers: Headers, settings: Settings) -> int:
-  """Bytes that a body may have: only images may be large."""
+def _body_limit(path: str, headers: Headers, settings: Settings) -> int:
+  """Bytes that a body may have: only images may be large, and JSON of label tools with images."""
   kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-  return settings.max_json_bytes if kind == "application/json" else settings.max_bytes
+  if kind != "application/json":
+    return settings.max_bytes
+  in_base64 = settings.max_bytes * 4 // 3 + 2**20
+  return in_base64 if path.startswith(LABEL_TOOLS) else settings.max_json_bytes
 
 
-def _too_large(headers: Headers, settings: Settings) -> ApiError:
-  limit = _body_limit(headers, settings)
+def _too_large(path: str, headers: Headers, settings: Settings) -> ApiError:
+  limit = _body_limit(path, headers, settings)
   return ApiError("too_large", f"the body is larger than {limit:,} bytes.", {"Connection": "close"})
