@@ -98,6 +98,7 @@ def test_equals_one_device(found, tokenizer, images):
   assert count > 10
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_other_images(engine, found, images):
   """Bit for bit, so that a resumed job has the bytes of an undisturbed one."""
   some = slots(images)

@@ -54,6 +54,7 @@ def test_equals_decode(segmenter):
 
 
 @pytest.mark.parametrize("missing", [("boxes", "box_labels"), ("box_labels",), ("prompts",)])
+@pytest.mark.slow
 def test_optional_keys(segmenter, missing):
   inputs = {key: value for key, value in card().items() if key not in missing}
   assert segmenter.predict(inputs)["scores"].shape[0] == 2

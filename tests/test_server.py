@@ -72,6 +72,7 @@ def test_concepts_equal_decode(model, client):
     assert [row["area"] for row in got["instances"]] == areas
 
 
+@pytest.mark.slow
 def test_visual_prompts_equal_decode_visual(model, client):
   image = upload(client, 2)
   embedding = model.encode(pixels(2), visual=True)
@@ -117,6 +118,7 @@ def test_concurrent_requests_equal_decode(model):
     assert [row["mask"] for row in rows] == [want.masks.rle(i) for i in range(len(want))]
 
 
+@pytest.mark.slow
 def test_everything_equals_generate_masks(model, client):
   image = upload(client, 3)
   options = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}

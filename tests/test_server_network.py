@@ -17,6 +17,8 @@ from sam3_jax.server import protocol
 from sam3_jax.server.app import create_app
 from sam3_jax.server.settings import Settings
 
+pytestmark = pytest.mark.slow  # its clients wait
+
 CAT = {"concepts": [{"phrase": "cat"}]}
 
 

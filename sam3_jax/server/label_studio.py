@@ -100,7 +100,7 @@ class Backend:
   async def predict(self, request: Request, sent: PredictRequest) -> list[Any]:
     """The prediction of each task.
 
-    Of several tasks, those that fail have an empty list, with which Label Studio goes on.
+    Of several tasks, those that fail have an empty list, and Label Studio continues.
 
     Raises:
       ApiError: the label config or the only task is invalid, all tasks failed, or the server is
