@@ -28,7 +28,7 @@ from sam3_jax.utils.atomic_files import write_json
 SEED, FRAMES, SIZE, RATE = 34, 48, (240, 320), 12
 NAME = "moving_scene"
 CRF = 23  # constant rate factor of x264: lower is better and larger
-COLORS = 64  # of the animation
+COLORS = 128  # of the animation
 
 
 def scene(seed: int = SEED) -> MovingScene:
@@ -69,7 +69,8 @@ def write_animation(path: Path, video: Path, points: list[str]) -> None:
       raise SystemExit(status)
     with av.open(str(next(Path(out).glob("*.sam3.mp4")))) as container:
       frames = [frame.to_image() for frame in container.decode(video=0)]
-  palette = frames[0].quantize(COLORS)
+  some = np.concatenate([np.asarray(frame) for frame in frames[::8]])
+  palette = Image.fromarray(some).quantize(COLORS)
   frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
   frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // RATE, loop=0)
 
