@@ -67,6 +67,20 @@ def blocked(work: Work, engine: Engine):
   return future
 
 
+def test_says_ready_only_when_work_is_accepted():
+  told, engine = threading.Event(), Engine(Work())
+  seen = []
+
+  def ready():
+    seen.append(engine.is_ready)
+    told.set()
+
+  engine.start(lambda: seen.append(engine.is_ready), ready=ready)
+  assert told.wait(10)
+  assert seen == [False, True]
+  engine.stop()
+
+
 def test_results_are_in_order_of_the_units():
   work = Work(limit=2)
   work.gate.set()

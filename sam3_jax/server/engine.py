@@ -131,11 +131,14 @@ class Engine:
   def start(
     self,
     prepare: Callable[[], object] = lambda: None,
+    ready: Callable[[], object] = lambda: None,
     failed: Callable[[], object] = lambda: None,
   ) -> None:
-    """Starts the thread, which first calls `prepare`, to compile programs, or `failed` after an
-    error of `prepare`."""
-    arguments = (prepare, failed)
+    """Starts the thread, which first calls `prepare`, to compile programs.
+
+    Once work is accepted it calls `ready`, or after an error of `prepare`, `failed`.
+    """
+    arguments = (prepare, ready, failed)
     self._thread = threading.Thread(
       target=self._run, args=arguments, name="sam3-device", daemon=True
     )
@@ -169,7 +172,12 @@ class Engine:
       self._changed.notify()
     return request.future
 
-  def _run(self, prepare: Callable[[], object], failed: Callable[[], object]) -> None:
+  def _run(
+    self,
+    prepare: Callable[[], object],
+    ready: Callable[[], object],
+    failed: Callable[[], object],
+  ) -> None:
     try:
       prepare()
     except BaseException as error:
@@ -179,6 +187,7 @@ class Engine:
       return
     self._ready.set()
     self._last = time.monotonic()
+    ready()
     while batch := self._next():
       self._computing = True
       self._compute(batch)

@@ -89,7 +89,9 @@ class Service:
     if not compiled:
       self.engine.start()
       return
-    self.engine.start(lambda: warm_up(self.model, step), failed)
+    self.engine.start(
+      lambda: warm_up(self.model, step), ready=lambda: step("ready", 1.0), failed=failed
+    )
     self._compiler.start()
 
   def _start_readers(self) -> None:

@@ -44,7 +44,6 @@ def warm_up(model: Sam3, step: Step) -> None:
     with ThreadPoolExecutor() as pool:
       units = [Unit(Visual(embedding, *prompt)) for prompt in prompts]
       list(pool.map(lambda unit: work.compute([unit]), units))
-  step("ready", 1.0)
 
 
 class Compiler:
