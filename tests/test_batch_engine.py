@@ -158,6 +158,7 @@ def test_visual_prompts_do_not_depend_on_other_images(engine, pointed, images):
     assert_same(got[i], pointed[i])
 
 
+@pytest.mark.slow
 def test_number_of_compiled_programs(engine, pointed):
   """One for images and one for prompts of up to eight boxes; for visual prompts one for the second
   neck, and one for each of two numbers of points."""

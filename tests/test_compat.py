@@ -60,6 +60,7 @@ def test_optional_keys(segmenter, missing):
   assert segmenter.predict(inputs)["scores"].shape[0] == 2
 
 
+@pytest.mark.slow
 def test_padding_boxes_are_ignored(segmenter):
   inputs = card() | {"box_labels": np.full((2, 1), -10)}
   text_only = {key: inputs[key] for key in ("images", "prompts")}

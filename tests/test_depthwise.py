@@ -12,6 +12,7 @@ from sam3_jax.ops import depthwise
 @pytest.mark.parametrize(
   ("size", "shape"), [(7, (2, 9, 6, 8)), (3, (1, 1, 1, 4)), (1, (1, 3, 2, 4))]
 )
+@pytest.mark.slow
 def test_equal_to_the_convolution(size, shape):
   rng = np.random.default_rng(0)
   maps = jnp.asarray(rng.standard_normal(shape), jnp.float32)
