@@ -1,5 +1,6 @@
 """Declares `sam3-jax serve`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,8 +31,6 @@ def serve(
     str | None,
     typer.Option(
       metavar="TOKEN",
-      envvar="SAM3_JAX_TOKEN",
-      show_envvar=False,
       help="Token that clients must send. The environment variable SAM3_JAX_TOKEN sets it without "
       "showing it in the list of processes.",
     ),
@@ -82,8 +81,6 @@ def serve(
     str | None,
     typer.Option(
       metavar="KEY",
-      envvar="LABEL_STUDIO_API_KEY",
-      show_envvar=False,
       help="Access token of Label Studio. The environment variable LABEL_STUDIO_API_KEY sets it "
       "without showing it in the list of processes.",
     ),
@@ -119,7 +116,7 @@ def serve(
 
   settings = Settings(
     host=host,
-    token=token or None,
+    token=token or os.environ.get("SAM3_JAX_TOKEN") or None,
     allow_origins=tuple(allow_origin or ()),
     allow_hosts=tuple(allow_host or ()),
     store=store,
@@ -129,7 +126,7 @@ def serve(
     max_pixels=max_pixels,
     readers=readers,
     label_studio_url=label_studio_url or None,
-    label_studio_key=label_studio_key or None,
+    label_studio_key=label_studio_key or os.environ.get("LABEL_STUDIO_API_KEY") or None,
   )
   arguments.use_device(device)
 
