@@ -1,13 +1,13 @@
 """Reads a request's JSON: no NaN or infinity, no deep nesting, no parsing in the event loop."""
 
 import asyncio
-import json
 from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 
 from sam3_jax.server.errors import ApiError
+from sam3_jax.utils import json_text
 
 MAX_DEPTH = 16  # the deepest request, a point of a visual prompt, has 6
 _LARGE = 64 * 2**10  # bytes; larger bodies are parsed in a thread
@@ -17,19 +17,12 @@ def parse(data: bytes) -> Any:
   """Parses JSON.
 
   Raises:
-    ApiError: it is not JSON in UTF-8, has NaN or infinite numbers, or is nested too deeply.
+    ApiError: as `json_text.parse`, or it is nested too deeply.
   """
   try:
-    value = json.loads(data.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
-  except UnicodeDecodeError:
-    raise ApiError("bad_request", "the body is not UTF-8.") from None
-  except RecursionError:
-    raise _too_deep() from None
-  except json.JSONDecodeError as error:
-    where = f"line {error.lineno}, column {error.colno}"
-    raise ApiError("bad_request", f"the body is not JSON: {error.msg} at {where}.") from None
-  except ValueError as error:  # an integer of thousands of digits
-    raise ApiError("bad_request", f"the body has an invalid number: {error}.") from None
+    value = json_text.parse(data, "the body")
+  except ValueError as error:
+    raise ApiError("bad_request", f"{error}.") from None
   level = [value]
   for _ in range(MAX_DEPTH):
     level = [
@@ -41,7 +34,7 @@ def parse(data: bytes) -> Any:
     ]
     if not level:
       return value
-  raise _too_deep()
+  raise ApiError("bad_request", f"the JSON is nested more than {MAX_DEPTH} levels deep.")
 
 
 class JsonRequest(Request):
@@ -72,18 +65,3 @@ class JsonRoute(APIRoute):
       return await handle(JsonRequest(request.scope, request.receive))
 
     return checked
-
-
-def _refuse(name: str) -> Any:
-  raise ApiError("bad_request", f"{name} is not JSON; numbers must be finite.")
-
-
-def _finite(text: str) -> float:
-  value = float(text)
-  if value in (float("inf"), float("-inf")):
-    raise ApiError("bad_request", f"the number {text:.30} is too large; numbers must be finite.")
-  return value
-
-
-def _too_deep() -> ApiError:
-  return ApiError("bad_request", f"the JSON is nested more than {MAX_DEPTH} levels deep.")
