@@ -233,7 +233,7 @@ def test_saved_files_and_import(server, browser, tmp_path):
     assert one.asked() == asked
     again = json.loads(one.download("#save-coco", tmp_path).read_text())
     assert again == data
-    one.get("#prompts .name").first.click()  # goes on: an exemplar box for the lion
+    one.get("#prompts .name").first.click()  # the next exemplar box is for the lion
     one.tool("exemplar")
     one.drag(315, 255, 410, 375)
     assert one.prompts()[0] == "lion (1 +)"

@@ -1,5 +1,6 @@
 """Clients that misbehave: they disconnect, send half a body, or send a byte a second."""
 
+import abc
 import collections
 import contextlib
 import random
@@ -11,7 +12,7 @@ TIMEOUT = 60.0
 PAUSE = 2.0  # seconds between two connections: each may cost the server an encoded image
 
 
-class BadClient(threading.Thread):
+class BadClient(threading.Thread, abc.ABC):
   """Repeats `misbehave` until the run ends.
 
   Attributes:
@@ -35,8 +36,9 @@ class BadClient(threading.Thread):
         self.ends[type(error).__name__] += 1
       self._stop_event.wait(PAUSE)
 
+  @abc.abstractmethod
   def misbehave(self, connection: socket.socket) -> str:
-    raise NotImplementedError
+    """Uses a connection; returns how it ended."""
 
   def _head(self, length: int | None = None) -> bytes:
     lines = [

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 def simplify(polygon: Float[np.ndarray, "n 2"], tolerance: float) -> Float[np.ndarray, "m 2"]:
   """Removes vertices of a closed polygon that are within `tolerance` pixels of the result.
 
-  The first vertex and the one farthest from it are kept. A polygon is returned as it is if fewer
+  The first vertex and the one farthest from it are kept. A polygon is returned unchanged if fewer
   than 3 of its vertices would remain.
   """
   polygon = np.asarray(polygon, np.float64)
