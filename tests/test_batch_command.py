@@ -18,7 +18,7 @@ from batches import files, write_images
 from pycocotools.coco import COCO
 from support import QUICK
 
-from sam3_jax.batch import pipeline, processes
+from sam3_jax.batch import pipeline, prefetch, processes
 from sam3_jax.cli.main import main
 from sam3_jax.inference.predictor import Sam3
 
@@ -169,6 +169,8 @@ def test_too_many_failures(folder, capsys):
 
 @pytest.mark.slow
 def test_killed_worker_loses_no_image(folder, monkeypatch):
+  """An image whose reader is killed is read again, alone. Only `--workers` are killed here: an
+  image that ends the lone process too has failed, whatever ended it."""
   typed, start = (
     [*TYPED, "--part-size", "2", "--batch-images", "2", "--quiet"],
     batches.Engine.start,
@@ -176,17 +178,22 @@ def test_killed_worker_loses_no_image(folder, monkeypatch):
   write_images(folder / "images", 16)
   assert main([*typed, "--out", "undisturbed"]) == 0
 
-  killed = []
+  workers, killed = [], []
+
+  class Recorded(prefetch.ReaderProcess):
+    def __init__(self, side, max_pixels, memory=None):
+      super().__init__(side, max_pixels, memory)
+      if memory is None:
+        workers.append(self)
 
   def start_and_kill(self, slots):
-    if workers := multiprocessing.active_children():
-      workers[0].kill()
-      killed.append(workers[0].pid)
-      if len(killed) == 3:
-        patch.setattr(batches.Engine, "start", start)
+    if len(killed) < 3 and workers[-1] not in killed:
+      workers[-1].kill()
+      killed.append(workers[-1])
     return start(self, slots)
 
   with monkeypatch.context() as patch:
+    patch.setattr(prefetch, "ReaderProcess", Recorded)
     patch.setattr(batches.Engine, "start", start_and_kill)
     assert main([*typed, "--workers", "1"]) == 0
   assert killed
