@@ -128,6 +128,9 @@ class TrackerRules:
   # Cells of the largest holes that are filled, and of the largest islands that are removed; 0 for
   # neither.
   hole_area: int = 16
+  # Leaves each cell of a tracked frame to one object, and hides an object that loses most of its
+  # cells. False lets objects overlap, as Meta's tracker does by itself.
+  separate_objects: bool = False
 
   def __post_init__(self):
     if self.hole_area:

@@ -9,7 +9,7 @@ from training_model import CONFIG, parameters, random_parameters
 from video_model import quick_video
 
 from sam3_jax import Sam3, Tokenizer
-from sam3_jax.config import VideoConfig
+from sam3_jax.config import Config, VideoConfig
 from sam3_jax.model.video import tracker
 from sam3_jax.model.visual import head
 from sam3_jax.utils.param_tree import nest
@@ -19,11 +19,11 @@ SMALL = dataclasses.replace(CONFIG, video=VIDEO)
 SIZE = (24, 40)
 
 
-def small_model(dtype: str = "float32") -> Sam3:
-  """A model with programs of its own."""
+def small_model(dtype: str = "float32", config: Config = SMALL) -> Sam3:
+  """A model with programs of its own; `config` may change the rules."""
   tokenizer = Tokenizer(GOLDENS / "tokenizer.model", context=CONFIG.text.context)
   info = {"name": "small"}
-  return quick_video(Sam3(SMALL, _parameters(), tokenizer, info=info, dtype=dtype))
+  return quick_video(Sam3(config, _parameters(), tokenizer, info=info, dtype=dtype))
 
 
 @functools.cache

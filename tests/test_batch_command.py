@@ -1,7 +1,6 @@
 """`sam3-jax batch`: options and messages, signals, and several processes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket

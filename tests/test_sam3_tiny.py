@@ -116,7 +116,7 @@ def test_the_command(tmp_path, truth):
 
 @pytest.mark.slow
 def test_the_track_command(tmp_path):
-  """The README's command: each object keeps its id, behind an obstacle and behind another object."""
+  """The README's command: each object keeps its id, behind an obstacle and another object."""
   pytest.importorskip("av")
   points = [word for point in ("157,142", "98,136", "267,153") for word in ("--point", point)]
   video = ROOT / "docs" / "moving_scene.mp4"

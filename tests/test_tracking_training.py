@@ -60,15 +60,22 @@ def test_reads_equal_those_of_a_session(seed):
 
 
 @pytest.mark.slow
-def test_a_clip_is_tracked_as_in_a_session(monkeypatch):
-  """Two clicked objects, and a correction of both: scores and masks of every frame."""
-  model, side = small_video.small_model(), small_video.SMALL.image_size
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_clip_is_tracked_as_in_a_session(monkeypatch, separate):
+  """Two clicked objects, and a correction of both: scores of every frame. If objects are separate,
+  the second one has the same clicks as the first, and is hidden on some frames."""
+  rules = dataclasses.replace(small_video.VIDEO.rules, separate_objects=separate)
+  config = dataclasses.replace(
+    small_video.SMALL, video=dataclasses.replace(small_video.VIDEO, rules=rules)
+  )
+  clicks = CLICKS[:1] * 2 if separate else CLICKS
+  model, side = small_video.small_model(config=config), config.image_size
   frames = np.full((LENGTH, side, side, 3), 40, np.uint8)
   for t, frame in enumerate(frames):
     frame[4 + t : 14 + t, 2 + t : 12 + t] = (230, 90, 30)
 
   session = model.video(list(frames))
-  ids = [session.add(VisualPrompt(points=[point])) for point in CLICKS]
+  ids = [session.add(VisualPrompt(points=[point])) for point in clicks]
   for _ in session.run(stop=CORRECTED + 1):
     pass
   before = [session.tracker.state.owners[i].record(CORRECTED) for i in ids]
@@ -98,17 +105,24 @@ def test_a_clip_is_tracked_as_in_a_session(monkeypatch):
   labels = np.full((1, 2, 2), -1, np.int32)
   labels[:, :, 0] = 1
   xy = np.zeros((1, 2, 2, 2), np.float32)
-  xy[0, :, 0] = np.array(CLICKS) / side
+  xy[0, :, 0] = np.array(clicks) / side
   clips = _clips(frames[None, :FRAMES], xy=xy, labels=labels, kind=np.array([CLICK], np.int32))
-  functions = VideoFunctions(small_video.SMALL, jnp.float32)
+  functions = VideoFunctions(config, jnp.float32)
 
   @jax.jit
   def run(params, clips):
     key = jax.random.key(0)
-    return tracking.tracking_sums(params, functions, small_video.VIDEO, clips, key)
+    return tracking.tracking_sums(params, functions, config.video, clips, key)
 
   compiled = run.lower(model.params, clips).compile(compiler_options=QUICK)
-  assert_close(compiled(model.params, clips), want, rel=2e-5)
+  got = compiled(model.params, clips)
+  if separate:
+    hidden = want["object_logit"] <= -10
+    assert hidden.any()
+    for scores in (want, got):  # in training, the scores before an object is hidden
+      scores["object_logit"] = np.where(hidden, 0, scores["object_logit"])
+  # Rounding decides which of two almost equal objects has a cell: 4e-5 was measured.
+  assert_close(got, want, rel=4e-4 if separate else 2e-5)
 
 
 def _clips(frames, **fields):

@@ -7,7 +7,12 @@ from golden_model import GOLDENS
 
 from sam3_jax.inference.video import selection
 from sam3_jax.inference.video.components import clean_mask
-from sam3_jax.inference.video.functions import without_overlap
+from sam3_jax.inference.video.functions import (
+  ABSENT_LOGIT,
+  TrackedObjects,
+  separate_objects,
+  without_overlap,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,28 @@ def test_first_of_equal_objects_keeps_cells():
   masks = np.ones((3, 2, 2), np.float32)
   got = np.asarray(without_overlap(masks, np.zeros(3, np.int32), np.int32([2, 0, 1])))
   np.testing.assert_array_equal(got[:, 0, 0], [-10, 1, -10])
+
+
+def test_separate_objects(functions):
+  """Cells as without overlap; objects that lose most of their cells are those that Meta's video
+  model clamps."""
+  masks = functions["overlap.masks"][:, 0]
+  found = TrackedObjects(masks, np.ones(6), np.full(6, 3, np.float32), np.zeros((6, 8)))
+  got = separate_objects(found)
+  lost = functions["overlap.shrinkage"][:, 0].max(axis=(1, 2)) <= -10
+  assert 0 < lost.sum() < 6
+  np.testing.assert_array_equal(got.object_logit, np.where(lost, -10, 3))
+  kept = np.where(lost[:, None, None], ABSENT_LOGIT, functions["overlap.pixel"][:, 0])
+  np.testing.assert_array_equal(got.mask_logits, kept)
+
+
+def test_separate_objects_leave_absent_objects_absent():
+  masks = np.full((3, 4, 4), ABSENT_LOGIT, np.float32)
+  masks[1, :2] = 1
+  logits = np.float32([-3, 2, -20])
+  got = separate_objects(TrackedObjects(masks, np.ones(3), logits, np.zeros((3, 8))))
+  np.testing.assert_array_equal(got.object_logit, logits)
+  np.testing.assert_array_equal(np.asarray(got.mask_logits) > 0, masks > 0)
 
 
 def test_oldest_selected_frame_gives_no_pointer():

@@ -28,6 +28,7 @@ MASK_SCALE, MASK_OFFSET = 20.0, -10.0  # of the map that the memory encoder take
 # Objects whose memories are encoded at a time. A TPU puts the objects of a block on its 128 lanes
 # where maps have few channels, so 8 take as long as 32.
 BLOCK = 32
+KEPT_SHARE = 0.3  # of its cells that an object must keep among others; Meta's, of its video model
 
 
 @struct.dataclass
@@ -54,6 +55,7 @@ class VideoFunctions:
     self._size, self._dtype = config.image_size, dtype
     self._detector, self._head = Detector(config, dtype), VisualHead(config, dtype)
     self._tracker = VideoTracker(config, dtype)
+    self._separate = config.video is not None and config.video.rules.separate_objects
 
   def encode(self, params, pixels):
     sizes = jnp.zeros((len(pixels), 2), jnp.int32)
@@ -93,7 +95,7 @@ class VideoFunctions:
     ambiguous = jnp.ones(count, bool)
     unread = _reads_nothing(reads)
     found = self.decode(params, image, embedding, no_prompts(count), ambiguous, unread)
-    found = hide_absent(found)
+    found = self.shown(params, found, ~unread)
     present = found.object_logit > 0
     memory = self.memorize(params, embedding, found.mask_logits, present, self.soft_map)
     return banks.write(bank, rows, memory, found.pointers), found, memory
@@ -125,6 +127,18 @@ class VideoFunctions:
     pointers = self.network(params, VideoTracker.pointer, _token(found, ambiguous), present)
     return TrackedObjects(masks[:, 0].astype(jnp.float32), iou[:, 0], found.object_logit, pointers)
 
+  def shown(self, params, found, tracked) -> TrackedObjects:
+    """What is shown and remembered of objects on a tracked frame; `tracked` is false for slots
+    without an object."""
+    if not self._separate:
+      return hide_absent(found)
+    logit = jnp.where(tracked, found.object_logit, -1)
+    separate = separate_objects(hide_absent(dataclasses.replace(found, object_logit=logit)))
+    nothing = params["video"]["no_object_pointer"].astype(jnp.float32)
+    hidden = (separate.object_logit <= 0)[:, None]
+    pointers = jnp.where(hidden, nothing, found.pointers)
+    return dataclasses.replace(separate, pointers=pointers)
+
   def soft_map(self, logits):
     """The map of a tracked mask that the memory encoder takes."""
     return jax.nn.sigmoid(self.enlarge(logits)) * MASK_SCALE + MASK_OFFSET
@@ -150,6 +164,23 @@ def hide_absent(found: TrackedObjects) -> TrackedObjects:
   """Empties the masks of absent objects."""
   present = (found.object_logit > 0)[:, None, None]
   return dataclasses.replace(found, mask_logits=jnp.where(present, found.mask_logits, ABSENT_LOGIT))
+
+
+def separate_objects(found: TrackedObjects) -> TrackedObjects:
+  """Leaves each cell to the object with the highest logit there, the first of equal ones; the
+  others get at most -10.
+
+  An object that keeps less than `KEPT_SHARE` of its cells is absent: its object logit becomes -10
+  at most, and its mask empty. The rule is that of Meta's video model for memories.
+  """
+  count = len(found.mask_logits)
+  inside = found.mask_logits > 0
+  first = found.mask_logits.argmax(axis=0) == jnp.arange(count)[:, None, None]
+  own, all_cells = ((x.sum(axis=(1, 2), dtype=jnp.float32)) for x in (inside & first, inside))
+  logits = jnp.where(first, found.mask_logits, jnp.minimum(found.mask_logits, MASK_OFFSET))
+  lost = own < KEPT_SHARE * all_cells
+  object_logit = jnp.where(lost, jnp.minimum(found.object_logit, MASK_OFFSET), found.object_logit)
+  return hide_absent(dataclasses.replace(found, mask_logits=logits, object_logit=object_logit))
 
 
 def prompted_map(logits: Float[Array, "O h w"]) -> Float[Array, "O h w"]:
