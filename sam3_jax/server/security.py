@@ -129,7 +129,7 @@ class Guard:
           "this server needs a token: send the header Authorization: Bearer TOKEN.",
           {"WWW-Authenticate": "Bearer"},
         )
-    if self._active > self._settings.max_requests:
+    if self._active > self._settings.max_requests and path != "/healthz":
       raise busy(1, f"{self._active - 1} requests are being served")
     length = headers.get("content-length", "")
     if length and not (length.isascii() and length.isdigit()):
