@@ -133,12 +133,14 @@ def test_controls_fit_into_small_windows(server, browser, size):
     results(one)
     assert one.page.evaluate("document.documentElement.scrollWidth") == width
     cut = one.page.evaluate(
-      """() => [[".tools", ".stage"], [".prompt", ".panel"], [".prompt *", ".prompt"]]
-        .flatMap(([inner, outer]) => [...document.querySelectorAll(inner)].map((e) => [e, e.closest(outer)]))
-        .filter(([e]) => e.checkVisibility())
-        .filter(([e, outer]) => e.scrollWidth > e.clientWidth + 0.5 && e.matches(".tools")
-          || e.getBoundingClientRect().right > outer.getBoundingClientRect().right + 0.5)
-        .map(([e]) => e.className || e.textContent)"""
+      """() => {
+        const right = (element) => element.getBoundingClientRect().right;
+        const inside = { ".tools span": ".stage", ".prompt": ".panel", ".prompt *": ".prompt" };
+        return Object.entries(inside).flatMap(([inner, outer]) =>
+          [...document.querySelectorAll(inner)]
+            .filter((e) => e.checkVisibility() && right(e) > right(e.closest(outer)) + 0.5)
+            .map((e) => e.className || e.textContent));
+      }"""
     )
     assert cut == []
 

@@ -169,7 +169,7 @@ def router(service: Service) -> APIRouter:
 
   @routes.get("/health")
   async def health() -> Health:
-    """Says that the server is there."""
+    """Reports that the server is running."""
     return Health(status="healthy", models_loaded=1)
 
   @routes.get("/v1/models")

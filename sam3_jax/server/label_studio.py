@@ -223,17 +223,17 @@ def router(service: Service) -> APIRouter:
   @routes.get("/")
   @routes.get("/health")
   async def health() -> Health:
-    """Says that the server is there."""
+    """Reports that the server is running."""
     return Health(status="UP", model_class="sam3-jax")
 
   @routes.post("/setup")
   async def setup() -> SetupResponse:
-    """Tells the version of the model. `hostname` and `access_token` of the request are not used."""
+    """Returns the version of the model; `hostname` and `access_token` are not used."""
     return SetupResponse(model_version=backend.version)
 
   @routes.get("/versions")
   async def versions() -> dict[str, list[str]]:
-    """Tells the only version of the model."""
+    """Returns the only version of the model."""
     return {"versions": [backend.version]}
 
   @routes.post("/predict")
@@ -245,7 +245,7 @@ def router(service: Service) -> APIRouter:
 
   @routes.post("/webhook")
   async def webhook() -> dict[str, str]:
-    """Takes no notice of changed annotations: the model is not trained by them."""
+    """Ignores changed annotations: the model is not trained on them."""
     return {}
 
   return routes

@@ -41,7 +41,7 @@ HEADERS = {
   "Cross-Origin-Resource-Policy": "same-origin",
 }
 _CORS_METHODS, _CORS_HEADERS = "GET, POST, DELETE", "Authorization, Content-Type"
-_SECRET = re.compile(r"[A-Za-z0-9_-]{43,}")  # ids of images, which the log must not tell
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43,}")  # ids of images, which must not be logged
 _BODY_METHODS = ("POST", "PUT", "PATCH")
 
 
