@@ -4,6 +4,8 @@ import { $, plural } from "./dom.js";
 import { instancesOf } from "./instances.js";
 import * as prompts from "./prompts.js";
 
+const LONGEST = 40; // characters of a prompt's name in an alert
+
 let timer = 0;
 let repeat = null;
 
@@ -73,13 +75,15 @@ export function createReport(store, known) {
     },
     failed(error, work, again) {
       busy(false);
-      const names = [...new Set(work.map(({ prompt }) => prompt.name))].join(", ");
+      const names = [...new Set(work.map(({ prompt }) => shortened(prompt.name)))].join(", ");
       say("");
       const place = /^(concepts|visual)(\[\d+\])?: /; // says which prompt it is, as `names` does
       warn(`${names}: ${error.message.replace(place, "")}`, again);
     },
   };
 }
+
+const shortened = (name) => (name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name);
 
 function countOf(prompt, known) {
   if (!prompt?.answer) return "";
