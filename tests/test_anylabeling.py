@@ -159,6 +159,9 @@ def test_raw_base64(server):
     ({"image": "AAAA"}, 415, "not an image"),
     ({"params": {"marks": [{"type": "point", "data": [1, 2, 3]}]}}, 400, "needs data"),
     ({"params": {"marks": [{"type": "rectangle", "data": [1, 2]}]}}, 400, "needs data"),
+    ({"params": {"marks": [point(5, 5)] * 63}}, 400, "points: List should have at most 62 items"),
+    ({"params": {"marks": [box(1, 1, 9, 9)] * 129}}, 400, "boxes: List should have at most 128"),
+    ({"params": {"text_prompt": "lion " * 300}}, 400, "phrase: String should have at most 1000"),
   ],
 )
 def test_invalid_requests(server, change, status, match):

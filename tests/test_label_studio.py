@@ -9,7 +9,7 @@ from label_tools import HEIGHT, WIDTH, client, left_half
 from PIL import Image
 from test_brush_rle import decoded
 
-from sam3_jax.server import label_studio
+from sam3_jax.server import label_studio, settings
 from sam3_jax.server.errors import ApiError
 
 CONFIG = """<View>
@@ -217,8 +217,27 @@ class TestInteractive:
     message = refused(server, sent(task(), context={"result": []}))
     assert "no positive key point, box or text" in message
 
+  @pytest.mark.parametrize(
+    ("region", "count", "match"),
+    [
+      ({"type": "keypointlabels", "value": {"x": 5, "y": 5}}, 63, "points: List should have"),
+      ({"type": "textarea", "value": {"text": ["lion"] * 129}}, 1, "concepts: List should have"),
+      ({"type": "textarea", "value": {"text": ["lion " * 300]}}, 1, "phrase: String should have"),
+    ],
+  )
+  def test_too_much_is_drawn(self, server, region, count, match):
+    assert match in refused(server, sent(task(), context={"result": [region] * count}))
+
 
 class TestRefused:
+  def test_a_long_phrase(self, server):
+    config = CONFIG.replace('"cat"', f'"{"cat " * 300}"')
+    assert "phrase: String should have at most 1000" in refused(server, sent(task(), config=config))
+
+  def test_too_many_masks_to_decode(self, server, monkeypatch):
+    monkeypatch.setitem(settings.MAX_MASK_PIXELS, "polygons", WIDTH * HEIGHT)
+    assert "raise the threshold" in refused(server, sent(task()), 413)
+
   @pytest.mark.parametrize(
     ("image", "match"),
     [

@@ -239,11 +239,29 @@ def test_saved_files_and_import(server, browser, tmp_path):
     assert one.prompts()[0] == "lion (1 +)"
 
 
+def test_imported_clicks_are_continued(server, browser, tmp_path):
+  with user(browser, server) as one:
+    one.example()
+    one.tool("click")
+    one.click(360, 310)
+    path = one.download("#save-coco", tmp_path)
+    one.get("#clear").click()
+    one.expect(one.get("#status")).to_have_text("All prompts were cleared.")
+    one.expect(one.get("#delete")).to_be_disabled()
+    one.get("#coco-input").set_input_files(path)
+    one.expect(one.get("#status")).to_have_text("Imported lion.sam3.json.")
+    assert one.prompts() == ["click 1 (1 +)"]
+    one.get("#prompts .name").first.click()
+    one.click(350, 330)
+    assert one.prompts() == ["click 1 (2 +)"]
+    assert one.instances() == ["click 1"]
+
+
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
     ("notes.txt", b"not an image at all", "notes.txt is not an image."),
-    ("fake.png", b"\x89PNG\r\n\x1a\nand nothing more", "The browser cannot show fake.png."),
+    ("fake.png", b"\x89PNG\r\n\x1a\nand nothing more", "The browser cannot show fake.png:"),
     ("other.json", b"{}", "Open the image of the COCO file first."),
   ],
 )
@@ -262,6 +280,7 @@ def test_other_files_are_refused(server, browser, name, content, message):
   ("text", "message"),
   [
     ("nothing", "not JSON"),
+    ('{"images": [null], "categories": [], "annotations": []}', "not those of a COCO dataset"),
     ('{"images": []}', "has no list “categories”"),
     (
       '{"images": [{"id": 1, "width": 3, "height": 2}], "categories": [], "annotations": []}',

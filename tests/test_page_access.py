@@ -125,6 +125,26 @@ def test_tab_reaches_every_control_and_shows_it(server, browser):
     assert set(wanted) <= set(seen)
 
 
+@pytest.mark.parametrize("size", [(320, 568), (801, 420), (900, 420)])
+def test_controls_fit_into_small_windows(server, browser, size):
+  """320 px is what WCAG 2.2 asks for (reflow). The tools are beside the panel from 801 px."""
+  width, height = size
+  with user(browser, server, viewport={"width": width, "height": height}) as one:
+    results(one)
+    assert one.page.evaluate("document.documentElement.scrollWidth") == width
+    cut = one.page.evaluate(
+      """() => {
+        const right = (element) => element.getBoundingClientRect().right;
+        const inside = { ".tools span": ".stage", ".prompt": ".panel", ".prompt *": ".prompt" };
+        return Object.entries(inside).flatMap(([inner, outer]) =>
+          [...document.querySelectorAll(inner)]
+            .filter((e) => e.checkVisibility() && right(e) > right(e.closest(outer)) + 0.5)
+            .map((e) => e.className || e.textContent));
+      }"""
+    )
+    assert cut == []
+
+
 def test_a_narrow_window(server, browser):
   with user(browser, server, **NARROW) as one:
     results(one)

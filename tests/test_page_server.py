@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import browser_page
 import pytest
@@ -99,7 +100,7 @@ def test_a_converted_release_shows_its_license_and_limits(server, browser):
 
 def test_a_small_model_lists_what_it_knows(server, browser):
   with user(browser, server) as one:
-    one.expect(one.get("#model-button")).to_have_text("sam3-tiny · knows 78 things")
+    one.expect(one.get("#model-button")).to_have_text("sam3-tiny · knows 78 objects")
     one.example()
     one.get("#model-button").click()
     buttons = one.get("#model .concepts button")
@@ -124,6 +125,68 @@ def test_a_busy_server_is_asked_again(server, browser):
     one.ask("lion")
     assert one.instances() == ["lion"]
     assert len(answers) == 3
+
+
+def test_an_image_waits_for_a_server_that_still_compiles(server, browser):
+  answers = []
+
+  def refuse(route):
+    answers.append(route.request.url)
+    error = {"error": {"code": "not_ready", "message": "the server is compiling its programs."}}
+    return route.fulfill(status=503, json=error) if len(answers) < 2 else route.fallback()
+
+  def wait(route):
+    answers.append(route.request.url)
+    status = 503 if len(answers) < 4 else 200
+    return route.fulfill(status=status, json={"status": "compiling"})
+
+  def prepare(page):
+    page.route("**/v1/images", refuse)
+    page.route("**/readyz", wait)
+
+  with user(browser, server, prepare) as one:
+    one.example()
+    one.ask("lion")
+    assert one.instances() == ["lion"]
+    one.expect(one.get("#alert")).to_be_hidden()
+    assert [url.rpartition("/")[2] for url in answers] == ["images", *["readyz"] * 3, "images"]
+
+
+def test_only_the_prompt_at_fault_fails(server, browser):
+  with user(browser, server) as one:
+    one.example()
+    one.ask("lion, " + "x" * 150)
+    one.expect(one.get("#alert")).to_contain_text("at most 30 are read. Use a short noun phrase.")
+    assert "concepts[1]" not in one.get("#alert").inner_text()
+    one.expect(one.get("#prompts .count")).to_have_text(["1", "failed"])
+    assert one.instances() == ["lion"]
+
+
+def test_a_phrase_that_failed_is_tried_on_the_next_image(server, browser):
+  answers = []
+
+  def refuse(route):
+    answers.append(route.request.url)
+    error = {"error": {"code": "internal", "message": "the server failed."}}
+    return route.fulfill(status=500, json=error) if len(answers) < 2 else route.fallback()
+
+  with user(browser, server, lambda page: page.route("**/prompts", refuse)) as one:
+    one.example()
+    one.ask("lion")
+    one.expect(one.get("#alert")).to_contain_text("lion: the server failed.")
+    bring(one, "drop", (Path(__file__).parents[1] / "docs" / "scene.jpg").read_bytes())
+    one.expect(one.get("#status")).to_have_text("The image is ready.")
+    one.ask("lion")
+    assert one.instances() == ["lion"]
+
+
+def test_an_image_of_a_single_row(server, browser):
+  with user(browser, server) as one:
+    bring(one, "drop", jpeg((20_000, 1)))
+    one.expect(one.get("#status")).to_have_text("The image is ready.")
+    one.ask("zebra")
+    message = "zebra: 0 instances (the model may not know it)"
+    one.expect(one.get("#status")).to_have_text(message)
 
 
 def test_a_refused_prompt_is_reported_once(server, browser):

@@ -14,7 +14,7 @@ from sam3_jax import Prompt, VisualPrompt
 from sam3_jax.batch.polygons import mask_to_polygons
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.outputs.rle import decode, encode
-from sam3_jax.server import warm_up
+from sam3_jax.server import settings, warm_up
 from sam3_jax.server.app import create_app
 from sam3_jax.server.results import mask_logits
 from sam3_jax.server.settings import Settings
@@ -154,6 +154,23 @@ def test_formats(client):
     assert rle["area"] == coded["area"] == polygons["area"] == mask.sum()
     assert rle["box"] == coded["box"] == polygons["box"]
     assert (none["area"], none["mask"]) == (-1, None)
+
+
+@pytest.mark.parametrize("form", ["rle", "png", "polygons"])
+def test_masks_with_too_many_pixels(client, monkeypatch, form):
+  """Masks of large images would take minutes to write."""
+  image = upload(client, 4)
+  monkeypatch.setitem(settings.MAX_MASK_PIXELS, form, 5 * 40 * 60)
+  asked = {"visual": [{"points": [[20, 20]]}] * 2, "format": form}
+  response = client.post(f"/v1/images/{image}/prompts", json=asked)
+  assert error_of(response) == (413, "too_many_pixels")
+  message = response.json()["error"]["message"]
+  assert message.startswith("6 masks of 60 x 40 pixels have 14,400 pixels")
+  assert client.post(f"/v1/images/{image}/prompts", json=asked | {"format": "none"}).is_success
+  grid = {"points_per_side": 3, "pred_iou_thresh": 0, "stability_score_thresh": 0, "format": form}
+  monkeypatch.setitem(settings.MAX_MASK_PIXELS, form, 0)
+  response = client.post(f"/v1/images/{image}/everything", json=grid)
+  assert error_of(response) == (413, "too_many_pixels")
 
 
 def test_limits_detections(client):

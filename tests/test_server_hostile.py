@@ -228,6 +228,10 @@ CASES = {
     "POST", ASK, {"json": {"visual": [{"points": [[1, 1]], "point_labels": [7]}]}}, 400,
     "invalid_prompt",
   ),
+  "label of true": (
+    "POST", ASK, {"json": {"visual": [{"points": [[1, 1]], "point_labels": [True]}]}}, 400,
+    "invalid_prompt",
+  ),
   "63 points": (
     "POST", ASK, {"json": {"visual": [{"points": [[10, 10]] * 63}]}}, 400, "invalid_prompt"
   ),

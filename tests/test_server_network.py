@@ -142,6 +142,26 @@ def test_broken_and_large_headers(monkeypatch):
     assert is_alive(port)
 
 
+def test_a_client_that_does_not_read_is_cut(monkeypatch):
+  monkeypatch.setattr(protocol, "READ_SECONDS", 0.5)
+  with listening(max_requests=2) as (port, _):
+    request = f"GET /static/lion.jpg HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+      for _ in range(2):
+        silent = stack.enter_context(socket.socket())
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        silent.connect(("127.0.0.1", port))
+        silent.sendall(request * 100)
+      statuses = [call(port, "GET", "/v1/model")[0]]
+      end = time.monotonic() + 15
+      while statuses[-1] != 200 and time.monotonic() < end:
+        assert call(port, "GET", "/healthz")[0] == 200  # else a probe would restart the server
+        time.sleep(0.1)
+        statuses.append(call(port, "GET", "/v1/model")[0])
+      assert statuses[0] == 429
+      assert statuses[-1] == 200
+
+
 def test_work_of_a_client_that_disconnects_is_dropped():
   with listening() as (port, service):
     image = call(port, "POST", "/v1/images", png())[1]["id"]

@@ -18,7 +18,7 @@ def serve(
     str,
     typer.Option(
       metavar="ADDRESS",
-      help="Address to listen on. Another one than this machine's own needs --token.",
+      help="Address to listen on. Addresses that other machines can reach need --token.",
     ),
   ] = "127.0.0.1",
   port: Annotated[
@@ -55,10 +55,16 @@ def serve(
     ),
   ] = None,
   memory: Annotated[
-    int, typer.Option(min=0, metavar="BYTES", help="Embeddings in memory; others are on disk.")
+    int,
+    typer.Option(
+      min=0, metavar="BYTES", help="Bytes of embeddings to keep in memory; others are on disk."
+    ),
   ] = 2 * 2**30,
   disk: Annotated[
-    int, typer.Option(min=0, metavar="BYTES", help="Embeddings on disk; beyond, old ones go.")
+    int,
+    typer.Option(
+      min=0, metavar="BYTES", help="Bytes of embeddings to keep on disk; the oldest are deleted."
+    ),
   ] = 16 * 2**30,
   max_bytes: Annotated[
     int, typer.Option(min=1, metavar="BYTES", help="Reject larger image files.")
@@ -98,7 +104,8 @@ def serve(
 ) -> None:
   """Serve a page to try the model in, and an HTTP API, described by /openapi.json.
 
-  Programs are compiled first; /readyz then responds with 200. Stop with Ctrl-C or SIGTERM: running
+  Programs are compiled first; /readyz then responds with 200. --open opens the page before that,
+  and an image that is opened in it waits for the programs. Stop with Ctrl-C or SIGTERM: running
   requests are finished, and temporary files are deleted. Images and embeddings are deleted on exit
   unless --store is given. One process owns the device; to use several devices, start several
   servers.

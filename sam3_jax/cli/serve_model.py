@@ -66,7 +66,7 @@ def run(
     settings: of the server.
     listening: from `listen`; connections wait until the model is loaded.
     dtype: as in `Sam3.from_checkpoint`.
-    open_page: open the page once the programs are compiled.
+    open_page: open the page, which waits until the programs are compiled.
     access_log: log requests.
     quiet: print errors only.
   """
@@ -83,8 +83,6 @@ def run(
     say(console, f"ready after {time.perf_counter() - start:.1f} s: {url}")
     if settings.token:
       say(console, f"with the token: {url}#token=TOKEN")
-    if open_page:
-      browse(url + (f"#token={settings.token}" if settings.token else ""))
 
   def stop() -> None:
     server.should_exit = True
@@ -98,6 +96,8 @@ def run(
       timeout_graceful_shutdown=GRACE, timeout_keep_alive=30,
     )
   )  # fmt: skip
+  if open_page:
+    browse(url + (f"#token={settings.token}" if settings.token else ""))
   with _own_signals():
     server.run(sockets=[listening])
   if (error := app.state.service.engine.error) is not None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sam3_jax.server.anylabeling_shapes import Shape, shapes
 from sam3_jax.server.data_uri import is_data_uri, read_base64, read_data_uri
-from sam3_jax.server.errors import ApiError
+from sam3_jax.server.errors import ApiError, refusing_prompts
 from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.known_images import KnownImages
 from sam3_jax.server.schemas import (
@@ -136,7 +136,8 @@ class Backend:
     if sent.model != MODEL:
       raise ApiError("not_found", f"there is no model {shown(sent.model)}; use {MODEL}.")
     params = sent.params
-    labels, asked = _prompts(params)
+    with refusing_prompts():
+      labels, asked = _prompts(params)
     if asked is None:
       return []
     data = await asyncio.to_thread(self._read, sent.image)
@@ -168,7 +169,7 @@ def router(service: Service) -> APIRouter:
 
   @routes.get("/health")
   async def health() -> Health:
-    """Says that the server is there."""
+    """Reports that the server is running."""
     return Health(status="healthy", models_loaded=1)
 
   @routes.get("/v1/models")

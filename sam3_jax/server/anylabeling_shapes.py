@@ -36,14 +36,15 @@ def shapes(
   """
   written = []
   for number, (label, instance) in enumerate(found, 1):
-    if fineness is None or instance.mask is None:
+    mask = None if fineness is None else instance.mask()
+    if fineness is None or mask is None:
       written.append(
         Shape(
           label=label, shape_type="rectangle", points=_corners(instance, size), score=instance.score
         )
       )
       continue
-    parts = _polygons(instance.mask, fineness)
+    parts = _polygons(mask, fineness)
     group = number if len(parts) > 1 else None
     written += [
       Shape(label=label, shape_type="polygon", points=part, score=instance.score, group_id=group)

@@ -17,7 +17,7 @@ from sam3_jax.inference.predictor import Sam3
 from sam3_jax.server import anylabeling, label_studio, schemas
 from sam3_jax.server.access_log import Log
 from sam3_jax.server.disconnect import Disconnected
-from sam3_jax.server.errors import ApiError, as_api_error, body
+from sam3_jax.server.errors import ApiError, as_api_error, body, first_fault
 from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.metrics import Metrics
 from sam3_jax.server.model_card import model_card
@@ -217,20 +217,9 @@ def _add_errors(app: FastAPI) -> None:
 
   @app.exception_handler(RequestValidationError)
   async def invalid(_: Request, error: RequestValidationError) -> Response:
-    code, message = _first_fault(error)
+    code, message = first_fault(error.errors())
     return JSONResponse(body(code, message), 400)
 
   @app.exception_handler(Disconnected)
   async def disconnected(*_: Any) -> Response:
     return Response(status_code=499)  # nobody receives it; the access log shows it
-
-
-def _first_fault(error: RequestValidationError) -> tuple[str, str]:
-  """The code and one readable line for the first fault of a request."""
-  fault = error.errors()[0]
-  where = [str(part) for part in fault["loc"] if part != "body"]
-  path = ".".join(where) or "the body"
-  if fault["type"] == "too_long" and len(where) == 1:
-    return "too_many_prompts", f"{path}: {fault['msg']}."
-  code = "invalid_prompt" if where and where[0] in ("concepts", "visual") else "bad_request"
-  return code, f"{path}: {fault['msg']}."

@@ -1,9 +1,12 @@
 """Errors of the API: each is a status and `{"error": {"code": ..., "message": ...}}`."""
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import HTTPException as FastApiException
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 STATUS = {
@@ -75,3 +78,27 @@ def busy(seconds: float, what: str) -> ApiError:
   """The error for a full queue, with the time after which a retry is worthwhile."""
   wait = str(max(1, min(60, round(seconds))))
   return ApiError("busy", f"{what}; retry after {wait} s.", {"Retry-After": wait})
+
+
+def first_fault(faults: Sequence[Any]) -> tuple[str, str]:
+  """The code and one readable line for the first of pydantic's faults of a request."""
+  fault = faults[0]
+  where = [str(part) for part in fault["loc"] if part != "body"]
+  path = ".".join(where) or "the body"
+  if fault["type"] == "too_long" and len(where) == 1:
+    return "too_many_prompts", f"{path}: {fault['msg']}."
+  code = "invalid_prompt" if where and where[0] in ("concepts", "visual") else "bad_request"
+  return code, f"{path}: {fault['msg']}."
+
+
+@contextlib.contextmanager
+def refusing_prompts() -> Iterator[None]:
+  """For prompts that an adapter makes of a request: what they do not allow is the client's fault.
+
+  Raises:
+    ApiError: instead of pydantic's `ValidationError`.
+  """
+  try:
+    yield
+  except ValidationError as error:
+    raise ApiError("invalid_prompt", first_fault(error.errors())[1]) from None

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from sam3_jax.outputs.rle import decode
 from sam3_jax.server.errors import ApiError
+from sam3_jax.server.results import check_masks
 from sam3_jax.server.schemas import PromptsRequest
 from sam3_jax.server.service import Service
 from sam3_jax.server.store import new_id
@@ -33,12 +34,17 @@ class Instance(NamedTuple):
   Attributes:
     score: in [0, 1]; the estimated IoU for visual prompts.
     box: xyxy in pixels.
-    mask: over the image; None if it was not asked for.
+    rle: COCO's run lengths of its mask; None if masks were not asked for.
   """
 
   score: float
   box: Float[np.ndarray, "4"]
-  mask: Bool[np.ndarray, "h w"] | None
+  rle: dict[str, Any] | None
+
+  def mask(self) -> Bool[np.ndarray, "h w"] | None:
+    """The mask over the image, decoded anew: all masks of a large image would not fit into
+    memory."""
+    return None if self.rle is None else decode(self.rle).astype(bool)
 
 
 class KnownImages:
@@ -80,7 +86,7 @@ class KnownImages:
       asked: prompts, with the format "rle" or "none".
 
     Raises:
-      ApiError: as `upload`, or for an invalid prompt.
+      ApiError: as `upload`, for an invalid prompt, or for too many masks to decode.
     """
     try:
       found = await self._prompts(request, data, asked)
@@ -89,7 +95,12 @@ class KnownImages:
         raise
       self._known.pop(_key(data), None)  # its embedding was dropped
       found = await self._prompts(request, data, asked)
-    return await asyncio.to_thread(_read, found)
+    concepts = [_instances(one["instances"]) for one in found["concepts"]]
+    visual = [_instances(one["masks"]) for one in found["visual"]]
+    masks = [one.rle for rows in (*concepts, *visual) for one in rows if one.rle is not None]
+    if masks:
+      check_masks(len(masks), masks[0]["size"], "polygons")
+    return concepts, visual
 
   async def _prompts(self, request: Request, data: bytes, asked: PromptsRequest) -> Any:
     image = await self.upload(request, data)
@@ -106,17 +117,7 @@ def _write(file: Path, data: bytes) -> None:
   file.write_bytes(data)
 
 
-def _read(found: Any) -> tuple[list[list[Instance]], list[list[Instance]]]:
-  concepts = [_instances(one["instances"]) for one in found["concepts"]]
-  return concepts, [_instances(one["masks"]) for one in found["visual"]]
-
-
 def _instances(rows: list[dict[str, Any]]) -> list[Instance]:
   return [
-    Instance(
-      score=float(row["score"]),
-      box=np.asarray(row["box"], np.float64),
-      mask=decode(row["mask"]).astype(bool) if row["mask"] is not None else None,
-    )
-    for row in rows
+    Instance(float(row["score"]), np.asarray(row["box"], np.float64), row["mask"]) for row in rows
   ]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 MASKS, POLYGONS, BOXES, POINTS = "brushlabels", "polygonlabels", "rectanglelabels", "keypointlabels"
 RESULTS = (MASKS, POLYGONS, BOXES)  # in the order in which a control is chosen for a label
 MAX_CHARACTERS = 1_000_000
-MAX_LABELS = 1_000
+MAX_PHRASES = 1_000  # of all labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +98,8 @@ def parse_label_config(text: str) -> LabelConfig:
   name = image.get("name", "")
   own = [tag for tag in tags if name in tag.get("toName", tag.get("toname", "")).split(",")]
   controls = tuple(_control(tag) for tag in own if _kind(tag) in (*RESULTS, POINTS))
-  if sum(len(control.labels) for control in controls) > MAX_LABELS:
-    raise ValueError(f"the label config has more than {MAX_LABELS} labels.")
+  if sum(len(label.phrases) for control in controls for label in control.labels) > MAX_PHRASES:
+    raise ValueError(f"the labels of the label config have more than {MAX_PHRASES} phrases.")
   if not any(control.type in RESULTS and control.labels for control in controls):
     raise ValueError(
       f"no control of image {name!r} can show results; add <BrushLabels>, <PolygonLabels> or "

@@ -28,10 +28,11 @@ def regions(
   """
   height, width = size
   values = []
-  if control.type == MASKS and instance.mask is not None and instance.mask.any():
-    values = [{"format": "rle", "rle": encode_brush(instance.mask)}]
-  elif control.type == POLYGONS and instance.mask is not None:
-    values = [{"points": points, "closed": True} for points in _polygons(instance.mask)]
+  mask = instance.mask() if control.type in (MASKS, POLYGONS) else None
+  if control.type == MASKS and mask is not None and mask.any():
+    values = [{"format": "rle", "rle": encode_brush(mask)}]
+  elif control.type == POLYGONS and mask is not None:
+    values = [{"points": points, "closed": True} for points in _polygons(mask)]
   elif control.type == BOXES:
     values = [_rectangle(instance.box, height, width)]
     values = [value for value in values if value["width"] > 0 and value["height"] > 0]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sam3_jax import __version__
 from sam3_jax.server.data_uri import is_data_uri, read_data_uri
-from sam3_jax.server.errors import ApiError
+from sam3_jax.server.errors import ApiError, refusing_prompts
 from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.known_images import Instance, KnownImages
 from sam3_jax.server.label_config import BOXES, Control, Label, LabelConfig, parse_label_config
@@ -177,11 +177,12 @@ class Backend:
   async def _concepts(
     self, request: Request, data: bytes, wanted: Sequence[tuple[Control, Label, str]]
   ) -> list[list[Instance]]:
-    asked = PromptsRequest(
-      concepts=[Concept(phrase=phrase) for _, _, phrase in wanted],
-      threshold=min(_threshold(control) for control, _, _ in wanted),
-      format="none" if all(control.type == BOXES for control, _, _ in wanted) else "rle",
-    )
+    with refusing_prompts():
+      asked = PromptsRequest(
+        concepts=[Concept(phrase=phrase) for _, _, phrase in wanted],
+        threshold=min(_threshold(control) for control, _, _ in wanted),
+        format="none" if all(control.type == BOXES for control, _, _ in wanted) else "rle",
+      )
     return (await self._images.prompts(request, data, asked))[0]
 
   async def _drawn(
@@ -193,11 +194,12 @@ class Backend:
     size: tuple[int, int],
   ) -> list[tuple[Control, str, Instance]]:
     """What an annotator's key points, boxes and text describe."""
-    drawn = read_context(context.get("result"), config, size[1], size[0])
-    control, label = _target(config, drawn.label, [one.phrase for one in drawn.concepts])
-    asked = PromptsRequest(
-      concepts=drawn.concepts, visual=drawn.visual, threshold=_threshold(control), format="rle"
-    )
+    with refusing_prompts():
+      drawn = read_context(context.get("result"), config, size[1], size[0])
+      control, label = _target(config, drawn.label, [one.phrase for one in drawn.concepts])
+      asked = PromptsRequest(
+        concepts=drawn.concepts, visual=drawn.visual, threshold=_threshold(control), format="rle"
+      )
     concepts, visual = await self._images.prompts(request, data, asked)
     found = [one for instances in concepts for one in instances]
     found += [max(masks, key=lambda one: one.score) for masks in visual]
@@ -221,17 +223,17 @@ def router(service: Service) -> APIRouter:
   @routes.get("/")
   @routes.get("/health")
   async def health() -> Health:
-    """Says that the server is there."""
+    """Reports that the server is running."""
     return Health(status="UP", model_class="sam3-jax")
 
   @routes.post("/setup")
   async def setup() -> SetupResponse:
-    """Tells the version of the model. `hostname` and `access_token` of the request are not used."""
+    """Returns the version of the model; `hostname` and `access_token` are not used."""
     return SetupResponse(model_version=backend.version)
 
   @routes.get("/versions")
   async def versions() -> dict[str, list[str]]:
-    """Tells the only version of the model."""
+    """Returns the only version of the model."""
     return {"versions": [backend.version]}
 
   @routes.post("/predict")
@@ -243,7 +245,7 @@ def router(service: Service) -> APIRouter:
 
   @routes.post("/webhook")
   async def webhook() -> dict[str, str]:
-    """Takes no notice of changed annotations: the model is not trained by them."""
+    """Ignores changed annotations: the model is not trained on them."""
     return {}
 
   return routes

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 protocol with two changes: errors in JSON, and a time limit for headers."""
+"""uvicorn's HTTP/1.1 protocol with errors in JSON, and time limits for headers and responses."""
 
 import asyncio
 from typing import Any
@@ -9,6 +9,7 @@ from sam3_jax.server.errors import STATUS, encoded
 from sam3_jax.server.security import HEADERS
 
 HEADER_SECONDS = 20.0  # in which a connection must send the headers of a request
+READ_SECONDS = 30.0  # in which a client must read the 64 kB of a response that wait to be sent
 MAX_HEADERS = 32 * 2**10  # bytes of a request's line and headers
 _REASONS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
@@ -17,6 +18,7 @@ class Protocol(H11Protocol):
   """A connection."""
 
   _timer: asyncio.TimerHandle | None = None
+  _reading: asyncio.TimerHandle | None = None
 
   def connection_made(self, transport: Any) -> None:
     super().connection_made(transport)
@@ -29,7 +31,18 @@ class Protocol(H11Protocol):
 
   def connection_lost(self, exc: Exception | None) -> None:
     self._stop_timer()
+    self._stop_reading()
     super().connection_lost(exc)
+
+  def pause_writing(self) -> None:
+    """Cuts the connection of a client that does not read, whose request would never end."""
+    super().pause_writing()
+    loop = asyncio.get_running_loop()
+    self._reading = loop.call_later(READ_SECONDS, self.transport.abort)
+
+  def resume_writing(self) -> None:
+    self._stop_reading()
+    super().resume_writing()
 
   def handle_events(self) -> None:
     super().handle_events()
@@ -65,6 +78,11 @@ class Protocol(H11Protocol):
     if self._timer is not None:
       self._timer.cancel()
       self._timer = None
+
+  def _stop_reading(self) -> None:
+    if self._reading is not None:
+      self._reading.cancel()
+      self._reading = None
 
   def _expire(self) -> None:
     if self.transport.is_closing():

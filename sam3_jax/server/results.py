@@ -13,11 +13,34 @@ from sam3_jax.ops.masks import mask_to_box
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import LazyMasks, Masks
 from sam3_jax.outputs.rle import bounds, runs
+from sam3_jax.server.errors import ApiError
+from sam3_jax.server.settings import MAX_MASK_PIXELS
 
 FORMATS = ("rle", "polygons", "png", "none")
 _SAMPLES = 4  # of a mask prompt for each cell of the grid, along each side
 # The logits of a mask that was given without logits, as SAM 2 makes them: -10 outside, 10 inside.
 _LOGIT = 10.0
+
+
+def check_masks(count: int, size: tuple[int, int], form: str) -> None:
+  """Refuses masks that would take too long to write.
+
+  Args:
+    count: of the masks.
+    size: height and width of the image.
+    form: one of `FORMATS`.
+
+  Raises:
+    ApiError: they have more pixels than `MAX_MASK_PIXELS` allows.
+  """
+  height, width = size
+  if (pixels := count * height * width) > (limit := MAX_MASK_PIXELS.get(form, pixels)):
+    raise ApiError(
+      "too_many_pixels",
+      f"{count} masks of {width} x {height} pixels have {pixels:,} pixels, and a response with "
+      f"format {form} takes {limit:,}; raise the threshold, lower max_detections, or send a "
+      "smaller image.",
+    )
 
 
 def instances_as_json(found: Instances, form: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from sam3_jax.server.settings import MAX_BOXES, MAX_PHRASE, MAX_POINTS_PER_SIDE,
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Box = Annotated[list[Number], Field(min_length=4, max_length=4)]
 Point = Annotated[list[Number], Field(min_length=2, max_length=2)]
-Label = Literal[0, 1]
+Label = Annotated[int, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Format = Literal["rle", "polygons", "png", "none"]
 

@@ -179,11 +179,11 @@ class Service:
     self._check_visual()
     if self._generations >= 2 * self.settings.max_everything:
       raise busy(5, f"{self._generations} calls to segment everything are waiting")
-    embedding = await in_pool(request, self._pool, self.store.load, stored)
     decoder = _QueuedDecoder(self.engine)
     self._generations += 1
-    start = time.perf_counter()
     try:
+      embedding = await in_pool(request, self._pool, self.store.load, stored)
+      start = time.perf_counter()
       found, masks, seconds = await in_pool(
         request, self._everything, _segment, decoder, embedding, asked.options, asked.format
       )
@@ -257,6 +257,7 @@ def _segment(
   start = time.perf_counter()
   found = segment_embedding(decoder, embedding, options)
   middle = time.perf_counter()
+  results.check_masks(len(found), found.masks.size, form)
   value = results.instances_as_json(found, form)
   return value, time.perf_counter() - middle, time.perf_counter() - start - decoder.device / 1000
 
@@ -265,11 +266,14 @@ def _converted(
   done: Outcome, concepts: list[Prompt], size: tuple[int, int], asked: PromptsRequest
 ) -> dict[str, Any]:
   found, visual = done.values[: len(concepts)], done.values[len(concepts) :]
+  found = [one[: asked.max_detections] for one in found]
+  count = sum(map(len, found)) + sum(len(one.logits) for one in visual)
+  results.check_masks(count, size, asked.format)
   return {
     "concepts": [
       {
         "phrase": prompt.text,
-        "instances": results.instances_as_json(one[: asked.max_detections], asked.format),
+        "instances": results.instances_as_json(one, asked.format),
       }
       for prompt, one in zip(concepts, found, strict=True)
     ],

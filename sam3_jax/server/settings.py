@@ -12,6 +12,8 @@ MAX_PROMPTS = 128  # of a request, concepts and visual prompts together
 MAX_BOXES = BOX_SIZES[-1]  # of a concept
 MAX_PHRASE = 1000  # characters; the tokenizer's limit is much lower
 MAX_POINTS_PER_SIDE = 32  # of the grid of "everything"
+# Pixels of all masks of a response by format: about a minute of work at worst.
+MAX_MASK_PIXELS = {"rle": 40_000_000_000, "polygons": 4_000_000_000, "png": 4_000_000_000}
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+")
 _MIN_TOKEN = 8  # characters
 

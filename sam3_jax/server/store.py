@@ -1,6 +1,6 @@
 """Encoded images: the least recently used leave the memory for the disk, and then the disk.
 
-An image is known by the hash of its id, so neither files nor logs tell an id. An image that was
+An image is known by the hash of its id, so neither files nor logs reveal an id. An image that was
 uploaded in a session belongs to it: to all others its id is unknown.
 """
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from label_tools import left_half
 
+from sam3_jax.outputs.rle import encode
 from sam3_jax.server.brush_rle import encode_brush
 from sam3_jax.server.known_images import Instance
 from sam3_jax.server.label_config import BOXES, MASKS, POLYGONS, Control, parse_label_config
@@ -118,7 +119,7 @@ class TestSdk:
   def test_converter(self, tmp_path):
     mask, box = left_half((480, 640)), np.array([64.0, 48, 320, 240])
     rows = [
-      regions(control, label, Instance(0.5, box, mask), "image", mask.shape)
+      regions(control, label, Instance(0.5, box, encode(mask)), "image", mask.shape)
       for control, label in (
         (Control("brush", MASKS, ()), "lion"),
         (Control("polygon", POLYGONS, ()), "hot dog"),

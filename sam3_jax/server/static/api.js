@@ -1,6 +1,7 @@
 // The HTTP API of the server that this page came from.
 
 const TOKEN = "sam3-token";
+const NEEDS_TOKEN = "The server needs its token: open the address that it printed.";
 
 /** An error of the server, or of the connection; `code` as in the API, or "offline". */
 export class ApiError extends Error {
@@ -29,7 +30,8 @@ async function request(path, { headers = {}, ...options } = {}) {
     if (response.ok) return body;
     const { code = "internal", message = `The server answered ${response.status}.` } =
       body.error ?? {};
-    throw new ApiError(code, message, response.status, Number(response.headers.get("Retry-After")));
+    const text = code === "unauthorized" ? NEEDS_TOKEN : message;
+    throw new ApiError(code, text, response.status, Number(response.headers.get("Retry-After")));
   } catch (error) {
     if (error instanceof ApiError || error.name === "AbortError") throw error;
     throw new ApiError("offline", "The connection to the server was lost.");

@@ -9,7 +9,8 @@ import {
  * After every change of the document, all prompts without an answer go out in one request. A
  * request that the document no longer needs is aborted.
  *
- * `report` has started(work), done({total, milliseconds, work}), failed(error, work, retry), idle().
+ * `report` has started(work), done({total, milliseconds, work, failing}), failed(error, work, retry),
+ * idle(). `failing` says whether prompts that the server refused are left.
  */
 export function createAsker(store, session, report) {
   let running = null; // {wanted, controller}
@@ -27,8 +28,10 @@ export function createAsker(store, session, report) {
     run(work, controller.signal)
       .catch((error) => {
         if (controller.signal.aborted || error.name === "AbortError") return;
-        for (const { id } of work) failed.add(id);
-        report.failed(error, work, retry);
+        const refused = atFault(error, work);
+        for (const { id } of refused) failed.add(id);
+        report.failed(error, refused, retry);
+        store.look({}); // shows which prompts failed
       })
       .finally(() => {
         if (running?.controller !== controller) return;
@@ -47,7 +50,7 @@ export function createAsker(store, session, report) {
       if (signal.aborted) return;
       const total = performance.now() - start;
       store.amend((doc) => storeAnswers(doc, quick, found));
-      report.done({ total, milliseconds: found.milliseconds, work: quick });
+      report.done({ total, milliseconds: found.milliseconds, work: quick, failing: isFailing() });
       return; // `update` runs again and finds the rest
     }
     const [one] = everything;
@@ -56,32 +59,54 @@ export function createAsker(store, session, report) {
     if (signal.aborted) return;
     const total = performance.now() - start;
     store.amend((doc) => answer(doc, one.key, one.own, found.instances));
-    report.done({ total, milliseconds: found.milliseconds, work: [one] });
+    report.done({ total, milliseconds: found.milliseconds, work: [one], failing: isFailing() });
   }
+
+  const isFailing = () => open(store.get().doc).some(({ id }) => failed.has(id));
 
   function retry() {
     failed.clear();
     update();
   }
 
-  return { update };
+  return {
+    update,
+
+    /** Whether the server refused a prompt, or a refinement of its instances. */
+    hasFailed: (prompt) => failed.size > 0 && questions(prompt).some(({ id }) => failed.has(id)),
+
+    /** For another image. */
+    reset: () => failed.clear(),
+  };
 }
 
-/** What to ask: [{id, type, key, ...}]; `id` names the question. */
-function missing(doc, failed) {
+/** The work that an error names, such as "visual[1]: ..."; all of it if it names none. */
+function atFault({ message }, work) {
+  const [, list, index] = /^(concepts|visual)[[.](\d+)/.exec(message) ?? [];
+  const named = work.filter((one) => (list === "visual" ? isVisual(one) : one.type === "concept"))[index];
+  return list && named ? [named] : work;
+}
+
+/** What a prompt has no answer to: [{id, type, key, ...}]; `id` names the question. */
+function questions(prompt) {
   const work = [];
-  for (const prompt of doc.prompts) {
-    const { key, kind } = prompt;
-    if (isStale(prompt)) {
-      const own = signature(prompt);
-      work.push({ id: `${key} ${own}`, type: kind, key, own, prompt });
-    }
-    for (const [index, refine] of staleRefinements(prompt)) {
-      const id = `${key} ${index} ${JSON.stringify(refine.points)}`;
-      work.push({ id, type: "refine", key, index, refine, prompt });
-    }
+  const { key, kind } = prompt;
+  if (isStale(prompt)) {
+    const own = signature(prompt);
+    work.push({ id: `${key} ${own}`, type: kind, key, own, prompt });
   }
-  const left = work.filter(({ id }) => !failed.has(id));
+  for (const [index, refine] of staleRefinements(prompt)) {
+    const id = `${key} ${index} ${JSON.stringify(refine.points)}`;
+    work.push({ id, type: "refine", key, index, refine, prompt });
+  }
+  return work;
+}
+
+const open = (doc) => doc.prompts.flatMap(questions);
+
+/** What to ask next. */
+function missing(doc, failed) {
+  const left = open(doc).filter(({ id }) => !failed.has(id));
   const quick = left.filter(({ type }) => type !== "everything");
   return quick.length ? quick : left.slice(0, 1);
 }

@@ -39,7 +39,8 @@ function infoOf(prompts, { name, licence, version }) {
     checkpoint: { name, licence },
     threshold: concepts.length ? Math.min(...concepts.map(({ threshold }) => threshold)) : 0,
     everything: everything ? asGrid(everything) : null,
-    visual_prompts: of("object").map(({ points, box }) => ({
+    visual_prompts: of("object").map(({ name: own, points, box }) => ({
+      name: own,
       points: points.map(({ x, y }) => [x, y]),
       point_labels: points.map(({ label }) => label),
       box,
@@ -66,8 +67,17 @@ function bboxOf([x0, y0, x1, y1], width, height) {
  * Prompts of `info` that name a category can be changed; other categories keep their instances.
  * Throws an Error with a message for the user.
  */
-export function fromCoco(text, { size: [width, height] }) {
+export function fromCoco(text, image) {
   const data = parse(text);
+  try {
+    return documentOf(data, image);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    throw new Error("its fields are not those of a COCO dataset", { cause: error });
+  }
+}
+
+function documentOf(data, { size: [width, height] }) {
   const image = data.images.find((one) => one.width === width && one.height === height);
   if (!image) {
     const [{ width: w, height: h } = {}] = data.images;
@@ -113,6 +123,7 @@ function instanceOf({ id, score = null, bbox, segmentation }, width, height) {
 function addCategory(doc, name, instances, info) {
   const asked = info.prompts?.find(({ text }) => (text ?? "exemplar boxes") === name);
   const side = name === "everything" && info.everything?.points_per_side;
+  const visual = instances.length === 1 && info.visual_prompts?.find((one) => one.name === name);
   if (!asked && !side && !instances.length) return doc;
   let prompt = { kind: "fixed", name };
   if (asked) {
@@ -120,9 +131,14 @@ function addCategory(doc, name, instances, info) {
     const threshold = asked.threshold ?? info.threshold ?? 0.5;
     prompt = { kind: "concept", name, phrase: asked.text, boxes, threshold };
   } else if (side) prompt = { kind: "everything", name, side };
+  else if (visual) {
+    const points = visual.points.map(([x, y], i) => ({ x, y, label: visual.point_labels[i] ?? 1 }));
+    prompt = { kind: "object", name, points, box: visual.box ?? null };
+  }
   const next = add(doc, prompt);
   const last = next.prompts.at(-1);
   last.answer = { signature: signature(last), instances }; // `last` is new: nobody has seen it
-  const width = prompt.kind === "concept" ? 1 : Math.max(1, instances.length); // colors it takes
+  const several = prompt.kind === "fixed" || prompt.kind === "everything";
+  const width = several ? Math.max(1, instances.length) : 1; // colors it takes
   return { ...next, next: last.key + width };
 }

@@ -31,7 +31,7 @@ export const openHelp = () => $("#help").showModal();
 /** Fills the model's card; `use(phrase)` is called for a chosen concept. */
 export function showModel(model, use) {
   const { name, licence, description, concepts, trained, version, image_size: side } = model;
-  const short = concepts ? `${name} · knows ${concepts.length} things` : `${name} · ${licence ?? "license unknown"}`;
+  const short = concepts ? `${name} · knows ${plural(concepts.length, "object")}` : `${name} · ${licence ?? "license unknown"}`;
   $("#model-button").textContent = short;
   $("#model-button").title = "About the model";
   $("#model-button").addEventListener("click", () => $("#model").showModal());
@@ -54,7 +54,7 @@ function listOf(concepts, use) {
   return h(
     "section",
     { class: "dialog-body", "aria-label": "Concepts" },
-    h("p", {}, h("strong", {}, `It knows ${plural(concepts.length, "thing")}.`), " Choose one to use it as a phrase."),
+    h("p", {}, h("strong", {}, `It knows ${plural(concepts.length, "object")}.`), " Choose one to use it as a phrase."),
     h("ul", { class: "concepts" }, ...buttons),
   );
 }

@@ -79,8 +79,11 @@ export function createInstanceList(store, say) {
     field.focus();
   }
 
+  /** Those of the instances that still exist. */
+  const existing = (ids) => ids.map(byId).filter(Boolean);
+
   function remove(ids = store.get().view.selected) {
-    const chosen = ids.map(byId).filter(Boolean);
+    const chosen = existing(ids);
     if (!chosen.length) return say("Select an instance first.");
     const focused = list.contains(document.activeElement);
     const change = (doc, { key, index }) => prompts.edit(doc, key, index, { deleted: true });
@@ -91,7 +94,7 @@ export function createInstanceList(store, say) {
   }
 
   function mergeSelected() {
-    const { selected } = store.get().view;
+    const selected = existing(store.get().view.selected).map(({ id }) => id);
     if (selected.length < 2) return say("Select two or more instances to merge.");
     const first = allInstances(store.get().doc).find((one) => selected.includes(one.id));
     store.commit((doc) => merge(doc, selected));
@@ -133,8 +136,9 @@ export function createInstanceList(store, say) {
       row.classList.toggle("selected", selected);
       row.querySelector("input").checked = selected;
     }
-    $("#delete").disabled = !view.selected.length;
-    $("#merge").disabled = view.selected.length < 2;
+    const count = existing(view.selected).length;
+    $("#delete").disabled = !count;
+    $("#merge").disabled = count < 2;
   }
 
   return { render, remove, merge: mergeSelected, step };

@@ -34,9 +34,9 @@ const store = createStore(empty(), VIEW, clean);
 const session = createSession(say);
 const viewer = createViewer($("#canvas"), store);
 const tools = createTools(store, viewer, say);
-const asker = createAsker(store, session, createReport(store));
+const asker = createAsker(store, session, createReport(store, () => model?.concepts));
 const form = createPhraseForm(store, say);
-const renderPrompts = createPromptList(store);
+const renderPrompts = createPromptList(store, asker.hasFailed, say);
 const rows = createInstanceList(store, say);
 const options = createOptions(store, tools, say);
 const held = new Set();
@@ -51,11 +51,12 @@ async function open(file, phrases = []) {
   try {
     image = { ...(await decodeImage(file)), name };
   } catch {
-    return warn(`The browser cannot show ${name}. Convert it to PNG or JPEG.`);
+    return warn(`The browser cannot show ${name}: it is damaged, or in a format for other programs. Save it again as PNG or JPEG.`);
   }
   const [width, height] = image.size;
   const { pixels = Infinity } = model?.limits ?? {};
-  if (width * height > pixels) return warn(`${name} has ${width} x ${height} pixels; the server takes ${pixels} in all.`);
+  const most = pixels.toLocaleString("en");
+  if (width * height > pixels) return warn(`${name} has ${width} x ${height} pixels; the server takes ${most} at most.`);
   await show(file, image, phrases);
 }
 
@@ -69,6 +70,7 @@ async function faultOf(file, name) {
 /** Shows an image at once and uploads it. */
 async function show(file, image, phrases) {
   const start = performance.now();
+  asker.reset();
   store.reset(empty(), { active: null, selected: [], hovered: null, hidden: [], ready: true });
   viewer.show(image);
   keys.reset();
@@ -119,6 +121,12 @@ async function importCoco(file) {
   }
 }
 
+function clear() {
+  store.commit((doc) => ({ ...doc, prompts: [] }));
+  deselect();
+  say("All prompts were cleared.");
+}
+
 function undo() {
   say(store.undo() ? "Undone." : "There is nothing to undo.");
 }
@@ -160,7 +168,7 @@ prepareDialogs();
 
 const onClick = {
   "open-button": files.choose, "welcome-open": files.choose, "help-button": openHelp, undo, redo,
-  clear: () => store.commit((doc) => ({ ...doc, prompts: [] })),
+  clear,
   "zoom-in": () => viewer.zoom(1.25), "zoom-out": () => viewer.zoom(0.8), "zoom-fit": viewer.fit,
   "save-coco": () => saveCoco(store.get(), viewer.image(), model),
   "save-masks": () => saveMasks(store.get(), viewer.image()),
@@ -205,7 +213,4 @@ api
     showModel(model, (phrase) => (viewer.image() ? form.submit([phrase]) : warn("Open an image first.")));
     options.restrict(model);
   })
-  .catch((error) => {
-    const token = error.code === "unauthorized";
-    warn(token ? "The server needs its token: open the address that it printed." : error.message);
-  });
+  .catch((error) => warn(error.message));

@@ -4,6 +4,8 @@ import { $, plural } from "./dom.js";
 import { instancesOf } from "./instances.js";
 import * as prompts from "./prompts.js";
 
+const LONGEST = 40; // characters of a prompt's name in an alert
+
 let timer = 0;
 let repeat = null;
 
@@ -53,8 +55,8 @@ export function showTimes(parts) {
   $("#times").textContent = texts.join(" · ");
 }
 
-/** Tells what the asker does; see asker.js. */
-export function createReport(store) {
+/** Tells what the asker does; see asker.js. `known()` is the list of all concepts, if there is one. */
+export function createReport(store, known) {
   const busy = (on) => {
     $("#busy").hidden = !on;
     document.body.toggleAttribute("data-busy", on);
@@ -65,24 +67,27 @@ export function createReport(store) {
       if (work[0].type === "everything") say("Segmenting everything…");
     },
     idle: () => busy(false),
-    done({ total, milliseconds, work }) {
-      clearWarning();
-      const texts = new Set(work.map(({ key }) => countOf(prompts.find(store.get().doc, key))));
+    done({ total, milliseconds, work, failing }) {
+      if (!failing) clearWarning();
+      const texts = new Set(work.map(({ key }) => countOf(prompts.find(store.get().doc, key), known())));
       say([...texts].filter(Boolean).join(", "));
       showTimes({ decode: milliseconds.decode, total });
     },
     failed(error, work, again) {
       busy(false);
-      const names = [...new Set(work.map(({ prompt }) => prompt.name))].join(", ");
+      const names = [...new Set(work.map(({ prompt }) => shortened(prompt.name)))].join(", ");
       say("");
-      const remedy = error.code === "unauthorized" ? " Open the address that the server printed, with its token." : "";
-      warn(`${names}: ${error.message}${remedy}`, again);
+      const place = /^(concepts|visual)(\[\d+\])?: /; // says which prompt it is, as `names` does
+      warn(`${names}: ${error.message.replace(place, "")}`, again);
     },
   };
 }
 
-function countOf(prompt) {
+const shortened = (name) => (name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name);
+
+function countOf(prompt, known) {
   if (!prompt?.answer) return "";
   const count = instancesOf(prompt).filter((one) => one.shown).length;
-  return `${prompt.name}: ${plural(count, "instance")}`;
+  const unknown = !count && known && prompt.phrase && !known.includes(prompt.phrase.toLowerCase());
+  return `${prompt.name}: ${plural(count, "instance")}${unknown ? " (the model may not know it)" : ""}`;
 }

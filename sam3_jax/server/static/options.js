@@ -3,7 +3,7 @@
 import { $ } from "./dom.js";
 
 const HINTS = {
-  exemplar: "Draw a box around one example. All objects like it are found. Negative boxes exclude.",
+  exemplar: "Draw a box around one example to find all objects like it. Negative boxes exclude objects.",
   click: "Click on an object. Further clicks add to it, or remove with Negative.",
   box: "Draw a box around one object.",
   refine: "Select an instance, then click where it should grow, or with Negative where it should shrink.",

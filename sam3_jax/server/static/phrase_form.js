@@ -3,7 +3,7 @@
 import { $, h } from "./dom.js";
 import { clean, keep, preview } from "./prompts.js";
 
-const PAUSE = 120; // milliseconds without a key before the phrase is tried
+const PAUSE = 60; // milliseconds without a key before the phrase is tried
 const SHORTEST = 3; // letters of a phrase that is tried while it is typed
 
 export function createPhraseForm(store, say) {

@@ -5,7 +5,8 @@ import { $, h, icon, iconButton, keyed, put } from "./dom.js";
 import { colorOf, instancesOf } from "./instances.js";
 import * as prompts from "./prompts.js";
 
-export function createPromptList(store) {
+/** `hasFailed(prompt)` says whether the server refused a prompt. */
+export function createPromptList(store, hasFailed, say) {
   const list = $("#prompts");
 
   function create({ key }) {
@@ -26,7 +27,9 @@ export function createPromptList(store) {
     };
     const remove = () => {
       const next = document.activeElement?.closest("li")?.nextElementSibling;
+      const { name } = prompts.find(store.get().doc, key);
       store.commit((doc) => prompts.remove(doc, key));
+      say(`Removed ${name}.`);
       (next?.querySelector(".name") ?? $("#phrase")).focus();
     };
     return h(
@@ -56,7 +59,7 @@ export function createPromptList(store) {
   function update(element, prompt) {
     const { view } = store.get();
     const instances = instancesOf(prompt);
-    const several = prompt.kind === "everything" || prompt.kind === "fixed";
+    const several = prompt.kind === "everything" || (prompt.kind === "fixed" && instances.length > 1);
     const get = (selector) => element.querySelector(selector);
     element.classList.toggle("active", view.active === prompt.key);
     get(".name").setAttribute("aria-pressed", view.active === prompt.key);
@@ -64,8 +67,11 @@ export function createPromptList(store) {
     put(get(".text"), "title", titleOf(prompt));
     element.style.setProperty("--color", several ? "transparent" : css(colorOf(prompt)));
     const shown = instances.filter((one) => one.shown).length;
-    put(get(".count"), "textContent", prompt.answer ? String(shown) : "…");
-    get(".count").setAttribute("title", `${shown} of ${instances.length} above the threshold`);
+    const failed = hasFailed(prompt);
+    const unanswered = failed ? "failed" : "…";
+    put(get(".count"), "textContent", prompt.answer ? String(shown) : unanswered);
+    get(".count").setAttribute("title", failed ? "The server refused it" : `${shown} of ${instances.length} above the threshold`);
+    element.classList.toggle("failed", failed);
     showVisibility(get(".eye"), view.hidden.includes(prompt.key), prompt.name);
     get(".remove").setAttribute("aria-label", `Remove ${prompt.name}`);
     const masks = prompt.answer?.instances.length ?? 0;

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 
+const LOST = ["offline", "not_ready", "unknown_image"]; // errors after which to upload again
 const PAUSES = [250, 500, 1000, 2000]; // milliseconds between looks for a lost server
 
 /**
@@ -45,31 +46,31 @@ export function createSession(say) {
       own.upload = own.upload.catch(() => api.upload(own.blob));
       return;
     }
-    const forgotten = error.code === "unknown_image";
-    if ((!forgotten && error.code !== "offline") || attempt > 4) throw error;
-    lost ??= back(own, forgotten).finally(() => {
+    if (!LOST.includes(error.code) || attempt > 4) throw error;
+    lost ??= back(own, error.code).finally(() => {
       lost = null;
     });
     await lost;
     signal?.throwIfAborted();
   }
 
-  /** Waits for the server and uploads the image again. */
-  async function back(own, isThere) {
-    if (!isThere) {
-      say("The connection to the server was lost. Waiting for it to come back…");
+  /** Waits for the server and uploads the image again; `code` says why it has to. */
+  async function back(own, code) {
+    const starts = code === "not_ready";
+    if (code !== "unknown_image") {
+      say(starts ? "The server is starting…" : "The connection to the server was lost. Waiting for it to come back…");
       for (let i = 0; !(await api.isReady()); i++) await pause(PAUSES[Math.min(i, 3)]);
     }
     if (own !== image) return;
-    say("The server was restarted. Uploading the image again…");
+    say(starts ? "Encoding the image…" : "The server was restarted. Uploading the image again…");
     own.upload = api.upload(own.blob);
     try {
       await own.upload;
     } catch (error) {
-      if (error.code !== "offline") throw error;
-      return back(own, false);
+      if (!LOST.includes(error.code)) throw error;
+      return back(own, error.code);
     }
-    say("The server was restarted. The image was uploaded again.");
+    say(starts ? "The image is ready." : "The server was restarted. The image was uploaded again.");
   }
 
   return { open, close, ask };

@@ -119,7 +119,8 @@ export async function decodeImage(blob) {
   const factor = SMALL / Math.max(full.width, full.height);
   let small = full;
   if (factor < 1) {
-    small = new OffscreenCanvas(Math.round(full.width * factor), Math.round(full.height * factor));
+    const sides = [full.width, full.height].map((side) => Math.max(1, Math.round(side * factor)));
+    small = new OffscreenCanvas(...sides);
     const context = small.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(full, 0, 0, small.width, small.height);
