@@ -53,6 +53,7 @@ export function attachFiles(open) {
 export function attachCamera(open, choose, say) {
   const dialog = $("#camera");
   const video = $("#camera-video");
+  const take = $("#camera-take");
 
   async function start() {
     if (!navigator.mediaDevices?.getUserMedia) return choose();
@@ -63,15 +64,17 @@ export function attachCamera(open, choose, say) {
       const denied = error.name === "NotAllowedError";
       return say(denied ? "The browser did not allow the camera." : "No camera was found.");
     }
+    take.disabled = true;
     dialog.showModal();
     await video.play();
+    take.disabled = false; // before its first frame the video has no size
   }
 
   dialog.addEventListener("close", () => {
     video.srcObject?.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
   });
-  $("#camera-take").addEventListener("click", async () => {
+  take.addEventListener("click", async () => {
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     canvas.getContext("2d").drawImage(video, 0, 0);
     const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
