@@ -118,6 +118,31 @@ def test_a_run(tmp_path):
 
 
 @pytest.mark.slow
+def test_ends_while_it_compiles(tmp_path):
+  """SIGTERM does not wait for the programs, which take longer than this limit without a cache."""
+  temporary, environment = tmp_path / "tmp", {"XDG_CACHE_HOME": str(tmp_path), "XLA_FLAGS": ""}
+  temporary.mkdir()
+  process = subprocess.Popen(
+    [sys.executable, "-c", COMMAND, "serve", "--port", "0"],
+    cwd=SCENE.parents[1],
+    env=os.environ | environment | {"TMPDIR": str(temporary)},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stderr.readline().startswith("compiling")
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(10) == 0
+  finally:
+    process.kill()
+    process.wait()
+    process.stderr.close()
+  assert rest == "stopped\n"
+  assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path):
   """After kill -9 nothing is left running, and the next server keeps the images of --store."""
   store = tmp_path / "store"

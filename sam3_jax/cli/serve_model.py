@@ -103,8 +103,8 @@ def run(
   if (error := app.state.service.engine.error) is not None:
     raise error
   say(console, "stopped")
-  if app.state.service.engine.is_running:  # XLA would crash if torn down while it compiles
-    os._exit(0)
+  if app.state.service.is_compiling:
+    os._exit(0)  # does not wait until it has compiled
 
 
 def page_url(settings: Settings, port: int) -> str:

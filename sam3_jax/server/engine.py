@@ -144,12 +144,13 @@ class Engine:
     )
     self._thread.start()
 
-  def stop(self, timeout: float = 30.0) -> None:
-    """Refuses new requests, finishes those that wait, and ends the thread."""
+  def stop(self, timeout: float | None = 30.0) -> None:
+    """Refuses new requests, finishes those that wait, and ends the thread, or after `timeout`
+    seconds lets it finish. A thread that still calls `prepare` has nothing to finish."""
     with self._changed:
       self._stopping = True
       self._changed.notify_all()
-    if self._thread is not None:
+    if self._thread is not None and (timeout is None or self._ready.is_set()):
       self._thread.join(timeout)
 
   def submit(self, kind: str, units: Sequence[Unit]) -> "Future[Outcome]":

@@ -5,6 +5,7 @@ neither the event loop nor the device waits for them.
 """
 
 import asyncio
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -101,10 +102,22 @@ class Service:
         return
     self.readers.start_rest()
 
+  @property
+  def is_compiling(self) -> bool:
+    """Whether a thread compiles or computes, even after `stop`."""
+    return self.engine.is_running or self._compiler.is_running
+
   def stop(self) -> None:
-    """Finishes what waits, ends threads and processes, deletes temporary files."""
+    """Finishes what waits, ends threads and processes, deletes temporary files.
+
+    Programs that are being compiled are not waited for now, but when Python ends: XLA would crash
+    if it were torn down while it compiles.
+    """
     self._compiler.stop()
     self.engine.stop()
+    for part in (self._compiler, self.engine):
+      if part.is_running:
+        atexit.register(part.stop, None)
     self.readers.close()
     for pool in (self._pool, self._everything):
       pool.shutdown(wait=True, cancel_futures=True)

@@ -59,8 +59,13 @@ class Compiler:
   def start(self) -> None:
     self._thread.start()
 
-  def stop(self, timeout: float = 60.0) -> None:
-    """Waits until the current program is compiled: XLA must not be torn down in between."""
+  @property
+  def is_running(self) -> bool:
+    """Whether the thread exists, even after `stop`, if it still compiles."""
+    return self._thread.is_alive()
+
+  def stop(self, timeout: float | None = 1.0) -> None:
+    """Ends the thread, or after `timeout` seconds lets it compile its current program."""
     self._stopping.set()
     if self._thread.ident is not None:
       self._thread.join(timeout)
