@@ -114,6 +114,7 @@ def _lines(inputs: Iterable[Input]) -> Iterable[bytes]:
       values["span"] = item.span
     if item.identity is not None:
       values |= {"size": item.identity.size, "modified": item.identity.modified}
+      values |= {"version": item.identity.version} if item.identity.version else {}
     yield json.dumps(values).encode() + b"\n"
 
 
@@ -144,7 +145,8 @@ def _read_list(out: Path, segment: Mapping[str, Any]) -> list[tuple[str, _Frozen
   items = []
   for values in map(json.loads, data.splitlines()):
     size, span = values.get("size"), values.get("span")
-    identity = None if size is None else FileIdentity(size, values["modified"])
+    version = values.get("version", "")
+    identity = None if size is None else FileIdentity(size, values["modified"], "", version)
     frozen = _Frozen(values["prompts"], identity, None if span is None else tuple(span))
     items.append((values["image"], frozen))
   return items
@@ -216,9 +218,7 @@ def _same_content(item: Input, read: FileIdentity | None) -> bool:
   """Whether an image is unchanged since it was read: by size and time, else by content."""
   if read is None or item.identity is None:
     return False
-  if (item.identity.size, item.identity.modified) == (read.size, read.modified) and (
-    item.span is None
-  ):
+  if item.identity.same_stat(read) and item.span is None:
     return True
   if item.identity.size != read.size:
     return False

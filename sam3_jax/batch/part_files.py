@@ -71,13 +71,15 @@ def identity_to_json(identity: FileIdentity | None) -> dict[str, Any] | None:
   """The identity of a file as plain values."""
   if identity is None:
     return None
-  return {"size": identity.size, "modified": identity.modified, "sha256": identity.sha256}
+  values = {"size": identity.size, "modified": identity.modified, "sha256": identity.sha256}
+  return values | ({"version": identity.version} if identity.version else {})
 
 
 def identity_from_json(values: Any) -> FileIdentity | None:
   if not isinstance(values, dict):
     return None
-  return FileIdentity(values["size"], values["modified"], values["sha256"])
+  version = values.get("version", "")
+  return FileIdentity(values["size"], values["modified"], values["sha256"], version)
 
 
 def check_job(manifest: Mapping[str, Any], job: str | None, out: Path, part: int) -> None:

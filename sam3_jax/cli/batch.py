@@ -28,7 +28,7 @@ def batch(
     typer.Option(
       metavar="DIR|GLOB|FILE",
       help="Images: a directory, a quoted pattern, a WebDataset .tar, or a .jsonl file with lines "
-      '{"image": PATH, "prompts": [...]}.',
+      '{"image": PATH, "prompts": [...]}. May be a URL: gs://, s3://, hf://datasets/, https://.',
     ),
   ] = None,
   prompts: Annotated[
@@ -120,6 +120,12 @@ def batch(
   ] = 300,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
+  allow_https: Annotated[
+    bool,
+    typer.Option(
+      "--allow-https", metavar="", help="Allow images on web servers, also in lists of images."
+    ),
+  ] = False,
   strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
@@ -168,5 +174,6 @@ def batch(
     settings=settings,
     quiet=quiet,
     strict=strict,
+    allow_https=allow_https,
   ):
     raise typer.Exit(RESUME)

@@ -32,6 +32,7 @@ def process_images(
   settings: dict[str, Any],
   quiet: bool,
   strict: bool,
+  allow_https: bool,
 ) -> bool:
   """Runs a job, or the rest of it; returns whether all parts of this process are done.
 
@@ -41,10 +42,12 @@ def process_images(
     members: arguments of `processes.initialize`.
     settings: fields of the job.
     strict: raise if the listing skips files.
+    allow_https: whether images may be on web servers.
   """
   notes = ListingNotes()
   with terminable(DEADLINE) as stopping:
-    found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
+    found = arguments.find(checkpoint, quiet)
+    inputs = list_inputs(images, prompts, notes, allow_https=allow_https)
     if strict:
       notes.refuse()
     if device == "cpu":
