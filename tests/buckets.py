@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(("localhost", 0), Handler)
     self.objects, self.uploads, self.generation = {}, {}, 1000
-    self.written, self.deleted = {}, {}  # times, by name
+    self.written, self.updated, self.deleted = {}, {}, {}  # times, by name
     self.lag, self.denied = 0.0, ()
     self.lock = threading.Lock()
     self.address = f"http://localhost:{self.server_port}"
@@ -45,7 +45,8 @@ class Server(http.server.ThreadingHTTPServer):
         return None
       self.generation += 1
       self.objects[name] = self.generation, data
-      self.written.setdefault(name, time.time())
+      self.updated[name] = time.time()
+      self.written.setdefault(name, self.updated[name])
       return self.describe(name)
 
   def delete(self, name, query):
@@ -62,7 +63,7 @@ class Server(http.server.ThreadingHTTPServer):
 
   def describe(self, name):
     generation, data = self.objects.get(name, (1, b""))
-    written = datetime.datetime.fromtimestamp(self.written.get(name, 0), datetime.UTC)
+    written = datetime.datetime.fromtimestamp(self.updated.get(name, 0), datetime.UTC)
     date = dict.fromkeys(("timeCreated", "updated"), written.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
     sizes = {"size": str(len(data)), "generation": str(generation), "metageneration": "1"}
     return {"kind": "storage#object", "name": name, "bucket": "bucket", **sizes, **date}

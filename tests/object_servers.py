@@ -15,6 +15,7 @@ import threading
 import urllib.parse
 
 import buckets
+import fsspec
 import pytest
 
 from sam3_jax.storage import retries, store
@@ -44,7 +45,7 @@ def cloud_storage(monkeypatch, *, faults=None):
       faults.upstream = server.server_port
       address = stack.enter_context(serving(faults)).address
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
     monkeypatch.setattr(retries, "POLICY", QUICK)
     store._open.cache_clear()
     try:

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ def open_job(
   *,
   add: bool = False,
   retry_failed: bool = False,
+  frozen_input: Callable[[str, FileIdentity | None], Input] | None = None,
 ) -> tuple[dict[str, Any], list[Input]]:
   """Creates a job, or verifies that the job in `out` is the same.
 
@@ -53,6 +54,7 @@ def open_job(
     inputs: the current list.
     add: whether inputs that the job does not have extend it.
     retry_failed: whether failed inputs are done again, and so may have changed.
+    frozen_input: see `Job`.
 
   Returns:
     The description of the job, and its inputs in the order of the job.
@@ -73,7 +75,7 @@ def open_job(
     changed = job_files.differences(job, new)
     if job.get("format_version") != FORMAT_VERSION or "segments" not in job:
       raise job_files.other_job_error(out, changed or ["it has no list of its images"])
-    comparison = _Comparison(out, job, inputs)
+    comparison = _Comparison(out, job, inputs, frozen_input)
     if changed := changed + comparison.changed():
       raise job_files.other_job_error(out, changed, _RESTORE)
     if (failed := comparison.changed_failures) and not retry_failed:
@@ -81,7 +83,7 @@ def open_job(
         f"{named('image that failed', 'images that failed', failed)} changed since; add "
         "--retry-failed to process these again."
       )
-    if not comparison.added:
+    if not comparison.added or (frozen_input is not None and not add):
       return job, comparison.ordered
     if not add:
       clause = changes({}, {item.name: item.identity for item in comparison.added})
@@ -161,7 +163,13 @@ class _Comparison:
     changed_failures: names of failed images that have changed.
   """
 
-  def __init__(self, out: Path, job: Mapping[str, Any], inputs: Sequence[Input]):
+  def __init__(
+    self,
+    out: Path,
+    job: Mapping[str, Any],
+    inputs: Sequence[Input],
+    frozen_input: Callable[[str, FileIdentity | None], Input] | None,
+  ):
     self.changed_failures: list[str] = []
     self.ordered: list[Input] = []
     items = [item for segment in job_files.segments(job) for item in _read_list(out, segment)]
@@ -174,6 +182,8 @@ class _Comparison:
     candidates: dict[int, Input] = {}
     for index, (key, then) in enumerate(frozen.items()):
       item = now.pop(key, None)
+      if item is None and frozen_input is not None and then.span is None:
+        item = frozen_input(key[0], then.identity)
       if item is None:
         self._then[key[0]] = then.identity
         continue

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from sam3_jax.batch.webdataset import list_samples
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
+from sam3_jax.storage.store import locate
 from sam3_jax.storage.urls import is_url, join, parent, redact
 from sam3_jax.utils.identity import FileIdentity, identify, named
 from sam3_jax.utils.json_text import shown
@@ -127,6 +128,29 @@ def list_inputs(
       f"there is no image in {redact(images)}{line and f' ({line})'}; check --images."
     )
   return inputs
+
+
+def frozen_input(
+  images: str, prompts: str | None
+) -> Callable[[str, FileIdentity | None], Input] | None:
+  """How to make an input from its entry in the list of a job, without listing a bucket again.
+
+  Objects may be added while the processes of a job start, and some stores list them late. So all
+  processes use the list that was frozen first.
+
+  Args:
+    images, prompts: as for `list_inputs`.
+
+  Returns:
+    A function of the name and the identity in the list; None if `images` is local, or a list or
+    tar files, whose content determines the inputs.
+  """
+  if not is_url(images) or Path(redact(images)).suffix.lower() in (".jsonl", ".tar"):
+    return None
+  common = read_phrases(prompts) if prompts is not None else ()
+  store, where = locate(images)
+  root = store.pin(where).url
+  return lambda name, identity: Input(name, join(root, name), common, None, identity)
 
 
 def _identified(listed: Iterable["_Listed"]) -> Iterator["_Listed"]:

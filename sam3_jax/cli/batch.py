@@ -21,7 +21,10 @@ class Layout(enum.StrEnum):
 def batch(
   out: Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Output directory. Rerun with the same directory to resume."),
+    typer.Option(
+      metavar="DIR",
+      help="Output directory, or gs:// or s3://. Rerun with the same directory to resume.",
+    ),
   ],
   images: Annotated[
     str | None,
@@ -150,7 +153,7 @@ def batch(
     raise ValueError("--images is required: a directory, a pattern, a .tar or a .jsonl file.")
   arguments.check_fraction("--threshold", threshold)
   arguments.check_fraction("--max-error-rate", max_error_rate)
-  arguments.check_writable(out)
+  out = arguments.output(out)
 
   members: dict[str, Any] = {
     "coordinator": coordinator, "processes": processes, "process": process,

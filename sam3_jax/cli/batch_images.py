@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
-from sam3_jax.batch.inputs import check_phrases, list_inputs
+from sam3_jax.batch.inputs import check_phrases, frozen_input, list_inputs
 from sam3_jax.batch.job import Job, StorageError
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 from sam3_jax.batch.processes import initialize
@@ -14,6 +14,8 @@ from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.sharding import make_mesh
+from sam3_jax.storage.objects import resolve
+from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.console import Console, loading, print_error, say
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.signals import terminable
@@ -57,7 +59,10 @@ def process_images(
       mesh = make_mesh(_devices(device))
       model = Sam3.from_checkpoint(found, dtype=dtype, mesh=mesh, verify=True, progress=step)
     check_phrases(inputs, model.tokenizer)
-    job = Job(inputs=inputs, process=process, processes=processes, **settings)
+    job = Job(
+      inputs=inputs, process=process, processes=processes,
+      frozen_input=frozen_input(images, prompts), **settings,
+    )  # fmt: skip
     errors = Console(stderr=True)
     try:
       return not stopping() and run(
@@ -73,7 +78,7 @@ def process_images(
 
 def merge_parts(out: Path, to: str, quiet: bool) -> None:
   """Merges the part files of a job, and also writes the annotations in the format `to`."""
-  console = Console(quiet=quiet)
+  console, out = Console(quiet=quiet), resolve(out) if is_url(out) else out
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")

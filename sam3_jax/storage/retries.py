@@ -50,7 +50,7 @@ class _Counter(threading.local):
   repeated = 0
 
 
-_counter = _Counter()
+_counter, _lock, _totals = _Counter(), threading.Lock(), [0, 0]
 
 
 def counted() -> tuple[int, int]:
@@ -58,9 +58,18 @@ def counted() -> tuple[int, int]:
   return _counter.requests, _counter.repeated
 
 
-def count(requests: int) -> None:
-  """Adds requests of the calling thread that were not made by `attempt`."""
+def totals() -> tuple[int, int]:
+  """The numbers of requests, and of repeated ones, of this process so far."""
+  return _totals[0], _totals[1]
+
+
+def count(requests: int, repeated: int = 0) -> None:
+  """Adds requests of the calling thread."""
   _counter.requests += requests
+  _counter.repeated += repeated
+  with _lock:
+    _totals[0] += requests
+    _totals[1] += repeated
 
 
 def attempt(
@@ -82,8 +91,7 @@ def attempt(
   """
   policy = policy or POLICY
   for number in range(policy.attempts):
-    _counter.requests += 1
-    _counter.repeated += bool(number)
+    count(1, int(number > 0))
     try:
       return request(bool(number))
     except Exception as error:
