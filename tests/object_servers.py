@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import http.server
 import json
+import logging
 import random
 import threading
 import urllib.parse
@@ -52,6 +53,24 @@ def cloud_storage(monkeypatch, *, faults=None):
       yield server
     finally:
       store._open.cache_clear()
+
+
+@contextlib.contextmanager
+def moto():
+  """A server of S3 with an empty bucket called `bucket`; yields its port."""
+  import boto3
+  from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+  logging.getLogger("werkzeug").setLevel(logging.ERROR)
+  server = ThreadedMotoServer(port=0)
+  server.start()
+  port = server.get_host_and_port()[1]
+  keys = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+  boto3.client("s3", endpoint_url=f"http://localhost:{port}", **keys).create_bucket(Bucket="bucket")
+  try:
+    yield port
+  finally:
+    server.stop()
 
 
 class Files(http.server.ThreadingHTTPServer):

@@ -1,13 +1,14 @@
 """S3 against moto, an independent implementation of its API; faults as in object_servers.py."""
 
 import importlib.util
-import logging
 
 import object_servers
 import pytest
 from batches import load_images, write_images
 
 from sam3_jax.batch.inputs import list_inputs
+from sam3_jax.cli.main import main
+from sam3_jax.registry import find_checkpoint
 from sam3_jax.storage import retries, store
 from sam3_jax.storage.faults import ChangedError, StoreError
 from sam3_jax.storage.find import find_objects
@@ -25,24 +26,16 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def moto():
-  from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-  logging.getLogger("werkzeug").setLevel(logging.ERROR)
-  server = ThreadedMotoServer(port=0)
-  server.start()
-  yield server.get_host_and_port()[1]
-  server.stop()
+  with object_servers.moto() as port:
+    yield port
 
 
 @pytest.fixture
 def s3(moto, monkeypatch):
   """An empty bucket called `bucket`, behind a server that makes faults."""
-  import boto3
-
   values = {"AWS_ACCESS_KEY_ID": "AKIAKEY", "AWS_SECRET_ACCESS_KEY": "verysecret"}
   for name, value in (values | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
     monkeypatch.setenv(name, value)
-  boto3.client("s3", endpoint_url=f"http://localhost:{moto}").create_bucket(Bucket="bucket")
   faults = object_servers.Faults()
   faults.upstream = moto
   monkeypatch.setattr(retries, "POLICY", object_servers.QUICK)
@@ -111,6 +104,19 @@ def test_inputs(s3, tmp_path, monkeypatch):
   for one, other in zip(load_images(found), load_images(wanted), strict=True):
     assert (one.pixels == other.pixels).all()
     assert one.requests == (1, 0)
+
+
+def test_checkpoints(s3, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  local = find_checkpoint("sam3-tiny")
+  for path in local.rglob("*"):
+    if path.is_file():
+      ObjectPath(f"s3://bucket/checkpoints/tiny/{path.relative_to(local)}").upload(path)
+  s3.plan.extend([None, None, "503", "cut"])
+  assert main(["inspect", "s3://bucket/checkpoints/tiny"]) == 0
+  copied = capsys.readouterr().out
+  assert main(["inspect", str(local)]) == 0
+  assert copied.splitlines()[1:] == capsys.readouterr().out.splitlines()[1:]
 
 
 def test_faulty_buckets(s3, monkeypatch):

@@ -40,6 +40,9 @@ class ObjectPath:
   def __eq__(self, other: object) -> bool:
     return isinstance(other, ObjectPath) and self.location == other.location
 
+  def __reduce__(self):
+    return ObjectPath, (self.location.url,)
+
   def __hash__(self) -> int:
     return hash(self.location)
 
@@ -77,11 +80,15 @@ class ObjectPath:
     """The content and its version."""
     return self._store.read(self.location)
 
-  def open(self, mode: str = "rb") -> BinaryIO:
-    """Opens the object to read one version of it."""
+  def read_range(self, start: int, stop: int, version: str = "") -> bytes:
+    """Bytes of a version of the object; raises `ChangedError` if it has another one."""
+    return self._store.read(self.location, start, stop, version)[0]
+
+  def open(self, mode: str = "rb", buffering: int = BUFFER) -> BinaryIO:
+    """Opens the object to read one version of it, `buffering` bytes at a time."""
     if mode != "rb":
       raise ValueError(f"objects are opened with mode 'rb'; got {mode!r}")
-    return io.BufferedReader(_Reader(self._store, self.location), BUFFER)
+    return io.BufferedReader(_Reader(self._store, self.location), buffering)
 
   def glob(self, pattern: str) -> Iterator[Self]:
     """The objects directly below the prefix whose names match, at one moment."""
@@ -146,6 +153,11 @@ class _Reader(io.RawIOBase):
 def open_binary(path: str | Path) -> BinaryIO:
   """Opens a local file or an object to read it."""
   return ObjectPath(str(path)).open() if is_url(path) else open(path, "rb")
+
+
+def read_file(path: str | Path) -> bytes:
+  """The content of a local file or an object."""
+  return ObjectPath(str(path)).read_bytes() if is_url(path) else Path(path).read_bytes()
 
 
 def resolve(path: str | Path) -> Path:

@@ -3,7 +3,7 @@
 import posixpath
 import re
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sam3_jax.utils.paths import scheme_of
@@ -40,6 +40,12 @@ class Location(NamedTuple):
 def is_url(path: str | PurePath) -> bool:
   """Whether a path has a scheme, supported or not."""
   return scheme_of(path) is not None
+
+
+def is_object(path: Any) -> bool:
+  """Whether a string or a path names an object that may be read without asking: in a bucket or in
+  a dataset, also with slashes that `pathlib` has joined (`gs:/bucket/name`)."""
+  return isinstance(path, str | PurePath) and scheme_of(path) in (*WRITABLE, "hf")
 
 
 def parse(url: str | PurePath) -> Location:
