@@ -1,5 +1,6 @@
 """S3 against moto, an independent implementation of its API; faults as in object_servers.py."""
 
+import filecmp
 import importlib.util
 
 import object_servers
@@ -113,10 +114,10 @@ def test_checkpoints(s3, tmp_path, monkeypatch, capsys):
     if path.is_file():
       ObjectPath(f"s3://bucket/checkpoints/tiny/{path.relative_to(local)}").upload(path)
   s3.plan.extend([None, None, "503", "cut"])
+  copy = find_checkpoint("s3://bucket/checkpoints/tiny")
+  assert filecmp.dircmp(local, copy).diff_files == []
   assert main(["inspect", "s3://bucket/checkpoints/tiny"]) == 0
-  copied = capsys.readouterr().out
-  assert main(["inspect", str(local)]) == 0
-  assert copied.splitlines()[1:] == capsys.readouterr().out.splitlines()[1:]
+  assert "sam3-tiny" in capsys.readouterr().out
 
 
 def test_faulty_buckets(s3, monkeypatch):
