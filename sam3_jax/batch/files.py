@@ -19,7 +19,8 @@ from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.paths import user_cache
 
 _READERS = 16  # threads that read small objects
-_Value, _Result = TypeVar("_Value"), TypeVar("_Result")
+_Value = TypeVar("_Value")
+_Result = TypeVar("_Result")
 
 
 class Draft(atomic_files.Draft):

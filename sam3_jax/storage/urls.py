@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -37,7 +37,7 @@ class Location(NamedTuple):
     return f"{self.scheme}://{dataset}{self.bucket}/{self.name}".rstrip("/")
 
 
-def is_url(path: str | PurePath) -> bool:
+def is_url(path: str | Path) -> bool:
   """Whether a path has a scheme, supported or not."""
   return scheme_of(path) is not None
 
@@ -45,10 +45,10 @@ def is_url(path: str | PurePath) -> bool:
 def is_object(path: Any) -> bool:
   """Whether a string or a path names an object that may be read without asking: in a bucket or in
   a dataset, also with slashes that `pathlib` has joined (`gs:/bucket/name`)."""
-  return isinstance(path, str | PurePath) and scheme_of(path) in (*WRITABLE, "hf")
+  return isinstance(path, str | Path) and scheme_of(path) in (*WRITABLE, "hf")
 
 
-def parse(url: str | PurePath) -> Location:
+def parse(url: str | Path) -> Location:
   """Splits a URL, also one whose slashes `pathlib` has joined (`gs:/bucket/name`).
 
   Raises:
@@ -79,7 +79,7 @@ def parse(url: str | PurePath) -> Location:
   return Location(scheme, bucket, name)
 
 
-def redact(url: str | PurePath) -> str:
+def redact(url: str | Path) -> str:
   """A URL without user, password, query and fragment, which may hold signatures; local paths are
   returned as they are."""
   text = str(url)
