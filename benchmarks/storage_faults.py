@@ -80,7 +80,7 @@ class Bucket:
 def bucket(scheme: str, folder: Path, seed: int) -> Iterator[Bucket]:
   """Starts the servers, and sets the variables of the environment for this process too."""
   faults = object_servers.Faults(seed=seed)
-  variables = {"XDG_CACHE_HOME": str(folder / "cache")}
+  variables = {"TMPDIR": str(folder)}
   with contextlib.ExitStack() as stack:
     stack.enter_context(object_servers.serving(faults))
     if scheme == "gs":
@@ -96,6 +96,9 @@ def bucket(scheme: str, folder: Path, seed: int) -> Iterator[Bucket]:
     os.environ |= variables
     import fsspec
 
+    from sam3_jax.storage import store
+
+    store._open.cache_clear()
     if scheme == "gs":
       fsspec.config.conf["gs"] = {"token": "anon"}
     yield Bucket(scheme, faults, variables)

@@ -14,7 +14,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
   """Restores the environment, which the benchmark changes."""
-  for name in ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "XDG_CACHE_HOME"):
+  for name in ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "TMPDIR"):
     monkeypatch.setenv(name, "")
   monkeypatch.setattr("sam3_jax.batch.pipeline.BACKOFF", (0.0, 0.0, 0.0))
 

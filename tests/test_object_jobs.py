@@ -5,6 +5,8 @@ The servers are local, see object_servers.py.
 
 import dataclasses
 import json
+import os
+import tempfile
 
 import batch_runs
 import batches
@@ -30,8 +32,8 @@ MERGED = ("annotations.json", "errors.jsonl")
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
-  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  return tmp_path / "cache" / "sam3-jax" / "scratch"
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+  return tmp_path / f"sam3-jax-{os.getuid()}"
 
 
 @pytest.fixture
@@ -294,6 +296,21 @@ def test_errors_are_one_line(command, capsys, typed, message, faults):
   assert err.count("\n") == 1
   assert "abc" not in err
   assert not outputs(faults.server)
+
+
+def test_an_outage_can_be_resumed(command, capsys, faults, undisturbed):
+  """Exit status 75, whatever was read or written."""
+  options = ["--max-error-rate", "1", "--part-size", "5", "--batch-images", "2"]
+  for path in ("/o?prefix=images", "out%2Fjob.json", "name=out%2Fleases", "name=out%2Fparts"):
+    faults.paths = path
+    faults.plan.extend(["503"] * 12)
+    assert main([*command, *options]) == 75
+    err = capsys.readouterr().err
+    assert "the server limits the rate of requests (HTTP 503)" in err
+    assert "rerun the same command" in err.lower()
+    faults.plan.clear()
+  assert main([*command, *options]) == 0
+  check(faults.server, undisturbed)
 
 
 def test_merging_nothing(capsys, faults):

@@ -4,6 +4,7 @@ An object appears complete, or not at all. It is written into a scratch file on 
 """
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from sam3_jax.utils import atomic_files
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import PARTIAL, create_exclusively, is_abandoned
 from sam3_jax.utils.os_errors import error_text
-from sam3_jax.utils.paths import user_cache
 
 _READERS = 16  # threads that read small objects
 _Value = TypeVar("_Value")
@@ -51,11 +51,16 @@ class _ObjectDraft(Draft):
 
 
 def scratch() -> Path:
-  """The directory on this machine for files of jobs whose output directory is in a bucket."""
-  try:
-    return user_cache() / "scratch"
-  except RuntimeError:  # there is no home directory
-    return Path(tempfile.gettempdir()) / "sam3-jax-scratch"
+  """The directory on this machine for files of jobs whose results are in a bucket.
+
+  Raises:
+    OSError: it cannot be created, or belongs to another user.
+  """
+  folder = Path(tempfile.gettempdir()) / f"sam3-jax-{os.getuid()}"
+  folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+  if folder.lstat().st_uid != os.getuid():
+    raise OSError(f"{folder} belongs to another user; set TMPDIR to another directory.")
+  return folder
 
 
 def in_parallel(

@@ -98,6 +98,7 @@ def output(out: Path, option: str = "--out") -> Path:
   if not scheme_of(out):
     check_writable(out, option)
     return out
+  from sam3_jax.storage.faults import is_transient
   from sam3_jax.storage.objects import resolve
   from sam3_jax.storage.urls import WRITABLE, parse
 
@@ -109,7 +110,8 @@ def output(out: Path, option: str = "--out") -> Path:
   try:
     (found / "job.json").exists()
   except OSError as error:
-    raise ValueError(f"{error}; check {option}.") from error
+    if not is_transient(error):  # the job tries again, and then reports it
+      raise ValueError(f"{error}; check {option}.") from error
   return found
 
 

@@ -1,5 +1,7 @@
 """The work of `sam3-jax batch`: creates the job and its model, runs or merges it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.sharding import make_mesh
+from sam3_jax.storage.faults import is_transient
 from sam3_jax.storage.objects import resolve
 from sam3_jax.storage.urls import is_url
-from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.utils.console import Console, loading, one_line, print_error, say
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.signals import terminable
 
@@ -38,6 +41,8 @@ def process_images(
 ) -> bool:
   """Runs a job, or the rest of it; returns whether all parts of this process are done.
 
+  An error of a store that may pass is printed: rerunning the command can finish the job.
+
   Args:
     images, prompts, checkpoint, device, quiet: values of the options.
     dtype: of the computation; None for the default of the device.
@@ -47,7 +52,7 @@ def process_images(
     allow_https: whether images may be on web servers.
   """
   notes = ListingNotes()
-  with terminable(DEADLINE) as stopping:
+  with _passing_faults() as unfinished, terminable(DEADLINE) as stopping:
     found = arguments.find(checkpoint, quiet)
     inputs = list_inputs(images, prompts, notes, allow_https=allow_https)
     if strict:
@@ -68,12 +73,24 @@ def process_images(
       return not stopping() and run(
         job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
       )
-    except StorageError as error:
-      print_error(str(error))
-      return False
     finally:
       if process == 0:
         arguments.say_notes(notes, quiet)
+  return not unfinished
+
+
+@contextlib.contextmanager
+def _passing_faults() -> Iterator[list[str]]:
+  """Prints errors of the storage that may pass, and yields a list that then contains them."""
+  found: list[str] = []
+  try:
+    yield found
+  except (OSError, ValueError) as error:
+    if not isinstance(error, StorageError) and not is_transient(error):
+      raise
+    found.append(one_line(error))
+    resume = "" if "to resume" in found[0] else " Rerun the same command to resume."
+    print_error(f"{found[0].rstrip('.')}.{resume}")
 
 
 def merge_parts(out: Path, to: str, quiet: bool) -> None:

@@ -95,6 +95,15 @@ class StatusError(Exception):
     self.status, self.code, self.message, self.headers = status, code, message, headers or {}
 
 
+def is_transient(error: BaseException | None) -> bool:
+  """Whether an error was caused by a `StoreError` that another attempt may not meet."""
+  while error is not None:
+    if isinstance(error, StoreError):
+      return error.transient
+    error = error.__cause__
+  return False
+
+
 def translate(error: BaseException, where: Location) -> OSError:
   """The error that callers see, for any error of a request."""
   if isinstance(error, StoreError | FileNotFoundError):

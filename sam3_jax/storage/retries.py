@@ -100,7 +100,7 @@ def attempt(
         raise fault from None
       if number + 1 == policy.attempts:
         raise StoreError(
-          where, f"{fault.strerror} ({policy.attempts} attempts)", fault.errno or 0
+          where, f"{fault.strerror} ({policy.attempts} attempts)", fault.errno or 0, transient=True
         ) from None
       time.sleep(policy.wait(number, fault.retry_after))
   raise RuntimeError("a policy needs at least one attempt")

@@ -19,13 +19,13 @@ from sam3_jax.storage.faults import ChangedError, StoreError
 from sam3_jax.storage.urls import WRITABLE, Location, parse
 
 PAGE = 1000  # entries of a listing in one request
-# Scheme: module, class, package and extra.
+# Scheme: module, class, packages and extra.
 _STORES = {
-  "gs": ("gcs", "CloudStorage", "gcsfs", "gcs"),
-  "s3": ("s3", "S3", "s3fs", "s3"),
-  "hf": ("hub", "Hub", "huggingface_hub", "hub"),
-  "https": ("web", "Web", "aiohttp", "https"),
-  "http": ("web", "Web", "aiohttp", "https"),
+  "gs": ("gcs", "CloudStorage", ("gcsfs",), "gcs"),
+  "s3": ("s3", "S3", ("s3fs",), "s3"),
+  "hf": ("hub", "Hub", ("huggingface_hub", "aiohttp"), "hub"),
+  "https": ("web", "Web", ("aiohttp",), "https"),
+  "http": ("web", "Web", ("aiohttp",), "https"),
 }
 ABSENT = ""  # the version of an object that must not exist
 
@@ -184,9 +184,10 @@ def _open(scheme: str) -> Store:
 
 
 def _store(scheme: str, url: str) -> Store:
-  _, _, package, extra = _STORES[scheme]
-  if importlib.util.find_spec(package) is None:
-    raise ImportError(f"{url} needs the package {package}: pip install 'sam3-jax[{extra}]'.")
+  _, _, packages, extra = _STORES[scheme]
+  for package in packages:
+    if importlib.util.find_spec(package) is None:
+      raise ImportError(f"{url} needs the package {package}: pip install 'sam3-jax[{extra}]'.")
   return _open(scheme)
 
 
