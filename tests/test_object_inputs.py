@@ -12,6 +12,7 @@ import object_servers
 import pytest
 from batches import load_images, write_images
 
+from sam3_jax.batch.input_list import PrefixInputs
 from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.notes import ListingNotes
@@ -175,3 +176,15 @@ def test_faulty_locations(given, message, bucket):
     list_inputs(given, "cat")
   assert message in str(error.value)
   assert "\n" not in str(error.value).removeprefix(f"{given}:\n")
+
+
+def test_lists_of_prefixes_are_sequences(images, bucket):
+  upload(bucket, images)
+  found = list_inputs("gs://bucket/images", "cat")
+  assert isinstance(found, PrefixInputs)
+  assert list(found) == [found[i] for i in range(len(found))]
+  assert found[-1] == list(found)[-1] == found[-2:][1]
+  assert found[1:3] == list(found)[1:3]
+  for index in (len(found), -len(found) - 1):
+    with pytest.raises(IndexError):
+      found[index]

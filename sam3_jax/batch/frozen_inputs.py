@@ -45,7 +45,7 @@ def open_job(
   add: bool = False,
   retry_failed: bool = False,
   frozen_input: Callable[[str, FileIdentity | None], Input] | None = None,
-) -> tuple[dict[str, Any], list[Input]]:
+) -> tuple[dict[str, Any], Sequence[Input]]:
   """Creates a job, or verifies that the job in `out` is the same.
 
   Args:
@@ -70,7 +70,7 @@ def open_job(
     except FileNotFoundError:
       created = _extended(out, new, inputs)
       if create_json(out / job_files.JOB, created):
-        return created, list(inputs)
+        return created, inputs
       continue
     changed = job_files.differences(job, new)
     if job.get("format_version") != FORMAT_VERSION or "segments" not in job:
@@ -96,12 +96,15 @@ def open_job(
 
 def _extended(out: Path, job: Mapping[str, Any], inputs: Sequence[Input]) -> dict[str, Any]:
   """The description of a job with one more list; writes the list."""
-  data = b"".join(_lines(inputs))
-  sha256 = hashlib.sha256(data).hexdigest()
+  checksum = hashlib.sha256()
+  for line in _lines(inputs):  # the whole list may not fit into memory
+    checksum.update(line)
+  sha256 = checksum.hexdigest()
   path = out / f"inputs-{sha256[:12]}.jsonl"
   if not path.exists():
     with Draft(path) as draft:
-      draft.write(data)
+      for line in _lines(inputs):
+        draft.write(line)
       draft.commit()
   segment = {"inputs": len(inputs), "sha256": sha256, "list": path.name}
   count = job.get("inputs", 0) + len(inputs)

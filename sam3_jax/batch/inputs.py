@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam3_jax.batch.input_list import Input, PrefixInputs
 from sam3_jax.batch.object_inputs import (
+  Listing,
   check_allowed,
   identify_objects,
   list_objects,
@@ -46,33 +48,13 @@ CHUNK = 1024  # images whose identities are asked for at the same time
 SIDECAR_FORMAT = 'it must be {"prompts": [...]}'  # of the .json file beside an image in a tar file
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Input:
-  """An image and its prompts.
-
-  Attributes:
-    name: used in the results: as listed, or relative to the directory.
-    path: the path or URL of the file that contains the image.
-    prompts: at least one, without duplicates.
-    span: offset and number of bytes in that file; None for the whole file.
-    identity: of the file when it was listed; None if it did not exist. For a member of a tar file:
-      size of the member, modification time or version of the tar file.
-  """
-
-  name: str
-  path: str
-  prompts: tuple[AnyPrompt, ...]
-  span: tuple[int, int] | None = None
-  identity: FileIdentity | None = None
-
-
 def list_inputs(
   images: str,
   prompts: str | None = None,
   notes: ListingNotes | None = None,
   *,
   allow_https: bool = False,
-) -> list[Input]:
+) -> Sequence[Input]:
   """The inputs, each image once.
 
   Args:
@@ -92,12 +74,15 @@ def list_inputs(
   """
   notes = ListingNotes() if notes is None else notes
   common = read_phrases(prompts) if prompts is not None else ()
+  listing = list_objects(images, notes, allow_https=allow_https) if is_url(images) else None
+  if listing is not None and listing.directory and common:
+    return _prefix_inputs(images, listing, common, notes)
   positions: dict[tuple[str, int], int] = {}
   tars: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
   faults: list[str] = []
   without_prompts: list[str] = []
-  for found in _identified(_listed(images, notes, allow_https)):
+  for found in _identified(_listed(images, listing, notes, allow_https)):
     own = common if found.prompts is None else found.prompts
     if found.fault:
       faults.append(found.fault)
@@ -123,11 +108,30 @@ def list_inputs(
     faults.append(f"{images_named}, and --prompts is not given")
   raise_faults(faults, redact(images), "Correct the list, or give --prompts.")
   if not inputs:
-    line = notes.line()
-    raise ValueError(
-      f"there is no image in {redact(images)}{line and f' ({line})'}; check --images."
-    )
+    raise _no_image(images, notes)
   return inputs
+
+
+def _prefix_inputs(
+  images: str, listing: Listing, prompts: tuple[AnyPrompt, ...], notes: ListingNotes
+) -> Sequence[Input]:
+  """The images of a prefix: each has another name, and all have the same prompts."""
+  inputs: PrefixInputs | None = None
+  for one in listing.objects:
+    if inputs is None:
+      inputs = PrefixInputs(one.url.removesuffix(one.name), prompts)
+    if not one.identity.size:
+      notes.remark("image is empty", "images are empty", one.name)
+    inputs.append(one.name, one.identity.size, one.identity.version)
+  if inputs is None:
+    raise _no_image(images, notes)
+  return inputs
+
+
+def _no_image(images: str, notes: ListingNotes) -> ValueError:
+  line = notes.line()
+  where = f"{redact(images)}{line and f' ({line})'}"
+  return ValueError(f"there is no image in {where}; check --images.")
 
 
 def frozen_input(
@@ -225,9 +229,10 @@ class _Listed(NamedTuple):
   identity: FileIdentity | None = None
 
 
-def _listed(images: str, notes: ListingNotes, allow_https: bool) -> Iterator[_Listed]:
-  if is_url(images):
-    listing = list_objects(images, notes, allow_https=allow_https)
+def _listed(
+  images: str, listing: Listing | None, notes: ListingNotes, allow_https: bool
+) -> Iterator[_Listed]:
+  if listing is not None:
     for one in listing.objects:
       if listing.directory:
         yield _Listed(one.name, one.url, identity=one.identity)

@@ -61,15 +61,19 @@ class CloudStorage(Store):
     return (await self._send(where, query, data))["generation"]
 
   async def _upload(self, where: Location, path: Path) -> None:
-    await self._send(where, {}, pieces(path))
+    await self._send(where, {}, pieces(path), path.stat().st_size)
 
   async def _delete(self, where: Location, version: str) -> None:
     await self._request("DELETE", _object(where), {"ifGenerationMatch": version} if version else {})
 
-  async def _send(self, where: Location, query: Mapping[str, str], data: Any) -> dict[str, Any]:
+  async def _send(
+    self, where: Location, query: Mapping[str, str], data: Any, size: int | None = None
+  ) -> dict[str, Any]:
     path = f"/upload/storage/v1/b/{where.bucket}/o"
     query = {"uploadType": "media", "name": where.name, **query}
     headers = {"Content-Type": "application/octet-stream"}
+    if size is not None:
+      headers["Content-Length"] = str(size)
     return json.loads((await self._request("POST", path, query, headers=headers, data=data))[1])
 
   async def _request(
