@@ -2,6 +2,7 @@
 
 import filecmp
 import importlib.util
+import shutil
 
 import object_servers
 import pytest
@@ -118,6 +119,24 @@ def test_checkpoints(s3, tmp_path, monkeypatch, capsys):
   assert filecmp.dircmp(local, copy).diff_files == []
   assert main(["inspect", "s3://bucket/checkpoints/tiny"]) == 0
   assert "sam3-tiny" in capsys.readouterr().out
+
+
+def test_convert(s3, tmp_path, monkeypatch, capsys):
+  """The checkpoint is converted on this machine, and then uploaded."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  local = find_checkpoint("sam3-tiny")
+  monkeypatch.setattr(
+    "sam3_jax.cli.convert._convert",
+    lambda source, out, *_, **__: shutil.copytree(local, out) and "",
+  )
+  assert main(["convert", "source", "s3://bucket/new/tiny"]) == 0
+  assert capsys.readouterr().out.startswith("s3://bucket/new/tiny: ")
+  copy = find_checkpoint("s3://bucket/new/tiny")
+  assert filecmp.dircmp(local, copy).diff_files == []
+  assert main(["convert", "source", "s3://bucket/new/tiny"]) == 2
+  assert "s3://bucket/new/tiny exists already; give another" in capsys.readouterr().err
+  assert main(["convert", "source", "s3://other/tiny"]) == 2
+  assert "s3://other/tiny: there is no bucket other; check its name" in capsys.readouterr().err
 
 
 def test_faulty_buckets(s3, monkeypatch):

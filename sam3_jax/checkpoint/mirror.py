@@ -1,4 +1,4 @@
-"""Copies checkpoints from buckets of S3 into the cache on this machine.
+"""Copies checkpoints from buckets of S3 into the cache on this machine, and to such buckets.
 
 Orbax reads Cloud Storage itself, and each process only its shards. It does not read S3 with every
 configuration of credentials and endpoints, so those checkpoints are copied first, by the same code
@@ -18,6 +18,7 @@ from sam3_jax.utils.lease import Lease, draft_path
 from sam3_jax.utils.os_errors import error_text
 from sam3_jax.utils.paths import user_cache
 
+MANIFEST = "manifest.json"
 _READERS = 8  # files copied at the same time
 _POLL_SECONDS = 0.5
 _PIECE = 2**24  # bytes read at a time
@@ -45,8 +46,8 @@ def mirror(url: str) -> Path:
     raise FileNotFoundError(f"there is no checkpoint at {url}; check the address.") from None
   except OSError as error:
     raise ValueError(f"{error}; check the address of the checkpoint.") from error
-  if not any(one.name == "manifest.json" for one in found):
-    raise FileNotFoundError(f"there is no checkpoint at {url}: manifest.json is missing.")
+  if not any(one.name == MANIFEST for one in found):
+    raise FileNotFoundError(f"there is no checkpoint at {url}: {MANIFEST} is missing.")
   if strange := [one.name for one in found if ".." in one.name.split("/") or one.name[0] == "/"]:
     raise ValueError(f"{url} has a file {strange[0]!r:.80}; remove it from the checkpoint.")
   versions = [[one.where, one.entry.size, one.entry.version] for one in found]
@@ -66,6 +67,42 @@ def mirror(url: str) -> Path:
     else:
       time.sleep(_POLL_SECONDS)
   return target
+
+
+def check_absent(url: str) -> None:
+  """Raises ValueError if there are objects below a URL, or the bucket cannot be listed."""
+  try:
+    next(find_objects(url).objects)
+  except FileNotFoundError:
+    return
+  except OSError as error:
+    raise ValueError(f"{error}; check the address.") from error
+  raise ValueError(f"{url} exists already; give another address, or remove it first.")
+
+
+def upload(folder: Path, url: str) -> None:
+  """Uploads a checkpoint. The manifest comes last, so a checkpoint without it is incomplete.
+
+  Args:
+    folder: directory of the checkpoint.
+    url: where to; see `check_absent`.
+
+  Raises:
+    ValueError: the bucket cannot be written.
+  """
+  root = ObjectPath(url)
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  last = folder / MANIFEST
+
+  def send(path: Path) -> None:
+    (root / path.relative_to(folder).as_posix()).upload(path)
+
+  try:
+    with ThreadPoolExecutor(_READERS) as pool:
+      list(pool.map(send, (path for path in files if path != last)))
+    send(last)
+  except OSError as error:
+    raise ValueError(f"{error}; remove what was uploaded, and convert again.") from error
 
 
 def _copy(found: list[FoundObject], target: Path) -> None:
