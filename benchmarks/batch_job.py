@@ -29,6 +29,8 @@ COMMAND = (
   "--part-size", "5",
 )  # fmt: skip
 RENAME = "BATCH_JOB_RENAME"  # number of the rename before which the process stops
+TIMES = "BATCH_JOB_TIMES"  # a file that gets the seconds that the job took, without the start
+REQUESTS = "BATCH_JOB_REQUESTS"  # a file that gets a byte for each request to a store
 
 
 def hanging(file: str | Path) -> Path:
@@ -61,6 +63,8 @@ def entry() -> None:
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
   if RENAME in os.environ:
     stop_at_rename(int(os.environ[RENAME]))
+  if TIMES in os.environ:
+    log_seconds(os.environ[TIMES])
   run_command()
 
 
@@ -82,6 +86,36 @@ def _patch() -> None:
   Sam3.from_checkpoint = lambda *_, **__: batches.MODEL
 
 
+def log_seconds(path: str) -> None:
+  """Writes the seconds of the run into a file, without the start of the process and the listing."""
+  from sam3_jax.cli import batch_images
+
+  run = batch_images.run
+
+  def timed(*arguments: Any) -> bool:
+    start = time.perf_counter()
+    done = run(*arguments)
+    Path(path).write_text(str(time.perf_counter() - start))
+    return done
+
+  batch_images.run = timed
+
+
+def log_requests(path: str) -> None:
+  """Writes `r` for each repetition of a request to a store and `.` for each other request, before
+  the request is made; and makes the waits between them short."""
+  from sam3_jax.storage import retries
+
+  count, log = retries.count, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+  def logged(requests: int, repeated: int = 0) -> None:
+    os.write(log, b"r" * repeated + b"." * (requests - repeated))
+    count(requests, repeated)
+
+  retries.count = logged
+  retries.POLICY = retries.RetryPolicy(first=0.02, longest=0.2)
+
+
 def stop_at_rename(number: int) -> None:
   """Makes the process sleep before its rename or link of this number, from 0."""
   count = itertools.count()
@@ -99,10 +133,15 @@ def stop_at_rename(number: int) -> None:
 
 
 def start(
-  folder: Path, *typed: str, pause: float = 0.0, hang: Path | None = None, rename: int | None = None
+  folder: Path,
+  *typed: str,
+  pause: float = 0.0,
+  hang: Path | None = None,
+  rename: int | None = None,
+  variables: Any = None,
 ) -> Any:
   """Starts the command in a directory."""
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", PAUSE: str(pause)}
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", PAUSE: str(pause)} | (variables or {})
   if hang is not None:
     environment[HANG] = str(hang)
   if rename is not None:
@@ -164,6 +203,9 @@ def records(out: Path) -> dict[str, Any]:
       found[record["image"]] = record
   return found
 
+
+if REQUESTS in os.environ:  # also in the reader processes, which import this module
+  log_requests(os.environ[REQUESTS])
 
 if __name__ == "__main__":
   entry()

@@ -33,7 +33,8 @@ def find_checkpoint(
   """Resolves the name of a checkpoint to its directory.
 
   Tries, in this order:
-    1. the directory of this path, or `gs://bucket/path` (needs the extra `gcs`);
+    1. the directory of this path, `gs://bucket/path` (needs the extra `gcs`), or `s3://bucket/path`
+       (needs the extra `s3`), which is copied into the cache;
     2. `$SAM3_JAX_CHECKPOINTS/name`, `./checkpoints/name`, and the packaged checkpoint `sam3-tiny`;
        underscores in a name may stand for hyphens;
     3. for `hf://org/name` or `hf://org/name@revision`, the repository on the Hugging Face hub

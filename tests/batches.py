@@ -19,7 +19,7 @@ from rich.console import Console
 
 from sam3_jax.batch import job_files, pipeline
 from sam3_jax.batch.files import write_json
-from sam3_jax.batch.inputs import list_inputs
+from sam3_jax.batch.inputs import frozen_input, list_inputs
 from sam3_jax.batch.job import Job
 from sam3_jax.batch.load_image import LoadedImage
 from sam3_jax.batch.part_writer import PartWriter
@@ -29,6 +29,7 @@ from sam3_jax.batch.run import run
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.outputs.rle import encode
+from sam3_jax.storage.objects import resolve
 
 SIDE = 16
 
@@ -122,7 +123,9 @@ def _saved(image: Image.Image, kind: str) -> bytes:
 
 def job(images, out, prompts="cat, dog", **settings) -> Job:
   settings: dict[str, Any] = {"part_size": 5, "batch_images": 2, "max_error_rate": 1.0} | settings
-  return Job(inputs=list_inputs(str(images), prompts), out=out, **settings)
+  images = str(images)
+  settings["frozen_input"] = frozen_input(images, prompts)
+  return Job(inputs=list_inputs(images, prompts), out=resolve(out), **settings)
 
 
 def instance(mask) -> dict:

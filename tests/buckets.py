@@ -1,26 +1,36 @@
 """A server that speaks as much of Cloud Storage's JSON protocol as gcsfs and TensorStore ask for.
 
 Of the public reference of the API (storage/v1): listing with a delimiter, metadata, reading ranges,
-three kinds of uploads, conditions on generations, deleting alone and in batches.
+three kinds of uploads, conditions on generations, deleting alone and in batches, pages.
 """
 
+import datetime
 import http.server
 import json
 import re
 import threading
+import time
 import urllib.parse
 
 NAME = re.compile(r"(?:/download)?/storage/v1/b/([^/?]+)/o/([^?]+)")
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Objects by name, in a bucket that is called `bucket`; each has a generation and bytes."""
+  """Objects by name, in a bucket that is called `bucket`; each has a generation and bytes.
+
+  Attributes:
+    lag: seconds for which listings show objects as they were, like an eventually consistent store.
+    denied: prefixes of names that may not be read or written.
+  """
 
   daemon_threads = True
+  request_queue_size = 128
 
   def __init__(self):
     super().__init__(("localhost", 0), Handler)
     self.objects, self.uploads, self.generation = {}, {}, 1000
+    self.written, self.updated, self.deleted = {}, {}, {}  # times, by name
+    self.lag, self.denied = 0.0, ()
     self.lock = threading.Lock()
     self.address = f"http://localhost:{self.server_port}"
 
@@ -35,17 +45,42 @@ class Server(http.server.ThreadingHTTPServer):
         return None
       self.generation += 1
       self.objects[name] = self.generation, data
+      self.updated[name] = time.time()
+      self.written.setdefault(name, self.updated[name])
       return self.describe(name)
 
+  def delete(self, name, query):
+    """Deletes an object; returns the status."""
+    with self.lock:
+      wanted, (found, _) = query.get("ifGenerationMatch"), self.objects.get(name, (0, b""))
+      if not found:
+        return 404
+      if wanted is not None and int(wanted) != found:
+        return 412
+      del self.objects[name], self.written[name]
+      self.deleted[name] = time.time()
+      return 204
+
   def describe(self, name):
-    generation, data = self.objects[name]
-    date = dict.fromkeys(("timeCreated", "updated"), "2026-01-01T00:00:00.000Z")
+    generation, data = self.objects.get(name, (1, b""))
+    written = datetime.datetime.fromtimestamp(self.updated.get(name, 0), datetime.UTC)
+    date = dict.fromkeys(("timeCreated", "updated"), written.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
     sizes = {"size": str(len(data)), "generation": str(generation), "metageneration": "1"}
     return {"kind": "storage#object", "name": name, "bucket": "bucket", **sizes, **date}
 
-  def list(self, prefix, delimiter):
-    items, prefixes = [], set()
-    for name in sorted(name for name in self.objects if name.startswith(prefix)):
+  def list(self, query):
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    size, after = int(query.get("maxResults", 1000)), query.get("pageToken", "")
+    items, prefixes, since = [], set(), time.time() - self.lag
+    with self.lock:
+      known = {name for name in self.objects if not self.lag or self.written[name] < since}
+      known |= {name for name, when in self.deleted.items() if when > since}
+      names = sorted(name for name in known if name.startswith(prefix) and name > after)
+      more = {"nextPageToken": names[size - 1]} if len(names) > size else {}
+      return self.page(prefix, delimiter, names[:size], items, prefixes) | more
+
+  def page(self, prefix, delimiter, names, items, prefixes):
+    for name in names:
       inside, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
       if found:
         prefixes.add(prefix + inside + delimiter)
@@ -56,6 +91,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
+  disable_nagle_algorithm = True
   server: Server
 
   def parse(self):
@@ -69,10 +105,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if path == "/storage/v1/b/bucket":
       return self.answer({"kind": "storage#bucket", "name": "bucket"})
     if path == "/storage/v1/b/bucket/o":
-      return self.answer(self.server.list(query.get("prefix", ""), query.get("delimiter", "")))
-    if name not in self.server.objects:
-      return self.answer({"error": {"code": 404, "message": "No such object"}}, 404)
-    generation, data = self.server.objects[name]
+      return self.answer(self.server.list(query))
+    if not path.removeprefix("/download").startswith("/storage/v1/b/bucket/"):
+      message = "The specified bucket does not exist."
+      return self.answer({"error": {"code": 404, "message": message}}, 404)
+    if name.startswith(tuple(self.server.denied)):
+      return self.answer({"error": {"code": 403, "message": "secret=abc denied"}}, 403)
+    generation, data = self.server.objects.get(name, (0, b""))
+    if not generation:
+      message = f"No such object: bucket/{name}"
+      return self.answer({"error": {"code": 404, "message": message}}, 404)
     if query.get("alt") != "media":
       return self.answer(self.server.describe(name))
     headers = {"x-goog-generation": str(generation), "ETag": f'"{generation}"'}
@@ -90,12 +132,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def do_POST(self):
     path, query, _ = self.parse()
-    body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    body = self.body()
     if path.startswith("/batch/"):
       return self.delete_all(body)
     if path.startswith("/put/"):
       return self.go_on(path, body)
     kind, name = query.get("uploadType"), query.get("name")
+    if name and name.startswith(tuple(self.server.denied)):
+      return self.answer({"error": {"code": 403, "message": "denied"}}, 403)
     if kind == "resumable":
       name = name or json.loads(body)["name"]
       key = str(len(self.server.uploads))
@@ -108,7 +152,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self.stored(name, body, query)
 
   def do_PUT(self):
-    return self.go_on(self.path, self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+    return self.go_on(self.path, self.body())
+
+  def body(self):
+    if self.headers.get("Transfer-Encoding") != "chunked":
+      return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    data = b""
+    while size := int(self.rfile.readline(), 16):
+      data += self.rfile.read(size + 2)[:-2]
+    self.rfile.readline()
+    return data
 
   def go_on(self, path, body):
     """A piece of an upload, the last of which tells the size of the whole."""
@@ -120,16 +173,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
     return self.stored(name, before + body, query)
 
   def do_DELETE(self):
-    *_, name = self.parse()
-    found = self.server.objects.pop(name, None)
-    return self.answer(b"", 204 if found else 404)
+    _, query, name = self.parse()
+    return self.answer(b"", self.server.delete(name, query))
 
   def delete_all(self, body):
     """A batch of deletions."""
     parts = []
     for name in re.findall(rb"DELETE /storage/v1/b/bucket/o/([^ ?]+)", body):
-      found = self.server.objects.pop(urllib.parse.unquote(name.decode()), None)
-      status = "204 No Content" if found else "404 Not Found"
+      deleted = self.server.delete(urllib.parse.unquote(name.decode()), {}) == 204
+      status = "204 No Content" if deleted else "404 Not Found"
       parts.append(f"--b\r\nContent-Type: application/http\r\n\r\nHTTP/1.1 {status}\r\n\r\n")
     text = "".join(parts) + "--b--\r\n"
     return self.answer(text.encode(), 200, {"Content-Type": "multipart/mixed; boundary=b"})

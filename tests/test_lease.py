@@ -122,7 +122,7 @@ def test_lost_lease_is_not_released(path):
 
 def test_renewal(path, monkeypatch):
   monkeypatch.setattr(leases, "RENEWED", 0.01)
-  monkeypatch.setattr(leases, "_renewals", leases._Renewals())
+  monkeypatch.setattr(leases, "renewals", leases._Renewals())
   lease = Lease(path)
   assert lease.acquire()
   os.utime(path, (1, 1))

@@ -41,7 +41,7 @@ def test_paths(monkeypatch, tmp_path):
   assert paths.file_sizes(tmp_path) == {"d/e": 3}
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/x", "https://host/x", "memory://x"])
+@pytest.mark.parametrize("url", ["az://bucket/x", "https://host/x", "memory://x"])
 def test_unsupported_schemes_are_rejected_first(url, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   message = f"^{url} has an unsupported scheme; give a local directory, or gs://.$"

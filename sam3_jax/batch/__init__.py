@@ -39,6 +39,10 @@ A manifest describes the inputs that begin at index `first`:
 `job` is a digest of everything that determines the part: the settings, its list and the lists
 before it. `files_sha256` is a digest of all image files that were read for the part.
 
-Files are written under a temporary name (`.NAME.PROCESS.partial`), synced and renamed. Temporary
-files of a killed process are removed when its part is processed again.
+In a bucket, the records of a part are an object whose name has a digest of its content,
+`parts/part-000012.0123456789abcdef.jsonl`, and the manifest names it as `records`. There is no
+journal beside a lease.
+
+Local files are written under a temporary name (`.NAME.PROCESS.partial`), synced and renamed.
+Temporary files of a killed process are removed when its part is processed again.
 """

@@ -1,21 +1,77 @@
-"""Reads and writes the files of a job; errors say how to resume it."""
+"""Reads and writes the files of a job, local or objects; errors say how to resume it.
+
+An object appears complete, or not at all. It is written into a scratch file on this machine first.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
+from sam3_jax.storage.faults import ChangedError
+from sam3_jax.storage.objects import object_path
 from sam3_jax.utils import atomic_files
 from sam3_jax.utils.json_text import parse
 from sam3_jax.utils.lease import PARTIAL, create_exclusively, is_abandoned
 from sam3_jax.utils.os_errors import error_text
 
+_READERS = 16  # threads that read small objects
+_Value = TypeVar("_Value")
+_Result = TypeVar("_Result")
+
 
 class Draft(atomic_files.Draft):
-  """A file that appears when it is committed; errors say how to resume the job."""
+  """A file or an object that appears when it is committed; errors say how to resume the job."""
+
+  def __new__(cls, path: Path) -> Self:
+    kind: Any = cls if object_path(path) is None else _ObjectDraft
+    return super().__new__(kind)
 
   def naming(self) -> contextlib.AbstractContextManager[None]:
     return _naming(self.path)
+
+
+class _ObjectDraft(Draft):
+  """A scratch file that is uploaded when it is committed."""
+
+  def __init__(self, path: Path):
+    super().__init__(scratch() / path.name)
+    self.path = path
+
+  def commit(self) -> None:
+    with self.naming():
+      if not self.file.closed:
+        self.file.close()
+      if (remote := object_path(self.path)) is not None:
+        remote.upload(self._draft)
+    self.discard()
+
+
+def scratch() -> Path:
+  """The directory on this machine for files of jobs whose results are in a bucket.
+
+  Raises:
+    OSError: it cannot be created, or belongs to another user.
+  """
+  folder = Path(tempfile.gettempdir()) / f"sam3-jax-{os.getuid()}"
+  folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+  if folder.lstat().st_uid != os.getuid():
+    raise OSError(f"{folder} belongs to another user; set TMPDIR to another directory.")
+  return folder
+
+
+def in_parallel(
+  out: Path, function: Callable[[_Value], _Result], values: Iterable[_Value]
+) -> Iterator[_Result]:
+  """Applies a function that reads a small file of `out` to each value; in threads for objects."""
+  if object_path(out) is None:
+    yield from map(function, values)
+    return
+  with ThreadPoolExecutor(_READERS) as pool:
+    yield from pool.map(function, values)
 
 
 @contextlib.contextmanager
@@ -31,6 +87,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, values: Any) -> None:
   """Writes plain values."""
+  if (remote := object_path(path)) is not None:
+    with _naming(path):
+      remote.write(atomic_files.json_bytes(values))
+    return
   with Draft(path) as draft:
     draft.write(atomic_files.json_bytes(values))
     draft.commit()
@@ -40,6 +100,12 @@ def create_json(path: Path, values: Any) -> bool:
   """Writes plain values unless the file exists, in one atomic step: if several processes try at the
   same time, one succeeds."""
   with _naming(path):
+    if (remote := object_path(path)) is not None:
+      try:
+        remote.create(atomic_files.json_bytes(values))
+      except ChangedError:
+        return False
+      return True
     path.parent.mkdir(parents=True, exist_ok=True)
     return create_exclusively(path, atomic_files.json_bytes(values))
 
@@ -66,7 +132,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def drafts(folder: Path) -> list[Path]:
-  """The uncommitted drafts in a directory, of running and of killed processes."""
+  """The uncommitted drafts in a directory, of running and of killed processes; none in a bucket."""
+  if object_path(folder) is not None:
+    return []
   return list(folder.glob(f".*{PARTIAL}"))
 
 

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +44,8 @@ def open_job(
   *,
   add: bool = False,
   retry_failed: bool = False,
-) -> tuple[dict[str, Any], list[Input]]:
+  frozen_input: Callable[[str, FileIdentity | None], Input] | None = None,
+) -> tuple[dict[str, Any], Sequence[Input]]:
   """Creates a job, or verifies that the job in `out` is the same.
 
   Args:
@@ -53,6 +54,7 @@ def open_job(
     inputs: the current list.
     add: whether inputs that the job does not have extend it.
     retry_failed: whether failed inputs are done again, and so may have changed.
+    frozen_input: see `Job`.
 
   Returns:
     The description of the job, and its inputs in the order of the job.
@@ -68,12 +70,12 @@ def open_job(
     except FileNotFoundError:
       created = _extended(out, new, inputs)
       if create_json(out / job_files.JOB, created):
-        return created, list(inputs)
+        return created, inputs
       continue
     changed = job_files.differences(job, new)
     if job.get("format_version") != FORMAT_VERSION or "segments" not in job:
       raise job_files.other_job_error(out, changed or ["it has no list of its images"])
-    comparison = _Comparison(out, job, inputs)
+    comparison = _Comparison(out, job, inputs, frozen_input)
     if changed := changed + comparison.changed():
       raise job_files.other_job_error(out, changed, _RESTORE)
     if (failed := comparison.changed_failures) and not retry_failed:
@@ -81,7 +83,7 @@ def open_job(
         f"{named('image that failed', 'images that failed', failed)} changed since; add "
         "--retry-failed to process these again."
       )
-    if not comparison.added:
+    if not comparison.added or (frozen_input is not None and not add):
       return job, comparison.ordered
     if not add:
       clause = changes({}, {item.name: item.identity for item in comparison.added})
@@ -94,12 +96,15 @@ def open_job(
 
 def _extended(out: Path, job: Mapping[str, Any], inputs: Sequence[Input]) -> dict[str, Any]:
   """The description of a job with one more list; writes the list."""
-  data = b"".join(_lines(inputs))
-  sha256 = hashlib.sha256(data).hexdigest()
+  checksum = hashlib.sha256()
+  for line in _lines(inputs):  # the whole list may not fit into memory
+    checksum.update(line)
+  sha256 = checksum.hexdigest()
   path = out / f"inputs-{sha256[:12]}.jsonl"
   if not path.exists():
     with Draft(path) as draft:
-      draft.write(data)
+      for line in _lines(inputs):
+        draft.write(line)
       draft.commit()
   segment = {"inputs": len(inputs), "sha256": sha256, "list": path.name}
   count = job.get("inputs", 0) + len(inputs)
@@ -114,6 +119,7 @@ def _lines(inputs: Iterable[Input]) -> Iterable[bytes]:
       values["span"] = item.span
     if item.identity is not None:
       values |= {"size": item.identity.size, "modified": item.identity.modified}
+      values |= {"version": item.identity.version} if item.identity.version else {}
     yield json.dumps(values).encode() + b"\n"
 
 
@@ -144,7 +150,8 @@ def _read_list(out: Path, segment: Mapping[str, Any]) -> list[tuple[str, _Frozen
   items = []
   for values in map(json.loads, data.splitlines()):
     size, span = values.get("size"), values.get("span")
-    identity = None if size is None else FileIdentity(size, values["modified"])
+    version = values.get("version", "")
+    identity = None if size is None else FileIdentity(size, values["modified"], "", version)
     frozen = _Frozen(values["prompts"], identity, None if span is None else tuple(span))
     items.append((values["image"], frozen))
   return items
@@ -159,7 +166,13 @@ class _Comparison:
     changed_failures: names of failed images that have changed.
   """
 
-  def __init__(self, out: Path, job: Mapping[str, Any], inputs: Sequence[Input]):
+  def __init__(
+    self,
+    out: Path,
+    job: Mapping[str, Any],
+    inputs: Sequence[Input],
+    frozen_input: Callable[[str, FileIdentity | None], Input] | None,
+  ):
     self.changed_failures: list[str] = []
     self.ordered: list[Input] = []
     items = [item for segment in job_files.segments(job) for item in _read_list(out, segment)]
@@ -172,6 +185,8 @@ class _Comparison:
     candidates: dict[int, Input] = {}
     for index, (key, then) in enumerate(frozen.items()):
       item = now.pop(key, None)
+      if item is None and frozen_input is not None and then.span is None:
+        item = frozen_input(key[0], then.identity)
       if item is None:
         self._then[key[0]] = then.identity
         continue
@@ -216,9 +231,7 @@ def _same_content(item: Input, read: FileIdentity | None) -> bool:
   """Whether an image is unchanged since it was read: by size and time, else by content."""
   if read is None or item.identity is None:
     return False
-  if (item.identity.size, item.identity.modified) == (read.size, read.modified) and (
-    item.span is None
-  ):
+  if item.identity.same_stat(read) and item.span is None:
     return True
   if item.identity.size != read.size:
     return False

@@ -9,6 +9,9 @@ import os
 import stat
 from typing import NamedTuple
 
+from sam3_jax.storage.faults import ChangedError
+from sam3_jax.storage.store import locate
+from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.identity import FileIdentity
 
 
@@ -17,7 +20,7 @@ class ImageFile(NamedTuple):
 
   Attributes:
     name: used in results and messages.
-    path: the file that contains it.
+    path: the path or URL of the file that contains it.
     span: offset and number of bytes in that file; None for the whole file.
     expected: identity of the file when it was listed; None if unknown.
   """
@@ -45,12 +48,14 @@ def read_image_bytes(file: ImageFile) -> tuple[bytes, FileIdentity]:
 
   Returns:
     The bytes, and their identity with the SHA-256. For a member of a tar file: size and content of
-    the member, modification time of the tar file.
+    the member, modification time or version of the tar file.
 
   Raises:
     OSError: the file cannot be read, or has changed since it was listed.
     NotAFileError: it is a directory, FIFO, socket or device, which is not opened for reading.
   """
+  if is_url(file.path):
+    return _read_object(file)
   _check_kind(file, os.stat(file.path))
   # Without O_NONBLOCK, a FIFO that has replaced the file would block until someone writes to it.
   descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -71,6 +76,20 @@ def read_image_bytes(file: ImageFile) -> tuple[bytes, FileIdentity]:
   ):
     raise FileChangedError(f"{file.name} changed while it was read, or its file ends before it")
   return data, FileIdentity(size, before.st_mtime_ns, hashlib.sha256(data).hexdigest())
+
+
+def _read_object(file: ImageFile) -> tuple[bytes, FileIdentity]:
+  store, where = locate(file.path)
+  start, stop = (0, None) if file.span is None else (file.span[0], sum(file.span))
+  version = file.expected.version if file.expected else ""
+  try:
+    data, version = store.read(where, start, stop, version)
+  except ChangedError:
+    raise FileChangedError(f"{file.name} has changed since it was listed") from None
+  size = len(data) if file.span is None else file.span[1]
+  if len(data) != size or (file.expected and size != file.expected.size):
+    raise FileChangedError(f"{file.name} has changed since it was listed")
+  return data, FileIdentity(size, 0, hashlib.sha256(data).hexdigest(), version)
 
 
 def _read(source, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The list of inputs, from a directory, a pattern, JSON lines or tar files.
+"""The list of inputs, from a directory, a pattern, JSON lines or tar files, local or in buckets.
 
 The list and its order are the same for every process. Each image is in it once: an image that was
 given several times has the prompts of all occurrences. Files that are left out are counted.
@@ -6,11 +6,20 @@ given several times has the prompts of all occurrences. Files that are left out 
 
 import contextlib
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam3_jax.batch.input_list import Input, PrefixInputs
+from sam3_jax.batch.object_inputs import (
+  Listing,
+  check_allowed,
+  identify_objects,
+  list_objects,
+  open_text,
+)
 from sam3_jax.batch.prompt_schema import (
   AnyPrompt,
   check_unicode,
@@ -23,6 +32,8 @@ from sam3_jax.batch.webdataset import list_samples
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
+from sam3_jax.storage.store import locate
+from sam3_jax.storage.urls import is_url, join, parent, redact
 from sam3_jax.utils.identity import FileIdentity, identify, named
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.notes import ListingNotes
@@ -33,41 +44,28 @@ LINE_FORMAT = (
   '{"image": "a.jpg", "prompts": ["cat", {"text": "dog", "boxes": [[x0, y0, x1, y1]]}, '
   '{"points": [[x, y]]}]}'
 )
+CHUNK = 1024  # images whose identities are asked for at the same time
 SIDECAR_FORMAT = 'it must be {"prompts": [...]}'  # of the .json file beside an image in a tar file
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Input:
-  """An image and its prompts.
-
-  Attributes:
-    name: used in the results: as listed, or relative to the directory.
-    path: the file that contains the image.
-    prompts: at least one, without duplicates.
-    span: offset and number of bytes in that file; None for the whole file.
-    identity: of the file when it was listed; None if it did not exist. For a member of a tar file:
-      size of the member, modification time of the tar file.
-  """
-
-  name: str
-  path: str
-  prompts: tuple[AnyPrompt, ...]
-  span: tuple[int, int] | None = None
-  identity: FileIdentity | None = None
-
-
 def list_inputs(
-  images: str, prompts: str | None = None, notes: ListingNotes | None = None
-) -> list[Input]:
+  images: str,
+  prompts: str | None = None,
+  notes: ListingNotes | None = None,
+  *,
+  allow_https: bool = False,
+) -> Sequence[Input]:
   """The inputs, each image once.
 
   Args:
     images: a directory (all images in and below it, by name), a pattern such as `shards/*.tar` or
       `a/*.jpg`, an image, a WebDataset tar file (not compressed; the prompts of `a.jpg` may be in
       `a.json`), or a .jsonl file with a `LINE_FORMAT` per line, images relative to its directory.
+      All of these may be URLs, see `sam3_jax.storage`.
     prompts: for images without prompts of their own: a file with one phrase per line, or phrases
       separated by commas.
     notes: counts files that are left out, and missing or empty images, which will fail.
+    allow_https: whether `images` and the lines of a list may be addresses on web servers.
 
   Raises:
     FileNotFoundError: there is no such image, directory or list.
@@ -76,12 +74,15 @@ def list_inputs(
   """
   notes = ListingNotes() if notes is None else notes
   common = read_phrases(prompts) if prompts is not None else ()
+  listing = list_objects(images, notes, allow_https=allow_https) if is_url(images) else None
+  if listing is not None and listing.directory and common:
+    return _prefix_inputs(images, listing, common, notes)
   positions: dict[tuple[str, int], int] = {}
   tars: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
   faults: list[str] = []
   without_prompts: list[str] = []
-  for found in _listed(images, notes):
+  for found in _identified(_listed(images, listing, notes, allow_https)):
     own = common if found.prompts is None else found.prompts
     if found.fault:
       faults.append(found.fault)
@@ -89,7 +90,8 @@ def list_inputs(
     if not own:
       without_prompts.append(found.name)
       continue
-    key = os.path.abspath(found.path), found.span[0] if found.span else -1
+    path = found.path if is_url(found.path) else os.path.abspath(found.path)
+    key = path, found.span[0] if found.span else -1
     position = positions.setdefault(key, len(inputs))
     if position == len(inputs):
       identity = _identity(found, tars)
@@ -104,14 +106,71 @@ def list_inputs(
   if without_prompts:
     images_named = named("image has no prompts", "images have no prompts", without_prompts)
     faults.append(f"{images_named}, and --prompts is not given")
-  raise_faults(faults, images, "Correct the list, or give --prompts.")
+  raise_faults(faults, redact(images), "Correct the list, or give --prompts.")
   if not inputs:
-    line = notes.line()
-    raise ValueError(f"there is no image in {images}{line and f' ({line})'}; check --images.")
+    raise _no_image(images, notes)
   return inputs
 
 
+def _prefix_inputs(
+  images: str, listing: Listing, prompts: tuple[AnyPrompt, ...], notes: ListingNotes
+) -> Sequence[Input]:
+  """The images of a prefix: each has another name, and all have the same prompts."""
+  inputs: PrefixInputs | None = None
+  for one in listing.objects:
+    if inputs is None:
+      inputs = PrefixInputs(one.url.removesuffix(one.name), prompts)
+    if not one.identity.size:
+      notes.remark("image is empty", "images are empty", one.name)
+    inputs.append(one.name, one.identity.size, one.identity.version)
+  if inputs is None:
+    raise _no_image(images, notes)
+  return inputs
+
+
+def _no_image(images: str, notes: ListingNotes) -> ValueError:
+  line = notes.line()
+  where = f"{redact(images)}{line and f' ({line})'}"
+  return ValueError(f"there is no image in {where}; check --images.")
+
+
+def frozen_input(
+  images: str, prompts: str | None
+) -> Callable[[str, FileIdentity | None], Input] | None:
+  """How to make an input from its entry in the list of a job, without listing a bucket again.
+
+  Objects may be added while the processes of a job start, and some stores list them late. So all
+  processes use the list that was frozen first.
+
+  Args:
+    images, prompts: as for `list_inputs`.
+
+  Returns:
+    A function of the name and the identity in the list; None if `images` is local, or a list or
+    tar files, whose content determines the inputs.
+  """
+  if not is_url(images) or Path(redact(images)).suffix.lower() in (".jsonl", ".tar"):
+    return None
+  common = read_phrases(prompts) if prompts is not None else ()
+  store, where = locate(images)
+  root = store.pin(where).url
+  return lambda name, identity: Input(name, join(root, name), common, None, identity)
+
+
+def _identified(listed: Iterable["_Listed"]) -> Iterator["_Listed"]:
+  """Adds the identities of objects in lists, which are asked for in parallel."""
+  listed = iter(listed)
+  while chunk := list(itertools.islice(listed, CHUNK)):
+    unknown = [i for i, one in enumerate(chunk) if one.identity is None and is_url(one.path)]
+    found = identify_objects([chunk[i].path for i in unknown])
+    for i, (url, identity) in zip(unknown, found, strict=True):
+      chunk[i] = chunk[i]._replace(path=url, identity=identity)
+    yield from chunk
+
+
 def _identity(found: "_Listed", tars: dict[str, FileIdentity | None]) -> FileIdentity | None:
+  if is_url(found.path):
+    return found.identity
   if found.span is None:
     try:
       return identify(found.path)
@@ -131,7 +190,10 @@ def read_phrases(prompts: str) -> tuple[Prompt, ...]:
     ValueError: there is no phrase, or the file cannot be read.
   """
   path = Path(prompts)
-  if os.path.isfile(path):  # Path.is_file raises for text that is too long for a name
+  if is_url(prompts):
+    with _readable(prompts, "--prompts"), open_text(prompts) as file:
+      given = file.read().splitlines()
+  elif os.path.isfile(path):  # Path.is_file raises for text that is too long for a name
     with _readable(path, "--prompts"):
       given = path.read_text(encoding="utf-8-sig").splitlines()
   elif "/" in prompts or path.suffix == ".txt":
@@ -164,39 +226,59 @@ class _Listed(NamedTuple):
   prompts: tuple[AnyPrompt, ...] | None = None
   span: tuple[int, int] | None = None
   fault: str = ""
+  identity: FileIdentity | None = None
 
 
-def _listed(images: str, notes: ListingNotes) -> Iterator[_Listed]:
+def _listed(
+  images: str, listing: Listing | None, notes: ListingNotes, allow_https: bool
+) -> Iterator[_Listed]:
+  if listing is not None:
+    for one in listing.objects:
+      if listing.directory:
+        yield _Listed(one.name, one.url, identity=one.identity)
+      else:
+        yield from _in_file(one.name, one.url, notes, allow_https, one.identity)
+    return
   directory = os.path.isdir(images)
   for found in find_files(images, notes):
     if directory:  # lists and tar files in it are not opened
       yield _Listed(found.name, found.path)
     else:
-      yield from _in_file(found.name, found.path, notes)
+      yield from _in_file(found.name, found.path, notes, allow_https)
 
 
-def _in_file(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
-  match Path(path).suffix.lower():
+def _in_file(
+  name: str,
+  path: str,
+  notes: ListingNotes,
+  allow_https: bool,
+  identity: FileIdentity | None = None,
+) -> Iterator[_Listed]:
+  match Path(redact(path)).suffix.lower():
     case ".jsonl":
-      yield from _in_lines(Path(path))
+      yield from _in_lines(path, allow_https)
     case ".tar":
-      yield from _in_tar(name, path, notes)
+      yield from _in_tar(name, path, notes, identity)
     case ".gz" | ".tgz" | ".zst" | ".bz2" | ".xz" | ".zip":
-      raise ValueError(f"{path} is compressed; unpack it, or give plain tar files.")
+      raise ValueError(f"{redact(path)} is compressed; unpack it, or give plain tar files.")
     case _:
-      yield _Listed(name, path)
+      yield _Listed(name, path, identity=identity)
 
 
-def _in_lines(path: Path) -> Iterator[_Listed]:
-  with _readable(path, "--images"), path.open(encoding="utf-8-sig") as file:
+def _in_lines(path: str, allow_https: bool) -> Iterator[_Listed]:
+  folder = parent(path) if is_url(path) else Path(path).parent
+  with _readable(path, "--images"), open_text(path) as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
         try:
           image, prompts = _line(parse_json(line, f"a line must be {LINE_FORMAT}"))
+          where = join(folder, image)
+          if is_url(where):
+            check_allowed(where, allow_https)
         except (ValueError, TypeError) as error:
-          yield _Listed(str(path), "", fault=f"line {number}: {str(error).rstrip('.')}")
+          yield _Listed(redact(path), "", fault=f"line {number}: {str(error).rstrip('.')}")
         else:
-          yield _Listed(image, str(path.parent / image), prompts)
+          yield _Listed(redact(image), where, prompts)
 
 
 def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
@@ -218,9 +300,11 @@ def _check_name(name: str) -> None:
     raise ValueError(f"{shown(name)} cannot be the name of a file")
 
 
-def _in_tar(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
+def _in_tar(
+  name: str, path: str, notes: ListingNotes, identity: FileIdentity | None
+) -> Iterator[_Listed]:
   try:
-    with _readable(Path(path), "--images"):
+    with _readable(path, "--images"):
       samples = list(list_samples(path, notes))
   except ValueError as error:
     yield _Listed(name, path, fault=str(error).rstrip("."))
@@ -232,7 +316,8 @@ def _in_tar(name: str, path: str, notes: ListingNotes) -> Iterator[_Listed]:
     except (ValueError, TypeError) as error:
       yield _Listed(image, path, fault=f"{image}: its .json: {str(error).rstrip('.')}")
     else:
-      yield _Listed(image, path, prompts, sample.span)
+      member = identity and dataclasses.replace(identity, size=sample.span[1])
+      yield _Listed(image, path, prompts, sample.span, identity=member)
 
 
 def _sidecar(data: bytes) -> tuple[AnyPrompt, ...] | None:
@@ -243,14 +328,16 @@ def _sidecar(data: bytes) -> tuple[AnyPrompt, ...] | None:
 
 
 @contextlib.contextmanager
-def _readable(path: Path, option: str) -> Iterator[None]:
+def _readable(path: str | Path, option: str) -> Iterator[None]:
   """Reading errors name the file and the option."""
   try:
     yield
   except OSError as error:
-    what, why = error.filename or path, error_text(error)
+    what, why = error.filename or redact(path), error_text(error)
     raise ValueError(
       f"{what} cannot be read ({why}); check its permissions and {option}."
     ) from error
   except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text; save it as UTF-8, or check {option}.") from error
+    raise ValueError(
+      f"{redact(path)} is not UTF-8 text; save it as UTF-8, or check {option}."
+    ) from error

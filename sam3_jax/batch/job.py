@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sam3_jax.batch.prompt_schema import visual_prompts
 from sam3_jax.batch.run_stats import RunStats
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS
+from sam3_jax.utils.identity import FileIdentity
 
 MIN_SAMPLE = 100  # images; with fewer, the error rate is not meaningful
 
@@ -35,6 +36,8 @@ class Job:
     add: whether inputs that the job in `out` does not have extend it.
     retry_failed: whether failed inputs are done again.
     skip_unreadable: whether inputs that remain unreadable after all retries count as failed.
+    frozen_input: makes inputs of the job's list that are not among `inputs`; with it, inputs that
+      the job does not have are ignored unless `add` is set. See `inputs.frozen_input`.
   """
 
   inputs: Sequence[Input]
@@ -52,6 +55,7 @@ class Job:
   add: bool = False
   retry_failed: bool = False
   skip_unreadable: bool = False
+  frozen_input: Callable[[str, FileIdentity | None], Input] | None = None
 
   def settings(self, model: Sam3) -> dict[str, Any]:
     """Everything that determines the results, except the inputs."""

@@ -6,12 +6,19 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.batch.files import Draft, read_json
-from sam3_jax.batch.part_files import PARTS, check_job, manifest_path, part_number, read_begun
+from sam3_jax.batch.files import Draft, in_parallel, read_json
+from sam3_jax.batch.part_files import (
+  PARTS,
+  check_job,
+  manifest_path,
+  part_number,
+  read_begun,
+  records_path,
+)
 from sam3_jax.utils.identity import digest
 
 JOB, ERRORS = "job.json", "errors.jsonl"
@@ -109,10 +116,15 @@ def job_digest(job: Mapping[str, Any], part: int) -> str:
 
 
 def finished_parts(out: Path) -> set[int]:
-  """The parts that are done."""
+  """The parts that are done; some stores list new objects late, see `is_finished`."""
   folder = out / PARTS
   names = (re.fullmatch(r"part-(\d+)\.json", path.name) for path in folder.glob("part-*.json"))
   return {int(name[1]) for name in names if name}
+
+
+def is_finished(out: Path, part: int) -> bool:
+  """Whether a part is done, without listing."""
+  return manifest_path(out, part).exists()
 
 
 def read_manifest(out: Path, part: int) -> dict[str, Any]:
@@ -121,7 +133,7 @@ def read_manifest(out: Path, part: int) -> dict[str, Any]:
   Raises:
     ValueError: the part is not finished, or the manifest is damaged.
   """
-  values, path = _read_manifest(out, part), manifest_path(out, part)
+  values, path = find_manifest(out, part), manifest_path(out, part)
   if values is None:
     raise ValueError(f"{path} is not the manifest of a part; remove it and run batch again.")
   return values
@@ -138,9 +150,10 @@ def read_records(out: Path, part: int, job: str | None = None) -> Iterator[dict[
   Raises:
     ValueError: the records are damaged, or belong to another job.
   """
-  manifest, path = read_manifest(out, part), manifest_path(out, part).with_suffix(".jsonl")
+  manifest = read_manifest(out, part)
+  path = records_path(manifest_path(out, part), manifest)
   check_job(manifest, job, out, part)
-  damaged = f"{path} is damaged; remove {path.with_suffix('.json')} and run batch again."
+  damaged = f"{path} is damaged; remove {manifest_path(out, part)} and run batch again."
   sha256 = hashlib.sha256()
   try:
     with path.open("rb") as file:
@@ -153,21 +166,29 @@ def read_records(out: Path, part: int, job: str | None = None) -> Iterator[dict[
     raise ValueError(damaged)
 
 
-def write_errors(out: Path) -> int:
+def write_errors(out: Path, known: Iterable[int] = ()) -> int:
   """Collects the failures of all parts, finished or unfinished, in errors.jsonl.
 
   Other processes may finish parts in the meantime; the last process to finish, or `--merge`, writes
   the complete list.
 
+  Args:
+    out: output directory.
+    known: parts that are done, also if the store does not list them yet.
+
   Returns:
     The number of failures.
   """
   failures: list[dict[str, Any]] = []
-  finished = finished_parts(out)
+  finished = finished_parts(out).union(known)
   begun = {part_number(path.name) for path in (out / PARTS).glob("part-*.begun.json")} - {None}
-  for part in sorted(finished.union(part for part in begun if part is not None)):
-    manifest = _read_manifest(out, part) if part in finished else None
-    manifest = read_begun(out, part) if manifest is None else manifest
+
+  def read(part: int) -> dict[str, Any] | None:
+    manifest = find_manifest(out, part) if part in finished else None
+    return read_begun(out, part) if manifest is None else manifest
+
+  parts = sorted(finished.union(part for part in begun if part is not None))
+  for manifest in in_parallel(out, read, parts):
     failures += [] if manifest is None else manifest["failed"]
   with Draft(out / ERRORS) as draft:
     for failure in failures:
@@ -177,8 +198,12 @@ def write_errors(out: Path) -> int:
   return len(failures)
 
 
-def _read_manifest(out: Path, part: int) -> dict[str, Any] | None:
-  """None if there is no manifest, for example because the part was reopened in the meantime."""
+def find_manifest(out: Path, part: int) -> dict[str, Any] | None:
+  """The manifest of a finished part; None if the part is not finished.
+
+  Raises:
+    ValueError: the manifest is damaged.
+  """
   path = manifest_path(out, part)
   values = read_json(path)
   if values is not None and (

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.batch.job import Job
-from sam3_jax.batch.job_files import job_digest, part_range, read_manifest
+from sam3_jax.batch.job_files import find_manifest, job_digest, part_range
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.part_files import (
   Failure,
   journal_path,
   lease_path,
-  manifest_path,
   reopen_part,
 )
 from sam3_jax.batch.part_writer import PartWriter
+from sam3_jax.storage.object_lease import open_lease
 from sam3_jax.utils.identity import FileIdentity
-from sam3_jax.utils.lease import Lease
 from sam3_jax.utils.malloc import trim
 
 CLOSE_TIMEOUT = 0.5  # seconds to wait for a thread that is writing, before the process ends
@@ -50,7 +49,7 @@ class LeasedPart:
     self._digest = job_digest(description, part)
     self.inputs = part_range(part, description)
     self._retry_failed = job.retry_failed
-    self._lease = Lease(lease_path(job.out, part))
+    self._lease = open_lease(lease_path(job.out, part))
     self._lock = threading.Lock()
     self._writer: PartWriter | None = None
     self._reset()
@@ -83,8 +82,7 @@ class LeasedPart:
     for draft in self._drafts:  # their writers held this lease and no longer do
       draft.unlink(missing_ok=True)
     self._drafts = ()
-    if manifest_path(out, part).exists():
-      manifest = read_manifest(out, part)
+    if (manifest := find_manifest(out, part)) is not None:
       if not (self._retry_failed and manifest["failed"]):
         self.finished = True
         self.resumed = self.resumed or (manifest["done"], len(manifest["failed"]))

@@ -14,6 +14,8 @@ from jaxtyping import UInt8
 
 from sam3_jax.batch.image_bytes import ImageFile, NotAFileError, read_image_bytes
 from sam3_jax.inputs.preprocess import read_image, resize
+from sam3_jax.storage import retries
+from sam3_jax.storage.urls import redact
 from sam3_jax.utils.identity import FileIdentity
 from sam3_jax.utils.os_errors import error_text
 
@@ -31,6 +33,7 @@ class LoadedImage(NamedTuple):
     identity: of the file that was read; None if none could be read.
     unreadable: whether another attempt may succeed.
     suspect: whether to read it again in an isolated process with a memory limit.
+    requests: number of requests to a store, and how many of them were repetitions.
   """
 
   pixels: UInt8[np.ndarray, "Hi Wi 3"]
@@ -40,6 +43,7 @@ class LoadedImage(NamedTuple):
   identity: FileIdentity | None = None
   unreadable: bool = False
   suspect: bool = False
+  requests: tuple[int, int] = (0, 0)
 
 
 def load_image(
@@ -56,7 +60,7 @@ def load_image(
     max_pixels: larger images are refused.
     on_read: called with the identity once the bytes are read.
   """
-  start = time.perf_counter()
+  start, before = time.perf_counter(), retries.counted()
   identity, size, pixels, reason = None, (0, 0), NO_PIXELS, ""
   unreadable = suspect = False
   try:
@@ -77,7 +81,8 @@ def load_image(
       reason = error_reason(error).replace("the bytes given as an image", file.name)
       suspect = isinstance(error, MemoryError)
   seconds = time.perf_counter() - start
-  return LoadedImage(pixels, size, reason, seconds, identity, unreadable, suspect)
+  requests = (retries.counted()[0] - before[0], retries.counted()[1] - before[1])
+  return LoadedImage(pixels, size, reason, seconds, identity, unreadable, suspect, requests)
 
 
 def error_reason(error: Exception) -> str:
@@ -89,5 +94,5 @@ def error_reason(error: Exception) -> str:
 
 def _read_error(file: ImageFile, error: OSError) -> str:
   if isinstance(error, FileNotFoundError | NotADirectoryError):
-    return f"there is no image {file.path}"
-  return f"{file.path} cannot be read ({error_text(error)})"
+    return f"there is no image {redact(file.path)}"
+  return f"{redact(file.path)} cannot be read ({error_text(error)})"

@@ -12,6 +12,7 @@ from typing import Any
 from sam3_jax.batch.files import Draft, remove_drafts
 from sam3_jax.batch.job_files import (
   finished_parts,
+  is_finished,
   job_digest,
   part_count,
   read_job,
@@ -48,7 +49,7 @@ def merge(out: Path) -> dict[str, int]:
   job = read_job(out)
   records = Records(out, job)
   remove_drafts(out, lambda name: name.startswith("annotations."))  # and those of write_parquet
-  counts = {"images": 0, "annotations": 0, "failed": write_errors(out)}
+  counts = {"images": 0, "annotations": 0, "failed": write_errors(out, range(part_count(job)))}
   categories = records.categories()
   info = {
     "description": f"sam3-jax {version('sam3-jax')}",
@@ -71,7 +72,8 @@ class Records:
   def __init__(self, out: Path, job: dict[str, Any]):
     """Raises ValueError if parts are not done."""
     self._out, self._job, self._parts = out, job, range(part_count(job))
-    missing = sorted(set(self._parts) - finished_parts(out))
+    finished = finished_parts(out)
+    missing = [p for p in self._parts if p not in finished and not is_finished(out, p)]
     if missing:
       raise ValueError(
         f"{len(missing):,} of {len(self._parts):,} parts in {out} are not done yet, the first is "

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam3_jax.batch.files import Draft, read_json, write_json
-from sam3_jax.utils.identity import FileIdentity
+from sam3_jax.batch.files import Draft, read_json, scratch, write_json
+from sam3_jax.storage.objects import object_path
+from sam3_jax.utils.identity import FileIdentity, digest
 from sam3_jax.utils.lease import sync_directory
 
 FORMAT_VERSION = 2
@@ -44,13 +45,19 @@ class Resolved(NamedTuple):
 
 
 def manifest_path(out: Path, part: int) -> Path:
-  """The manifest of a finished part; its records end in .jsonl."""
+  """The manifest of a finished part; see `records_path`."""
   return out / PARTS / f"part-{part:06}.json"
 
 
 def begun_path(out: Path, part: int) -> Path:
-  """The manifest of an unfinished part; its records end in .jsonl."""
+  """The manifest of an unfinished part; see `records_path`."""
   return out / PARTS / f"part-{part:06}.begun.json"
+
+
+def records_path(manifest: Path, values: Mapping[str, Any]) -> Path:
+  """The records of a part, given its manifest: a file with the same name and another suffix; in a
+  bucket the object that the manifest names, since objects of other content have other names."""
+  return manifest.with_name(values.get("records") or manifest.with_suffix(".jsonl").name)
 
 
 def lease_path(out: Path, part: int) -> Path:
@@ -58,7 +65,10 @@ def lease_path(out: Path, part: int) -> Path:
 
 
 def journal_path(out: Path, part: int) -> Path:
-  return out / LEASES / f"part-{part:06}.journal"
+  """The journal of a part; on this machine if the job is in a bucket."""
+  local = object_path(out) is None
+  folder = out / LEASES if local else scratch() / "journals" / digest(str(out))[:12]
+  return folder / f"part-{part:06}.journal"
 
 
 def part_number(name: str) -> int | None:
@@ -71,13 +81,15 @@ def identity_to_json(identity: FileIdentity | None) -> dict[str, Any] | None:
   """The identity of a file as plain values."""
   if identity is None:
     return None
-  return {"size": identity.size, "modified": identity.modified, "sha256": identity.sha256}
+  values = {"size": identity.size, "modified": identity.modified, "sha256": identity.sha256}
+  return values | ({"version": identity.version} if identity.version else {})
 
 
 def identity_from_json(values: Any) -> FileIdentity | None:
   if not isinstance(values, dict):
     return None
-  return FileIdentity(values["size"], values["modified"], values["sha256"])
+  version = values.get("version", "")
+  return FileIdentity(values["size"], values["modified"], values["sha256"], version)
 
 
 def check_job(manifest: Mapping[str, Any], job: str | None, out: Path, part: int) -> None:
@@ -98,11 +110,16 @@ def reopen_part(out: Path, part: int) -> None:
   values = read_json(path)
   if values is None:
     return
+  retried = [failure["input"] for failure in values["failed"]]
+  unfinished = values | {"failed": [], "inputs": values["done"], "retried": retried}
+  if object_path(out) is not None:  # both manifests name the same records
+    write_json(begun, unfinished)
+    path.unlink()
+    return
   with Draft(begun.with_suffix(".jsonl")) as draft:
     draft.copy(path.with_suffix(".jsonl"))
     draft.commit()
-  retried = [failure["input"] for failure in values["failed"]]
-  write_json(begun, values | {"failed": [], "inputs": values["done"], "retried": retried})
+  write_json(begun, unfinished)
   path.unlink()
   sync_directory(path.parent)
   path.with_suffix(".jsonl").unlink(missing_ok=True)
@@ -111,12 +128,13 @@ def reopen_part(out: Path, part: int) -> None:
 def read_resolved(out: Path, part: int, inputs: range) -> Resolved:
   """The inputs of a part that are done or failed, whether or not the part is finished."""
   path = manifest_path(out, part)
-  values, records = read_json(path), path.with_suffix(".jsonl")
+  values = read_json(path)
   if values is None:
-    values, records = read_begun(out, part), begun_path(out, part).with_suffix(".jsonl")
+    path = begun_path(out, part)
+    values = read_begun(out, part)
   if values is None:
     return Resolved({}, {}, set())
-  lines = read_lines(records, inputs.start)
+  lines = read_lines(records_path(path, values), inputs.start)
   done = {i: identity_from_json(record.get("file")) for i, _, record in lines}
   failed = {one["input"]: identity_from_json(one.get("identity")) for one in values["failed"]}
   return Resolved(done, failed, set(values.get("retried", ())))
@@ -138,9 +156,12 @@ def read_lines(records: Path, first: int) -> Iterator[tuple[int, bytes, dict[str
 def read_begun(out: Path, part: int) -> dict[str, Any] | None:
   """The manifest of an unfinished part; None unless its records are complete."""
   path = begun_path(out, part)
-  values, records = read_json(path), path.with_suffix(".jsonl")
-  if values is None or not records.is_file():
+  values = read_json(path)
+  if values is None:
     return None
-  with records.open("rb") as file:
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  try:
+    with records_path(path, values).open("rb") as file:
+      sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+  except (FileNotFoundError, IsADirectoryError):
+    return None
   return values if sha256 == values["sha256"] else None

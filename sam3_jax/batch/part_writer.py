@@ -4,13 +4,17 @@ A part is written into a draft. If the process has to stop, or inputs could not 
 is committed as an unfinished part (`.begun.`), which is resumed later. Inputs that were left out
 are then sorted in. A part without pending inputs is finished. Its lines are in the order of the
 list, so its bytes do not depend on interruptions.
+
+In a bucket, records are objects named by their content, which are never replaced. The manifest of a
+finished part is created only if there is none. So a process that was suspended, and whose lease
+another has taken over, cannot damage the part.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.batch.files import Draft, write_json
+from sam3_jax.batch.files import Draft, create_json, write_json
 from sam3_jax.batch.part_files import (
   FORMAT_VERSION,
   Failure,
@@ -20,7 +24,9 @@ from sam3_jax.batch.part_files import (
   manifest_path,
   read_begun,
   read_lines,
+  records_path,
 )
+from sam3_jax.storage.objects import object_path
 from sam3_jax.utils.identity import FileIdentity, digest
 
 
@@ -58,6 +64,7 @@ class PartWriter:
     self._failed: dict[int, dict[str, Any]] = {}
     self._retried: set[int] = set()
     self._size, self._changed = 0, False
+    self._resumed: Path | None = None  # records in a bucket that this process has read
     self._draft = Draft(manifest_path(out, part).with_suffix(".jsonl"))
     try:
       self._resume(retry_failed)
@@ -101,10 +108,15 @@ class PartWriter:
 
   def finish(self) -> None:
     """Commits the finished part."""
-    values = self._manifest(in_order=True)
-    self._draft.commit()
-    write_json(manifest_path(self._out, self._part), values)
+    values, path = self._manifest(in_order=True), manifest_path(self._out, self._part)
     begun = begun_path(self._out, self._part)
+    if object_path(self._out) is not None:
+      if create_json(path, self._commit_object(path, values)):
+        self._remove_resumed()
+      begun.unlink(missing_ok=True)
+      return
+    self._draft.commit()
+    write_json(path, values)
     begun.unlink(missing_ok=True)
     begun.with_suffix(".jsonl").unlink(missing_ok=True)
 
@@ -115,12 +127,28 @@ class PartWriter:
       return
     values, begun = self._manifest(in_order=False), begun_path(self._out, self._part)
     values["retried"] = sorted(self._retried.intersection(self.pending))
+    if object_path(self._out) is not None:
+      write_json(begun, self._commit_object(begun, values))
+      if self._resumed is not None and ".begun." in self._resumed.name:
+        self._remove_resumed()
+      return
     self._draft.path = begun.with_suffix(".jsonl")
     self._draft.commit()
     write_json(begun, values)
 
   def discard(self) -> None:
     self._draft.discard()
+
+  def _commit_object(self, manifest: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Writes the records into an object named by their content; returns the manifest's values."""
+    self._draft.path = manifest.with_suffix(f".{values['sha256'][:16]}.jsonl")
+    self._draft.commit()
+    return values | {"records": self._draft.path.name}
+
+  def _remove_resumed(self) -> None:
+    """Removes the records that this process has resumed and replaced."""
+    if self._resumed is not None and self._resumed.name != self._draft.path.name:
+      self._resumed.unlink(missing_ok=True)
 
   def _write(self, i: int, record: bytes, identity: Any) -> None:
     self._draft.write(record)
@@ -159,7 +187,8 @@ class PartWriter:
     if values is None:
       return
     check_job(values, self._job, self._out, self._part)
-    records = begun_path(self._out, self._part).with_suffix(".jsonl")
+    records = records_path(begun_path(self._out, self._part), values)
+    self._resumed = records if object_path(self._out) is not None else None
     for i, line, record in read_lines(records, self._inputs.start):
       self._write(i, line, record.get("file"))
     self._retried.update(values.get("retried", ()))

@@ -185,6 +185,8 @@ class Pipeline:
     stats.write_seconds += time.perf_counter() - start
     stats.mask_seconds += sum(seconds for _, seconds in encoded)
     stats.read_seconds += sum(image.seconds for image in images)
+    stats.requests += sum(image.requests[0] for image in images)
+    stats.repeated += sum(image.requests[1] for image in images)
     stats.done += len(good)
     stats.failed += len(failures)
     written = [results[index - batch.first] for index in identities]

@@ -22,6 +22,7 @@ from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.load_image import NO_PIXELS, LoadedImage, error_reason, load_image
 from sam3_jax.batch.reader_process import ReaderDiedError, ReaderProcess
+from sam3_jax.storage.urls import is_url, redact
 from sam3_jax.utils.identity import FileIdentity
 
 DECODE_TIMEOUT = 60.0  # seconds to decode the bytes of an image
@@ -246,7 +247,7 @@ class _Reader:
     if pending.task.journal is not None:
       pending.task.journal.end(pending.task.index)
     return _failed(
-      f"{pending.task.file.path} cannot be read (no answer in {READ_TIMEOUT:.0f} s)",
+      f"{redact(pending.task.file.path)} cannot be read (no answer in {READ_TIMEOUT:.0f} s)",
       unreadable=True,
     )
 
@@ -298,7 +299,8 @@ class _Reader:
       if timed_out:
         why = f"time limit of {DECODE_TIMEOUT:.0f} s"
         if error.identity is None:
-          return _failed(f"{task.file.path} cannot be read (no answer in time)", unreadable=True)
+          where = redact(task.file.path)
+          return _failed(f"{where} cannot be read (no answer in time)", unreadable=True)
       elif error.was_terminated:
         time.sleep(_POLL_INTERVAL)  # the same signal reaches this process
         if self._stopping():
@@ -320,6 +322,8 @@ def _failed(
 
 
 def _identity(file: ImageFile) -> FileIdentity | None:
+  if is_url(file.path):
+    return file.expected
   try:
     status = os.stat(file.path)
   except OSError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sam3_jax.batch import job_files
-from sam3_jax.batch.files import draft_of, drafts, remove_drafts
+from sam3_jax.batch.files import draft_of, drafts, in_parallel, remove_drafts, scratch
 from sam3_jax.batch.frozen_inputs import open_job
 from sam3_jax.batch.job import Job, check_failures
 from sam3_jax.batch.leased_part import LeasedPart
@@ -21,12 +21,15 @@ from sam3_jax.batch.part_files import (
   lease_path,
   manifest_path,
   part_number,
+  records_path,
 )
 from sam3_jax.batch.pipeline import Pipeline
 from sam3_jax.batch.run_stats import Reporter, RunStats
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.storage import retries
+from sam3_jax.storage.object_lease import open_lease
+from sam3_jax.storage.objects import object_path
 from sam3_jax.utils.console import Console, progress, say
-from sam3_jax.utils.lease import Lease
 
 _Close = Callable[[], object]
 
@@ -60,11 +63,16 @@ def run(
       the checkpoint has no head for them.
     OSError: the results cannot be written.
   """
+  before = retries.totals()
   if job.has_visual_prompts:
     model.visual_params()  # raises before anything is written
   description, inputs = open_job(
-    job.out, job.settings(model), job.inputs, add=job.add, retry_failed=job.retry_failed
-  )
+    job.out, job.settings(model), job.inputs, add=job.add, retry_failed=job.retry_failed,
+    frozen_input=job.frozen_input,
+  )  # fmt: skip
+  if not console.quiet and (more := len(job.inputs) - len(inputs)) > 0:
+    what = "image is" if more == 1 else "images are"
+    say(errors, f"{more:,} {what} not in the list of the job; add --add to process them")
   job = dataclasses.replace(job, inputs=inputs)
   remove_drafts(job.out, lambda name: bool(re.match(r"job\.|inputs-|errors\.", name)))
   own = [part for part in range(job_files.part_count(description)) if job.owns(part)]
@@ -78,9 +86,11 @@ def run(
   with _saving(job, parts), progress(errors, bar=True, quiet=console.quiet) as step:
     reporter = Reporter(stats, errors, step, prefix, console.quiet)
     Pipeline(job, model, stats, reporter).run(parts, stopping)
-  complete = job_files.finished_parts(job.out).issuperset(own)
+  finished = job_files.finished_parts(job.out)
+  complete = all(part in finished or job_files.is_finished(job.out, part) for part in own)
   if complete or not stopping():  # a process that must stop has no time to read all manifests
-    job_files.write_errors(job.out)
+    job_files.write_errors(job.out, own if complete else ())
+  _count_requests(stats, before, in_process=not job.workers)
   if not console.quiet:
     for line in stats.summary():
       say(console, prefix + line)
@@ -89,6 +99,19 @@ def run(
       say(errors, prefix + line)
   check_failures(job, stats, at_end=complete)
   return complete
+
+
+def _count_requests(stats: RunStats, before: tuple[int, int], *, in_process: bool) -> None:
+  """Sets the counts of requests that were not for images.
+
+  Args:
+    stats: with the counts for images.
+    before: counts of this process before the run.
+    in_process: whether threads of this process read the images.
+  """
+  requests, repeated = (now - then for now, then in zip(retries.totals(), before, strict=True))
+  stats.other_requests = max(0, requests - in_process * stats.requests)
+  stats.other_repeated = max(0, repeated - in_process * stats.repeated)
 
 
 @contextlib.contextmanager
@@ -110,11 +133,14 @@ def _unfinished(
   """The parts to process; adds the counts of the other ones to `stats`."""
   finished, part_drafts = job_files.finished_parts(job.out), _part_drafts(job.out)
   _remove_leases(job.out, finished)
-  parts = []
-  for part in own:
+  own, parts = list(own), []
+
+  def read(part: int) -> dict | None:
     # Another process may have reopened the part since the listing; then it is not done.
-    if part in finished and manifest_path(job.out, part).exists():
-      manifest = job_files.read_manifest(job.out, part)
+    return job_files.find_manifest(job.out, part) if part in finished else None
+
+  for part, manifest in zip(own, in_parallel(job.out, read, own), strict=True):
+    if manifest is not None:
       check_job(manifest, job_files.job_digest(description, part), job.out, part)
       if not (job.retry_failed and manifest["failed"]):
         stats.done_before += manifest["done"]
@@ -128,15 +154,18 @@ def _unfinished(
 def _remove_leases(out: Path, finished: set[int]) -> None:
   """Removes what killed processes left: leases and `.begun.` files of finished parts, and drafts
   of leases."""
-  remove_drafts(out / LEASES, lambda _: True)
+  remove_drafts(out / LEASES if object_path(out) is None else scratch(), lambda _: True)
   found = {part_number(path.name) for path in (out / LEASES).glob("part-*")}
   found |= {part_number(path.name) for path in (out / PARTS).glob("part-*.begun.*")}
   for part in finished.intersection(found):
-    if (lease := Lease(lease_path(out, part))).acquire():
-      if manifest_path(out, part).exists():  # no other process has reopened it
-        begun = begun_path(out, part)
-        for path in (journal_path(out, part), begun, begun.with_suffix(".jsonl")):
-          path.unlink(missing_ok=True)
+    if (lease := open_lease(lease_path(out, part))).acquire():
+      manifest = job_files.find_manifest(out, part)
+      if manifest is not None:  # no other process has reopened it
+        begun, used = begun_path(out, part), records_path(manifest_path(out, part), manifest).name
+        journal_path(out, part).unlink(missing_ok=True)
+        for path in (begun, *(out / PARTS).glob(f"part-{part:06}.*.jsonl")):
+          if path.name != used:
+            path.unlink(missing_ok=True)
       lease.release()
 
 

@@ -25,6 +25,8 @@ class RunStats:
     mask_seconds: masks and records, summed over threads.
     write_seconds: writing of part files.
     wait_seconds: time in which the next batch was not read yet.
+    requests, repeated: requests to a store for the images, and how many of them were repetitions.
+    other_requests, other_repeated: the same of everything else that this process reads or writes.
     started: start of the run, by `time.perf_counter`.
   """
 
@@ -41,6 +43,10 @@ class RunStats:
   mask_seconds: float = 0.0
   write_seconds: float = 0.0
   wait_seconds: float = 0.0
+  requests: int = 0
+  repeated: int = 0
+  other_requests: int = 0
+  other_repeated: int = 0
   started: float = dataclasses.field(default_factory=time.perf_counter)
 
   @property
@@ -80,7 +86,7 @@ class RunStats:
   def summary(self) -> list[str]:
     """Lines for the end of the run."""
     seconds = max(self.seconds, 1e-9)
-    return [
+    lines = [
       f"{self.done:,} images done, {self.failed:,} failed, {self.prompts:,} prompts, "
       f"{self.instances:,} instances in {_duration(seconds)}: {self.done / seconds:.1f} images/s",
       f"devices busy {self.device_seconds:.1f} s of {seconds:.1f} s "
@@ -88,6 +94,14 @@ class RunStats:
       f"reading {self.read_seconds:.1f} s, masks {self.mask_seconds:.1f} s, writing "
       f"{self.write_seconds:.1f} s",
     ]
+    if self.requests + self.other_requests:
+      per_image = self.requests / max(1, self.done + self.failed)
+      lines.append(
+        f"storage: {self.requests:,} requests for images ({per_image:.2f} per image, "
+        f"{self.repeated:,} repeated), {self.other_requests:,} others "
+        f"({self.other_repeated:,} repeated)"
+      )
+    return lines
 
 
 class Reporter:

@@ -12,6 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 from sam3_jax.inputs.image_file import IMAGE_SUFFIXES
 from sam3_jax.inputs.image_listing import is_hidden, is_result
+from sam3_jax.storage.objects import open_binary
+from sam3_jax.storage.urls import redact
 from sam3_jax.utils.notes import ListingNotes
 
 MAX_SIDECAR = 2**24  # bytes of a .json file beside an image
@@ -43,14 +45,14 @@ def list_samples(path: str, notes: ListingNotes) -> Iterator[Sample]:
   image such as `0001.jpg`, its images with a longer extension, such as `0001.seg.png`, are labels.
 
   Args:
-    path: of the tar file.
+    path: path or URL of the tar file.
     notes: counts the members that are left out.
 
   Raises:
     ValueError: the file is not a tar file, is damaged, or lacks the end mark.
     OSError: the file cannot be read.
   """
-  with open(path, "rb") as file:
+  with open_binary(path) as file:
     files = _regular(_walk(file, path), notes)
     images = [name for name in files if posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES]
     plain = {_key(name) for name in images if "." not in _extension(name)}
@@ -111,13 +113,13 @@ def _walk(file: BinaryIO, path: str) -> list[tarfile.TarInfo]:
   # `tarfile` raises all of these on malicious headers.
   except (tarfile.TarError, ValueError, OverflowError, RecursionError, MemoryError):
     problem = "a damaged header"
-  size = os.fstat(file.fileno()).st_size
+  size = file.seek(0, os.SEEK_END)
   if not found and (problem or not _is_end(file, 0)):
     file.seek(0)
     start = file.read(8)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "")
     how = f"but compressed ({kind}); unpack it" if kind else "or its first header is damaged"
-    raise ValueError(f"{path} is not a tar file ({size:,} bytes), {how}.")
+    raise ValueError(f"{redact(path)} is not a tar file ({size:,} bytes), {how}.")
   if end > size:
     problem = f"the end of the file, at byte {size:,}, inside {found[-1].name!r:.60}"
   elif problem:
@@ -127,7 +129,7 @@ def _walk(file: BinaryIO, path: str) -> list[tarfile.TarInfo]:
   if problem:
     count = "1 member" if len(found) == 1 else f"{len(found):,} members"
     raise ValueError(
-      f"{path} is damaged or truncated: {count}, then {problem}; copy or create it again."
+      f"{redact(path)} is damaged or truncated: {count}, then {problem}; copy or create it again."
     )
   return found
 
@@ -159,7 +161,9 @@ def _end_fault(file: BinaryIO, end: int) -> str:
 
 def _content(file: BinaryIO, path: str, member: tarfile.TarInfo) -> bytes:
   if member.size > MAX_SIDECAR:
-    raise ValueError(f"{path}: {member.name} has {member.size:,} bytes, too many for prompts.")
+    raise ValueError(
+      f"{redact(path)}: {member.name} has {member.size:,} bytes, too many for prompts."
+    )
   file.seek(member.offset_data)
   return file.read(member.size)
 

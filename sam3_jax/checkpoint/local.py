@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sam3_jax.checkpoint.mirror import mirror
+from sam3_jax.storage.urls import parse
 from sam3_jax.utils.paths import exists, resolve_path, scheme_of
 
 
@@ -13,6 +15,8 @@ def find_local(name: str | Path) -> Path:
     FileNotFoundError: there is none; the message lists where it looked and how to convert one.
     ValueError: the name is empty, or names a file.
   """
+  if scheme_of(name) == "s3":
+    return mirror(parse(name).url)
   if scheme_of(name):
     return _in_bucket(resolve_path(name))
   if not str(name):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sam3_jax.checkpoint.hf_hub import SCHEME
 from sam3_jax.utils.console import Console, progress, say
 from sam3_jax.utils.os_errors import error_text, remedy
-from sam3_jax.utils.paths import require_local
+from sam3_jax.utils.paths import require_local, scheme_of
 
 if TYPE_CHECKING:
   from sam3_jax.utils.notes import ListingNotes
@@ -86,6 +86,33 @@ def check_writable(out: Path, option: str = "--out") -> None:
       f"cannot write to {out} ({error_text(error)}); {remedy(error)} or choose another "
       f"directory with {option}."
     ) from error
+
+
+def output(out: Path, option: str = "--out") -> Path:
+  """A directory or a prefix in a bucket for results, after checking that it can be used.
+
+  Raises:
+    ImportError: the package for the scheme is missing.
+    ValueError: it is not writable, or the bucket cannot be read; names the option.
+  """
+  if not scheme_of(out):
+    check_writable(out, option)
+    return out
+  from sam3_jax.storage.faults import is_transient
+  from sam3_jax.storage.objects import resolve
+  from sam3_jax.storage.urls import WRITABLE, parse
+
+  where = parse(out)
+  if where.scheme not in WRITABLE:
+    schemes = " or ".join(f"{scheme}://" for scheme in WRITABLE)
+    raise ValueError(f"{where} is read only; choose a directory, {schemes} with {option}.")
+  found = resolve(out)
+  try:
+    (found / "job.json").exists()
+  except OSError as error:
+    if not is_transient(error):  # the job tries again, and then reports it
+      raise ValueError(f"{error}; check {option}.") from error
+  return found
 
 
 def use_device(device: str | None) -> None:

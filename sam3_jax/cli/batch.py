@@ -21,14 +21,17 @@ class Layout(enum.StrEnum):
 def batch(
   out: Annotated[
     Path,
-    typer.Option(metavar="DIR", help="Output directory. Rerun with the same directory to resume."),
+    typer.Option(
+      metavar="DIR",
+      help="Output directory, or gs:// or s3://. Rerun with the same directory to resume.",
+    ),
   ],
   images: Annotated[
     str | None,
     typer.Option(
       metavar="DIR|GLOB|FILE",
       help="Images: a directory, a quoted pattern, a WebDataset .tar, or a .jsonl file with lines "
-      '{"image": PATH, "prompts": [...]}.',
+      '{"image": PATH, "prompts": [...]}. May be a URL: gs://, s3://, hf://datasets/, https://.',
     ),
   ] = None,
   prompts: Annotated[
@@ -120,6 +123,12 @@ def batch(
   ] = 300,
   device: OnDevice = None,
   dtype: Computed = Dtype.auto,
+  allow_https: Annotated[
+    bool,
+    typer.Option(
+      "--allow-https", metavar="", help="Allow images on web servers, also in lists of images."
+    ),
+  ] = False,
   strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
@@ -144,7 +153,7 @@ def batch(
     raise ValueError("--images is required: a directory, a pattern, a .tar or a .jsonl file.")
   arguments.check_fraction("--threshold", threshold)
   arguments.check_fraction("--max-error-rate", max_error_rate)
-  arguments.check_writable(out)
+  out = arguments.output(out)
 
   members: dict[str, Any] = {
     "coordinator": coordinator, "processes": processes, "process": process,
@@ -168,5 +177,6 @@ def batch(
     settings=settings,
     quiet=quiet,
     strict=strict,
+    allow_https=allow_https,
   ):
     raise typer.Exit(RESUME)

@@ -1,12 +1,14 @@
 """The work of `sam3-jax batch`: creates the job and its model, runs or merges it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
-from sam3_jax.batch.inputs import check_phrases, list_inputs
+from sam3_jax.batch.inputs import check_phrases, frozen_input, list_inputs
 from sam3_jax.batch.job import Job, StorageError
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 from sam3_jax.batch.processes import initialize
@@ -14,7 +16,10 @@ from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.sharding import make_mesh
-from sam3_jax.utils.console import Console, loading, print_error, say
+from sam3_jax.storage.faults import is_transient
+from sam3_jax.storage.objects import resolve
+from sam3_jax.storage.urls import is_url
+from sam3_jax.utils.console import Console, loading, one_line, print_error, say
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.signals import terminable
 
@@ -32,8 +37,11 @@ def process_images(
   settings: dict[str, Any],
   quiet: bool,
   strict: bool,
+  allow_https: bool,
 ) -> bool:
   """Runs a job, or the rest of it; returns whether all parts of this process are done.
+
+  An error of a store that may pass is printed: rerunning the command can finish the job.
 
   Args:
     images, prompts, checkpoint, device, quiet: values of the options.
@@ -41,10 +49,12 @@ def process_images(
     members: arguments of `processes.initialize`.
     settings: fields of the job.
     strict: raise if the listing skips files.
+    allow_https: whether images may be on web servers.
   """
   notes = ListingNotes()
-  with terminable(DEADLINE) as stopping:
-    found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
+  with _passing_faults() as unfinished, terminable(DEADLINE) as stopping:
+    found = arguments.find(checkpoint, quiet)
+    inputs = list_inputs(images, prompts, notes, allow_https=allow_https)
     if strict:
       notes.refuse()
     if device == "cpu":
@@ -54,23 +64,38 @@ def process_images(
       mesh = make_mesh(_devices(device))
       model = Sam3.from_checkpoint(found, dtype=dtype, mesh=mesh, verify=True, progress=step)
     check_phrases(inputs, model.tokenizer)
-    job = Job(inputs=inputs, process=process, processes=processes, **settings)
+    job = Job(
+      inputs=inputs, process=process, processes=processes,
+      frozen_input=frozen_input(images, prompts), **settings,
+    )  # fmt: skip
     errors = Console(stderr=True)
     try:
       return not stopping() and run(
         job, model, Console(quiet=quiet), errors, stopping, stopping.at_deadline
       )
-    except StorageError as error:
-      print_error(str(error))
-      return False
     finally:
       if process == 0:
         arguments.say_notes(notes, quiet)
+  return not unfinished
+
+
+@contextlib.contextmanager
+def _passing_faults() -> Iterator[list[str]]:
+  """Prints errors of the storage that may pass, and yields a list that then contains them."""
+  found: list[str] = []
+  try:
+    yield found
+  except (OSError, ValueError) as error:
+    if not isinstance(error, StorageError) and not is_transient(error):
+      raise
+    found.append(one_line(error))
+    resume = "" if "to resume" in found[0] else " Rerun the same command to resume."
+    print_error(f"{found[0].rstrip('.')}.{resume}")
 
 
 def merge_parts(out: Path, to: str, quiet: bool) -> None:
   """Merges the part files of a job, and also writes the annotations in the format `to`."""
-  console = Console(quiet=quiet)
+  console, out = Console(quiet=quiet), resolve(out) if is_url(out) else out
   counts = merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")

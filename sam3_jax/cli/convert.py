@@ -1,7 +1,9 @@
 """`sam3-jax convert`."""
 
+import contextlib
 import enum
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Debug, Quiet
+from sam3_jax.storage.urls import parse, redact
 from sam3_jax.utils.console import Console, progress, say
 from sam3_jax.utils.paths import require_local, resolve_path, scheme_of
 
@@ -111,22 +114,36 @@ def convert(
     _export(source, out, to.value, verify, quiet)
     return
 
-  if scheme_of(out):
-    out = resolve_path(out)
-
   console, notes = Console(quiet=quiet), []
   options = {"dtype": dtype.value, "tokenizer": tokenizer, "key": key, "lora_alpha": lora_alpha}
   if base is not None:
     options["base"] = arguments.find(base, quiet)
   options |= {"format": format.value, "trial": _trial(verify), "note": notes.append}
-  line = _convert(source, out, quiet, **options)
+  with _local(out) as folder:
+    line = _convert(source, folder, quiet, **options)
 
-  from sam3_jax.checkpoint.bundle import inspect
+    from sam3_jax.checkpoint.bundle import inspect
 
-  summary = inspect(out)
-  say(console, f"{out}: {summary.parameters:,} parameters, {summary.dtype}")
+    summary = inspect(folder)
+  say(console, f"{redact(out)}: {summary.parameters:,} parameters, {summary.dtype}")
   for text in [*notes, *([line] if line else [])]:
     say(console, text)
+
+
+@contextlib.contextmanager
+def _local(out: Path) -> Iterator[Path]:
+  """The directory to convert into: `out`, or one that is uploaded to `out` at the end."""
+  if scheme_of(out) != "s3":
+    yield resolve_path(out) if scheme_of(out) else out
+    return
+  from sam3_jax.checkpoint.mirror import check_absent, upload
+
+  where = parse(out)
+  check_absent(where.url)
+  with tempfile.TemporaryDirectory(prefix="sam3-jax-") as folder:
+    local = Path(folder) / (where.name.rpartition("/")[2] or where.bucket)
+    yield local
+    upload(local, where.url)
 
 
 def _trial(verify: bool) -> Callable[..., str] | None:

@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ from sam3_jax.datasets.annotation_schema import Object, Pair
 from sam3_jax.inputs.preprocess import displayed_size
 from sam3_jax.inputs.tokenizer import phrase_fault
 from sam3_jax.outputs.rle import areas
+from sam3_jax.storage.urls import is_object, redact
 
 if TYPE_CHECKING:
   from sam3_jax.inputs.tokenizer import Tokenizer
 
+READERS = 32  # threads that open the images of a bucket
 SLACK = 1.0  # pixels by which a box may exceed the image, since annotators round
 
 
@@ -52,20 +55,30 @@ def check(
 
 def _image_faults(folder: Path, sizes: Mapping[str, Iterable[tuple[int, int]]]) -> Iterator[str]:
   """Faults of images, given the sizes stated by their pairs; opens each image once."""
-  for name, stated in sizes.items():
-    try:
-      height, width = displayed_size(folder / name)
-    except FileNotFoundError:
-      yield f"{folder / name}: there is no such image"
-    except (OSError, ValueError) as error:
-      yield str(error).rstrip(".")
-    else:
-      yield from (
-        f"{folder / name} is displayed as {width} x {height}, but the annotation file says "
-        f"{' x '.join(map(str, one))} (width x height)"
-        for one in stated
-        if one != (width, height)
-      )
+  if not is_object(folder):
+    for name, stated in sizes.items():
+      yield from _faults_of_image(folder / name, stated)
+    return
+  with ThreadPoolExecutor(READERS) as pool:
+    found = pool.map(lambda item: list(_faults_of_image(folder / item[0], item[1])), sizes.items())
+    yield from itertools.chain.from_iterable(found)
+
+
+def _faults_of_image(path: Path, stated: Iterable[tuple[int, int]]) -> Iterator[str]:
+  name = redact(path)
+  try:
+    height, width = displayed_size(path)
+  except FileNotFoundError:
+    yield f"{name}: there is no such image"
+  except (OSError, ValueError) as error:
+    yield str(error).rstrip(".")
+  else:
+    yield from (
+      f"{name} is displayed as {width} x {height}, but the annotation file says "
+      f"{' x '.join(map(str, one))} (width x height)"
+      for one in stated
+      if one != (width, height)
+    )
 
 
 def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:

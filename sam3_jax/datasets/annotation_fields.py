@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sam3_jax.outputs.segmentations import pack
+from sam3_jax.storage.objects import read_file
+from sam3_jax.storage.urls import is_object, redact
 from sam3_jax.utils.json_text import parse, shown
 
 REMEDY = "give COCO's instances or SA-Co's annotations: an object with `images`, `annotations`."
@@ -18,15 +20,20 @@ def load(path: Path) -> dict[str, Any]:
     FileNotFoundError: no such file.
     ValueError: the file is not JSON, or has another structure.
   """
-  if not path.is_file():
-    raise FileNotFoundError(f"there is no annotation file {path}: check the path.")
+  name = redact(path)
   try:
-    content = parse(path.read_bytes(), str(path), convert=pack_polygons, check_numbers=False)
+    if not is_object(path) and not path.is_file():
+      raise FileNotFoundError
+    data = read_file(path)
+  except FileNotFoundError:
+    raise FileNotFoundError(f"there is no annotation file {name}: check the path.") from None
+  try:
+    content = parse(data, name, convert=pack_polygons, check_numbers=False)
   except ValueError as error:
     raise ValueError(f"{error}; {REMEDY}") from error
   lists = [content.get(key) if isinstance(content, dict) else None for key in _LISTS]
   if not all(isinstance(one, list) and all(isinstance(e, dict) for e in one) for one in lists):
-    raise ValueError(f"{path} is not an annotation file; {REMEDY}")
+    raise ValueError(f"{name} is not an annotation file; {REMEDY}")
   return content
 
 

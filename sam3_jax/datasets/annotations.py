@@ -26,6 +26,7 @@ from sam3_jax.datasets.annotation_file import AnnotationFile
 from sam3_jax.datasets.annotation_objects import ObjectCollector
 from sam3_jax.datasets.annotation_schema import ImageEntry, Object, Pair
 from sam3_jax.inputs.tokenizer import clean
+from sam3_jax.storage.urls import redact
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 
@@ -59,7 +60,7 @@ def read(
   """
   with _noted(notes) as kept:
     pairs, faults = _read(Path(path), negatives, seed, kept)
-    raise_faults(faults, str(path), REMEDY)
+    raise_faults(faults, redact(path), REMEDY)
   return pairs
 
 
@@ -81,7 +82,7 @@ def read_checked(
   with _noted(notes) as kept:
     pairs, faults = _read(Path(path), negatives, seed, kept)
     faults += check(pairs, images, tokenizer)
-    raise_faults(list(dict.fromkeys(faults)), str(path), REMEDY)
+    raise_faults(list(dict.fromkeys(faults)), redact(path), REMEDY)
   return pairs
 
 

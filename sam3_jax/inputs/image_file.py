@@ -24,6 +24,7 @@ from sam3_jax.inputs.image_limits import (
   check_file,
   check_size,
 )
+from sam3_jax.storage.urls import is_object, redact
 from sam3_jax.utils.os_errors import error_text, remedy
 
 FileSource: TypeAlias = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
@@ -48,6 +49,7 @@ SUFFIXES_BY_FORMAT: dict[str, tuple[str, ...]] = {
 FORMATS = tuple(SUFFIXES_BY_FORMAT)
 IMAGE_SUFFIXES = frozenset(end for ends in SUFFIXES_BY_FORMAT.values() for end in ends)
 
+_HEADER = 2**16  # bytes of an object that are read at a time if only its header is needed
 _TRANSPOSED = (5, 6, 7, 8)  # orientations (EXIF 2.32) that exchange height and width
 _TIFF_SIZE = (257, 256)  # tags of TIFF 6.0: height, width
 
@@ -77,7 +79,7 @@ def open_image(
   """Opens an image; closes it at the end, unless it was given as a PIL image.
 
   Args:
-    source: a path, the bytes of a file, or a PIL image.
+    source: a path or the URL of an object, the bytes of a file, or a PIL image.
     max_pixels: larger images are refused before they are decoded.
     load: decode the image. If False, only the header is read, except for PNG files, whose EXIF may
       be at the end.
@@ -95,7 +97,10 @@ def open_image(
     yield header
     return
   raw = isinstance(source, bytes | bytearray | memoryview)
-  file = _ErrorRecorder(io.BytesIO(source) if raw else _open_regular(Path(source)))
+  if is_object(source):
+    file = _ErrorRecorder(_open_object(source, load))
+  else:
+    file = _ErrorRecorder(io.BytesIO(source) if raw else _open_regular(Path(source)))
   with file:
     with no_pixel_limit(), _decoding(name, file):
       image, size = _identify(file, name, max_pixels)
@@ -117,7 +122,7 @@ def name_of(source: FileSource) -> str:
     return "the PIL image"
   if isinstance(source, bytes | bytearray | memoryview):
     return "the bytes given as an image"
-  return str(Path(source))
+  return redact(Path(source))
 
 
 class _ErrorRecorder(io.BufferedReader):
@@ -164,6 +169,19 @@ def _open_regular(path: Path) -> io.FileIO:
     raise UnreadableImageError(
       f"{path} cannot be read ({error_text(error)}); {remedy(error)}."
     ) from error
+
+
+def _open_object(source: Any, whole: bool) -> Any:
+  """Opens an object: its content if it is needed as a whole."""
+  from sam3_jax.storage.objects import ObjectPath
+
+  try:
+    path = ObjectPath(str(source))
+    return io.BytesIO(path.read_bytes()) if whole else path.open("rb", _HEADER)
+  except FileNotFoundError:
+    raise FileNotFoundError(f"there is no image {redact(source)}: check the address.") from None
+  except OSError as error:
+    raise UnreadableImageError(f"{redact(source)} cannot be read ({error_text(error)}).") from error
 
 
 def _identify(file: BinaryIO, name: str, max_pixels: int) -> tuple[Image.Image, int]:

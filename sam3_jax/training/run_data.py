@@ -1,15 +1,20 @@
 """The identities of a run's data files, saved with its configuration.
 
 A run that is resumed with changed annotations, images or starting checkpoint would mix two runs.
-Annotation files are identified by their content, images by size and modification time, and the
-checkpoint by its own identity.
+Annotation files are identified by their content, images by size and modification time (in a bucket
+by size and version), and the checkpoint by its own identity.
 """
 
 import dataclasses
+import hashlib
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sam3_jax.storage.find import find_objects
+from sam3_jax.storage.objects import read_file
+from sam3_jax.storage.urls import is_object, join
 from sam3_jax.utils.atomic_files import write_json
 from sam3_jax.utils.identity import FileIdentity, changes, digest, identify
 from sam3_jax.utils.json_text import parse
@@ -93,26 +98,44 @@ def identify_data(
     images: directories, each with the file names of images below it.
     checkpoint: identity of the starting checkpoint.
   """
-  return RunData(
-    {path: identify(path, content=True) for path in annotations},
-    {
-      str(Path(directory) / name): identify(Path(directory) / name)
-      for directory, names in images
-      for name in sorted(set(names))
-    },
-    checkpoint,
-  )
+  found: _Files = {}
+  for directory, names in images:
+    found |= _identify_images(directory, sorted(set(names)))
+  return RunData({path: _identify_content(path) for path in annotations}, found, checkpoint)
+
+
+def _identify_images(directory: str, names: Iterable[str]) -> _Files:
+  if not is_object(directory):
+    return {str(Path(directory) / name): identify(Path(directory) / name) for name in names}
+  listed = {one.name: one.entry for one in find_objects(directory).objects}
+  entries = {name: listed.get(posixpath.normpath(name)) for name in names}
+  return {
+    join(directory, name): None if one is None else FileIdentity(one.size, 0, "", one.version)
+    for name, one in entries.items()
+  }
+
+
+def _identify_content(path: str) -> FileIdentity | None:
+  if not is_object(path):
+    return identify(path, content=True)
+  try:
+    data = read_file(path)
+  except FileNotFoundError:
+    return None
+  return FileIdentity(len(data), 0, hashlib.sha256(data).hexdigest())
 
 
 def _plain(files: _Files) -> dict[str, Any]:
   return {
-    path: None if one is None else [one.size, one.modified, one.sha256]
+    path: None
+    if one is None
+    else [one.size, one.modified, one.sha256, *filter(None, [one.version])]
     for path, one in files.items()
   }
 
 
 def _identities(values: dict[str, Any]) -> _Files:
   return {
-    path: None if one is None else FileIdentity(int(one[0]), int(one[1]), str(one[2]))
+    path: None if one is None else FileIdentity(int(one[0]), int(one[1]), *map(str, one[2:]))
     for path, one in values.items()
   }

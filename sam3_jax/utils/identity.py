@@ -4,6 +4,7 @@ Jobs, runs, cache entries and saved embeddings may outlive the files they were m
 stores the identities of its inputs and compares them before it is resumed or used.
 
 - File: size and modification time, and the SHA-256 of its content if it was read.
+- Object in a bucket: the same, with its generation or ETag in place of the time.
 - List of files: their identities by name, and one digest over all of them.
 - Checkpoint: one digest over parameters, configuration and tokenizer. Two conversions of the same
   weights have the same digest, whatever their paths and names.
@@ -27,13 +28,15 @@ class FileIdentity:
 
   Attributes:
     size: bytes.
-    modified: modification time in nanoseconds since the epoch.
+    modified: modification time in nanoseconds since the epoch; 0 for an object in a bucket.
     sha256: hexadecimal digest of the content; empty if it was not read.
+    version: generation or ETag of an object in a bucket; empty for a local file.
   """
 
   size: int
   modified: int
   sha256: str = ""
+  version: str = ""
 
   @classmethod
   def from_stat(cls, status: os.stat_result, sha256: str = "") -> Self:
@@ -45,7 +48,11 @@ class FileIdentity:
       return False
     if self.sha256 and other.sha256:
       return self.sha256 == other.sha256
-    return (self.size, self.modified) == (other.size, other.modified)
+    return self.same_stat(other)
+
+  def same_stat(self, other: "FileIdentity") -> bool:
+    """Whether size, time and version are equal."""
+    return (self.size, self.modified, self.version) == (other.size, other.modified, other.version)
 
 
 def identify(path: str | Path, *, content: bool = False) -> FileIdentity | None:

@@ -23,7 +23,7 @@ import secrets
 import socket
 import threading
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 RENEWED = 15.0  # seconds between two renewals
 STALE = 120.0  # seconds without renewal after which a holder elsewhere counts as lost
@@ -93,7 +93,7 @@ class Lease:
     if not (create_exclusively(self.path, data) or self._take_over(data)):
       return False
     self._mine = mine
-    _renewals.add(self)
+    renewals.add(self)
     return True
 
   def release(self) -> None:
@@ -101,7 +101,7 @@ class Lease:
     if self._mine is None:
       return
     held, self._mine = self.held, None
-    _renewals.remove(self)
+    renewals.remove(self)
     if held:
       with contextlib.suppress(OSError):
         self.path.unlink()
@@ -133,8 +133,9 @@ class Lease:
     self.release()
 
   def _is_stale(self, holder: Holder | None) -> bool:
-    if holder is not None and holder.system == _system():
-      return not _is_alive(holder.pid, holder.started)
+    ended = has_ended(holder)
+    if ended is not None:
+      return ended
     age = _age(self.path)
     return age is not None and age > STALE
 
@@ -161,6 +162,13 @@ class Lease:
     finally:
       draft.unlink(missing_ok=True)
       guard.unlink(missing_ok=True)
+
+
+def has_ended(holder: Holder | None) -> bool | None:
+  """Whether the process of a holder has ended; None if it ran elsewhere or is unknown."""
+  if holder is None or holder.system != _system():
+    return None
+  return not _is_alive(holder.pid, holder.started)
 
 
 def create_exclusively(path: Path, data: bytes) -> bool:
@@ -297,22 +305,28 @@ def _start_time(pid: int) -> int | None:
     return None
 
 
+class Renewable(Protocol):
+  """A lease that must be renewed while it is held."""
+
+  def renew(self) -> None: ...
+
+
 class _Renewals:
   """One thread that renews all leases of this process."""
 
   def __init__(self):
-    self._lock, self._leases = threading.Lock(), set[Lease]()
+    self._lock, self._leases = threading.Lock(), set[Renewable]()
     self._wake = threading.Event()
     self._pid = 0
 
-  def add(self, lease: Lease) -> None:
+  def add(self, lease: Renewable) -> None:
     with self._lock:
       self._leases.add(lease)
       if self._pid != os.getpid():  # the first one, or the first after a fork
         self._pid = os.getpid()
         threading.Thread(target=self._run, name="leases", daemon=True).start()
 
-  def remove(self, lease: Lease) -> None:
+  def remove(self, lease: Renewable) -> None:
     with self._lock:
       self._leases.discard(lease)
 
@@ -325,4 +339,4 @@ class _Renewals:
         lease.renew()
 
 
-_renewals = _Renewals()
+renewals = _Renewals()
