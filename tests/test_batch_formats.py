@@ -331,3 +331,11 @@ def test_every_name_is_found_in_every_format(tmp_path, names, labels):
 def ultralytics_label(image):
   """As img2label_paths in ultralytics/data/utils.py."""
   return "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+
+
+def test_images_in_records_have_files_named_by_row(tmp_path):
+  out, notes = write_job(tmp_path, ["/a.parquet#0", "/a.parquet#1"]), ListingNotes()
+  found = sorted(write_labelme(out, notes).iterdir())
+  assert [path.name for path in found] == ["a.parquet#0.json", "a.parquet#1.json"]
+  assert json.loads(found[1].read_text())["imagePath"] == "a.parquet#1"  # no path of its own
+  assert notes.line() == ""

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import object_servers
 import pytest
+import record_files
 from batches import load_images, write_images
 
 from sam3_jax.batch.input_list import PrefixInputs
 from sam3_jax.batch.inputs import list_inputs
+from sam3_jax.batch.record_files import open_files
 from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.notes import ListingNotes
 
@@ -37,6 +39,10 @@ def images(tmp_path, monkeypatch):
       prompts = tarfile.TarInfo(f"00{number + 1}.json")
       prompts.size = 24
       shard.addfile(prompts, io.BytesIO(b'{"prompts": ["red cat"]}'))
+  examples = [
+    record_files.example(image=[(folder / f"00{number}.png").read_bytes()]) for number in (1, 2)
+  ]
+  record_files.write_tf_record(folder / "a.tfrecord-00000-of-00001", examples)
   return folder
 
 
@@ -67,7 +73,15 @@ def compare(local: str, remote: str, **options) -> None:
 
 
 @pytest.mark.parametrize(
-  "given", ["images", "images/*.png", "images/**/*.png", "images/*.tar", "images/002.png"]
+  "given",
+  [
+    "images",
+    "images/*.png",
+    "images/**/*.png",
+    "images/*.tar",
+    "images/*.tfrecord-*",
+    "images/002.png",
+  ],
 )
 def test_buckets(given, images, bucket):
   upload(bucket, images)
@@ -154,6 +168,38 @@ def test_nothing_is_listed_twice(images, faults):
   assert faults.requests == 2
   again = list_inputs("gs://bucket/images", "cat")
   assert [dataclasses.asdict(one) for one in found] == [dataclasses.asdict(one) for one in again]
+
+
+def test_parquet(tmp_path, bucket):
+  """Ranges of one version of the object are read."""
+  pytest.importorskip("pyarrow", reason="tables need the extra `parquet`")
+  made = record_files.make_scenes(tmp_path)
+  path = record_files.write_parquet(tmp_path / "a.parquet", record_files.table(made))
+  bucket.put("images/a.parquet", path.read_bytes(), {})
+  options = {"columns": record_files.ALL}
+  local, remote = (
+    list_inputs(str(path), **options),
+    list_inputs("gs://bucket/images/a.parquet", **options),
+  )
+  assert [(one.name, one.prompts, one.record) for one in remote] == [
+    (one.name, one.prompts, one.record) for one in local
+  ]
+  for one, other in zip(load_images(remote), load_images(local), strict=True):
+    assert one.reason == other.reason
+    assert (one.pixels == other.pixels).all()
+    assert one.identity.sha256 == other.identity.sha256
+  bucket.put("images/a.parquet", path.read_bytes(), {})  # another version
+  open_files._open_files.clear()
+  (image,) = load_images(remote[:1])
+  assert image.unreadable
+  assert "has changed since it was listed" in image.reason
+
+
+def test_formats_that_only_local_disks_have(bucket):
+  for name in ("a.arrow", "a.array_record"):
+    bucket.put(f"images/{name}", b"", {})
+    with pytest.raises(ValueError, match=f"{name}: such files are read from local disks only"):
+      list_inputs(f"gs://bucket/images/{name}", "cat")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ work between them.
     job.json                   the job: its input lists, part size, checkpoint and settings; created
                                once, and later runs must match it
     job.2.json ...             the job extended by --add; the last file counts
-    inputs-0123456789ab.jsonl  an input list: name, size and time of each image, and a digest of its
-                               prompts
+    inputs-0123456789ab.jsonl  an input list: name, size and time of each image, where it is in its
+                               file, and a digest of its prompts
     leases/part-000012.*       which process holds a part, and which images it is reading
     parts/part-000012.jsonl    a line for each input that is done, in the order of the list
     parts/part-000012.json     the manifest; a part with a manifest is done

@@ -13,6 +13,7 @@ from sam3_jax.batch.files import Draft
 from sam3_jax.batch.job_files import read_job
 from sam3_jax.batch.merge import Records, category_name
 from sam3_jax.batch.polygons import join_polygons, mask_to_polygons
+from sam3_jax.batch.record_files.listing import is_row_name
 from sam3_jax.outputs.rle import decode
 from sam3_jax.utils.notes import ListingNotes
 
@@ -52,7 +53,7 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
     if "\\" in image.name:
       what = "a backslash in the name, which LabelMe takes for a directory"
       notes.remark(f"image has {what}", f"images have {what}", str(image))
-    in_tar = any(part.endswith(".tar") for part in image.parts[:-1])
+    inside = is_row_name(image.name) or any(part.endswith(".tar") for part in image.parts[:-1])
     shapes = [
       {
         "label": label,
@@ -69,7 +70,7 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
       "version": "5.0.0",
       "flags": {},
       "shapes": shapes,
-      "imagePath": str(image) if image.is_absolute() and not in_tar else image.name,
+      "imagePath": str(image) if image.is_absolute() and not inside else image.name,
       "imageData": None,
       "imageHeight": record["height"],
       "imageWidth": record["width"],
@@ -184,7 +185,9 @@ class _Names:
 
   def of(self, image: PurePosixPath) -> tuple[PurePosixPath, PurePosixPath]:
     """The file name for an image, and the usual name without conflicts."""
-    usual = image.with_name(image.stem + self._suffix)
+    # FILE#ROW has no suffix of its own.
+    stem = image.name if is_row_name(image.name) else image.stem
+    usual = image.with_name(stem + self._suffix)
     parents = [part + "_" if part.endswith(self._suffix) else part for part in usual.parent.parts]
     folder, number = PurePosixPath(*parents), 1
     name = folder / usual.name

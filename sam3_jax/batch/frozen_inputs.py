@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from sam3_jax.batch import job_files
 from sam3_jax.batch.files import Draft, create_json
-from sam3_jax.batch.image_bytes import ImageFile, NotAFileError, read_image_bytes
-from sam3_jax.batch.inputs import Input
+from sam3_jax.batch.image_bytes import UnusableFileError, read_image_bytes
+from sam3_jax.batch.input_list import Input, image_file
 from sam3_jax.batch.part_files import FORMAT_VERSION, read_resolved
 from sam3_jax.batch.prompt_schema import prompt_to_json
 from sam3_jax.utils.identity import FileIdentity, changes, digest, named
@@ -35,6 +35,7 @@ class _Frozen(NamedTuple):
   prompts: str
   identity: FileIdentity | None
   span: tuple[int, int] | None
+  record: tuple[str, str, int] | None
 
 
 def open_job(
@@ -117,6 +118,8 @@ def _lines(inputs: Iterable[Input]) -> Iterable[bytes]:
     values: dict[str, Any] = {"image": item.name, "prompts": prompts[item]}
     if item.span is not None:
       values["span"] = item.span
+    if item.record is not None:
+      values["record"] = item.record
     if item.identity is not None:
       values |= {"size": item.identity.size, "modified": item.identity.modified}
       values |= {"version": item.identity.version} if item.identity.version else {}
@@ -149,10 +152,11 @@ def _read_list(out: Path, segment: Mapping[str, Any]) -> list[tuple[str, _Frozen
     raise ValueError(f"{path}, the list of the job, is damaged; choose another --out.")
   items = []
   for values in map(json.loads, data.splitlines()):
-    size, span = values.get("size"), values.get("span")
+    size, span, record = map(values.get, ("size", "span", "record"))
     version = values.get("version", "")
     identity = None if size is None else FileIdentity(size, values["modified"], "", version)
-    frozen = _Frozen(values["prompts"], identity, None if span is None else tuple(span))
+    where = (None if value is None else tuple(value) for value in (span, record))
+    frozen = _Frozen(values["prompts"], identity, *where)
     items.append((values["image"], frozen))
   return items
 
@@ -194,7 +198,8 @@ class _Comparison:
       if prompts[item] != then.prompts:
         self._prompts.append(item.name)
       elif item.identity is not None and not (
-        item.identity.matches(then.identity) and item.span == then.span
+        item.identity.matches(then.identity)
+        and (item.span, item.record) == (then.span, then.record)
       ):
         candidates[index] = item
     self.added = list(now.values())
@@ -231,13 +236,15 @@ def _same_content(item: Input, read: FileIdentity | None) -> bool:
   """Whether an image is unchanged since it was read: by size and time, else by content."""
   if read is None or item.identity is None:
     return False
-  if item.identity.same_stat(read) and item.span is None:
+  is_whole_file = item.span is None and item.record is None
+  if is_whole_file and item.identity.same_stat(read):
     return True
-  if item.identity.size != read.size:
+  # Without a span, the size is that of the file with the record.
+  if item.identity.size != read.size and (is_whole_file or item.span is not None):
     return False
   try:
-    _, now = read_image_bytes(ImageFile(item.name, item.path, item.span, item.identity))
-  except NotAFileError:
+    _, now = read_image_bytes(image_file(item))
+  except UnusableFileError:
     return False
   return now.sha256 == read.sha256
 

@@ -5,7 +5,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import overload
 
+from sam3_jax.batch.image_bytes import ImageFile
 from sam3_jax.batch.prompt_schema import AnyPrompt
+from sam3_jax.batch.record_files.columns import RecordKey
 from sam3_jax.utils.identity import FileIdentity
 
 
@@ -18,8 +20,9 @@ class Input:
     path: the path or URL of the file that contains the image.
     prompts: at least one, without duplicates.
     span: offset and number of bytes in that file; None for the whole file.
-    identity: of the file when it was listed; None if it did not exist. For a member of a tar file:
-      size of the member, modification time or version of the tar file.
+    identity: of the file when it was listed; None if it did not exist. With a span: number of bytes
+      of the span, modification time or version of the file.
+    record: the record of that file that has the image; None if the file or the span is the image.
   """
 
   name: str
@@ -27,6 +30,12 @@ class Input:
   prompts: tuple[AnyPrompt, ...]
   span: tuple[int, int] | None = None
   identity: FileIdentity | None = None
+  record: RecordKey | None = None
+
+
+def image_file(item: Input) -> ImageFile:
+  """Where the image of an input is stored."""
+  return ImageFile(item.name, item.path, item.span, item.identity, item.record)
 
 
 class PrefixInputs(Sequence[Input]):

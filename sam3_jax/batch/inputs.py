@@ -1,9 +1,10 @@
-"""The list of inputs, from a directory, a pattern, JSON lines or tar files, local or in buckets.
+"""The list of inputs, from a directory, a pattern, JSON lines, tar files or files of records.
 
 The list and its order are the same for every process. Each image is in it once: an image that was
 given several times has the prompts of all occurrences. Files that are left out are counted.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -28,6 +29,9 @@ from sam3_jax.batch.prompt_schema import (
   parse_prompts,
   unique_prompts,
 )
+from sam3_jax.batch.record_files.columns import Columns, ListedRecord, RecordKey
+from sam3_jax.batch.record_files.listing import NAMES, list_records, record_format, row_name
+from sam3_jax.batch.record_files.named import HUGGING_FACE, TFDS, find_dataset, is_dataset
 from sam3_jax.batch.webdataset import list_samples
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
@@ -53,6 +57,7 @@ def list_inputs(
   prompts: str | None = None,
   notes: ListingNotes | None = None,
   *,
+  columns: Columns | None = None,
   allow_https: bool = False,
 ) -> Sequence[Input]:
   """The inputs, each image once.
@@ -60,29 +65,35 @@ def list_inputs(
   Args:
     images: a directory (all images in and below it, by name), a pattern such as `shards/*.tar` or
       `a/*.jpg`, an image, a WebDataset tar file (not compressed; the prompts of `a.jpg` may be in
-      `a.json`), or a .jsonl file with a `LINE_FORMAT` per line, images relative to its directory.
-      All of these may be URLs, see `sam3_jax.storage`.
+      `a.json`), a .jsonl file with a `LINE_FORMAT` per line, images relative to its directory, a
+      file of records (see `record_files`), or a dataset by name (see `record_files.named`). Files
+      may be URLs, see `sam3_jax.storage`.
     prompts: for images without prompts of their own: a file with one phrase per line, or phrases
       separated by commas.
     notes: counts files that are left out, and missing or empty images, which will fail.
+    columns: to read of files of records.
     allow_https: whether `images` and the lines of a list may be addresses on web servers.
 
   Raises:
-    FileNotFoundError: there is no such image, directory or list.
+    FileNotFoundError: there is no such image, directory, list or dataset.
+    ImportError: a file of records needs a package that is not installed.
     ValueError: there is no image, lines or prompts are faulty (all are named), images have no
       prompts, a directory or list cannot be read, or a tar file is damaged.
   """
   notes = ListingNotes() if notes is None else notes
   common = read_phrases(prompts) if prompts is not None else ()
-  listing = list_objects(images, notes, allow_https=allow_https) if is_url(images) else None
-  if listing is not None and listing.directory and common:
+  columns = columns or Columns()
+  listing = None
+  if is_url(images) and not is_dataset(images):
+    listing = list_objects(images, notes, allow_https=allow_https)
+  if listing is not None and listing.directory and common and not columns.options():
     return _prefix_inputs(images, listing, common, notes)
   positions: dict[tuple[str, int], int] = {}
-  tars: dict[str, FileIdentity | None] = {}
+  archives: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
   faults: list[str] = []
   without_prompts: list[str] = []
-  for found in _identified(_listed(images, listing, notes, allow_https)):
+  for found in _identified(_listed(images, listing, notes, columns, allow_https)):
     own = common if found.prompts is None else found.prompts
     if found.fault:
       faults.append(found.fault)
@@ -91,21 +102,26 @@ def list_inputs(
       without_prompts.append(found.name)
       continue
     path = found.path if is_url(found.path) else os.path.abspath(found.path)
-    key = path, found.span[0] if found.span else -1
+    key = path, found.position
     position = positions.setdefault(key, len(inputs))
     if position == len(inputs):
-      identity = _identity(found, tars)
+      identity = _identity(found, archives)
       if identity is None:
         notes.remark("image does not exist", "images do not exist", found.name)
       elif not identity.size:
         notes.remark("image is empty", "images are empty", found.name)
-      inputs.append(Input(found.name, found.path, own, found.span, identity))
+      inputs.append(Input(found.name, found.path, own, found.span, identity, found.record))
     elif own is not inputs[position].prompts:
       union = unique_prompts(inputs[position].prompts + own)
       inputs[position] = dataclasses.replace(inputs[position], prompts=union)
   if without_prompts:
     images_named = named("image has no prompts", "images have no prompts", without_prompts)
     faults.append(f"{images_named}, and --prompts is not given")
+  if columns.name is not None:
+    counts = collections.Counter(item.name for item in inputs)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+      found = named("name", "names", repeated)
+      faults.append(f"--name-column {columns.name} gives several images the same name: {found}")
   raise_faults(faults, redact(images), "Correct the list, or give --prompts.")
   if not inputs:
     raise _no_image(images, notes)
@@ -149,7 +165,10 @@ def frozen_input(
     A function of the name and the identity in the list; None if `images` is local, or a list or
     tar files, whose content determines the inputs.
   """
-  if not is_url(images) or Path(redact(images)).suffix.lower() in (".jsonl", ".tar"):
+  plain = redact(images)
+  if not is_url(images) or Path(plain).suffix.lower() in (".jsonl", ".tar"):
+    return None
+  if is_dataset(images) or record_format(plain):
     return None
   common = read_phrases(prompts) if prompts is not None else ()
   store, where = locate(images)
@@ -168,18 +187,20 @@ def _identified(listed: Iterable["_Listed"]) -> Iterator["_Listed"]:
     yield from chunk
 
 
-def _identity(found: "_Listed", tars: dict[str, FileIdentity | None]) -> FileIdentity | None:
+def _identity(found: "_Listed", archives: dict[str, FileIdentity | None]) -> FileIdentity | None:
   if is_url(found.path):
     return found.identity
-  if found.span is None:
+  if found.span is None and found.record is None:
     try:
       return identify(found.path)
     except OSError:  # like a missing image, it stays pending until it can be read
       return None
-  if found.path not in tars:
-    tars[found.path] = identify(found.path)
-  tar = tars[found.path]
-  return tar and FileIdentity(found.span[1], tar.modified)
+  if found.path not in archives:
+    archives[found.path] = identify(found.path)
+  archive = archives[found.path]
+  if archive is None or found.span is None:
+    return archive
+  return FileIdentity(found.span[1], archive.modified)
 
 
 def read_phrases(prompts: str) -> tuple[Prompt, ...]:
@@ -219,32 +240,66 @@ def check_phrases(inputs: Sequence[Input], tokenizer: Tokenizer) -> None:
 
 
 class _Listed(NamedTuple):
-  """A listed image, or a `fault`; `prompts` is None for an image without its own."""
+  """A listed image, or a `fault`; `prompts` is None for an image without its own.
+
+  `position` tells images in one file apart; it is -1 if the file is the image.
+  """
 
   name: str
   path: str
   prompts: tuple[AnyPrompt, ...] | None = None
   span: tuple[int, int] | None = None
+  record: RecordKey | None = None
+  position: int = -1
   fault: str = ""
   identity: FileIdentity | None = None
 
 
 def _listed(
-  images: str, listing: Listing | None, notes: ListingNotes, allow_https: bool
+  images: str,
+  listing: Listing | None,
+  notes: ListingNotes,
+  columns: Columns,
+  allow_https: bool,
 ) -> Iterator[_Listed]:
+  if is_dataset(images):
+    files, columns = find_dataset(images, columns)
+    for file in files:
+      yield from _in_records(
+        file.path.name, str(file.path), file.format, columns, notes, allow_https, file.rows
+      )
+    return
+  if columns.split is not None:
+    raise ValueError(f"--split is for datasets by name ({TFDS}, {HUGGING_FACE}); got {images}.")
   if listing is not None:
     for one in listing.objects:
+      format = "" if listing.directory else record_format(redact(one.url))
+      _check_options(columns, format, redact(images if listing.directory else one.url))
       if listing.directory:
         yield _Listed(one.name, one.url, identity=one.identity)
+      elif format:
+        yield from _in_records(
+          one.name, one.url, format, columns, notes, allow_https, identity=one.identity
+        )
       else:
         yield from _in_file(one.name, one.url, notes, allow_https, one.identity)
     return
   directory = os.path.isdir(images)
   for found in find_files(images, notes):
-    if directory:  # lists and tar files in it are not opened
+    format = "" if directory else record_format(found.path)
+    _check_options(columns, format, images if directory else found.path)
+    if directory:  # lists, tar files and files of records in it are not opened
       yield _Listed(found.name, found.path)
+    elif format:
+      yield from _in_records(found.name, found.path, format, columns, notes, allow_https)
     else:
       yield from _in_file(found.name, found.path, notes, allow_https)
+
+
+def _check_options(columns: Columns, format: str, path: str) -> None:
+  """Raises ValueError if columns are given for a file that has none."""
+  if columns.options() and not format:
+    raise ValueError(f"{columns.options()[0]} is for {NAMES}; leave it out for {path}.")
 
 
 def _in_file(
@@ -317,7 +372,54 @@ def _in_tar(
       yield _Listed(image, path, fault=f"{image}: its .json: {str(error).rstrip('.')}")
     else:
       member = identity and dataclasses.replace(identity, size=sample.span[1])
-      yield _Listed(image, path, prompts, sample.span, identity=member)
+      yield _Listed(image, path, prompts, sample.span, position=sample.span[0], identity=member)
+
+
+def _in_records(
+  name: str,
+  path: str,
+  format: str,
+  columns: Columns,
+  notes: ListingNotes,
+  allow_https: bool,
+  rows: int | None = None,
+  identity: FileIdentity | None = None,
+) -> Iterator[_Listed]:
+  empty = True
+  try:
+    if is_url(path) and format not in ("parquet", "tfrecord"):
+      raise ValueError("such files are read from local disks only; copy it to one")
+    with _readable(path, "--images"):
+      for record in list_records(path, format, columns, rows):
+        empty = False
+        yield _of_record(record, name, path, identity, allow_https)
+  except ValueError as error:
+    yield _Listed(name, path, fault=f"{name}: {str(error).rstrip('.')}")
+    return
+  if empty:
+    notes.remark("file has no records", "files have no records", name)
+
+
+def _of_record(
+  record: ListedRecord, file: str, path: str, identity: FileIdentity | None, allow_https: bool
+) -> _Listed:
+  """A record of a file as a listed image; `identity` is that of an object."""
+  row, fault, where, position = row_name(file, record.row), record.fault, path, record.row
+  name = row if record.name is None else record.name
+  try:
+    _check_name(name)
+    if record.path is not None:
+      _check_name(record.path)
+      where = join(parent(path) if is_url(path) else Path(path).parent, record.path)
+      identity, position = None, -1
+      if is_url(where):
+        check_allowed(where, allow_https)
+  except ValueError as error:
+    fault = str(error)
+  if identity is not None and record.span is not None:
+    identity = dataclasses.replace(identity, size=record.span[1])
+  fault = fault and f"{row}: {fault.rstrip('.')}"
+  return _Listed(name, where, record.prompts, record.span, record.key, position, fault, identity)
 
 
 def _sidecar(data: bytes) -> tuple[AnyPrompt, ...] | None:

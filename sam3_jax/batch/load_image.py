@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from sam3_jax.batch.image_bytes import ImageFile, NotAFileError, read_image_bytes
+from sam3_jax.batch.image_bytes import ImageFile, UnusableFileError, read_image_bytes
 from sam3_jax.inputs.preprocess import read_image, resize
 from sam3_jax.storage import retries
 from sam3_jax.storage.urls import redact
@@ -65,7 +65,7 @@ def load_image(
   unreadable = suspect = False
   try:
     data, identity = read_image_bytes(file)
-  except NotAFileError as error:
+  except UnusableFileError as error:
     identity, reason = error.identity, error_reason(error)
   except OSError as error:
     reason, unreadable = _read_error(file, error), True

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from sam3_jax.batch.image_bytes import ImageFile
-from sam3_jax.batch.inputs import Input
+from sam3_jax.batch.input_list import Input, image_file
 from sam3_jax.batch.job import StorageError
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.load_image import NO_PIXELS, LoadedImage, error_reason, load_image
@@ -57,8 +57,7 @@ class ReadTask(NamedTuple):
 def read_task(item: Input, index: int, journal: Journal | None = None) -> ReadTask:
   """The task that reads the image of an input."""
   isolated = journal is not None and index in journal.suspects
-  file = ImageFile(item.name, item.path, item.span, item.identity)
-  return ReadTask(file, index, journal, isolated)
+  return ReadTask(image_file(item), index, journal, isolated)
 
 
 @contextlib.contextmanager

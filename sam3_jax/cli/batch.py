@@ -29,9 +29,11 @@ def batch(
   images: Annotated[
     str | None,
     typer.Option(
-      metavar="DIR|GLOB|FILE",
-      help="Images: a directory, a quoted pattern, a WebDataset .tar, or a .jsonl file with lines "
-      '{"image": PATH, "prompts": [...]}. May be a URL: gs://, s3://, hf://datasets/, https://.',
+      metavar="DIR|GLOB|FILE|DATASET",
+      help="Images: a directory, a quoted pattern, a WebDataset .tar, a .jsonl file with lines "
+      '{"image": PATH, "prompts": [...]}, a Parquet, Arrow, ArrayRecord or TFRecord file, '
+      "tfds://NAME[/CONFIG][:VERSION], or datasets://[ORG/]NAME[:CONFIG]. May be a URL: gs://, "
+      "s3://, hf://datasets/, https://.",
     ),
   ] = None,
   prompts: Annotated[
@@ -41,6 +43,29 @@ def batch(
       help="Phrases for images without prompts of their own: a file with one phrase per line, or "
       "phrases separated by commas.",
     ),
+  ] = None,
+  image_column: Annotated[
+    str | None,
+    typer.Option(
+      metavar="NAME",
+      help="Column or feature with the images, in files of records. Default: found by its type.",
+    ),
+  ] = None,
+  name_column: Annotated[
+    str | None,
+    typer.Option(
+      metavar="NAME", help="Column or feature with the names for the results. Default: FILE#ROW."
+    ),
+  ] = None,
+  prompts_column: Annotated[
+    str | None,
+    typer.Option(
+      metavar="NAME", help="Column or feature with the phrases or prompts of each image."
+    ),
+  ] = None,
+  split: Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Split of a tfds:// or datasets:// dataset."),
   ] = None,
   merge: Annotated[
     bool,
@@ -150,7 +175,7 @@ def batch(
   if to is not Layout.coco:
     raise ValueError(f"--to {to.value} needs --merge; leave out --to until the images are done.")
   if images is None:
-    raise ValueError("--images is required: a directory, a pattern, a .tar or a .jsonl file.")
+    raise ValueError("--images is required: a directory, a pattern, a file or a dataset.")
   arguments.check_fraction("--threshold", threshold)
   arguments.check_fraction("--max-error-rate", max_error_rate)
   out = arguments.output(out)
@@ -165,12 +190,14 @@ def batch(
     "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
     "skip_unreadable": skip_unreadable,
   }  # fmt: skip
+  from sam3_jax.batch.record_files.columns import Columns
   from sam3_jax.cli.batch_images import process_images
 
   if not process_images(
     images,
     prompts,
     checkpoint,
+    columns=Columns(image_column, name_column, prompts_column, split),
     device=device,
     dtype=None if dtype is Dtype.auto else dtype.value,
     members=members,

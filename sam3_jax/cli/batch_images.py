@@ -12,6 +12,7 @@ from sam3_jax.batch.inputs import check_phrases, frozen_input, list_inputs
 from sam3_jax.batch.job import Job, StorageError
 from sam3_jax.batch.merge import ANNOTATIONS, merge
 from sam3_jax.batch.processes import initialize
+from sam3_jax.batch.record_files.columns import Columns
 from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
@@ -31,6 +32,7 @@ def process_images(
   prompts: str | None,
   checkpoint: str,
   *,
+  columns: Columns,
   device: str | None,
   dtype: str | None,
   members: dict[str, Any],
@@ -45,6 +47,7 @@ def process_images(
 
   Args:
     images, prompts, checkpoint, device, quiet: values of the options.
+    columns: to read of files of records.
     dtype: of the computation; None for the default of the device.
     members: arguments of `processes.initialize`.
     settings: fields of the job.
@@ -54,7 +57,7 @@ def process_images(
   notes = ListingNotes()
   with _passing_faults() as unfinished, terminable(DEADLINE) as stopping:
     found = arguments.find(checkpoint, quiet)
-    inputs = list_inputs(images, prompts, notes, allow_https=allow_https)
+    inputs = list_inputs(images, prompts, notes, columns=columns, allow_https=allow_https)
     if strict:
       notes.refuse()
     if device == "cpu":
