@@ -12,7 +12,7 @@ from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.inference.video.session import VideoSession
 from sam3_jax.inputs.preprocess import read_image
-from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.inputs.prompts import Concept, Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.detections import Detections, VisualMasks
@@ -25,6 +25,7 @@ from sam3_jax.types import ImageEmbedding, TextEmbedding
 __all__ = [
   "RELEASED",
   "SIZES",
+  "Concept",
   "Config",
   "Detections",
   "ImageEmbedding",
