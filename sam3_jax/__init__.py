@@ -11,8 +11,9 @@ from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.inference.video.session import VideoSession
+from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.preprocess import read_image
-from sam3_jax.inputs.prompts import Concept, Prompt
+from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.detections import Detections, VisualMasks

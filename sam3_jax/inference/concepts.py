@@ -13,6 +13,7 @@ from sam3_jax.inference.batch_sharding import BatchSharding
 from sam3_jax.inference.batching import batches, drop_repeats, ordinals, take
 from sam3_jax.inference.output_buffer import OutputBuffer
 from sam3_jax.inference.programs import Programs
+from sam3_jax.inputs.concept import Concept, check_exemplars, single_phrase
 from sam3_jax.inputs.prompts import (
   ConceptPrompt,
   Prompt,
@@ -189,27 +190,40 @@ def _best(scores: Any) -> Float[np.ndarray, " P"]:
   return np.asarray(scores).max(axis=1)
 
 
-def encode_exemplars(
+def encode_concept(
   programs: Programs,
   params: Any,
   sharding: BatchSharding,
-  coarse: Any,
+  embedding: ImageEmbedding,
   prompts: Sequence[Prompt],
   images: Int[np.ndarray, " P"],
-  sizes: Int[np.ndarray, "P 2"],
-) -> tuple[np.ndarray, np.ndarray]:
-  """The tokens of all boxes of prompts, in order, and which of them are positive.
+) -> Concept:
+  """The exemplars of all prompts as one concept.
 
   Args:
     programs, params, sharding: of the model.
-    coarse: the coarse maps of the images.
-    prompts: checked with `check_boxes`.
+    embedding: the images.
+    prompts: the prompts.
     images: the image of each prompt.
-    sizes: height and width of the source image of each prompt.
+
+  Raises:
+    ValueError: as in `Sam3.concept`.
   """
+  sizes = np.asarray(embedding.sizes)[images]
+  for prompt, size in zip(prompts, sizes, strict=True):
+    if not prompt.boxes:
+      raise ValueError(
+        f"a concept needs exemplar boxes, and the prompt {prompt.phrase!r:.60} has none; add "
+        "boxes=[...], or pass the phrase to decode."
+      )
+    check_boxes(prompt, *size.tolist())
+  check_exemplars(sum(len(prompt.boxes) for prompt in prompts))
+  text = single_phrase(prompts)
   boxes, positive, valid = pack_boxes(prompts, sizes)
-  tokens = np.zeros((*valid.shape, coarse.shape[-1]), coarse.dtype)
+  coarse = sharding.commit(embedding.coarse)
+  tokens: Any = np.zeros((*valid.shape, coarse.shape[-1]), coarse.dtype)
   for batch in batches(np.arange(len(prompts)), (1,), sharding.devices):
     inputs = sharding.put((coarse[images[batch]], boxes[batch], positive[batch]))
     tokens[batch] = jax.device_get(programs.encode_exemplars(params, *inputs))
-  return tokens[valid], positive[valid]
+  labels: Any = positive
+  return Concept(tokens[valid], labels[valid], text)

@@ -4,6 +4,7 @@ JAX compiles a program for each shape of its inputs. Images, phrases and prompts
 into batches of the few sizes below, which need no padding.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,24 +21,21 @@ from sam3_jax.checkpoint import bundle
 from sam3_jax.inference import mask_generator
 from sam3_jax.inference.aot import Program, compile_programs
 from sam3_jax.inference.batching import batch_sizes, batches, join, take
-from sam3_jax.inference.concepts import ConceptDecoder, ConceptRequest, encode_exemplars
+from sam3_jax.inference.concepts import ConceptDecoder, ConceptRequest, encode_concept
 from sam3_jax.inference.loaded_model import check_device, default_dtype
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.provenance import own_concept, own_embedding, own_text
 from sam3_jax.inference.sharding import REPLICATED, PartitionRules, parameter_sharding
 from sam3_jax.inference.video.video_model import VideoModel
 from sam3_jax.inference.visual import VisualRequest, decode_visual
+from sam3_jax.inputs.concept import Concept, check_exemplars, padded_slots
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image, resize
 from sam3_jax.inputs.prompts import (
-  Concept,
   ConceptPrompt,
   Prompt,
   as_concept_prompts,
   as_prompts,
-  check_boxes,
-  check_exemplars,
   image_indices,
-  single_phrase,
 )
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_visual_prompts
@@ -216,23 +214,9 @@ class Sam3(VideoModel):
     embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
     prompts = as_prompts(prompts)
     images = image_indices(image_index, len(prompts), len(embedding))
-    sizes = np.asarray(embedding.sizes)[images]
-    for prompt, size in zip(prompts, sizes, strict=True):
-      if not prompt.boxes:
-        raise ValueError(
-          f"a concept needs exemplar boxes, and the prompt {prompt.phrase!r:.60} has none; add "
-          "boxes=[...], or pass the phrase to decode."
-        )
-      check_boxes(prompt, *size.tolist())
-    text = single_phrase(prompts)
-    self.tokenizer.check([] if text is None else [text])
-    check_exemplars(sum(len(prompt.boxes) for prompt in prompts))
-    coarse = self._sharding.commit(embedding.coarse)
-    tokens, positive = encode_exemplars(
-      self.programs, self.params, self._sharding, coarse, prompts, images, sizes
-    )
-    arrays: dict[str, Any] = {"tokens": tokens, "positive": positive}
-    return Concept(**arrays, text=text, origin=self.origin)
+    self.tokenizer.check(prompt.phrase for prompt in prompts)
+    concept = encode_concept(self.programs, self.params, self._sharding, embedding, prompts, images)
+    return dataclasses.replace(concept, origin=self.origin)
 
   def decode(
     self,
@@ -315,6 +299,7 @@ class Sam3(VideoModel):
     prompts: int = 1,
     *,
     boxes: int = 0,
+    exemplars: Sequence[int] = (),
     max_detections: int | None = None,
   ) -> list[Program]:
     """Compiles the programs of `encode` and `decode` before the first calls, in parallel.
@@ -323,29 +308,38 @@ class Sam3(VideoModel):
       images: number of images of `encode`; 0 leaves it out.
       prompts: number of prompts of `decode`, of one image; 0 leaves it out.
       boxes: the largest number of boxes of a prompt.
+      exemplars: for concepts of `decode`, of one image: the number of exemplars of each.
       max_detections: as in `decode`.
 
     Returns:
       What the compiler reports of each program.
 
     Raises:
-      ValueError: a number that is not an integer from 0, or more boxes than a prompt takes.
+      ValueError: a number that is not an integer from 0, or more boxes or exemplars than a prompt
+        takes.
     """
-    counts = images, prompts, boxes
+    counts = images, prompts, boxes, *exemplars
     if not all(map(is_whole, counts)) or min(counts) < 0:
       raise ValueError(
-        f"images, prompts and boxes must be integers and must be 0 or more; got {counts!r:.60}. "
+        "images, prompts, boxes and exemplars must be integers and must be 0 or more; got "
+        f"{counts!r:.60}. "
         "Use 0 to leave a part out."
       )
-    same_image = np.zeros(prompts, int)
+    check_exemplars(max(exemplars, default=0))
+
+    def sizes(count: int) -> list[int]:
+      same_image = np.zeros(count, int)
+      at_once = prompts_at_once(self.platform)
+      return batch_sizes(self._sharding.prompt_batches(same_image, at_once))
+
+    slots = collections.Counter(padded_slots(count) for count in exemplars)
     return compile_programs(
       self.programs,
       self.params,
       images=batch_sizes(batches(np.arange(images), IMAGE_BATCHES, self._sharding.devices)),
-      phrases=batch_sizes(batches(np.arange(prompts), TEXT_BATCHES)),
-      prompts=batch_sizes(
-        self._sharding.prompt_batches(same_image, prompts_at_once(self.platform))
-      ),
+      phrases=batch_sizes(batches(np.arange(prompts + len(exemplars)), TEXT_BATCHES)),
+      prompts=sizes(prompts),
+      concepts=[(size, slot) for slot, count in slots.items() for size in sizes(count)],
       boxes=boxes,
       max_detections=max_detections,
     )

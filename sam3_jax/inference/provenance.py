@@ -11,7 +11,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sam3_jax.config import Config
-from sam3_jax.inputs.prompts import Concept, ConceptPrompt, check_exemplars
+from sam3_jax.inputs.concept import Concept, check_exemplars
+from sam3_jax.inputs.prompts import ConceptPrompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 from sam3_jax.utils.identity import Origin

@@ -5,25 +5,17 @@ Exemplars are boxes in the image itself (`Prompt`), or were encoded in other ima
 
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Int
 
+from sam3_jax.inputs.concept import BOX_SIZES, BOXES_ALONE, Concept, padded_slots
 from sam3_jax.inputs.tokenizer import phrase_fault
 from sam3_jax.types import Exemplars, Prompts, TextEmbedding
-from sam3_jax.utils.atomic_files import write_bytes
-from sam3_jax.utils.identity import Origin
 from sam3_jax.utils.json_text import shown
-from sam3_jax.utils.pytrees import Saveable
 from sam3_jax.utils.validation import as_array, as_lists, is_number
-
-BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt without text
-BOX_SIZES = (8, 128)  # the exemplars of a prompt are padded to one of these: programs are few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,72 +61,6 @@ class Prompt:
   def phrase(self) -> str:
     """The phrase to encode."""
     return BOXES_ALONE if self.text is None else self.text
-
-
-@struct.dataclass
-class Concept(Saveable):
-  """Exemplars of one or several images, encoded by `Sam3.concept` for use with other images.
-
-  Its first axis is the exemplars: `concept[:2]` has the first two. `save` and `load` keep it in a
-  file, half a kilobyte per exemplar and channel width of 128.
-
-  Attributes:
-    tokens: one for each exemplar box, before it attends to an image.
-    positive: False for a negative exemplar.
-    text: the noun phrase, as in `Prompt`; None for exemplars only.
-    origin: the checkpoint that made it; no other checkpoint may decode it.
-  """
-
-  tokens: Float[Array, "U D"]
-  positive: Bool[Array, " U"]
-  text: str | None = struct.field(pytree_node=False, default=None)
-  origin: Origin = struct.field(pytree_node=False, default=Origin())
-
-  @property
-  def phrase(self) -> str:
-    """The phrase to encode."""
-    return BOXES_ALONE if self.text is None else self.text
-
-  @staticmethod
-  def join(concepts: "Sequence[Concept]") -> "Concept":
-    """One concept with the exemplars of all.
-
-    Args:
-      concepts: of the same checkpoint. Those that have a phrase must have the same.
-
-    Raises:
-      ValueError: no concept, different checkpoints or phrases, or too many exemplars.
-    """
-    if not concepts:
-      raise ValueError("no concept given; pass a list with at least one.")
-    first = concepts[0]
-    for other in concepts:
-      if other.origin != first.origin:
-        raise ValueError(
-          f"the concepts were made by two checkpoints, {first.origin} and {other.origin}; make "
-          "them again with one of them."
-        )
-    text = single_phrase(concepts)
-    check_exemplars(sum(map(len, concepts)))
-    return dataclasses.replace(
-      first,
-      tokens=jnp.concatenate([one.tokens for one in concepts]),
-      positive=jnp.concatenate([one.positive for one in concepts]),
-      text=text,
-    )
-
-  def save(self, path: str | Path) -> None:
-    """Writes a safetensors file, bit for bit: the whole file, or none."""
-    from safetensors.flax import save
-
-    write_bytes(path, save(*self._content()))
-
-  def _header(self) -> dict[str, str]:
-    return super()._header() | ({} if self.text is None else {"text": self.text})
-
-  @classmethod
-  def _from_header(cls, header: Mapping[str, str]) -> dict[str, Any]:
-    return super()._from_header(header) | {"text": header.get("text")}
 
 
 ConceptPrompt = Prompt | Concept
@@ -210,31 +136,10 @@ def are_fractions(values: Sequence[float], height: int, width: int) -> bool:
   return min(height, width) > 8 and all(0 <= value <= 1 for value in values)
 
 
-def single_phrase(prompts: Sequence[ConceptPrompt]) -> str | None:
-  """The phrase of the exemplars of a concept; None if no prompt has one.
-
-  Raises:
-    ValueError: there are several phrases.
-  """
-  phrases = list(dict.fromkeys(one.text for one in prompts if one.text is not None))
-  if len(phrases) > 1:
-    raise ValueError(
-      f"a concept has a single phrase; got {shown(phrases[0])} and {shown(phrases[1])}. Make a "
-      "concept for each phrase."
-    )
-  return phrases[0] if phrases else None
-
-
-def check_exemplars(count: int) -> None:
-  """Raises ValueError if there are more exemplars than a prompt takes."""
-  if count > BOX_SIZES[-1]:
-    raise ValueError(f"a concept has at most {BOX_SIZES[-1]} exemplars; got {count}.")
-
-
 def exemplar_slots(prompt: ConceptPrompt) -> int:
   """The padded number of exemplars of a concept; 0 for a prompt. Prompts and concepts of the same
   number can share a program, in which the results of one do not depend on the others."""
-  return _slots(len(prompt)) if isinstance(prompt, Concept) else 0
+  return padded_slots(len(prompt)) if isinstance(prompt, Concept) else 0
 
 
 def pack(
@@ -266,7 +171,7 @@ def pack_boxes(
   N is 0 if there are only concepts. Arguments are as in `pack`.
   """
   counts = [len(prompt.boxes) for prompt in prompts if isinstance(prompt, Prompt)]
-  slots = _slots(max(counts)) if counts else 0
+  slots = padded_slots(max(counts)) if counts else 0
   boxes = np.full((len(prompts), slots, 4), 0.5, np.float32)
   positive = np.zeros((len(prompts), slots), bool)
   valid = np.zeros((len(prompts), slots), bool)
@@ -294,10 +199,6 @@ def _pack_exemplars(prompts: Sequence[ConceptPrompt]) -> Exemplars | None:
     packed[i, : len(rows)] = rows
     valid[i, : len(rows)] = True
   return Exemplars(packed, valid)
-
-
-def _slots(count: int) -> int:
-  return next(size for size in BOX_SIZES if size >= count)
 
 
 def image_indices(
