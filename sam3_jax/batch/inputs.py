@@ -20,6 +20,7 @@ from sam3_jax.batch.prompt_schema import (
   unique_prompts,
 )
 from sam3_jax.batch.webdataset import list_samples
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
@@ -57,7 +58,10 @@ class Input:
 
 
 def list_inputs(
-  images: str, prompts: str | None = None, notes: ListingNotes | None = None
+  images: str,
+  prompts: str | None = None,
+  notes: ListingNotes | None = None,
+  concepts: Sequence[ConceptFile] = (),
 ) -> list[Input]:
   """The inputs, each image once.
 
@@ -68,6 +72,7 @@ def list_inputs(
     prompts: for images without prompts of their own: a file with one phrase per line, or phrases
       separated by commas.
     notes: counts files that are left out, and missing or empty images, which will fail.
+    concepts: likewise for images without prompts of their own, after `prompts`.
 
   Raises:
     FileNotFoundError: there is no such image, directory or list.
@@ -76,6 +81,7 @@ def list_inputs(
   """
   notes = ListingNotes() if notes is None else notes
   common = read_phrases(prompts) if prompts is not None else ()
+  common = unique_prompts([*common, *concepts])
   positions: dict[tuple[str, int], int] = {}
   tars: dict[str, FileIdentity | None] = {}
   inputs: list[Input] = []
@@ -103,8 +109,8 @@ def list_inputs(
       inputs[position] = dataclasses.replace(inputs[position], prompts=union)
   if without_prompts:
     images_named = named("image has no prompts", "images have no prompts", without_prompts)
-    faults.append(f"{images_named}, and --prompts is not given")
-  raise_faults(faults, images, "Correct the list, or give --prompts.")
+    faults.append(f"{images_named}, and neither --prompts nor --concept is given")
+  raise_faults(faults, images, "Correct the list, or give --prompts or --concept.")
   if not inputs:
     line = notes.line()
     raise ValueError(f"there is no image in {images}{line and f' ({line})'}; check --images.")

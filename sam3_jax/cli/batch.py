@@ -39,6 +39,14 @@ def batch(
       "phrases separated by commas.",
     ),
   ] = None,
+  concept: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="FILE",
+      help="Concept for images without prompts of their own: exemplars of other images, from "
+      "`sam3-jax concept`. May be repeated.",
+    ),
+  ] = None,
   merge: Annotated[
     bool,
     typer.Option("--merge", metavar="", help="Merge all part files, without running the model."),
@@ -161,6 +169,7 @@ def batch(
   if not process_images(
     images,
     prompts,
+    concept or [],
     checkpoint,
     device=device,
     dtype=None if dtype is Dtype.auto else dtype.value,

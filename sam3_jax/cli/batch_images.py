@@ -1,5 +1,6 @@
 """The work of `sam3-jax batch`: creates the job and its model, runs or merges it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from sam3_jax.batch.processes import initialize
 from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.provenance import check_concept
 from sam3_jax.inference.sharding import make_mesh
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.utils.console import Console, loading, print_error, say
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.signals import terminable
@@ -24,6 +27,7 @@ DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 def process_images(
   images: str,
   prompts: str | None,
+  concepts: Sequence[str],
   checkpoint: str,
   *,
   device: str | None,
@@ -36,7 +40,7 @@ def process_images(
   """Runs a job, or the rest of it; returns whether all parts of this process are done.
 
   Args:
-    images, prompts, checkpoint, device, quiet: values of the options.
+    images, prompts, concepts, checkpoint, device, quiet: values of the options.
     dtype: of the computation; None for the default of the device.
     members: arguments of `processes.initialize`.
     settings: fields of the job.
@@ -44,7 +48,8 @@ def process_images(
   """
   notes = ListingNotes()
   with terminable(DEADLINE) as stopping:
-    found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes)
+    files = [ConceptFile.read(path) for path in concepts]
+    found, inputs = arguments.find(checkpoint, quiet), list_inputs(images, prompts, notes, files)
     if strict:
       notes.refuse()
     if device == "cpu":
@@ -54,6 +59,8 @@ def process_images(
       mesh = make_mesh(_devices(device))
       model = Sam3.from_checkpoint(found, dtype=dtype, mesh=mesh, verify=True, progress=step)
     check_phrases(inputs, model.tokenizer)
+    for file in files:
+      check_concept(file.concept, model.origin, model.config)
     job = Job(inputs=inputs, process=process, processes=processes, **settings)
     errors = Console(stderr=True)
     try:
