@@ -67,7 +67,7 @@ def concept(
   from sam3_jax.inference.provenance import check_concept
   from sam3_jax.inputs.concept import Concept, ConceptFile
 
-  [prompt] = parse_prompts([] if text is None else [text], box, [], False, False).prompts
+  prompt: Any = parse_prompts([] if text is None else [text], box, [], False, False).prompts
   others = [ConceptFile.read(path).concept for path in join or []]
   directory = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value

@@ -70,11 +70,10 @@ def as_concept_prompts(
   prompts: str | ConceptPrompt | Sequence[str | ConceptPrompt],
 ) -> list[ConceptPrompt]:
   """Converts a phrase, a prompt, a concept, or a list of them to a list of prompts and concepts."""
-  if isinstance(prompts, Concept):
-    return [prompts]
-  if isinstance(prompts, list | tuple):
-    return [p if isinstance(p, Concept) else as_prompts([p])[0] for p in prompts] or as_prompts([])
-  return [*as_prompts(prompts)]
+  given: Any = [prompts] if isinstance(prompts, Concept) else prompts
+  if not isinstance(given, list | tuple) or not any(isinstance(one, Concept) for one in given):
+    return [*as_prompts(given)]
+  return [one if isinstance(one, Concept) else as_prompts([one])[0] for one in given]
 
 
 def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
