@@ -144,7 +144,8 @@ class Bench:
       concept = dataclasses.replace(Concept.join(parts), text=text)
       return self.model.decode(embedding, concept).instances()[0]
     coarse = [data.images[one.file_name].coarse for one in sources]
-    geometry = [self.attended(*inputs) for inputs in zip(coarse, parts, strict=True)]
+    prompts = [packed([part], None) for part in parts]
+    geometry = [self.attended(*inputs) for inputs in zip(coarse, prompts, strict=True)]
     tokens, valid = (np.concatenate(x, axis=1) for x in zip(*geometry, strict=True))
     encoded = self.model.encode_text(text or "visual")
     found = self.detect(clean(embedding), clean(encoded).replace(tokens=None), tokens, valid)
@@ -179,10 +180,8 @@ class Bench:
       for name, x in inputs.items()
     )
 
-  def _attended(self, coarse: Any, concept: Concept) -> Any:
+  def _attended(self, coarse: Any, prompts: Any) -> Any:
     """The tokens of exemplars that have attended to their own image, and a class token."""
-    concept = dataclasses.replace(concept, origin=clean(concept).origin)
-    prompts = packed([concept], None)
 
     def encode(detector: Detector) -> Any:
       return detector.geometry(coarse, prompts)
