@@ -5,7 +5,8 @@
 
 An exemplar is the largest object of a pair of image and phrase, as in `sam3-jax evaluate --prompt
 box`. The other images are the next ones in the file that show the phrase; for the nuclei, each of
-the other tiles in turn. Rows of concepts without objects in the image count for IL_MCC only.
+the other tiles in turn. Pairs without objects are in the rows with one other image only, for IL_MCC
+and cgF1.
 
 The second table compares what an exemplar can take along to another image:
 
@@ -65,8 +66,9 @@ class Row(NamedTuple):
   own: bool = False
 
   @property
-  def is_variant(self) -> bool:
-    return self.own or self.position != "kept"
+  def absent(self) -> bool:
+    """Whether pairs without objects are included."""
+    return self.where == "other" and self.images == 1 and self not in VARIANTS
 
 
 MAIN = (
@@ -79,6 +81,7 @@ VARIANTS = tuple(
   for images in (1, 3)
   for own in (False, True)
   for position in ("kept", "centered", "none")
+  if own or position != "kept"
 )
 
 
@@ -101,12 +104,12 @@ class Data:
 
   def cases(self, row: Row) -> Iterator[tuple[Pair, list[Pair]]]:
     """Pairs to search, and the pairs with the exemplars; the same pairs for all rows, except those
-    without objects, which only other images have exemplars for."""
+    without objects."""
     for pair in self.pairs:
       known = self.by_phrase[pair.phrase]
       start = next((i for i, one in enumerate(known) if one.id >= pair.id), 0)
       others = [p for p in known[start:] + known[:start] if p.file_name != pair.file_name]
-      if not others or ((row.where == "same" or row.is_variant) and pair not in known):
+      if not others or not (row.absent or pair in known):
         continue
       if row.where != "other":
         yield pair, [pair]
@@ -249,15 +252,15 @@ def tables(results: dict[str, dict[str, Any]], where: str) -> str:
   ]  # fmt: skip
   for row in MAIN:
     values = list(cells(row, ("pmf1", "pmf1_50", "cgf1")))
-    if row.where == "same":
-      values[2::3] = [""] * len(results)  # the image always shows the concept
+    if not row.absent:
+      values[2::3] = [""] * len(results)
     lines.append(f"| {label(row)} | {' | '.join(values)} |")
   heads = [f"{name}: pmF1" for name in results]
   lines += [
     "", f"| exemplars | attend to | coordinates | {' | '.join(heads)} |",
     f"|{'---|' * (len(results) + 3)}",
   ]  # fmt: skip
-  for row in VARIANTS:
+  for row in (Row("other"), *VARIANTS[:5], Row("other", 3), *VARIANTS[5:]):
     image = "their own image" if row.own else "the searched image"
     values = " | ".join(cells(row, ("pmf1",)))
     lines.append(f"| {label(row)} | {image} | {row.position} | {values} |")
@@ -275,20 +278,19 @@ def main() -> None:
   parser.add_argument("--checkpoint", default="sam3-tiny")
   parser.add_argument("--out", type=Path, required=True, help="directory of the results")
   arguments = parser.parse_args()
-  folders = {"nuclei": arguments.nuclei, "known": arguments.known, "Twemoji": arguments.twemoji}
+  folders = {"nuclei": arguments.nuclei, "Twemoji": arguments.twemoji, "known": arguments.known}
   file = arguments.out / f"{NAME}.json"
   results = json.loads(file.read_text())["results"] if file.exists() else {}
   bench = Bench(Sam3.from_checkpoint(arguments.checkpoint, dtype="float32"))
-  for name, folder in folders.items():
-    rows = [
-      row for row in dict.fromkeys(MAIN + VARIANTS) if json.dumps(row) not in results.get(name, {})
-    ]
-    if folder is None or not rows:
-      continue
-    data = Data(bench.model, folder, turns=7 if name == "nuclei" else 1)
-    for row in rows:
-      found = bench.measure(data, row)
-      results.setdefault(name, {})[json.dumps(row)] = found
+  data: dict[str, Data] = {}
+  for rows in (MAIN, VARIANTS):
+    for name, row in ((name, row) for name in folders for row in rows):
+      folder, done = folders[name], results.setdefault(name, {})
+      if folder is None or json.dumps(row) in done:
+        continue
+      if name not in data:
+        data[name] = Data(bench.model, folder, turns=7 if name == "nuclei" else 1)
+      found = done[json.dumps(row)] = bench.measure(data[name], row)
       print(name, row, {key: round(value, 1) for key, value in found.items()}, flush=True)
       file.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
       (arguments.out / f"{NAME}.md").write_text(tables(results, machine()))
