@@ -11,6 +11,7 @@ from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.refine import add_instance, refine_by_clicks, refine_instance
 from sam3_jax.inference.video.session import VideoSession
+from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import Tokenizer
@@ -25,6 +26,7 @@ from sam3_jax.types import ImageEmbedding, TextEmbedding
 __all__ = [
   "RELEASED",
   "SIZES",
+  "Concept",
   "Config",
   "Detections",
   "ImageEmbedding",

@@ -7,6 +7,7 @@
   C  channels of any layer   A, I, J  batch, queries and keys of an attention
   G  geometry tokens, N + 1  Hi, Wi, Hf, Wf, Hn, Wn  pixels; cells of the fine and the middle map
   O  tracked objects         F  remembered frames       E  object pointers, or their tokens
+  U  exemplars of a concept, encoded in other images
 
 A letter has the same meaning everywhere. Q1 is Q + 1; H2 and C2 are a layer's output sizes where H
 and C are its input sizes; P2, P3 and A2 equal P or A, or are 1 and broadcast. `training.batch`
@@ -122,6 +123,19 @@ class Points(Sliceable):
 
 
 @struct.dataclass
+class Exemplars(Sliceable):
+  """Exemplars that were encoded in other images (`Concept`), padded.
+
+  Attributes:
+    tokens: of boxes, before they attend to an image.
+    valid: False on padding, which may be anywhere.
+  """
+
+  tokens: Float[Array, "P U D"]
+  valid: Bool[Array, "P U"]
+
+
+@struct.dataclass
 class Prompts(Sliceable):
   """Concept prompts as the model takes them: padded, normalized, encoded.
 
@@ -133,6 +147,7 @@ class Prompts(Sliceable):
     positive: True for a positive box, False for a negative one.
     valid: False on padding, which may be anywhere.
     points: points in addition to the boxes, or None.
+    exemplars: of other images in addition to the boxes, or None.
   """
 
   image: Int[Array, " P"]
@@ -142,6 +157,7 @@ class Prompts(Sliceable):
   positive: Bool[Array, "P N"]
   valid: Bool[Array, "P N"]
   points: Points | None = None
+  exemplars: Exemplars | None = None
 
 
 @struct.dataclass

@@ -69,6 +69,23 @@ class TestCompile:
     assert wanted & {*compiled} == set()
 
   @pytest.mark.slow
+  def test_concepts(self, tokenizer_path, compiled):
+    model = make_model(tokenizer_path, nest(parameters()))
+    done = model.compile(images=1, prompts=0, exemplars=[2, 9], max_detections=2)
+    assert [one.name for one in done][2:] == [
+      "decode 1 concept of 8 exemplars", "decode 1 concept of 128 exemplars",
+    ]  # fmt: skip
+    embedding = model.encode(PHOTO)
+    concept = model.concept(embedding, Prompt(boxes=[[0, 0, 9, 9]] * 9))
+    model.encode_text(["cat"] * 2)
+    compiled.clear()
+    for one in (concept, concept[:3]):
+      model.decode(embedding, one, max_detections=2)
+    assert "jit_detect" not in compiled
+    with pytest.raises(ValueError, match="at most 128 exemplars; got 129"):
+      model.compile(exemplars=[129])
+
+  @pytest.mark.slow
   @pytest.mark.parametrize(("count", "decode"), [(1, "1 prompt"), (3, "4 prompts")])
   def test_on_a_mesh(self, tokenizer_path, compiled, count, decode):
     """Four devices compute a prompt together, or several prompts separately."""

@@ -15,6 +15,7 @@ from sam3_jax.batch import engine as engines
 from sam3_jax.batch import segmenter
 from sam3_jax.batch.engine import Engine, Slot
 from sam3_jax.inference import sharding
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.preprocess import resize
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -158,11 +159,52 @@ def test_visual_prompts_do_not_depend_on_other_images(engine, pointed, images):
     assert_same(got[i], pointed[i])
 
 
+@pytest.fixture(scope="module")
+def concepts(model, images):
+  """A concept of two exemplars and one of ten, as prompts of three images."""
+  embedding = model.encode(images[:2])
+  few = model.concept(embedding, Prompt("ear", [[1, 1, 9, 9], [3, 3, 20, 20]], [1, 0]), 1)
+  many = model.concept(embedding, Prompt(boxes=[[1, 1, 9, 9], [2, 3, 30, 20]] * 5), 0)
+  few, many = ConceptFile("few", "0", few), ConceptFile("many", "1", many)
+  return [["cat", few, "dog", "ear", many, few], [few], [Prompt("dog", [[2, 3, 9, 9]])], [], [many]]
+
+
+@pytest.fixture(scope="module")
+def decoded(engine, images, concepts):
+  return engine.start(slots(images, concepts)).instances()
+
+
 @pytest.mark.slow
-def test_number_of_compiled_programs(engine, pointed):
+def test_concepts_equal_one_device(engine, concepts, decoded, found, images, tokenizer):
+  """And do not change phrases, bit for bit."""
+  assert_same([decoded[0][i] for i in (0, 2, 3)], found[0][:3], but=["ids"])
+  assert_same(decoded[2], found[2])
+  some = slots(images, concepts)
+  some[1] = some[4] = None
+  assert_same(engine.start(some).instances()[0], decoded[0])
+  alone = Sam3(golden_model.CONFIG, golden_model.parameters(), tokenizer, dtype="float32")
+  embedding = alone.encode(images)
+  count = 0
+  for i, (prompts, got) in enumerate(zip(concepts, decoded, strict=True)):
+    own = [dataclasses.replace(one.concept, origin=alone.origin) if isinstance(one, ConceptFile)
+           else one for one in prompts]  # fmt: skip
+    want = alone.decode(embedding, own, i, max_detections=6).instances(THRESHOLD) if own else []
+    for ours, theirs in zip(got, want, strict=True):
+      count += len(theirs)
+      np.testing.assert_array_equal(ours.ids, theirs.ids)
+      np.testing.assert_allclose(ours.scores, theirs.scores, atol=CLOSE)
+      if len(theirs):
+        assert_close(ours.masks.logits, theirs.masks.logits, rel=CLOSE)
+  assert count > 4
+
+
+@pytest.mark.slow
+def test_number_of_compiled_programs(engine, pointed, decoded):
   """One for images and one for prompts of up to eight boxes; for visual prompts one for the second
-  neck, and one for each of two numbers of points."""
-  assert engine._encode._cache_size() == engine._detect._cache_size() == 1
+  neck, and one for each of two numbers of points; for concepts, one for up to eight exemplars and
+  one for more."""
+  assert engine._encode._cache_size() == 1
+  assert engine._detect._cache_size() == 3
   assert (engine._encode_visual._cache_size(), engine._answer._cache_size()) == (1, 2)
 
 

@@ -315,5 +315,5 @@ def test_no_spurious_warning(model, embedding, tmp_path):
 
 
 def test_sizes_of_compile_are_integers(model):
-  with refused("images, prompts and boxes must be integers"):
+  with refused("images, prompts, boxes and exemplars must be integers"):
     model.compile(1.5)

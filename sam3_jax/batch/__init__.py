@@ -28,6 +28,7 @@ lengths:
    "file": {"size": 81234, "modified": 1700000000000000000, "sha256": "..."}, "prompts": [
     {"text": "cat", "boxes": [], "box_labels": [], "instances": [
       {"id": 7, "score": 0.91, "bbox": [x, y, w, h], "area": 812, "segmentation": {...}}]},
+    {"text": null, "concept": "cells.safetensors", "sha256": "...", "instances": [...]},
     {"points": [[x, y]], "point_labels": [1], "box": null, "visual": true, "instances": [...]}]}
 
 A manifest describes the inputs that begin at index `first`:

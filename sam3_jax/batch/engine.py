@@ -11,9 +11,9 @@ the same size only, and at the shapes of the released model no argument of encod
 trunk's features) or decoding (embedding, packed prompts) has the size of a result, except 32 bytes
 of image sizes.
 
-Visual prompts are decoded in rounds of their own, one kind for each of the three `POINT_SIZES`.
-This needs one program for each size that occurs, and one for the second neck. Batches without
-visual prompts do not run them.
+Concepts and visual prompts are decoded in rounds of their own, one kind for each of the two
+`BOX_SIZES` and the three `POINT_SIZES`. This needs one program for each size that occurs, and for
+visual prompts one for the second neck. Batches without visual prompts do not run them.
 """
 
 import dataclasses
@@ -29,8 +29,10 @@ from jaxtyping import Array, UInt8
 from sam3_jax.batch.prompt_schema import AnyPrompt, concept_prompts, visual_prompts
 from sam3_jax.inference import sharding
 from sam3_jax.inference.predictor import Sam3, prompts_at_once
+from sam3_jax.inference.provenance import own_concept
 from sam3_jax.inference.text_cache import CAPACITY, TextCache
-from sam3_jax.inputs.prompts import Prompt, pack
+from sam3_jax.inputs.concept import BOX_SIZES, Concept, ConceptFile
+from sam3_jax.inputs.prompts import Prompt, exemplar_slots, pack
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, VisualPrompt, pack_visual, padded_slots
 from sam3_jax.outputs.instances import Instances, instances, visual_instances
 from sam3_jax.types import Detections, VisualEmbedding, VisualMasks
@@ -38,7 +40,8 @@ from sam3_jax.types import Detections, VisualEmbedding, VisualMasks
 # Masks copied to the host for each prompt of a round: the largest number of instances of a prompt,
 # rounded up to one of these.
 MASK_COUNTS = (1, 4, 16, 64)
-_CONCEPT = 0  # kind of the rounds with concept prompts
+_Kind = tuple[type, int]  # of prompts that a round can hold, and their padded size
+_CONCEPT_KINDS: tuple[_Kind, ...] = ((Prompt, 0), *((Concept, size) for size in BOX_SIZES))
 _Position = tuple[int, int] | None  # of a round: slot and index of the prompt; None for padding
 
 
@@ -97,6 +100,7 @@ class Engine:
     self._images, self._prompts = images, prompts or prompts_at_once(model.platform)[0]
     self._max_detections = min(max_detections, model.config.queries)
     self._cut = sharding.by_rows(model.mesh)
+    self._concepts: dict[ConceptFile, Concept] = {}
     self._phrases, self._compiling = TextCache(model), True  # the first batch compiles
     programs = model.programs.selecting(
       image=lambda embedding, features: (embedding, features if visual else None),
@@ -106,10 +110,10 @@ class Engine:
     self._head = model.visual_params() if visual else None
     self._encode_visual, self._answer = programs.encode_visual, programs.decode_best
 
-  def encode_phrases(self, prompts: Iterable[Prompt]) -> None:
+  def encode_phrases(self, prompts: Iterable[Prompt | ConceptFile]) -> None:
     """Encodes phrases in advance, as many as the cache holds: a new phrase would have to wait for
     the batches that the devices are working on."""
-    first: dict[str, Prompt] = {}
+    first: dict[str, Prompt | ConceptFile] = {}
     for prompt in prompts:
       first.setdefault(prompt.phrase, prompt)
       if len(first) == CAPACITY:
@@ -137,20 +141,21 @@ class Engine:
     embedding, features = self._encode(self._model.params, pixels, device_sizes)
     rounds = [
       self._decode(embedding, positions, prompts, sizes)
-      for positions in self._rounds(prompts, _CONCEPT)
+      for kind in _CONCEPT_KINDS
+      for positions in self._rounds(prompts, kind)
     ]
     if any(map(visual_prompts, prompts)):
       visual_embedding = self._encode_visual(self._head, features)
       rounds += [
         self._decode_visual(visual_embedding, positions, prompts, sizes)
         for points in POINT_SIZES
-        for positions in self._rounds(prompts, points)
+        for positions in self._rounds(prompts, (VisualPrompt, points))
       ]
     if self._compiling:  # compilation does not count as work of the devices
       start, self._compiling = time.perf_counter(), False
     return PendingBatch(rounds, [len(group) for group in prompts], sizes, self._threshold, start)
 
-  def _rounds(self, prompts: Sequence[Sequence[AnyPrompt]], kind: int) -> list[list[_Position]]:
+  def _rounds(self, prompts: Sequence[Sequence[AnyPrompt]], kind: _Kind) -> list[list[_Position]]:
     """The rounds for prompts of a kind: for each position, a prompt of an image on its device."""
     queues = [
       [(slot, index) for slot in range(first, min(first + self._images, len(prompts)))
@@ -175,13 +180,15 @@ class Engine:
     sizes: np.ndarray,
   ) -> "_Round":
     slot, index = next(position for position in positions if position is not None)
-    padding = Prompt(text=prompts[slot][index].phrase)
+    padding = prompts[slot][index]
+    if isinstance(padding, Prompt):
+      padding = Prompt(text=padding.phrase)
     chosen = [padding if p is None else prompts[p[0]][p[1]] for p in positions]
     slots = np.array([0 if p is None else p[0] for p in positions])
     indices = np.array([0 if p is None else p[1] for p in positions], np.int32)
     first_ids = 1 + self._model.config.queries * indices
     packed = pack(
-      chosen,
+      [self._concept(one) if isinstance(one, ConceptFile) else one for one in chosen],
       sizes[slots],
       image=(slots % self._images).astype(np.int32),
       first_id=first_ids,
@@ -190,6 +197,13 @@ class Engine:
     packed = jax.device_put(packed, self._cut)
     found = self._detect(self._model.params, embedding, packed, self._max_detections)
     return _Round(found, positions, first_ids)
+
+  def _concept(self, file: ConceptFile) -> Concept:
+    """A concept as the programs take it."""
+    if file not in self._concepts:
+      model = self._model
+      self._concepts[file] = own_concept(file.concept, model.origin, model.config, model.dtype)
+    return self._concepts[file]
 
   def _decode_visual(
     self,
@@ -211,10 +225,17 @@ class Engine:
     return _Round(VisualMasks(*found, **about), positions, first_ids)
 
 
-def _kind(prompt: AnyPrompt) -> int:
-  """The kind of rounds in which a prompt is decoded. For a visual prompt it is its padded number of
-  points, so that its results do not depend on the other prompts."""
-  return padded_slots(prompt.slots) if isinstance(prompt, VisualPrompt) else _CONCEPT
+def _kind(prompt: AnyPrompt) -> _Kind:
+  """The kind of rounds in which a prompt is decoded. It includes the padded number of the points of
+  a visual prompt and of the exemplars of a concept, so that results do not depend on the other
+  prompts."""
+  match prompt:
+    case VisualPrompt():
+      return VisualPrompt, padded_slots(prompt.slots)
+    case ConceptFile():
+      return Concept, exemplar_slots(prompt.concept)
+    case _:
+      return Prompt, 0
 
 
 class _Round(NamedTuple):

@@ -33,6 +33,7 @@ from sam3_jax.batch.record_files.columns import Columns, ListedRecord, RecordKey
 from sam3_jax.batch.record_files.listing import NAMES, list_records, record_format, row_name
 from sam3_jax.batch.record_files.named import HUGGING_FACE, TFDS, find_dataset, is_dataset
 from sam3_jax.batch.webdataset import list_samples
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.image_listing import find_files
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tokenizer import SHORTEN, Tokenizer
@@ -57,6 +58,7 @@ def list_inputs(
   prompts: str | None = None,
   notes: ListingNotes | None = None,
   *,
+  concepts: Sequence[ConceptFile] = (),
   columns: Columns | None = None,
   allow_https: bool = False,
 ) -> Sequence[Input]:
@@ -71,6 +73,7 @@ def list_inputs(
     prompts: for images without prompts of their own: a file with one phrase per line, or phrases
       separated by commas.
     notes: counts files that are left out, and missing or empty images, which will fail.
+    concepts: likewise for images without prompts of their own, after `prompts`.
     columns: to read of files of records.
     allow_https: whether `images` and the lines of a list may be addresses on web servers.
 
@@ -81,7 +84,7 @@ def list_inputs(
       prompts, a directory or list cannot be read, or a tar file is damaged.
   """
   notes = ListingNotes() if notes is None else notes
-  common = read_phrases(prompts) if prompts is not None else ()
+  common = _common_prompts(prompts, concepts)
   columns = columns or Columns()
   listing = None
   if is_url(images) and not is_dataset(images):
@@ -116,16 +119,22 @@ def list_inputs(
       inputs[position] = dataclasses.replace(inputs[position], prompts=union)
   if without_prompts:
     images_named = named("image has no prompts", "images have no prompts", without_prompts)
-    faults.append(f"{images_named}, and --prompts is not given")
+    faults.append(f"{images_named}, and neither --prompts nor --concept is given")
   if columns.name is not None:
     counts = collections.Counter(item.name for item in inputs)
     if repeated := [name for name, count in counts.items() if count > 1]:
       found = named("name", "names", repeated)
       faults.append(f"--name-column {columns.name} gives several images the same name: {found}")
-  raise_faults(faults, redact(images), "Correct the list, or give --prompts.")
+  raise_faults(faults, redact(images), "Correct the list, or give --prompts or --concept.")
   if not inputs:
     raise _no_image(images, notes)
   return inputs
+
+
+def _common_prompts(prompts: str | None, concepts: Sequence[ConceptFile]) -> tuple[AnyPrompt, ...]:
+  """The prompts of images without prompts of their own."""
+  phrases = read_phrases(prompts) if prompts is not None else ()
+  return unique_prompts([*phrases, *concepts])
 
 
 def _prefix_inputs(
@@ -151,7 +160,7 @@ def _no_image(images: str, notes: ListingNotes) -> ValueError:
 
 
 def frozen_input(
-  images: str, prompts: str | None
+  images: str, prompts: str | None, concepts: Sequence[ConceptFile] = ()
 ) -> Callable[[str, FileIdentity | None], Input] | None:
   """How to make an input from its entry in the list of a job, without listing a bucket again.
 
@@ -159,7 +168,7 @@ def frozen_input(
   processes use the list that was frozen first.
 
   Args:
-    images, prompts: as for `list_inputs`.
+    images, prompts, concepts: as for `list_inputs`.
 
   Returns:
     A function of the name and the identity in the list; None if `images` is local, or a list or
@@ -170,7 +179,7 @@ def frozen_input(
     return None
   if is_dataset(images) or record_format(plain):
     return None
-  common = read_phrases(prompts) if prompts is not None else ()
+  common = _common_prompts(prompts, concepts)
   store, where = locate(images)
   root = store.pin(where).url
   return lambda name, identity: Input(name, join(root, name), common, None, identity)

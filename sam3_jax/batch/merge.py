@@ -30,8 +30,9 @@ def merge(out: Path) -> dict[str, int]:
   """Writes OUT/annotations.json, in COCO's format with scores; the same parts give the same bytes.
 
   The id of an image is its position in the list, from 1; images that failed are left out.
-  Categories are the phrases, in order of first occurrence. Instances of prompts without a phrase
-  (exemplar boxes alone, or visual prompts) have the category "visual".
+  Categories are the phrases, in order of first occurrence. Instances of a concept without a phrase
+  have the name of its file, without the suffix; those of other prompts without a phrase (exemplar
+  boxes alone, or visual prompts) have the category "visual".
 
   `train` and `evaluate` read the file. Therefore an instance without a pixel is left out, a box
   without area is replaced by the box of the mask, and an image has the two lists of LVIS:
@@ -93,6 +94,8 @@ class Records:
 def category_name(prompt: dict[str, Any]) -> str:
   """The category of the instances of a prompt."""
   text = prompt.get("text")
+  if text is None and "concept" in prompt:
+    return Path(prompt["concept"]).stem
   return BOXES_ALONE if text is None else text
 
 

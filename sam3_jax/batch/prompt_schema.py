@@ -1,13 +1,15 @@
-"""The prompts of an input list: concept prompts and visual prompts, from JSON and back."""
+"""The prompts of an input list: concept prompts and visual prompts, from JSON and back, and
+concepts from files."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
 from sam3_jax.utils.json_text import parse, shown
 
-AnyPrompt = Prompt | VisualPrompt
+AnyPrompt = Prompt | ConceptFile | VisualPrompt
 # Keys of the two kinds of prompts in JSON.
 CONCEPT_KEYS = ("text", "boxes", "box_labels")
 VISUAL_KEYS = ("points", "point_labels", "box", "visual")
@@ -71,7 +73,9 @@ def check_unicode(phrase: Any) -> None:
 
 
 def prompt_to_json(prompt: AnyPrompt) -> dict[str, Any]:
-  """A prompt as plain values, which `parse_prompts` reads back."""
+  """A prompt as plain values, which `parse_prompts` reads back, except those of a concept."""
+  if isinstance(prompt, ConceptFile):
+    return prompt.to_json()
   if isinstance(prompt, VisualPrompt):
     return visual_as_json(prompt) | {"visual": True}
   return prompt_as_json(prompt)
@@ -91,13 +95,13 @@ def check_coordinates(prompts: Sequence[AnyPrompt], height: int, width: int) -> 
   for prompt in prompts:
     if isinstance(prompt, VisualPrompt):
       check_visual(prompt, height, width)
-    else:
+    elif isinstance(prompt, Prompt):
       check_boxes(prompt, height, width)
 
 
-def concept_prompts(prompts: Iterable[AnyPrompt]) -> list[Prompt]:
-  """The concept prompts, which find all instances of a concept."""
-  return [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+def concept_prompts(prompts: Iterable[AnyPrompt]) -> list[Prompt | ConceptFile]:
+  """The prompts and concepts, which find all instances of a concept."""
+  return [prompt for prompt in prompts if isinstance(prompt, Prompt | ConceptFile)]
 
 
 def visual_prompts(prompts: Iterable[AnyPrompt]) -> list[VisualPrompt]:

@@ -44,6 +44,14 @@ def batch(
       "phrases separated by commas.",
     ),
   ] = None,
+  concept: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="FILE",
+      help="Concept for images without prompts of their own: exemplars of other images, from "
+      "`sam3-jax concept`. May be repeated.",
+    ),
+  ] = None,
   image_column: Annotated[
     str | None,
     typer.Option(
@@ -196,6 +204,7 @@ def batch(
   if not process_images(
     images,
     prompts,
+    concept or [],
     checkpoint,
     columns=Columns(image_column, name_column, prompts_column, split),
     device=device,

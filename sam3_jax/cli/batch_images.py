@@ -1,7 +1,7 @@
 """The work of `sam3-jax batch`: creates the job and its model, runs or merges it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from sam3_jax.batch.record_files.columns import Columns
 from sam3_jax.batch.run import run
 from sam3_jax.cli import arguments
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.provenance import check_concept
 from sam3_jax.inference.sharding import make_mesh
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.storage.faults import is_transient
 from sam3_jax.storage.objects import resolve
 from sam3_jax.storage.urls import is_url
@@ -30,6 +32,7 @@ DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 def process_images(
   images: str,
   prompts: str | None,
+  concepts: Sequence[str],
   checkpoint: str,
   *,
   columns: Columns,
@@ -46,7 +49,7 @@ def process_images(
   An error of a store that may pass is printed: rerunning the command can finish the job.
 
   Args:
-    images, prompts, checkpoint, device, quiet: values of the options.
+    images, prompts, concepts, checkpoint, device, quiet: values of the options.
     columns: to read of files of records.
     dtype: of the computation; None for the default of the device.
     members: arguments of `processes.initialize`.
@@ -56,8 +59,11 @@ def process_images(
   """
   notes = ListingNotes()
   with _passing_faults() as unfinished, terminable(DEADLINE) as stopping:
+    files = [ConceptFile.read(path) for path in concepts]
     found = arguments.find(checkpoint, quiet)
-    inputs = list_inputs(images, prompts, notes, columns=columns, allow_https=allow_https)
+    inputs = list_inputs(
+      images, prompts, notes, concepts=files, columns=columns, allow_https=allow_https
+    )
     if strict:
       notes.refuse()
     if device == "cpu":
@@ -67,9 +73,11 @@ def process_images(
       mesh = make_mesh(_devices(device))
       model = Sam3.from_checkpoint(found, dtype=dtype, mesh=mesh, verify=True, progress=step)
     check_phrases(inputs, model.tokenizer)
+    for file in files:
+      check_concept(file.concept, model.origin, model.config)
     job = Job(
       inputs=inputs, process=process, processes=processes,
-      frozen_input=frozen_input(images, prompts), **settings,
+      frozen_input=frozen_input(images, prompts, files), **settings,
     )  # fmt: skip
     errors = Console(stderr=True)
     try:

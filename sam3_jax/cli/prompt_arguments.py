@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
   from sam3_jax.inference.mask_generator import MaskGeneration
+  from sam3_jax.inputs.concept import ConceptFile
   from sam3_jax.inputs.prompts import Prompt
   from sam3_jax.inputs.visual_prompts import VisualPrompt
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class PromptArguments(NamedTuple):
   """The prompts for each image."""
 
-  prompts: "list[Prompt]"
+  prompts: "list[Prompt | ConceptFile]"
   visual: "list[VisualPrompt]"
 
 
@@ -23,8 +24,15 @@ def parse_prompts(
   points: Sequence[str],
   visual: bool,
   everything: bool,
+  concepts: Sequence[str] = (),
 ) -> PromptArguments:
-  """Parses --text, --box, --point, --visual and --everything; no prompts with --everything."""
+  """Parses --text, --box, --point, --visual, --everything and --concept; no prompts with
+  --everything."""
+  if concepts and (everything or points or visual):
+    raise ValueError(
+      "--concept cannot be combined with --everything, --point or --visual; run the command once "
+      "for each."
+    )
   if everything:
     if phrases or boxes or points or visual:
       raise ValueError(
@@ -40,15 +48,24 @@ def parse_prompts(
       "command once for each if the box is an exemplar."
     )
   if not (visual or points):
-    return PromptArguments(_concept_prompts(phrases, boxes), [])
+    prompts = _concept_prompts(phrases, boxes) if phrases or boxes or not concepts else []
+    return PromptArguments([*prompts, *_read_concepts(concepts)], [])
   if len(set(phrases)) > 1:
     raise ValueError(
       f"--point or --visual with {len(set(phrases))} --text is ambiguous; points refine the "
       "result of a single phrase. Run the command once for each phrase."
     )
   return PromptArguments(
-    _concept_prompts(phrases, []) if phrases else [], _visual_prompts(points, boxes)
+    [*_concept_prompts(phrases, [])] if phrases else [], _visual_prompts(points, boxes)
   )
+
+
+def _read_concepts(paths: Sequence[str]) -> "list[ConceptFile]":
+  if not paths:
+    return []
+  from sam3_jax.inputs.concept import ConceptFile
+
+  return [ConceptFile.read(path) for path in dict.fromkeys(paths)]
 
 
 def _concept_prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prompt]":
@@ -58,7 +75,8 @@ def _concept_prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prom
   phrases = list(dict.fromkeys(phrase.strip() for phrase in phrases))
   if not phrases and not boxes:
     raise ValueError(
-      "there is no prompt: give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything."
+      "there is no prompt: give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y, --concept FILE or "
+      "--everything."
     )
   if boxes and len(phrases) > 1:
     raise ValueError(

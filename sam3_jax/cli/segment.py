@@ -29,6 +29,14 @@ def segment(
       "instances that look like the exemplar. With --visual, segments the object in the box.",
     ),
   ] = None,
+  concept: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="FILE",
+      help="Concept: exemplars of other images, from `sam3-jax concept`. May be repeated, and "
+      "combined with --text and --box, which are prompts of their own.",
+    ),
+  ] = None,
   point: Annotated[
     list[str] | None,
     typer.Option(
@@ -82,8 +90,8 @@ def segment(
 ) -> None:
   """Segment images: all instances of a concept, or single objects.
 
-  --text and --box describe a concept; all its instances are segmented. --point, and --box with
-  --visual, select a single object.
+  --text, --box and --concept describe a concept; all its instances are segmented. --point, and
+  --box with --visual, select a single object.
 
   All arguments are checked before any work. Files that are not images, or are damaged, are reported
   and skipped; the others are processed, and the exit status is 2. If several images have the same
@@ -102,7 +110,7 @@ def segment(
 
   from sam3_jax.cli.segment_images import Job, run
 
-  given = parse_prompts(text or [], box or [], point or [], visual, everything)
+  given = parse_prompts(text or [], box or [], point or [], visual, everything, concept or [])
   if option and not everything:
     raise ValueError(f"--option {option[0]!r} needs --everything; add it, or leave out --option.")
   job = Job(

@@ -14,7 +14,9 @@ from rich.text import Text
 
 from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inference.provenance import check_concept
 from sam3_jax.inference.refine import add_instance, refine_by_clicks
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
@@ -41,7 +43,7 @@ class Job:
 
   Attributes:
     images: existing files without duplicates.
-    prompts: concept prompts for every image.
+    prompts: concept prompts and concepts for every image.
     visual: visual prompts for every image; with a single concept prompt, they refine its result.
     mask_generation: options to segment everything, without prompts.
     out: output directory; created when there is something to write.
@@ -51,7 +53,7 @@ class Job:
   """
 
   images: Sequence[Path]
-  prompts: Sequence[Prompt]
+  prompts: Sequence[Prompt | ConceptFile]
   out: Path
   threshold: float | None
   max_detections: int | None
@@ -61,26 +63,34 @@ class Job:
 
   @property
   def phrases(self) -> list[str]:
-    """The name of each prompt in results."""
+    """The name of each prompt in results; distinct."""
     if self.mask_generation:
       return ["everything"]
     if not self.prompts:
       several = len(self.visual) > 1
       return [_name(prompt, i if several else 0) for i, prompt in enumerate(self.visual, start=1)]
-    return [
-      prompt.text or ("exemplar box" if len(prompt.boxes) == 1 else "exemplar boxes")
-      for prompt in self.prompts
-    ]
+    names: list[str] = []
+    for prompt in self.prompts:
+      name = _concept_name(prompt)
+      numbers = (f"{name} ({number})" for number in range(2, len(self.prompts) + 1))
+      names.append(next(one for one in (name, *numbers) if one not in names))
+    return names
 
   @property
   def programs(self) -> dict[str, Any]:
     """The sizes of the programs to compile, as arguments of `Sam3.compile`."""
     return {
       "images": 1,
-      "prompts": len(self.prompts),
-      "boxes": max((len(prompt.boxes) for prompt in self.prompts), default=0),
+      "prompts": len(self.boxes),
+      "boxes": max(self.boxes, default=0),
+      "exemplars": [len(one.concept) for one in self.prompts if isinstance(one, ConceptFile)],
       "max_detections": self.max_detections,
     }
+
+  @property
+  def boxes(self) -> list[int]:
+    """The number of boxes of each prompt, without the concepts."""
+    return [len(prompt.boxes) for prompt in self.prompts if isinstance(prompt, Prompt)]
 
   @property
   def limit(self) -> float:
@@ -102,11 +112,12 @@ class Job:
     for path in (path for pair in self.outputs for path in pair):
       if path.resolve() in inputs:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
-    if self.visual or any(prompt.boxes for prompt in self.prompts):
+    if self.visual or any(self.boxes):
       for path in self.images:
         if (size := _size(path, self.max_pixels)) is not None:
           for prompt in self.prompts:
-            check_boxes(prompt, *size)
+            if isinstance(prompt, Prompt):
+              check_boxes(prompt, *size)
           for prompt in self.visual:
             check_visual(prompt, *size)
 
@@ -133,6 +144,9 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
     with loading(errors, checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(checkpoint, dtype=dtype, ahead=job.programs, progress=step)
     model.tokenizer.check(prompt.phrase for prompt in job.prompts)
+    for prompt in job.prompts:
+      if isinstance(prompt, ConceptFile):
+        check_concept(prompt.concept, model.origin, model.config)
     trained = model.info.get("trained")
     table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
     with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
@@ -178,7 +192,10 @@ def _segment(
     "threshold": job.limit,
     "everything": job.mask_generation and dataclasses.asdict(job.mask_generation),
     "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
-    "prompts": [prompt_as_json(prompt) for prompt in job.prompts],
+    "prompts": [
+      prompt_as_json(prompt) if isinstance(prompt, Prompt) else prompt.to_json()
+      for prompt in job.prompts
+    ],
   }
   drawing, annotations = outputs
   size = (image.shape[0], image.shape[1])
@@ -214,7 +231,8 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
       embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
-  found = model.decode(embedding, job.prompts, max_detections=job.max_detections)
+  prompts = [one.concept if isinstance(one, ConceptFile) else one for one in job.prompts]
+  found = model.decode(embedding, prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
   for prompt in job.visual:  # with a single concept prompt
     if prompt.box is not None:
@@ -223,6 +241,12 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
       refined = refine_by_clicks(model, embedding, instances[0], prompt.points, prompt.point_labels)
       instances = [refined]
   return instances
+
+
+def _concept_name(prompt: Prompt | ConceptFile) -> str:
+  if isinstance(prompt, ConceptFile):
+    return prompt.category
+  return prompt.text or ("exemplar box" if len(prompt.boxes) == 1 else "exemplar boxes")
 
 
 def _name(prompt: VisualPrompt, number: int) -> str:

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sam3_jax.inference.batch_sharding import BatchSharding
 from sam3_jax.inference.programs import Programs
-from sam3_jax.inputs.prompts import Prompt, pack
+from sam3_jax.inputs.concept import Concept
+from sam3_jax.inputs.prompts import ConceptPrompt, Prompt, pack
 
 # Stops libtpu, which reads them when it is loaded, from looking for a TPU or a metadata server.
 LIBTPU_ENVIRONMENT = {
@@ -58,6 +60,7 @@ def lowered(
   phrases: Sequence[int] = (),
   prompts: Sequence[int] = (),
   boxes: int = 0,
+  concepts: Sequence[tuple[int, int]] = (),
   max_detections: int | None = None,
 ) -> dict[str, Any]:
   """Lowers the programs for batches of these sizes; returns `jax.stages.Lowered` by name.
@@ -69,6 +72,7 @@ def lowered(
     phrases: sizes of the batches of `encode_text`.
     prompts: sizes of the batches of `decode`, of one image; on a mesh, of one image each.
     boxes: the largest number of boxes of a prompt.
+    concepts: sizes of the batches of concepts of `decode`, of one image, and their exemplars.
     max_detections: as in `Sam3.decode`.
   """
   inputs = _Inputs(programs, jax.tree.map(_shape, params))
@@ -76,10 +80,17 @@ def lowered(
   arguments |= {
     _name("encode", n, "phrase"): (programs.encode_text, (inputs.tokens(n),)) for n in phrases
   }
-  for n in prompts:
+  box: Any = [[0, 0, 1, 1]]
+  kinds: list[tuple[str, int, ConceptPrompt]] = [
+    (_name("decode", n, "prompt"), n, Prompt("any", box * boxes)) for n in prompts
+  ]
+  for n, exemplars in concepts:
+    name = f"{_name('decode', n, 'concept')} of {exemplars} exemplars"
+    kinds.append((name, n, inputs.concept(exemplars)))
+  for name, n, prompt in kinds:
     split = inputs.sharding.is_split(n)
     detect = (programs.split_prompts if split else programs.prompts).detect
-    arguments[_name("decode", n, "prompt")] = detect, (*inputs.prompts(n, boxes), max_detections)
+    arguments[name] = detect, (*inputs.prompts(n, prompt), max_detections)
   return {name: jitted.lower(inputs.params, *rest) for name, (jitted, rest) in arguments.items()}
 
 
@@ -119,12 +130,19 @@ class _Inputs:
   def tokens(self, count: int) -> Any:
     return jax.ShapeDtypeStruct((count, self.programs.config.text.context), np.int32)
 
-  def prompts(self, count: int, boxes: int) -> tuple[Any, Any]:
-    """The embedding and the prompts of `detect`."""
+  def concept(self, exemplars: int) -> Concept:
+    """A concept with a number of exemplars."""
+    width, dtype = self.programs.config.width, jnp.dtype(self.programs.dtype)
+    tokens: Any = np.zeros((exemplars, width), dtype)
+    labels: Any = np.ones(exemplars, bool)
+    return Concept(tokens, labels)
+
+  def prompts(self, count: int, prompt: ConceptPrompt) -> tuple[Any, Any]:
+    """The embedding and the prompts of `detect`, all like the given one."""
     mesh = self.programs.mesh
     embedding, _ = self._result(self.programs.encode, *self.images(mesh.size if mesh else 1))
     text = self._result(self.programs.encode_text, self.tokens(count))
-    prompts = [Prompt("any", [[0, 0, 1, 1]] * boxes)] * count
+    prompts = [prompt] * count
     rows, sizes = np.arange(count, dtype=np.int32), np.ones((count, 2), np.int32)
     packed = pack(prompts, sizes, image=0 * rows, first_id=rows, text=text)
     return self._put(count, (embedding, packed))

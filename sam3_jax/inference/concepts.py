@@ -1,4 +1,5 @@
-"""Decodes concept prompts (phrases and exemplar boxes) in batches, for `Sam3.decode`."""
+"""Decodes concept prompts (phrases and exemplars) in batches, for `Sam3.decode`; encodes exemplars
+for use with other images, for `Sam3.concept`."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,15 @@ from sam3_jax.inference.batch_sharding import BatchSharding
 from sam3_jax.inference.batching import batches, drop_repeats, ordinals, take
 from sam3_jax.inference.output_buffer import OutputBuffer
 from sam3_jax.inference.programs import Programs
-from sam3_jax.inputs.prompts import Prompt, check_boxes, pack
+from sam3_jax.inputs.concept import Concept, check_exemplars, single_phrase
+from sam3_jax.inputs.prompts import (
+  ConceptPrompt,
+  Prompt,
+  check_boxes,
+  exemplar_slots,
+  pack,
+  pack_boxes,
+)
 from sam3_jax.outputs.detections import Detections
 from sam3_jax.types import ImageEmbedding, Prompts, TextEmbedding
 from sam3_jax.utils.validation import is_number, is_whole
@@ -24,14 +33,14 @@ class ConceptRequest:
 
   Attributes:
     embedding: the images.
-    prompts: the prompts.
+    prompts: the prompts; concepts as `own_concept` returns them.
     images: the image of each prompt.
     sizes: height and width of the source image of each prompt.
     max_detections, min_score: as in `Sam3.decode`.
   """
 
   embedding: ImageEmbedding
-  prompts: Sequence[Prompt]
+  prompts: Sequence[ConceptPrompt]
   images: Int[np.ndarray, " P"]
   sizes: Int[np.ndarray, "P 2"]
   max_detections: int | None
@@ -39,7 +48,8 @@ class ConceptRequest:
 
   def __post_init__(self):
     for prompt, size in zip(self.prompts, self.sizes, strict=True):
-      check_boxes(prompt, *size.tolist())
+      if isinstance(prompt, Prompt):
+        check_boxes(prompt, *size.tolist())
     most, least = self.max_detections, self.min_score
     if most is not None and not (is_whole(most) and most > 0):
       raise ValueError(f"max_detections must be 1, 2, .. or None for all; got {most!r}.")
@@ -106,7 +116,7 @@ class ConceptDecoder:
     image_index = self.sharding.replicate(images.astype(np.int32))
     mask_min_score = np.full(len(images), min_score, np.float32)
     whole = None
-    for batch in self.sharding.prompt_batches(images, self.batch_sizes):
+    for batch in self._batches(request):
       inputs = self._inputs(request, text, text_rows, first_ids, batch)
       for part, rows in self._run(*inputs, request.max_detections, min_score):
         part, rows = drop_repeats(part, batch[rows])
@@ -119,6 +129,14 @@ class ConceptDecoder:
     detections = Detections(**arrays) if whole is None else whole
     limits = self.sharding.replicate(mask_min_score) if min_score else None
     return dataclasses.replace(detections, image_index=image_index, mask_min_score=limits)
+
+  def _batches(self, request: ConceptRequest) -> Iterator[np.ndarray]:
+    """Batches of prompts that share a program: prompts, then concepts by their exemplars."""
+    slots = np.array([exemplar_slots(prompt) for prompt in request.prompts])
+    for size in np.unique(slots):
+      rows = np.flatnonzero(slots == size)
+      for batch in self.sharding.prompt_batches(request.images[rows], self.batch_sizes):
+        yield rows[batch]
 
   def _inputs(
     self,
@@ -170,3 +188,42 @@ class ConceptDecoder:
 
 def _best(scores: Any) -> Float[np.ndarray, " P"]:
   return np.asarray(scores).max(axis=1)
+
+
+def encode_concept(
+  programs: Programs,
+  params: Any,
+  sharding: BatchSharding,
+  embedding: ImageEmbedding,
+  prompts: Sequence[Prompt],
+  images: Int[np.ndarray, " P"],
+) -> Concept:
+  """The exemplars of all prompts as one concept.
+
+  Args:
+    programs, params, sharding: of the model.
+    embedding: the images.
+    prompts: the prompts.
+    images: the image of each prompt.
+
+  Raises:
+    ValueError: as in `Sam3.concept`.
+  """
+  sizes = np.asarray(embedding.sizes)[images]
+  for prompt, size in zip(prompts, sizes, strict=True):
+    if not prompt.boxes:
+      raise ValueError(
+        f"a concept needs exemplar boxes, and the prompt {prompt.phrase!r:.60} has none; add "
+        "boxes=[...], or pass the phrase to decode."
+      )
+    check_boxes(prompt, *size.tolist())
+  check_exemplars(sum(len(prompt.boxes) for prompt in prompts))
+  text = single_phrase(prompts)
+  boxes, positive, valid = pack_boxes(prompts, sizes)
+  coarse = sharding.commit(embedding.coarse)
+  tokens: Any = np.zeros((*valid.shape, coarse.shape[-1]), coarse.dtype)
+  for batch in batches(np.arange(len(prompts)), (1,), sharding.devices):
+    inputs = sharding.put((coarse[images[batch]], boxes[batch], positive[batch]))
+    tokens[batch] = jax.device_get(programs.encode_exemplars(params, *inputs))
+  labels: Any = positive
+  return Concept(tokens[valid], labels[valid], text)

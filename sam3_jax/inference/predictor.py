@@ -4,6 +4,7 @@ JAX compiles a program for each shape of its inputs. Images, phrases and prompts
 into batches of the few sizes below, which need no padding.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,15 +21,22 @@ from sam3_jax.checkpoint import bundle
 from sam3_jax.inference import mask_generator
 from sam3_jax.inference.aot import Program, compile_programs
 from sam3_jax.inference.batching import batch_sizes, batches, join, take
-from sam3_jax.inference.concepts import ConceptDecoder, ConceptRequest
+from sam3_jax.inference.concepts import ConceptDecoder, ConceptRequest, encode_concept
 from sam3_jax.inference.loaded_model import check_device, default_dtype
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
-from sam3_jax.inference.provenance import own_embedding, own_text
+from sam3_jax.inference.provenance import own_concept, own_embedding, own_text
 from sam3_jax.inference.sharding import REPLICATED, PartitionRules, parameter_sharding
 from sam3_jax.inference.video.video_model import VideoModel
 from sam3_jax.inference.visual import VisualRequest, decode_visual
+from sam3_jax.inputs.concept import Concept, check_exemplars, padded_slots
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image, resize
-from sam3_jax.inputs.prompts import Prompt, as_prompts, image_indices
+from sam3_jax.inputs.prompts import (
+  ConceptPrompt,
+  Prompt,
+  as_concept_prompts,
+  as_prompts,
+  image_indices,
+)
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.inputs.visual_prompts import VisualPrompt, as_visual_prompts
 from sam3_jax.outputs.detections import Detections, VisualMasks
@@ -165,19 +173,55 @@ class Sam3(VideoModel):
     embedding = take(join(parts), np.arange(len(pixels)))
     return dataclasses.replace(embedding, origin=self.origin)
 
-  def encode_text(self, prompts: str | Prompt | Sequence[str | Prompt]) -> TextEmbedding:
+  def encode_text(
+    self, prompts: str | ConceptPrompt | Sequence[str | ConceptPrompt]
+  ) -> TextEmbedding:
     """Encodes the phrases of prompts, for repeated use as `decode(..., text=)`."""
-    phrases = [prompt.phrase for prompt in as_prompts(prompts)]
+    phrases = [prompt.phrase for prompt in as_concept_prompts(prompts)]
     self.tokenizer.check(phrases)
     tokens = self.tokenizer(phrases)
     split = batches(np.arange(len(tokens)), TEXT_BATCHES)
     text = join([self.programs.encode_text(self.params, tokens[i]) for i in split])
     return dataclasses.replace(text, tokens=self._sharding.replicate(tokens), origin=self.origin)
 
+  def concept(
+    self,
+    embedding: ImageEmbedding,
+    prompts: Prompt | Sequence[Prompt],
+    image_index: int | Sequence[int] | None = None,
+  ) -> Concept:
+    """Encodes the exemplar boxes of prompts, to find the same concept in other images.
+
+    `decode` takes the result like a prompt, for any image. SAM 3 was trained with exemplars in the
+    image itself; the guide to concepts says how much worse exemplars of other images are.
+
+    Args:
+      embedding: one or several images.
+      prompts: with boxes. Several prompts make one concept with the exemplars of all.
+      image_index: as in `decode`, the image of each prompt.
+
+    Returns:
+      The exemplars and the phrase of the prompts. `save` and `load` keep it in a file, and
+      `Concept.join` joins several.
+
+    Raises:
+      ValueError: a prompt without a box, different phrases, a box outside its image, more than 128
+        boxes, an invalid image index, or an embedding of another checkpoint.
+      TypeError: an argument of the wrong type.
+    """
+    if not isinstance(embedding, ImageEmbedding):
+      raise TypeError(f"concept takes what encode returns, then prompts; got {type(embedding)}.")
+    embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
+    prompts = as_prompts(prompts)
+    images = image_indices(image_index, len(prompts), len(embedding))
+    self.tokenizer.check(prompt.phrase for prompt in prompts)
+    concept = encode_concept(self.programs, self.params, self._sharding, embedding, prompts, images)
+    return dataclasses.replace(concept, origin=self.origin)
+
   def decode(
     self,
     embedding: ImageEmbedding,
-    prompts: str | Prompt | Sequence[str | Prompt],
+    prompts: str | ConceptPrompt | Sequence[str | ConceptPrompt],
     image_index: int | Sequence[int] | None = None,
     *,
     text: TextEmbedding | None = None,
@@ -189,7 +233,7 @@ class Sam3(VideoModel):
 
     Args:
       embedding: one or several images.
-      prompts: phrases, `Prompt`s, or both.
+      prompts: phrases, `Prompt`s and `Concept`s, in any mixture.
       image_index: row of the embedding for each prompt, or one number for all prompts; None if the
         embedding has one image.
       text: the result of `encode_text(prompts)`; None encodes each distinct phrase once.
@@ -207,9 +251,9 @@ class Sam3(VideoModel):
 
     Raises:
       ValueError: no prompt, a box outside its image, an invalid image index, a score outside
-        [0, 1], an embedding or text of another checkpoint, text of other prompts, or masks too
-        large even for the host's memory. Without `min_score`, the last one is raised before any
-        computation: the masks of 300 prompts take 20 GB in float32 at the released size.
+        [0, 1], an embedding, a concept or text of another checkpoint, text of other prompts, or
+        masks too large even for the host's memory. Without `min_score`, the last one is raised
+        before any computation: the masks of 300 prompts take 20 GB in float32 at the released size.
       TypeError: an argument of the wrong type.
     """
     if not isinstance(embedding, ImageEmbedding):
@@ -217,7 +261,10 @@ class Sam3(VideoModel):
     # `visual` changes the structure of the pytree, for which JAX would compile another program.
     embedding = dataclasses.replace(embedding, visual=None)
     embedding = own_embedding(embedding, self.origin, self.config, self.dtype)
-    prompts = as_prompts(prompts)
+    prompts = [
+      own_concept(one, self.origin, self.config, self.dtype) if isinstance(one, Concept) else one
+      for one in as_concept_prompts(prompts)
+    ]
     images = image_indices(image_index, len(prompts), len(embedding))
     request = ConceptRequest(
       embedding=self._sharding.commit(embedding),
@@ -235,7 +282,7 @@ class Sam3(VideoModel):
     return decoder.decode(request, text, text_rows, buffer)
 
   def _text(
-    self, text: TextEmbedding | None, prompts: Sequence[Prompt]
+    self, text: TextEmbedding | None, prompts: Sequence[ConceptPrompt]
   ) -> tuple[TextEmbedding, np.ndarray]:
     """Encoded phrases as the programs take them, and the row of each prompt."""
     if text is not None:
@@ -252,6 +299,7 @@ class Sam3(VideoModel):
     prompts: int = 1,
     *,
     boxes: int = 0,
+    exemplars: Sequence[int] = (),
     max_detections: int | None = None,
   ) -> list[Program]:
     """Compiles the programs of `encode` and `decode` before the first calls, in parallel.
@@ -260,29 +308,38 @@ class Sam3(VideoModel):
       images: number of images of `encode`; 0 leaves it out.
       prompts: number of prompts of `decode`, of one image; 0 leaves it out.
       boxes: the largest number of boxes of a prompt.
+      exemplars: for concepts of `decode`, of one image: the number of exemplars of each.
       max_detections: as in `decode`.
 
     Returns:
       What the compiler reports of each program.
 
     Raises:
-      ValueError: a number that is not an integer from 0, or more boxes than a prompt takes.
+      ValueError: a number that is not an integer from 0, or more boxes or exemplars than a prompt
+        takes.
     """
-    counts = images, prompts, boxes
+    counts = images, prompts, boxes, *exemplars
     if not all(map(is_whole, counts)) or min(counts) < 0:
       raise ValueError(
-        f"images, prompts and boxes must be integers and must be 0 or more; got {counts!r:.60}. "
+        "images, prompts, boxes and exemplars must be integers and must be 0 or more; got "
+        f"{counts!r:.60}. "
         "Use 0 to leave a part out."
       )
-    same_image = np.zeros(prompts, int)
+    check_exemplars(max(exemplars, default=0))
+
+    def sizes(count: int) -> list[int]:
+      same_image = np.zeros(count, int)
+      at_once = prompts_at_once(self.platform)
+      return batch_sizes(self._sharding.prompt_batches(same_image, at_once))
+
+    slots = collections.Counter(padded_slots(count) for count in exemplars)
     return compile_programs(
       self.programs,
       self.params,
       images=batch_sizes(batches(np.arange(images), IMAGE_BATCHES, self._sharding.devices)),
-      phrases=batch_sizes(batches(np.arange(prompts), TEXT_BATCHES)),
-      prompts=batch_sizes(
-        self._sharding.prompt_batches(same_image, prompts_at_once(self.platform))
-      ),
+      phrases=batch_sizes(batches(np.arange(prompts + len(exemplars)), TEXT_BATCHES)),
+      prompts=sizes(prompts),
+      concepts=[(size, slot) for slot, count in slots.items() for size in sizes(count)],
       boxes=boxes,
       max_detections=max_detections,
     )
@@ -368,8 +425,8 @@ class Sam3(VideoModel):
   @property
   def compilations(self) -> int:
     """How many programs `decode` has compiled: at most 6 for each value of max_detections, and 12
-    others with a min_score. (Joining results takes another trivial program for each new number of
-    prompts.)"""
+    others with a min_score; as many again for concepts. (Joining results takes another trivial
+    program for each new number of prompts.)"""
     return self.programs.prompts.compilations + self.programs.split_prompts.compilations
 
   @property

@@ -88,6 +88,7 @@ class Programs:
     encode: (params, pixels u8[B, Hi, Wi, 3], sizes i32[B, 2]) to an image embedding and the trunk's
       map. `sizes` is the height and width of the source images.
     encode_text: (params, tokens i32[P, T]) to a text embedding.
+    encode_exemplars: (params, coarse maps, boxes, positive) to the tokens of exemplar boxes.
     prompts: functions for concept prompts, each computed on one device.
     split_prompts: on a mesh, functions for concept prompts that the devices of a group of the axis
       `model` compute together.
@@ -135,6 +136,9 @@ class Programs:
     def encode_text(params, tokens):
       return detector.apply({"params": params}, tokens, method=Detector.encode_text)
 
+    def encode_exemplars(params, *boxes):
+      return detector.apply({"params": params}, *boxes, method=Detector.encode_exemplars)
+
     def encode_visual(params, features):
       return head.apply({"params": params["visual"]}, features, method=VisualHead.encode)
 
@@ -155,6 +159,7 @@ class Programs:
 
     self.encode: Any = jax.jit(shard(encode_image))
     self.encode_text: Any = jax.jit(encode_text)
+    self.encode_exemplars: Any = jax.jit(shard(encode_exemplars))
     self.encode_visual: Any = jax.jit(shard(encode_visual))
     self.decode_visual: Any = jax.jit(decode_visual, static_argnames="multimask")
     self.decode_best: Any = jax.jit(shard(answer_visual))

@@ -1,4 +1,5 @@
-"""Checks that the embeddings of images and of phrases belong to the model that gets them."""
+"""Checks that embeddings of images and phrases, and concepts, belong to the model that uses
+them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,19 +11,38 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from sam3_jax.config import Config
-from sam3_jax.inputs.prompts import Prompt
+from sam3_jax.inputs.concept import Concept, check_exemplars
+from sam3_jax.inputs.prompts import ConceptPrompt
 from sam3_jax.inputs.tokenizer import Tokenizer
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 from sam3_jax.utils.identity import Origin
 
 
-def check_origin(what: str, found: Origin, model: Origin) -> None:
-  """Raises ValueError if an embedding is known to be from another checkpoint than the model's."""
+def check_origin(what: str, found: Origin, model: Origin, remedy: str = "encode again") -> None:
+  """Raises ValueError if something is known to be from another checkpoint than the model's."""
   if found.identity and found != model:
     raise ValueError(
-      f"the embedding of {what} was made by another checkpoint, {found}, than this model's, "
-      f"{model}: encode again with this model, or load the other checkpoint."
+      f"{what} was made by another checkpoint, {found}, than this model's, {model}: {remedy} with "
+      "this model, or load the other checkpoint."
     )
+
+
+def check_concept(concept: Concept, model: Origin, config: Config) -> None:
+  """Raises ValueError if a concept is from another checkpoint, or has no or too many exemplars."""
+  check_origin("the concept", concept.origin, model, "make it again")
+  tokens, labels = np.shape(concept.tokens), np.shape(concept.positive)
+  if len(tokens) != 2 or tokens[1] != config.width or labels != tokens[:1] or not tokens[0]:
+    raise ValueError(
+      f"the concept's tokens are {list(tokens)} and its labels {list(labels)}; a concept of this "
+      f"model has at least one row of {config.width} channels, and a label for each. Make it again."
+    )
+  check_exemplars(tokens[0])
+
+
+def own_concept(concept: Concept, model: Origin, config: Config, dtype: DTypeLike) -> Concept:
+  """A concept as the programs take it: checked, in the model's dtype, on the host."""
+  check_concept(concept, model, config)
+  return jax.device_get(_cast(concept, dtype))
 
 
 def own_embedding(
@@ -35,7 +55,7 @@ def own_embedding(
     ValueError: the embedding is from another checkpoint, or its maps have other sizes than the
       model's.
   """
-  check_origin("the image", embedding.origin, model)
+  check_origin("the embedding of the image", embedding.origin, model)
   side, grid = config.image_size, config.image_size // config.patch
   shapes = {"coarse": grid, "attended": grid, "middle": 2 * grid, "fine": 4 * grid}
   for name, cells in shapes.items():
@@ -50,7 +70,7 @@ def own_embedding(
 
 def own_text(
   text: Any,
-  prompts: Sequence[Prompt],
+  prompts: Sequence[ConceptPrompt],
   tokenizer: Tokenizer,
   model: Origin,
   dtype: DTypeLike,
@@ -65,7 +85,7 @@ def own_text(
     raise TypeError(f"text must be what encode_text returns, or None; got {type(text)}.")
   if len(text) != len(prompts):
     raise ValueError(f"text has {len(text)} rows for {len(prompts)} prompts; pass one per prompt.")
-  check_origin("the phrases", text.origin, model)
+  check_origin("the embedding of the phrases", text.origin, model)
   if text.tokens is not None:
     wanted, found = tokenizer([prompt.phrase for prompt in prompts]), np.asarray(text.tokens)
     same = wanted.shape == found.shape and (wanted == found).all(axis=1)

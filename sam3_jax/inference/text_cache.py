@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from sam3_jax.inference.predictor import TEXT_BATCHES, Sam3
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.types import TextEmbedding
 
@@ -19,7 +20,7 @@ class TextCache:
     self._model = model
     self._rows: dict[str, TextEmbedding] = {}
 
-  def add(self, prompts: Sequence[Prompt]) -> None:
+  def add(self, prompts: Sequence[Prompt | ConceptFile]) -> None:
     """Encodes new phrases, in full batches. Beyond the capacity, drops all other phrases first."""
     phrases, size = dict.fromkeys(prompt.phrase for prompt in prompts), TEXT_BATCHES[0]
     new = [phrase for phrase in phrases if phrase not in self._rows]
@@ -31,6 +32,6 @@ class TextCache:
       rows = jax.device_get(text)
       self._rows |= {phrase: rows[i : i + 1] for i, phrase in enumerate(batch)}
 
-  def __getitem__(self, prompts: Sequence[Prompt]) -> TextEmbedding:
+  def __getitem__(self, prompts: Sequence[Prompt | ConceptFile]) -> TextEmbedding:
     rows = [self._rows[prompt.phrase] for prompt in prompts]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)

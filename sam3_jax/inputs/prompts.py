@@ -1,19 +1,21 @@
-"""Concept prompts: phrases and exemplar boxes, validated and packed into padded arrays."""
+"""Concept prompts: phrases and exemplars, validated and packed into padded arrays.
+
+Exemplars are boxes in the image itself (`Prompt`), or were encoded in other images (`Concept`).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Int
 
+from sam3_jax.inputs.concept import BOX_SIZES, BOXES_ALONE, Concept, padded_slots
 from sam3_jax.inputs.tokenizer import phrase_fault
-from sam3_jax.types import Prompts, TextEmbedding
+from sam3_jax.types import Exemplars, Prompts, TextEmbedding
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.validation import as_array, as_lists, is_number
-
-BOXES_ALONE = "visual"  # the phrase that Meta's code encodes for a prompt without text
-BOX_SIZES = (8, 128)  # the boxes of a prompt are padded to one of these, so that programs are few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Prompt:
   def phrase(self) -> str:
     """The phrase to encode."""
     return BOXES_ALONE if self.text is None else self.text
+
+
+ConceptPrompt = Prompt | Concept
+
+
+def as_concept_prompts(
+  prompts: str | ConceptPrompt | Sequence[str | ConceptPrompt],
+) -> list[ConceptPrompt]:
+  """Converts a phrase, a prompt, a concept, or a list of them to a list of prompts and concepts."""
+  given: Any = [prompts] if isinstance(prompts, Concept) else prompts
+  if not isinstance(given, list | tuple) or not any(isinstance(one, Concept) for one in given):
+    return [*as_prompts(given)]
+  return [one if isinstance(one, Concept) else as_prompts([one])[0] for one in given]
 
 
 def as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
@@ -120,8 +135,14 @@ def are_fractions(values: Sequence[float], height: int, width: int) -> bool:
   return min(height, width) > 8 and all(0 <= value <= 1 for value in values)
 
 
+def exemplar_slots(prompt: ConceptPrompt) -> int:
+  """The padded number of exemplars of a concept; 0 for a prompt. Prompts and concepts of the same
+  number can share a program, in which the results of one do not depend on the others."""
+  return padded_slots(len(prompt)) if isinstance(prompt, Concept) else 0
+
+
 def pack(
-  prompts: Sequence[Prompt],
+  prompts: Sequence[ConceptPrompt],
   sizes: np.ndarray,
   *,
   image: Any,
@@ -131,24 +152,52 @@ def pack(
   """Packs prompts into NumPy arrays; boxes become cxcywh fractions, padded to `BOX_SIZES`.
 
   Args:
-    prompts: checked with `check_boxes`.
+    prompts: checked with `check_boxes`; concepts in the dtype of the model.
     sizes: height and width of each prompt's image, [P, 2].
     image, first_id, text: as in `Prompts`, one entry for each prompt.
   """
-  most = max(len(prompt.boxes) for prompt in prompts)
-  slots = next(size for size in BOX_SIZES if size >= most)
+  boxes, positive, valid = pack_boxes(prompts, sizes)
+  arrays: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
+  exemplars = _pack_exemplars(prompts)
+  return Prompts(image=image, first_id=first_id, text=text, exemplars=exemplars, **arrays)
+
+
+def pack_boxes(
+  prompts: Sequence[ConceptPrompt], sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Boxes [P, N, 4] as cxcywh fractions, positive [P, N] and valid [P, N], padded to `BOX_SIZES`.
+
+  N is 0 if there are only concepts. Arguments are as in `pack`.
+  """
+  counts = [len(prompt.boxes) for prompt in prompts if isinstance(prompt, Prompt)]
+  slots = padded_slots(max(counts)) if counts else 0
   boxes = np.full((len(prompts), slots, 4), 0.5, np.float32)
   positive = np.zeros((len(prompts), slots), bool)
   valid = np.zeros((len(prompts), slots), bool)
   for i, (prompt, (height, width)) in enumerate(zip(prompts, sizes, strict=True)):
-    if prompt.boxes:
+    if isinstance(prompt, Prompt) and prompt.boxes:
       n = len(prompt.boxes)
       x0, y0, x1, y1 = (np.asarray(prompt.boxes) / [width, height, width, height]).T
       boxes[i, :n] = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], axis=1)
       positive[i, :n] = prompt.box_labels
       valid[i, :n] = True
-  arrays: dict[str, Any] = {"boxes": boxes, "positive": positive, "valid": valid}
-  return Prompts(image=image, first_id=first_id, text=text, **arrays)
+  return boxes, positive, valid
+
+
+def _pack_exemplars(prompts: Sequence[ConceptPrompt]) -> Exemplars | None:
+  """The exemplars of concepts as NumPy arrays, padded to `BOX_SIZES`; None without concepts."""
+  concepts = {i: one for i, one in enumerate(prompts) if isinstance(one, Concept)}
+  if not concepts:
+    return None
+  slots = max(map(exemplar_slots, concepts.values()))
+  tokens = {i: np.asarray(jax.device_get(one.tokens)) for i, one in concepts.items()}
+  some = next(iter(tokens.values()))
+  packed: Any = np.zeros((len(prompts), slots, some.shape[1]), some.dtype)
+  valid: Any = np.zeros((len(prompts), slots), bool)
+  for i, rows in tokens.items():
+    packed[i, : len(rows)] = rows
+    valid[i, : len(rows)] = True
+  return Exemplars(packed, valid)
 
 
 def image_indices(

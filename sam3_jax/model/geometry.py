@@ -31,23 +31,44 @@ class GeometryEncoder(nn.Module):
   train: bool = False
   layering: Layering = PLAIN
 
-  @nn.compact
+  def setup(self):
+    config, width = self.config, self.config.width
+    table = nn.initializers.normal(1.0)
+    self.label_embedding = self.param("label_embedding", table, (2, width), jnp.float32)
+    self.cls_token = self.param("cls_token", table, (1, width), jnp.float32)
+    self.image_norm = LayerNorm(dtype=self.dtype)
+    self.box_pool_project = conv(width, ROI_SIZE, self.dtype, None, padding="VALID")
+    self.box_project = dense(width, self.dtype, None)
+    self.box_position_project = dense(width, self.dtype, None)
+    if config.concept_points:
+      self.point_project = dense(width, self.dtype, None)
+      self.point_pool_project = dense(width, self.dtype, None)
+      self.point_position_project = dense(width, self.dtype, None)
+    self.project = dense(width, self.dtype, None)
+    self.norm = LayerNorm(dtype=self.dtype)
+    layers = stacked(ContextLayer, config.geometry_layers, layering=self.layering)
+    self.layers = layers(
+      width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train
+    )
+    self.norm_final = LayerNorm(dtype=self.dtype)
+
   def __call__(
     self, image: Float[Array, "P H W D"], prompts: Prompts
   ) -> tuple[Float[Array, "P G D"], Bool[Array, "P G"]]:
     """Returns tokens (points, boxes, class token) and which of them are valid. `image` is the
     coarse map of each prompt's image."""
     config, width = self.config, self.config.width
-    normed = LayerNorm(dtype=self.dtype, name="image_norm")(image)
-    labels = self.param("label_embedding", nn.initializers.normal(1.0), (2, width), jnp.float32)
-    class_token = self.param("cls_token", nn.initializers.normal(1.0), (1, width), jnp.float32)
-
-    class_tokens = jnp.broadcast_to(class_token.astype(self.dtype), (len(image), 1, width))
-    tokens = [self._boxes(normed, prompts.boxes) + self._label(labels, prompts.positive)]
-    tokens, valid = [*tokens, class_tokens], [prompts.valid, jnp.ones((len(image), 1), bool)]
+    normed = self.image_norm(image)
+    class_token = self.cls_token.astype(self.dtype)
+    class_tokens = jnp.broadcast_to(class_token, (len(image), 1, width))
+    tokens = [self._boxes(normed, prompts.boxes) + self._label(prompts.positive), class_tokens]
+    valid = [prompts.valid, jnp.ones((len(image), 1), bool)]
+    if prompts.exemplars is not None:
+      tokens.insert(0, prompts.exemplars.tokens)
+      valid.insert(0, prompts.exemplars.valid)
     if config.concept_points:
       points = prompts.points if prompts.points is not None else _no_points(len(image))
-      tokens.insert(0, self._points(normed, points.xy) + self._label(labels, points.positive))
+      tokens.insert(0, self._points(normed, points.xy) + self._label(points.positive))
       valid.insert(0, points.valid)
     elif prompts.points is not None:
       raise ValueError(
@@ -56,39 +77,42 @@ class GeometryEncoder(nn.Module):
       )
     x, valid = jnp.concatenate(tokens, axis=1), jnp.concatenate(valid, axis=1)
 
-    x = LayerNorm(dtype=self.dtype, name="norm")(dense(width, self.dtype, "project")(x))
+    x = self.norm(self.project(x))
     context = image.reshape(len(image), -1, width)
     position = sine_map(image.shape[1], image.shape[2], width).reshape(-1, width)
-    layers = stacked(ContextLayer, config.geometry_layers, layering=self.layering)(
-      width, config.heads, config.mlp_width, self.dtype, config.dropout, self.train, name="layers"
-    )
-    x, _ = layers(x, None, valid, context + position.astype(self.dtype), context, None)
-    return LayerNorm(dtype=self.dtype, name="norm_final")(x), valid
+    x, _ = self.layers(x, None, valid, context + position.astype(self.dtype), context, None)
+    return self.norm_final(x), valid
+
+  def exemplars(
+    self,
+    image: Float[Array, "P H W D"],
+    boxes: Float[Array, "P N 4"],
+    positive: Bool[Array, "P N"],
+  ) -> Float[Array, "P N D"]:
+    """The tokens of boxes (cxcywh) before they attend to an image, for use with other images."""
+    return self._boxes(self.image_norm(image), boxes) + self._label(positive)
 
   def _boxes(self, image: Float[Array, "P H W D"], boxes: Float[Array, "P N 4"]):
     """Sums three embeddings of each box (cxcywh): coordinates, pooled features, sine encoding."""
     width = self.config.width
     regions = roi_align(image, cxcywh_to_xyxy(boxes), ROI_SIZE)
-    pool = conv(width, ROI_SIZE, self.dtype, "box_pool_project", padding="VALID")
-    pooled = pool(regions.reshape(-1, ROI_SIZE, ROI_SIZE, width)).reshape(*boxes.shape[:2], width)
+    pooled = self.box_pool_project(regions.reshape(-1, ROI_SIZE, ROI_SIZE, width))
+    pooled = pooled.reshape(*boxes.shape[:2], width)
     # y before x, then height before width: the weights were trained this way.
     codes = [sine_code(boxes[..., 1], width // 2), sine_code(boxes[..., 0], width // 2)]
     code = jnp.concatenate([*codes, boxes[..., 3:], boxes[..., 2:3]], axis=-1)
-    direct = dense(width, self.dtype, "box_project")(boxes)
-    return direct + pooled + dense(width, self.dtype, "box_position_project")(code)
+    return self.box_project(boxes) + pooled + self.box_position_project(code)
 
   def _points(self, image: Float[Array, "P H W D"], xy: Float[Array, "P M 2"]):
     """Sums three embeddings of each point: coordinates, sampled feature, sine encoding (xy)."""
     width = self.config.width
     feature = jax.vmap(_sample)(image, xy)
     code = [sine_code(xy[..., 0], width // 2), sine_code(xy[..., 1], width // 2)]
-    direct = dense(width, self.dtype, "point_project")(xy)
-    pooled = dense(width, self.dtype, "point_pool_project")(feature)
-    position = dense(width, self.dtype, "point_position_project")(jnp.concatenate(code, axis=-1))
-    return direct + pooled + position
+    pooled = self.point_pool_project(feature)
+    return self.point_project(xy) + pooled + self.point_position_project(jnp.concatenate(code, -1))
 
-  def _label(self, table: Float[Array, "2 D"], positive: Bool[Array, "P N"]):
-    return table.astype(self.dtype)[positive.astype(jnp.int32)]
+  def _label(self, positive: Bool[Array, "P N"]):
+    return self.label_embedding.astype(self.dtype)[positive.astype(jnp.int32)]
 
 
 def _no_points(prompts: int) -> Points:

@@ -139,6 +139,16 @@ class Detector(nn.Module):
     """Encodes token ids (start, phrase, end, then 0)."""
     return self.text(tokens)
 
+  def encode_exemplars(
+    self,
+    coarse: Float[Array, "P H W D"],
+    boxes: Float[Array, "P N 4"],
+    positive: Bool[Array, "P N"],
+  ) -> Float[Array, "P N D"]:
+    """Encodes exemplar boxes (cxcywh) for use with other images. `coarse` is the map of the image
+    that each prompt's boxes are in."""
+    return self.geometry.exemplars(coarse, boxes, positive)
+
   def detect_all_layers(
     self,
     embedding: ImageEmbedding,

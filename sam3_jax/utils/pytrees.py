@@ -72,15 +72,8 @@ class Saveable(Sliceable):
     """Writes a safetensors file, bit for bit, any dtype."""
     from safetensors.flax import save_file
 
-    leaves = jax.tree_util.tree_leaves_with_path(self)
-    header = {"class": type(self).__name__, "format_version": FORMAT_VERSION}
-    if (origin := getattr(self, "origin", None)) is not None:
-      header |= {"checkpoint": origin.identity, "checkpoint_name": origin.name}
-    save_file(
-      {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves},
-      str(path),
-      header,
-    )
+    arrays, header = self._content()
+    save_file(arrays, str(path), header)
 
   @classmethod
   def load(cls, path: str | Path) -> Self:
@@ -109,9 +102,7 @@ class Saveable(Sliceable):
       values = {name.removeprefix(f"{part}."): arrays[name] for name in inner}
       kind = cls.OPTIONAL[part]
       fields[part] = arrays[part] if kind is None else kind(**values)
-    if "origin" in cls._fields():
-      fields["origin"] = Origin(header.get("checkpoint", ""), header.get("checkpoint_name", ""))
-    loaded = cls(**fields)
+    loaded = cls(**fields, **cls._from_header(header))
     return loaded if header else loaded._upgrade(path)
 
   @classmethod
@@ -134,6 +125,26 @@ class Saveable(Sliceable):
         f"{FORMAT_VERSION}: update sam3-jax, or save the file again."
       )
     return header, {cls.RENAMED.get(name, name): array for name, array in arrays.items()}
+
+  def _content(self) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays and the header of a file."""
+    leaves = jax.tree_util.tree_leaves_with_path(self)
+    keys = {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    header = {"class": type(self).__name__, "format_version": FORMAT_VERSION}
+    return keys, header | self._header()
+
+  def _header(self) -> dict[str, str]:
+    """The fields that are not arrays, as entries of the header."""
+    if (origin := getattr(self, "origin", None)) is None:
+      return {}
+    return {"checkpoint": origin.identity, "checkpoint_name": origin.name}
+
+  @classmethod
+  def _from_header(cls, header: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `_header`."""
+    if "origin" not in cls._fields():
+      return {}
+    return {"origin": Origin(header.get("checkpoint", ""), header.get("checkpoint_name", ""))}
 
   def _upgrade(self, path: str | Path) -> Self:
     """Converts the content of a file of version 1."""
