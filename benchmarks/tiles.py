@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from timing import machine, peak_memory
 
-from sam3_jax import Instances, Sam3, read_image
+from sam3_jax import Sam3, read_image
 from sam3_jax.datasets.synthetic import drawings
 from sam3_jax.datasets.synthetic.scenes import compose
 from sam3_jax.inputs.tiling import Tiling

@@ -56,8 +56,8 @@ MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 59 prompts of the released 
 class Sam3(TiledModel, VideoModel):
   """SAM 3: encode an image once, then decode many prompts; track objects through videos.
 
-  Prompts are concepts (`decode`, `segment_tiled`), or points, boxes and masks of single objects (`decode_visual`,
-  `track`, `video`).
+  Prompts are concepts (`decode`, `segment_tiled`), or points, boxes and masks of single objects
+  (`decode_visual`, `track`, `video`).
   `LoadedModel` lists the attributes and the arguments of the constructor.
   """
 

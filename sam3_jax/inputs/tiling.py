@@ -28,9 +28,7 @@ class Window(NamedTuple):
 
   def overlaps(self, other: "Window") -> bool:
     """Whether any pixel is in both."""
-    return (
-      self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
-    )
+    return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,7 +169,9 @@ def union(masks: Sequence[ColumnRuns]) -> ColumnRuns:
   return ColumnRuns(masks[0].size, starts[first], stops[last])
 
 
-def concatenate(parts: Iterable[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]) -> ColumnRuns:
+def concatenate(
+  parts: Iterable[tuple[np.ndarray, np.ndarray]], size: tuple[int, int]
+) -> ColumnRuns:
   """Joins the runs of windows that follow each other from left to right."""
   starts, stops = zip(*parts, strict=True) if (parts := list(parts)) else ((), ())
   empty = np.zeros(0, np.int64)

@@ -3,7 +3,7 @@ not fit into memory."""
 
 import abc
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import numpy as np
 from jaxtyping import Bool, Float
