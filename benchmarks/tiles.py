@@ -3,8 +3,10 @@
 `python benchmarks/tiles.py --out benchmarks/results` composes an image of 12,000 x 9,000 pixels of
 750 scenes, segments it with `Sam3.segment_tiled` in a process of its own, and reports
 
-- identity: objects on a seam, a line on which windows end, that have exactly one instance;
-- duplicates: objects with several instances;
+- identity: found objects on a seam, a line on which windows end, that have exactly one instance;
+  of all of them, and of those that have one instance in their scene too, since the model finds
+  parts of some objects in any image;
+- duplicates: pairs of instances with an IoU of more than 0.5;
 - mean IoU over all objects (0 for an object without instance), beside that of the same scenes
   segmented one by one;
 - peak memory of the process;
@@ -187,23 +189,45 @@ def score(
     rows.append((seam, *matches(thing, tiled), *matches(thing, single)))
   seam, iou, count, iou_single, count_single = np.array(rows).T
   found, found_single = iou >= FOUND, iou_single >= FOUND
-  on_seam = found & (seam > 0)
-  both = found & found_single
+  on_seam, both = found & (seam > 0), found & found_single
+  once = on_seam & (count_single == 1)
   return {
     "objects": len(rows),
     "on_seams": int(seam.sum()),
-    "found": round(float(found.mean()), 4),
-    "found_single": round(float(found_single.mean()), 4),
+    "found": percent(found),
+    "found_single": percent(found_single),
     "found_on_seams": int(on_seam.sum()),
-    "one_identity_on_seams": round(float((count[on_seam] == 1).mean()), 4),
+    "one_identity_on_seams": percent(count[on_seam] == 1),
+    "found_on_seams_once_in_scene": int(once.sum()),
+    "one_identity_on_seams_once_in_scene": percent(count[once] == 1),
     "several_instances": int((count > 1).sum()),
     "several_instances_single": int((count_single > 1).sum()),
-    "mean_iou": round(100 * float(iou.mean()), 2),
-    "mean_iou_single": round(100 * float(iou_single.mean()), 2),
-    "mean_iou_found_by_both": round(100 * float(iou[both].mean()), 2),
-    "mean_iou_single_found_by_both": round(100 * float(iou_single[both].mean()), 2),
+    "duplicates": sum(map(duplicates, tiled.values())),
+    "duplicates_single": sum(map(duplicates, single.values())),
+    "mean_iou": percent(iou),
+    "mean_iou_single": percent(iou_single),
+    "mean_iou_found_by_both": percent(iou[both]),
+    "mean_iou_single_found_by_both": percent(iou_single[both]),
     "instances": sum(map(len, tiled.values())),
   }
+
+
+def percent(values: np.ndarray) -> float | None:
+  return round(100 * float(values.mean()), 2) if len(values) else None
+
+
+def duplicates(masks: list[ColumnRuns]) -> int:
+  """The number of pairs with an IoU of more than 0.5."""
+  count = 0
+  boxes = np.array([mask.box for mask in masks]).reshape(-1, 4)
+  for i, mask in enumerate(masks):
+    later = boxes[i + 1 :]
+    near = (later[:, :2] < boxes[i, 2:]).all(axis=1) & (boxes[i, :2] < later[:, 2:]).all(axis=1)
+    for k in np.flatnonzero(near):
+      other = masks[i + 1 + k]
+      both = mask.shared(other)
+      count += both > 0.5 * (mask.area + other.area - both)
+  return count
 
 
 def matches(thing: Thing, found: dict[str, list[ColumnRuns]]) -> tuple[float, int]:

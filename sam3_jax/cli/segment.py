@@ -7,7 +7,7 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
-from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts
+from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts, parse_tiling
 from sam3_jax.utils.console import FAILED, Console
 
 
@@ -81,6 +81,19 @@ def segment(
   max_detections: Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = None,
+  tile: Annotated[
+    int | None,
+    typer.Option(
+      metavar="PIXELS",
+      help="Segment in overlapping windows of this size, for large images with small objects.",
+    ),
+  ] = None,
+  overlap: Annotated[
+    float | None,
+    typer.Option(
+      metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"
+    ),
+  ] = None,
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
@@ -99,6 +112,7 @@ def segment(
   """
   arguments.check_fraction("--threshold", threshold)
   arguments.check_writable(out)
+  tiling = parse_tiling(tile, overlap)
 
   from sam3_jax.utils.notes import ListingNotes
 
@@ -113,6 +127,11 @@ def segment(
   given = parse_prompts(text or [], box or [], point or [], visual, everything, concept or [])
   if option and not everything:
     raise ValueError(f"--option {option[0]!r} needs --everything; add it, or leave out --option.")
+  if tiling and (given.visual or everything):
+    raise ValueError(
+      "--tile takes --text and exemplar boxes only; leave out --tile, --point, --visual or "
+      "--everything."
+    )
   job = Job(
     images=images,
     prompts=given.prompts,
@@ -122,6 +141,7 @@ def segment(
     threshold=threshold,
     max_detections=max_detections,
     max_pixels=max_pixels,
+    tiling=tiling,
   )
   directory = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value

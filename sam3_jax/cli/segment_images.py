@@ -1,14 +1,14 @@
 """The work of `sam3-jax segment`: segments images and writes overlays, JSON and a table."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -16,11 +16,14 @@ from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.provenance import check_concept
 from sam3_jax.inference.refine import add_instance, refine_by_clicks
+from sam3_jax.inference.tiled import WINDOWS
 from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
+from sam3_jax.inputs.tiling import Tiling
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
+from sam3_jax.inputs.windows import open_windows
 from sam3_jax.outputs.coco_json import (
   coco,
   json_of,
@@ -46,6 +49,7 @@ class Job:
     prompts: concept prompts and concepts for every image.
     visual: visual prompts for every image; with a single concept prompt, they refine its result.
     mask_generation: options to segment everything, without prompts.
+    tiling: the windows in which to segment each image; None for the image as a whole.
     out: output directory; created when there is something to write.
     threshold: minimum score of instances, exclusive; None for the default of the kind of prompt.
     max_detections: most instances per prompt, those with the highest scores; None for all.
@@ -60,6 +64,7 @@ class Job:
   max_pixels: int
   visual: Sequence[VisualPrompt] = ()
   mask_generation: MaskGeneration | None = None
+  tiling: Tiling | None = None
 
   @property
   def phrases(self) -> list[str]:
@@ -79,6 +84,8 @@ class Job:
   @property
   def programs(self) -> dict[str, Any]:
     """The sizes of the programs to compile, as arguments of `Sam3.compile`."""
+    if self.tiling:
+      return {"images": WINDOWS, "prompts": 0}
     return {
       "images": 1,
       "prompts": len(self.boxes),
@@ -149,12 +156,16 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         check_concept(prompt.concept, model.origin, model.config)
     trained = model.info.get("trained")
     table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
-    with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
+    with progress(errors, bar=bool(job.tiling) or len(job.images) > 1, quiet=console.quiet) as step:
       for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
         wait = "" if done else ", compiling first, which can take a minute"
-        step(f"{path.name}{wait}", i / len(job.images))
+
+        def show(fraction: float, i: int = i, what: str = f"{path.name}{wait}") -> None:
+          step(what, (i + fraction) / len(job.images))
+
+        show(0)
         try:
-          rows = _segment(model, job, path, outputs)
+          rows = _segment(model, job, path, outputs, show)
         except _BadImageError as error:
           print_error(str(error), errors)
           failures += 1
@@ -177,19 +188,42 @@ class _BadImageError(Exception):
 
 
 def _segment(
-  model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
+  model: Sam3,
+  job: Job,
+  path: Path,
+  outputs: tuple[Path, Path],
+  show: Callable[[float], object],
 ) -> list[tuple[str | Text, ...]]:
   """Segments one image and writes its files; returns rows of the table."""
   start = time.perf_counter()
-  try:
-    image = read_image(path, max_pixels=job.max_pixels)
-  except (ValueError, TypeError, OSError) as error:
-    raise _BadImageError(str(error)) from error
-  instances = _instances(model, job, image)
+  with contextlib.ExitStack() as stack:
+    image: Any
+    try:
+      if job.tiling:
+        image = stack.enter_context(open_windows(path, max_pixels=job.max_pixels))
+      else:
+        image = read_image(path, max_pixels=job.max_pixels)
+    except (ValueError, TypeError, OSError) as error:
+      raise _BadImageError(str(error)) from error
+    instances = _instances(model, job, image, show)
+    return _write(model, job, path, outputs, image, instances, start)
+
+
+def _write(
+  model: Sam3,
+  job: Job,
+  path: Path,
+  outputs: tuple[Path, Path],
+  image: Any,
+  instances: Sequence[Instances],
+  start: float,
+) -> list[tuple[str | Text, ...]]:
+  """Writes the files of one image; returns rows of the table."""
   info = {
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
     "threshold": job.limit,
+    **({"tiling": dataclasses.asdict(job.tiling)} if job.tiling else {}),
     "everything": job.mask_generation and dataclasses.asdict(job.mask_generation),
     "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
     "prompts": [
@@ -198,8 +232,7 @@ def _segment(
     ],
   }
   drawing, annotations = outputs
-  size = (image.shape[0], image.shape[1])
-  record = coco(str(path), size, instances, job.phrases, info)
+  record = coco(str(path), image.shape[:2], instances, job.phrases, info)
   drawn = overlay(image, instances, job.phrases)
   try:
     write({annotations: json_of(record), drawing: png_of(drawn)})
@@ -220,8 +253,15 @@ def _segment(
   ]
 
 
-def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
+def _instances(
+  model: Sam3, job: Job, image: Any, show: Callable[[float], object]
+) -> list[Instances]:
   """The instances of one image for each of the job's prompts."""
+  if job.tiling:
+    return model.segment_tiled(
+      image, job.prompts, tile=job.tiling.tile, overlap=job.tiling.overlap, threshold=job.limit,
+      max_detections=job.max_detections, progress=show,
+    )  # fmt: skip
   if job.mask_generation:
     found = model.generate_masks(image, job.mask_generation, max_pixels=job.max_pixels)
     return [found[: job.max_detections]]

@@ -11,7 +11,13 @@ from jaxtyping import Int, UInt8
 from sam3_jax.config import Config
 from sam3_jax.inference.seams import Part, is_cut, merge
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, resize
-from sam3_jax.inputs.prompts import Prompt, as_prompts
+from sam3_jax.inputs.prompts import (
+  Concept,
+  ConceptPrompt,
+  Prompt,
+  as_concept_prompts,
+  check_boxes,
+)
 from sam3_jax.inputs.tiling import OVERLAP, Tiling, Window
 from sam3_jax.inputs.windows import WindowReader, open_windows
 from sam3_jax.outputs.detections import Detections
@@ -24,7 +30,7 @@ WINDOWS = 4  # encoded at a time on each device, as many as `encode` takes in a 
 EDGE_CELLS = 1.5  # a mask this close to a side of its window, in cells of the mask, is cut
 
 
-class ConceptModel(Protocol):
+class WindowModel(Protocol):
   """The methods and attributes of `Sam3` that `segment_tiled` uses."""
 
   config: Config
@@ -34,12 +40,19 @@ class ConceptModel(Protocol):
     self, pixels: UInt8[np.ndarray, "B Hi Wi 3"], sizes: Int[np.ndarray, "B 2"]
   ) -> ImageEmbedding: ...
 
-  def encode_text(self, prompts: Sequence[Prompt]) -> TextEmbedding: ...
+  def encode_text(self, prompts: Sequence[ConceptPrompt]) -> TextEmbedding: ...
+
+  def concept(
+    self,
+    embedding: ImageEmbedding,
+    prompts: Sequence[Prompt],
+    image_index: Sequence[int] | None = None,
+  ) -> Concept: ...
 
   def decode(
     self,
     embedding: ImageEmbedding,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[ConceptPrompt],
     image_index: Sequence[int] | None = None,
     *,
     text: TextEmbedding | None = None,
@@ -52,7 +65,7 @@ class ConceptModel(Protocol):
 class _Request:
   """The arguments of `segment_tiled`; see there."""
 
-  prompts: Sequence[Prompt]
+  prompts: Sequence[ConceptPrompt]
   tiling: Tiling
   threshold: float
   max_detections: int | None
@@ -65,9 +78,9 @@ class TiledModel:
   """The method of `Sam3` for large images."""
 
   def segment_tiled(
-    self: ConceptModel,
+    self: WindowModel,
     source: ImageSource | WindowReader,
-    prompts: str | Prompt | Sequence[str | Prompt],
+    prompts: str | ConceptPrompt | Sequence[str | ConceptPrompt],
     *,
     tile: int,
     overlap: float = OVERLAP,
@@ -86,13 +99,14 @@ class TiledModel:
     Args:
       source: path, bytes, PIL image, or an array, which may be on disk (`np.memmap`); see
         `preprocess.read_image`.
-      prompts: phrases.
+      prompts: phrases, `Prompt`s with exemplar boxes in pixels of the image, and `Concept`s. A box
+        is encoded in a window around it, and asked of all windows as by `concept`.
       tile: side of a window in pixels, at least 32. The size of the model's input
         (`config.image_size`) shows objects at their own size.
       overlap: the least fraction of `tile` that neighbors share, in [0, 0.75]. Objects of up to
         `overlap * tile` pixels are whole in at least one window.
       threshold: minimum score of an instance, exclusive.
-      max_detections: keeps at most N instances of each prompt in each window.
+      max_detections: keeps at most N instances of each prompt, the best.
       whole: also decodes the whole image at once, for objects that are larger than a window.
       max_pixels: refuses larger images.
       progress: called with the fraction of the windows that are done.
@@ -104,10 +118,10 @@ class TiledModel:
 
     Raises:
       FileNotFoundError, ValueError, TypeError: as `preprocess.read_image` and `decode`.
-      ValueError: an option out of its range, or a prompt with boxes.
+      ValueError: an option out of its range.
     """
     request = _Request(
-      prompts=as_prompts(prompts),
+      prompts=as_concept_prompts(prompts),
       tiling=Tiling(tile, overlap),
       threshold=threshold,
       max_detections=max_detections,
@@ -116,16 +130,11 @@ class TiledModel:
       progress=progress,
     )
     check_number("threshold", threshold, 0, 1, remedy="Leave it out for 0.5.")
-    if any(prompt.boxes for prompt in request.prompts):
-      raise ValueError(
-        "segment_tiled takes phrases: an exemplar box belongs to one window. Use encode and decode "
-        "for prompts with boxes."
-      )
     with open_windows(source, max_pixels=max_pixels) as reader:
       return _segment(self, reader, request)
 
 
-def _segment(model: ConceptModel, reader: WindowReader, request: _Request) -> list[Instances]:
+def _segment(model: WindowModel, reader: WindowReader, request: _Request) -> list[Instances]:
   windows = request.tiling.windows(*reader.size)
   decoder = _Decoder(model, reader, request)
   parts: list[list[Part]] = [[] for _ in request.prompts]
@@ -143,28 +152,30 @@ def _segment(model: ConceptModel, reader: WindowReader, request: _Request) -> li
     [found] = decoder.decode([Window(0, 0, *reader.size[::-1])])
     coarse = [_large(instances, request.tiling, reader.size) for instances in found]
   request.progress(1.0)
-  merged = [merge(*args) for args in zip(parts, [windows] * len(parts), coarse, strict=True)]
+  merged = [
+    merge(own, windows, large)[: request.max_detections]
+    for own, large in zip(parts, coarse, strict=True)
+  ]
   return _as_instances(merged, reader.size)
 
 
 class _Decoder:
   """Decodes all prompts of a request in windows."""
 
-  def __init__(self, model: ConceptModel, reader: WindowReader, request: _Request):
+  def __init__(self, model: WindowModel, reader: WindowReader, request: _Request):
     self._model, self._reader, self._request = model, reader, request
-    self._text = model.encode_text(request.prompts)
+    self._text = model.encode_text(request.prompts)  # refuses long phrases before any window
+    self._prompts = [
+      self._concept(prompt) if isinstance(prompt, Prompt) and prompt.boxes else prompt
+      for prompt in request.prompts
+    ]
 
   def decode(self, windows: Sequence[Window]) -> list[list[Instances]]:
     """The instances of each window and each prompt, in pixels of the window."""
-    request, count = self._request, len(self._request.prompts)
-    side = self._model.config.image_size
-    pixels = np.stack([self._square(window, side) for window in windows])
-    embedding = self._model.encode_resized(
-      pixels, np.array([window.size for window in windows], np.int32)
-    )
+    request, count = self._request, len(self._prompts)
     found = self._model.decode(
-      embedding,
-      list(request.prompts) * len(windows),
+      self._encode(windows),
+      self._prompts * len(windows),
       np.repeat(np.arange(len(windows)), count).tolist(),
       text=self._text[np.tile(np.arange(count), len(windows))],
       max_detections=request.max_detections,
@@ -172,6 +183,28 @@ class _Decoder:
     )
     instances = found.instances(request.threshold)
     return [instances[i : i + count] for i in range(0, len(instances), count)]
+
+  def _concept(self, prompt: Prompt) -> Concept:
+    """The exemplars of a prompt, each encoded in a window around it."""
+    check_boxes(prompt, *self._reader.size)
+    windows = [self._request.tiling.around(box, *self._reader.size) for box in prompt.boxes]
+    parts = [
+      Prompt(prompt.text, [np.subtract(box, (*window[:2], *window[:2]))], [label])
+      for box, label, window in zip(prompt.boxes, prompt.box_labels, windows, strict=True)
+    ]
+    rows = range(0, len(parts), self._request.batch)
+    encoded = [
+      self._model.concept(self._encode(windows[i:j]), parts[i:j], list(range(len(parts[i:j]))))
+      for i, j in ((i, i + self._request.batch) for i in rows)
+    ]
+    return Concept.join(encoded)
+
+  def _encode(self, windows: Sequence[Window]) -> ImageEmbedding:
+    side = self._model.config.image_size
+    pixels = np.stack([self._square(window, side) for window in windows])
+    return self._model.encode_resized(
+      pixels, np.array([window.size for window in windows], np.int32)
+    )
 
   def _square(self, window: Window, side: int) -> UInt8[np.ndarray, "side side 3"]:
     if window.size == self._reader.size:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,16 @@ class Tiling:
     tops, lefts = self._starts(height), self._starts(width)
     sides = min(self.tile, height), min(self.tile, width)
     return [Window(x, y, x + sides[1], y + sides[0]) for y in tops for x in lefts]
+
+  def around(self, box: Sequence[float], height: int, width: int) -> Window:
+    """A window of an image with a box in its middle; larger than the others if the box is."""
+    side = max(self.tile, math.ceil(max(box[2] - box[0], box[3] - box[1])))
+    sides = min(side, width), min(side, height)
+    x, y = (
+      min(max(0, round((box[i] + box[i + 2] - sides[i]) / 2)), limit - sides[i])
+      for i, limit in enumerate((width, height))
+    )
+    return Window(x, y, x + sides[0], y + sides[1])
 
   def _starts(self, side: int) -> list[int]:
     """Evenly spaced starts of windows along a side of the image."""

@@ -18,8 +18,9 @@ from sam3_jax.inputs.tiling import Window
 class WindowReader(abc.ABC):
   """An image of which windows are read.
 
-  `reader[a:b]` is rows a to b as uint8 [b - a, w, 3]. With `shape`, `dtype` and `ndim`, this is all
-  that `resize` and `visualize.canvas` use, so that they read the image in strips.
+  `reader[a:b]` is rows a to b as uint8 [b - a, w, 3], and `np.asarray(reader)` all rows. With
+  `shape`, `dtype` and `ndim`, this is all that `resize` and `visualize.canvas` use, so that they
+  read a large image in strips.
 
   Attributes:
     size: height and width in pixels.
@@ -41,6 +42,10 @@ class WindowReader(abc.ABC):
   def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "n w 3"]:
     start, stop, _ = rows.indices(self.size[0])
     return self.read(Window(0, start, self.size[1], stop))
+
+  def __array__(self, dtype=None, copy=None) -> UInt8[np.ndarray, "h w 3"]:
+    pixels = self[:]
+    return pixels if dtype is None else pixels.astype(dtype)
 
   @abc.abstractmethod
   def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
