@@ -24,6 +24,7 @@ class ColorModel(TiledModel):
   def __init__(self):
     self.config, self.mesh = SimpleNamespace(image_size=SIDE), None
     self.info, self.identity, self.dtype = {"name": "colors"}, "0", np.dtype("float32")
+    self.params = {"x": jnp.zeros(1)}
     self.tokenizer = SimpleNamespace(check=list, fault=lambda phrase: "")
     self.windows, self.concepts = [], []
 

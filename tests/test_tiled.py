@@ -3,6 +3,7 @@ result is known, and sam3-tiny."""
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from PIL import Image
 
 import sam3_jax
 from sam3_jax import Prompt
+from sam3_jax.cli import segment_images
+from sam3_jax.cli.main import main
 from sam3_jax.inference.seams import Part, merge
 from sam3_jax.inputs.tiling import Tiling, Window
 from sam3_jax.inputs.windows import open_windows
 from sam3_jax.outputs.column_runs import ColumnRuns
+from sam3_jax.outputs.rle import decode
 from sam3_jax.outputs.visualize import overlay
 
 
@@ -239,6 +243,23 @@ class TestMerge:
       parts.append(self.part((x, y, x + 30, y + 25), float(score), window, bool(rng.integers(2))))
     shuffled = [parts[i] for i in rng.permutation(30)]
     assert self.boxes(parts) == self.boxes(shuffled)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+  image, masks = scene((210, 333), 9)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(segment_images.Sam3, "from_checkpoint", lambda *_, **__: ColorModel())
+  Image.fromarray(image).save("image.png")
+  (tmp_path / "bad.png").write_bytes(b"no image")
+  typed = ["segment", "image.png", "bad.png", "--text", "red", "--tile", str(SIDE)]
+  assert main([*typed, "--overlap", "0.4"]) == 2
+  assert "bad.png is not an image" in capsys.readouterr().err
+  record = json.loads((tmp_path / "out" / "image.sam3.json").read_text())
+  assert record["info"]["tiling"] == {"tile": SIDE, "overlap": 0.4}
+  found = [decode(one["segmentation"]) for one in record["annotations"]]
+  assert as_set(found) == as_set(masks)
+  with Image.open(tmp_path / "out" / "image.sam3.png") as drawing:
+    assert drawing.size == (800, 505)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from sam3_jax.batch.engine import Slot
 from sam3_jax.batch.prompt_schema import concept_prompts
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.concept import ConceptFile
 from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.tiling import Tiling
 from sam3_jax.outputs.instances import Instances
@@ -31,7 +32,7 @@ class TiledEngine:
     self._model, self._tiling = model, tiling
     self._threshold, self._max_detections = threshold, max_detections
 
-  def encode_phrases(self, prompts: Iterable[Prompt]) -> None:
+  def encode_phrases(self, prompts: Iterable[Prompt | ConceptFile]) -> None:
     """Does nothing: phrases are encoded once per image, which has many windows."""
 
   def start(self, slots: Sequence[Slot | None]) -> "PendingImage":
@@ -44,8 +45,11 @@ class TiledEngine:
 
   def segment(self, slot: Slot) -> list[Instances]:
     """The instances of each prompt of an image."""
+    prompts = [
+      one.concept if isinstance(one, ConceptFile) else one for one in concept_prompts(slot.prompts)
+    ]
     return self._model.segment_tiled(
-      slot.pixels, concept_prompts(slot.prompts),
+      slot.pixels, prompts,
       tile=self._tiling.tile, overlap=self._tiling.overlap, threshold=self._threshold,
       max_detections=self._max_detections, max_pixels=slot.pixels.size,
     )  # fmt: skip

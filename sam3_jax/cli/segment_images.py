@@ -257,9 +257,10 @@ def _instances(
   model: Sam3, job: Job, image: Any, show: Callable[[float], object]
 ) -> list[Instances]:
   """The instances of one image for each of the job's prompts."""
+  prompts = [one.concept if isinstance(one, ConceptFile) else one for one in job.prompts]
   if job.tiling:
     return model.segment_tiled(
-      image, job.prompts, tile=job.tiling.tile, overlap=job.tiling.overlap, threshold=job.limit,
+      image, prompts, tile=job.tiling.tile, overlap=job.tiling.overlap, threshold=job.limit,
       max_detections=job.max_detections, progress=show,
     )  # fmt: skip
   if job.mask_generation:
@@ -271,7 +272,6 @@ def _instances(
       embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
-  prompts = [one.concept if isinstance(one, ConceptFile) else one for one in job.prompts]
   found = model.decode(embedding, prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
   for prompt in job.visual:  # with a single concept prompt

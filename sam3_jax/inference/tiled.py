@@ -10,9 +10,9 @@ from jaxtyping import Int, UInt8
 
 from sam3_jax.config import Config
 from sam3_jax.inference.seams import Part, is_cut, merge
+from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, resize
 from sam3_jax.inputs.prompts import (
-  Concept,
   ConceptPrompt,
   Prompt,
   as_concept_prompts,
