@@ -19,7 +19,9 @@ from sam3_jax.inputs.prompts import (
   check_boxes,
 )
 from sam3_jax.inputs.tiling import OVERLAP, Tiling, Window
-from sam3_jax.inputs.windows import WindowReader, open_windows
+from sam3_jax.inputs.window_reader import WindowReader
+from sam3_jax.inputs.windows import open_windows
+from sam3_jax.outputs.column_runs import ColumnRuns, union
 from sam3_jax.outputs.detections import Detections
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks, RunMasks
@@ -27,6 +29,7 @@ from sam3_jax.types import ImageEmbedding, TextEmbedding
 from sam3_jax.utils.validation import check_flag, check_number
 
 WINDOWS = 4  # encoded at a time on each device, as many as `encode` takes in a batch
+BLOCK = 1024  # pixels: side of the blocks in which masks are compared with the data
 EDGE_CELLS = 1.5  # a mask this close to a side of its window, in cells of the mask, is cut
 
 
@@ -136,24 +139,25 @@ class TiledModel:
 
 def _segment(model: WindowModel, reader: WindowReader, request: _Request) -> list[Instances]:
   windows = request.tiling.windows(*reader.size)
+  used = [i for i, window in enumerate(windows) if _has_data(reader, window)]
   decoder = _Decoder(model, reader, request)
   parts: list[list[Part]] = [[] for _ in request.prompts]
-  for first in range(0, len(windows), request.batch):
-    request.progress(first / len(windows))
-    chosen = range(first, min(first + request.batch, len(windows)))
+  for first in range(0, len(used), request.batch):
+    request.progress(first / len(used))
+    chosen = used[first : first + request.batch]
     found = decoder.decode([windows[i] for i in chosen])
     for i, by_prompt in zip(chosen, found, strict=True):
       for own, instances in zip(parts, by_prompt, strict=True):
         own += _parts(instances, windows[i], reader.size, i, EDGE_CELLS * _cell(instances))
   coarse: list[list[Part]] = [[] for _ in request.prompts]
   if len(windows) == 1:
-    return _as_instances(parts, reader.size)
-  if request.whole:
+    return _as_instances([_cut_to_data(own, reader) for own in parts], reader.size)
+  if request.whole and used:
     [found] = decoder.decode([Window(0, 0, *reader.size[::-1])])
     coarse = [_large(instances, request.tiling, reader.size) for instances in found]
   request.progress(1.0)
   merged = [
-    merge(own, windows, large)[: request.max_detections]
+    _cut_to_data(merge(own, windows, large), reader)[: request.max_detections]
     for own, large in zip(parts, coarse, strict=True)
   ]
   return _as_instances(merged, reader.size)
@@ -242,6 +246,31 @@ def _cell(instances: Instances) -> float:
   masks = instances.masks
   grid = masks.logits.shape[1:] if isinstance(masks, Masks) else (1, 1)
   return max(side / cells for side, cells in zip(masks.size, grid, strict=True))
+
+
+def _has_data(reader: WindowReader, window: Window) -> bool:
+  valid = reader.valid(window)
+  return valid is None or bool(valid.any())
+
+
+def _cut_to_data(parts: Sequence[Part], reader: WindowReader) -> list[Part]:
+  """The parts without the pixels that have no data; drops those without any other pixel."""
+  if reader.complete:
+    return list(parts)
+  found = []
+  for part in parts:
+    blocks = [part.runs.crop((0, 0, 0, 0))]
+    for block in Tiling(BLOCK, 0).within(part.runs.box):
+      valid = reader.valid(block)
+      if valid is None:
+        blocks.append(part.runs.crop(block))
+      else:
+        mask = part.runs.to_mask(block) & valid
+        blocks.append(ColumnRuns.of_mask(mask, reader.size, block[:2]))
+    runs = union(blocks)
+    if runs.area:
+      found.append(dataclasses.replace(part, runs=runs))
+  return found
 
 
 def _as_instances(merged: Sequence[Sequence[Part]], size: tuple[int, int]) -> list[Instances]:

@@ -69,6 +69,15 @@ class Tiling:
     sides = min(self.tile, height), min(self.tile, width)
     return [Window(x, y, x + sides[1], y + sides[0]) for y in tops for x in lefts]
 
+  def within(self, box: tuple[int, int, int, int]) -> list[Window]:
+    """Windows without overlap that cover a box exactly; the last ones are smaller."""
+    x0, y0, x1, y1 = box
+    return [
+      Window(x, y, min(x + self.tile, x1), min(y + self.tile, y1))
+      for y in range(y0, y1, self.tile)
+      for x in range(x0, x1, self.tile)
+    ]
+
   def around(self, box: Sequence[float], height: int, width: int) -> Window:
     """A window of an image with a box in its middle; larger than the others if the box is."""
     side = max(self.tile, math.ceil(max(box[2] - box[0], box[3] - box[1])))

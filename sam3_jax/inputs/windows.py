@@ -1,55 +1,26 @@
-"""Reads windows of large images.
+"""Opens large images to read windows of them.
 
-An array, or an array on disk (`np.memmap`), is read where it is. Other images are decoded once and
-kept as 8-bit RGB: 3 bytes per pixel, and 7 while they are decoded.
+An array, or an array on disk (`np.memmap`), is read where it is. TIFF files of 8-bit RGB are read
+window by window if rasterio is installed (the extra `geo`). Other images are decoded once and kept
+as 8-bit RGB: 3 bytes per pixel, and 7 while they are decoded.
 """
 
-import abc
 import contextlib
+import importlib.util
+import os
 from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import ExifTags
 
+from sam3_jax.inputs.image_file import open_image
 from sam3_jax.inputs.preprocess import MAX_PIXELS, ImageSource, read_image
+from sam3_jax.inputs.raster import open_raster
 from sam3_jax.inputs.tiling import Window
+from sam3_jax.inputs.window_reader import WindowReader
 
-
-class WindowReader(abc.ABC):
-  """An image of which windows are read.
-
-  `reader[a:b]` is rows a to b as uint8 [b - a, w, 3], and `np.asarray(reader)` all rows. With
-  `shape`, `dtype` and `ndim`, this is all that `resize` and `visualize.canvas` use, so that they
-  read a large image in strips.
-
-  Attributes:
-    size: height and width in pixels.
-  """
-
-  dtype = np.dtype(np.uint8)
-  ndim = 3
-
-  def __init__(self, size: tuple[int, int]):
-    self.size = size
-
-  @property
-  def shape(self) -> tuple[int, int, int]:
-    return *self.size, 3
-
-  def __len__(self) -> int:
-    return self.size[0]
-
-  def __getitem__(self, rows: slice) -> UInt8[np.ndarray, "n w 3"]:
-    start, stop, _ = rows.indices(self.size[0])
-    return self.read(Window(0, start, self.size[1], stop))
-
-  def __array__(self, dtype=None, copy=None) -> UInt8[np.ndarray, "h w 3"]:
-    pixels = self[:]
-    return pixels if dtype is None else pixels.astype(dtype)
-
-  @abc.abstractmethod
-  def read(self, window: Window) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a window, RGB."""
+_ROWS = 16  # of a file, whose values tell whether it must be read as a whole to check their range
 
 
 class ArrayWindows(WindowReader):
@@ -76,4 +47,30 @@ def open_windows(
   if isinstance(source, WindowReader):
     yield source
     return
+  if isinstance(source, str | os.PathLike) and _is_plain_tiff(source, max_pixels):
+    with open_raster(source, max_pixels=max_pixels) as raster:
+      if raster.complete and not _may_be_dark(raster):
+        yield raster
+        return
   yield ArrayWindows(read_image(source, max_pixels=max_pixels))
+
+
+def _is_plain_tiff(path: str | os.PathLike, max_pixels: int) -> bool:
+  """Whether GDAL reads the same pixels from a file as Pillow; raises like `open_image`."""
+  if importlib.util.find_spec("rasterio") is None:
+    return False
+  with open_image(path, max_pixels=max_pixels, load=False) as header:
+    image = header.image
+    return (
+      image.format == "TIFF"
+      and image.mode == "RGB"
+      and not header.wide
+      and image.info.get("compression") not in ("jpeg", "tiff_jpeg")
+      and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    )
+
+
+def _may_be_dark(reader: WindowReader) -> bool:
+  """Whether the values may be of another range, which `read_image` checks."""
+  step = max(1, reader.size[0] // _ROWS)
+  return max(int(reader[y : y + 1].max()) for y in range(0, reader.size[0], step)) <= 1
