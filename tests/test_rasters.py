@@ -198,6 +198,7 @@ class TestReader:
       expected = np.moveaxis(bands[[3, 1, 0]], 0, 2)
       np.testing.assert_array_equal(reader.read(window), expected[60:85, 5:66])
       np.testing.assert_array_equal(np.asarray(reader), expected)
+    write(tmp_path / "map.tif", bands, UTM, photometric="MINISBLACK")  # without an alpha band
     with open_raster(tmp_path / "map.tif", RasterOptions(bands=(3,))) as reader:
       np.testing.assert_array_equal(np.asarray(reader), np.repeat(bands[2][..., None], 3, axis=2))
 
