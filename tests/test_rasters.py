@@ -93,9 +93,16 @@ def read(path):
   return geopandas.read_parquet(path) if path.suffix == ".parquet" else geopandas.read_file(path)
 
 
-@pytest.mark.parametrize("georeference", [UTM, DEGREES, WEB, ROTATED], ids=lambda one: one[0])
 @pytest.mark.parametrize(
-  ("to", "suffix"), [("geojson", ".geojson"), ("gpkg", ".gpkg"), ("geoparquet", ".parquet")]
+  ("georeference", "to", "suffix"),
+  [
+    (UTM, "geojson", ".geojson"),
+    (UTM, "geoparquet", ".parquet"),
+    (DEGREES, "geojson", ".geojson"),
+    (DEGREES, "gpkg", ".gpkg"),
+    (WEB, "gpkg", ".gpkg"),
+    (ROTATED, "geoparquet", ".parquet"),
+  ],
 )
 def test_areas_and_coordinates(segment, tmp_path, objects, georeference, to, suffix):
   bands, masks = objects

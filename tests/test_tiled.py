@@ -4,6 +4,9 @@ result is known, and sam3-tiny."""
 import dataclasses
 import itertools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ import sam3_jax
 from sam3_jax import Prompt
 from sam3_jax.cli import segment_images
 from sam3_jax.cli.main import main
+from sam3_jax.datasets.synthetic import drawings
+from sam3_jax.datasets.synthetic.scenes import compose
 from sam3_jax.inference.seams import Part, merge
 from sam3_jax.inputs.tiling import Tiling, Window
 from sam3_jax.inputs.windows import open_windows
@@ -270,10 +275,50 @@ class TestSam3Tiny:
 
   def test_a_single_window_equals_decode(self, model):
     rng = np.random.default_rng(5)
-    image = sam3_jax.datasets.synthetic.scenes.compose(rng, size=(360, 360)).image
+    image = compose(rng, size=(360, 360)).image
     [found] = model.segment_tiled(image, "red apple", tile=360)
     [expected] = model.decode(model.encode(image), "red apple").instances()
     assert [found.masks.rle(i) for i in range(len(found))] == [
       expected.masks.rle(i) for i in range(len(expected))
     ]
     np.testing.assert_array_equal(found.scores, expected.scores)
+
+  def test_exemplar_boxes_find_the_same_in_other_windows(self, model):
+    rng = np.random.default_rng(7)
+    scenes = [compose(rng, size=(360, 400)) for _ in range(6)]
+    rows = [np.concatenate([one.image for one in scenes[i : i + 3]], axis=1) for i in (0, 3)]
+    names = [concept.name for concept in drawings.concepts()]
+    masks = []
+    for i, one in enumerate(scenes):
+      for item in one.objects:
+        if names[item.concept] == "police-car":
+          mask = np.zeros((720, 1200), bool)
+          y, x = i // 3 * 360, i % 3 * 400
+          mask[y : y + 360, x : x + 400] = item.mask
+          masks.append(mask)
+    largest = max(masks, key=np.sum)
+    x0, y0, x1, y1 = ColumnRuns.of_mask(largest).box
+    prompts = [Prompt("police car"), Prompt("police car", [[x0, y0, x1, y1]])]
+    found = model.segment_tiled(np.concatenate(rows), prompts, tile=400, overlap=0.5)
+    counts = [
+      sum(any((one & mask).sum() > 0.5 * (one | mask).sum() for one in masks) for mask in own.masks)
+      for own in found
+    ]
+    assert len(masks) == 8
+    assert min(counts) >= 4  # measured 5 with the phrase alone, 6 with the box
+
+  def test_the_benchmark(self, tmp_path):
+    """A short form: a mosaic of 12 scenes."""
+    typed = ["--columns", "4", "--rows", "3", "--phrases", "3", "--work", str(tmp_path)]
+    program = Path(__file__).parents[1] / "benchmarks" / "tiles.py"
+    done = subprocess.run(
+      [sys.executable, program, *typed, "--out", tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "tiles.json").read_text())
+    objects = record["objects"]
+    assert record["windows"] == 35
+    assert objects["duplicates"] == 0
+    assert objects["one_identity_on_seams_once_in_scene"] == 100
+    assert abs(objects["mean_iou"] - objects["mean_iou_single"]) < 8
+    assert record["peak_memory_mb"] < 1500
