@@ -48,6 +48,7 @@ def test_finds_each_object_once(images, tmp_path):
   assert merge(tmp_path)["images"] == 3
 
 
+@pytest.mark.slow
 def test_reader_processes_give_the_same_bytes(images, tmp_path):
   for workers in (0, 1):
     assert run(job(images, tmp_path / str(workers), workers=workers), ColorModel(), QUIET, QUIET)

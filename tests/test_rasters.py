@@ -135,6 +135,17 @@ def test_planar_areas_of_a_projected_raster(segment, tmp_path, objects):
   np.testing.assert_allclose(sorted(found.area_m2), planar, rtol=1e-3)  # measured 8e-4
 
 
+def test_areas_in_a_local_crs(segment, tmp_path, objects):
+  """In feet."""
+  bands, masks = objects
+  feet = 'LOCAL_CS["site",UNIT["foot",0.3048],AXIS["x",EAST],AXIS["y",NORTH]]'
+  write(tmp_path / "map.tif", bands, (feet, (2.0, 0.0, 0.0, 0.0, -2.0, 0.0)))
+  assert segment("map.tif", "--to", "geoparquet") == (0, "")
+  found = read(tmp_path / "out" / "map.sam3.parquet")
+  expected = sorted(mask.sum() * (2 * 0.3048) ** 2 for mask in masks)
+  np.testing.assert_allclose(sorted(found.area_m2), expected, rtol=1e-6)
+
+
 def test_holes_are_not_filled(segment, tmp_path):
   bands = np.zeros((3, SIDE, SIDE), np.uint8)
   bands[0, 10:50, 10:50] = 255

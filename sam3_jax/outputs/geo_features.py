@@ -83,7 +83,7 @@ def polygons(runs: ColumnRuns, transform: Any) -> Any:
   found = rasterio.features.shapes(
     mask.astype(np.uint8), mask=mask, connectivity=4, transform=transform.translation(x0, y0)
   )
-  parts = [shapely.geometry.shape(shape) for shape, _ in found]
+  parts: Any = [shapely.geometry.shape(shape) for shape, _ in found]
   corner = [transform.a, transform.b, transform.d, transform.e, transform.c, transform.f]
   moved = shapely.geometry.MultiPolygon(parts)
   return shapely.affinity.affine_transform(moved, corner)
@@ -95,15 +95,16 @@ def ground_areas(geometry: Any) -> np.ndarray:
   They are geodesic, on the ellipsoid of the CRS, as planar areas depend on the projection (in web
   maps, EPSG:3857, they are twice as large at a latitude of 45 degrees). Planar areas are used in a
   local CRS, which has no ellipsoid.
+
+  Args:
+    geometry: polygons, with a CRS.
   """
   from shapely.geometry import MultiPolygon
   from shapely.geometry.polygon import orient
 
-  crs = geometry.crs
-  geographic = None if crs is None else crs.geodetic_crs
-  if geographic is None:
-    factor = crs.axis_info[0].unit_conversion_factor if crs is not None and crs.axis_info else 1.0
-    return np.asarray(geometry.area) * factor**2
+  crs: Any = geometry.crs
+  if (geographic := crs.geodetic_crs) is None:
+    return np.asarray(geometry.area) * crs.axis_info[0].unit_conversion_factor ** 2
   geod = crs.get_geod()
   oriented = [
     MultiPolygon([orient(part) for part in one.geoms]) for one in geometry.to_crs(geographic)
