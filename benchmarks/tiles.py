@@ -94,6 +94,37 @@ def main() -> None:
   print(json.dumps(record, indent=1))
   if arguments.out:
     (arguments.out / "tiles.json").write_text(json.dumps(record, indent=1) + "\n")
+    (arguments.out / "tiles.md").write_text(report(record))
+
+
+def report(record: dict[str, Any]) -> str:
+  """The figures as a table."""
+  objects, times = record["objects"], record["throughput"]
+  rows = [
+    ("objects; on a seam", f"{objects['objects']}; {objects['on_seams']}", ""),
+    ("found, %", objects["found"], objects["found_single"]),
+    ("mean IoU of all objects", objects["mean_iou"], objects["mean_iou_single"]),
+    ("mean IoU of objects that both find", objects["mean_iou_found_by_both"],
+     objects["mean_iou_single_found_by_both"]),
+    ("objects with several instances", objects["several_instances"],
+     objects["several_instances_single"]),
+    ("pairs of instances with an IoU over 0.5", objects["duplicates"],
+     objects["duplicates_single"]),
+    ("one identity, found objects on a seam, %", objects["one_identity_on_seams"], ""),
+    (f"the same, {objects['found_on_seams_once_in_scene']} objects with one instance in their "
+     "scene, %", objects["one_identity_on_seams_once_in_scene"], ""),
+    ("CPU seconds per window; the same windows as separate images", f"{times['tiled']:.3f}",
+     f"{times['separate']:.3f}"),
+    ("peak memory of the process, MB", record["peak_memory_mb"], ""),
+  ]  # fmt: skip
+  width, height = record["image"]
+  return (
+    f"sam3-tiny, an image of {width:,} x {height:,} pixels composed of {record['scenes']} scenes, "
+    f"{record['windows']:,} windows of {record['tile']} pixels with an overlap of "
+    f"{record['overlap']}, phrases {', '.join(record['phrases'])}, threshold 0.5; with other work "
+    f"on the machine; {record['machine']}.\n\n| | in windows | scenes one by one |\n|---|---|---|\n"
+    + "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+  )
 
 
 def compose_mosaic(work: Path, arguments: argparse.Namespace) -> list[str]:

@@ -29,6 +29,7 @@ from sam3_jax.types import ImageEmbedding, TextEmbedding
 from sam3_jax.utils.validation import check_flag, check_number
 
 WINDOWS = 4  # encoded at a time on each device, as many as `encode` takes in a batch
+DECODED = 16  # prompts, of all windows, decoded at a time: 1 GB of masks of the released model
 BLOCK = 1024  # pixels: side of the blocks in which masks are compared with the data
 EDGE_CELLS = 1.5  # a mask this close to a side of its window, in cells of the mask, is cut
 
@@ -149,13 +150,13 @@ def _segment(model: WindowModel, reader: WindowReader, request: _Request) -> lis
     for i, by_prompt in zip(chosen, found, strict=True):
       for own, instances in zip(parts, by_prompt, strict=True):
         own += _parts(instances, windows[i], reader.size, i, EDGE_CELLS * _cell(instances))
+  request.progress(1.0)
   coarse: list[list[Part]] = [[] for _ in request.prompts]
   if len(windows) == 1:
     return _as_instances([_cut_to_data(own, reader) for own in parts], reader.size)
   if request.whole and used:
     [found] = decoder.decode([Window(0, 0, *reader.size[::-1])])
     coarse = [_large(instances, request.tiling, reader.size) for instances in found]
-  request.progress(1.0)
   merged = [
     _cut_to_data(merge(own, windows, large), reader)[: request.max_detections]
     for own, large in zip(parts, coarse, strict=True)
@@ -177,15 +178,19 @@ class _Decoder:
   def decode(self, windows: Sequence[Window]) -> list[list[Instances]]:
     """The instances of each window and each prompt, in pixels of the window."""
     request, count = self._request, len(self._prompts)
-    found = self._model.decode(
-      self._encode(windows),
-      self._prompts * len(windows),
-      np.repeat(np.arange(len(windows)), count).tolist(),
-      text=self._text[np.tile(np.arange(count), len(windows))],
-      max_detections=request.max_detections,
-      min_score=request.threshold,
-    )
-    instances = found.instances(request.threshold)
+    embedding, instances = self._encode(windows), []
+    pairs = np.indices((len(windows), count)).reshape(2, -1)
+    for first in range(0, pairs.shape[1], DECODED):
+      rows, prompts = pairs[:, first : first + DECODED]
+      found = self._model.decode(
+        embedding,
+        [self._prompts[i] for i in prompts],
+        rows.tolist(),
+        text=self._text[prompts],
+        max_detections=request.max_detections,
+        min_score=request.threshold,
+      )
+      instances += found.instances(request.threshold)
     return [instances[i : i + count] for i in range(0, len(instances), count)]
 
   def _concept(self, prompt: Prompt) -> Concept:

@@ -31,7 +31,7 @@ class RasterOptions:
     bands: numbers of the bands for red, green and blue, from 1, or of one band for gray; None for
       the first three, or the first if there are fewer.
     stretch: the percentiles of each band's values that become 0 and 255; 0, 100 for the minimum and
-      the maximum. Required for bands that are not uint8; None uses uint8 bands as they are.
+      the maximum. Required for bands that are not uint8; None leaves uint8 bands unchanged.
 
   Raises:
     ValueError: a value out of its range.
