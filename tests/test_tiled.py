@@ -267,12 +267,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert drawing.size == (800, 505)
 
 
+@pytest.fixture(scope="module")
+def model():
+  return sam3_jax.Sam3.from_checkpoint("sam3-tiny")
+
+
 @pytest.mark.slow
 class TestSam3Tiny:
-  @pytest.fixture(scope="class")
-  def model(self):
-    return sam3_jax.Sam3.from_checkpoint("sam3-tiny")
-
   def test_a_single_window_equals_decode(self, model):
     rng = np.random.default_rng(5)
     image = compose(rng, size=(360, 360)).image
