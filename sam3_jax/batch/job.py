@@ -12,6 +12,7 @@ from sam3_jax.batch.prompt_schema import visual_prompts
 from sam3_jax.batch.run_stats import RunStats
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.preprocess import MAX_PIXELS
+from sam3_jax.inputs.tiling import Tiling
 from sam3_jax.utils.identity import FileIdentity
 
 MIN_SAMPLE = 100  # images; with fewer, the error rate is not meaningful
@@ -27,6 +28,7 @@ class Job:
     threshold: minimum score of an instance, exclusive.
     max_detections: maximum number of instances for each prompt; the best are kept.
     max_pixels: larger images are refused.
+    tiling: the windows in which to segment each image; None for images as a whole.
     part_size: inputs per part.
     batch_images, batch_prompts: images per batch, and prompts decoded at a time, on each device;
       see `Engine`.
@@ -45,6 +47,7 @@ class Job:
   threshold: float = 0.5
   max_detections: int = 100
   max_pixels: int = MAX_PIXELS
+  tiling: Tiling | None = None
   part_size: int = 256
   batch_images: int = 4
   batch_prompts: int | None = None
@@ -67,6 +70,8 @@ class Job:
       "threshold": self.threshold,
       "max_detections": self.max_detections,
       "max_pixels": self.max_pixels,
+      "tile": self.tiling and self.tiling.tile,
+      "overlap": self.tiling and self.tiling.overlap,
     }
 
   @functools.cached_property

@@ -30,6 +30,8 @@ _OPTIONS = {
   "max_pixels": "--max-pixels",
   "threshold": "--threshold",
   "dtype": "--dtype",
+  "tile": "--tile",
+  "overlap": "--overlap",
 }
 _NOT_COMPARED = {"checkpoint"}  # its name and origin; `checkpoint_identity` tells its content
 

@@ -26,7 +26,7 @@ class LoadedImage(NamedTuple):
   """An image as the model takes it, or the reason why there is none.
 
   Attributes:
-    pixels: resized to the model's square.
+    pixels: resized to the model's square, or of the source.
     size: height and width of the source, upright.
     reason: one line; empty if the image is usable.
     seconds: time to load it.
@@ -48,15 +48,15 @@ class LoadedImage(NamedTuple):
 
 def load_image(
   file: ImageFile,
-  side: int,
+  side: int | None,
   max_pixels: int,
   on_read: Callable[[FileIdentity], object] = lambda _: None,
 ) -> LoadedImage:
-  """Reads, decodes and resizes an image.
+  """Reads and decodes an image, and resizes it.
 
   Args:
     file: where it is.
-    side: of the model's square.
+    side: of the model's square; None to keep the size of the source.
     max_pixels: larger images are refused.
     on_read: called with the identity once the bytes are read.
   """
@@ -76,7 +76,8 @@ def load_image(
     try:
       image = read_image(data, max_pixels=max_pixels)
       del data
-      pixels, size = resize(image, side), (image.shape[0], image.shape[1])
+      size = image.shape[0], image.shape[1]
+      pixels = image if side is None else resize(image, side)
     except Exception as error:  # decoders raise any exception on a broken file
       reason = error_reason(error).replace("the bytes given as an image", file.name)
       suspect = isinstance(error, MemoryError)

@@ -24,6 +24,7 @@ from sam3_jax.batch.prefetch import ReadTask, StoppedError, prefetch, read_task
 from sam3_jax.batch.prompt_schema import check_coordinates, concept_prompts
 from sam3_jax.batch.records import make_record
 from sam3_jax.batch.run_stats import Reporter, RunStats
+from sam3_jax.batch.tiled_engine import PendingImage, TiledEngine
 from sam3_jax.inference.predictor import Sam3
 
 AHEAD = 2  # batches queued for the devices, and batches of images read ahead
@@ -51,7 +52,7 @@ class _Dispatched(NamedTuple):
   batch: _Batch
   images: list[LoadedImage]
   faults: list[str]
-  pending: PendingBatch
+  pending: PendingBatch | PendingImage
 
 
 class Pipeline:
@@ -59,11 +60,8 @@ class Pipeline:
 
   def __init__(self, job: Job, model: Sam3, stats: RunStats, reporter: Reporter):
     self._job, self._stats, self._reporter = job, stats, reporter
-    self._engine = Engine(
-      model, threshold=job.threshold, images=job.batch_images, prompts=job.batch_prompts,
-      max_detections=job.max_detections, visual=job.has_visual_prompts,
-    )  # fmt: skip
-    self._side = model.config.image_size
+    self._engine = _engine(job, model)
+    self._side = None if job.tiling else model.config.image_size
     self._threads = max(1, (os.cpu_count() or 1) // 2)
     self._ready = 0.0  # when the devices finished the previous batch
     self._failed = False  # a batch could not be written; later batches must not be written either
@@ -208,6 +206,17 @@ class Pipeline:
       else:
         failures.append(Failure(index, name, fault, image.identity))
     return failures
+
+
+def _engine(job: Job, model: Sam3) -> Engine | TiledEngine:
+  if job.tiling:
+    return TiledEngine(
+      model, job.tiling, threshold=job.threshold, max_detections=job.max_detections
+    )
+  return Engine(
+    model, threshold=job.threshold, images=job.batch_images, prompts=job.batch_prompts,
+    max_detections=job.max_detections, visual=job.has_visual_prompts,
+  )  # fmt: skip
 
 
 def _batches(part: LeasedPart, batch_size: int) -> Iterator[_Batch]:

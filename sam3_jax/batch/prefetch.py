@@ -64,7 +64,7 @@ def read_task(item: Input, index: int, journal: Journal | None = None) -> ReadTa
 def prefetch(
   tasks: Iterable[ReadTask],
   *,
-  side: int,
+  side: int | None,
   max_pixels: int,
   workers: int,
   threads: int,
@@ -75,7 +75,7 @@ def prefetch(
 
   Args:
     tasks: are taken as images are consumed.
-    side: of the model's square.
+    side: of the model's square; None to keep the sizes of the images.
     max_pixels: larger images are refused.
     workers: number of processes; 0 for threads of this process.
     threads: number of threads if there are no workers.
@@ -124,7 +124,12 @@ class _Reader:
   """
 
   def __init__(
-    self, side: int, max_pixels: int, workers: int, threads: int, stopping: Callable[[], bool]
+    self,
+    side: int | None,
+    max_pixels: int,
+    workers: int,
+    threads: int,
+    stopping: Callable[[], bool],
   ):
     self._side, self._max_pixels, self._stopping = side, max_pixels, stopping
     self._queue: queue.SimpleQueue[_PendingRead | None] = queue.SimpleQueue()

@@ -53,11 +53,11 @@ class ReaderProcess:
     ready: whether it has started.
   """
 
-  def __init__(self, side: int, max_pixels: int, memory: int | None = None):
+  def __init__(self, side: int | None, max_pixels: int, memory: int | None = None):
     """Starts the process without waiting for it.
 
     Args:
-      side: of the model's square.
+      side: of the model's square; None to keep the sizes of the images.
       max_pixels: larger images are refused.
       memory: limit in bytes for reading; None for no limit.
     """
@@ -99,7 +99,8 @@ class ReaderProcess:
       if value.size == (0, 0) or value.reason:
         return value
       data = self._pipe.recv_bytes()
-      pixels = np.frombuffer(data, np.uint8).reshape(self._side, self._side, 3)
+      height, width = value.size if self._side is None else (self._side, self._side)
+      pixels = np.frombuffer(data, np.uint8).reshape(height, width, 3)
       return value._replace(pixels=pixels)
     except (EOFError, OSError):
       raise ReaderDiedError(self._exit_code(), identity) from None
@@ -144,7 +145,7 @@ class ReaderProcess:
       return self._process.exitcode
 
 
-def _serve(pipe: Any, side: int, max_pixels: int, memory: int | None) -> None:
+def _serve(pipe: Any, side: int | None, max_pixels: int, memory: int | None) -> None:
   """Runs in the process: reads the images whose files arrive through the pipe."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
   exit_with_parent()

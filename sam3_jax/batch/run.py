@@ -63,6 +63,11 @@ def run(
       the checkpoint has no head for them.
     OSError: the results cannot be written.
   """
+  if job.tiling and job.has_visual_prompts:
+    raise ValueError(
+      "--tile takes phrases and exemplar boxes, but an image has a visual prompt (points, or a box "
+      "with visual: true); remove such prompts, or leave out --tile."
+    )
   before = retries.totals()
   if job.has_visual_prompts:
     model.visual_params()  # raises before anything is written

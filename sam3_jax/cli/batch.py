@@ -8,6 +8,7 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Quiet, Strict
+from sam3_jax.cli.prompt_arguments import parse_tiling
 from sam3_jax.utils.signals import RESUME
 
 
@@ -109,6 +110,20 @@ def batch(
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
+  tile: Annotated[
+    int | None,
+    typer.Option(
+      metavar="PIXELS",
+      help="Segment images in overlapping windows of this size, for large images with small "
+      "objects.",
+    ),
+  ] = None,
+  overlap: Annotated[
+    float | None,
+    typer.Option(
+      metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"
+    ),
+  ] = None,
   max_error_rate: Annotated[
     float,
     typer.Option(metavar="0..1", help="Stop when a larger fraction of the images fails."),
@@ -196,7 +211,7 @@ def batch(
     "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
     "part_size": part_size, "batch_images": batch_images, "batch_prompts": batch_prompts,
     "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
-    "skip_unreadable": skip_unreadable,
+    "skip_unreadable": skip_unreadable, "tiling": parse_tiling(tile, overlap),
   }  # fmt: skip
   from sam3_jax.batch.record_files.columns import Columns
   from sam3_jax.cli.batch_images import process_images

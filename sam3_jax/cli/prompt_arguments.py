@@ -1,4 +1,4 @@
-"""Parses the prompts and the mask generator's options of a command line."""
+"""Parses the prompts, the mask generator's options and the tiling of a command line."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ if TYPE_CHECKING:
   from sam3_jax.inference.mask_generator import MaskGeneration
   from sam3_jax.inputs.concept import ConceptFile
   from sam3_jax.inputs.prompts import Prompt
+  from sam3_jax.inputs.tiling import Tiling
   from sam3_jax.inputs.visual_prompts import VisualPrompt
 
 
@@ -184,3 +185,17 @@ def _value(text: str, kind: type) -> bool | int | float:
   if kind is bool:
     return ("false", "true").index(text.lower()) == 1
   return kind(text)
+
+
+def parse_tiling(tile: int | None, overlap: float | None) -> "Tiling | None":
+  """The windows of --tile and --overlap; None without --tile."""
+  from sam3_jax.inputs.tiling import OVERLAP, Tiling
+
+  if tile is None:
+    if overlap is not None:
+      raise ValueError(f"--overlap {overlap:g} needs --tile PIXELS; add it, or leave it out.")
+    return None
+  try:
+    return Tiling(tile, OVERLAP if overlap is None else overlap)
+  except ValueError as error:
+    raise ValueError(f"--{error}") from None

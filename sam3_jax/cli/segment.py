@@ -7,7 +7,8 @@ import typer
 
 from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
-from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts
+from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts, parse_tiling
+from sam3_jax.cli.raster_arguments import FeatureLayout, parse_raster
 from sam3_jax.utils.console import FAILED, Console
 
 
@@ -81,6 +82,41 @@ def segment(
   max_detections: Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = None,
+  tile: Annotated[
+    int | None,
+    typer.Option(
+      metavar="PIXELS",
+      help="Segment in overlapping windows of this size, for large images with small objects.",
+    ),
+  ] = None,
+  overlap: Annotated[
+    float | None,
+    typer.Option(
+      metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"
+    ),
+  ] = None,
+  to: Annotated[
+    FeatureLayout | None,
+    typer.Option(
+      help="Also write the instances of georeferenced rasters (GeoTIFF, COG) in their coordinates, "
+      "with areas in square meters. Needs the extra geo."
+    ),
+  ] = None,
+  bands: Annotated[
+    str | None,
+    typer.Option(
+      metavar="R,G,B",
+      help="Bands of a raster for red, green and blue, from 1, or one for gray. [default: 1,2,3]",
+    ),
+  ] = None,
+  stretch: Annotated[
+    str | None,
+    typer.Option(
+      metavar="LOW,HIGH",
+      help="Percentiles of a raster's values that become black and white, such as 2,98; 0,100 for "
+      "minimum and maximum. Required for values of more than 8 bits.",
+    ),
+  ] = None,
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
@@ -99,6 +135,7 @@ def segment(
   """
   arguments.check_fraction("--threshold", threshold)
   arguments.check_writable(out)
+  tiling, raster = parse_tiling(tile, overlap), parse_raster(to, bands, stretch)
 
   from sam3_jax.utils.notes import ListingNotes
 
@@ -113,6 +150,11 @@ def segment(
   given = parse_prompts(text or [], box or [], point or [], visual, everything, concept or [])
   if option and not everything:
     raise ValueError(f"--option {option[0]!r} needs --everything; add it, or leave out --option.")
+  if (tiling or raster) and (given.visual or everything):
+    raise ValueError(
+      f"{'--tile' if tiling else 'a raster'} takes --text and exemplar boxes only; leave out "
+      "--point, --visual and --everything, or the options for tiles and rasters."
+    )
   job = Job(
     images=images,
     prompts=given.prompts,
@@ -122,6 +164,9 @@ def segment(
     threshold=threshold,
     max_detections=max_detections,
     max_pixels=max_pixels,
+    tiling=tiling,
+    raster=raster,
+    features=to and to.value,
   )
   directory = arguments.find(checkpoint, quiet)
   precision = None if dtype is Dtype.auto else dtype.value

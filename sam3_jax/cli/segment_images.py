@@ -1,14 +1,14 @@
 """The work of `sam3-jax segment`: segments images and writes overlays, JSON and a table."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.table import Table
 from rich.text import Text
 
@@ -16,11 +16,16 @@ from sam3_jax.inference.mask_generator import MaskGeneration
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.provenance import check_concept
 from sam3_jax.inference.refine import add_instance, refine_by_clicks
+from sam3_jax.inference.tiled import WINDOWS
 from sam3_jax.inputs.concept import ConceptFile
+from sam3_jax.inputs.image_limits import InvalidImageError
 from sam3_jax.inputs.image_listing import ANNOTATIONS, IMAGE
 from sam3_jax.inputs.preprocess import displayed_size, read_image
 from sam3_jax.inputs.prompts import Prompt, check_boxes, prompt_as_json
+from sam3_jax.inputs.raster import RasterOptions, open_raster
+from sam3_jax.inputs.tiling import MIN_TILE, Tiling
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual, visual_as_json
+from sam3_jax.inputs.windows import open_windows
 from sam3_jax.outputs.coco_json import (
   coco,
   json_of,
@@ -28,6 +33,9 @@ from sam3_jax.outputs.coco_json import (
   png_of,
   write,
 )
+from sam3_jax.outputs.geo_features import SUFFIXES
+from sam3_jax.outputs.geo_features import features as as_features
+from sam3_jax.outputs.geo_features import writer as feature_writer
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.visualize import overlay
 from sam3_jax.utils.console import Console, loading, print_error, printable, progress, say
@@ -46,6 +54,9 @@ class Job:
     prompts: concept prompts and concepts for every image.
     visual: visual prompts for every image; with a single concept prompt, they refine its result.
     mask_generation: options to segment everything, without prompts.
+    tiling: the windows in which to segment each image; None for the image as a whole.
+    raster: how to read the images as rasters; None to read them as images.
+    features: layout of the file of georeferenced features, a key of `geo_features.SUFFIXES`.
     out: output directory; created when there is something to write.
     threshold: minimum score of instances, exclusive; None for the default of the kind of prompt.
     max_detections: most instances per prompt, those with the highest scores; None for all.
@@ -60,6 +71,9 @@ class Job:
   max_pixels: int
   visual: Sequence[VisualPrompt] = ()
   mask_generation: MaskGeneration | None = None
+  tiling: Tiling | None = None
+  raster: RasterOptions | None = None
+  features: str | None = None
 
   @property
   def phrases(self) -> list[str]:
@@ -79,6 +93,8 @@ class Job:
   @property
   def programs(self) -> dict[str, Any]:
     """The sizes of the programs to compile, as arguments of `Sam3.compile`."""
+    if self.tiling or self.raster:
+      return {"images": WINDOWS if self.tiling else 1, "prompts": 0}
     return {
       "images": 1,
       "prompts": len(self.boxes),
@@ -101,15 +117,18 @@ class Job:
     return default if self.threshold is None else self.threshold
 
   @property
-  def outputs(self) -> list[tuple[Path, Path]]:
-    """The paths of overlay and JSON for each image."""
+  def outputs(self) -> list[tuple[Path, ...]]:
+    """The paths of overlay, JSON and features for each image."""
+    suffixes = [IMAGE, ANNOTATIONS]
+    if self.features:
+      suffixes.append(Path(ANNOTATIONS).stem + SUFFIXES[self.features])
     stems = output_stems(self.images)
-    return [(self.out / (stem + IMAGE), self.out / (stem + ANNOTATIONS)) for stem in stems]
+    return [tuple(self.out / (stem + suffix) for suffix in suffixes) for stem in stems]
 
   def check(self) -> None:
     """Raises ValueError if a box lies outside an image, or an output would replace an input."""
     inputs = {path.resolve() for path in self.images}
-    for path in (path for pair in self.outputs for path in pair):
+    for path in (path for paths in self.outputs for path in paths):
       if path.resolve() in inputs:
         raise ValueError(f"{path} is an input and would be overwritten; choose another --out.")
     if self.visual or any(self.boxes):
@@ -149,12 +168,16 @@ def run(job: Job, checkpoint: Path, dtype: str | None, console: Console, errors:
         check_concept(prompt.concept, model.origin, model.config)
     trained = model.info.get("trained")
     table.title = Text(f"{checkpoint.name}, {model.dtype} on {_platform(model)}")
-    with progress(errors, bar=len(job.images) > 1, quiet=console.quiet) as step:
+    with progress(errors, bar=bool(job.tiling) or len(job.images) > 1, quiet=console.quiet) as step:
       for i, (path, outputs) in enumerate(zip(job.images, job.outputs, strict=True)):
         wait = "" if done else ", compiling first, which can take a minute"
-        step(f"{path.name}{wait}", i / len(job.images))
+
+        def show(fraction: float, i: int = i, what: str = f"{path.name}{wait}") -> None:
+          step(what, (i + fraction) / len(job.images))
+
+        show(0)
         try:
-          rows = _segment(model, job, path, outputs)
+          rows = _segment(model, job, path, outputs, show)
         except _BadImageError as error:
           print_error(str(error), errors)
           failures += 1
@@ -177,19 +200,50 @@ class _BadImageError(Exception):
 
 
 def _segment(
-  model: Sam3, job: Job, path: Path, outputs: tuple[Path, Path]
+  model: Sam3,
+  job: Job,
+  path: Path,
+  outputs: tuple[Path, ...],
+  show: Callable[[float], object],
 ) -> list[tuple[str | Text, ...]]:
   """Segments one image and writes its files; returns rows of the table."""
   start = time.perf_counter()
-  try:
-    image = read_image(path, max_pixels=job.max_pixels)
-  except (ValueError, TypeError, OSError) as error:
-    raise _BadImageError(str(error)) from error
-  instances = _instances(model, job, image)
+  with contextlib.ExitStack() as stack:
+    image: Any
+    try:
+      if job.raster:
+        needed, limit = job.features is not None, job.max_pixels
+        image = stack.enter_context(
+          open_raster(path, job.raster, georeferenced=needed, max_pixels=limit)
+        )
+      elif job.tiling:
+        image = stack.enter_context(open_windows(path, max_pixels=job.max_pixels))
+      else:
+        image = read_image(path, max_pixels=job.max_pixels)
+    except (ValueError, TypeError, OSError) as error:
+      raise _BadImageError(str(error)) from error
+    try:
+      instances = _instances(model, job, image, show)
+    except InvalidImageError as error:  # windows are read while the others are segmented
+      raise _BadImageError(str(error)) from error
+    return _write(model, job, path, outputs, image, instances, start)
+
+
+def _write(
+  model: Sam3,
+  job: Job,
+  path: Path,
+  outputs: tuple[Path, ...],
+  image: Any,
+  instances: Sequence[Instances],
+  start: float,
+) -> list[tuple[str | Text, ...]]:
+  """Writes the files of one image; returns rows of the table."""
   info = {
     "description": f"sam3-jax {version('sam3-jax')}",
     "checkpoint": model.info,
     "threshold": job.limit,
+    **({"tiling": dataclasses.asdict(job.tiling)} if job.tiling else {}),
     "everything": job.mask_generation and dataclasses.asdict(job.mask_generation),
     "visual_prompts": [visual_as_json(prompt) for prompt in job.visual],
     "prompts": [
@@ -197,12 +251,15 @@ def _segment(
       for prompt in job.prompts
     ],
   }
-  drawing, annotations = outputs
-  size = (image.shape[0], image.shape[1])
-  record = coco(str(path), size, instances, job.phrases, info)
+  drawing, annotations, *features = outputs
+  record = coco(str(path), image.shape[:2], instances, job.phrases, info)
   drawn = overlay(image, instances, job.phrases)
   try:
-    write({annotations: json_of(record), drawing: png_of(drawn)})
+    files = {annotations: json_of(record), drawing: png_of(drawn)}
+    for file in features:
+      frame = as_features(instances, job.phrases, image.crs, image.transform)
+      files[file] = feature_writer(frame, str(job.features))
+    write(files)
   except OSError as error:
     raise OSError(
       f"cannot write {error.filename}: {reason(error)} or choose another --out."
@@ -220,8 +277,17 @@ def _segment(
   ]
 
 
-def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
+def _instances(
+  model: Sam3, job: Job, image: Any, show: Callable[[float], object]
+) -> list[Instances]:
   """The instances of one image for each of the job's prompts."""
+  prompts = [one.concept if isinstance(one, ConceptFile) else one for one in job.prompts]
+  if job.tiling or job.raster:
+    tiling = job.tiling or Tiling(max(MIN_TILE, *image.size))
+    return model.segment_tiled(
+      image, prompts, tile=tiling.tile, overlap=tiling.overlap, threshold=job.limit,
+      max_detections=job.max_detections, progress=show,
+    )  # fmt: skip
   if job.mask_generation:
     found = model.generate_masks(image, job.mask_generation, max_pixels=job.max_pixels)
     return [found[: job.max_detections]]
@@ -231,7 +297,6 @@ def _instances(model: Sam3, job: Job, image: np.ndarray) -> list[Instances]:
       embedding, job.visual, multimask=all(one.is_ambiguous for one in job.visual)
     )
     return [one[one.scores > job.limit] for one in found.instances()]
-  prompts = [one.concept if isinstance(one, ConceptFile) else one for one in job.prompts]
   found = model.decode(embedding, prompts, max_detections=job.max_detections)
   instances = found.instances(job.limit)
   for prompt in job.visual:  # with a single concept prompt
@@ -254,12 +319,11 @@ def _name(prompt: VisualPrompt, number: int) -> str:
   return f"{kind} {number}" if number else kind
 
 
-def _list_outputs(console: Console, out: Path, done: Sequence[tuple[Path, Path]]) -> None:
-  for drawing, annotations in done[:LISTED]:
-    say(console, str(drawing))
-    say(console, str(annotations))
-  if len(done) > LISTED:
-    say(console, f"... and {2 * (len(done) - LISTED)} more files in {out}")
+def _list_outputs(console: Console, out: Path, done: Sequence[tuple[Path, ...]]) -> None:
+  for path in (path for paths in done[:LISTED] for path in paths):
+    say(console, str(path))
+  if more := sum(map(len, done[LISTED:])):
+    say(console, f"... and {more} more files in {out}")
 
 
 def _table() -> Table:

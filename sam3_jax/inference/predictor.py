@@ -26,6 +26,7 @@ from sam3_jax.inference.loaded_model import check_device, default_dtype
 from sam3_jax.inference.mask_generator import MaskGeneration, Segments
 from sam3_jax.inference.provenance import own_concept, own_embedding, own_text
 from sam3_jax.inference.sharding import REPLICATED, PartitionRules, parameter_sharding
+from sam3_jax.inference.tiled import TiledModel
 from sam3_jax.inference.video.video_model import VideoModel
 from sam3_jax.inference.visual import VisualRequest, decode_visual
 from sam3_jax.inputs.concept import Concept, check_exemplars, padded_slots
@@ -52,11 +53,11 @@ TEXT_BATCHES = (16, 4, 1)
 MEMORY_BUDGET = 4_000_000_000  # bytes: all masks of 59 prompts of the released model in float32
 
 
-class Sam3(VideoModel):
+class Sam3(TiledModel, VideoModel):
   """SAM 3: encode an image once, then decode many prompts; track objects through videos.
 
-  Prompts are concepts (`decode`), or points, boxes and masks of single objects (`decode_visual`,
-  `track`, `video`).
+  Prompts are concepts (`decode`, `segment_tiled`), or points, boxes and masks of single objects
+  (`decode_visual`, `track`, `video`).
   `LoadedModel` lists the attributes and the arguments of the constructor.
   """
 

@@ -3,11 +3,12 @@ not fit into memory."""
 
 import abc
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from sam3_jax.outputs.column_runs import ColumnRuns, concatenate, transitions
 from sam3_jax.outputs.rle import decode, encode
 
 _STRIP = 2**16  # values of a resized mask processed at a time; two such arrays fit into the cache
@@ -103,28 +104,31 @@ class Masks(LazyMasks):
     return mask
 
   def rle(self, index: int) -> dict:
-    from pycocotools import mask as coco  # not at the top: it is slow to import
+    return self.runs(index).rle()
 
+  def runs(
+    self, index: int, image: tuple[int, int] | None = None, corner: tuple[int, int] = (0, 0)
+  ) -> ColumnRuns:
+    """The runs of a mask down the columns.
+
+    Args:
+      index: of the mask.
+      image: height and width of a larger image, of which these masks cover a window; None if there
+        is none.
+      corner: x and y of the window's top left pixel.
+    """
     height, width = self.size
-    grid = self._grid(self._nonnegative(index))
+    size, grid = self.size if image is None else image, self._grid(self._nonnegative(index))
     rows, columns = _reach(grid, self.size)
-    # COCO's runs go down the columns, so compute the transposed mask in strips of whole columns.
-    first, high = rows.start, rows.stop - rows.start
-    changes = [np.zeros(0, np.int64)]
-    for column, strip in _strips(grid.T, (width, height), columns, rows):
-      # A False before and after each column ends its runs there.
-      inside = np.zeros(len(strip) * (high + 1) + 1, bool)
-      np.greater(strip, 0, out=inside[1:].reshape(-1, high + 1)[:, :high])
-      right, down = np.divmod(np.flatnonzero(inside[1:] != inside[:-1]), high + 1)
-      changes.append((column + right) * height + first + down)
-    # A run that continues in the next column has its end and start at the same pixel: no change.
-    change, times = np.unique(np.concatenate(changes), return_counts=True)
-    runs = np.diff(change[times == 1], prepend=0, append=height * width)
-    runs = runs[: len(runs) - (runs[-1] == 0)]
-    encoded: Any = coco.frPyObjects(
-      {"size": [height, width], "counts": runs.tolist()}, height, width
+    # Computes the transposed mask in strips of whole columns.
+    strips = _strips(grid.T, (width, height), columns, rows)
+    return concatenate(
+      (
+        transitions(strip > 0, size[0], (corner[0] + column, corner[1] + rows.start))
+        for column, strip in strips
+      ),
+      size,
     )
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
   def at(self, size: tuple[int, int]) -> "Masks":
     return Masks(self.logits, size)
@@ -164,6 +168,36 @@ class RleMasks(LazyMasks):
 
   def at(self, size: tuple[int, int]) -> "RleMasks":
     return RleMasks(self.rles, size)
+
+
+class RunMasks(LazyMasks):
+  """Masks of a large image given by runs down its columns; `rle` never has a mask as a bitmap.
+
+  Args:
+    runs: the masks, all over images of the same size.
+    size: height and width of the image; masks are resized to it with nearest neighbors.
+  """
+
+  def __init__(self, runs: Sequence[ColumnRuns], size: tuple[int, int]):
+    self.runs = list(runs)
+    self.size = _as_size(size)
+
+  def __len__(self) -> int:
+    return len(self.runs)
+
+  def _subset(self, index):
+    return RunMasks([self.runs[row] for row in np.arange(len(self))[index]], self.size)
+
+  def _mask(self, index: int) -> Bool[np.ndarray, "h w"]:
+    runs = self.runs[index]
+    return runs.to_mask() if runs.size == self.size else runs.sample(self.size)
+
+  def rle(self, index: int) -> dict:
+    runs = self.runs[self._nonnegative(index)]
+    return runs.rle() if runs.size == self.size else encode(self[index])
+
+  def at(self, size: tuple[int, int]) -> "RunMasks":
+    return RunMasks(self.runs, size)
 
 
 def _as_size(size: tuple[int, int]) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def canvas(image: UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     small = [Image.fromarray(strip).reduce(factor) for strip in strips]
     copy = Image.fromarray(np.concatenate([np.asarray(strip) for strip in small]))
   else:
-    copy = Image.fromarray(image)
+    copy = Image.fromarray(np.asarray(image))
   height, width = (max(1, round(side * scale)) for side in image.shape[:2])
   if copy.size == (width, height):
     return copy
