@@ -340,7 +340,7 @@ def test_mask_generator_from_the_command(ready, model, monkeypatch):
     (["--point", "nan,1"], "point 0 must be finite"),
     (["--point", "50,1"], "point [50, 1] is outside the 40 x 20 image"),
     (["--visual", "--box", "50,1,60,2"], "completely outside the 40 x 20 image"),
-    ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y or --everything"),
+    ([], "give --text PHRASE, --box X0,Y0,X1,Y1, --point X,Y, --concept FILE or --everything"),
     (["--point", "1,1", "--threshold", "2"], "--threshold must be between 0 and 1"),
   ],
 )
