@@ -75,5 +75,7 @@ class Archive:
     try:
       array = self._file[stored]
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-      raise ValueError(f"{self._path} is damaged at {stored}: {error}.") from error
+      raise ValueError(
+        f"{self._path} is damaged at {stored} ({error}): remove it to start again."
+      ) from error
     return array.view(jnp.bfloat16) if stored.endswith(_BITS) else array
