@@ -189,6 +189,8 @@ def test_ranges():
   for bad in ((5, 5), ("2s", "1s"), (0, None, 0), (0, None, "0s")):
     with pytest.raises(ValueError, match=r"must be after start|give 1 or more frames"):
       FrameRange(*bad)
+  with pytest.raises(ValueError, match=r"every is 'x': give 1 or more frames, or a time such as"):
+    FrameRange(0, None, "x")
 
 
 def test_positions_outside():
@@ -199,7 +201,7 @@ def test_positions_outside():
       call(20)
   with pytest.raises(ValueError, match=r"time 1.95s is after the end"):
     video.frames("1.95s")
-  with pytest.raises(ValueError, match="no frame from start=15 to stop='1s'"):
+  with pytest.raises(ValueError, match="no frame from start=15 to stop='1s': its 20 frames"):
     video.frames(15, "1s")
   assert video.frame_number("1.9s") == 19
   assert len(list(video.frames(15, 1000))) == 5

@@ -7,6 +7,7 @@ import pytest
 from small_video import SIZE, moving_frames, small_model
 
 from sam3_jax import VisualPrompt
+from sam3_jax.config import TrackerRules
 from sam3_jax.inference.video import groups
 from sam3_jax.inference.video.session import VideoSession
 
@@ -165,6 +166,36 @@ def test_removed_object_is_gone(model):
   assert next(frames).instances.ids.tolist() == [2, 3]
 
 
+def test_removed_mask_leaves_no_group_behind(model, tmp_path):
+  frames = moving_frames(3)
+  session = model.video(frames)
+  session.add(CLICK)
+  session.add(mask=square(3, 9))
+  session.remove(2)
+  session.save(tmp_path / "session")
+  loaded = VideoSession.load(model, tmp_path / "session", frames)
+  assert loaded.add(mask=square(5, 9)) == 3
+  assert [group.objects for group in loaded.tracker.state.groups] == [[1], [3]]
+
+
+def test_rules_of_a_session_decide_whether_objects_overlap(model):
+  def overlaps(separate):
+    rules = TrackerRules(separate_objects=separate, min_memory_score=0.02)
+    shared = []
+    for frame in model.track(moving_frames(2), [CLICK, OTHER], rules=rules):
+      masks = np.asarray(frame.instances.masks)
+      shared.append((masks.sum(axis=0) > 1).any())
+    return shared[1]
+
+  assert overlaps(False)
+  assert not overlaps(True)
+  programs = model.video_programs
+  other = programs.with_rules(TrackerRules(separate_objects=True))
+  assert programs.with_rules(TrackerRules(max_points=2)) is programs
+  assert other is programs.with_rules(TrackerRules(separate_objects=True, max_points=2))
+  assert other.answer is programs.answer
+
+
 @pytest.mark.slow
 def test_store_on_disk_equals_store_in_memory(model, tmp_path):
   frames = moving_frames(40)
@@ -207,6 +238,11 @@ def test_saved_session_keeps_prompts_that_were_not_used(model, tmp_path):
   assert results(loaded.run()) == results(session.run())
   with pytest.raises(ValueError, match="video of 40 x 24 with 6 frames"):
     VideoSession.load(model, tmp_path / "session", frames[:4])
+  damaged = bytearray((tmp_path / "session").read_bytes())
+  damaged[len(damaged) // 2] ^= 255
+  (tmp_path / "flipped").write_bytes(damaged)
+  with pytest.raises(ValueError, match=r"flipped is damaged at .*CRC.*: remove it"):
+    VideoSession.load(model, tmp_path / "flipped", frames)
   (tmp_path / "damaged").write_bytes((tmp_path / "session").read_bytes()[:300])
   with pytest.raises(ValueError, match="damaged"):
     VideoSession.load(model, tmp_path / "damaged", frames)
@@ -257,6 +293,8 @@ ERRORS = [
   (lambda s: s.add(CLICK, identity=2), "identity 2 was removed"),
   (lambda s: s.run("sideways"), "direction must be one of"),
   (lambda s: s.run(start=6), "frame 6 is after the end"),
+  (lambda s: s.run(stop=-1), "stop is -1: give a frame number from 0"),
+  (lambda s: s.run(stop=2.5), "stop is 2.5: give a frame number from 0"),
 ]
 
 
@@ -295,6 +333,9 @@ def test_errors_of_sources_and_models(model):
     model.video(iter(frames)).add(CLICK)
   with pytest.raises(ValueError, match="no object to track"):
     model.video(frames).run()
+  for options in ({"start": "1s"}, {"stop": "1s"}, {"every": "0.5s"}):
+    with pytest.raises(ValueError, match="no frame rate: give frame numbers"):
+      model.video(frames, **options)
   with pytest.raises(ValueError, match="resample must be one of"):
     model.video(frames, resample="nearest")
   session = model.video(frames, history=False)

@@ -105,7 +105,7 @@ def main(typed: Sequence[str] | None = None) -> int:
       status = INTERRUPTED
     except _UsageError as error:
       command = error.ctx.command_path if error.ctx else "sam3-jax"
-      message = error.format_message()
+      message = error.format_message().replace("Value error, ", "")  # typer adds it with pydantic
       stop = "" if message.endswith((".", "?", "!")) else "."
       print_error(f"{message}{stop} See `{command} --help`.")
     except BrokenPipeError:  # the reader of the output has exited

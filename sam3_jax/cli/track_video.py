@@ -238,9 +238,13 @@ class _Meter:
 
   def summary(self) -> str:
     """One line about the run."""
-    objects = f"{self._objects} object{'s' if self._objects != 1 else ''}"
     end = self._ends[-1] if self._ends else 0.0
-    return f"{self._done} frames, {objects}{_speed(self._counted, self._first, end)}"
+    speed = _speed(self._counted, self._first, end)
+    return f"{_count_of(self._done, 'frame')}, {_count_of(self._objects, 'object')}{speed}"
+
+
+def _count_of(number: int, noun: str) -> str:
+  return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _speed(frames: int, first: float, last: float) -> str:

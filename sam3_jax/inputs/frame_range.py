@@ -20,12 +20,19 @@ class Seconds(NamedTuple):
     return f"{self.value:g}s"
 
 
-def parse_position(value: Position, name: str = "the position") -> int | Seconds:
+_POSITION = "a frame number from 0, or a time such as '12.5s'"
+_STEP = "1 or more frames, or a time such as '0.5s'"
+
+
+def parse_position(
+  value: Position, name: str = "the position", expected: str = _POSITION
+) -> int | Seconds:
   """A frame number or a time.
 
   Args:
     value: a frame number from 0, as a number or a text, or a time such as "12.5s".
     name: of the value in messages, such as "start".
+    expected: what messages ask for.
 
   Raises:
     ValueError: it is neither, or negative.
@@ -33,9 +40,7 @@ def parse_position(value: Position, name: str = "the position") -> int | Seconds
   if isinstance(value, str) and (found := _TEXT.fullmatch(value)):
     return int(found[1]) if found[1] else Seconds(float(found[2]))
   if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-    raise ValueError(
-      f"{name} is {value!r:.40}: give a frame number from 0, or a time such as '12.5s'."
-    )
+    raise ValueError(f"{name} is {value!r:.40}: give {expected}.")
   return value
 
 
@@ -56,9 +61,9 @@ class FrameRange:
   def __init__(self, start: Position = 0, stop: Position | None = None, every: Position = 1):
     self.start = parse_position(start, "start")
     self.stop = None if stop is None else parse_position(stop, "stop")
-    self.every = parse_position(every, "every")
+    self.every = parse_position(every, "every", _STEP)
     if not (self.every.value if isinstance(self.every, Seconds) else self.every):
-      raise ValueError(f"every is {every!r}: give 1 or more frames, or a time such as '0.5s'.")
+      raise ValueError(f"every is {every!r}: give {_STEP}.")
     if type(self.start) is type(self.stop) and self.stop <= self.start:  # pyright: ignore
       raise ValueError(f"stop must be after start; got start={start!r} and stop={stop!r}.")
     self._first: tuple[int, float] | None = None  # number and time of the first chosen frame

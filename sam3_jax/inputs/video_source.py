@@ -103,19 +103,34 @@ class VideoSource(abc.ABC):
       ValueError: an invalid position, a start after the end, a time though the video has no frame
         rate, or `reverse` if it can only be read forwards. Later: frames that cannot be read.
     """
-    chosen = FrameRange(start, stop, every)
-    if chosen.has_times() and self.fps is None:
-      raise ValueError(f"{self.name} has no frame rate: give frame numbers, or fps=.")
-    times = self.times
-    if times is None:
+    wanted = self.numbers(start, stop, every)
+    if wanted is None:
       if reverse:
         raise ValueError(f"{self.name} can only be read forwards: convert it to MP4 first.")
-      return self._noting(self._counted(chosen))
+      return self._noting(self._counted(FrameRange(start, stop, every)))
+    return self._noting(self._backward(wanted) if reverse else self._forward(wanted))
+
+  def numbers(
+    self, start: Position = 0, stop: Position | None = None, every: Position = 1
+  ) -> list[int] | None:
+    """The numbers of the frames that `frames` yields; None if the number of frames is unknown.
+
+    Raises:
+      ValueError: as `frames`.
+    """
+    chosen = FrameRange(start, stop, every)
+    if chosen.has_times() and self.fps is None:
+      raise ValueError(f"{self.name} has no frame rate: give frame numbers, or fps= to open_video.")
+    if (times := self.times) is None:
+      return None
     wanted = _wanted(chosen, times)
     if not wanted:
       self.frame_number(start)  # raises if it is after the end
-      raise ValueError(f"{self.name} has no frame from start={start!r} to stop={stop!r}.")
-    return self._noting(self._backward(wanted) if reverse else self._forward(wanted))
+      raise ValueError(
+        f"{self.name} has no frame from start={start!r} to stop={stop!r}: its {len(times)} frames "
+        f"are 0 to {len(times) - 1}, at 0 to {times[-1]:.4g} seconds."
+      )
+    return wanted
 
   def read(self, index: Position) -> Frame:
     """Reads one frame; raises ValueError if there is no such frame."""

@@ -4,7 +4,7 @@ After SAM 2 (Ravi et al. 2024, arXiv:2408.00714, section 5 and appendix D). A cl
 does, with the same selection of memories; each object is a group of its own. Gradients go through
 all frames. There are three differences:
 
-- Only the tracker is trained; the encoder and the head for visual prompts stay as they are.
+- Only the tracker is trained; the encoder and the head for visual prompts are frozen.
 - Of a tracked frame, the mask is trained that is shown and remembered: the one with the highest
   estimated IoU, not the one with the lowest loss.
 - Masks are trained with cross-entropy, not with the focal loss, as in `visual`.

@@ -1,6 +1,7 @@
 """Archives of arrays: NumPy's npz files, written array by array, with bfloat16 as its bits."""
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,20 +41,21 @@ class Archive:
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: it is not such a file.
+    ValueError: it is not such a file, or an array in it is damaged.
   """
 
   def __init__(self, path: str | Path):
+    self._path = path
     try:
       self._stream = Path(path).open("rb")  # noqa: SIM115, closed by `__exit__`
     except FileNotFoundError:
-      raise FileNotFoundError(f"there is no file {path}.") from None
+      raise FileNotFoundError(f"there is no file {path}: check the path.") from None
     try:
       self._file: Any = np.load(self._stream, allow_pickle=False)
       self._names = {name.removesuffix(_BITS): name for name in self._file.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
       self._stream.close()
-      raise ValueError(f"{path} is damaged, or no file of a video session: {error}.") from error
+      raise ValueError(f"{path} is damaged, or is not the file of a video session.") from error
 
   def __enter__(self) -> "Archive":
     return self
@@ -70,5 +72,10 @@ class Archive:
 
   def __getitem__(self, name: str) -> np.ndarray:
     stored = self._names[name]
-    array = self._file[stored]
+    try:
+      array = self._file[stored]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+      raise ValueError(
+        f"{self._path} is damaged at {stored} ({error}): remove it to start again."
+      ) from error
     return array.view(jnp.bfloat16) if stored.endswith(_BITS) else array

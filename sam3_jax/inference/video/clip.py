@@ -4,11 +4,12 @@ The tracker counts positions, so that a clip with every second frame is tracked 
 own. Users and results name frames by their numbers in the source.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from sam3_jax.inputs.frame_range import FrameRange, Position
+from sam3_jax.inputs.frame_range import Position
 from sam3_jax.inputs.video_source import Frame, VideoSource
 
 
@@ -47,18 +48,8 @@ class Clip:
   ):  # fmt: skip
     self.source, self.size = source, source.size
     self.range: tuple[Any, Any, Any] = start, stop, every
-    self.numbers: list[int] | None = None
-    if (times := source.times) is not None:
-      chosen, numbers = FrameRange(start, stop, every), []
-      for number, time in enumerate(times.tolist()):
-        if chosen.is_over(number, time):
-          break
-        if chosen.takes(number, time):
-          numbers.append(number)
-      if not numbers:
-        raise ValueError(f"{source.name} has no frames from start={start!r} to stop={stop!r}.")
-      self.numbers = numbers
-      self._positions = {number: i for i, number in enumerate(numbers)}
+    self.numbers = source.numbers(start, stop, every)
+    self._positions = {number: i for i, number in enumerate(self.numbers or ())}
 
   @property
   def length(self) -> int | None:
@@ -75,10 +66,10 @@ class Clip:
     number = self.source.frame_number(frame)
     if number not in self._positions:
       first, last = self.numbers[0], self.numbers[-1]
-      inside = first <= number <= last
+      near = self.numbers[bisect.bisect(self.numbers, number) - 1]
       raise ValueError(
         f"frame {frame} is not in the clip: its frames are {first} to {last}"
-        + (f", each {self.range[2]} frames." if inside else ".")
+        + (f", with every={self.range[2]}; give frame {near}." if first < number < last else ".")
       )
     return self._positions[number]
 

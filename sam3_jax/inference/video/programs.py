@@ -4,12 +4,14 @@ Each is compiled once for a number of slots of the bank (`bank.BUCKETS`); `track
 conditioning frame and for several.
 """
 
+import copy
+import dataclasses
 from typing import Any
 
 import jax
 from jax.typing import DTypeLike
 
-from sam3_jax.config import Config
+from sam3_jax.config import Config, TrackerRules
 from sam3_jax.inference.video import bank as banks
 from sam3_jax.inference.video.functions import VideoFunctions
 from sam3_jax.model.video.tracker import video_config
@@ -47,6 +49,22 @@ class VideoPrograms:
     self.track: Any = jax.jit(functions.track, donate_argnames="bank")
     self.remember: Any = jax.jit(functions.remember, donate_argnames="bank")
     self.write: Any = jax.jit(banks.write, donate_argnames="bank")
+    self._other: VideoPrograms | None = None
+
+  def with_rules(self, rules: TrackerRules) -> "VideoPrograms":
+    """The programs for other rules than those of the checkpoint. Only `track` differs, and only if
+    `separate_objects` does; the session applies the other rules."""
+    video = video_config(self.config)
+    if rules.separate_objects == video.rules.separate_objects:
+      return self
+    if self._other is None:
+      changed = dataclasses.replace(video.rules, separate_objects=not video.rules.separate_objects)
+      config = dataclasses.replace(self.config, video=dataclasses.replace(video, rules=changed))
+      functions = VideoFunctions(config, self.dtype)
+      self._other = copy.copy(self)
+      self._other.config = config
+      self._other.track = jax.jit(functions.track, donate_argnames="bank")
+    return self._other
 
   @property
   def compilations(self) -> dict[str, int]:

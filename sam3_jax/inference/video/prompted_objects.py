@@ -152,6 +152,7 @@ class PromptedObjects:
       if not self.pending[position]:
         self.pending.pop(position)
     self._state.remove(identity)
+    self._drop_empty_masked()
     self.removed.add(identity)
 
   def at(self, frame: Position) -> TrackedFrame:
@@ -205,6 +206,7 @@ class PromptedObjects:
         answer = self.tracker.answer_mask(loaded.embedding, mask)
     except BaseException:
       self._state.remove(identity)
+      self._drop_empty_masked()
       raise
     self.last_id = max(self.last_id, identity)
     self._store(group, identity, position, answer)
@@ -248,6 +250,10 @@ class PromptedObjects:
         f"{self.clip.source.name} are {height} x {width}: give a mask over the whole frame."
       )
     return None, array.astype(bool)
+
+  def _drop_empty_masked(self) -> None:
+    """Drops groups of masks whose objects are all removed; the state has dropped them, too."""
+    self.masked = {t: group for t, group in self.masked.items() if group.objects}
 
   def _known(self, identity: Any) -> None:
     if identity in self.removed:

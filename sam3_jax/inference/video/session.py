@@ -15,7 +15,7 @@ from sam3_jax.inference.video.results import tracked_frame
 from sam3_jax.inference.video.store import BUDGET, HostStore
 from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
-from sam3_jax.inputs.frame_range import CLOSE, Position, Seconds
+from sam3_jax.inputs.frame_range import CLOSE, Position, Seconds, parse_position
 from sam3_jax.inputs.video_source import Frame, VideoSource
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.model.video.tracker import video_config
@@ -57,10 +57,11 @@ class VideoSession(PromptedObjects):
     origin: str | None = None,
   ):
     """Arguments as in `Sam3.video`. The source is open; `origin` is its path, for `load`."""
-    programs, clip = model.video_programs, Clip(source, start, stop, every)
+    rules = rules or video_config(model.config).rules
+    programs, clip = model.video_programs.with_rules(rules), Clip(source, start, stop, every)
     state = TrackerState(
       config=model.config,
-      rules=rules or video_config(model.config).rules,
+      rules=rules,
       dtype=model.dtype,
       device=model.device,
       write=programs.write,
@@ -222,7 +223,8 @@ class VideoSession(PromptedObjects):
     }
 
   def _stop(self, stop: Position) -> int | None:
-    number = self.clip.source.frame_number(stop) if isinstance(stop, str) else stop
+    found = parse_position(stop, "stop")
+    number = self.clip.source.frame_number(stop) if isinstance(found, Seconds) else found
     if self.clip.numbers is None or number > self.clip.numbers[-1]:
       return None
     return int(np.searchsorted(self.clip.numbers, number))

@@ -1,4 +1,4 @@
-"""Files of sessions: all that is known of the objects, so that tracking can go on later."""
+"""Files of sessions: all that is known of the objects, so that tracking can continue later."""
 
 import dataclasses
 import json
@@ -50,7 +50,7 @@ def load(kind: Any, model: Any, path: str | Path, source: Any = None) -> Any:
         )
     origin = header["origin"] if source is None else source
     if origin is None:
-      raise ValueError(f"{path} does not name its video, which was no file: pass source=.")
+      raise ValueError(f"{path} does not name its video, which was not a file: pass source=.")
     start, stop, every = header["range"]
     session = kind(
       model, open_video(origin),
