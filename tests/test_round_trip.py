@@ -57,8 +57,9 @@ def merged(tmp_path, monkeypatch):
         return {name: number for number, name in enumerate(dict.fromkeys(names), start=1)}
 
     job = dict.fromkeys(("checkpoint", "dtype", "threshold", "max_detections"))
+    job |= {"inputs": len(rows), "part_size": 1}
     monkeypatch.setattr(merge, "read_job", lambda _: job)
-    monkeypatch.setattr(merge, "write_errors", lambda _: 0)
+    monkeypatch.setattr(merge, "write_errors", lambda *_: 0)
     monkeypatch.setattr(merge, "Records", lambda *_: Records(rows))
     merge_parts(tmp_path)
     return tmp_path / "annotations.json"
