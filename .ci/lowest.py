@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("plots", "hub", "gcs", "export", "video", "serve", "geo")
+EXTRAS = ("plots", "hub", "gcs", "s3", "export", "video", "serve", "geo")
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 requirements = project["dependencies"]
 for extra in EXTRAS:
