@@ -87,7 +87,7 @@ class Segmenter:
     Args:
       batch: columns of equal length: `image` (pixels as `read_image` takes them) or `bytes` (of a
         file); optionally `path`, for the name, and `prompts`, JSON lists in the format of
-        `inputs.LINE_FORMAT`. Other columns are passed through.
+        `listed_images.LINE_FORMAT`. Other columns are passed through.
 
     Returns:
       The columns except the image column, and `record`, JSON as a line of a part (see
