@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -59,7 +60,8 @@ def entry() -> None:
   """Runs `sam3-jax batch` with the fake model, as the environment variables say."""
   from sam3_jax.cli.main import entry as run_command
 
-  _patch()
+  for patch in _patches():
+    patch.start()
   batches.Engine.pause = float(os.environ.get(PAUSE, "0"))
   if RENAME in os.environ:
     stop_at_rename(int(os.environ[RENAME]))
@@ -72,18 +74,23 @@ def run_inline(folder: Path, *typed: str) -> int:
   """Runs the command in this process; returns its exit status."""
   from sam3_jax.cli.main import main
 
-  _patch()
-  with contextlib.chdir(folder):
+  with contextlib.ExitStack() as restored:
+    for patch in _patches():
+      restored.enter_context(patch)
+    restored.enter_context(contextlib.chdir(folder))
     return main([*COMMAND, *typed])
 
 
-def _patch() -> None:
+def _patches() -> list[Any]:
+  """Patches that put the fake model into the command."""
   from sam3_jax.batch import pipeline
   from sam3_jax.inference.predictor import Sam3
 
-  pipeline.BACKOFF = (0.05, 0.1, 0.2)
-  pipeline.Engine = batches.Engine
-  Sam3.from_checkpoint = lambda *_, **__: batches.MODEL
+  return [
+    mock.patch.object(pipeline, "BACKOFF", (0.05, 0.1, 0.2)),
+    mock.patch.object(pipeline, "Engine", batches.Engine),
+    mock.patch.object(Sam3, "from_checkpoint", lambda *_, **__: batches.MODEL),
+  ]
 
 
 def log_seconds(path: str) -> None:

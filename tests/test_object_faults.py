@@ -16,7 +16,6 @@ def environment(monkeypatch):
   """Restores the environment, which the benchmark changes."""
   for name in ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "TMPDIR"):
     monkeypatch.setenv(name, "")
-  monkeypatch.setattr("sam3_jax.batch.pipeline.BACKOFF", (0.0, 0.0, 0.0))
 
 
 def test_killed_processes_on_a_failing_bucket():

@@ -198,15 +198,22 @@ def test_work_of_a_client_that_disconnects_is_dropped():
 
 def test_beyond_the_bound_clients_are_told_to_retry():
   with listening(max_images=2) as (port, service):
-    gate = threading.Event()
+    started, gate = threading.Event(), threading.Event()
     compute = service.engine._work.compute
-    service.engine._work.compute = lambda units: gate.wait(20) and compute(units)
+
+    def wait_and_compute(units):
+      started.set()
+      return gate.wait(20) and compute(units)
+
+    service.engine._work.compute = wait_and_compute
     statuses = []
     threads = [
       threading.Thread(target=lambda: statuses.append(call(port, "POST", "/v1/images", png())))
       for _ in range(6)
     ]
-    for thread in threads:
+    threads[0].start()
+    assert started.wait(20)
+    for thread in threads[1:]:
       thread.start()
     while len(statuses) < 3:  # one is computed, two wait
       time.sleep(0.01)
