@@ -54,6 +54,7 @@ def test_wrong_arguments(ready, fails, monkeypatch, typed, message):
   monkeypatch.setattr(Sam3, "encode", lambda *_, **__: embedding())
   assert message in fails("concept", "photo.png", "--out", "a.safetensors", *typed)
   assert "there is no image none.png" in fails("concept", "none.png", *BOX, "--out", "a")
+  assert "s3://b/a.png: the image of the" in fails("concept", "s3://b/a.png", *BOX, "--out", "a")
 
 
 def embedding():
