@@ -63,11 +63,13 @@ def test_a_concept_in_a_bucket(bucket, tmp_path):
   found = ConceptFile.read("gs://bucket/concepts/a b.safetensors")
   assert found == ConceptFile.read(tmp_path / "a b.safetensors")
   assert found.concept.text == "lion"
-  with pytest.raises(ValueError, match="^gs://bucket/concepts/bad is not a file that Concept.save"):
+  with pytest.raises(
+    ValueError, match=r"^gs://bucket/concepts/bad is not a file that Concept\.save"
+  ):
     ConceptFile.read("gs://bucket/concepts/bad")
   with pytest.raises(FileNotFoundError, match="no file of a concept gs://bucket/none; check"):
     ConceptFile.read("gs://bucket/none")
-  with pytest.raises(ValueError, match="^https://host/a is on a web server; download it"):
+  with pytest.raises(ValueError, match=r"^https://host/a is on a web server; download it"):
     ConceptFile.read("https://host/a?key=secret")
 
 
@@ -146,7 +148,7 @@ def test_web_servers_are_asked_only_if_allowed(images, web, tmp_path):
   lines = tmp_path / "list.jsonl"
   lines.write_text(f'{{"image": "{url}?signature=abc"}}\n')
   for given in (url, str(lines)):
-    with pytest.raises(ValueError, match="is on a web server; add --allow-https to read images"):
+    with pytest.raises(ValueError, match="is on a web server; add --allow-https to read it"):
       list_inputs(given, "cat")
   compare("images/002.png", url, allow_https=True)
   (one,) = list_inputs(str(lines), "cat", allow_https=True)

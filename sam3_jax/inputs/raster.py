@@ -180,7 +180,7 @@ def open_raster(
     if georeferenced and dataset.transform.is_identity:  # also that of files without one
       raise InvalidImageError(
         f"{name} has a coordinate reference system but no transform to it: add it, such as `rio "
-        f"edit-info --transform \"[0.5, 0, 500000, 0, -0.5, 5000000]\" {name}`, warp it if it has "
+        f'edit-info --transform "[0.5, 0, 500000, 0, -0.5, 5000000]" {name}`, warp it if it has '
         "control points (gdalwarp), or leave out --to for results in pixels."
       )
     reader = RasterReader(dataset, name, options or RasterOptions())
