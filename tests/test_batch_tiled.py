@@ -74,7 +74,7 @@ def test_visual_prompts_are_refused(images, tmp_path):
   point = {"points": [[5, 5]], "point_labels": [1]}
   lists.write_text(json.dumps({"image": str(images / "0.png"), "prompts": [point]}) + "\n")
   wanted = dataclasses.replace(job(images, tmp_path / "out"), inputs=list_inputs(str(lists), None))
-  with pytest.raises(ValueError, match="--tile takes phrases and exemplar boxes, but"):
+  with pytest.raises(ValueError, match="--tile takes phrases, exemplar boxes and concepts, but"):
     run(wanted, ColorModel(), QUIET, QUIET)
   assert not (tmp_path / "out").exists()
 

@@ -54,6 +54,7 @@ def test_wrong_arguments(ready, fails, monkeypatch, typed, message):
   monkeypatch.setattr(Sam3, "encode", lambda *_, **__: embedding())
   assert message in fails("concept", "photo.png", "--out", "a.safetensors", *typed)
   assert "there is no image none.png" in fails("concept", "none.png", *BOX, "--out", "a")
+  assert "s3://b/a.png: the image of the" in fails("concept", "s3://b/a.png", *BOX, "--out", "a")
 
 
 def embedding():
@@ -95,6 +96,7 @@ def test_concept_and_segment(ready, model, capsys):
   got = Concept.load("two.safetensors")
   np.testing.assert_allclose(got.tokens, want.tokens, atol=1e-5)
   files = ["--concept", "a/one.safetensors", "--concept", "two.safetensors"]
+  files += ["--concept", "./two.safetensors"]  # the same content and name: used once
   assert main(["segment", "turned.jpg", "--text", "cat", *files, "--threshold", "0.01"]) == 0
   record = json.loads((ready / "out" / "turned.sam3.json").read_text())
   assert [one["name"] for one in record["categories"]] == ["cat", "one", "cat (2)"]

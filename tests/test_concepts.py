@@ -126,6 +126,8 @@ def test_concepts_of_another_model(model, embedding, concept, tmp_path):
       model.decode(embedding, ["ear", wrong], 0)
   with refused("at most 128 exemplars"):
     model.decode(embedding, concept[[0] * 129], 0)
+  with refused("the concept has values that are not finite"):
+    model.decode(embedding, dataclasses.replace(concept, tokens=concept.tokens * np.nan), 0)
   save_file({"tokens": np.zeros((1, 32), np.float32)}, tmp_path / "cut")
   with refused("Concept has"):
     Concept.load(tmp_path / "cut")

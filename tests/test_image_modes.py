@@ -70,6 +70,18 @@ def test_16_bit_grey_files(form):
   np.testing.assert_array_equal(pixels[0, :, 1], [0, 1, 0, 1, 117, 255])
 
 
+def test_bands_of_a_tiff_file(tmp_path):
+  """Pillow does not read bands that are not colors; rasterio does."""
+  path = tmp_path / "bands.tif"
+  Image.fromarray(COLORS).save(path)
+  head = b"\x06\x01\x03\0\x01\0\0\0"  # PhotometricInterpretation: 2 is RGB, 1 is gray
+  assert path.read_bytes().count(head + b"\x02") == 1
+  path.write_bytes(path.read_bytes().replace(head + b"\x02", head + b"\x01"))
+  for source in (path, path.read_bytes()):
+    with pytest.raises(ValueError, match="is a TIFF file of an unsupported kind, such as several"):
+      read_image(source)
+
+
 def test_16_bit_values_in_a_32_bit_file():
   values = np.array([[0, 257, 65_535]], np.int32)
   pixels = read_image(encode(Image.fromarray(values), "TIFF"))

@@ -8,6 +8,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import object_servers
 import pytest
 import record_files
@@ -16,6 +17,7 @@ from batches import load_images, write_images
 from sam3_jax.batch.input_list import PrefixInputs
 from sam3_jax.batch.inputs import list_inputs
 from sam3_jax.batch.record_files import open_files
+from sam3_jax.inputs.concept import Concept, ConceptFile
 from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.notes import ListingNotes
 
@@ -51,6 +53,24 @@ def upload(bucket, folder: Path, prefix="images") -> None:
     if path.is_file():
       name = f"{prefix}/{path.relative_to(folder)}"
       bucket.put(name, path.read_bytes(), {})
+
+
+def test_a_concept_in_a_bucket(bucket, tmp_path):
+  concept = Concept(np.ones((1, 4), np.float32), np.array([True]), "lion")
+  concept.save(tmp_path / "a b.safetensors")
+  bucket.put("concepts/a b.safetensors", (tmp_path / "a b.safetensors").read_bytes(), {})
+  bucket.put("concepts/bad", b"x" * 99, {})
+  found = ConceptFile.read("gs://bucket/concepts/a b.safetensors")
+  assert found == ConceptFile.read(tmp_path / "a b.safetensors")
+  assert found.concept.text == "lion"
+  with pytest.raises(
+    ValueError, match=r"^gs://bucket/concepts/bad is not a file that Concept\.save"
+  ):
+    ConceptFile.read("gs://bucket/concepts/bad")
+  with pytest.raises(FileNotFoundError, match="no file of a concept gs://bucket/none; check"):
+    ConceptFile.read("gs://bucket/none")
+  with pytest.raises(ValueError, match=r"^https://host/a is on a web server; download it"):
+    ConceptFile.read("https://host/a?key=secret")
 
 
 def compare(local: str, remote: str, **options) -> None:
@@ -128,7 +148,7 @@ def test_web_servers_are_asked_only_if_allowed(images, web, tmp_path):
   lines = tmp_path / "list.jsonl"
   lines.write_text(f'{{"image": "{url}?signature=abc"}}\n')
   for given in (url, str(lines)):
-    with pytest.raises(ValueError, match="is on a web server; add --allow-https to read images"):
+    with pytest.raises(ValueError, match="is on a web server; add --allow-https to read it"):
       list_inputs(given, "cat")
   compare("images/002.png", url, allow_https=True)
   (one,) = list_inputs(str(lines), "cat", allow_https=True)

@@ -280,6 +280,8 @@ def test_the_command(command, capsys, faults, undisturbed, layout, count):
     (["--out", "gs://other/x"], "there is no bucket other; check its name; check --out."),
     (["--out", "ftp://other/x"], "ftp://other/x has an unsupported scheme; give a local path"),
     (["--images", "https://host/a.jpg?key=abc"], "https://host/a.jpg is on a web server; add --al"),
+    (["--prompts", "https://host/a.txt?key=abc"], "https://host/a.txt is on a web server; add"),
+    (["--concept", "gs://bucket/none"], "there is no file of a concept gs://bucket/none; check"),
     (["--images", "gs://other/x"], "gs://other/x: there is no bucket other; check its name"),
     (
       ["--prompts", "gs://bucket/none.txt"],

@@ -277,6 +277,8 @@ class TestBadInput:
   def test_files(self, segment, tmp_path, objects):
     write(tmp_path / "deep.tif", objects[0].astype(np.uint16), UTM)
     write(tmp_path / "cut.tif", objects[0], UTM, compress="deflate")
+    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
+      write(tmp_path / "pixels.tif", objects[0], crs="EPSG:32633")
     data = (tmp_path / "cut.tif").read_bytes()
     (tmp_path / "cut.tif").write_bytes(data[: len(data) // 2])
     Image.fromarray(np.moveaxis(objects[0], 0, 2)).save(tmp_path / "photo.png")
@@ -284,6 +286,7 @@ class TestBadInput:
       "deep.tif": "deep.tif has uint16 values: give the percentiles",
       "photo.png": "photo.png is not a GeoTIFF, or is damaged: convert it with gdal_translate",
       "cut.tif": "cut.tif is ",
+      "pixels.tif": "pixels.tif has a coordinate reference system but no transform to it: add it",
     }
     for name, message in messages.items():
       status, error = segment(name, "--to", "gpkg")

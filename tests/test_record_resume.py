@@ -1,5 +1,6 @@
 """Images in records between runs and under faults: resuming, several readers, damaged records."""
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -15,6 +16,7 @@ import record_files
 from batches import files, load_images
 from record_files import Scene, example, scene_example, start, write
 
+from sam3_jax.batch.frozen_inputs import open_job
 from sam3_jax.batch.image_bytes import read_image_bytes
 from sam3_jax.batch.input_list import image_file
 from sam3_jax.batch.inputs import list_inputs
@@ -51,6 +53,18 @@ def rewrite(path: Path, data: bytes) -> None:
   assert len(data) == status.st_size
   path.write_bytes(data)
   os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_missing_record_is_not_made_from_the_list(tmp_path, scenes):
+  """As in a bucket, for a pattern that matches whole images and files of records."""
+  found = list_inputs(write(tmp_path, "array_record", scenes)[0], "cat")
+  open_job(tmp_path / "out", {"part_size": 4}, found)
+
+  def make(name, identity):
+    return dataclasses.replace(found[0], name=name, identity=identity, record=None)
+
+  with pytest.raises(ValueError, match="1 file removed"):
+    open_job(tmp_path / "out", {"part_size": 4}, found[:-1], frozen_input=make)
 
 
 READ_BY_INDEX = ["array_record", "parquet"]

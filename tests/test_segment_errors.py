@@ -55,8 +55,8 @@ class TestBadInput:
       (["--text", "a", "--tile", "0"], "--tile must be a whole number of pixels, at least 32"),
       (["--text", "a", "--tile", "64", "--overlap", "1"], "--overlap must be a fraction"),
       (["--text", "a", "--overlap", "0.5"], "--overlap 0.5 needs --tile"),
-      (["--everything", "--tile", "64"], "--tile takes --text and exemplar boxes only"),
-      (["--point", "5,5", "--tile", "64"], "--tile takes --text and exemplar boxes only"),
+      (["--everything", "--tile", "64"], "--tile takes --text, --concept and exemplar boxes"),
+      (["--point", "5,5", "--tile", "64"], "--tile takes --text, --concept and exemplar boxes"),
       (["--text", "a", "--dtype", "float16"], "'float32'"),
       (["--text", "a", "--device", "npu"], "'cpu'"),
       (["--text", "a", "--device", "tpu"], "JAX finds only cpu; pip install"),
@@ -69,6 +69,7 @@ class TestBadInput:
       (["missing.jpg", "--text", "a"], "there is no file missing.jpg"),
       (["nothing", "--text", "a"], "there is no file nothing"),
       (["no*.jpg", "--text", "a"], "there is no image in no*.jpg"),
+      (["gs://b/a.jpg", "--text", "a"], "gs://b/a.jpg: images of this command (`batch` reads"),
     ],
   )
   def test_options(self, ready, fails, typed, message):

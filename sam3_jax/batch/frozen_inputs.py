@@ -189,7 +189,8 @@ class _Comparison:
     candidates: dict[int, Input] = {}
     for index, (key, then) in enumerate(frozen.items()):
       item = now.pop(key, None)
-      if item is None and frozen_input is not None and then.span is None:
+      is_whole_file = then.span is None and then.record is None
+      if item is None and frozen_input is not None and is_whole_file:
         item = frozen_input(key[0], then.identity)
       if item is None:
         self._then[key[0]] = then.identity

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from sam3_jax.batch.input_list import Input, PrefixInputs
 from sam3_jax.batch.listed_images import ListedImage, list_images, readable
-from sam3_jax.batch.object_inputs import Listing, identify_objects, list_objects, open_text
+from sam3_jax.batch.object_inputs import (
+  Listing,
+  check_allowed,
+  identify_objects,
+  list_objects,
+  open_text,
+)
 from sam3_jax.batch.prompt_schema import (
   AnyPrompt,
   check_unicode,
@@ -57,7 +63,8 @@ def list_inputs(
     notes: counts files that are left out, and missing or empty images, which will fail.
     concepts: likewise for images without prompts of their own, after `prompts`.
     columns: to read of files of records.
-    allow_https: whether `images` and the lines of a list may be addresses on web servers.
+    allow_https: whether `images`, `prompts` and the lines of a list may be addresses on web
+      servers.
 
   Raises:
     FileNotFoundError: there is no such image, directory, list or dataset.
@@ -66,6 +73,8 @@ def list_inputs(
       prompts, a directory or list cannot be read, or a tar file is damaged.
   """
   notes = ListingNotes() if notes is None else notes
+  if prompts is not None and is_url(prompts):
+    check_allowed(prompts, allow_https)
   common = _common_prompts(prompts, concepts)
   columns = columns or Columns()
   listing = None
@@ -107,7 +116,8 @@ def list_inputs(
     if repeated := [name for name, count in counts.items() if count > 1]:
       found = named("name", "names", repeated)
       faults.append(f"--name-column {columns.name} gives several images the same name: {found}")
-  raise_faults(faults, redact(images), "Correct the list, or give --prompts or --concept.")
+  give = ", or give --prompts or --concept" if without_prompts else ""
+  raise_faults(faults, redact(images), f"Correct the files or the options{give}.")
   if not inputs:
     raise _no_image(images, notes)
   return inputs

@@ -65,9 +65,7 @@ def check_allowed(url: str, allow_https: bool) -> None:
   """Raises ValueError if the URL is not supported, or is on a web server and those may not be
   asked."""
   if parse(url).scheme in ("http", "https") and not allow_https:
-    raise ValueError(
-      f"{redact(url)} is on a web server; add {ALLOW_HTTPS} to read images from there"
-    )
+    raise ValueError(f"{redact(url)} is on a web server; add {ALLOW_HTTPS} to read it from there.")
 
 
 def identify_objects(urls: Sequence[str]) -> list[tuple[str, FileIdentity | None]]:

@@ -65,8 +65,8 @@ def run(
   """
   if job.tiling and job.has_visual_prompts:
     raise ValueError(
-      "--tile takes phrases and exemplar boxes, but an image has a visual prompt (points, or a box "
-      "with visual: true); remove such prompts, or leave out --tile."
+      "--tile takes phrases, exemplar boxes and concepts, but an image has a visual prompt "
+      "(points, or a box with visual: true); remove such prompts, or leave out --tile."
     )
   before = retries.totals()
   if job.has_visual_prompts:

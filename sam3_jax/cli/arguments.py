@@ -37,12 +37,13 @@ def images(given: Sequence[Path], notes: "ListingNotes") -> list[Path]:
 
   Raises:
     FileNotFoundError: a file or directory does not exist.
-    ValueError: no image was found, or a directory cannot be read.
+    ValueError: no image was found, a directory cannot be read, or a URL is given.
   """
   from sam3_jax.inputs.image_listing import find_files
 
   files: dict[Path, Path] = {}
   for pattern in map(str, given):
+    require_local(pattern, "images of this command (`batch` reads buckets)")
     if not os.path.exists(pattern) and not glob.has_magic(pattern):
       raise FileNotFoundError(f"there is no file {pattern}; check the spelling and the directory.")
     found = [Path(file.path) for file in find_files(pattern, notes)]

@@ -9,6 +9,7 @@ from sam3_jax.cli import arguments
 from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Quiet
 from sam3_jax.cli.prompt_arguments import parse_prompts
 from sam3_jax.utils.console import Console, loading, say
+from sam3_jax.utils.paths import require_local
 
 
 def concept(
@@ -56,6 +57,7 @@ def concept(
   """
   if not box:
     raise ValueError("a concept needs exemplars: give --box X0,Y0,X1,Y1.")
+  require_local(image, "the image of the exemplars")
   if not image.is_file():
     raise FileNotFoundError(f"there is no image {image}; check the path.")
   if out.is_dir() or out.resolve() == image.resolve():

@@ -66,7 +66,7 @@ def _read_concepts(paths: Sequence[str]) -> "list[ConceptFile]":
     return []
   from sam3_jax.inputs.concept import ConceptFile
 
-  return [ConceptFile.read(path) for path in dict.fromkeys(paths)]
+  return list(dict.fromkeys(map(ConceptFile.read, paths)))
 
 
 def _concept_prompts(phrases: Sequence[str], boxes: Sequence[str]) -> "list[Prompt]":

@@ -152,8 +152,8 @@ def segment(
     raise ValueError(f"--option {option[0]!r} needs --everything; add it, or leave out --option.")
   if (tiling or raster) and (given.visual or everything):
     raise ValueError(
-      f"{'--tile' if tiling else 'a raster'} takes --text and exemplar boxes only; leave out "
-      "--point, --visual and --everything, or the options for tiles and rasters."
+      f"{'--tile' if tiling else 'a raster'} takes --text, --concept and exemplar boxes only; "
+      "leave out --point, --visual and --everything, or the options for tiles and rasters."
     )
   job = Job(
     images=images,

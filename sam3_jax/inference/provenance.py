@@ -28,7 +28,8 @@ def check_origin(what: str, found: Origin, model: Origin, remedy: str = "encode 
 
 
 def check_concept(concept: Concept, model: Origin, config: Config) -> None:
-  """Raises ValueError if a concept is from another checkpoint, or has no or too many exemplars."""
+  """Raises ValueError if a concept is from another checkpoint, has no or too many exemplars, or
+  values that are not finite."""
   check_origin("the concept", concept.origin, model, "make it again")
   tokens, labels = np.shape(concept.tokens), np.shape(concept.positive)
   if len(tokens) != 2 or tokens[1] != config.width or labels != tokens[:1] or not tokens[0]:
@@ -37,6 +38,8 @@ def check_concept(concept: Concept, model: Origin, config: Config) -> None:
       f"model has at least one row of {config.width} channels, and a label for each. Make it again."
     )
   check_exemplars(tokens[0])
+  if not np.isfinite(np.asarray(concept.tokens, np.float32)).all():
+    raise ValueError("the concept has values that are not finite (NaN or infinity). Make it again.")
 
 
 def own_concept(concept: Concept, model: Origin, config: Config, dtype: DTypeLike) -> Concept:

@@ -1,7 +1,9 @@
 """Concepts: exemplars that were encoded in some images, to find the same in others."""
 
 import dataclasses
+import hashlib
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
+from sam3_jax.storage.objects import read_file
+from sam3_jax.storage.urls import is_url, parse, redact
 from sam3_jax.utils.atomic_files import write_bytes
 from sam3_jax.utils.identity import Origin, file_sha256
 from sam3_jax.utils.json_text import shown
@@ -101,17 +105,35 @@ class ConceptFile:
 
   @classmethod
   def read(cls, path: str | Path) -> Self:
-    """Reads a file.
+    """Reads a local file, or an object in a bucket.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it does not hold a concept.
+      OSError: the object cannot be read.
+      ValueError: it does not hold a concept, or is on a web server.
     """
+    if is_url(path):
+      return cls._download(str(path))
     if not os.path.isfile(path):
-      raise FileNotFoundError(
-        f"there is no file of a concept {path}; check the path, or make it with `sam3-jax concept`."
-      )
+      raise _missing(path)
     return cls(Path(path).name, file_sha256(path), Concept.load(path))
+
+  @classmethod
+  def _download(cls, url: str) -> Self:
+    if parse(url).scheme in ("http", "https"):
+      raise ValueError(f"{redact(url)} is on a web server; download it, and give the local file.")
+    try:
+      data = read_file(url)
+    except FileNotFoundError:
+      raise _missing(url) from None
+    with tempfile.TemporaryDirectory() as folder:
+      local = Path(folder) / "concept"
+      local.write_bytes(data)
+      try:
+        concept = Concept.load(local)
+      except ValueError as error:
+        raise ValueError(str(error).replace(str(local), url)) from error
+    return cls(url.rpartition("/")[2], hashlib.sha256(data).hexdigest(), concept)
 
   @property
   def text(self) -> str | None:
@@ -131,6 +153,12 @@ class ConceptFile:
   def to_json(self) -> dict[str, Any]:
     """JSON values that identify the concept."""
     return {"text": self.text, "concept": self.name, "sha256": self.sha256}
+
+
+def _missing(path: str | Path) -> FileNotFoundError:
+  return FileNotFoundError(
+    f"there is no file of a concept {path}; check the path, or make it with `sam3-jax concept`."
+  )
 
 
 def single_phrase(prompts: Sequence[Any]) -> str | None:

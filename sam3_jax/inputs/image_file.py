@@ -51,6 +51,7 @@ IMAGE_SUFFIXES = frozenset(end for ends in SUFFIXES_BY_FORMAT.values() for end i
 
 _HEADER = 2**16  # bytes of an object that are read at a time if only its header is needed
 _TRANSPOSED = (5, 6, 7, 8)  # orientations (EXIF 2.32) that exchange height and width
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
 _TIFF_SIZE = (257, 256)  # tags of TIFF 6.0: height, width
 
 
@@ -288,6 +289,11 @@ def _decoding(name: str, file: _ErrorRecorder | None) -> Iterator[None]:
     if file is not None:
       _raise_if_unreadable(name, file)
     if isinstance(error, UnidentifiedImageError):
+      if file is not None and _starts_as_tiff(file):
+        raise InvalidImageError(
+          f"{name} is a TIFF file of an unsupported kind, such as several bands of 16 bits, or is "
+          "damaged: convert it to 8-bit RGB, or read it as a raster (segment --stretch 2,98)."
+        ) from None
       raise InvalidImageError(
         f"{name} is not an image, or is cut off: give a JPEG, PNG, WebP, TIFF or another supported "
         "format."
@@ -296,6 +302,12 @@ def _decoding(name: str, file: _ErrorRecorder | None) -> Iterator[None]:
     raise InvalidImageError(
       f"{name} is truncated or damaged ({reason:.120}): get the file again."
     ) from error
+
+
+def _starts_as_tiff(file: _ErrorRecorder) -> bool:
+  """Whether a file, which can be read to its end, begins like a TIFF file."""
+  file.seek(0)
+  return file.read(4) in _TIFF_STARTS
 
 
 def _raise_if_unreadable(name: str, file: _ErrorRecorder) -> None:

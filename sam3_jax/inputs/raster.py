@@ -148,14 +148,14 @@ def open_raster(
   Args:
     path: of the file.
     options: of bands and stretch.
-    georeferenced: refuse a raster without CRS.
+    georeferenced: refuse a raster without CRS or without a transform to it.
     max_pixels: larger rasters are refused.
 
   Raises:
     ImportError: rasterio is not installed.
     FileNotFoundError: no such file.
-    ValueError: another format, damaged, too large, without CRS, without one of the bands, or with
-      values that need a stretch.
+    ValueError: another format, damaged, too large, without CRS or transform, without one of the
+      bands, or with values that need a stretch.
   """
   rasterio = import_rasterio()
   name = os.fspath(path)
@@ -176,6 +176,12 @@ def open_raster(
       raise InvalidImageError(
         f"{name} has no coordinate reference system: add it, such as `rio edit-info --crs "
         f"EPSG:32633 {name}`, or leave out --to for results in pixels."
+      )
+    if georeferenced and dataset.transform.is_identity:  # also that of files without one
+      raise InvalidImageError(
+        f"{name} has a coordinate reference system but no transform to it: add it, such as `rio "
+        f'edit-info --transform "[0.5, 0, 500000, 0, -0.5, 5000000]" {name}`, warp it if it has '
+        "control points (gdalwarp), or leave out --to for results in pixels."
       )
     reader = RasterReader(dataset, name, options or RasterOptions())
     try:
