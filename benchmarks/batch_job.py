@@ -89,7 +89,7 @@ def _patches() -> list[Any]:
   return [
     mock.patch.object(pipeline, "BACKOFF", (0.05, 0.1, 0.2)),
     mock.patch.object(pipeline, "Engine", batches.Engine),
-    mock.patch.object(Sam3, "from_checkpoint", lambda *_, **__: batches.MODEL),
+    mock.patch.object(Sam3, "from_checkpoint", return_value=batches.MODEL),
   ]
 
 
