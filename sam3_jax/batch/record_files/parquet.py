@@ -5,6 +5,7 @@ row group, so memory is bounded by a page and not by a row group. Rows asked for
 decoded once.
 """
 
+import abc
 import bisect
 import collections
 import contextlib
@@ -247,8 +248,9 @@ class _RangeFile(io.RawIOBase):
     self._at += len(data)
     return data
 
+  @abc.abstractmethod
   def _range(self, start: int, stop: int) -> bytes:
-    raise NotImplementedError
+    """The bytes from `start` up to `stop`."""
 
 
 class _LocalFile(_RangeFile):
