@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sam3_jax.cli import arguments
-from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Quiet, Strict
+from sam3_jax.cli.options import Computed, Debug, Dtype, OnDevice, Overlap, Quiet, Strict, Tile
 from sam3_jax.cli.prompt_arguments import parse_tiling
 from sam3_jax.utils.signals import RESUME
 
@@ -110,20 +110,8 @@ def batch(
   max_pixels: Annotated[
     int, typer.Option(min=1, metavar="N", help="Reject images with more than N pixels.")
   ] = 300_000_000,  # preprocess.MAX_PIXELS, whose import would import JAX
-  tile: Annotated[
-    int | None,
-    typer.Option(
-      metavar="PIXELS",
-      help="Segment images in overlapping windows of this size, for large images with small "
-      "objects.",
-    ),
-  ] = None,
-  overlap: Annotated[
-    float | None,
-    typer.Option(
-      metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"
-    ),
-  ] = None,
+  tile: Tile = None,
+  overlap: Overlap = None,
   max_error_rate: Annotated[
     float,
     typer.Option(metavar="0..1", help="Stop when a larger fraction of the images fails."),

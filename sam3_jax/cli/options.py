@@ -34,6 +34,17 @@ MaskOptions = Annotated[
 ]
 # A flag takes no value, so its metavar is empty.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Print errors only.")]
+Tile = Annotated[
+  int | None,
+  typer.Option(
+    metavar="PIXELS",
+    help="Segment in overlapping windows of this size, for large images with small objects.",
+  ),
+]
+Overlap = Annotated[
+  float | None,
+  typer.Option(metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"),
+]
 Strict = Annotated[
   bool,
   typer.Option(

@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from sam3_jax.cli import arguments
-from sam3_jax.cli.options import Computed, Debug, Dtype, MaskOptions, OnDevice, Quiet, Strict
+from sam3_jax.cli.options import (
+  Computed,
+  Debug,
+  Dtype,
+  MaskOptions,
+  OnDevice,
+  Overlap,
+  Quiet,
+  Strict,
+  Tile,
+)
 from sam3_jax.cli.prompt_arguments import parse_mask_generation, parse_prompts, parse_tiling
 from sam3_jax.cli.raster_arguments import FeatureLayout, parse_raster
 from sam3_jax.utils.console import FAILED, Console
@@ -82,19 +92,8 @@ def segment(
   max_detections: Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Keep at most N instances per prompt.")
   ] = None,
-  tile: Annotated[
-    int | None,
-    typer.Option(
-      metavar="PIXELS",
-      help="Segment in overlapping windows of this size, for large images with small objects.",
-    ),
-  ] = None,
-  overlap: Annotated[
-    float | None,
-    typer.Option(
-      metavar="0..0.75", help="With --tile: fraction that windows share. [default: 0.25]"
-    ),
-  ] = None,
+  tile: Tile = None,
+  overlap: Overlap = None,
   to: Annotated[
     FeatureLayout | None,
     typer.Option(
