@@ -38,6 +38,17 @@ def serving(server):
 
 
 @contextlib.contextmanager
+def quick_stores(monkeypatch):
+  """New connections to stores, whose requests are repeated without waiting."""
+  monkeypatch.setattr(retries, "POLICY", QUICK)
+  store._open.cache_clear()
+  try:
+    yield
+  finally:
+    store._open.cache_clear()
+
+
+@contextlib.contextmanager
 def cloud_storage(monkeypatch, *, faults=None):
   """A server of buckets, which the variables of the environment name; behind `faults`, if given."""
   with serving(buckets.Server()) as server, contextlib.ExitStack() as stack:
@@ -47,12 +58,8 @@ def cloud_storage(monkeypatch, *, faults=None):
       address = stack.enter_context(serving(faults)).address
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
     monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-    monkeypatch.setattr(retries, "POLICY", QUICK)
-    store._open.cache_clear()
-    try:
+    with quick_stores(monkeypatch):
       yield server
-    finally:
-      store._open.cache_clear()
 
 
 @contextlib.contextmanager
@@ -256,9 +263,5 @@ def web(monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.address)
-    monkeypatch.setattr(retries, "POLICY", QUICK)
-    store._open.cache_clear()
-    try:
+    with quick_stores(monkeypatch):
       yield server
-    finally:
-      store._open.cache_clear()
