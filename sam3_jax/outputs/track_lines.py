@@ -3,7 +3,8 @@
 A line is {"frame": 12, "time": 0.48, "size": [height, width], "objects": [...]}; an object is
 {"id", "score", "bbox", "area", "segmentation"} as in the COCO files of `segment`: `bbox` is x, y,
 width, height in pixels, clipped to the frame, and `segmentation` is compressed RLE, which
-pycocotools reads. Lines are in the order in which frames were tracked.
+pycocotools reads. An object that a phrase found also has that "phrase". Lines are in the order in
+which frames were tracked.
 """
 
 from array import array
@@ -27,12 +28,16 @@ SUFFIX = ".tracks.jsonl"
 
 def line_of(frame: TrackedFrame) -> bytes:
   """The line of a frame, with its newline. Equal frames give equal bytes."""
+  objects = entries(frame.instances, frame.size)
+  for one, phrase in zip(objects, frame.phrases, strict=bool(frame.phrases)):
+    if phrase is not None:
+      one["phrase"] = phrase
   return json_bytes(
     {
       "frame": int(frame.index),
       "time": round(float(frame.time), 6),
       "size": [int(side) for side in frame.size],
-      "objects": entries(frame.instances, frame.size),
+      "objects": objects,
     }
   )
 
@@ -194,6 +199,8 @@ def _fault(row: Any) -> str:
   for one in objects:
     if not isinstance(one, dict) or not {"id", "score", "bbox", "segmentation"} <= one.keys():
       return "each object must have id, score, bbox and segmentation"
+    if not isinstance(one.get("phrase", ""), str):
+      return f"the phrase of object {one['id']!r:.20} is {one['phrase']!r:.40}"
     rle = one["segmentation"]
     if not (
       isinstance(rle, dict)
@@ -216,4 +223,7 @@ def _frame(row: dict[str, Any]) -> TrackedFrame:
     boxes=boxes,
     masks=RleMasks([one["segmentation"] for one in objects], size),
   )
-  return TrackedFrame(row["frame"], float(row["time"]), size, instances)
+  phrases = tuple(one.get("phrase") for one in objects)
+  if not any(phrases):
+    phrases = ()
+  return TrackedFrame(row["frame"], float(row["time"]), size, instances, phrases)
