@@ -21,6 +21,7 @@ from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import Masks
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.registry import find_checkpoint
+from sam3_jax.rules import Rules
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
   "MaskGeneration",
   "Masks",
   "Prompt",
+  "Rules",
   "SAM3PromptableConceptImageSegmenter",
   "Sam3",
   "Segments",

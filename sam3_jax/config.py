@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sam3_jax.rules import DEFAULT_RULES, Rules
 from sam3_jax.utils.dataclass_dict import from_dict
 
 # Far beyond any model: a damaged or hostile file must not cause an out-of-memory error.
@@ -117,29 +118,6 @@ class LiteTextConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrackerRules:
-  """Thresholds of the tracker; the defaults are those of Meta's released video model."""
-
-  # Reads the latest frames whose score exceeds `min_memory_score`; False reads the latest frames.
-  memory_selection: bool = True
-  min_memory_score: float = 0.01  # mean object score of a frame's group times its mean IoU
-  max_objects: int = 128  # objects tracked at once; Meta has 10,000
-  max_points: int = 16  # clicks read on a frame: the first half and the last half of them
-  # Cells of the largest holes that are filled, and of the largest islands that are removed; 0 for
-  # neither.
-  hole_area: int = 16
-  # Leaves each cell of a tracked frame to one object, and hides an object that loses most of its
-  # cells. False lets objects overlap, as Meta's tracker does by itself.
-  separate_objects: bool = False
-
-  def __post_init__(self):
-    if self.hole_area:
-      _check_ranges(self, "tracker ")
-    else:
-      _check_ranges(dataclasses.replace(self, hole_area=1), "tracker ")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoConfig:
   """The tracker: what it keeps of earlier frames and how it reads them (SAM 2's; Ravi et al. 2024,
   arXiv:2408.00714)."""
@@ -152,7 +130,7 @@ class VideoConfig:
   mlp_width: int = 2048  # hidden channels of their MLPs
   mask_widths: tuple[int, int, int, int] = (4, 16, 64, 256)  # of the mask, on its way to the grid
   blocks: int = 2  # ConvNeXt blocks that fuse mask and image to a memory
-  rules: TrackerRules = TrackerRules()  # thresholds
+  rules: Rules = DEFAULT_RULES  # thresholds
 
   def __post_init__(self):
     _check_ranges(self, "video ")
@@ -244,7 +222,7 @@ class Config:
     if isinstance(values, Mapping):
       values = {"video": None} | dict(values)
       if isinstance(video := values["video"], Mapping) and isinstance(video.get("rules"), Mapping):
-        rules = dataclasses.asdict(TrackerRules()) | dict(video["rules"])
+        rules = dataclasses.asdict(Rules()) | dict(video["rules"])
         values["video"] = dict(video) | {"rules": rules}
     return from_dict(cls, values, "config", complete=remedy)
 

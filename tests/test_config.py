@@ -10,8 +10,8 @@ from sam3_jax.config import (
   RELEASED,
   SIZES,
   Config,
+  Rules,
   TextConfig,
-  TrackerRules,
   TrunkConfig,
   VideoConfig,
 )
@@ -38,8 +38,8 @@ def test_tracker_is_optional():
 
 def test_missing_rules_of_the_tracker_have_their_defaults():
   values = VIDEO.to_dict()
-  values["video"]["rules"] = {"hole_area": 0}
-  assert Config.from_dict(values).video == VideoConfig(rules=TrackerRules(hole_area=0))
+  values["video"]["rules"] = {"fill_hole_area": 0}
+  assert Config.from_dict(values).video == VideoConfig(rules=Rules(fill_hole_area=0))
 
 
 def test_defaults_are_the_released_sizes():
@@ -141,17 +141,17 @@ def test_configurations_are_frozen_and_keyword_only():
       "tokens of that size); change either.",
     ),
     (
-      lambda: TrackerRules(min_memory_score=1.5),
-      "tracker min_memory_score must be in [0, 1); got 1.5.",
+      lambda: Rules(min_memory_score=1.5),
+      "rules min_memory_score must be in [0, 1]; got 1.5.",
     ),
-    (lambda: TrackerRules(hole_area=-1), "tracker hole_area must be at least 1; got -1."),
+    (lambda: Rules(fill_hole_area=-1), "rules fill_hole_area must be 0 to 65,536; got -1."),
     (
       lambda: _changed(video=VIDEO.to_dict()["video"] | {"mask_widths": [1, 2]}),
       "config.video.mask_widths must have 4 values; got [1, 2].",
     ),
     (
       lambda: _changed(video=VIDEO.to_dict()["video"] | {"rules": {"speed": 1}}),
-      "config.video.rules must have exactly the fields of TrackerRules; unknown: ['speed'], "
+      "config.video.rules must have exactly the fields of Rules; unknown: ['speed'], "
       "missing: []. Convert the checkpoint again with this version of sam3-jax.",
     ),
   ],

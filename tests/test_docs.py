@@ -108,7 +108,7 @@ def test_every_configuration_field_is_in_the_reference():
   tables = {cls for _, cls in fields._tables(TrainConfig)}
   classes = {cls for cls in vars(config).values() if isinstance(cls, type)}
   model = {cls for cls in classes if dataclasses.is_dataclass(cls)}
-  assert config.TrackerRules in model
+  assert config.Rules in model
   for cls in (MaskGeneration, *tables, *model):
     rows = fields.fields(cls)
     assert [row.name for row in rows] == [field.name for field in dataclasses.fields(cls)]

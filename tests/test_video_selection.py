@@ -79,7 +79,7 @@ def test_separate_objects(functions):
   model clamps."""
   masks = functions["overlap.masks"][:, 0]
   found = TrackedObjects(masks, np.ones(6), np.full(6, 3, np.float32), np.zeros((6, 8)))
-  got = separate_objects(found)
+  got = separate_objects(found, 0.3)
   lost = functions["overlap.shrinkage"][:, 0].max(axis=(1, 2)) <= -10
   assert 0 < lost.sum() < 6
   np.testing.assert_array_equal(got.object_logit, np.where(lost, -10, 3))
@@ -91,7 +91,7 @@ def test_separate_objects_leave_absent_objects_absent():
   masks = np.full((3, 4, 4), ABSENT_LOGIT, np.float32)
   masks[1, :2] = 1
   logits = np.float32([-3, 2, -20])
-  got = separate_objects(TrackedObjects(masks, np.ones(3), logits, np.zeros((3, 8))))
+  got = separate_objects(TrackedObjects(masks, np.ones(3), logits, np.zeros((3, 8))), 0.3)
   np.testing.assert_array_equal(got.object_logit, logits)
   np.testing.assert_array_equal(np.asarray(got.mask_logits) > 0, masks > 0)
 

@@ -7,9 +7,9 @@ import pytest
 from small_video import SIZE, moving_frames, small_model
 
 from sam3_jax import VisualPrompt
-from sam3_jax.config import TrackerRules
 from sam3_jax.inference.video import groups
 from sam3_jax.inference.video.session import VideoSession
+from sam3_jax.rules import Rules
 
 HEIGHT, WIDTH = SIZE
 CLICK = VisualPrompt(points=[[5, 5]])
@@ -180,7 +180,7 @@ def test_removed_mask_leaves_no_group_behind(model, tmp_path):
 
 def test_rules_of_a_session_decide_whether_objects_overlap(model):
   def overlaps(separate):
-    rules = TrackerRules(separate_objects=separate, min_memory_score=0.02)
+    rules = Rules(separate_objects=separate, min_memory_score=0.02)
     shared = []
     for frame in model.track(moving_frames(2), [CLICK, OTHER], rules=rules):
       masks = np.asarray(frame.instances.masks)
@@ -190,9 +190,9 @@ def test_rules_of_a_session_decide_whether_objects_overlap(model):
   assert overlaps(False)
   assert not overlaps(True)
   programs = model.video_programs
-  other = programs.with_rules(TrackerRules(separate_objects=True))
-  assert programs.with_rules(TrackerRules(max_points=2)) is programs
-  assert other is programs.with_rules(TrackerRules(separate_objects=True, max_points=2))
+  other = programs.with_rules(Rules(separate_objects=True))
+  assert programs.with_rules(Rules(max_points=2)) is programs
+  assert other is programs.with_rules(Rules(separate_objects=True, max_points=2))
   assert other.answer is programs.answer
 
 
@@ -323,8 +323,8 @@ def test_errors_of_sources_and_models(model):
     model.track(iter(()), CLICK)
   with pytest.raises(ValueError, match="no prompt given"):
     model.track(frames, [])
-  with pytest.raises(TypeError, match="VisualPrompts or masks"):
-    model.track(frames, "dog")
+  with pytest.raises(TypeError, match="phrases, Prompts, VisualPrompts or masks"):
+    model.track(frames, [3])
   with pytest.raises(ValueError, match="frame 7 is after the end"):
     model.track(frames, {7: CLICK})
   with pytest.raises(ValueError, match="frame 7 are outside the clip"):

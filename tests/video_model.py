@@ -18,7 +18,10 @@ from support import QUICK
 from sam3_jax import Sam3, Tokenizer
 
 HEIGHT, WIDTH = 120, 160
-CONSUMED = {"track": "bank", "remember": "bank", "write": "bank"}  # arguments of these programs
+# Arguments of these programs.
+CONSUMED = dict.fromkeys(
+  ("track", "memorize_tracked", "memorize_found", "remember", "write"), "bank"
+)
 
 
 def quick_video(model: Sam3) -> Sam3:

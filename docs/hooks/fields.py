@@ -18,11 +18,11 @@ from sam3_jax.config import (
   LiteTextConfig,
   StemConfig,
   TextConfig,
-  TrackerRules,
   TrunkConfig,
   VideoConfig,
 )
 from sam3_jax.inference.mask_generator import MaskGeneration
+from sam3_jax.rules import Rules
 from sam3_jax.training.config import TrainConfig
 from sam3_jax.utils.field_docs import field_docs
 
@@ -64,7 +64,7 @@ def pages() -> str:
     "text": TextConfig,
     "text (LiteText)": LiteTextConfig,
     "video": VideoConfig,
-    "video.rules": TrackerRules,
+    "video.rules": Rules,
   }
   parts = [
     "## Training (`sam3-jax train`)\n\n"

@@ -24,6 +24,7 @@ TEXTS = {
   "ops": "attention, boxes, ROI align: pure functions",
   "types": "the pytrees between the parts",
   "config": "sizes of the model",
+  "rules": "thresholds of tracking in video",
   "storage": "objects in buckets and on web servers",
   "utils": "files, console, validation",
 }

@@ -32,10 +32,17 @@ def matrix(source: int, result: int, antialias: bool) -> Float[np.ndarray, "resu
   """The weights of all source cells in each resulting cell, for one axis."""
   index, cells = np.arange(result) + 0.5, np.arange(source)
   if antialias:
-    scale = source / result
-    reach = max(scale, 1.0)
-    weights = np.maximum(1 - np.abs(cells + 0.5 - scale * index[:, None]) / reach, 0)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    # In float32 as in PyTorch: at the border of a mask, rounding decides about exactly 0.5.
+    scale, one, half = np.float32(source) / np.float32(result), np.float32(1), np.float32(0.5)
+    reach = max(scale, one)
+    center = (scale * index.astype(np.float32))[:, None]
+    first = np.maximum((center - reach + half).astype(np.int64), 0)
+    last = np.minimum((center + reach + half).astype(np.int64), source)
+    offset = cells.astype(np.float32) - center + half
+    weights = np.maximum(one - np.abs(offset * (one / reach)), 0)
+    weights = np.where((cells >= first) & (cells < last), weights, np.float32(0))
+    total = np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]  # one after another
+    return weights / total
   # PyTorch computes positions in float32, with one rounding of product and sum together.
   scale = np.float64(np.float32(source) / np.float32(result))
   position = (scale * index - 0.5).astype(np.float32).clip(0, source - 1)

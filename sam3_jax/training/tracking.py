@@ -203,7 +203,7 @@ def _track_clip(
   def track(t: int, seen: list[_Remembered]) -> tuple[_Remembered, Sums]:
     frame = embedding[t : t + 1]
     found = _track_frame(params, functions, tracker, frame, seen)
-    shown = functions.shown(params, found, clip.valid)
+    shown = functions.shown(params, found, jnp.ones_like(clip.valid), clip.valid)
 
     def correct() -> _Objects:
       mask = jax.lax.stop_gradient(shown.mask_logits)

@@ -18,9 +18,10 @@ from sam3_jax.inference.video import bank as banks
 from sam3_jax.inference.video.bank import Reads
 from sam3_jax.inputs.preprocess import normalize
 from sam3_jax.model.sam3 import Detector
-from sam3_jax.model.video.tracker import VideoTracker
+from sam3_jax.model.video.tracker import MASK_PROMPT_STRIDE, VideoTracker
 from sam3_jax.model.visual.head import VisualHead, no_prompts, single_mask
 from sam3_jax.ops.bilinear import resize
+from sam3_jax.rules import DEFAULT_RULES
 from sam3_jax.types import VisualHeadOutput
 
 ABSENT_LOGIT = -1024.0  # of all cells of an object that is not on the frame
@@ -28,7 +29,6 @@ MASK_SCALE, MASK_OFFSET = 20.0, -10.0  # of the map that the memory encoder take
 # Objects whose memories are encoded at a time. A TPU puts the objects of a block on its 128 lanes
 # where maps have few channels, so 8 take as long as 32.
 BLOCK = 32
-KEPT_SHARE = 0.3  # of its cells that an object must keep among others; Meta's, of its video model
 
 
 @struct.dataclass
@@ -53,17 +53,21 @@ class VideoFunctions:
 
   def __init__(self, config: Config, dtype: DTypeLike):
     self._size, self._dtype = config.image_size, dtype
+    self._memory_size = MASK_PROMPT_STRIDE * config.mask_size
     self._detector, self._head = Detector(config, dtype), VisualHead(config, dtype)
     self._tracker = VideoTracker(config, dtype)
-    self._separate = config.video is not None and config.video.rules.separate_objects
+    self._rules = DEFAULT_RULES if config.video is None else config.video.rules
 
   def encode(self, params, pixels):
-    sizes = jnp.zeros((len(pixels), 2), jnp.int32)
-    pixels = normalize(pixels) if pixels.dtype == jnp.uint8 else pixels
     # XLA removes what is computed for the unused embedding of concepts.
+    return self.encode_both(params, pixels, jnp.zeros((len(pixels), 2), jnp.int32))[1]
+
+  def encode_both(self, params, pixels, sizes):
+    pixels = normalize(pixels) if pixels.dtype == jnp.uint8 else pixels
     method = Detector.encode_and_keep
-    both: Any = self._detector.apply({"params": params}, pixels, sizes, method=method)
-    return self._head.apply({"params": params["visual"]}, both[1], method=VisualHead.encode)
+    concepts, features = self._detector.apply({"params": params}, pixels, sizes, method=method)
+    visual = self._head.apply({"params": params["visual"]}, features, method=VisualHead.encode)
+    return concepts, visual
 
   def read(self, params, bank, embedding, reads):
     memory, pointers = banks.gather(bank, reads)
@@ -90,15 +94,29 @@ class VideoFunctions:
     return hide_absent(self.decode(params, embedding.coarse, embedding, prompts, single, None))
 
   def track(self, params, bank, embedding, reads, rows):
+    found = self.propagate(params, bank, embedding, reads, jnp.ones(len(rows), bool))
+    bank, memory = self.memorize_tracked(params, bank, embedding, found, rows)
+    return bank, found, memory
+
+  def propagate(self, params, bank, embedding, reads, clicked):
     image = self.read(params, bank, embedding, reads)
-    count = len(rows)
+    count = len(clicked)
     ambiguous = jnp.ones(count, bool)
     unread = _reads_nothing(reads)
     found = self.decode(params, image, embedding, no_prompts(count), ambiguous, unread)
-    found = self.shown(params, found, ~unread)
-    present = found.object_logit > 0
-    memory = self.memorize(params, embedding, found.mask_logits, present, self.soft_map)
-    return banks.write(bank, rows, memory, found.pointers), found, memory
+    return self.shown(params, found, clicked, ~unread)
+
+  def memorize_tracked(self, params, bank, embedding, objects, rows):
+    present = objects.object_logit > 0
+    memory = self.memorize(params, embedding, objects.mask_logits, present, self.soft_map)
+    return banks.write(bank, rows, memory, objects.pointers), memory
+
+  def memorize_found(self, params, bank, embedding, mask_logits, pointers, owner, order, rows):
+    logits = resize(mask_logits, (self._memory_size, self._memory_size))
+    logits = hide_shrunk(logits, owner, order, self._rules.shrink_threshold)
+    present = (logits > 0).any(axis=(1, 2))
+    memory = self.memorize(params, embedding, logits, present, as_map)
+    return banks.write(bank, rows, memory, pointers), memory
 
   def remember(self, params, bank, embedding, objects, group, order, rows):
     logits = without_overlap(self.enlarge(objects.mask_logits), group, order)
@@ -127,21 +145,28 @@ class VideoFunctions:
     pointers = self.network(params, VideoTracker.pointer, _token(found, ambiguous), present)
     return TrackedObjects(masks[:, 0].astype(jnp.float32), iou[:, 0], found.object_logit, pointers)
 
-  def shown(self, params, found, tracked) -> TrackedObjects:
-    """What is shown and remembered of objects on a tracked frame; `tracked` is false for slots
-    without an object."""
-    if not self._separate:
-      return hide_absent(found)
-    logit = jnp.where(tracked, found.object_logit, -1)
-    separate = separate_objects(hide_absent(dataclasses.replace(found, object_logit=logit)))
+  def shown(self, params, found, clicked, tracked) -> TrackedObjects:
+    """What is shown and remembered of objects on a tracked frame. `clicked` is false for slots of
+    objects that a phrase found, `tracked` for slots without an object."""
+    present = hide_absent(found)
+    if not self._rules.separate_objects:
+      return present
+    logit = jnp.where(clicked & tracked, found.object_logit, -1)
+    alone = hide_absent(dataclasses.replace(found, object_logit=logit))
+    separate = separate_objects(alone, self._rules.shrink_threshold)
     nothing = params["video"]["no_object_pointer"].astype(jnp.float32)
     hidden = (separate.object_logit <= 0)[:, None]
     pointers = jnp.where(hidden, nothing, found.pointers)
-    return dataclasses.replace(separate, pointers=pointers)
+    separate = dataclasses.replace(separate, pointers=pointers)
+
+    def choose(mine, others):
+      return jnp.where(jnp.expand_dims(clicked, tuple(range(1, mine.ndim))), mine, others)
+
+    return jax.tree.map(choose, separate, present)
 
   def soft_map(self, logits):
     """The map of a tracked mask that the memory encoder takes."""
-    return jax.nn.sigmoid(self.enlarge(logits)) * MASK_SCALE + MASK_OFFSET
+    return as_map(self.enlarge(logits))
 
   def memorize(self, params, embedding, masks, present, as_map=lambda mask: mask):
     """The memories of the frame, cells last, from masks or what `as_map` makes of them."""
@@ -166,11 +191,35 @@ def hide_absent(found: TrackedObjects) -> TrackedObjects:
   return dataclasses.replace(found, mask_logits=jnp.where(present, found.mask_logits, ABSENT_LOGIT))
 
 
-def separate_objects(found: TrackedObjects) -> TrackedObjects:
+def as_map(logits: Float[Array, "O h w"]) -> Float[Array, "O h w"]:
+  """The map of mask logits that the memory encoder takes, in [-10, 10]."""
+  return jax.nn.sigmoid(logits) * MASK_SCALE + MASK_OFFSET
+
+
+def hide_shrunk(
+  logits: Float[Array, "O h w"], owner: Int[Array, " O"], order: Int[Array, " O"], share: float
+) -> Float[Array, "O h w"]:
+  """Empties, to logits of at most -10, the masks of objects that keep less than a share of their
+  cells where each cell belongs to the object with the highest logit. The other masks stay whole,
+  and overlap.
+
+  Args:
+    logits: of all objects.
+    owner, order: as `group` and `order` of `without_overlap`; objects of different owners do not
+      compete.
+    share: in [0, 1].
+  """
+  apart = without_overlap(logits, owner, order)
+  kept, cells = ((x > 0).sum(axis=(1, 2), dtype=jnp.float32) for x in (apart, logits))
+  shrunk = kept < share * jnp.maximum(cells, 1)
+  return jnp.where(shrunk[:, None, None], jnp.minimum(logits, MASK_OFFSET), logits)
+
+
+def separate_objects(found: TrackedObjects, share: float) -> TrackedObjects:
   """Leaves each cell to the object with the highest logit there, the first of equal ones; the
   others get at most -10.
 
-  An object that keeps less than `KEPT_SHARE` of its cells is absent: its object logit becomes -10
+  An object that keeps less than `share` of its cells is absent: its object logit becomes -10
   at most, and its mask empty. The rule is that of Meta's video model for memories.
   """
   count = len(found.mask_logits)
@@ -178,7 +227,7 @@ def separate_objects(found: TrackedObjects) -> TrackedObjects:
   first = found.mask_logits.argmax(axis=0) == jnp.arange(count)[:, None, None]
   own, all_cells = ((x.sum(axis=(1, 2), dtype=jnp.float32)) for x in (inside & first, inside))
   logits = jnp.where(first, found.mask_logits, jnp.minimum(found.mask_logits, MASK_OFFSET))
-  lost = own < KEPT_SHARE * all_cells
+  lost = own < share * all_cells
   object_logit = jnp.where(lost, jnp.minimum(found.object_logit, MASK_OFFSET), found.object_logit)
   return hide_absent(dataclasses.replace(found, mask_logits=logits, object_logit=object_logit))
 

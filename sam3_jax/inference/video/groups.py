@@ -98,6 +98,13 @@ class Group:
       table.pop(frame, None)
     self.unseen.discard(frame)
 
+  def forget(self, frame: int) -> None:
+    """Forgets a conditioning frame."""
+    for table in (self.conditioning, self.backward, self.rows):
+      table.pop(frame, None)
+    for frames in self.prompted.values():
+      frames.discard(frame)
+
   def remove(self, identity: int) -> None:
     """Removes an object. Scores become those of the others; a conditioning frame on which only this
     object was prompted becomes a previous frame, with a score."""

@@ -7,17 +7,21 @@ import numpy as np
 from jaxtyping import Bool
 
 from sam3_jax.inference.video.clip import Clip
+from sam3_jax.inference.video.components import clean_mask
+from sam3_jax.inference.video.concept_tracker import ConceptTracker, FrameEmbedding, TrackedConcept
 from sam3_jax.inference.video.frame_pixels import RESAMPLES, model_pixels
 from sam3_jax.inference.video.groups import Group
+from sam3_jax.inference.video.held_frames import HeldFrame, HeldFrames
 from sam3_jax.inference.video.prompts import Answer, give_way
-from sam3_jax.inference.video.results import tracked_frame
-from sam3_jax.inference.video.tracker import ObjectResult, Tracker
+from sam3_jax.inference.video.results import ShownObject, shown_frame
+from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
 from sam3_jax.inputs.frame_range import Position
+from sam3_jax.inputs.prompts import ConceptPrompt
 from sam3_jax.inputs.video_source import Frame
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-from sam3_jax.types import VisualEmbedding
+from sam3_jax.types import ImageEmbedding, VisualEmbedding
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.validation import as_array, check_flag, is_whole
 
@@ -25,10 +29,17 @@ EMBEDDINGS = 4  # encoded frames that are kept, for prompts on the same frames
 
 
 class LoadedFrame(NamedTuple):
-  """A frame and its embedding."""
+  """A frame and its embedding.
+
+  Attributes:
+    frame: from the source.
+    embedding: for the tracker.
+    concepts: for phrases; None in a session without any.
+  """
 
   frame: Frame
   embedding: VisualEmbedding
+  concepts: ImageEmbedding | None = None
 
 
 class PromptedObjects:
@@ -41,6 +52,8 @@ class PromptedObjects:
     pending: answers to prompts of which no memory was made yet, by position and object.
     masked: by position, the group that masks there join until it is tracked.
     removed, last_id: ids that are not given again, and the largest id so far.
+    finder: finds and tracks the objects of phrases.
+    held: frames that were tracked, but not given out yet.
   """
 
   def __init__(self, clip: Clip, tracker: Tracker, resample: str):
@@ -51,6 +64,8 @@ class PromptedObjects:
     self.masked: dict[int, Group] = {}
     self.removed: set[int] = set()
     self.last_id = 0
+    self.finder = ConceptTracker(tracker.model, tracker, clip.size)
+    self.held = HeldFrames(clip.size, tracker.state.rules)
     self._loaded: OrderedDict[int, LoadedFrame] = OrderedDict()
 
   @property
@@ -154,6 +169,9 @@ class PromptedObjects:
     self._state.remove(identity)
     self._drop_empty_masked()
     self.removed.add(identity)
+    self.held.hidden.add(identity)
+    if (concept := self.finder.owner(identity)) is not None:
+      concept.objects.remove([identity])
 
   def at(self, frame: Position) -> TrackedFrame:
     """What is known of a frame: the answers to its prompts, and the masks of the last passes.
@@ -175,7 +193,7 @@ class PromptedObjects:
           numbers = float(record.object_logits[member]), float(record.iou[member])
           results[identity] = ObjectResult(logits, *numbers)
     found = self._loaded[position].frame if position in self._loaded else self.clip.read(position)
-    return tracked_frame(found, self.clip.size, results, state.rules.hole_area)
+    return shown_frame(found.index, found.time, self.clip.size, self._shown(results))
 
   def remember_prompts(self) -> None:
     """Makes memories of all prompts since the last time."""
@@ -211,6 +229,59 @@ class PromptedObjects:
     self.last_id = max(self.last_id, identity)
     self._store(group, identity, position, answer)
     return identity
+
+  def find(self, prompt: str | ConceptPrompt, frame: Position = 0) -> list[int]:
+    """Finds all objects of a concept on a frame, and from there on in `run`.
+
+    As with Meta's code, `run` goes over this frame again.
+
+    Args:
+      prompt: a phrase, a `Prompt` with exemplar boxes on this frame, or a `Concept`.
+      frame: its number or time.
+
+    Returns:
+      The ids of the objects found on this frame. Some may turn out to be wrong.
+
+    Raises:
+      ValueError: a box outside the frame, or a frame outside the clip.
+      TypeError: a prompt of another type.
+    """
+    return self.find_at(self.clip.position(frame), prompt)
+
+  def find_at(self, position: int, prompt: Any) -> list[int]:
+    """As `find`, on a position in the clip."""
+    concept = TrackedConcept(self.finder.check(prompt), position)
+    self.remember_prompts()
+    loaded = self.load_frame(position, concepts=True)
+    self.finder.concepts.append(concept)
+    return self.step(loaded, position, [concept], [], backward=False).new
+
+  def step(
+    self, loaded: LoadedFrame, position: int, concepts: list[TrackedConcept],
+    clicked: list[Group], *, backward: bool, ahead: Any = None,
+  ) -> HeldFrame:  # fmt: skip
+    """Finds and tracks objects on a frame; see `ConceptTracker.step`."""
+    concepts_of_frame: Any = loaded.concepts
+    embedding = FrameEmbedding(concepts_of_frame, loaded.embedding)
+    held = self.finder.step(
+      loaded.frame, position, embedding, concepts, clicked, backward, self.last_id + 1, ahead
+    )
+    self.last_id = max([self.last_id, *held.new])
+    self.removed.update(held.removed, held.gone)
+    return held
+
+  def _shown(self, results: Results) -> list[ShownObject]:
+    """Results of a frame as they are shown."""
+    area, found = self._state.rules.fill_hole_area, []
+    for identity, result in results.items():
+      clean = result._replace(mask_logits=clean_mask(result.mask_logits, area))
+      concept = self.finder.owner(identity)
+      if concept is None:
+        found.append(ShownObject(identity, clean))
+      else:
+        score, number = concept.objects.scores[identity], self.finder.concepts.index(concept)
+        found.append(ShownObject(identity, clean, score, concept.phrase, number))
+    return found
 
   def _store(self, group: Group, identity: int, position: int, answer: Answer) -> None:
     given = self.pending.setdefault(position, {})
@@ -261,12 +332,28 @@ class PromptedObjects:
     if identity not in self._state.slots:
       raise ValueError(f"there is no object {identity!r:.40}; there are {self.objects}.")
 
-  def load_frame(self, position: int, frame: Frame | None = None) -> LoadedFrame:
-    """A frame and its embedding, from the last ones if it is among them."""
-    if position not in self._loaded:
-      frame = self.clip.read(position) if frame is None else frame
+  def load_frame(
+    self, position: int, frame: Frame | None = None, concepts: bool = False
+  ) -> LoadedFrame:
+    """A frame and its embedding, from the last ones if it is among them.
+
+    Args:
+      position: of the frame.
+      frame: None to read it.
+      concepts: whether phrases need it, too; they do if the session has any.
+    """
+    concepts = concepts or bool(self.finder.concepts)
+    known = self._loaded.get(position)
+    if known is None or (concepts and known.concepts is None):
+      if frame is None:
+        frame = self.clip.read(position) if known is None else known.frame
       pixels = model_pixels(frame.image, self._state.config.image_size, self.resample)
-      self._loaded[position] = LoadedFrame(frame, self.tracker.encode(pixels))
+      if concepts:
+        both = self.finder.encode(pixels)
+        known = LoadedFrame(frame, both.visual, both.concepts)
+      else:
+        known = LoadedFrame(frame, self.tracker.encode(pixels))
+      self._loaded[position] = known
       if len(self._loaded) > EMBEDDINGS:
         self._loaded.popitem(last=False)
-    return self._loaded[position]
+    return known

@@ -47,9 +47,10 @@ class Answer:
     return resize_mask(ends, (side, side))
 
 
-def mask_answer(pointer: Float[np.ndarray, " D"], mask: Bool[np.ndarray, "h w"]) -> Answer:
-  """The answer to a mask prompt."""
-  present = bool(mask.any())
+def mask_answer(
+  pointer: Float[np.ndarray, " D"], mask: Bool[np.ndarray, "h w"], present: bool
+) -> Answer:
+  """The answer to a mask prompt; `present` is whether the mask has a pixel at the model's size."""
   return Answer(pointer, MASK_LOGIT if present else -MASK_LOGIT, MASK_IOU, shown=mask)
 
 

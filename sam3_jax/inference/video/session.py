@@ -6,21 +6,23 @@ from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 
-from sam3_jax.config import TrackerRules
 from sam3_jax.inference.video import session_file
 from sam3_jax.inference.video.clip import Clip, Pass
 from sam3_jax.inference.video.groups import Group
+from sam3_jax.inference.video.held_frames import HeldFrame
 from sam3_jax.inference.video.prompted_objects import PromptedObjects
-from sam3_jax.inference.video.results import tracked_frame
 from sam3_jax.inference.video.store import BUDGET, HostStore
-from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
+from sam3_jax.inference.video.tracker import Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
+from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.frame_range import CLOSE, Position, Seconds, parse_position
+from sam3_jax.inputs.prompts import Prompt
 from sam3_jax.inputs.video_source import Frame, VideoSource
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.model.video.tracker import video_config
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-from sam3_jax.utils.validation import check_flag
+from sam3_jax.rules import Rules
+from sam3_jax.utils.validation import check_flag, is_whole
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
 PromptsByFrame: TypeAlias = dict[int | Seconds | None, list[Any]]
@@ -39,6 +41,7 @@ class VideoSession(PromptedObjects):
     model: a `Sam3` whose checkpoint has a tracker.
     origin: the path of the video; None if it was no path.
     passes: what is left of the last `run`.
+    hold: of the last `run`.
   """
 
   def __init__(
@@ -49,7 +52,7 @@ class VideoSession(PromptedObjects):
     start: Position = 0,
     stop: Position | None = None,
     every: Position = 1,
-    rules: TrackerRules | None = None,
+    rules: Rules | None = None,
     history: bool = True,
     budget: float = BUDGET,
     directory: str | Path | None = None,
@@ -72,6 +75,7 @@ class VideoSession(PromptedObjects):
     super().__init__(clip, Tracker(model, programs, state), resample)
     self.model, self.origin = model, origin
     self.passes: list[Pass] = []
+    self.hold: int | None = None
 
   def __repr__(self) -> str:
     return f"VideoSession({self.clip.source.name}, objects {self.objects})"
@@ -93,6 +97,7 @@ class VideoSession(PromptedObjects):
     *,
     start: Position | None = None,
     stop: Position | None = None,
+    hold: int | None = None,
   ) -> Iterator[TrackedFrame]:
     """Tracks all objects through the clip, frame by frame as the iterator is advanced.
 
@@ -102,6 +107,9 @@ class VideoSession(PromptedObjects):
         on a later frame only. None: from the first prompt in the direction, each object from its
         own first prompt.
       stop: the frame before which each pass ends; None for the end of the clip.
+      hold: with phrases, a frame is given out when N - 1 frames after it are tracked, so that
+        objects that turn out to be wrong by then are not on it. None for `rules.hotstart_delay`; 0
+        for at once.
 
     Yields:
       A frame with the objects that are visible: ids, scores (the probability that the object is on
@@ -114,13 +122,18 @@ class VideoSession(PromptedObjects):
     """
     if direction not in DIRECTIONS:
       raise ValueError(f"direction must be one of {list(DIRECTIONS)}; got {direction!r:.40}.")
-    if not self._state.slots:
-      raise ValueError("there is no object to track: add one first, session.add(prompt, frame).")
+    if not self._state.slots and not self.finder.concepts:
+      raise ValueError(
+        "there is no object to track: add one first, session.add(prompt, frame), or a phrase, "
+        "session.find(phrase)."
+      )
     if direction == "both" and not self._state.history:
       raise ValueError("a session without history runs in one direction; use model.video(source).")
     first = None if start is None else self.clip.position(start)
     end = None if stop is None else self._stop(stop)
-    prompts = [t for group in self._state.groups for t in _prompted(group)]
+    prompts = [one.position for one in self.finder.concepts]
+    prompts += [t for group in self._clicked() for t in _prompted(group)]
+    self._start(hold)
     self.passes = [
       Pass(
         backward,
@@ -159,13 +172,15 @@ class VideoSession(PromptedObjects):
     """
     return session_file.load(cls, model, path, source)
 
-  def stream(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
+  def stream(self, prompts: PromptsByFrame, hold: int | None = None) -> Iterator[TrackedFrame]:
     """Tracks forward once, adding objects on the way; for `Sam3.track`.
 
     Args:
-      prompts: visual prompts and masks by the number of their frame, by its time, or by None for
-        the first frame.
+      prompts: visual prompts, masks and concept prompts by the number of their frame, by its time,
+        or by None for the first frame.
+      hold: as in `run`.
     """
+    self._start(hold)
     self.passes = [Pass(False, 0, None, False)]
     return self._run(prompts)
 
@@ -185,42 +200,90 @@ class VideoSession(PromptedObjects):
   ) -> Iterator[TrackedFrame]:
     backward, ahead = current.backward, self.clip.numbers is not None
     following = next(frames, None)
+
+    def advance() -> None:
+      """Encodes the next frame while the results of this one are copied and used."""
+      nonlocal following
+      following = next(frames, None)
+      if following is not None:
+        self.load_frame(*following)
+
     while following is not None:
       position, frame = following
-      for key in [key for key in prompts if _is_due(key, frame)]:
-        self.load_frame(position, frame)
-        for prompt in prompts.pop(key):
-          visual = isinstance(prompt, VisualPrompt)
-          self.add_at(position, prompt if visual else None, None if visual else prompt)
+      self._add_due(prompts, position, frame)
       self.remember_prompts()
-      groups = [group for group in self._state.groups if _takes_part(group, position, current)]
-      tracked = [group for group in groups if position not in group.conditioning]
-      started = None
-      if tracked:
-        embedding = self.load_frame(position, frame).embedding
-        started = self.tracker.start(embedding, position, tracked, backward)
-      if ahead and (following := next(frames, None)) is not None and groups:
-        # Encoded while the results of this frame are copied and used.
-        self.load_frame(*following)
-      results: Results = {}
-      if started is not None:
-        results |= self.tracker.finish(started, position, tracked, backward)
-      for group in groups:
-        if position in group.conditioning:
-          group.pass_over(position, backward)
-          results |= self._conditioned(group, position)
+      concepts = [
+        one
+        for one in self.finder.concepts
+        if current.everyone or one.takes_part(position, backward)
+      ]
+      groups = [group for group in self._clicked() if _takes_part(group, position, current)]
+      if concepts:
+        loaded = self.load_frame(position, frame)
+        held = self.step(
+          loaded, position, concepts, groups, backward=backward, ahead=advance if ahead else None
+        )
+      else:
+        held = HeldFrame(frame.index, frame.time)
+        results = self._track(position, frame, groups, backward, advance if ahead else None)
+        held.objects = self._shown(results)
       current.start = position + (-1 if backward else 1)
-      yield tracked_frame(frame, self.clip.size, results, self._state.rules.hole_area)
+      yield from self.held.add(held, self._delay)
       if not ahead:
         following = next(frames, None)
+    yield from self.held.rest()
 
-  def _conditioned(self, group: Group, position: int) -> Results:
-    """What prompts gave on a frame."""
-    record, store = group.conditioning[position], self._state.store
-    return {
-      identity: ObjectResult(store.get((identity, position)).mask_logits, float(logit), float(iou))
-      for identity, logit, iou in zip(group.objects, record.object_logits, record.iou, strict=True)
-    }
+  def _add_due(self, prompts: PromptsByFrame, position: int, frame: Frame) -> None:
+    """Adds the prompts of a frame."""
+    for key in [key for key in prompts if _is_due(key, frame)]:
+      given = prompts.pop(key)
+      concepts = [one for one in given if isinstance(one, str | Prompt | Concept)]
+      self.load_frame(position, frame, bool(concepts))
+      for prompt in given:
+        if isinstance(prompt, str | Prompt | Concept):
+          self.find_at(position, prompt)
+        else:
+          visual = isinstance(prompt, VisualPrompt)
+          self.add_at(position, prompt if visual else None, None if visual else prompt)
+
+  def _track(
+    self, position: int, frame: Frame, groups: list[Group], backward: bool, ahead: Any
+  ) -> Results:
+    """Tracks clicked objects to a frame."""
+    tracked = [group for group in groups if position not in group.conditioning]
+    started = None
+    if tracked:
+      embedding = self.load_frame(position, frame).embedding
+      started = self.tracker.start(embedding, position, tracked, backward)
+    if ahead is not None:
+      ahead()
+    results: Results = {}
+    if started is not None:
+      results |= self.tracker.finish(started, position, tracked, backward)
+    for group in groups:
+      if position in group.conditioning:
+        group.pass_over(position, backward)
+        results |= self.tracker.conditioned(group, position)[0]
+    return results
+
+  def _clicked(self) -> list[Group]:
+    """The groups of clicked objects."""
+    found = {identity for one in self.finder.concepts for identity in one.objects.ids}
+    return [group for group in self._state.groups if not found.intersection(group.objects)]
+
+  @property
+  def _delay(self) -> int:
+    """Frames that are held back, and one."""
+    if self.hold is None:
+      return self._state.rules.hotstart_delay if self.finder.concepts else 0
+    return self.hold
+
+  def _start(self, hold: int | None) -> None:
+    """Forgets the frames that an earlier run held back."""
+    if hold is not None and not (is_whole(hold) and hold >= 0):
+      raise ValueError(f"hold must be a whole number of frames from 0, or None; got {hold!r:.40}.")
+    self.hold = hold
+    self.held.frames.clear()
 
   def _stop(self, stop: Position) -> int | None:
     found = parse_position(stop, "stop")

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam3_jax.config import TrackerRules
 from sam3_jax.inference.video.archive import Archive, write_archive
 from sam3_jax.inference.video.bank import MemoryBank
 from sam3_jax.inference.video.clip import Pass
@@ -17,6 +16,7 @@ from sam3_jax.inference.video.groups import FrameRecord, Group
 from sam3_jax.inference.video.prompts import Answer
 from sam3_jax.inference.video.store import StoredFrame
 from sam3_jax.inputs.video import open_video
+from sam3_jax.rules import Rules
 
 FORMAT = 1
 _HEADER, _STORED, _PENDING = "session", "stored", "pending"
@@ -55,7 +55,7 @@ def load(kind: Any, model: Any, path: str | Path, source: Any = None) -> Any:
     session = kind(
       model, open_video(origin),
       start=start, stop=stop, every=every,
-      rules=TrackerRules(**header["rules"]), history=header["history"],
+      rules=Rules(**header["rules"]), history=header["history"],
       resample=header["resample"], origin=header["origin"],
     )  # fmt: skip
     found = [*session.clip.size, session.clip.length]

@@ -1,13 +1,14 @@
 """The steps of tracking: answer a prompt, remember prompted objects, track objects to a frame."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from sam3_jax.inference.video.bank import Reads
 from sam3_jax.inference.video.functions import TrackedObjects
 from sam3_jax.inference.video.groups import FrameRecord, Group
 from sam3_jax.inference.video.programs import VideoPrograms
@@ -36,6 +37,7 @@ class ObjectResult(NamedTuple):
 
 
 Results = dict[int, ObjectResult]  # by object
+Pointers = dict[int, np.ndarray]  # likewise
 
 
 @dataclasses.dataclass
@@ -104,12 +106,17 @@ class Tracker:
   def answer_mask(self, embedding: VisualEmbedding, mask: Bool[np.ndarray, "h w"]) -> Answer:
     """Answers a mask over the frame."""
     side = MASK_PROMPT_STRIDE * self.state.config.mask_size
-    logits = resize_mask(mask.astype(np.float32), (side, side))[None]
-    found = jax.device_get(self.programs.answer_mask(self._params, embedding, logits))
-    pointer = found.pointers[0]
+    square = resize_mask(mask.astype(np.float32), (side, side))
+    return mask_answer(self.mask_pointer(embedding, square), mask, bool(mask.any()))
+
+  def mask_pointer(
+    self, embedding: VisualEmbedding, mask: Float[np.ndarray, "S S"]
+  ) -> Float[np.ndarray, " D"]:
+    """The object pointer of a mask in [0, 1] of 16 times the grid."""
     if not mask.any():
-      pointer = np.asarray(self.model.params["video"]["no_object_pointer"], np.float32)
-    return mask_answer(pointer, mask)
+      return np.asarray(self.model.params["video"]["no_object_pointer"], np.float32)
+    found = self.programs.answer_mask(self._params, embedding, mask[None])
+    return np.asarray(found.pointers)[0]
 
   def remember(
     self, embedding: VisualEmbedding, frame: int, answers: Mapping[int, Answer]
@@ -125,7 +132,7 @@ class Tracker:
     state, side = self.state, self.state.config.mask_size
     groups = [group for group in state.groups if any(i in answers for i in group.objects)]
     results: Results = {}
-    pointers: dict[int, np.ndarray] = {}
+    pointers: Pointers = {}
     for group in groups:
       for member, identity in enumerate(group.objects):
         if identity in answers:
@@ -158,10 +165,8 @@ class Tracker:
     self, embedding: VisualEmbedding, frame: int, groups: Sequence[Group], backward: bool
   ) -> tuple[TrackedObjects, Any]:
     """Starts to track groups to a frame; `finish` takes the result."""
-    state = self.state
-    self.readings = [(group, state.reading(group, frame, backward)) for group in groups]
-    reads = state.pack(self.readings)
-    rows = state.take_rows(groups, frame, [reading.frames for _, reading in self.readings])
+    state, reads = self.state, self._read(frame, groups, backward)
+    rows = self._rows(frame, groups)
     state.bank, found, memory = self.programs.track(
       self._params, state.bank, embedding, reads, rows
     )
@@ -171,19 +176,113 @@ class Tracker:
     self, started: tuple[TrackedObjects, Any], frame: int, groups: Sequence[Group], backward: bool
   ) -> Results:
     """Waits for the result of `start`, and records it."""
-    found, memory = jax.device_get(started[0]), started[1]
+    results, pointers = self.record(started[0], frame, groups, backward)
+    if self.state.history:
+      self._keep(frame, results, started[1], pointers)
+    return results
+
+  def propagate(
+    self, embedding: VisualEmbedding, frame: int, groups: Sequence[Group], backward: bool,
+    found: Collection[int],
+  ) -> TrackedObjects:  # fmt: skip
+    """Starts to track groups to a frame, without memories of it; `record` takes the result, and
+    `memorize` the memories.
+
+    Args:
+      embedding: of the frame.
+      frame: its number.
+      groups: those to track.
+      backward: direction of the pass.
+      found: ids of objects of concepts.
+    """
+    reads = self._read(frame, groups, backward)
+    clicked = np.ones(self.state.capacity, bool)
+    clicked[[self.state.slots[identity] for identity in found]] = False
+    return self.programs.propagate(self._params, self.state.bank, embedding, reads, clicked)
+
+  def record(
+    self, found: TrackedObjects, frame: int, groups: Sequence[Group], backward: bool
+  ) -> tuple[Results, Pointers]:
+    """Waits for tracked objects, and records their numbers."""
+    found = jax.device_get(found)
+    masks, all_pointers = np.asarray(found.mask_logits), np.asarray(found.pointers)
     results: Results = {}
-    pointers: dict[int, np.ndarray] = {}
+    pointers: Pointers = {}
     for group in groups:
       for identity in group.objects:
         slot = self.state.slots[identity]
         logit, iou = float(found.object_logit[slot]), float(found.iou[slot])
-        results[identity] = ObjectResult(found.mask_logits[slot], logit, iou)
-        pointers[identity] = found.pointers[slot]
+        results[identity] = ObjectResult(masks[slot], logit, iou)
+        pointers[identity] = all_pointers[slot]
       group.track(frame, _record([results[identity] for identity in group.objects]), backward)
-    if self.state.history:
-      self._keep(frame, results, memory, pointers)
-    return results
+    return results, pointers
+
+  def memorize_tracked(
+    self, embedding: VisualEmbedding, frame: int, found: TrackedObjects, groups: Sequence[Group],
+    results: Results, pointers: Pointers,
+  ) -> None:  # fmt: skip
+    """Makes memories of clicked objects from the result of `propagate`."""
+    state, rows = self.state, self._rows(frame, groups)
+    state.bank, memory = self.programs.memorize_tracked(
+      self._params, state.bank, embedding, found, rows
+    )
+    if state.history:
+      kept = {i: results[i] for group in groups for i in group.objects}
+      self._keep(frame, kept, memory, pointers)
+
+  def memorize_found(
+    self, embedding: VisualEmbedding, frame: int, groups: Sequence[Group],
+    masks: Sequence[Results], results: Results, pointers: Pointers,
+  ) -> None:  # fmt: skip
+    """Makes memories of objects of concepts, also on conditioning frames.
+
+    Args:
+      embedding: of the frame.
+      frame: its number.
+      groups: of all objects of the concepts.
+      masks: for each concept, the masks to remember; the objects of a concept compete for cells.
+      results, pointers: of the objects, to be kept.
+    """
+    state, side = self.state, self.state.config.mask_size
+    rows = self._rows(frame, groups)
+    # Slots without an object have numbers of their own, after those of the concepts.
+    owner = np.arange(state.capacity, dtype=np.int32)
+    order = np.zeros(state.capacity, np.int32)
+    for mine in masks:
+      slots = [state.slots[identity] for identity in mine]
+      owner[slots], order[slots] = min(slots, default=0), np.arange(len(slots))
+    logits = {i: x.mask_logits for mine in masks for i, x in mine.items()}
+    arrays = (
+      state.by_slot(logits, np.zeros((side, side), np.float32)),
+      state.by_slot(pointers, np.zeros(state.config.width, np.float32)),
+    )
+    state.bank, memory = self.programs.memorize_found(
+      self._params, state.bank, embedding, *arrays, owner, order, rows
+    )
+    kept = {
+      i: results[i]
+      for group in groups
+      for i in group.objects
+      if state.history or frame in group.conditioning
+    }
+    self._keep(frame, kept, memory, pointers)
+
+  def conditioned(self, group: Group, position: int) -> tuple[Results, Pointers]:
+    """What a group got from prompts on a frame."""
+    record, store = group.conditioning[position], self.state.store
+    stored = {identity: store.get((identity, position)) for identity in group.objects}
+    numbers = zip(stored.items(), record.object_logits, record.iou, strict=True)
+    results = {i: ObjectResult(x.mask_logits, float(a), float(b)) for (i, x), a, b in numbers}
+    return results, {i: x.pointer for i, x in stored.items()}
+
+  def _read(self, frame: int, groups: Sequence[Group], backward: bool) -> Reads:
+    self.readings = [(group, self.state.reading(group, frame, backward)) for group in groups]
+    return self.state.pack(self.readings)
+
+  def _rows(self, frame: int, groups: Sequence[Group]) -> np.ndarray:
+    """Rows to write; those that the groups read on this frame stay."""
+    read = {id(group): reading.frames for group, reading in self.readings}
+    return self.state.take_rows(groups, frame, [read.get(id(group), ()) for group in groups])
 
   def _earlier(
     self, group: Group, member: int, frame: int
@@ -198,6 +297,8 @@ class Tracker:
   def _keep(
     self, frame: int, results: Results, memory: Any, pointers: Mapping[int, np.ndarray]
   ) -> None:
+    if not results:
+      return
     memory = np.asarray(memory)
     for identity, result in results.items():
       slot = self.state.slots[identity]

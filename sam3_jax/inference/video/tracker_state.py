@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from sam3_jax.config import Config, TrackerRules
+from sam3_jax.config import Config
 from sam3_jax.inference.video import bank as banks
 from sam3_jax.inference.video.bank import MemoryBank, Reads, bucket, pack_reads
 from sam3_jax.inference.video.groups import Group, memberships
@@ -29,6 +29,7 @@ from sam3_jax.inference.video.selection import (
 )
 from sam3_jax.inference.video.store import HostStore, StoredFrame
 from sam3_jax.model.video.tracker import video_config
+from sam3_jax.rules import Rules
 
 
 @dataclasses.dataclass
@@ -50,7 +51,7 @@ class TrackerState:
   """
 
   config: Config
-  rules: TrackerRules
+  rules: Rules
   dtype: DTypeLike
   device: Any
   write: Any
@@ -82,10 +83,10 @@ class TrackerState:
     Raises:
       ValueError: too many objects.
     """
-    if len(self.slots) >= self.rules.max_objects:
+    if len(self.slots) >= self.rules.max_num_objects:
       raise ValueError(
-        f"at most {self.rules.max_objects} objects can be tracked at once (rules.max_objects); "
-        "remove one first."
+        f"at most {self.rules.max_num_objects} objects can be tracked at once "
+        "(rules.max_num_objects); remove one first."
       )
     taken = set(self.slots.values())
     slot = next(i for i in range(len(taken) + 1) if i not in taken)
@@ -198,6 +199,17 @@ class TrackerState:
     """Stores a frame of an object on the host."""
     arrays = (np.array(x) for x in (memory, pointer, masks))  # copies of rows of larger arrays
     self.store.put((identity, frame), StoredFrame(*arrays))
+
+  def forget_conditioning(self, group: Group, frame: int, backward: bool) -> None:
+    """Forgets conditioning frames behind a frame that no later frame of the pass can read."""
+    sign = -1 if backward else 1
+    behind = sorted(
+      (t for t in group.conditioning if sign * (frame - t) >= 0), key=lambda t: sign * t
+    )
+    for t in behind[: -video_config(self.config).conditioning]:
+      group.forget(t)
+      for identity in group.objects:
+        self.store.pop((identity, t))
 
   def _take_row(self, group: Group, frame: int, keep: set[int]) -> int:
     if frame in group.rows:

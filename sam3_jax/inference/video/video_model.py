@@ -11,13 +11,16 @@ from sam3_jax.inference.loaded_model import LoadedModel
 from sam3_jax.inference.video.clip import Clip
 from sam3_jax.inference.video.programs import VideoPrograms
 from sam3_jax.inference.video.session import VideoSession
+from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.frame_range import Position, Seconds, parse_position
+from sam3_jax.inputs.prompts import ConceptPrompt, Prompt
 from sam3_jax.inputs.video import VideoInput, open_video
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.utils.json_text import shown
 
-ObjectPrompt: TypeAlias = VisualPrompt | np.ndarray  # an array is a mask [h, w]
+# A string is a phrase, and an array is a mask [h, w].
+ObjectPrompt: TypeAlias = str | ConceptPrompt | VisualPrompt | np.ndarray
 TrackPrompts: TypeAlias = (
   ObjectPrompt | list[ObjectPrompt] | Mapping[Position, ObjectPrompt | list[ObjectPrompt]]
 )
@@ -27,30 +30,38 @@ class VideoModel(LoadedModel):
   """A model with methods for videos; the base of `Sam3`."""
 
   def track(
-    self, source: VideoInput, prompts: TrackPrompts, **options: Any
+    self, source: VideoInput, prompts: TrackPrompts, *, hold: int | None = None, **options: Any
   ) -> Iterator[TrackedFrame]:
     """Tracks objects forward through a video, which may be endless, in constant memory.
 
-    for frame in model.track("clip.mp4", [VisualPrompt(points=[[x, y]])]):
-      objects = frame.instances  # ids, scores, boxes, masks
+    for frame in model.track("clip.mp4", ["player", VisualPrompt(points=[[x, y]])]):
+      frame.instances  # ids, scores, boxes, masks of all objects
+      frame.of("player")  # of those that the phrase found
+
+    A phrase finds all objects that match it, on every frame: new ones appear, and each one keeps
+    its id. Several phrases share the encoded frames.
 
     Args:
       source: a path, a directory of images, an array or a list of frames, or an iterator of frames
         such as a camera; see `open_video`.
-      prompts: visual prompts or masks (bool [h, w]) on the first frame, one for each object, whose
-        ids are 1, 2 and so on; or {frame: prompts}, by number or time of the frame.
+      prompts: phrases, `Prompt`s with exemplar boxes and `Concept`s, each of which finds objects;
+        visual prompts or masks (bool [h, w]), one for each object. They are of the first frame; or
+        {frame: prompts}, by number or time of the frame. Ids are 1, 2 and so on, over all prompts.
+      hold: as in `VideoSession.run`.
       options: `start`, `stop`, `every`, `rules` and `resample`, as in `video`.
 
     Yields:
-      Every frame of the clip, with the objects that are visible on it: ids, scores (the probability
-      that the object is on the frame), boxes in pixels, lazy masks.
+      Every frame of the clip, with the objects that are visible on it: ids, scores, boxes in
+      pixels, lazy masks. The score of an object that a phrase found is that of its first detection;
+      that of another object is the probability that it is on the frame. With phrases, frames come
+      up to 14 frames late; see `hold`.
 
     Raises:
       ValueError: no prompt, one outside its frame or the clip, a mask of another size, a checkpoint
         without tracker, or as `open_video`.
     """
     session = self.video(source, history=False, **options)
-    return session.stream(prompts_by_frame(prompts, session.clip))
+    return session.stream(prompts_by_frame(prompts, session.clip), hold)
 
   def video(self, source: VideoInput, **options: Any) -> VideoSession:
     """Opens a video for prompts on any frame, passes in both directions, and corrections.
@@ -59,7 +70,7 @@ class VideoModel(LoadedModel):
       source: a path, a directory of images, an array or a list of frames; see `open_video`.
       options: of `VideoSession`:
         start, stop, every: the frames of the clip, as in `VideoSource.frames`.
-        rules: `TrackerRules`; None for those of the checkpoint.
+        rules: `Rules`; None for those of the checkpoint.
         history: whether frames are kept for corrections and backward passes, 1 MB an object and
           frame of the released model. False keeps what a pass in one direction reads.
         budget: bytes of memory for that; the rest is on disk.
@@ -94,7 +105,7 @@ def prompts_by_frame(
 
   Raises:
     ValueError: no prompt, or a frame outside the clip.
-    TypeError: something that is neither a visual prompt nor a mask.
+    TypeError: something that is no prompt.
   """
   found: dict[int | Seconds | None, list[ObjectPrompt]] = {}
   given: Any = prompts if isinstance(prompts, Mapping) else {None: prompts}
@@ -102,10 +113,10 @@ def prompts_by_frame(
     several = isinstance(value, list | tuple)
     rows = list(value) if several else [value]
     for prompt in rows:
-      if not isinstance(prompt, VisualPrompt | np.ndarray):
+      if not isinstance(prompt, str | Prompt | Concept | VisualPrompt | np.ndarray):
         raise TypeError(
-          "prompts are VisualPrompts or masks [h, w], a list of them, or {frame: list}; got "
-          f"{shown(prompt)}."
+          "prompts are phrases, Prompts, VisualPrompts or masks [h, w], a list of them, or "
+          f"{{frame: list}}; got {shown(prompt)}."
         )
     if frame is None:
       key = None
@@ -115,5 +126,5 @@ def prompts_by_frame(
       key = clip.numbers[clip.position(frame)]
     found.setdefault(key, []).extend(rows)
   if not any(found.values()):
-    raise ValueError("no prompt given; pass a VisualPrompt, a list of them, or {frame: list}.")
+    raise ValueError("no prompt given; pass a phrase, a VisualPrompt, a list or {frame: list}.")
   return found

@@ -1,0 +1,368 @@
+"""Phrases in video: each frame is detected, tracked and compared, as Meta's dense pipeline does it.
+
+One frame takes these steps: detect every concept; track all objects to the frame; decide what the
+detections mean for the objects (`concept_objects`); give reconditioned objects a new pointer; make
+memories of the objects that were there before; add the new objects, and remove the wrong ones.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sam3_jax.inference.video.components import clean_mask
+from sam3_jax.inference.video.concept_objects import (
+  EMPTY_LOGIT,
+  ConceptObjects,
+  Decision,
+  FrameDetections,
+)
+from sam3_jax.inference.video.functions import TrackedObjects
+from sam3_jax.inference.video.groups import FrameRecord, Group
+from sam3_jax.inference.video.held_frames import HeldFrame
+from sam3_jax.inference.video.prompts import (
+  MASK_IOU,
+  Answer,
+  give_way,
+  mask_answer,
+  resize_mask,
+)
+from sam3_jax.inference.video.results import ShownObject
+from sam3_jax.inference.video.tracker import ObjectResult, Pointers, Results, Tracker
+from sam3_jax.inputs.concept import Concept
+from sam3_jax.inputs.prompts import ConceptPrompt, Prompt, as_concept_prompts, check_boxes
+from sam3_jax.inputs.video_source import Frame
+from sam3_jax.model.video.tracker import MASK_PROMPT_STRIDE
+from sam3_jax.outputs.instances import kept_masks
+from sam3_jax.rules import Rules
+from sam3_jax.types import ImageEmbedding, TextEmbedding, VisualEmbedding
+
+SAME_LOGIT = 1e-3  # masks whose logits differ by less are the same up to rounding
+
+
+class FrameEmbedding(NamedTuple):
+  """A frame as the detector and the tracker read it."""
+
+  concepts: ImageEmbedding
+  visual: VisualEmbedding
+
+
+@dataclasses.dataclass
+class TrackedConcept:
+  """A concept prompt of a session, and its objects.
+
+  Attributes:
+    prompt: phrase, exemplars, or both.
+    position: of the frame on which it was given.
+    objects: those it found so far.
+  """
+
+  prompt: ConceptPrompt
+  position: int
+  objects: ConceptObjects = dataclasses.field(default_factory=ConceptObjects)
+
+  @property
+  def phrase(self) -> str | None:
+    return self.prompt.text
+
+  def takes_part(self, position: int, backward: bool) -> bool:
+    """Whether it is searched on a frame: from its own frame on, in the direction of the pass."""
+    return position <= self.position if backward else position >= self.position
+
+  def prompt_on(self, position: int, backward: bool, rules: Rules) -> ConceptPrompt | None:
+    """The detector's prompt on a frame; None if there is none. Boxes are of their own frame."""
+    if isinstance(self.prompt, Concept) or not self.prompt.boxes:
+      return self.prompt
+    if position == self.position:
+      return self.prompt
+    if self.prompt.text is None:
+      return None
+    following = self.position + (-1 if backward else 1)
+    if rules.boxes_on_next_frame and position == following:
+      return self.prompt
+    return Prompt(text=self.prompt.text)
+
+
+class ConceptTracker:
+  """Runs concept prompts on the frames of a session.
+
+  Attributes:
+    model: a `Sam3`.
+    tracker: of the session, for all its objects.
+    size: height and width of the frames.
+    concepts: the prompts, in the order in which they were given.
+  """
+
+  def __init__(self, model: Any, tracker: Tracker, size: tuple[int, int]):
+    self.model, self.tracker, self.size = model, tracker, size
+    self.concepts: list[TrackedConcept] = []
+    self._texts: dict[tuple[str, ...], TextEmbedding] = {}
+
+  @property
+  def _rules(self) -> Rules:
+    return self.tracker.state.rules
+
+  def check(self, prompt: Any) -> ConceptPrompt:
+    """A prompt of `find`, checked; raises ValueError or TypeError."""
+    found = as_concept_prompts(prompt)
+    if len(found) != 1:
+      raise TypeError(f"find takes one phrase, Prompt or Concept; got {len(found)} of them.")
+    [one] = found
+    self.model.tokenizer.check([one.phrase])
+    if isinstance(one, Prompt):
+      check_boxes(one, *self.size)
+    return one
+
+  def owner(self, identity: int) -> TrackedConcept | None:
+    """The concept that found an object; None for a clicked one."""
+    return next((one for one in self.concepts if identity in one.objects.ids), None)
+
+  def encode(self, pixels: Any) -> FrameEmbedding:
+    """Encodes a frame of the model's input size: uint8, or normalized float32."""
+    model = self.model
+    pixels = jax.device_put(np.asarray(pixels)[None], model.device)
+    sizes = jax.device_put(np.array([self.size], np.int32), model.device)
+    concepts, visual = self.tracker.programs.encode_both(model.params, pixels, sizes)
+    return FrameEmbedding(dataclasses.replace(concepts, origin=model.origin), visual)
+
+  def step(
+    self,
+    frame: Frame,
+    position: int,
+    embedding: FrameEmbedding,
+    concepts: Sequence[TrackedConcept],
+    clicked: Sequence[Group],
+    backward: bool,
+    next_id: int,
+    ahead: Any = None,
+  ) -> HeldFrame:
+    """Detects and tracks all objects on a frame.
+
+    Args:
+      frame, position: the frame.
+      embedding: of the frame.
+      concepts: those that take part.
+      clicked: groups of clicked objects that take part.
+      backward: direction of the pass.
+      next_id: the smallest id that was never given.
+      ahead: a function that is called while the device computes, such as to encode the next frame.
+
+    Returns:
+      The objects of the frame; `new` and `removed` name those that come and go.
+    """
+    state, tracker = self.tracker.state, self.tracker
+    owners = state.owners
+    found = {identity for one in concepts for identity in one.objects.ids}
+    groups = [*clicked, *{id(owners[i]): owners[i] for i in sorted(found)}.values()]
+    tracked = [group for group in groups if position not in group.conditioning]
+    tracker.readings, started = [], None
+    if tracked:
+      started = tracker.propagate(embedding.visual, position, tracked, backward, found)
+    prompts = [one.prompt_on(position, backward, self._rules) for one in concepts]
+    detected = self._detect(embedding.concepts, prompts)
+    if ahead is not None:
+      ahead()
+    results, pointers = {}, {}
+    if started is not None:
+      results, pointers = tracker.record(started, position, tracked, backward)
+    for group in groups:
+      if position in group.conditioning:
+        group.pass_over(position, backward)
+        given = tracker.conditioned(group, position)
+        results |= given[0]
+        pointers |= given[1]
+    held = HeldFrame(frame.index, frame.time)
+    memories: list[Results] = []
+    added: list[tuple[TrackedConcept, FrameDetections, Decision]] = []
+    for concept, prompt, detections in zip(
+      concepts, prompts, self._kept(prompts, detected), strict=True
+    ):
+      before = list(concept.objects.ids)
+      clean = share_equal_masks({i: self._clean(results[i]) for i in before})
+      room = self._rules.max_num_objects - len(state.slots) - len(held.new)
+      scores = dict(concept.objects.scores)
+      decision = self._decide(
+        concept, position, detections, clean, next_id, room, prompt is not None, backward
+      )
+      next_id += len(decision.new)
+      held.new += decision.new
+      for identity in decision.occluded:
+        empty = np.full_like(clean[identity].mask_logits, EMPTY_LOGIT)
+        clean[identity] = clean[identity]._replace(mask_logits=empty)
+      self._recondition(position, embedding.visual, detections, decision, results, pointers)
+      memories.append(clean)
+      added.append((concept, detections, decision))
+      held.objects += self._shown(concept, clean, scores, detections, decision)
+    self._memorize(
+      position, embedding.visual, groups, clicked, started, memories, results, pointers
+    )
+    self._add(position, embedding.visual, added)
+    for group in clicked:
+      held.objects += [ShownObject(i, self._clean(results[i])) for i in group.objects]
+    for *_, decision in added:
+      for identity in (*decision.removed, *decision.gone):
+        state.remove(identity)
+      held.removed += decision.removed
+      held.gone += decision.gone
+      held.unconfirmed += decision.unconfirmed
+    if not state.history:
+      for group in groups:
+        state.forget_conditioning(group, position, backward)
+    return held
+
+  def _detect(self, embedding: ImageEmbedding, prompts: Sequence[ConceptPrompt | None]) -> Any:
+    """Starts to detect; returns detections of the prompts that are not None."""
+    given = [prompt for prompt in prompts if prompt is not None]
+    if not given:
+      return None
+    phrases = tuple(prompt.phrase for prompt in given)
+    if phrases not in self._texts:  # once in a session
+      self._texts[phrases] = self.model.encode_text(given)
+    return self.model.decode(embedding, given, text=self._texts[phrases])
+
+  def _kept(self, prompts: Sequence[ConceptPrompt | None], detected: Any) -> list[FrameDetections]:
+    """The detections of each prompt with high scores, best masks only."""
+    side = self.tracker.state.config.mask_size
+    none = FrameDetections(
+      np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, side, side), np.float32)
+    )
+    if detected is None:
+      return [none for _ in prompts]
+    scores, boxes = jax.device_get((detected.scores, detected.boxes))
+    # The range that Meta's code leaves after it took the logit of the score.
+    scores = np.clip(scores.astype(np.float32), 0.001, 0.999)
+    rows = [np.flatnonzero(row > self._rules.score_threshold_detection) for row in scores]
+    masks = iter(kept_masks(detected.mask_logits, rows))
+    found = iter(zip(scores, boxes.astype(np.float32), rows, strict=True))
+    kept = []
+    for prompt in prompts:
+      if prompt is None:
+        kept.append(none)
+        continue
+      score, box, row = next(found)
+      logits = next(masks).astype(np.float32)
+      kept.append(FrameDetections(score[row], box[row], logits).kept(self._rules))
+    return kept
+
+  def _decide(
+    self, concept: TrackedConcept, position: int, detections: FrameDetections, clean: Results,
+    next_id: int, room: int, prompted: bool, backward: bool,
+  ) -> Decision:  # fmt: skip
+    side, ids = self.tracker.state.config.mask_size, concept.objects.ids
+    masks = np.array([clean[i].mask_logits for i in ids], np.float32).reshape(-1, side, side)
+    logits = np.array([clean[i].object_logit for i in ids], np.float32)
+    return concept.objects.decide(
+      position, detections, masks, logits, self._rules,
+      first_id=next_id, room=room, reverse=backward, prompted=prompted,
+    )  # fmt: skip
+
+  def _clean(self, result: ObjectResult) -> ObjectResult:
+    """Without small holes and islands."""
+    return result._replace(mask_logits=clean_mask(result.mask_logits, self._rules.fill_hole_area))
+
+  def _recondition(
+    self, position: int, embedding: VisualEmbedding, detections: FrameDetections,
+    decision: Decision, results: Results, pointers: Pointers,
+  ) -> None:  # fmt: skip
+    """Makes the frame a conditioning frame of the groups of reconditioned objects, whose pointers
+    become those of their detections. The memory stays that of the tracked mask, as with Meta."""
+    state = self.tracker.state
+    owners, side = state.owners, state.config.mask_size
+    groups: dict[int, Group] = {}
+    answers: dict[int, Answer] = {}
+    for identity, row in decision.reconditions.items():
+      group = owners[identity]
+      answer = self._answer(embedding, detections.mask_logits[row])
+      earlier = [answers[i] for i in group.objects if i in answers]
+      if answer.shown is not None:
+        give_way(earlier, answer.shown)
+      answers[identity] = answer
+      group.prompted[identity].add(position)
+      groups[id(group)] = group
+    for identity, answer in answers.items():
+      mask = answer.mask_logits(side)
+      results[identity] = ObjectResult(mask, answer.object_logit, answer.iou)
+      pointers[identity] = answer.pointer
+    for group in groups.values():
+      found = [results[i] for i in group.objects]
+      logits = np.array([one.object_logit for one in found], np.float32)
+      group.condition(position, FrameRecord(logits, np.array([x.iou for x in found], np.float32)))
+
+  def _answer(self, embedding: VisualEmbedding, mask_logits: np.ndarray) -> Answer:
+    """The answer to a detected mask as a mask prompt."""
+    side = MASK_PROMPT_STRIDE * self.tracker.state.config.mask_size
+    mask = (resize_mask(mask_logits, (side, side)) > 0).astype(np.float32)
+    pointer = self.tracker.mask_pointer(embedding, mask)
+    return mask_answer(pointer, resize_mask(mask, self.size) > 0.5, bool(mask.any()))
+
+  def _memorize(
+    self, position: int, embedding: VisualEmbedding, groups: Sequence[Group],
+    clicked: Sequence[Group], started: TrackedObjects | None, memories: Sequence[Results],
+    results: Results, pointers: Pointers,
+  ) -> None:  # fmt: skip
+    """Makes memories of the objects that were there before the frame."""
+    tracker = self.tracker
+    free = [group for group in clicked if position not in group.conditioning]
+    if free and started is not None:
+      tracker.memorize_tracked(embedding, position, started, free, results, pointers)
+    found = [group for group in groups if not any(group is one for one in clicked)]
+    if found:
+      tracker.memorize_found(embedding, position, found, memories, results, pointers)
+
+  def _add(
+    self, position: int, embedding: VisualEmbedding,
+    added: Sequence[tuple[TrackedConcept, FrameDetections, Decision]],
+  ) -> None:  # fmt: skip
+    """Adds the new objects of all concepts, those of a concept as a group."""
+    state = self.tracker.state
+    answers: dict[int, Answer] = {}
+    for _, detections, decision in added:
+      group, mine = Group(), []
+      for identity, row in decision.new.items():
+        state.add(identity, group)
+        group.prompted[identity].add(position)
+        answer = self._answer(embedding, detections.mask_logits[row])
+        if answer.shown is not None:
+          give_way(mine, answer.shown)
+        mine.append(answer)
+        answers[identity] = answer
+    if answers:
+      self.tracker.remember(embedding, position, answers)
+
+  def _shown(
+    self, concept: TrackedConcept, clean: Results, scores: dict[int, float],
+    detections: FrameDetections, decision: Decision,
+  ) -> list[ShownObject]:  # fmt: skip
+    """What a frame shows of a concept's objects, new ones included; `scores` are of the others."""
+    number, phrase = self.concepts.index(concept), concept.phrase
+    found = [
+      ShownObject(i, one, scores[i], phrase, number)
+      for i, one in clean.items()
+      if i not in decision.hidden
+    ]
+    for identity, row in decision.new.items():
+      score = float(detections.scores[row])
+      logit = float(np.log(score / (1 - score)))
+      mask = clean_mask(detections.mask_logits[row], self._rules.fill_hole_area)
+      result = ObjectResult(mask, logit, MASK_IOU)
+      found.append(ShownObject(identity, result, score, phrase, number))
+    return found
+
+
+def share_equal_masks(results: Results) -> Results:
+  """Gives objects with the same mask exactly the same logits, those of the first one, so that not
+  rounding decides which of them a cell belongs to."""
+  ids, shared = list(results), dict(results)
+  inside = [results[i].mask_logits > 0 for i in ids]
+  areas = [mask.sum() for mask in inside]
+  for k, identity in enumerate(ids):
+    for j, other in enumerate(ids[:k]):
+      if abs(areas[j] - areas[k]) > 0.01 * areas[k]:
+        continue
+      mine, first = results[identity], shared[other]
+      if np.abs(mine.mask_logits - first.mask_logits).max() < SAME_LOGIT:
+        shared[identity] = first._replace(iou=mine.iou)
+        break
+  return shared
