@@ -37,6 +37,12 @@ def track(
     Path,
     typer.Option(metavar="DIR", help="Output directory. Rerun with the same directory to resume."),
   ],
+  text: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="PHRASE", help="Track every object that this phrase describes. May be repeated."
+    ),
+  ] = None,
   point: Annotated[
     list[str] | None,
     typer.Option(
@@ -97,6 +103,8 @@ def track(
 ) -> None:
   """Track objects through a video. Needs PyAV: `pip install "sam3-jax[video]"`.
 
+  --text finds all objects that a phrase describes, also those that appear later; each keeps its id.
+
   Each --box, each --mask and each --point on an object selects an object of its own; ids are 1, 2
   and so on, for points, then boxes, then masks. To give one object several prompts, put its id and
   @ before each of them: --point 1@80,60 --point 1@95,60,0. A point off an object (0) needs an id if
@@ -113,7 +121,7 @@ def track(
   Exit status: 0, done. 2, an error. 75, stopped by SIGTERM, rerun the same command. 130,
   interrupted.
   """
-  typed = parse_prompts(point or [], box or [], mask or [])
+  typed = parse_prompts(point or [], box or [], mask or [], text or [])
   arguments.check_writable(out)
   arguments.use_device(device)
 
@@ -122,6 +130,7 @@ def track(
   job = Job(
     video=video,
     prompts=typed,
+    phrases=text or [],
     start=_position(start),
     stop=None if stop is None else _position(stop),
     every=_position(every),

@@ -64,21 +64,25 @@ class FramePrompt(NamedTuple):
 
 
 def parse_prompts(
-  points: Sequence[str], boxes: Sequence[str], masks: Sequence[str]
+  points: Sequence[str], boxes: Sequence[str], masks: Sequence[str], phrases: Sequence[str] = ()
 ) -> list[TypedPrompt]:
   """Parses the values of --point, --box and --mask.
 
   Raises:
-    ValueError: there is none, or one is malformed.
+    ValueError: there is none, and no phrase either; or one is malformed, or a phrase is repeated.
   """
+  for phrase in phrases:
+    if phrases.count(phrase) > 1:
+      raise ValueError(f"--text {phrase!r:.60} is given twice; give each phrase once.")
   typed = [
     *(_point("--point", text) for text in points),
     *(_box("--box", text) for text in boxes),
     *(_mask("--mask", text) for text in masks),
   ]
-  if not typed:
+  if not typed and not phrases:
     raise ValueError(
-      "there is no object to track: give --point X,Y, --box X0,Y0,X1,Y1 or --mask FILE.png."
+      "there is no object to track: give --text PHRASE, --point X,Y, --box X0,Y0,X1,Y1 or --mask "
+      "FILE.png."
     )
   return typed
 

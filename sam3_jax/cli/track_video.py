@@ -15,6 +15,7 @@ from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inference.video.clip import Clip
 from sam3_jax.inference.video.session import Direction, VideoSession
 from sam3_jax.inputs.frame_range import Position
+from sam3_jax.inputs.prompts import as_prompts
 from sam3_jax.inputs.video import open_video
 from sam3_jax.inputs.video_source import VideoSource
 from sam3_jax.outputs.track_formats import convert_tracks
@@ -36,6 +37,7 @@ class Job:
   Attributes:
     video: a file or a directory of images.
     prompts: from `track_prompts.parse_prompts`.
+    phrases: each finds all objects that it describes.
     start, stop, every: the frames of the clip, as in `VideoSource.frames`.
     direction: of the pass, or both.
     out: output directory; created when there is something to write.
@@ -47,6 +49,7 @@ class Job:
   video: Path
   prompts: Sequence[TypedPrompt]
   out: Path
+  phrases: Sequence[str] = ()
   start: Position = 0
   stop: Position | None = None
   every: Position = 1
@@ -64,7 +67,7 @@ class Job:
   def options(self) -> dict[str, Any]:
     """Those that determine the results."""
     names = ("start", "stop", "every", "direction")
-    return {name: getattr(self, name) for name in names}
+    return {name: getattr(self, name) for name in names} | {"text": list(self.phrases)}
 
 
 def run(
@@ -110,13 +113,15 @@ def run(
     with loading(errors, checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(checkpoint, dtype=dtype, progress=step)
     _ = model.video_programs  # so that a checkpoint without tracker is reported before any work
+    concepts = as_prompts(job.phrases) if job.phrases else []
+    model.tokenizer.check(one.phrase for one in concepts)
     record = record_of(source, job.options, prompts, model, checkpoint.name)
     job.files.check(record)
     with job.files.reserved():
       before = job.files.check(record)
       if before is None or before.frames is None:
         saved = job.files.session() if before else None
-        session, frames = _session(job, model, source, prompts, saved and saved[1])
+        session, frames = _session(job, model, source, prompts, default, saved and saved[1])
         with session:
           if before is None:
             job.files.begin(record)
@@ -164,9 +169,15 @@ def _track(
 
 
 def _session(
-  job: Job, model: Sam3, source: VideoSource, prompts: Sequence[FramePrompt], saved: Path | None
+  job: Job,
+  model: Sam3,
+  source: VideoSource,
+  prompts: Sequence[FramePrompt],
+  default: int,
+  saved: Path | None,
 ) -> tuple[VideoSession, Iterator[TrackedFrame]]:
-  """The session and its frames: a new one with the prompts, or the saved one."""
+  """The session and its frames: a new one with the prompts, or the saved one. Phrases are of the
+  frame `default`."""
   if saved is not None:
     session = VideoSession.load(model, saved, source)
     return session, session.resume()
@@ -184,6 +195,8 @@ def _session(
         points=one.prompt.points or None, point_labels=one.prompt.point_labels or None,
         box=one.prompt.box,
       )  # fmt: skip
+  for phrase in job.phrases:
+    session.find(phrase, default)
   return session, session.run(job.direction)
 
 
@@ -217,7 +230,7 @@ class _Meter:
   def __init__(self, step: Step, session: VideoSession, done: int):
     length = session.clip.length or 0
     left = [each.start + 1 if each.backward else length - each.start for each in session.passes]
-    self._step, self._objects, self._done = step, len(session.objects), done
+    self._step, self._session, self._done = step, session, done
     self._total = max(1, done + sum(left))
     self._ends: collections.deque[float] = collections.deque(maxlen=_RECENT)
     self._first, self._counted = 0.0, 0
@@ -231,7 +244,7 @@ class _Meter:
     self._ends.append(time.perf_counter())
     if self._counted == 1:
       self._first = self._ends[0]
-    found = f"{len(frame.instances)} of {self._objects} objects"
+    found = f"{len(frame.instances)} of {_count_of(len(self._session.objects), 'object')}"
     self.say(
       f"frame {frame.index}, {found}{_speed(len(self._ends), self._ends[0], self._ends[-1])}"
     )
@@ -240,7 +253,8 @@ class _Meter:
     """One line about the run."""
     end = self._ends[-1] if self._ends else 0.0
     speed = _speed(self._counted, self._first, end)
-    return f"{_count_of(self._done, 'frame')}, {_count_of(self._objects, 'object')}{speed}"
+    objects = _count_of(len(self._session.objects), "object")
+    return f"{_count_of(self._done, 'frame')}, {objects}{speed}"
 
 
 def _count_of(number: int, noun: str) -> str:

@@ -12,14 +12,24 @@ import numpy as np
 from sam3_jax.inference.video.archive import Archive, write_archive
 from sam3_jax.inference.video.bank import MemoryBank
 from sam3_jax.inference.video.clip import Pass
+from sam3_jax.inference.video.concept_objects import ConceptObjects
+from sam3_jax.inference.video.concept_tracker import TrackedConcept
 from sam3_jax.inference.video.groups import FrameRecord, Group
+from sam3_jax.inference.video.held_frames import HeldFrame
+from sam3_jax.inference.video.lifetimes import Lifetimes
 from sam3_jax.inference.video.prompts import Answer
+from sam3_jax.inference.video.results import ShownObject
 from sam3_jax.inference.video.store import StoredFrame
+from sam3_jax.inference.video.tracker import ObjectResult
+from sam3_jax.inputs.concept import Concept
+from sam3_jax.inputs.prompts import Prompt, prompt_as_json
 from sam3_jax.inputs.video import open_video
 from sam3_jax.rules import Rules
+from sam3_jax.utils.identity import Origin
 
-FORMAT = 1
+FORMAT = 2
 _HEADER, _STORED, _PENDING = "session", "stored", "pending"
+_CONCEPT, _HELD = "concept", "held"
 
 
 def save(session: Any, path: str | Path) -> None:
@@ -90,6 +100,10 @@ def _header(session: Any) -> dict[str, Any]:
     "masked": [[t, state.groups.index(group)] for t, group in session.masked.items()],
     "removed": sorted(session.removed),
     "last_id": session.last_id,
+    "concepts": [_concept_values(one) for one in session.finder.concepts],
+    "held": [_held_values(one) for one in session.held.frames],
+    "hidden": sorted(session.held.hidden),
+    "hold": session.hold,
     "passes": [dataclasses.asdict(each) for each in session.passes],
     "answers": [
       [t, identity, answer.object_logit, answer.iou]
@@ -111,6 +125,13 @@ def _arrays(session: Any) -> Iterator[tuple[str, Any]]:
       for name in ("pointer", "logits", "shown"):
         if (array := getattr(answer, name)) is not None:
           yield f"{_PENDING}.{t}.{identity}.{name}", array
+  for i, one in enumerate(session.finder.concepts):
+    if isinstance(one.prompt, Concept):
+      yield f"{_CONCEPT}.{i}.tokens", np.asarray(one.prompt.tokens)
+      yield f"{_CONCEPT}.{i}.positive", np.asarray(one.prompt.positive)
+  for i, frame in enumerate(session.held.frames):
+    for j, one in enumerate(frame.objects):
+      yield f"{_HELD}.{i}.{j}", one.result.mask_logits
   for identity, t in state.store:
     for name, array in vars(state.store.get((identity, t))).items():
       yield f"{_STORED}.{identity}.{t}.{name}", array
@@ -126,6 +147,15 @@ def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
   session.masked.update({t: state.groups[i] for t, i in header["masked"]})
   session.removed.update(header["removed"])
   session.last_id = header["last_id"]
+  session.finder.concepts += [
+    _concept(values, archive, f"{_CONCEPT}.{i}", session.model.origin)
+    for i, values in enumerate(header["concepts"])
+  ]
+  session.held.frames += [
+    _held(values, archive, f"{_HELD}.{i}") for i, values in enumerate(header["held"])
+  ]
+  session.held.hidden.update(header["hidden"])
+  session.hold = header["hold"]
   session.passes = [Pass(**each) for each in header["passes"]]
   for t, identity, logit, iou in header["answers"]:
     prefix = f"{_PENDING}.{t}.{identity}"
@@ -143,6 +173,55 @@ def _restore(session: Any, header: dict[str, Any], archive: Archive) -> None:
         f"{_STORED}.{identity}.{t}.{field.name}" for field in dataclasses.fields(StoredFrame)
       )
       state.store.put((int(identity), int(t)), StoredFrame(*(archive[part] for part in parts)))
+
+
+def _concept_values(one: TrackedConcept) -> dict[str, Any]:
+  prompt = one.prompt
+  objects = one.objects
+  return {
+    "prompt": {"text": prompt.text} if isinstance(prompt, Concept) else prompt_as_json(prompt),
+    "position": one.position,
+    "ids": objects.ids,
+    "scores": list(objects.scores.items()),
+    "lives": {name: np.asarray(x).tolist() for name, x in objects.lives._asdict().items()},
+  }
+
+
+def _concept(
+  values: dict[str, Any], archive: Archive, prefix: str, origin: Origin
+) -> TrackedConcept:
+  if f"{prefix}.tokens" in archive:
+    arrays: Any = (archive[f"{prefix}.{name}"] for name in ("tokens", "positive"))
+    prompt = Concept(*arrays, text=values["prompt"]["text"], origin=origin)
+  else:
+    prompt = Prompt(**values["prompt"])
+  count = len(values["ids"])
+  lives = {
+    name: np.array(x, bool if name == "confirmed" else np.int64)
+    for name, x in values["lives"].items()
+  }
+  lives["duplicates"] = lives["duplicates"].reshape(count, count)
+  objects = ConceptObjects(values["ids"], Lifetimes(**lives), dict(values["scores"]))
+  return TrackedConcept(prompt, values["position"], objects)
+
+
+def _held_values(frame: HeldFrame) -> dict[str, Any]:
+  values: dict[str, Any] = {x.name: getattr(frame, x.name) for x in dataclasses.fields(frame)}
+  return values | {
+    "objects": [
+      [x.identity, x.result.object_logit, x.result.iou, x.score, x.phrase, x.concept]
+      for x in frame.objects
+    ]
+  }
+
+
+def _held(values: dict[str, Any], archive: Archive, prefix: str) -> HeldFrame:
+  objects = [
+    ShownObject(identity, ObjectResult(archive[f"{prefix}.{j}"], logit, iou), *rest)
+    for j, (identity, logit, iou, *rest) in enumerate(values["objects"])
+  ]
+  fields: dict[str, Any] = values | {"objects": objects}
+  return HeldFrame(**fields)
 
 
 def _group_values(group: Group) -> dict[str, Any]:
