@@ -9,7 +9,7 @@ from golden_model import GOLDENS
 from support import difference
 from video_model import HEIGHT, WIDTH, video_frames, video_model, video_parts
 
-from sam3_jax import Prompt, Rules, VisualPrompt
+from sam3_jax import Prompt, Rules, VideoSession, VisualPrompt
 from sam3_jax.inference.video.concept_tracker import ConceptTracker
 
 PHRASE, BOX = "a moving shape", (0.3, 0.3, 0.5, 0.55)  # the box as fractions
@@ -227,3 +227,38 @@ def test_wrong_prompts_and_options_are_refused(model):
       session.find([PHRASE, "a dog"])
     with pytest.raises(ValueError, match="frame 7 is after the end"):
       session.find(PHRASE, 7)
+
+
+def test_a_saved_session_continues_with_its_phrases_and_held_frames(model, tmp_path):
+  frames = video_frames()[:7]
+  rules = dataclasses.replace(Rules(), hotstart_delay=4)
+
+  def session():
+    one = model.video(frames, rules=rules)
+    one.find(PHRASE)
+    return one
+
+  wanted = tracks(session().run())
+  first = session()
+  run = first.run()
+  got = tracks([next(run), next(run)])
+  first.save(tmp_path / "session.npz")
+  second = VideoSession.load(model, tmp_path / "session.npz", frames)
+  assert len(second.held.frames) == 3
+  assert second.objects == first.objects
+  assert got + tracks(second.resume()) == wanted
+
+
+def test_a_found_object_is_removed_and_corrected(model):
+  with model.video(video_frames()[:4]) as session:
+    found = session.find(PHRASE)
+    list(session.run())
+    session.remove(found[1])
+    session.correct(found[2], 2, points=[[100, 30]])
+    session.correct(found[2], 2, points=[[100, 30], [20, 100]], point_labels=[1, 0])
+    for frame in session.run():
+      assert found[1] not in frame.instances.ids
+    assert found[1] not in session.objects
+    shown = session.at(2)
+    assert set(shown.phrases) == {PHRASE}
+    assert session.find("a yellow truck")[0] > max(found)
