@@ -51,6 +51,6 @@ def _alignment(overlap: Overlap) -> Float[np.ndarray, "G P"]:
   iou = overlap.iou
   rivals = iou.sum(axis=1, keepdims=True) + iou.sum(axis=2, keepdims=True) - iou
   valid = rivals > EPSILON
-  shared = np.where(valid, iou / np.where(valid, rivals, 1), 0).sum(axis=0)
+  shared = np.where(valid, iou / np.where(valid, rivals, 1), 0).sum(axis=0, dtype=np.float64)
   frames = overlap.truths.sum(axis=1)[:, None] + overlap.found.sum(axis=1)[None]
   return shared / np.maximum(frames - shared, EPSILON)

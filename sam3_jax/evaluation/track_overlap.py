@@ -56,18 +56,13 @@ def overlap_masks(truths: Sequence[Masks], found: Sequence[Masks], frames: int) 
 def overlap_boxes(truths: Sequence[Boxes], found: Sequence[Boxes], frames: int) -> Overlap:
   """The overlap of boxes x, y, width, height.
 
-  The IoU of whole tracks is computed in float32, as in Meta's evaluator: it is compared with
-  thresholds, which it may equal.
+  IoUs are computed in float32, as in Meta's evaluators: they are compared with thresholds, which
+  they may equal.
   """
   seen, shown = _visible(truths, frames), _visible(found, frames)
-  own, other = _corners(truths, frames), _corners(found, frames)
-  common, union = _box_overlap(own, other)
-  valid = (union > 0) & seen.T[:, :, None] & shown.T[:, None]
-  iou = np.where(valid, common / np.where(valid, union, 1), 0)
-  common, union = _box_overlap(own.astype(np.float32), other.astype(np.float32))
-  common, union = common.sum(axis=0), union.sum(axis=0)
-  tubes = np.where(union > 0, common / np.where(union > 0, union, 1), 0)
-  return Overlap(seen, shown, iou, tubes.astype(np.float64))
+  common, union = _box_overlap(_corners(truths, frames), _corners(found, frames))
+  tubes = _ratio(common.sum(axis=0), union.sum(axis=0))
+  return Overlap(seen, shown, _ratio(common, union), tubes.astype(np.float64))
 
 
 def _visible(tracks: Sequence[Sequence[object]], frames: int) -> Bool[np.ndarray, "n T"]:
@@ -84,10 +79,14 @@ def _areas(tracks: Sequence[Masks], frames: int) -> Int[np.ndarray, "n T"]:
   return found
 
 
+def _ratio(common: Float[np.ndarray, "..."], union: Float[np.ndarray, "..."]):
+  return np.where(union > 0, common / np.where(union > 0, union, 1), np.float32(0))
+
+
 def _corners(tracks: Sequence[Boxes], frames: int) -> Float[np.ndarray, "T n 4"]:
   """Boxes as x0, y0, x1, y1, zeros where there is none."""
   rows = [[(0, 0, 0, 0) if box is None else box for box in track] for track in tracks]
-  boxes = np.array(rows, np.float64).reshape(len(tracks), frames, 4).transpose(1, 0, 2)
+  boxes = np.array(rows, np.float32).reshape(len(tracks), frames, 4).transpose(1, 0, 2)
   boxes[..., 2:] += boxes[..., :2]
   return boxes
 
