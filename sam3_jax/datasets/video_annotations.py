@@ -28,7 +28,7 @@ from sam3_jax.utils.param_tree import raise_faults
 
 __all__ = [
   "Concepts", "Video", "VideoObject", "VideoPair", "check", "compress_frames", "frame_folder",
-  "has_pairs", "read", "read_concepts",
+  "read", "read_concepts",
 ]  # fmt: skip
 
 FOLDER = "JPEGImages"  # directory of the frames beside the annotation file, as in YouTube-VIS
@@ -69,42 +69,37 @@ def read_concepts(path: str | Path, *, notes: Notes | None = None) -> Concepts:
   """Reads an annotation file for the evaluation of concepts, with boxes and categories.
 
   Args:
-    path: a JSON file in the layout of SA-Co/VEval.
+    path: a JSON file in the layout of SA-Co/VEval. A file without `video_np_pairs` is read as by
+      `read`: no video has pairs.
     notes: as for `read`; also counts pairs that announce another number of objects than the file
       has, as files do whose annotations are kept secret.
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: the file is invalid, or it has no `video_np_pairs`; the message names the faults.
+    ValueError: the file is invalid; the message names the faults.
   """
   found = _read(path, notes, boxes=True)
-  if not any(video.pairs for video in found.videos):
-    raise ValueError(
-      f"{path} has no pairs of a video and a phrase: give a file with `video_np_pairs`, as those of "
-      "SA-Co/VEval and of `sam3-jax scenes --video`."
-    )
-  faults = [
-    f"the pair of {video.title} and {pair.phrase!r:.60} has no category_id"
-    for video in found.videos
-    for pair in video.pairs
-    if pair.category is None
-  ]
-  raise_faults(faults, str(path), REMEDY)
+  if any(video.pairs for video in found.videos):
+    faults = [
+      f"the pair of {video.title} and {pair.phrase!r:.60} has no category_id"
+      for video in found.videos
+      for pair in video.pairs
+      if pair.category is None
+    ]
+    faults += [
+      f"{_annotation(one.id, video)} has no category_id"
+      for video in found.videos
+      for one in video.objects
+      if one.category is None
+    ]
+    raise_faults(faults, str(path), REMEDY)
   return found
-
-
-def has_pairs(path: str | Path) -> bool:
-  """Whether a file has `video_np_pairs`, so that concepts can be evaluated.
-
-  Raises:
-    FileNotFoundError, ValueError: as for `read`, if it is not an annotation file.
-  """
-  return bool(_load(Path(path)).get("video_np_pairs"))
 
 
 def _read(path: str | Path, notes: Notes | None, boxes: bool) -> Concepts:
   kept = Notes() if notes is None else notes
   content = _load(Path(path))
+  boxes = boxes and bool(content.get("video_np_pairs"))
   faults: list[str] = []
   videos = _read_videos(content["videos"], faults)
   categories = _read_categories(content.get("categories"), faults)
@@ -131,7 +126,7 @@ def _read(path: str | Path, notes: Notes | None, boxes: bool) -> Concepts:
     )
     for number, video in videos.items()
   ]
-  if boxes and pairs is not None:
+  if boxes:
     note_missing(content["video_np_pairs"], complete, kept)
   if notes is None:
     kept.warn()

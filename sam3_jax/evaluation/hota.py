@@ -3,8 +3,8 @@
 Localization thresholds are 0.05, 0.10 .. 0.95. At each, detection accuracy (DetA) counts matched
 objects in the frames, and association accuracy (AssA) measures, for each match, in how many of the
 frames of both tracks they are matched with each other; HOTA is their geometric mean. All values are
-means over the thresholds. Phrase HOTA (pHOTA) of SA-Co/VEval treats each pair of a video and a phrase
-as a video of its own.
+means over the thresholds. Phrase HOTA (pHOTA) of SA-Co/VEval treats each pair of a video and a
+phrase as a video of its own.
 """
 
 import dataclasses

@@ -42,7 +42,7 @@ class PhraseAp:
     class TubeEvaluation(base):
       """COCO's evaluation with given IoUs."""
 
-      def computeIoU(self, imgId, catId):  # noqa: N802, N803, pycocotools' names
+      def computeIoU(self, imgId, catId):
         tubes, scores, _ = pairs[imgId - 1]
         best = np.argsort([-score for score in scores], kind="stable")[:MOST]
         return tubes.T[best] if tubes.size else []

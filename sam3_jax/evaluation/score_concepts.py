@@ -63,19 +63,19 @@ class ConceptScorer:
 
   def add(self, video: Video, tracks: Sequence[ConceptTrack]) -> list[PairScore]:
     """Scores the tracks of a video, in the order of their file; returns a score for each pair."""
-    truths = [one for one in video.objects if one.category is not None]
-    frames, size = len(video), (len(truths), len(tracks))
+    truths, frames = video.objects, len(video)
     masks = overlap_masks([one.rles for one in truths], [one.rles for one in tracks], frames)
     boxes = overlap_boxes([one.boxes for one in truths], [one.boxes for one in tracks], frames)
-    kinds = [_category(one.category) for one in truths], [one.category for one in tracks]
+    kinds = [-1 if (own := one.category) is None else own for one in truths]
     high = [i for i, one in enumerate(tracks) if one.score >= self._threshold]
-    self._teta.add(masks.select(range(size[0]), high), kinds[0], [kinds[1][i] for i in high])
+    high_kinds = [tracks[i].category for i in high]
+    self._teta.add(masks.select(range(len(truths)), high), kinds, high_kinds)
     self._videos[video.occluded] += 1
-    self._objects += size[0]
+    self._objects += len(truths)
     scores = []
     for pair in all_pairs(video):
-      own = [i for i, category in enumerate(kinds[0]) if category == pair.category]
-      found = [i for i, category in enumerate(kinds[1]) if category == pair.category]
+      own = [i for i, category in enumerate(kinds) if category == pair.category]
+      found = [i for i, one in enumerate(tracks) if one.category == pair.category]
       crowds = [truths[i].crowd for i in own]
       values = [tracks[i].score for i in found]
       scores.append(
@@ -144,11 +144,6 @@ class ConceptScorer:
       found["identity_switches_without_occlusion"] = self._switches[False]
       found["videos_without_occlusion"] = self._videos[False]
     return found
-
-
-def _category(number: int | None) -> int:
-  assert number is not None  # noqa: S101
-  return number
 
 
 def _pair_metrics(counts: cgf1.PairCounts) -> dict[str, float]:

@@ -22,7 +22,12 @@ from sam3_jax.evaluation.track_overlap import Overlap
 THRESHOLDS = np.arange(0.0, 0.99, 0.05)  # of the IoU
 NEAR = 0.5  # IoU of a prediction that counts for an object; also for classification, the least
 _FIRST = 10  # index of NEAR in THRESHOLDS
-_COUNTS = ("loc_tp", "loc_fn", "loc_fp", "assoc", "assoc_re", "assoc_pr", "cls_tp", "cls_fn", "cls_fp")
+_NAMES = (
+  "teta", "loca", "assoca", "clsa", "locre", "locpr", "assocre", "assocpr", "clsre", "clspr",
+)  # fmt: skip
+_COUNTS = (
+  "loc_tp", "loc_fn", "loc_fp", "assoc", "assoc_re", "assoc_pr", "cls_tp", "cls_fn", "cls_fp",
+)  # fmt: skip
 
 
 class TetaSums:
@@ -66,11 +71,10 @@ class TetaSums:
   def metrics(self) -> dict[str, float | None]:
     """Percentages: `teta`, `loca`, `assoca`, `clsa`, and recall and precision of each, such as
     `locre` and `locpr`; None if no category has objects."""
-    names = ("teta", "loca", "assoca", "clsa", "locre", "locpr", "assocre", "assocpr", "clsre", "clspr")
     rows = [_metrics(**sums) for sums in self._sums.values()]
     if not rows:
-      return dict.fromkeys(names)
-    return {name: 100 * float(np.mean([row[name] for row in rows])) for name in names}
+      return dict.fromkeys(_NAMES)
+    return {name: 100 * float(np.mean([row[name] for row in rows])) for name in _NAMES}
 
   def _add_category(
     self,
