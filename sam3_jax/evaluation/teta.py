@@ -6,6 +6,8 @@ objects. For a category, only predictions near its objects (IoU >= 0.5) count fo
 association, whatever their category; other categories' predictions are not false positives here.
 Values are those of Meta's evaluator for SA-Co/VEval (TETA50, exhaustive):
 
+- A prediction that is near an object of another category counts twice as wrong classification of
+  its own category, if that has objects near which there are predictions.
 - Frames in which the video has no object at all are left out.
 - In a video where no prediction is near an object of a category, the wrong classifications that
   earlier categories of the file have counted against it are forgotten.
