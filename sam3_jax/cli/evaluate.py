@@ -64,9 +64,9 @@ def evaluate(
       "--video",
       metavar="",
       help="Evaluate tracks in videos: --images is the directory of the frames, by default "
-      "JPEGImages beside --data. In files with pairs of videos and phrases (SA-Co/VEval), the tracks "
-      "of each phrase: cgF1, phrase AP, HOTA and TETA. In other YouTube-VIS files, and with --prompt "
-      "click, the tracks of prompted objects: J&F as in DAVIS.",
+      "JPEGImages beside --data. In files with pairs of videos and phrases (SA-Co/VEval), tracks "
+      "of each phrase: cgF1, phrase AP, HOTA and TETA. In other YouTube-VIS files, and with "
+      "--prompt click, tracks of prompted objects: J&F as in DAVIS.",
     ),
   ] = False,
   assign: Annotated[

@@ -135,13 +135,18 @@ def _read_result(
   if number not in videos:
     raise ValueError(f"{what}: there is no video {number}")
   what = f"{what} of {videos[number].title}"
-  category, score = integer_field(entry, "category_id", what), entry.get("score")
-  if not are_finite([score]) or not 0 <= score <= 1:
-    raise ValueError(f"{what}: score must be a number in [0, 1]; got {shown(score, 40)}")
+  category, score = integer_field(entry, "category_id", what), _score(entry, what)
   rles = compress_frames(entry.get("segmentations"), videos[number], what)
   _check_absent(entry, what)
   boxes = read_boxes(entry.get("bboxes"), rles, what)
-  return number, ConceptTrack(category, float(score), rles, boxes)
+  return number, ConceptTrack(category, score, rles, boxes)
+
+
+def _score(entry: dict[str, Any], what: str) -> float:
+  value: Any = entry.get("score")
+  if not are_finite([value]) or not 0 <= value <= 1:
+    raise ValueError(f"{what}: score must be a number in [0, 1]; got {shown(value, 40)}")
+  return float(value)
 
 
 def _check_absent(entry: dict[str, Any], what: str) -> None:
@@ -176,18 +181,16 @@ def _read_file(file: Path, video: Video) -> list[ConceptTrack]:
     what = f"line {number} of {file}"
     frame, objects = read_line(line, video, what)
     for one in objects:
-      identity, score = integer_field(one, "id", what), one.get("score")
+      identity, score = integer_field(one, "id", what), _score(one, what)
       if not isinstance(phrase := one.get("phrase"), str):
         raise ValueError(
           f"{what}: object {identity} has no phrase; give the tracks of `sam3-jax track --text`."
         )
-      if not are_finite([score]) or not 0 <= score <= 1:
-        raise ValueError(f"{what}: score must be a number in [0, 1]; got {shown(score, 40)}")
       if (category := categories.get(phrase)) is None:
         category = -1  # no pair has it, so that `read` leaves it out
       key = category, identity
       masks.setdefault(key, [None] * len(video))[frame] = one.get("segmentation")
-      scores[key] = max(scores.get(key, 0.0), float(score))
+      scores[key] = max(scores.get(key, 0.0), score)
   tracks = []
   for (category, identity), several in masks.items():
     rles = compress_frames(several, video, f"{file}: track {identity}")

@@ -5,9 +5,11 @@
 
 The annotations also have what SA-Co's video files (SA-Co/VEval) add: `noun_phrase`, and
 `video_np_pairs` with the phrases of each video, of absent objects too. `occluded` of a video tells
-whether an object or an occluder hides a pixel of another object in any frame. Each scene has its own
-random generator, given by the seed and its index, so a larger number of scenes starts with the same
-ones. Files are byte-equal for the same versions of this package, NumPy and Pillow.
+whether an object or an occluder hides a pixel of another object in any frame.
+
+Each scene has its own random generator, given by the seed and its index, so a larger number of
+scenes starts with the same ones. Files are byte-equal for the same versions of this package, NumPy
+and Pillow.
 """
 
 from collections.abc import Callable, Sequence
