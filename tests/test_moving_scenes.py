@@ -252,7 +252,7 @@ def hides(made, t):
   for layer in made._layers:
     patch, (top, left) = layer.place(t, made._camera[t])
     alone = np.zeros(made.size, bool)
-    for y, x in np.argwhere(patch.mask) + (top, left):
+    for y, x in np.argwhere(patch.mask) + np.array([top, left]):
       if 0 <= y < made.size[0] and 0 <= x < made.size[1]:
         alone[y, x] = True
     if (behind & alone).any():
