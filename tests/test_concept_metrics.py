@@ -30,30 +30,34 @@ FIGURES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def golden():
-  data = video_annotations.read_concepts(GOLDENS / "truth.json")
-  tracks = concept_tracks.read(GOLDENS / "predictions.json", data.videos)
+@pytest.fixture(scope="module", params=[".", "unordered"])
+def golden(request):
+  folder = GOLDENS / request.param
+  data = video_annotations.read_concepts(folder / "truth.json")
+  tracks = concept_tracks.read(folder / "predictions.json", data.videos)
   scorer = ConceptScorer(data)
   scores = [score for video in data.videos for score in scorer.add(video, tracks.get(video.id, []))]
-  expected = json.loads((GOLDENS / "expected.json").read_text())
+  expected = json.loads((folder / "expected.json").read_text())
   return scorer.metrics(), scores, expected
 
 
 class TestGoldens:
-  """Figures of Meta's evaluators on seven videos with twenty pairs; measured error 3e-16."""
+  """Figures of Meta's evaluators on 20 pairs of 7 videos; and on 16 pairs of 4 videos, where the
+  categories are not in the order of their ids and objects overlap, without cgF1 and AP of boxes.
+  Measured error 3e-16."""
 
   def test_all_figures(self, golden):
     metrics, _, expected = golden
     figures = {name: value for own in expected["figures"].values() for name, value in own.items()}
-    assert len(figures) == 52
+    assert len(figures) in (52, 40)
     for name, value in figures.items():
       got = _figure(metrics, name)
       if math.isnan(value):  # Meta divides cgF1 by pmF1 for IL_MCC, which is the same at all IoUs
         assert name.endswith("_ilmcc_75")
-        assert metrics["pmf1_75"] == metrics["box_pmf1_75"] == 0
+        prefix = "box_" if "bbox" in name else ""
+        assert metrics[f"{prefix}pmf1_75"] == 0
       elif expected["figures"]["teta"].get(name) is not None:
-        assert round(100 * got, 3) == value  # Meta prints three digits
+        assert float(f"{100 * got:.5g}") == value  # Meta prints five digits
       else:
         assert got == pytest.approx(value, abs=1e-12), name
 
@@ -71,13 +75,13 @@ class TestGoldens:
         assert metrics[ours] / scale == pytest.approx(value, abs=1e-12), (key, name)
         checked += 1
       assert ("hota" in metrics) == ("mask_HOTA" in values)
-    assert checked == 678
+    assert checked > 400
 
   def test_counts(self, golden):
-    metrics, scores, _ = golden
-    assert (metrics["videos"], metrics["pairs"], metrics["objects"]) == (7, 20, 17)
-    assert metrics["positive_pairs"] == 8
-    assert metrics["identity_switches"] == sum(score.switches for score in scores) == 3
+    metrics, scores, expected = golden
+    assert metrics["videos"] == len({score.video for score in scores}) in (4, 7)
+    assert metrics["pairs"] == len(expected["pairs"]) == len(scores)
+    assert metrics["identity_switches"] == sum(score.switches for score in scores) > 0
     assert "videos_without_occlusion" not in metrics
 
 
