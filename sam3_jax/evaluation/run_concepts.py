@@ -87,8 +87,7 @@ def _tracks(
   job: VideoJob, videos: Sequence[Video], model: Sam3 | None, notes: Notes, step: Step
 ) -> Iterator[tuple[Video, list[ConceptTrack]]]:
   if model is not None:
-    track: Any = model.track
-    yield from track_videos(track, videos, job.folder, step)
+    yield from track_videos(model.track, videos, job.folder, step)
     return
   step(f"reading {job.source.name}", 0)
   found = concept_tracks.read(job.source, videos, notes)

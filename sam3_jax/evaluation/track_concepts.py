@@ -3,6 +3,7 @@ phrase alone, from the first frame forward."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sam3_jax.datasets.video_annotations import Video, VideoPair
 from sam3_jax.evaluation.concept_tracks import ConceptTrack, all_pairs
@@ -10,8 +11,8 @@ from sam3_jax.outputs.rle import Rle, areas, bounds
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 
 Progress = Callable[[str, float], None]  # what is done, fraction of the work done so far
-# Takes the files of the frames and the phrases; yields each frame once. `Sam3.track` is one.
-Tracker = Callable[[Sequence[Path], Sequence[str]], Iterable[TrackedFrame]]
+# Takes the files of the frames and a list of phrases; yields each frame once. `Sam3.track` is one.
+Tracker = Callable[[Sequence[Path], list[Any]], Iterable[TrackedFrame]]
 
 
 def track_videos(
