@@ -54,8 +54,10 @@ def write_video(path: Path, made: MovingScene) -> None:
 def write_masks(path: Path, made: MovingScene, seed: int) -> None:
   """Writes the masks, as `sam3-jax scenes --video` does."""
   record = Record(info(f"the sample moving scene, seed {seed}, style {made.style}"))
-  masks = [[encode(frame.mask(k)) for k in range(len(made.concepts))] for frame in made]
-  record.add(NAME, made, made.phrases(np.random.default_rng(seed), usual=1.0), masks)
+  frames = list(made)
+  masks = [[encode(frame.mask(k)) for k in range(len(made.concepts))] for frame in frames]
+  phrases = made.phrases(np.random.default_rng(seed), usual=1.0)
+  record.add(NAME, made, phrases, masks, any(frame.occluded for frame in frames))
   write_json(path, record.content)
 
 

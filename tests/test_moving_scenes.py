@@ -19,6 +19,8 @@ from sam3_jax.datasets.synthetic import (
   moving_scene_files,
   moving_scenes,
 )
+from sam3_jax.evaluation.concept_tracks import ConceptTrack
+from sam3_jax.evaluation.score_concepts import ConceptScorer
 
 # pycocotools' own, with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -244,6 +246,21 @@ def contents(folder: Path) -> dict[str, bytes]:
   }
 
 
+def hides(made, t):
+  """Whether a layer covers the mask of an object behind it, by drawing each layer alone."""
+  behind = np.zeros(made.size, bool)
+  for layer in made._layers:
+    patch, (top, left) = layer.place(t, made._camera[t])
+    alone = np.zeros(made.size, bool)
+    for y, x in np.argwhere(patch.mask) + np.array([top, left]):
+      if 0 <= y < made.size[0] and 0 <= x < made.size[1]:
+        alone[y, x] = True
+    if (behind & alone).any():
+      return True
+    behind |= alone & (layer.concept is not None)
+  return False
+
+
 def composed(number):
   rng = np.random.default_rng([5, number])
   return moving_scenes.compose(rng, size=SIZE, frames=12)
@@ -306,6 +323,26 @@ class TestWrite:
     assert np.mean([pair["num_masklets"] == 0 for pair in record["video_np_pairs"]]) > 0.4
     videos = video_annotations.read(written / "annotations.json")
     assert sum(len(video.phrases) for video in videos) == len(record["video_np_pairs"])
+
+  def test_occlusion(self, written):
+    """A video has occlusion if the masks of an object and of all in front of it overlap."""
+    videos = video_annotations.read(written / "annotations.json")
+    assert [video.occluded for video in videos] == [
+      any(hides(made, t) for t in range(len(made))) for made in map(composed, range(3))
+    ]
+
+  def test_pairs_for_the_evaluation_of_concepts(self, written):
+    """The true tracks as predictions are perfect."""
+    data = video_annotations.read_concepts(written / "annotations.json")
+    scorer = ConceptScorer(data)
+    for video in data.videos:
+      tracks = [ConceptTrack(one.category, 0.9, one.rles, one.boxes) for one in video.objects]
+      scorer.add(video, tracks)
+    metrics = scorer.metrics()
+    assert metrics["il_mcc"] == pytest.approx(1, abs=1e-5)
+    for name in ("phota", "box_phota", "phrase_ap", "teta"):
+      assert metrics[name] == pytest.approx(100), name
+    assert metrics["identity_switches"] == metrics["identity_switches_without_occlusion"] == 0
 
   def test_same_seed_gives_the_same_files(self, written, tmp_path):
     moving_scene_files.write(tmp_path / "again", 3, 5, frames=12, size=SIZE)

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -290,6 +291,8 @@ class TestPredictions:
 class FakeModel:
   """Records the prompts; each object is found on every frame from its prompt on."""
 
+  info: ClassVar[dict] = {}
+
   def video(self, frames):
     self.frames, self.calls = frames, []
     return self
@@ -362,7 +365,7 @@ class TestCommand:
     [
       (["--video", "--assign", "best"], "--assign best needs --predictions"),
       (["--assign", "best"], "--assign best needs --video"),
-      (["--video", "--prompt", "click"], "--video needs one --data, and no --prompt"),
+      (["--video", "--prompt", "box"], "--video needs one --data, and --prompt text or click"),
       (["--video", "--predictions", "none.json"], "there is no file of predictions none.json"),
       (["--video", "--predictions", "data.json", "--out", "data.json"], "would be overwritten"),
     ],

@@ -55,7 +55,7 @@ def evaluate(
     typer.Option(
       help="Prompts: the phrase, the largest box of the objects (skips pairs without objects), or "
       "both; click: corrective clicks, and separately a box prompt, on each object; everything: no "
-      "prompt, the mask generator segments all objects."
+      "prompt, the mask generator segments all objects. With --video: text or click."
     ),
   ] = PromptKind.text,
   video: Annotated[
@@ -63,14 +63,16 @@ def evaluate(
     typer.Option(
       "--video",
       metavar="",
-      help="Evaluate tracks of objects in videos: J&F as in DAVIS. --data is a YouTube-VIS file, "
-      "and --images the directory of the frames, by default JPEGImages beside it.",
+      help="Evaluate tracks in videos: --images is the directory of the frames, by default "
+      "JPEGImages beside --data. In files with pairs of videos and phrases (SA-Co/VEval), tracks "
+      "of each phrase: cgF1, phrase AP, HOTA and TETA. In other YouTube-VIS files, and with "
+      "--prompt click, tracks of prompted objects: J&F as in DAVIS.",
     ),
   ] = False,
   assign: Annotated[
     Assign,
     typer.Option(
-      help="With --video, how predicted tracks are assigned to objects: by the id of the "
+      help="For J&F of --predictions, how tracks are assigned to objects: by the id of the "
       "annotation, or one to one so that the sum of J&F is largest."
     ),
   ] = Assign.id,
@@ -87,7 +89,9 @@ def evaluate(
   worst: Annotated[
     int,
     typer.Option(
-      min=0, metavar="N", help="Draw the N pairs with the most errors, on a page in worst/."
+      min=0,
+      metavar="N",
+      help="Draw the N pairs with the most errors, on a page in worst/; of videos, as short films.",
     ),
   ] = 0,
   device: OnDevice = None,
@@ -97,7 +101,7 @@ def evaluate(
 ) -> None:
   """Evaluate a checkpoint or predictions: cgF1 and its parts, and average precision; with --prompt
   click, the mean IoU over objects; with --prompt everything, the recall of objects; with --video,
-  region and contour accuracy (J&F) of tracks.
+  the same metrics of tracks and their HOTA and TETA, or region and contour accuracy (J&F).
 
   Output files are written at the end, either all or none.
   """
@@ -110,7 +114,7 @@ def evaluate(
     kind, visual = PromptKind.text, prompt.value
   else:
     kind, visual = prompt, None
-  if visual and (predictions is not None or worst or len(data) > 1):
+  if visual and not video and (predictions is not None or worst or len(data) > 1):
     raise ValueError(
       f"--prompt {prompt.value} needs a model and one --data; leave out --predictions and --worst."
     )
@@ -122,8 +126,11 @@ def evaluate(
       f"--out {out} is a directory; name a file in it, such as {out / 'metrics.json'}."
     )
   if video:
-    if prompt is not PromptKind.text or worst or len(data) > 1:
-      raise ValueError("--video needs one --data, and no --prompt and --worst; leave them out.")
+    if prompt not in (PromptKind.text, PromptKind.click) or len(data) > 1:
+      raise ValueError(
+        f"--video needs one --data, and --prompt text or click; got {len(data)} files and --prompt "
+        f"{prompt.value}."
+      )
     if assign is not Assign.id and predictions is None:
       raise ValueError(f"--assign {assign.value} needs --predictions; leave it out.")
   arguments.use_device(device)
@@ -132,15 +139,18 @@ def evaluate(
   if video:
     from sam3_jax.evaluation import run_video
 
-    job = run_video.VideoJob(
+    video_job = run_video.VideoJob(
       data=data[0],
       frames=images,
       checkpoint=found,
       predictions=predictions,
+      concepts=prompt is PromptKind.text and assign is Assign.id,
+      threshold=threshold,
+      worst=worst,
       assign=assign.value,
       out=out,
     )
-    run_video.run(job, precision, Console(quiet=quiet), Console(stderr=True))
+    run_video.run(video_job, precision, Console(quiet=quiet), Console(stderr=True))
     return
 
   from sam3_jax.evaluation.run import Job, run, run_visual

@@ -3,8 +3,9 @@
 An entry of `videos` has an id, `file_names` of its frames, `width` and `height`; one of
 `annotations` has an id, a `video_id`, a `category_id` and `segmentations`, one for each frame
 (https://youtube-vos.org/dataset/vis/). Masks may have any of COCO's forms. Boxes and areas are not
-read: they are those of the masks. SA-Co's video files add `noun_phrase` to the annotations, and
-`video_np_pairs` with the phrases of each video, also of absent objects.
+read, except by `read_concepts`: they are those of the masks. SA-Co's video files (SA-Co/VEval) add
+`noun_phrase` to the annotations, and `video_np_pairs` with the phrases of each video, also those of
+absent objects. Moving scenes add `occluded` to the videos.
 
 All faults are reported together; each names the video and the annotation.
 """
@@ -12,10 +13,12 @@ All faults are reported together; each names the video and the annotation.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam3_jax.datasets.annotation_fields import flag_field, integer_field
-from sam3_jax.datasets.video_schema import Video, VideoObject
+from sam3_jax.datasets.video_boxes import read_boxes
+from sam3_jax.datasets.video_pairs import find_video, note_missing, phrases_of, read_pairs
+from sam3_jax.datasets.video_schema import Video, VideoObject, VideoPair
 from sam3_jax.inputs.preprocess import displayed_size
 from sam3_jax.outputs.rle import MAX_PIXELS, Rle
 from sam3_jax.outputs.segmentations import compress_all
@@ -23,7 +26,10 @@ from sam3_jax.utils.json_text import parse, shown
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 
-__all__ = ["Video", "VideoObject", "check", "compress_frames", "frame_folder", "read"]
+__all__ = [
+  "Concepts", "Video", "VideoObject", "VideoPair", "check", "compress_frames", "frame_folder",
+  "read", "read_concepts",
+]  # fmt: skip
 
 FOLDER = "JPEGImages"  # directory of the frames beside the annotation file, as in YouTube-VIS
 LAYOUT = "give a YouTube-VIS file: an object with `videos` and `annotations`."
@@ -49,8 +55,51 @@ def read(path: str | Path, *, notes: Notes | None = None) -> list[Video]:
     FileNotFoundError: no such file.
     ValueError: the file is invalid; the message names the faults.
   """
+  return _read(path, notes, boxes=False).videos
+
+
+class Concepts(NamedTuple):
+  """The videos of a file with `video_np_pairs`, and its categories in their order."""
+
+  videos: list[Video]
+  categories: dict[int, str]
+
+
+def read_concepts(path: str | Path, *, notes: Notes | None = None) -> Concepts:
+  """Reads an annotation file for the evaluation of concepts, with boxes and categories.
+
+  Args:
+    path: a JSON file in the layout of SA-Co/VEval. A file without `video_np_pairs` is read as by
+      `read`: no video has pairs.
+    notes: as for `read`; also counts pairs that announce another number of objects than the file
+      has, as files do whose annotations are kept secret.
+
+  Raises:
+    FileNotFoundError: no such file.
+    ValueError: the file is invalid; the message names the faults.
+  """
+  found = _read(path, notes, boxes=True)
+  if any(video.pairs for video in found.videos):
+    faults = [
+      f"the pair of {video.title} and {pair.phrase!r:.60} has no category_id"
+      for video in found.videos
+      for pair in video.pairs
+      if pair.category is None
+    ]
+    faults += [
+      f"{_annotation(one.id, video)} has no category_id"
+      for video in found.videos
+      for one in video.objects
+      if one.category is None
+    ]
+    raise_faults(faults, str(path), REMEDY)
+  return found
+
+
+def _read(path: str | Path, notes: Notes | None, boxes: bool) -> Concepts:
   kept = Notes() if notes is None else notes
   content = _load(Path(path))
+  boxes = boxes and bool(content.get("video_np_pairs"))
   faults: list[str] = []
   videos = _read_videos(content["videos"], faults)
   categories = _read_categories(content.get("categories"), faults)
@@ -58,7 +107,7 @@ def read(path: str | Path, *, notes: Notes | None = None) -> list[Video]:
   seen: set[int] = set()
   for index, entry in enumerate(content["annotations"]):
     try:
-      video, one = _read_object(entry, index, videos, categories, seen)
+      video, one = _read_object(entry, index, videos, categories, seen, boxes)
     except ValueError as error:
       faults.append(str(error))
       continue
@@ -66,14 +115,22 @@ def read(path: str | Path, *, notes: Notes | None = None) -> list[Video]:
       objects[video.id].append(one)
     else:
       kept.add("annotations without a mask in any frame, left out", _annotation(one.id, video))
-  phrases = _read_phrases(content.get("video_np_pairs"), videos, objects, faults)
+  pairs = read_pairs(content.get("video_np_pairs"), videos, categories, faults)
   raise_faults(faults, str(path), REMEDY)
-  if notes is None:
-    kept.warn()
-  return [
-    dataclasses.replace(video, objects=tuple(objects[number]), phrases=phrases[number])
+  complete = [
+    dataclasses.replace(
+      video,
+      objects=tuple(objects[number]),
+      phrases=phrases_of(objects[number], None if pairs is None else pairs[number]),
+      pairs=() if pairs is None else tuple(pairs[number]),
+    )
     for number, video in videos.items()
   ]
+  if boxes:
+    note_missing(content["video_np_pairs"], complete, kept)
+  if notes is None:
+    kept.warn()
+  return Concepts(complete, categories)
 
 
 def check(videos: Sequence[Video], folder: str | Path) -> list[str]:
@@ -167,7 +224,8 @@ def _read_video(entry: dict[str, Any], index: int) -> Video:
     raise ValueError(f"{what}: width and height must be positive; got {width} x {height}")
   if "length" in entry and integer_field(entry, "length", what) != len(names):
     raise ValueError(f"{what}: length is {entry['length']}, but file_names has {len(names)} frames")
-  return Video(number, name, tuple(names), width, height)
+  occluded = flag_field(entry, "occluded", what, False) if "occluded" in entry else None
+  return Video(number, name, tuple(names), width, height, occluded=occluded)
 
 
 def _read_categories(entries: Any, faults: list[str]) -> dict[int, str]:
@@ -195,55 +253,28 @@ def _read_object(
   videos: dict[int, Video],
   categories: dict[int, str],
   seen: set[int],
+  with_boxes: bool,
 ) -> tuple[Video, VideoObject]:
   number = integer_field(entry, "id", f"annotation number {index + 1}")
   what = f"annotation {number}"
   if number in seen:
     raise ValueError(f"{what}: this id occurs twice")
   seen.add(number)
-  video = _video_of(entry, videos, what)
+  video = find_video(entry, videos, what)
   what = _annotation(number, video)
-  phrase = entry.get("noun_phrase")
-  if phrase is None and "category_id" in entry:
+  phrase, category = entry.get("noun_phrase"), None
+  if "category_id" in entry and (phrase is None or entry["category_id"] is not None):
     category = integer_field(entry, "category_id", what)
+  if phrase is None and category is not None:
     if category not in categories:
       raise ValueError(f"{what}: there is no category {category}")
     phrase = categories[category]
   if not isinstance(phrase, str | None):
     raise ValueError(f"{what}: noun_phrase must be a string; got {shown(phrase, 40)}")
   rles = compress_frames(entry.get("segmentations"), video, what)
-  return video, VideoObject(number, phrase or "", rles, flag_field(entry, "iscrowd", what, False))
-
-
-def _read_phrases(
-  entries: Any,
-  videos: dict[int, Video],
-  objects: dict[int, list[VideoObject]],
-  faults: list[str],
-) -> dict[int, tuple[str, ...]]:
-  """The phrases of each video: those of `video_np_pairs`, or else those of its objects."""
-  found: dict[int, dict[str, None]] = {number: {} for number in videos}
-  if entries is not None and not isinstance(entries, list):
-    faults.append(f"video_np_pairs must be a list; got {shown(entries, 40)}")
-    entries = None
-  for index, entry in enumerate(entries or ()):
-    what = f"pair number {index + 1} of video_np_pairs"
-    try:
-      if not isinstance(entry, dict) or not isinstance(entry.get("noun_phrase"), str):
-        raise ValueError(f"{what}: it must have a video_id and a noun_phrase")
-      found[_video_of(entry, videos, what).id][entry["noun_phrase"]] = None
-    except ValueError as error:
-      faults.append(str(error))
-  if entries is None:
-    found = {n: {one.phrase: None for one in own if one.phrase} for n, own in objects.items()}
-  return {number: tuple(own) for number, own in found.items()}
-
-
-def _video_of(entry: dict[str, Any], videos: dict[int, Video], what: str) -> Video:
-  number = integer_field(entry, "video_id", what)
-  if number not in videos:
-    raise ValueError(f"{what}: there is no video {number}")
-  return videos[number]
+  crowd = flag_field(entry, "iscrowd", what, False)
+  boxes = read_boxes(entry.get("bboxes"), rles, what) if with_boxes else ()
+  return video, VideoObject(number, phrase or "", rles, crowd, category, boxes)
 
 
 def _annotation(number: int, video: Video) -> str:

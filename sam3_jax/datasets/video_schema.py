@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from sam3_jax.inputs.preprocess import read_image
-from sam3_jax.outputs.rle import Rle, decode
+from sam3_jax.outputs.rle import Box, Rle, decode
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,17 +20,35 @@ class VideoObject:
     phrase: its noun phrase, or the name of its category; "" if it has neither.
     rles: its mask in each frame; None where it is not visible.
     crowd: the masks cover a group of objects.
+    category: its `category_id`; None if it has none.
+    boxes: its boxes in the file, None where it is not visible; empty if they were not read.
   """
 
   id: int
   phrase: str
   rles: tuple[Rle | None, ...]
   crowd: bool = False
+  category: int | None = None
+  boxes: tuple[Box | None, ...] = ()
 
   @property
   def first(self) -> int:
     """Index of the first frame in which it is visible."""
     return next(t for t, rle in enumerate(self.rles) if rle is not None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class VideoPair:
+  """A pair of a video and a phrase: all objects that match the phrase are annotated, or there are
+  none.
+
+  Attributes:
+    category: its `category_id`, which annotations and predictions refer to; None if it has none.
+    phrase: the noun phrase.
+  """
+
+  category: int | None
+  phrase: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +62,9 @@ class Video:
     width, height: in pixels.
     objects: in the order of the file.
     phrases: every phrase that is known to match all its objects or none.
+    pairs: the entries of `video_np_pairs`, in the order of the file; empty without that list.
+    occluded: whether something hides a part of an object in any frame; None if the file does not
+      tell.
   """
 
   id: int
@@ -53,6 +74,8 @@ class Video:
   height: int
   objects: tuple[VideoObject, ...] = ()
   phrases: tuple[str, ...] = ()
+  pairs: tuple[VideoPair, ...] = ()
+  occluded: bool | None = None
 
   def __len__(self) -> int:
     return len(self.file_names)

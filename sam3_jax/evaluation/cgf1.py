@@ -63,14 +63,21 @@ def count_matches(
   """
   truths = [truth for truth in truths if not truth.crowd]
   found = [prediction for prediction in found if prediction.score >= score]
+  if not truths or not found:
+    return PairCounts(len(truths), len(found), np.zeros(len(IOU_THRESHOLDS), np.int64))
+  return count_pair(_pairwise_iou(truths, found, kind))
+
+
+def count_pair(ious: Float[np.ndarray, "found truths"]) -> PairCounts:
+  """As `count_matches`, for given IoUs."""
+  found, truths = ious.shape
   matched = np.zeros(len(IOU_THRESHOLDS), np.int64)
-  if truths and found:
+  if ious.size:
     from scipy.optimize import linear_sum_assignment
 
-    ious = _pairwise_iou(truths, found, kind)
     assigned = ious[linear_sum_assignment(ious, maximize=True)]
     matched = np.sum(assigned[:, None] >= IOU_THRESHOLDS, axis=0)
-  return PairCounts(len(truths), len(found), matched)
+  return PairCounts(truths, found, matched)
 
 
 def best_truth(counts: Sequence[PairCounts]) -> PairCounts:

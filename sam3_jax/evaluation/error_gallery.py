@@ -21,7 +21,7 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>Worst pairs</title>
+<title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem;
   color: #eee; background: #16161a; }}
@@ -30,12 +30,13 @@ figure {{ display: inline-block; width: 48%; margin: 0 1% 0 0; vertical-align: t
 img {{ width: 100%; }}
 small, figcaption {{ color: #999; }}
 </style>
-<h1>Worst pairs</h1>
-<p>The pairs with the lowest F1 (mean over IoU 0.50 to 0.95) of {pairs}, worst first; among equals,
-those with more errors first. Predictions with a score of at least {score:g} count.</p>
+<h1>{title}</h1>
+<p>{text}</p>
 {sections}
 </html>
 """
+_TEXT = """The pairs with the lowest F1 (mean over IoU 0.50 to 0.95) of {pairs}, worst first; among
+equals, those with more errors first. Predictions with a score of at least {score:g} count."""
 _SECTION = """<section>
 <h2>{rank}. {phrase}</h2>
 <p>F1 {f1:.0f} %: {found} predictions, {truths} objects, {matched} matches at IoU 0.50.
@@ -43,6 +44,12 @@ _SECTION = """<section>
 <figure><img src="{truth}" alt=""><figcaption>ground truth</figcaption></figure>
 <figure><img src="{prediction}" alt=""><figcaption>prediction</figcaption></figure>
 </section>"""
+
+
+def html_page(title: str, text: str, sections: Sequence[str]) -> Write:
+  """A page of sections, for `coco_json.write`; texts are HTML."""
+  page = _PAGE.format(title=title, text=text, sections="\n".join(sections))
+  return lambda file: file.write(page.encode())
 
 
 def sort_key(pair: PairCounts) -> tuple[float, int]:
@@ -92,8 +99,8 @@ def page(
         prediction=prediction,
       )
     )
-  text = _PAGE.format(pairs=pairs, score=score, sections="\n".join(sections))
-  files[folder / "index.html"] = lambda file: file.write(text.encode())
+  text = _TEXT.format(pairs=pairs, score=score)
+  files[folder / "index.html"] = html_page("Worst pairs", text, sections)
   return files
 
 

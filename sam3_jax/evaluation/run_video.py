@@ -1,57 +1,23 @@
-"""The work of `sam3-jax evaluate --video`: J&F of tracks, written as JSON and shown as a table."""
+"""The work of `sam3-jax evaluate --video`: scores tracks, and writes the metrics and a table."""
 
-import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from sam3_jax.datasets import video_annotations
-from sam3_jax.evaluation import track_predictions
+from sam3_jax.datasets.video_annotations import Concepts
+from sam3_jax.evaluation import run_concepts, track_predictions
 from sam3_jax.evaluation.session_tracker import session_tracker
-from sam3_jax.evaluation.tracking import PROMPTS, evaluate_tracking
+from sam3_jax.evaluation.tracking import evaluate_tracking
+from sam3_jax.evaluation.video_job import VideoJob
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.outputs.coco_json import json_of, write
-from sam3_jax.utils.console import Console, loading, progress, say
+from sam3_jax.utils.console import Console, Step, loading, progress, say
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VideoJob:
-  """What to score, and where to write the metrics.
-
-  Attributes:
-    data: annotation file in YouTube-VIS's layout.
-    frames: directory of the frames; None for JPEGImages beside `data`.
-    checkpoint: directory of the model that tracks; None to score `predictions`.
-    predictions: file of predicted tracks; None to use the model.
-    assign: how predicted tracks are assigned to objects.
-    prompts: kinds of prompts for the model.
-    out: JSON file of the metrics.
-  """
-
-  data: Path
-  out: Path
-  frames: Path | None = None
-  checkpoint: Path | None = None
-  predictions: Path | None = None
-  assign: track_predictions.Assign = "id"
-  prompts: Sequence[str] = PROMPTS
-
-  @property
-  def folder(self) -> Path:
-    """The directory of the frames."""
-    return video_annotations.frame_folder(self.data) if self.frames is None else self.frames
-
-  def check(self) -> None:
-    """Raises ValueError if the output would overwrite an input."""
-    if self.out.resolve() in {
-      given.resolve() for given in (self.data, self.predictions) if given is not None
-    }:
-      raise ValueError(f"{self.out} is an input and would be overwritten; choose another --out.")
+__all__ = ["VideoJob", "run"]
 
 
 def run(job: VideoJob, dtype: str | None, console: Console, errors: Console) -> dict[str, Any]:
@@ -70,38 +36,58 @@ def run(job: VideoJob, dtype: str | None, console: Console, errors: Console) -> 
     ValueError, OSError: the job cannot be done.
   """
   job.check()
-  notes, track = Notes(), None
+  notes = Notes()
+  with progress(errors, bar=True, quiet=console.quiet) as step:
+    step(f"reading {job.data.name}", 0)
+    data = _read(job, notes)
+  by_concepts = any(video.pairs for video in data.videos) and job.concepts
+  if job.worst and not by_concepts:
+    raise ValueError(
+      f"--worst {job.worst} needs a file with `video_np_pairs`, and --prompt text; leave it out."
+    )
+  model = None
   if job.checkpoint is not None:
     with loading(errors, job.checkpoint, quiet=console.quiet) as step:
       model = Sam3.from_checkpoint(job.checkpoint, dtype=dtype, verify=True, progress=step)
-    track = session_tracker(model)
   with progress(errors, bar=True, quiet=console.quiet) as step:
-    step(f"reading {job.data.name}", 0)
-    videos = video_annotations.read(job.data, notes=notes)
-    if track is not None:
-      faults = video_annotations.check(videos, job.folder)
+    if model is not None or job.worst:
+      faults = video_annotations.check(data.videos, job.folder)
       raise_faults(faults, str(job.data), video_annotations.REMEDY)
-      metrics = evaluate_tracking(track, videos, job.folder, job.prompts, progress=step)
-    elif job.predictions is not None:
-      tracks = track_predictions.read(job.predictions, videos)
-      metrics = track_predictions.score(videos, tracks, job.assign, progress=step)
+    if by_concepts:
+      metrics = run_concepts.run(job, data, model, notes, step)
     else:
-      raise ValueError("there is neither a checkpoint nor a file of predictions; give one of them.")
-    step("writing", 1)
-    write({job.out: json_of(metrics)})
+      metrics = _measure(job, data, model, step)
+      step("writing", 1)
+      write({job.out: json_of(metrics)})
   for line in [] if console.quiet else notes.lines():
     say(errors, line)
-  _show(job, metrics, console)
+  if model is not None and model.info.get("trained") is False and not console.quiet:
+    name = job.checkpoint.name if job.checkpoint else ""
+    say(errors, f"note: {name} is untrained, its parameters are random: the metrics mean nothing.")
+  if not console.quiet:
+    (run_concepts.show if by_concepts else _show)(job, metrics, console)
   return metrics
+
+
+def _read(job: VideoJob, notes: Notes) -> Concepts:
+  if job.concepts:
+    return video_annotations.read_concepts(job.data, notes=notes)
+  return Concepts(video_annotations.read(job.data, notes=notes), {})
+
+
+def _measure(job: VideoJob, data: Concepts, model: Sam3 | None, step: Step) -> dict[str, Any]:
+  """J&F of prompted objects, or of predicted tracks."""
+  if model is not None:
+    track = session_tracker(model)
+    return evaluate_tracking(track, data.videos, job.folder, job.prompts, progress=step)
+  tracks = track_predictions.read(job.source, data.videos)
+  return track_predictions.score(data.videos, tracks, job.assign, progress=step)
 
 
 def _show(job: VideoJob, metrics: dict[str, Any], console: Console) -> None:
   """Prints the table of metrics and the path of the file."""
-  if console.quiet:
-    return
-  source = job.checkpoint or job.predictions
   counts = f"{metrics['videos']:,} videos, {metrics['objects']:,} objects"
-  table = Table(title=Text(f"{source}, {counts}"))
+  table = Table(title=Text(f"{job.source}, {counts}"))
   table.add_column()
   columns = {"J&F": "jf", "J": "j", "recall": "j_recall", "decay": "j_decay"}
   columns |= {"F": "f", " recall": "f_recall", " decay": "f_decay"}

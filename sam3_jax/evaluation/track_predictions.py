@@ -117,6 +117,22 @@ def score(
   }
 
 
+def read_line(line: bytes, video: Video, what: str) -> tuple[int, list[dict[str, Any]]]:
+  """The number of a frame and its objects, in a line of a file of `sam3-jax track`.
+
+  Raises:
+    ValueError: the line is invalid, or the video has no such frame; `what` names the line.
+  """
+  row = parse(line, what)
+  objects = row.get("objects") if isinstance(row, dict) else None
+  if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
+    raise ValueError(f"{what} must be an object with frame and objects.")
+  frame = integer_field(row, "frame", what)
+  if not 0 <= frame < len(video):
+    raise ValueError(f"{what}: there is no frame {frame}; {video.title} has {len(video)} frames.")
+  return frame, objects
+
+
 def _read_lines(
   path: Path, videos: Sequence[Video]
 ) -> dict[int, dict[int, tuple[Rle | None, ...]]]:
@@ -134,26 +150,15 @@ def _read_lines(
     masks: dict[int, list[Any]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
       what = f"line {number} of {file}"
-      frame, objects = _read_line(line, video, what)
-      for identity, mask in objects:
-        masks.setdefault(identity, [None] * len(video))[frame] = mask
+      frame, objects = read_line(line, video, what)
+      for one in objects:
+        identity = integer_field(one, "id", what)
+        masks.setdefault(identity, [None] * len(video))[frame] = one.get("segmentation")
     found[video.id] = {
       identity: compress_frames(several, video, f"{file}: track {identity}")
       for identity, several in masks.items()
     }
   return found
-
-
-def _read_line(line: bytes, video: Video, what: str) -> tuple[int, list[tuple[int, Any]]]:
-  """The number of a frame, and the id and the mask of each object in it."""
-  row = parse(line, what)
-  objects = row.get("objects") if isinstance(row, dict) else None
-  if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
-    raise ValueError(f"{what} must be an object with frame and objects.")
-  frame = integer_field(row, "frame", what)
-  if not 0 <= frame < len(video):
-    raise ValueError(f"{what}: there is no frame {frame}; {video.title} has {len(video)} frames.")
-  return frame, [(integer_field(one, "id", what), one.get("segmentation")) for one in objects]
 
 
 def _read_track(

@@ -4,9 +4,12 @@
     OUT/JPEGImages/000000_noto/00000.jpg ...
 
 The annotations also have what SA-Co's video files (SA-Co/VEval) add: `noun_phrase`, and
-`video_np_pairs` with the phrases of each video, of absent objects too. Each scene has its own
-random generator, given by the seed and its index, so a larger number of scenes starts with the same
-ones. Files are byte-equal for the same versions of this package, NumPy and Pillow.
+`video_np_pairs` with the phrases of each video, of absent objects too. `occluded` of a video tells
+whether an object or an occluder hides a pixel of another object in any frame.
+
+Each scene has its own random generator, given by the seed and its index, so a larger number of
+scenes starts with the same ones. Files are byte-equal for the same versions of this package, NumPy
+and Pillow.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,11 +85,13 @@ def write(
       name = f"{number:06d}_{scene.style}"
       (out / FRAMES / name).mkdir(parents=True)
       masks: list[list[Rle]] = []
+      occluded = False
       for t, frame in enumerate(scene):
         progress("composing scenes", (number + t / frames) / count)
         Image.fromarray(frame.image).save(out / FRAMES / file_name(name, t), quality=QUALITY)
         masks.append([encode(frame.mask(index)) for index in range(len(scene.concepts))])
-      record.add(name, scene, sampled, masks)
+        occluded |= frame.occluded
+      record.add(name, scene, sampled, masks, occluded)
     finish(out, {"annotations.json": record.content})
   except OSError as error:
     raise ValueError(f"cannot write to {out}: {reason(error)}.") from error
@@ -118,9 +123,15 @@ class Record:
     self._categories: dict[str, int] = {}
 
   def add(
-    self, name: str, scene: MovingScene, phrases: Sequence[Phrase], masks: Sequence[Sequence[Rle]]
+    self,
+    name: str,
+    scene: MovingScene,
+    phrases: Sequence[Phrase],
+    masks: Sequence[Sequence[Rle]],
+    occluded: bool,
   ) -> None:
-    """Adds a video: its phrases, and the masks of its objects in each frame."""
+    """Adds a video: its phrases, the masks of its objects in each frame, and whether one of them is
+    partly hidden by another or by an occluder in any frame."""
     height, width = scene.size
     video = {
       "id": len(self.content["videos"]) + 1,
@@ -129,6 +140,7 @@ class Record:
       "height": height,
       "width": width,
       "length": len(scene),
+      "occluded": occluded,
     }
     self.content["videos"].append(video)
     for phrase in phrases:

@@ -22,6 +22,7 @@ from sam3_jax.datasets.synthetic.moving_layers import (
   Layer,
   Owners,
   Stack,
+  overlap,
   paste,
 )
 from sam3_jax.datasets.synthetic.occluders import occluder
@@ -40,10 +41,12 @@ class Frame(NamedTuple):
   Attributes:
     image: RGB.
     owners: index of the object that is visible at each pixel, -1 for none.
+    occluded: whether another object or an occluder hides a pixel of an object.
   """
 
   image: UInt8[np.ndarray, "h w 3"]
   owners: Owners
+  occluded: bool = False
 
   def mask(self, index: int) -> Bool[np.ndarray, "h w"]:
     """The visible pixels of an object; empty if it is hidden or outside the image."""
@@ -81,12 +84,14 @@ class MovingScene:
     (height, width), (x, y) = self.size, self._camera[t]
     image = self._backdrop[y : y + height, x : x + width].copy()
     owners = np.full(self.size, NOBODY, np.int8)
-    index = 0
+    index, occluded = 0, False
     for layer in self._layers:
-      owner = NOBODY if layer.concept is None else index
-      paste(image, owners, layer.place(t, self._camera[t]), owner)
+      owner, place = NOBODY if layer.concept is None else index, layer.place(t, self._camera[t])
+      target, inside = overlap(place, self.size)
+      occluded |= bool((owners[target][place[0].mask[inside]] != NOBODY).any())
+      paste(image, owners, place, owner)
       index += layer.concept is not None
-    return Frame(image, owners)
+    return Frame(image, owners, occluded)
 
   def __iter__(self) -> Iterator[Frame]:
     return (self[t] for t in range(self.length))
