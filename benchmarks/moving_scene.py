@@ -2,9 +2,9 @@
 
     docs/moving_scene.mp4        48 frames of a moving scene, as H.264
     docs/moving_scene.json       the masks of its objects, in YouTube-VIS's format
-    docs/moving_scene.sam3.gif   what sam3-tiny tracks from a click on each object
+    docs/moving_scene.sam3.gif   what sam3-tiny finds and tracks from a phrase
 
-Needs PyAV (`pip install "sam3-jax[video]"`). Prints the clicks. The masks are those of the scene,
+Needs PyAV (`pip install "sam3-jax[video]"`). The masks are those of the scene,
 and the video is a lossy copy of it.
 """
 
@@ -21,12 +21,11 @@ from sam3_jax.datasets.synthetic import drawings
 from sam3_jax.datasets.synthetic.moving_scene_files import Record
 from sam3_jax.datasets.synthetic.moving_scenes import MovingScene, compose
 from sam3_jax.datasets.synthetic.scene_files import info
-from sam3_jax.evaluation.clicks import deepest_point
 from sam3_jax.outputs.rle import encode
 from sam3_jax.utils.atomic_files import write_json
 
 SEED, FRAMES, SIZE, RATE = 34, 48, (240, 320), 12
-NAME = "moving_scene"
+NAME, PHRASE = "moving_scene", "snail"
 CRF = 23  # constant rate factor of x264: lower is better and larger
 COLORS = 128  # of the animation
 
@@ -61,13 +60,12 @@ def write_masks(path: Path, made: MovingScene, seed: int) -> None:
   write_json(path, record.content)
 
 
-def write_animation(path: Path, video: Path, points: list[str]) -> None:
-  """Tracks the objects with sam3-tiny, and writes the overlay video as a GIF."""
+def write_animation(path: Path, video: Path, phrase: str) -> None:
+  """Tracks the objects of a phrase with sam3-tiny, and writes the overlay video as a GIF."""
   import av
 
-  prompts = [part for point in points for part in ("--point", point)]
   with tempfile.TemporaryDirectory() as out:
-    if status := command.main(["track", str(video), *prompts, "--out", out, "--quiet"]):
+    if status := command.main(["track", str(video), "--text", phrase, "--out", out, "--quiet"]):
       raise SystemExit(status)
     with av.open(str(next(Path(out).glob("*.sam3.mp4")))) as container:
       frames = [frame.to_image() for frame in container.decode(video=0)]
@@ -81,19 +79,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
   parser.add_argument("--out", type=Path, default=Path("docs"), metavar="DIR")
   parser.add_argument("--seed", type=int, default=SEED)
+  parser.add_argument("--text", default=PHRASE, help="the phrase to track")
   given = parser.parse_args()
   made = scene(given.seed)
   given.out.mkdir(parents=True, exist_ok=True)
   write_video(given.out / f"{NAME}.mp4", made)
   write_masks(given.out / f"{NAME}.json", made, given.seed)
-  concepts = drawings.all_concepts()
-  points = []
-  for k, concept in enumerate(made.concepts):
-    x, y, depth = deepest_point(made[0].mask(k))
-    points += [f"{x:g},{y:g}"] if depth else []
-    print(f"{concepts[concept].phrases[0]}: {f'--point {points[-1]}' if depth else 'not visible'}")
   video, animation = given.out / f"{NAME}.mp4", given.out / f"{NAME}.sam3.gif"
-  write_animation(animation, video, points)
+  write_animation(animation, video, given.text)
   for path in (video, animation):
     print(f"{path}: {path.stat().st_size:,} bytes")
 

@@ -10,7 +10,8 @@ from support import difference
 from video_model import HEIGHT, WIDTH, video_frames, video_model, video_parts
 
 from sam3_jax import Prompt, Rules, VideoSession, VisualPrompt
-from sam3_jax.inference.video.concept_tracker import ConceptTracker
+from sam3_jax.inference.video.concept_tracker import ConceptTracker, share_equal_masks
+from sam3_jax.inference.video.tracker import ObjectResult
 
 PHRASE, BOX = "a moving shape", (0.3, 0.3, 0.5, 0.55)  # the box as fractions
 META = Rules.meta()
@@ -262,3 +263,17 @@ def test_a_found_object_is_removed_and_corrected(model):
     shown = session.at(2)
     assert set(shown.phrases) == {PHRASE}
     assert session.find("a yellow truck")[0] > max(found)
+
+
+def test_objects_with_the_same_mask_share_no_cell():
+  rng = np.random.default_rng(0)
+  mask = rng.standard_normal((8, 8)).astype(np.float32) * 4
+  other = mask + rng.standard_normal((8, 8)).astype(np.float32) * 1e-5
+  results = {
+    3: ObjectResult(mask, 2.0, 0.9), 5: ObjectResult(-mask, 2.0, 0.8),
+    9: ObjectResult(other, 1.9, 0.7), 11: ObjectResult(mask + 0.1, 2.0, 0.6),
+  }  # fmt: skip
+  shared = share_equal_masks(results)
+  assert shared[9].mask_logits is mask
+  assert (shared[9].object_logit, shared[9].iou) == (2.0, 0.7)
+  assert all(shared[i] is results[i] for i in (3, 5, 11))
