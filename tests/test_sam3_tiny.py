@@ -116,7 +116,33 @@ def test_the_command(tmp_path, truth):
 
 @pytest.mark.slow
 def test_the_track_command(tmp_path):
-  """The README's command: each object keeps its id, behind an obstacle and another object."""
+  """The README's command: the two snails are found, and each keeps its id, also when it comes back
+  from behind an obstacle."""
+  pytest.importorskip("av")
+  video = ROOT / "docs" / "moving_scene.mp4"
+  assert main(["track", str(video), "--text", "snail", "--out", str(tmp_path)]) == 0
+  assert (tmp_path / "moving_scene.sam3.mp4").stat().st_size > 10_000
+  content = json.loads((ROOT / "docs" / "moving_scene.json").read_text())
+  snails = [one for one in content["annotations"] if one["noun_phrase"] == "snail"]
+  lines = (tmp_path / "moving_scene.tracks.jsonl").read_text().splitlines()
+  seen = {one["id"]: [] for one in snails}
+  for frame, line in enumerate(lines):
+    found = json.loads(line)["objects"]
+    assert all(one["phrase"] == "snail" for one in found)
+    assert len(found) <= len(snails)
+    for one in snails:
+      if one["segmentations"][frame] is not None:
+        mask = decode(one["segmentations"][frame])
+        best = max(found, key=lambda x: iou(decode(x["segmentation"]), mask), default=None)
+        if best is not None and iou(decode(best["segmentation"]), mask) > 0.5:
+          seen[one["id"]].append(best["id"])
+  assert all(len(set(ids)) == 1 for ids in seen.values()), seen
+  assert all(len(ids) >= 20 for ids in seen.values()), seen
+
+
+@pytest.mark.slow
+def test_clicked_objects_keep_their_ids(tmp_path):
+  """Each object keeps its id, behind an obstacle and another object."""
   pytest.importorskip("av")
   points = [word for point in ("157,142", "98,136", "267,153") for word in ("--point", point)]
   video = ROOT / "docs" / "moving_scene.mp4"

@@ -100,6 +100,19 @@ class TestResults:
     assert frames[0].shape == (*SIZE, 3)
     assert len(os.listdir("out/clip.davis")) == FRAMES
 
+  def test_phrases(self, folder, model, capsys):
+    track("--text", "dog", "--text", "red ball", "--point", "5,5", "--stop", "4", "--no-overlay")
+    prompts = [VisualPrompt(points=[[5, 5]]), "dog", "red ball"]
+    want = b"".join(line_of(frame) for frame in model.track("clip.mp4", prompts, stop=4))
+    assert (folder / "out" / "clip.tracks.jsonl").read_bytes() == want
+    capsys.readouterr()
+    track("--text", "dog", "--point", "5,5", "--stop", "4", "--no-overlay", status=2)
+    assert "--text was ['dog', 'red ball'] and is ['dog']" in capsys.readouterr().err
+    track("--text", "dog", "--text", "dog", status=2)
+    assert "--text 'dog' is given twice" in capsys.readouterr().err
+    track("--text", " ", out="other", status=2)
+    assert "the phrase is empty" in capsys.readouterr().err
+
   @pytest.mark.slow
   def test_box_mask_and_correction(self, folder, model):
     track("--box", "4@0.4s:10,5,22,18", "--mask", "2@mask.png", "--point", "2@20:20,10",
