@@ -40,6 +40,10 @@ class Rules:
   recondition_min_logit: float = 0.8  # the object's own logit must be above it
   recondition_every_nth_frame: int = 16  # frames between two chances for that; 0 for never
 
+  # Mask IoU from which the mask of a detection replaces the tracked mask that it matches best, in
+  # results and memories; 0 for never, as with Meta.
+  trust_detections: float = 0.0
+
   hotstart_delay: int = 15  # frames in which a new object may be removed, and results are held back
   hotstart_unmatch_thresh: int = 8  # unmatched frames that remove a new object
   hotstart_dup_thresh: int = 8  # frames as a duplicate of an older object that remove a new object

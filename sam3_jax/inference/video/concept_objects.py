@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from sam3_jax.inference.video.association import (
   associate,
@@ -64,6 +64,7 @@ class Decision:
     hidden: ids of objects that are not shown on this frame.
     unconfirmed: ids of objects that were not detected often enough so far.
     reconditions: the detection that gives an object a new pointer, by id.
+    refined: the detection whose mask an object gets, by id; see `Rules.trust_detections`.
     dropped: number of detections that would be new, but for whom there is no room.
   """
 
@@ -74,6 +75,7 @@ class Decision:
   hidden: list[int]
   unconfirmed: list[int]
   reconditions: dict[int, int]
+  refined: dict[int, int]
   dropped: int
 
 
@@ -149,6 +151,7 @@ class ConceptObjects:
       hidden=ids[verdict.hidden].tolist(),
       unconfirmed=[one for one, known in confirmed.items() if shown and not known],
       reconditions={int(ids[n]): int(found.reconditions[n]) for n in np.flatnonzero(reconditions)},
+      refined=_best_matches(ids, iou, rules.trust_detections),
       dropped=int(found.dropped),
     )
 
@@ -159,3 +162,17 @@ class ConceptObjects:
     for identity in np.array(self.ids, np.int64)[gone].tolist():
       self.ids.remove(identity)
       del self.scores[identity]
+
+
+def _best_matches(
+  ids: Int[np.ndarray, " N"], iou: Float[np.ndarray, "Q N"], threshold: float
+) -> dict[int, int]:
+  """The detection of each object, by id, where both match each other best and well enough."""
+  if not threshold or not iou.size:
+    return {}
+  rows, columns = iou.argmax(axis=0), iou.argmax(axis=1)
+  return {
+    int(identity): int(rows[n])
+    for n, identity in enumerate(ids)
+    if columns[rows[n]] == n and iou[rows[n], n] >= threshold
+  }

@@ -188,6 +188,9 @@ class ConceptTracker:
       )
       next_id += len(decision.new)
       held.new += decision.new
+      for identity, row in decision.refined.items():
+        refined = clean[identity]._replace(mask_logits=detections.mask_logits[row])
+        clean[identity] = self._clean(refined)
       for identity in decision.occluded:
         empty = np.full_like(clean[identity].mask_logits, EMPTY_LOGIT)
         clean[identity] = clean[identity]._replace(mask_logits=empty)
