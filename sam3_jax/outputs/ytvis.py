@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3_jax.outputs.track_rows import image_name, visible
+from sam3_jax.outputs.track_rows import OBJECT, image_name, visible
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class VideoTracks:
         tracks.objects.setdefault(one["id"], []).append((at, one))
     return tracks
 
-  def phrase(self, identity: int, other: str) -> str:
+  def phrase(self, identity: int, other: str = OBJECT) -> str:
     """The phrase that found an object; `other` for an object of another prompt."""
     return self.objects[identity][0][1].get("phrase", other)
 
