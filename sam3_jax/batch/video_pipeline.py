@@ -12,6 +12,7 @@ from sam3_jax.batch.files import remove_drafts, scratch
 from sam3_jax.batch.image_bytes import FileChangedError, UnusableFileError
 from sam3_jax.batch.input_list import Input
 from sam3_jax.batch.job import check_failures
+from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.leased_part import LeasedPart
 from sam3_jax.batch.local_video import FOLDER, LocalVideo, TemporaryFileError, local_video
 from sam3_jax.batch.part_files import Failure
@@ -68,14 +69,12 @@ class VideoPipeline:
     self, part: LeasedPart, index: int, last: bool, stopping: Callable[[], bool]
   ) -> None:
     """Tracks a video, and adds its record or its failure to the part."""
-    item, journal, before = self._job.inputs[index], part.journal, retries.counted()
-    suspect = journal is not None and index in journal.suspects
+    item, before = self._job.inputs[index], retries.counted()
     self._stats.unreadable.pop((index, item.name), None)
-    if journal is not None:
-      journal.begin(index)
     try:
       with VideoRecord(self._job.out, part.number, index) as record:
-        pieces, identity = self._track(item, record, suspect, stopping)
+        with _journaled(part.journal, index) as suspect:
+          pieces, identity = self._track(item, record, suspect, stopping)
         part.add([pieces], [], [index], {index: identity})
         self._stats.done += 1
         self._stats.kept_frames += record.frames
@@ -89,8 +88,6 @@ class VideoPipeline:
       else:
         self._stats.unreadable[index, item.name] = str(error)
     finally:
-      if journal is not None:
-        journal.end(index)
       requests, repeated = retries.counted()
       self._stats.requests += requests - before[0]
       self._stats.repeated += repeated - before[1]
@@ -132,6 +129,20 @@ class VideoPipeline:
     except FileChangedError as error:  # while it was tracked
       raise _UnreadableError(str(error)) from error
     return record.pieces(item.name, source.size, video.identity, phrases, notes), video.identity
+
+
+@contextlib.contextmanager
+def _journaled(journal: Journal | None, index: int) -> Iterator[bool]:
+  """Names a video in the journal of its part while it is read; yields whether it is a suspect."""
+  if journal is None:
+    yield False
+    return
+  suspect = index in journal.suspects
+  journal.begin(index)
+  try:
+    yield suspect
+  finally:
+    journal.end(index)
 
 
 class _ReadErrors:
