@@ -228,7 +228,9 @@ class TestFailures:
     assert "there is no video" in failed[-1]["reason"]
     (broken / "e.mp4").rename(broken / "videos" / "e.mp4")
     write_clip(broken / "videos" / "c-empty.mp4", 3)
-    with pytest.raises(ValueError, match=r"2 videos that failed .* changed since; add --retry-fail"):
+    with pytest.raises(
+      ValueError, match=r"2 videos that failed .* changed since; add --retry-fail"
+    ):
       run(job(broken / "list.txt", out), Model(), QUIET, QUIET)
     assert run(job(broken / "list.txt", out, retry_failed=True), Model(), QUIET, QUIET)
     failed = lines((out / "errors.jsonl").read_bytes())
