@@ -9,7 +9,7 @@ import pytest
 from batches import QUIET, files
 from video_batches import PHRASES, SIZE, Model, job, write_clip, write_frames, write_videos
 
-from sam3_jax.batch import job_files, part_files, pipeline, video_records
+from sam3_jax.batch import job_files, part_files, pipeline, video_job, video_records
 from sam3_jax.batch.merge_videos import merge_videos, write_tracks
 from sam3_jax.batch.run import run
 from sam3_jax.datasets import video_annotations
@@ -343,6 +343,26 @@ def test_damaged_records(videos, tmp_path):
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(ValueError, match="is damaged; remove"):
     merge_videos(tmp_path)
+
+
+def test_a_missing_package_or_tracker_is_reported_before_any_work(videos, tmp_path, monkeypatch):
+  def missing():
+    raise ImportError("videos need PyAV")
+
+  monkeypatch.setattr(video_job, "import_av", missing)
+  with pytest.raises(ImportError, match="videos need PyAV"):
+    run(job(videos, tmp_path / "out"), Model(), QUIET, QUIET)
+  assert not (tmp_path / "out").exists()
+  assert run(job(videos / "c", tmp_path / "frames"), Model(), QUIET, QUIET)
+
+  class Untrained(Model):
+    @property
+    def video_programs(self):
+      raise ValueError("this checkpoint has no tracker")
+
+  with pytest.raises(ValueError, match="this checkpoint has no tracker"):
+    run(job(videos / "c", tmp_path / "out"), Untrained(), QUIET, QUIET)
+  assert not (tmp_path / "out").exists()
 
 
 def test_unfinished_parts_are_not_merged(videos, tmp_path):

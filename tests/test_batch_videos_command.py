@@ -10,6 +10,7 @@ import time
 
 import object_servers
 import pytest
+import video_batch_faults
 import video_batches
 from batches import QUIET, files
 from video_batches import Model, job, write_clip, write_videos
@@ -207,3 +208,11 @@ def test_stopped_while_tracking(folder, number):
     merge_videos(folder / out)
   assert files(folder / "out") == files(folder / "clean")
   assert json.loads((folder / "out" / "annotations.json").read_bytes())["videos"][0]["length"] == 4
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments():
+  """Three times with a stub here, thirty times with sam3-tiny in the benchmark."""
+  faults, moments = video_batch_faults.campaign(3, 1, stub=True)
+  assert faults == []
+  assert sum(moments.values()) == 3

@@ -39,7 +39,8 @@ class Model:
   """Finds a rectangle for each phrase but "nothing", which depends on the pixels of its frame."""
 
   info, identity, dtype = MODEL.info, MODEL.identity, MODEL.dtype
-  tokenizer, video_programs = MODEL.tokenizer, None
+  tokenizer = MODEL.tokenizer
+  video_programs: object = None
 
   def __init__(self, pause: float = 0.0):
     self.pause, self.frames = pause, 0

@@ -53,7 +53,8 @@ class BatchJob(abc.ABC):
 
   @abc.abstractmethod
   def check(self, model: Sam3) -> None:
-    """Raises ValueError if the model cannot do the job, before anything is written."""
+    """Raises ValueError if the model cannot do the job, before anything is written; ImportError if
+    a package is missing."""
 
   @abc.abstractmethod
   def settings(self, model: Sam3) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def run(
     StorageError: so many inputs cannot be read that the storage is probably unavailable.
     ValueError: `out` holds another job, inputs of it have changed, or the checkpoint cannot do the
       job: there are visual prompts and it has no head for them, or videos and it has no tracker.
+    ImportError: there are video files, and PyAV is not installed.
     OSError: the results cannot be written.
   """
   before = retries.totals()

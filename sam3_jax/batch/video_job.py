@@ -1,12 +1,15 @@
 """The settings of a batch job of videos."""
 
 import dataclasses
+import os
 from typing import Any
 
 from sam3_jax.batch.input_list import Input
 from sam3_jax.batch.job import BatchJob
 from sam3_jax.batch.local_video import read_identity
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.video_container import import_av
+from sam3_jax.storage.urls import is_url
 from sam3_jax.utils.identity import FileIdentity
 
 
@@ -27,6 +30,8 @@ class VideoJob(BatchJob):
 
   def check(self, model: Sam3) -> None:
     _ = model.video_programs
+    if any(is_url(item.path) or not os.path.isdir(item.path) for item in self.inputs):
+      import_av()
 
   def settings(self, model: Sam3) -> dict[str, Any]:
     return {
