@@ -4,7 +4,7 @@ one.
   python benchmarks/video_batch_faults.py --kills 30 --out benchmarks/results
 
 `sam3-jax batch --videos` runs over moving scenes of `sam3-jax scenes --video`, half of them as
-files and half as directories of frames, with two phrases each. Each job is killed three times by
+files and half as directories of frames, with two phrases each. Each job is killed six times by
 SIGKILL, sometimes with two processes of which one is killed, and is then run to its end and merged.
 All of its files must equal those of the undisturbed job, and nothing else may be left.
 
@@ -37,8 +37,9 @@ from PIL import Image  # noqa: E402
 VIDEOS, FRAMES = 6, 10
 PHRASES = 2  # of each video
 PAUSE = 0.1  # seconds added to each frame of the stub
-EACH = 3  # kills of a job
+EACH = 6  # kills of a job
 TYPED = ("batch", "--videos", "list.jsonl", "--quiet", "--max-error-rate", "1")
+_PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 _COMMAND = "from sam3_jax.cli.main import entry; entry()"
 
 
@@ -88,7 +89,7 @@ class Jobs:
   def _run(self, *typed: str) -> Any:
     environment = os.environ | {
       "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(self.folder / "programs"),
+      "JAX_COMPILATION_CACHE_DIR": os.environ.get(_PROGRAMS, str(self.folder / "programs")),
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       video_batches.PAUSE: str(PAUSE),
     }

@@ -6,6 +6,7 @@ stops before, the video is tracked again from its start, so that its bytes are a
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from sam3_jax.batch.decode_check import check_decoding
 from sam3_jax.batch.files import remove_drafts, scratch
@@ -101,7 +102,8 @@ class VideoPipeline:
     self, item: Input, record: VideoRecord, suspect: bool, stopping: Callable[[], bool]
   ) -> tuple[Iterator[bytes], FileIdentity]:
     """Tracks a video; returns the pieces of its record and the identity of what was read."""
-    notes, phrases = list[str](), [prompt.phrase for prompt in concept_prompts(item.prompts)]
+    notes = list[str]()
+    phrases: list[Any] = [prompt.phrase for prompt in concept_prompts(item.prompts)]
     errors = _ReadErrors(item)
     try:
       with contextlib.ExitStack() as stack:
