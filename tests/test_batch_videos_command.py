@@ -20,6 +20,8 @@ from sam3_jax.batch.merge_videos import merge_videos
 from sam3_jax.batch.run import run
 from sam3_jax.cli.main import main
 from sam3_jax.datasets import video_annotations
+from sam3_jax.inference.predictor import Sam3
+from sam3_jax.outputs.track_lines import line_of
 from sam3_jax.storage.objects import ObjectPath
 
 TYPED = ["batch", "--videos", "videos", "--text", "player", "--text", "ball", "--out", "out"]
@@ -216,3 +218,21 @@ def test_killed_at_random_moments():
   faults, moments = video_batch_faults.campaign(3, 1, stub=True)
   assert faults == []
   assert sum(moments.values()) == 3
+
+
+@pytest.mark.slow
+def test_sam3_tiny(tmp_path, monkeypatch):
+  """The tracks of a job are those of `Sam3.track`."""
+  monkeypatch.chdir(tmp_path)
+  scenes = ["--count", "1", "--frames", "6", "--size", "160x120", "--out", "scenes", "--quiet"]
+  assert main(["scenes", "--video", *scenes]) == 0
+  typed = ["--videos", "scenes/JPEGImages", "--text", "horse", "--text", "pig", "--out", "out"]
+  assert main(["batch", *typed, "--quiet", "--device", "cpu"]) == 0
+  assert main(["batch", "--merge", "--out", "out", "--to", "tracks", "--quiet"]) == 0
+  [video] = video_annotations.read("out/annotations.json")
+  assert video.phrases == ("horse", "pig")
+  assert "horse" in {one.phrase for one in video.objects}
+  model = Sam3.from_checkpoint("sam3-tiny", device="cpu")
+  frames = model.track(f"scenes/JPEGImages/{video.name}", ["horse", "pig"])
+  [path] = (tmp_path / "out" / "tracks").iterdir()
+  assert path.read_bytes() == b"".join(map(line_of, frames))
