@@ -4,8 +4,9 @@ one.
   python benchmarks/video_batch_faults.py --kills 30 --out benchmarks/results
 
 `sam3-jax batch --videos` runs over moving scenes of `sam3-jax scenes --video`, half of them as
-files and half as directories of frames, with two phrases each. Each job is killed up to six times by
-SIGKILL, sometimes with two processes of which one is killed, and is then run to its end and merged.
+files and half as directories of frames, with two phrases each. Each job is killed by SIGKILL up to
+six times, sometimes with two processes of which one is killed, and is then run to its end and
+merged.
 All of its files must equal those of the undisturbed job, and nothing else may be left.
 
 With --stub, a model of the tests replaces sam3-tiny: starting takes only as long as the imports.
