@@ -156,4 +156,4 @@ def test_concepts_that_batch_refuses(job, fails):
   assert "the concept was made by another checkpoint, other (abc), than this model's, stub" in line
   assert "no file of a concept none" in fails(*BATCH, "--concept", "none", "--out", "out")
   line = fails(*BATCH, "--out", "out")
-  assert "and neither --prompts nor --concept is given" in line
+  assert "and none of --prompts, --text and --concept is given" in line

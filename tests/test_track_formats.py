@@ -11,6 +11,7 @@ from pycocotools.coco import COCO
 from tracked_frames import SIZE, mask, tracked, write_tracks
 
 from sam3_jax.outputs.track_formats import DAVIS_PALETTE, FORMATS, convert_tracks
+from sam3_jax.outputs.track_lines import TrackWriter
 
 # pycocotools' decode with NumPy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
@@ -61,6 +62,40 @@ def test_coco_vid(tmp_path, capsys):
     image = coco.imgs[one["image_id"]]
     assert one["video_id"] == image["video_id"] == 1
     assert (coco.annToMask(one) == visible(image["frame_id"], one["instance_id"])).all()
+
+
+@pytest.mark.parametrize(
+  ("phrases", "names", "of_object"),
+  [
+    (("dog", "cat", "dog"), ["dog", "cat"], {1: 1, 2: 2, 7: 1}),
+    ((None, "a cat", None), ["object", "a cat"], {1: 1, 2: 2, 7: 1}),
+    (("cat", None, "object"), ["cat", "object"], {1: 1, 2: 2, 7: 2}),
+    (("", "x", None), ["", "x", "object"], {1: 1, 2: 2, 7: 3}),
+  ],
+)
+def test_categories_are_phrases(tmp_path, phrases, names, of_object):
+  for to, key in (("ytvis", "id"), ("coco-vid", "instance_id")):
+    path = convert(tmp_path, to, phrases=phrases)
+    data = json.loads(path.read_text())
+    path.unlink()
+    assert data["categories"] == [{"id": i, "name": one} for i, one in enumerate(names, start=1)]
+    assert {one[key]: one["category_id"] for one in data["annotations"]} == of_object
+
+
+def test_categories_of_objects_that_appear_later(tmp_path):
+  """Categories are in order of first occurrence; `category` is for objects without a phrase."""
+  path = tmp_path / "clip.tracks.jsonl"
+  with TrackWriter(path) as tracks:
+    tracks.write(tracked(0, ids=(2,), phrases=("ball",)))
+    tracks.write(tracked(1, ids=(1, 2), phrases=("player", "ball")))
+  convert_tracks(path, "ytvis", tmp_path / "y.json", name="clip", category="thing")
+  data = json.loads((tmp_path / "y.json").read_text())
+  assert data["categories"] == [{"id": 1, "name": "ball"}, {"id": 2, "name": "player"}]
+  assert [(one["id"], one["category_id"]) for one in data["annotations"]] == [(1, 2), (2, 1)]
+  write_tracks(path, [0])
+  convert_tracks(path, "coco-vid", tmp_path / "c.json", name="clip", category="thing")
+  data = json.loads((tmp_path / "c.json").read_text())
+  assert data["categories"] == [{"id": 1, "name": "thing"}]
 
 
 def test_mot(tmp_path):

@@ -63,6 +63,58 @@ def test_lines_round_trip(tmp_path):
     assert line_of(frame) == line_of(want)
 
 
+@pytest.mark.parametrize(
+  "phrases", [("cat", "dog", "cat"), (None, "un \u00e9l\u00e9phant", None), ("", "x", "y"), ()]
+)
+def test_phrases_round_trip(tmp_path, phrases):
+  path = write_tracks(tmp_path / "t.jsonl", range(2), phrases=phrases)
+  for index, frame in enumerate(TrackReader(path)):
+    assert frame.phrases == phrases
+    assert line_of(frame) == line_of(tracked(index, phrases=phrases))
+  objects = json.loads(path.read_text().splitlines()[0])["objects"]
+  named = [one.get("phrase") for one in objects]
+  assert named == list(phrases or (None,) * 3)
+  assert [("phrase" in one) for one in objects] == [one is not None for one in named]
+
+
+def test_all_phrases_none_are_no_phrases(tmp_path):
+  path = write_tracks(tmp_path / "t.jsonl", [0], phrases=(None,) * 3)
+  assert path.read_bytes() == line_of(tracked(0))
+  assert [frame.phrases for frame in TrackReader(path)] == [()]
+
+
+def test_objects_of_a_phrase():
+  frame = tracked(1, phrases=("cat", None, "cat"))
+  assert list(frame.of("cat").ids) == [1, 7]
+  assert list(frame.of(None).ids) == [2]
+  assert len(frame.of("dog")) == len(frame.of("")) == 0
+  assert (frame.of("cat").masks[1] == frame.instances.masks[2]).all()
+  assert frame.of("cat").scores.tolist() == frame.instances.scores[[0, 2]].tolist()
+  frame = tracked(1)
+  assert list(frame.of(None).ids) == [1, 2, 7]
+  assert len(frame.of("cat")) == 0
+  frame = tracked(1, ids=())
+  assert len(frame.of(None)) == len(frame.of("cat")) == 0
+
+
+@pytest.mark.parametrize("phrases", [("cat",), ("cat",) * 4])
+def test_phrases_of_another_number_are_refused(phrases):
+  match = f"an entry for each of 3 objects; got {len(phrases)}"
+  with pytest.raises(ValueError, match=match):
+    tracked(0, phrases=phrases)
+
+
+@pytest.mark.parametrize("phrase", [None, 7, ["cat"], {"text": "cat"}, True])
+def test_wrong_phrases_of_lines(tmp_path, phrase):
+  path = write_tracks(tmp_path / "t.jsonl", [0], phrases=("cat",) * 3)
+  row = json.loads(path.read_text())
+  row["objects"][1]["phrase"] = phrase
+  path.write_text(json.dumps(row) + "\n")
+  with pytest.raises(ValueError, match=r"line 1 of .*: the phrase of object 2 is ") as error:
+    TrackReader(path)
+  assert repr(phrase) in str(error.value)
+
+
 def test_lines_of_logits():
   """Masks on the decoder's grid are written over the frame."""
   grid = np.where(mask(10, 10, 30, 30)[::2, ::2], 5.0, -5.0).astype(np.float32)[None]

@@ -17,7 +17,7 @@ def mask(x0, y0, x1, y1):
   return found
 
 
-def tracked(index, ids=(1, 2, 7), rate=25) -> TrackedFrame:
+def tracked(index, ids=(1, 2, 7), rate=25, phrases=()) -> TrackedFrame:
   """A frame with squares that move; object 7 is hidden in even frames."""
   masks = []
   for one in ids:
@@ -29,7 +29,8 @@ def tracked(index, ids=(1, 2, 7), rate=25) -> TrackedFrame:
   scores = np.array([0.9 - 0.1 * k for k in range(len(ids))], np.float32)
   rles = RleMasks([encode(one) for one in masks], SIZE)
   boxes = np.array(boxes, np.float32).reshape(-1, 4)
-  return TrackedFrame(index, index / rate, SIZE, Instances(np.array(ids), scores, boxes, rles))
+  found = Instances(np.array(ids), scores, boxes, rles)
+  return TrackedFrame(index, index / rate, SIZE, found, phrases)
 
 
 def write_tracks(path, indices=range(6), **options):

@@ -28,11 +28,17 @@ def options() -> dict[str, set[str]]:
   found = {}
   for command in app.registered_commands:
     name = (command.name or command.callback.__name__).replace("_", "-")
-    hints = typing.get_type_hints(command.callback, include_extras=True)
+    hints = _hints(command.callback)
     rows = [(one, *typing.get_args(hints[one])[:2]) for one in hints if one != "return"]
     named = [_names(name, info) for name, _, info in rows]
     found[name] = {option for names in named for option in names}
   return found
+
+
+def _hints(function: Callable) -> dict[str, Any]:
+  """The annotations of a command, except that of its context."""
+  hints = typing.get_type_hints(function, include_extras=True)
+  return {name: hint for name, hint in hints.items() if hint is not typer.Context}
 
 
 def _names(name: str, info: Any) -> list[str]:
@@ -47,9 +53,11 @@ def _names(name: str, info: Any) -> list[str]:
 
 
 def _command(path: str, function: Callable) -> str:
-  hints = typing.get_type_hints(function, include_extras=True)
+  hints = _hints(function)
   rows, words = [], [path, "[OPTIONS]"]
   for name, parameter in inspect.signature(function).parameters.items():
+    if name not in hints:
+      continue
     kind, info = typing.get_args(hints[name])[:2]
     if isinstance(info, typer.models.ArgumentInfo):
       words.append(f"{info.metavar or name.upper()}{'...' if 'list' in str(kind) else ''}")

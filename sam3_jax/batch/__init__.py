@@ -1,4 +1,5 @@
-"""Batch inference: segments a dataset of any size into part files, and resumes after any failure.
+"""Batch inference: segments any number of images, or tracks phrases through any number of videos,
+into part files, and resumes after any failure.
 
 The list of inputs is frozen when the job begins and is cut into parts of equal size. One process
 does a part on its own devices, in batches that depend on the part alone. The bytes of a part are
@@ -39,6 +40,10 @@ A manifest describes the inputs that begin at index `first`:
 
 `job` is a digest of everything that determines the part: the settings, its list and the lists
 before it. `files_sha256` is a digest of all image files that were read for the part.
+
+A job of videos has the same files. In its lists and failures the key "image" is "video"; the record
+of a video is several lines, see `video_records`; and `--merge` writes YouTube-VIS's format, see
+`merge_videos`.
 
 In a bucket, the records of a part are an object whose name has a digest of its content,
 `parts/part-000012.0123456789abcdef.jsonl`, and the manifest names it as `records`. There is no

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sam3_jax.batch.export_names import ExportNames, relative_parts
 from sam3_jax.batch.files import Draft
 from sam3_jax.batch.job_files import read_job
 from sam3_jax.batch.merge import Records, category_name
@@ -40,10 +41,10 @@ def write_labelme(out: Path, notes: ListingNotes | None = None) -> Path:
     The directory.
   """
   notes = ListingNotes() if notes is None else notes
-  folder, names = out / "labelme", _Names(".json")
+  folder, names = out / "labelme", ExportNames(".json")
   for record in Records(out, read_job(out)):
     image = PurePosixPath(record["image"])
-    name, usual = names.of(PurePosixPath(*_parts(image)))
+    name, usual = names.of(PurePosixPath(*relative_parts(image)))
     if name != usual:
       notes.remark(
         "image differs from another only in its suffix; open its .json file",
@@ -96,7 +97,7 @@ def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
     The directory.
   """
   notes = ListingNotes() if notes is None else notes
-  folder, names, records = out / "yolo", _Names(".txt"), Records(out, read_job(out))
+  folder, names, records = out / "yolo", ExportNames(".txt"), Records(out, read_job(out))
   numbers = {name: number - 1 for name, number in records.categories().items()}
   classes = "".join(f"\n  {number}: {_quoted(name)}" for name, number in numbers.items()) or " {}"
   # Without the key `path`, paths are relative to data.yaml.
@@ -109,7 +110,7 @@ def write_yolo(out: Path, notes: ListingNotes | None = None) -> Path:
         fractions = points / [record["width"], record["height"]]
         lines.append(" ".join([str(numbers[label]), *(f"{v:.6g}" for v in np.ravel(fractions))]))
     text = "".join(line + "\n" for line in lines)
-    image = PurePosixPath(*_parts(PurePosixPath(record["image"])))
+    image = PurePosixPath(*relative_parts(PurePosixPath(record["image"])))
     name, usual = names.of(_label_path(image))
     if name != usual:
       renamed = PurePosixPath("images", image.with_name(name.stem + image.suffix))
@@ -172,36 +173,6 @@ def _instances(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
   for prompt in record["prompts"]:
     for instance in prompt["instances"]:
       yield category_name(prompt), instance
-
-
-class _Names:
-  """Names of files in a format with one file per image: the name of the image with another suffix.
-
-  Images that would have the same file get different files; so do files and directories.
-  """
-
-  def __init__(self, suffix: str):
-    self._suffix, self._taken = suffix, set[PurePosixPath]()
-
-  def of(self, image: PurePosixPath) -> tuple[PurePosixPath, PurePosixPath]:
-    """The file name for an image, and the usual name without conflicts."""
-    # FILE#ROW has no suffix of its own.
-    stem = image.name if is_row_name(image.name) else image.stem
-    usual = image.with_name(stem + self._suffix)
-    parents = [part + "_" if part.endswith(self._suffix) else part for part in usual.parent.parts]
-    folder, number = PurePosixPath(*parents), 1
-    name = folder / usual.name
-    while name in self._taken:
-      counter = f"-{number}" if number > 1 else ""
-      name, number = folder / f"{image.name}{counter}{self._suffix}", number + 1
-    self._taken.add(name)
-    return name, usual
-
-
-def _parts(image: PurePosixPath) -> list[str]:
-  """The components of an image name, relative to any directory: without root and `..`."""
-  kept = [part.replace("\0", "_") for part in image.parts if part not in ("/", "//", "..")]
-  return kept or ["_"]
 
 
 def _label_path(image: PurePosixPath) -> PurePosixPath:

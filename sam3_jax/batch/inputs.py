@@ -47,6 +47,7 @@ def list_inputs(
   notes: ListingNotes | None = None,
   *,
   concepts: Sequence[ConceptFile] = (),
+  texts: Sequence[str] = (),
   columns: Columns | None = None,
   allow_https: bool = False,
 ) -> Sequence[Input]:
@@ -61,7 +62,7 @@ def list_inputs(
     prompts: for images without prompts of their own: a file with one phrase per line, or phrases
       separated by commas.
     notes: counts files that are left out, and missing or empty images, which will fail.
-    concepts: likewise for images without prompts of their own, after `prompts`.
+    concepts, texts: likewise for images without prompts of their own, after `prompts`.
     columns: to read of files of records.
     allow_https: whether `images`, `prompts` and the lines of a list may be addresses on web
       servers.
@@ -75,7 +76,7 @@ def list_inputs(
   notes = ListingNotes() if notes is None else notes
   if prompts is not None and is_url(prompts):
     check_allowed(prompts, allow_https)
-  common = _common_prompts(prompts, concepts)
+  common = _common_prompts(prompts, concepts, texts)
   columns = columns or Columns()
   listing = None
   if is_url(images) and not is_dataset(images):
@@ -110,7 +111,7 @@ def list_inputs(
       inputs[position] = dataclasses.replace(inputs[position], prompts=union)
   if without_prompts:
     images_named = named("image has no prompts", "images have no prompts", without_prompts)
-    faults.append(f"{images_named}, and neither --prompts nor --concept is given")
+    faults.append(f"{images_named}, and none of --prompts, --text and --concept is given")
   if columns.name is not None:
     counts = collections.Counter(item.name for item in inputs)
     if repeated := [name for name, count in counts.items() if count > 1]:
@@ -123,10 +124,11 @@ def list_inputs(
   return inputs
 
 
-def _common_prompts(prompts: str | None, concepts: Sequence[ConceptFile]) -> tuple[AnyPrompt, ...]:
+def _common_prompts(
+  prompts: str | None, concepts: Sequence[ConceptFile], texts: Sequence[str]
+) -> tuple[AnyPrompt, ...]:
   """The prompts of images without prompts of their own."""
-  phrases = read_phrases(prompts) if prompts is not None else ()
-  return unique_prompts([*phrases, *concepts])
+  return unique_prompts([*common_phrases(prompts, texts), *concepts])
 
 
 def _prefix_inputs(
@@ -152,7 +154,10 @@ def _no_image(images: str, notes: ListingNotes) -> ValueError:
 
 
 def frozen_input(
-  images: str, prompts: str | None, concepts: Sequence[ConceptFile] = ()
+  images: str,
+  prompts: str | None,
+  concepts: Sequence[ConceptFile] = (),
+  texts: Sequence[str] = (),
 ) -> Callable[[str, FileIdentity | None], Input] | None:
   """How to make an input from its entry in the list of a job, without listing a bucket again.
 
@@ -160,7 +165,7 @@ def frozen_input(
   processes use the list that was frozen first.
 
   Args:
-    images, prompts, concepts: as for `list_inputs`.
+    images, prompts, concepts, texts: as for `list_inputs`.
 
   Returns:
     A function of the name and the identity in the list; None if `images` is local, or a list or
@@ -171,7 +176,7 @@ def frozen_input(
     return None
   if is_dataset(images) or record_format(plain):
     return None
-  common = _common_prompts(prompts, concepts)
+  common = _common_prompts(prompts, concepts, texts)
   store, where = locate(images)
   root = store.pin(where).url
   return lambda name, identity: Input(name, join(root, name), common, None, identity)
@@ -202,6 +207,25 @@ def _identity(found: ListedImage, archives: dict[str, FileIdentity | None]) -> F
   if archive is None or found.span is None:
     return archive
   return FileIdentity(found.span[1], archive.modified)
+
+
+def common_phrases(prompts: str | None, texts: Sequence[str] = ()) -> tuple[Prompt, ...]:
+  """The phrases of `--prompts` and of `--text`, each once.
+
+  Args:
+    prompts: as in `read_phrases`; None for none.
+    texts: further phrases.
+
+  Raises:
+    FileNotFoundError, ValueError: as `read_phrases`, or a phrase of `texts` is empty.
+  """
+  found = list(read_phrases(prompts)) if prompts is not None else []
+  for text in texts:
+    if not text.strip():
+      raise ValueError("--text is empty; give a phrase, such as --text player.")
+    check_unicode(text)
+    found.append(Prompt(text=text.strip()))
+  return tuple(dict.fromkeys(found))
 
 
 def read_phrases(prompts: str) -> tuple[Prompt, ...]:

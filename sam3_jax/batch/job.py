@@ -1,12 +1,14 @@
 """The settings of a batch job, and the errors that stop it."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sam3_jax.batch.inputs import Input
+from sam3_jax.batch.image_bytes import read_image_bytes
+from sam3_jax.batch.input_list import Input, image_file
 from sam3_jax.batch.job_files import ERRORS
 from sam3_jax.batch.prompt_schema import visual_prompts
 from sam3_jax.batch.run_stats import RunStats
@@ -15,25 +17,19 @@ from sam3_jax.inputs.preprocess import MAX_PIXELS
 from sam3_jax.inputs.tiling import Tiling
 from sam3_jax.utils.identity import FileIdentity
 
-MIN_SAMPLE = 100  # images; with fewer, the error rate is not meaningful
+MIN_SAMPLE = 100  # inputs; with fewer, the error rate is not meaningful
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Job:
-  """What to segment, how, and where to write the results.
+class BatchJob(abc.ABC):
+  """What to process, and where to write the results.
 
   Attributes:
+    noun: what an input is called in messages and files.
     inputs: all inputs, of all processes.
     out: output directory; created when there is something to write.
-    threshold: minimum score of an instance, exclusive.
-    max_detections: maximum number of instances for each prompt; the best are kept.
-    max_pixels: larger images are refused.
-    tiling: the windows in which to segment each image; None for images as a whole.
     part_size: inputs per part.
-    batch_images, batch_prompts: images per batch, and prompts decoded at a time, on each device;
-      see `Engine`.
-    workers: processes that read images; 0 for threads.
-    max_error_rate: the job stops when a larger fraction of the images fails.
+    max_error_rate: the job stops when a larger fraction of the inputs fails.
     process, processes: index of this process, and their number.
     add: whether inputs that the job in `out` does not have extend it.
     retry_failed: whether failed inputs are done again.
@@ -42,16 +38,11 @@ class Job:
       the job does not have are ignored unless `add` is set. See `inputs.frozen_input`.
   """
 
+  noun: ClassVar[str]
+
   inputs: Sequence[Input]
   out: Path
-  threshold: float = 0.5
-  max_detections: int = 100
-  max_pixels: int = MAX_PIXELS
-  tiling: Tiling | None = None
   part_size: int = 256
-  batch_images: int = 4
-  batch_prompts: int | None = None
-  workers: int = 0
   max_error_rate: float = 0.05
   process: int = 0
   processes: int = 1
@@ -60,8 +51,58 @@ class Job:
   skip_unreadable: bool = False
   frozen_input: Callable[[str, FileIdentity | None], Input] | None = None
 
+  @abc.abstractmethod
+  def check(self, model: Sam3) -> None:
+    """Raises ValueError if the model cannot do the job, before anything is written; ImportError if
+    a package is missing."""
+
+  @abc.abstractmethod
   def settings(self, model: Sam3) -> dict[str, Any]:
     """Everything that determines the results, except the inputs."""
+
+  @abc.abstractmethod
+  def read_identity(self, item: Input) -> FileIdentity:
+    """Reads an input for the digest of its content; raises OSError or `UnusableFileError`."""
+
+  def owns(self, part: int) -> bool:
+    """Whether a part belongs to this process."""
+    return part % self.processes == self.process
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job(BatchJob):
+  """A job of images.
+
+  Attributes:
+    threshold: minimum score of an instance, exclusive.
+    max_detections: maximum number of instances for each prompt; the best are kept.
+    max_pixels: larger images are refused.
+    tiling: the windows in which to segment each image; None for images as a whole.
+    batch_images, batch_prompts: images per batch, and prompts decoded at a time, on each device;
+      see `Engine`.
+    workers: processes that read images; 0 for threads.
+  """
+
+  noun = "image"
+
+  threshold: float = 0.5
+  max_detections: int = 100
+  max_pixels: int = MAX_PIXELS
+  tiling: Tiling | None = None
+  batch_images: int = 4
+  batch_prompts: int | None = None
+  workers: int = 0
+
+  def check(self, model: Sam3) -> None:
+    if self.tiling and self.has_visual_prompts:
+      raise ValueError(
+        "--tile takes phrases, exemplar boxes and concepts, but an image has a visual prompt "
+        "(points, or a box with visual: true); remove such prompts, or leave out --tile."
+      )
+    if self.has_visual_prompts:
+      model.visual_params()
+
+  def settings(self, model: Sam3) -> dict[str, Any]:
     return {
       "part_size": self.part_size,
       "checkpoint": model.info,
@@ -79,9 +120,8 @@ class Job:
     """Whether any input has a visual prompt, whichever process handles it."""
     return any(visual_prompts(item.prompts) for item in self.inputs)
 
-  def owns(self, part: int) -> bool:
-    """Whether a part belongs to this process."""
-    return part % self.processes == self.process
+  def read_identity(self, item: Input) -> FileIdentity:
+    return read_image_bytes(image_file(item))[1]
 
 
 class TooManyFailuresError(ValueError):
@@ -93,7 +133,7 @@ class StorageError(OSError):
   resumed."""
 
 
-def check_failures(job: Job, stats: RunStats, at_end: bool = False) -> None:
+def check_failures(job: BatchJob, stats: RunStats, at_end: bool = False) -> None:
   """Stops a job in which too many inputs fail.
 
   Args:
@@ -110,7 +150,7 @@ def check_failures(job: Job, stats: RunStats, at_end: bool = False) -> None:
   allowed = job.max_error_rate * (processed if at_end else max(processed, MIN_SAMPLE))
   if stats.all_failed > allowed:
     raise TooManyFailuresError(
-      f"{stats.all_failed:,} of {processed:,} images failed, more than --max-error-rate "
+      f"{stats.all_failed:,} of {processed:,} {job.noun}s failed, more than --max-error-rate "
       f"{job.max_error_rate:g} allows; {job.out / ERRORS} says why. Finished results are kept; "
       "to resume, rerun with a higher --max-error-rate."
     )
@@ -118,7 +158,7 @@ def check_failures(job: Job, stats: RunStats, at_end: bool = False) -> None:
   total = processed + missed
   if missed > job.max_error_rate * max(total, MIN_SAMPLE) and not at_end:
     raise StorageError(
-      f"{missed:,} of {total:,} images cannot be read, more than --max-error-rate "
+      f"{missed:,} of {total:,} {job.noun}s cannot be read, more than --max-error-rate "
       f"{job.max_error_rate:g} allows: {stats.describe_unreadable()}. Check the storage and rerun "
       "the same command to resume."
     )

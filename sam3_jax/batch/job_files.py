@@ -40,6 +40,8 @@ def differences(description: Mapping[str, Any], settings: Mapping[str, Any]) -> 
   """Differences between the description of a job and the current settings, in words."""
   if description.get("format_version") != settings["format_version"]:
     return ["it was begun by another version of sam3-jax"]
+  if (noun := noun_of(description)) != noun_of(settings):
+    return [f"it is a job of {noun}s"]
   return [
     f"{_OPTIONS.get(key, key)}: {description.get(key)!s:.20} then, {settings[key]!s:.20} now"
     for key in settings
@@ -51,6 +53,11 @@ def other_job_error(out: Path, changed: Sequence[str], remedy: str = "") -> Valu
   """The error for a directory with the results of another job; says what differs."""
   remedy = remedy or "rerun with the settings of that job, or choose another --out."
   return ValueError(f"{out} holds the results of another job ({'; '.join(changed)}); {remedy}")
+
+
+def noun_of(job: Mapping[str, Any]) -> str:
+  """What the inputs of a job are called: "image" or "video"."""
+  return job.get("noun", "image")
 
 
 def read_job(out: Path) -> dict[str, Any]:
@@ -194,7 +201,7 @@ def write_errors(out: Path, known: Iterable[int] = ()) -> int:
     failures += [] if manifest is None else manifest["failed"]
   with Draft(out / ERRORS) as draft:
     for failure in failures:
-      shown = {key: failure.get(key) for key in ("input", "image", "reason")}
+      shown = {key: failure[key] for key in ("input", "image", "video", "reason") if key in failure}
       draft.write(json.dumps(shown).encode() + b"\n")
     draft.commit()
   return len(failures)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3_jax.batch.job import Job
+from sam3_jax.batch.job import BatchJob
 from sam3_jax.batch.job_files import find_manifest, job_digest, part_range
 from sam3_jax.batch.journal import Journal
 from sam3_jax.batch.part_files import (
@@ -14,7 +14,7 @@ from sam3_jax.batch.part_files import (
   lease_path,
   reopen_part,
 )
-from sam3_jax.batch.part_writer import PartWriter
+from sam3_jax.batch.part_writer import PartWriter, Record
 from sam3_jax.storage.object_lease import open_lease
 from sam3_jax.utils.identity import FileIdentity
 from sam3_jax.utils.malloc import trim
@@ -26,16 +26,17 @@ class LeasedPart:
   """A part of this process that is not done.
 
   Attributes:
+    number: of the part.
     inputs: indices of all its inputs.
     left: inputs that are still to do, while the lease is held.
     finished: whether the part is done.
     leased_elsewhere: whether another process holds the lease.
-    journal: of the images being read, while the lease is held.
+    journal: of the inputs being read, while the lease is held.
     resumed: number of inputs that were done, and that had failed, when the part was first acquired.
   """
 
   def __init__(
-    self, job: Job, part: int, description: Mapping[str, Any], drafts: Sequence[Path] = ()
+    self, job: BatchJob, part: int, description: Mapping[str, Any], drafts: Sequence[Path] = ()
   ):
     """Does not acquire the lease yet.
 
@@ -45,7 +46,7 @@ class LeasedPart:
       description: the job as it is on disk.
       drafts: files of this part that earlier processes did not commit.
     """
-    self._job, self._part, self._drafts = job, part, drafts
+    self._job, self.number, self._drafts = job, part, drafts
     self._digest = job_digest(description, part)
     self.inputs = part_range(part, description)
     self._retry_failed = job.retry_failed
@@ -78,7 +79,7 @@ class LeasedPart:
         raise
 
   def _open(self) -> bool:
-    out, part = self._job.out, self._part
+    out, part = self._job.out, self.number
     for draft in self._drafts:  # their writers held this lease and no longer do
       draft.unlink(missing_ok=True)
     self._drafts = ()
@@ -90,7 +91,9 @@ class LeasedPart:
         return False
       reopen_part(out, part)
     self.journal = Journal(journal_path(out, part))
-    writer = PartWriter(out, part, self.inputs, self._digest, retry_failed=self._retry_failed)
+    writer = PartWriter(
+      out, part, self.inputs, self._digest, noun=self._job.noun, retry_failed=self._retry_failed
+    )
     self._writer, self._retry_failed = writer, False
     self.left = writer.pending
     self.journal.suspects.intersection_update(self.left)
@@ -103,7 +106,7 @@ class LeasedPart:
 
   def add(
     self,
-    records: Sequence[bytes],
+    records: Sequence[Record],
     failures: Sequence[Failure],
     inputs: Sequence[int],
     identities: Mapping[int, FileIdentity | None],

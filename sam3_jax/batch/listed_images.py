@@ -133,13 +133,13 @@ def _in_lines(path: str, allow_https: bool) -> Iterator[ListedImage]:
 def _line(values: Any) -> tuple[str, tuple[AnyPrompt, ...] | None]:
   if not isinstance(values, dict) or not isinstance(values.get("image"), str):
     raise ValueError(f"a line must be {LINE_FORMAT}; got {shown(values)}")
-  _check_name(values["image"])
+  check_name(values["image"])
   if unknown := set(values) - {"image", "prompts"}:
     raise ValueError(f"unknown {sorted(unknown)}; a line has only image and prompts")
   return values["image"], parse_prompts(values)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
   """Raises ValueError for a string that cannot be the name of a file."""
   try:
     possible = bool(os.fsencode(name)) and "\0" not in name
@@ -201,9 +201,9 @@ def _of_record(
   row, fault, where, position = row_name(file, record.row), record.fault, path, record.row
   name = row if record.name is None else record.name
   try:
-    _check_name(name)
+    check_name(name)
     if record.path is not None:
-      _check_name(record.path)
+      check_name(record.path)
       where = join(parent(path) if is_url(path) else Path(path).parent, record.path)
       identity, position = None, -1
       if is_url(where):

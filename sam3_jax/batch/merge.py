@@ -58,10 +58,10 @@ def merge(out: Path) -> dict[str, int]:
   }
   with Draft(out / ANNOTATIONS) as draft:
     draft.write(b'{"info": ' + json.dumps(info).encode())
-    _write_list(draft, "images", _images(records, categories, counts))
+    write_list(draft, "images", _images(records, categories, counts))
     entries = ({"id": number, "name": name} for name, number in categories.items())
-    _write_list(draft, "categories", entries)
-    _write_list(draft, "annotations", _annotations(records, categories, counts))
+    write_list(draft, "categories", entries)
+    write_list(draft, "annotations", _annotations(records, categories, counts))
     draft.write(b"}\n")
     draft.commit()
   return counts | {"categories": len(categories)}
@@ -159,7 +159,8 @@ def _box(instance: dict[str, Any]) -> list[float]:
   return box if min(box[2:]) > 0 else list(bounds(instance["segmentation"]))
 
 
-def _write_list(draft: Draft, key: str, entries: Iterable[Any]) -> None:
+def write_list(draft: Draft, key: str, entries: Iterable[Any]) -> None:
+  """Writes a key and its list, one entry a line, without holding the list in memory."""
   draft.write(f', "{key}": ['.encode())
   for number, entry in enumerate(entries):
     draft.write((b",\n" if number else b"\n") + json.dumps(entry, allow_nan=False).encode())

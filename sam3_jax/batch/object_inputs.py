@@ -1,7 +1,7 @@
-"""Lists images in buckets, datasets and on web servers, with their versions."""
+"""Lists images and videos in buckets, datasets and on web servers, with their versions."""
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -33,13 +33,22 @@ class Listing(NamedTuple):
   directory: bool
 
 
-def list_objects(url: str, notes: ListingNotes, *, allow_https: bool) -> Listing:
+def list_objects(
+  url: str,
+  notes: ListingNotes,
+  *,
+  allow_https: bool,
+  wanted: Callable[[str, ListingNotes], bool] = is_image,
+  option: str = "--images",
+) -> Listing:
   """The images below a prefix, matches of a pattern, or one object, in the order of their names.
 
   Args:
     url: see `find_objects`.
     notes: counts objects that are left out.
     allow_https: whether web servers may be asked.
+    wanted: tells by their names which objects below a prefix are inputs, and counts the others.
+    option: named in errors.
 
   Raises:
     FileNotFoundError: there is no such object or prefix.
@@ -51,14 +60,14 @@ def list_objects(url: str, notes: ListingNotes, *, allow_https: bool) -> Listing
   except FileNotFoundError:
     raise
   except OSError as error:
-    raise ValueError(f"{error}; check --images.") from error
-  wanted = is_image if found.directory else _is_input
+    raise ValueError(f"{error}; check {option}.") from error
+  wanted = wanted if found.directory else _is_input
   objects = (
     ListedObject(one.name, one.where.url, identity_of(one.entry))
     for one in found.objects
     if wanted(one.name, notes)
   )
-  return Listing(_named(objects), found.directory)
+  return Listing(_named(objects, option), found.directory)
 
 
 def check_allowed(url: str, allow_https: bool) -> None:
@@ -106,10 +115,10 @@ def _is_input(name: str, notes: ListingNotes) -> bool:
   return not is_result(name, notes)
 
 
-def _named(objects: Iterable[ListedObject]) -> Iterator[ListedObject]:
+def _named(objects: Iterable[ListedObject], option: str) -> Iterator[ListedObject]:
   try:
     yield from objects
   except FileNotFoundError as error:
     raise ValueError(f"{error.filename}: the listing ended early; run again.") from error
   except OSError as error:
-    raise ValueError(f"{error}; check --images.") from error
+    raise ValueError(f"{error}; check {option}.") from error

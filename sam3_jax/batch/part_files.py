@@ -23,13 +23,20 @@ class Failure(NamedTuple):
   """An input without results, and the reason in one line.
 
   Attributes:
+    input: its index in the list.
+    name: of the image or video.
     identity: of the file that was read; None if none could be read.
   """
 
   input: int
-  image: str
+  name: str
   reason: str
   identity: FileIdentity | None = None
+
+  def to_json(self, noun: str) -> dict[str, Any]:
+    """Plain values; `noun` is the key of the name."""
+    identity = identity_to_json(self.identity)
+    return {"input": self.input, noun: self.name, "reason": self.reason, "identity": identity}
 
 
 class Resolved(NamedTuple):
@@ -134,8 +141,10 @@ def read_resolved(out: Path, part: int, inputs: range) -> Resolved:
     values = read_begun(out, part)
   if values is None:
     return Resolved({}, {}, set())
-  lines = read_lines(records_path(path, values), inputs.start)
-  done = {i: identity_from_json(record.get("file")) for i, _, record in lines}
+  done: dict[int, FileIdentity | None] = {}
+  for i, _, record in read_lines(records_path(path, values), inputs.start):
+    if i not in done:  # the first line of a record has the identity
+      done[i] = identity_from_json(record.get("file"))
   failed = {one["input"]: identity_from_json(one.get("identity")) for one in values["failed"]}
   return Resolved(done, failed, set(values.get("retried", ())))
 

@@ -8,11 +8,14 @@ list, so its bytes do not depend on interruptions.
 In a bucket, records are objects named by their content, which are never replaced. The manifest of a
 finished part is created only if there is none. So a process that was suspended, and whose lease
 another has taken over, cannot damage the part.
+
+The record of an image is one line. That of a video is several lines, which begin with the same
+`input`; they are copied in pieces, as a video may have more of them than fit into memory.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sam3_jax.batch.files import Draft, create_json, write_json
 from sam3_jax.batch.part_files import (
@@ -29,6 +32,8 @@ from sam3_jax.batch.part_files import (
 from sam3_jax.storage.objects import object_path
 from sam3_jax.utils.identity import FileIdentity, digest
 
+Record: TypeAlias = bytes | Iterable[bytes]  # complete lines, or pieces of them
+
 
 class PartWriter:
   """Writes one unfinished part, starting where the previous process stopped.
@@ -44,6 +49,7 @@ class PartWriter:
     inputs: range,
     job: str | None = None,
     *,
+    noun: str = "image",
     retry_failed: bool = False,
   ):
     """Opens a draft.
@@ -53,12 +59,14 @@ class PartWriter:
       part: number of the part.
       inputs: all inputs of the part.
       job: digest of the job to which the part belongs.
+      noun: what an input is called.
       retry_failed: make failed inputs pending.
 
     Raises:
       ValueError: the unfinished part on disk belongs to another job.
     """
     self._out, self._part, self._inputs, self._job = out, part, inputs, job
+    self._noun = noun
     self._spans: dict[int, tuple[int, int]] = {}  # offset and size in the draft, by input
     self._files: dict[int, Any] = {}
     self._failed: dict[int, dict[str, Any]] = {}
@@ -80,7 +88,7 @@ class PartWriter:
 
   def add(
     self,
-    records: Iterable[bytes],
+    records: Iterable[Record],
     failures: Iterable[Failure],
     inputs: Iterable[int],
     identities: Mapping[int, FileIdentity | None] | None = None,
@@ -102,9 +110,8 @@ class PartWriter:
     for i, record in zip(done, records, strict=False):
       self._write(i, record, identity_to_json((identities or {}).get(i)))
     for i, failure in failed.items():
-      identity = identity_to_json(failure.identity)
-      self._failed[i] = {**failure._asdict(), "identity": identity}
-      self._files[i] = identity
+      self._failed[i] = failure.to_json(self._noun)
+      self._files[i] = self._failed[i]["identity"]
 
   def finish(self) -> None:
     """Commits the finished part."""
@@ -150,10 +157,12 @@ class PartWriter:
     if self._resumed is not None and self._resumed.name != self._draft.path.name:
       self._resumed.unlink(missing_ok=True)
 
-  def _write(self, i: int, record: bytes, identity: Any) -> None:
-    self._draft.write(record)
-    self._spans[i] = self._size, len(record)
-    self._size += len(record)
+  def _write(self, i: int, record: Record, identity: Any) -> None:
+    start = self._size
+    for piece in [record] if isinstance(record, bytes) else record:
+      self._draft.write(piece)
+      self._size += len(piece)
+    self._spans[i] = start, self._size - start
     self._files[i] = identity
 
   def _manifest(self, *, in_order: bool) -> dict[str, Any]:
@@ -178,7 +187,7 @@ class PartWriter:
     self._draft, self._spans, self._size = Draft(draft.path), {}, 0
     try:
       for i in sorted(spans):
-        self._write(i, draft.read(*spans[i]), self._files[i])
+        self._write(i, draft.pieces(*spans[i]), self._files[i])
     finally:
       draft.discard()
 
@@ -190,7 +199,12 @@ class PartWriter:
     records = records_path(begun_path(self._out, self._part), values)
     self._resumed = records if object_path(self._out) is not None else None
     for i, line, record in read_lines(records, self._inputs.start):
-      self._write(i, line, record.get("file"))
+      if i not in self._spans:
+        self._write(i, line, record.get("file"))
+      else:  # a further line of the same record
+        self._draft.write(line)
+        self._size += len(line)
+        self._spans[i] = self._spans[i][0], self._size - self._spans[i][0]
     self._retried.update(values.get("retried", ()))
     if retry_failed:
       self._retried.update(failure["input"] for failure in values["failed"])

@@ -28,7 +28,7 @@ from sam3_jax.batch.tiled_engine import PendingImage, TiledEngine
 from sam3_jax.inference.predictor import Sam3
 
 AHEAD = 2  # batches queued for the devices, and batches of images read ahead
-BACKOFF = (1.0, 2.0, 4.0)  # seconds, approximately, before another attempt to read images
+BACKOFF = (1.0, 2.0, 4.0)  # seconds, approximately, before another attempt to read inputs
 
 
 class _Batch(NamedTuple):
@@ -75,14 +75,8 @@ class Pipeline:
       prompt for item in wanted for prompt in concept_prompts(item.prompts)
     )
     with ThreadPoolExecutor(self._threads) as self._pool, ThreadPoolExecutor(1) as finisher:
-      for retry in range(len(BACKOFF) + 1):
-        if retry and not _sleep(BACKOFF[retry - 1] * random.uniform(0.75, 1.25), stopping):
-          return
-        self._last_pass = retry == len(BACKOFF)
-        self._pass(parts, finisher, stopping)
-        parts = [part for part in parts if not part.finished]
-        if stopping() or not parts:
-          return
+      for left, self._last_pass in passes(parts, stopping):
+        self._pass(left, finisher, stopping)
 
   def _pass(
     self, parts: Sequence[LeasedPart], finisher: ThreadPoolExecutor, stopping: Callable[[], bool]
@@ -122,14 +116,7 @@ class Pipeline:
     for part in parts:
       if stopping():
         return
-      first_time = part.resumed is None
-      acquired = part.acquire()
-      if first_time and part.resumed is not None:
-        done, failed = part.resumed
-        self._stats.done_before += done
-        self._stats.failed_before += failed
-        self._stats.total -= done + failed
-      if not acquired:
+      if not acquire(part, self._stats):
         continue
       journal = part.journal
       for batch in _batches(part, self._engine.batch_size):
@@ -206,6 +193,35 @@ class Pipeline:
       else:
         failures.append(Failure(index, name, fault, image.identity))
     return failures
+
+
+def passes(
+  parts: Sequence[LeasedPart], stopping: Callable[[], bool]
+) -> Iterator[tuple[Sequence[LeasedPart], bool]]:
+  """The unfinished parts again and again, after increasing waits, and whether it is the last time.
+
+  Each pass retries unreadable inputs, and parts that another process holds.
+  """
+  for retry in range(len(BACKOFF) + 1):
+    if retry and not _sleep(BACKOFF[retry - 1] * random.uniform(0.75, 1.25), stopping):
+      return
+    yield parts, retry == len(BACKOFF)
+    parts = [part for part in parts if not part.finished]
+    if stopping() or not parts:
+      return
+
+
+def acquire(part: LeasedPart, stats: RunStats) -> bool:
+  """Acquires the lease of a part; false if it is done or another process holds it. Counts the
+  inputs that were done before."""
+  first_time = part.resumed is None
+  acquired = part.acquire()
+  if first_time and part.resumed is not None:
+    done, failed = part.resumed
+    stats.done_before += done
+    stats.failed_before += failed
+    stats.total -= done + failed
+  return acquired
 
 
 def _engine(job: Job, model: Sam3) -> Engine | TiledEngine:

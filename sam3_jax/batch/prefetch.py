@@ -35,7 +35,7 @@ _POLL_INTERVAL = 0.1  # seconds between two checks whether to stop
 
 
 class StoppedError(Exception):
-  """The process was told to stop while it waited for an image."""
+  """The process was told to stop while it waited for an image, or tracked a video."""
 
 
 class ReadTask(NamedTuple):

@@ -150,7 +150,7 @@ def _serve(pipe: Any, side: int | None, max_pixels: int, memory: int | None) -> 
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
   exit_with_parent()
   if memory is not None:
-    _limit_memory(memory)
+    limit_memory(memory)
   pipe.send(("ready", None))
   while True:
     try:
@@ -163,7 +163,8 @@ def _serve(pipe: Any, side: int | None, max_pixels: int, memory: int | None) -> 
       pipe.send_bytes(image.pixels.data.cast("B"))
 
 
-def _limit_memory(limit: int) -> None:
+def limit_memory(limit: int) -> None:
+  """Limits the memory of this process to what it uses now and `limit` bytes more."""
   with contextlib.suppress(OSError, ValueError):  # there may be no /proc
     used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (used + limit, used + limit))

@@ -10,7 +10,7 @@ from pathlib import Path
 from sam3_jax.batch import job_files
 from sam3_jax.batch.files import draft_of, drafts, in_parallel, remove_drafts, scratch
 from sam3_jax.batch.frozen_inputs import open_job
-from sam3_jax.batch.job import Job, check_failures
+from sam3_jax.batch.job import BatchJob, Job, check_failures
 from sam3_jax.batch.leased_part import LeasedPart
 from sam3_jax.batch.part_files import (
   LEASES,
@@ -24,7 +24,9 @@ from sam3_jax.batch.part_files import (
   records_path,
 )
 from sam3_jax.batch.pipeline import Pipeline
-from sam3_jax.batch.run_stats import Reporter, RunStats
+from sam3_jax.batch.run_stats import Reporter, RunStats, VideoStats
+from sam3_jax.batch.video_job import VideoJob
+from sam3_jax.batch.video_pipeline import VideoPipeline
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.storage import retries
 from sam3_jax.storage.object_lease import open_lease
@@ -35,7 +37,7 @@ _Close = Callable[[], object]
 
 
 def run(
-  job: Job,
+  job: BatchJob,
   model: Sam3,
   console: Console,
   errors: Console,
@@ -59,30 +61,25 @@ def run(
   Raises:
     TooManyFailuresError: more inputs failed than allowed, in this run or before.
     StorageError: so many inputs cannot be read that the storage is probably unavailable.
-    ValueError: `out` holds another job, inputs of it have changed, or there are visual prompts and
-      the checkpoint has no head for them.
+    ValueError: `out` holds another job, inputs of it have changed, or the checkpoint cannot do the
+      job: there are visual prompts and it has no head for them, or videos and it has no tracker.
+    ImportError: there are video files, and PyAV is not installed.
     OSError: the results cannot be written.
   """
-  if job.tiling and job.has_visual_prompts:
-    raise ValueError(
-      "--tile takes phrases, exemplar boxes and concepts, but an image has a visual prompt "
-      "(points, or a box with visual: true); remove such prompts, or leave out --tile."
-    )
   before = retries.totals()
-  if job.has_visual_prompts:
-    model.visual_params()  # raises before anything is written
+  job.check(model)
   description, inputs = open_job(
-    job.out, job.settings(model), job.inputs, add=job.add, retry_failed=job.retry_failed,
-    frozen_input=job.frozen_input,
+    job.out, job.settings(model), job.inputs, noun=job.noun, read_identity=job.read_identity,
+    add=job.add, retry_failed=job.retry_failed, frozen_input=job.frozen_input,
   )  # fmt: skip
   if not console.quiet and (more := len(job.inputs) - len(inputs)) > 0:
-    what = "image is" if more == 1 else "images are"
+    what = f"{job.noun} is" if more == 1 else f"{job.noun}s are"
     say(errors, f"{more:,} {what} not in the list of the job; add --add to process them")
   job = dataclasses.replace(job, inputs=inputs)
   remove_drafts(job.out, lambda name: bool(re.match(r"job\.|inputs-|errors\.", name)))
   own = [part for part in range(job_files.part_count(description)) if job.owns(part)]
   prefix = f"process {job.process} of {job.processes}: " if job.processes > 1 else ""
-  stats = RunStats(0)
+  stats = VideoStats(0) if isinstance(job, VideoJob) else RunStats(0)
   parts = _unfinished(job, description, own, stats)
   at_deadline(lambda: _close(parts))
   if not console.quiet and len(parts) < len(own):
@@ -90,29 +87,39 @@ def run(
   check_failures(job, stats)
   with _saving(job, parts), progress(errors, bar=True, quiet=console.quiet) as step:
     reporter = Reporter(stats, errors, step, prefix, console.quiet)
-    Pipeline(job, model, stats, reporter).run(parts, stopping)
+    _pipeline(job, model, stats, reporter).run(parts, stopping)
   finished = job_files.finished_parts(job.out)
   complete = all(part in finished or job_files.is_finished(job.out, part) for part in own)
   if complete or not stopping():  # a process that must stop has no time to read all manifests
     job_files.write_errors(job.out, own if complete else ())
-  _count_requests(stats, before, in_process=not job.workers)
+  _count_requests(stats, before, in_process=not (isinstance(job, Job) and job.workers))
   if not console.quiet:
     for line in stats.summary():
       say(console, prefix + line)
   if not complete:
-    for line in _reasons(parts, stats, stopping()):
+    for line in _reasons(parts, stats, stopping(), job.noun):
       say(errors, prefix + line)
   check_failures(job, stats, at_end=complete)
   return complete
 
 
+def _pipeline(
+  job: BatchJob, model: Sam3, stats: RunStats, reporter: Reporter
+) -> Pipeline | VideoPipeline:
+  if isinstance(job, VideoJob) and isinstance(stats, VideoStats):
+    return VideoPipeline(job, model, stats, reporter)
+  if isinstance(job, Job):
+    return Pipeline(job, model, stats, reporter)
+  raise TypeError(f"there is no pipeline for a {type(job).__name__}.")
+
+
 def _count_requests(stats: RunStats, before: tuple[int, int], *, in_process: bool) -> None:
-  """Sets the counts of requests that were not for images.
+  """Sets the counts of requests that were not for inputs.
 
   Args:
-    stats: with the counts for images.
+    stats: with the counts for inputs.
     before: counts of this process before the run.
-    in_process: whether threads of this process read the images.
+    in_process: whether threads of this process read the inputs.
   """
   requests, repeated = (now - then for now, then in zip(retries.totals(), before, strict=True))
   stats.other_requests = max(0, requests - in_process * stats.requests)
@@ -120,7 +127,7 @@ def _count_requests(stats: RunStats, before: tuple[int, int], *, in_process: boo
 
 
 @contextlib.contextmanager
-def _saving(job: Job, parts: Sequence[LeasedPart]):
+def _saving(job: BatchJob, parts: Sequence[LeasedPart]):
   """Saves the parts in the end; after an error, collects the failures too."""
   try:
     yield
@@ -133,7 +140,7 @@ def _saving(job: Job, parts: Sequence[LeasedPart]):
 
 
 def _unfinished(
-  job: Job, description: dict, own: Iterable[int], stats: RunStats
+  job: BatchJob, description: dict, own: Iterable[int], stats: RunStats
 ) -> list[LeasedPart]:
   """The parts to process; adds the counts of the other ones to `stats`."""
   finished, part_drafts = job_files.finished_parts(job.out), _part_drafts(job.out)
@@ -188,7 +195,9 @@ def _close(parts: Sequence[LeasedPart]) -> None:
     part.close()
 
 
-def _reasons(parts: Sequence[LeasedPart], stats: RunStats, stopped: bool) -> Iterable[str]:
+def _reasons(
+  parts: Sequence[LeasedPart], stats: RunStats, stopped: bool, noun: str
+) -> Iterable[str]:
   """Why parts are unfinished."""
   if stopped:
     yield "stopped; rerun the same command to resume"
@@ -201,7 +210,7 @@ def _reasons(parts: Sequence[LeasedPart], stats: RunStats, stopped: bool) -> Ite
   if stats.unreadable and not stopped:
     count = len(stats.unreadable)
     yield (
-      f"{count:,} {'image' if count == 1 else 'images'} could not be read "
+      f"{count:,} {noun if count == 1 else noun + 's'} could not be read "
       f"({stats.describe_unreadable()}); rerun the same command to retry, or add "
-      "--skip-unreadable to count unreadable images as failed"
+      f"--skip-unreadable to count unreadable {noun}s as failed"
     )

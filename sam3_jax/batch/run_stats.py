@@ -104,6 +104,39 @@ class RunStats:
     return lines
 
 
+@dataclasses.dataclass
+class VideoStats(RunStats):
+  """Counts and times of a job of videos.
+
+  Attributes:
+    frames: that were tracked, also of videos that are not done.
+    kept_frames: of the videos that are done.
+  """
+
+  frames: int = 0
+  kept_frames: int = 0
+
+  def progress_line(self) -> str:
+    count, seconds = self.done + self.failed, max(self.seconds, 1e-9)
+    left = (self.total - count) * seconds / count if count else None
+    return (
+      f"{count:,} of {self.total:,} videos, {self.frames:,} frames, "
+      f"{self.frames / seconds:.1f} frames/s, {self.failed:,} failed, "
+      f"{'?' if left is None else _duration(left)} left"
+    )
+
+  def summary(self) -> list[str]:
+    seconds = max(self.seconds, 1e-9)
+    lines = [
+      f"{self.done:,} videos done, {self.failed:,} failed, {self.kept_frames:,} frames, "
+      f"{self.instances:,} objects in {_duration(seconds)}: {self.frames / seconds:.1f} frames/s"
+    ]
+    if requests := self.requests + self.other_requests:
+      repeated = self.repeated + self.other_repeated
+      lines.append(f"storage: {requests:,} requests ({repeated:,} repeated)")
+    return lines
+
+
 class Reporter:
   """Shows progress: in one updated line on a terminal, else in a line every few seconds."""
 

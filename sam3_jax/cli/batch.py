@@ -17,9 +17,19 @@ class Layout(enum.StrEnum):
   labelme = "labelme"
   yolo = "yolo"
   parquet = "parquet"
+  ytvis = "ytvis"
+  tracks = "tracks"
+
+
+# Options for images only, by the names of their parameters.
+_OF_IMAGES = (
+  "concept", "image_column", "name_column", "prompts_column", "split", "threshold",
+  "max_detections", "max_pixels", "tile", "overlap", "batch_images", "batch_prompts", "workers",
+)  # fmt: skip
 
 
 def batch(
+  context: typer.Context,
   out: Annotated[
     Path,
     typer.Option(
@@ -37,12 +47,28 @@ def batch(
       "s3://, hf://datasets/, https://.",
     ),
   ] = None,
+  videos: Annotated[
+    str | None,
+    typer.Option(
+      metavar="DIR|GLOB|LIST",
+      help="Videos instead of images: a directory of video files and of directories of frames, a "
+      "quoted pattern, a .txt file with one path or URL per line, or a .jsonl file with lines "
+      '{"video": PATH, "prompts": [PHRASE, ...]}. May be a URL, as for --images.',
+    ),
+  ] = None,
+  text: Annotated[
+    list[str] | None,
+    typer.Option(
+      metavar="PHRASE",
+      help="Phrase for images or videos without prompts of their own. May be repeated.",
+    ),
+  ] = None,
   prompts: Annotated[
     str | None,
     typer.Option(
       metavar='FILE|"A, B"',
-      help="Phrases for images without prompts of their own: a file with one phrase per line, or "
-      "phrases separated by commas.",
+      help="Phrases for images or videos without prompts of their own: a file with one phrase per "
+      "line, or phrases separated by commas.",
     ),
   ] = None,
   concept: Annotated[
@@ -82,22 +108,26 @@ def batch(
   ] = False,
   add: Annotated[
     bool,
-    typer.Option("--add", metavar="", help="Add new images to the job in DIR."),
+    typer.Option("--add", metavar="", help="Add new images or videos to the job in DIR."),
   ] = False,
   retry_failed: Annotated[
-    bool, typer.Option("--retry-failed", metavar="", help="Process failed images again.")
+    bool, typer.Option("--retry-failed", metavar="", help="Process failed inputs again.")
   ] = False,
   skip_unreadable: Annotated[
     bool,
     typer.Option(
       "--skip-unreadable",
       metavar="",
-      help="Count unreadable images as failed, so that the job can finish without them.",
+      help="Count unreadable inputs as failed, so that the job can finish without them.",
     ),
   ] = False,
   to: Annotated[
-    Layout, typer.Option(help="With --merge, also write the annotations in this format.")
-  ] = Layout.coco,
+    Layout | None,
+    typer.Option(
+      help="With --merge, also write the results in this format: coco (always written), labelme, "
+      "yolo or parquet for images; ytvis (always written) or tracks for videos."
+    ),
+  ] = None,
   checkpoint: Annotated[
     str, typer.Option(metavar="DIR", help="Directory or name of a checkpoint.")
   ] = "sam3-tiny",
@@ -114,9 +144,12 @@ def batch(
   overlap: Overlap = None,
   max_error_rate: Annotated[
     float,
-    typer.Option(metavar="0..1", help="Stop when a larger fraction of the images fails."),
+    typer.Option(metavar="0..1", help="Stop when a larger fraction of the inputs fails."),
   ] = 0.05,
-  part_size: Annotated[int, typer.Option(min=1, metavar="N", help="Images per part file.")] = 256,
+  part_size: Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Inputs per part file. Default: 256 images, or 1 video."),
+  ] = None,
   batch_images: Annotated[
     int, typer.Option(min=1, metavar="N", help="Images per batch and device.")
   ] = 4,
@@ -161,32 +194,33 @@ def batch(
   dtype: Computed = Dtype.auto,
   allow_https: Annotated[
     bool,
-    typer.Option(
-      "--allow-https", metavar="", help="Allow images on web servers, also in lists of images."
-    ),
+    typer.Option("--allow-https", metavar="", help="Allow inputs on web servers, also in lists."),
   ] = False,
   strict: Strict = False,
   quiet: Quiet = False,
   debug: Debug = False,
 ) -> None:
-  """Segment a dataset of any size. Writes part files, which --merge combines.
+  """Segment a dataset of any size, or track phrases in many videos. Writes part files, which
+  --merge combines.
 
   The command may be stopped or killed at any time. Rerun it to resume, with any number of
-  processes. Images that fail are listed in errors.jsonl; the others are processed.
+  processes. Inputs that fail are listed in errors.jsonl; the others are processed.
 
   Exit status: 0, all parts of this process are done. 75, work remains, rerun the same command: the
-  process was stopped, images could not be read, or another process works on some parts. 2, an
-  error, or more images failed than --max-error-rate allows. 130, interrupted.
+  process was stopped, inputs could not be read, or another process works on some parts. 2, an
+  error, or more inputs failed than --max-error-rate allows. 130, interrupted.
   """
   if merge:
     from sam3_jax.cli.batch_images import merge_parts
 
     merge_parts(out, to, quiet)
     return
-  if to is not Layout.coco:
-    raise ValueError(f"--to {to.value} needs --merge; leave out --to until the images are done.")
-  if images is None:
+  if to not in (None, Layout.coco, Layout.ytvis):
+    raise ValueError(f"--to {to.value} needs --merge; leave out --to until the inputs are done.")
+  if images is None and videos is None:
     raise ValueError("--images is required: a directory, a pattern, a file or a dataset.")
+  if images is not None and videos is not None:
+    raise ValueError("--images and --videos are two jobs: give one of them.")
   arguments.check_fraction("--threshold", threshold)
   arguments.check_fraction("--max-error-rate", max_error_rate)
   out = arguments.output(out)
@@ -196,26 +230,41 @@ def batch(
     "distributed": distributed, "timeout": start_timeout,
   }  # fmt: skip
   settings: dict[str, Any] = {
-    "out": out, "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
-    "part_size": part_size, "batch_images": batch_images, "batch_prompts": batch_prompts,
-    "workers": workers, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
-    "skip_unreadable": skip_unreadable, "tiling": parse_tiling(tile, overlap),
+    "out": out, "max_error_rate": max_error_rate, "add": add, "retry_failed": retry_failed,
+    "skip_unreadable": skip_unreadable,
   }  # fmt: skip
-  from sam3_jax.batch.record_files.columns import Columns
-  from sam3_jax.cli.batch_images import process_images
+  if part_size is not None:
+    settings["part_size"] = part_size
+  common: dict[str, Any] = {
+    "texts": text or [], "device": device, "dtype": None if dtype is Dtype.auto else dtype.value,
+    "members": members, "settings": settings, "quiet": quiet, "strict": strict,
+    "allow_https": allow_https,
+  }  # fmt: skip
+  if videos is not None:
+    _refuse_options_of_images(context)
+    from sam3_jax.cli.batch_videos import process_videos
 
-  if not process_images(
-    images,
-    prompts,
-    concept or [],
-    checkpoint,
-    columns=Columns(image_column, name_column, prompts_column, split),
-    device=device,
-    dtype=None if dtype is Dtype.auto else dtype.value,
-    members=members,
-    settings=settings,
-    quiet=quiet,
-    strict=strict,
-    allow_https=allow_https,
-  ):
+    done = process_videos(videos, prompts, checkpoint, **common)
+  else:
+    settings |= {
+      "threshold": threshold, "max_detections": max_detections, "max_pixels": max_pixels,
+      "batch_images": batch_images, "batch_prompts": batch_prompts, "workers": workers,
+      "tiling": parse_tiling(tile, overlap),
+    }  # fmt: skip
+    from sam3_jax.batch.record_files.columns import Columns
+    from sam3_jax.cli.batch_images import process_images
+
+    columns = Columns(image_column, name_column, prompts_column, split)
+    done = process_images(
+      str(images), prompts, concept or [], checkpoint, columns=columns, **common
+    )
+  if not done:
     raise typer.Exit(RESUME)
+
+
+def _refuse_options_of_images(context: typer.Context) -> None:
+  """Raises ValueError if an option for images only is given."""
+  for name in _OF_IMAGES:
+    source = context.get_parameter_source(name)
+    if source is not None and source.name == "COMMANDLINE":
+      raise ValueError(f"--{name.replace('_', '-')} is for --images; leave it out for videos.")

@@ -10,7 +10,9 @@ import jax
 from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
 from sam3_jax.batch.inputs import check_phrases, frozen_input, list_inputs
 from sam3_jax.batch.job import Job, StorageError
+from sam3_jax.batch.job_files import noun_of, read_job
 from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.merge_videos import merge_videos, write_tracks
 from sam3_jax.batch.processes import initialize
 from sam3_jax.batch.record_files.columns import Columns
 from sam3_jax.batch.run import run
@@ -26,6 +28,8 @@ from sam3_jax.utils.console import Console, loading, one_line, print_error, say
 from sam3_jax.utils.notes import ListingNotes
 from sam3_jax.utils.signals import terminable
 
+# Formats of a merged job, by what its inputs are called; the first is always written.
+LAYOUTS = {"image": ("coco", "labelme", "yolo", "parquet"), "video": ("ytvis", "tracks")}
 DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 
 
@@ -35,6 +39,7 @@ def process_images(
   concepts: Sequence[str],
   checkpoint: str,
   *,
+  texts: Sequence[str],
   columns: Columns,
   device: str | None,
   dtype: str | None,
@@ -49,7 +54,7 @@ def process_images(
   An error of a store that may pass is printed: rerunning the command can finish the job.
 
   Args:
-    images, prompts, concepts, checkpoint, device, quiet: values of the options.
+    images, prompts, concepts, checkpoint, texts, device, quiet: values of the options.
     columns: to read of files of records.
     dtype: of the computation; None for the default of the device.
     members: arguments of `processes.initialize`.
@@ -58,11 +63,11 @@ def process_images(
     allow_https: whether images may be on web servers.
   """
   notes = ListingNotes()
-  with _passing_faults() as unfinished, terminable(DEADLINE) as stopping:
+  with passing_faults() as unfinished, terminable(DEADLINE) as stopping:
     files = [ConceptFile.read(path) for path in concepts]
     found = arguments.find(checkpoint, quiet)
     inputs = list_inputs(
-      images, prompts, notes, concepts=files, columns=columns, allow_https=allow_https
+      images, prompts, notes, concepts=files, texts=texts, columns=columns, allow_https=allow_https
     )
     if strict:
       notes.refuse()
@@ -77,7 +82,7 @@ def process_images(
       check_concept(file.concept, model.origin, model.config)
     job = Job(
       inputs=inputs, process=process, processes=processes,
-      frozen_input=frozen_input(images, prompts, files), **settings,
+      frozen_input=frozen_input(images, prompts, files, texts), **settings,
     )  # fmt: skip
     errors = Console(stderr=True)
     try:
@@ -91,7 +96,7 @@ def process_images(
 
 
 @contextlib.contextmanager
-def _passing_faults() -> Iterator[list[str]]:
+def passing_faults() -> Iterator[list[str]]:
   """Prints errors of the storage that may pass, and yields a list that then contains them."""
   found: list[str] = []
   try:
@@ -104,13 +109,21 @@ def _passing_faults() -> Iterator[list[str]]:
     print_error(f"{found[0].rstrip('.')}.{resume}")
 
 
-def merge_parts(out: Path, to: str, quiet: bool) -> None:
-  """Merges the part files of a job, and also writes the annotations in the format `to`."""
+def merge_parts(out: Path, to: str | None, quiet: bool) -> None:
+  """Merges the part files of a job, and also writes the results in the format `to`, if given."""
   console, out = Console(quiet=quiet), resolve(out) if is_url(out) else out
-  counts = merge(out)
+  noun = noun_of(read_job(out))
+  to = to or LAYOUTS[noun][0]
+  if to not in LAYOUTS[noun]:
+    raise ValueError(
+      f"--to {to} is not for {noun}s; choose one of {', '.join(LAYOUTS[noun])}, or leave it out."
+    )
+  counts = merge_videos(out) if noun == "video" else merge(out)
   said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")
-  if to != "coco":
+  if to == "tracks":
+    say(console, f"{write_tracks(out)}: {counts['videos']:,} videos")
+  elif to not in ("coco", "ytvis"):
     notes = ListingNotes()
     writers = {
       "labelme": lambda: write_labelme(out, notes),

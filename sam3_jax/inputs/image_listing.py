@@ -91,7 +91,7 @@ def is_image(name: str, notes: ListingNotes) -> bool:
 
 def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
   """Names of the images in a directory tree, relative to `top`."""
-  for base, entries in _walk(top, notes):
+  for base, entries in walk(top, notes):
     for entry, mode in entries:
       if mode is None:
         notes.skip("broken link", "broken links")
@@ -99,7 +99,7 @@ def _in_directory(top: str, notes: ListingNotes) -> Iterator[str]:
         yield f"{base}/{entry.name}" if base else entry.name
 
 
-def _walk(top: str, notes: ListingNotes) -> Iterator[tuple[str, list[_Typed]]]:
+def walk(top: str, notes: ListingNotes) -> Iterator[tuple[str, list[_Typed]]]:
   """Yields each directory of a tree once, relative to `top`, with its entries except directories.
 
   Links to directories are followed last, so that files are found by a path without links if there
@@ -224,7 +224,7 @@ def _expand(base: str, parts: list[str], notes: ListingNotes) -> Iterator[str]:
   elif not os.path.isdir(base or "."):
     return
   elif part == "**":
-    for below, others in _walk(base or ".", notes):
+    for below, others in walk(base or ".", notes):
       folder = os.path.join(base, below) if below else base
       if rest:
         yield from _expand(folder, rest, notes)

@@ -1,7 +1,8 @@
 """Converts files of tracks to formats of video datasets: ytvis, coco-vid, mot and davis-png.
 
-All objects have one category, and only the tracked frames are written. Images are named
-NAME/00012.jpg by the number of their frame in the video, as YouTube-VIS names them.
+The categories are the phrases that found the objects, and "object" for objects of other prompts.
+Only the tracked frames are written. Images are named NAME/00012.jpg by the number of their frame in
+the video, as YouTube-VIS names them.
 """
 
 import json
@@ -14,8 +15,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sam3_jax.outputs.rle import areas, decode
+from sam3_jax.outputs.rle import decode
 from sam3_jax.outputs.track_lines import TrackReader
+from sam3_jax.outputs.track_rows import (
+  OBJECT,
+  category_entries,
+  category_numbers,
+  image_name,
+  visible,
+)
+from sam3_jax.outputs.ytvis import VideoTracks
 from sam3_jax.utils.atomic_files import Draft
 from sam3_jax.utils.lease import draft_path
 from sam3_jax.utils.os_errors import error_text
@@ -33,7 +42,7 @@ DAVIS_PALETTE = bytes(
 
 
 def convert_tracks(
-  tracks: str | Path, to: str, path: str | Path, *, name: str, category: str = "object"
+  tracks: str | Path, to: str, path: str | Path, *, name: str, category: str = OBJECT
 ) -> None:
   """Converts a file of tracks. The result appears complete or not at all.
 
@@ -44,7 +53,7 @@ def convert_tracks(
     to: a key of `FORMATS`.
     path: of the result, such as `NAME` with the suffix of the format.
     name: of the video.
-    category: name of the objects' category.
+    category: name of the category of objects that no phrase found.
 
   Raises:
     OSError: the result cannot be written.
@@ -56,43 +65,20 @@ def convert_tracks(
 
 
 def write_ytvis(tracks: TrackReader, path: Path, name: str, category: str) -> None:
-  """Writes a YouTube-VIS annotation file (https://youtube-vos.org/dataset/vis/).
+  """Writes a YouTube-VIS annotation file, see `ytvis`; ids of annotations are those of objects.
 
-  An annotation is an object over the whole video: `segmentations` (compressed RLE), `bboxes` and
-  `areas` have an entry for each frame, null where the object is absent. As in the results of
-  YouTube-VIS, `score` is that of the object: the mean over its frames. Memory grows with the file.
+  As in the results of YouTube-VIS, `score` is that of the object: the mean over its frames. Memory
+  grows with the file.
   """
-  times: list[float] = []
-  frames: list[int] = []
-  height, width = tracks.size
-  seen: dict[int, list[tuple[int, dict[str, Any]]]] = {}
-  for at, row in enumerate(tracks.rows()):
-    frames.append(row["frame"])
-    times.append(row["time"])
-    for one in _present(row):
-      seen.setdefault(one["id"], []).append((at, one))
-  video = {
-    "id": 1, "width": width, "height": height, "length": len(frames), "name": name,
-    "file_names": [_image_name(name, frame) for frame in frames], "times": times,
-  }  # fmt: skip
+  numbers = category_numbers(tracks.rows(), category)
+  found = VideoTracks.of_rows(tracks.size, tracks.rows())
   annotations = []
-  for identity, found in sorted(seen.items()):
-    columns: dict[str, list[Any]] = {
-      key: [None] * len(frames) for key in ("segmentations", "bboxes", "areas")
-    }
-    for at, one in found:
-      columns["segmentations"][at] = one["segmentation"]
-      columns["bboxes"][at], columns["areas"][at] = one["bbox"], one["area"]
-    mean = float(np.mean([one["score"] for _, one in found]))
-    annotations.append(
-      {
-        "id": identity, "video_id": 1, "category_id": 1, "iscrowd": 0, "score": round(mean, 6),
-        "width": width, "height": height, **columns,
-      }
-    )  # fmt: skip
+  for identity, entry in found.annotations():
+    number = numbers[found.phrase(identity, category)]
+    annotations.append({"id": identity, "video_id": 1, "category_id": number, **entry})
   values = {
-    "info": _info(name), "videos": [video], "categories": _categories(category),
-    "annotations": annotations,
+    "info": _info(name), "videos": [found.video(1, name)],
+    "categories": category_entries(numbers), "annotations": annotations,
   }  # fmt: skip
   with Draft(path) as draft:
     draft.write(_json(values) + b"\n")
@@ -108,13 +94,17 @@ def write_coco_vid(tracks: TrackReader, path: Path, name: str, category: str) ->
   from 1. `score` is that of the object in the frame, and `time` is in seconds.
   """
   height, width = tracks.size
+  numbers = category_numbers(tracks.rows(), category)
   videos = [{"id": 1, "name": name, "width": width, "height": height}]
-  head = {"info": _info(name), "categories": _categories(category), "videos": videos}
+  head = {"info": _info(name), "categories": category_entries(numbers), "videos": videos}
   with Draft(path) as draft:
     draft.write(_json(head)[:-1])
-    for key, values in (("images", _images), ("annotations", _annotations)):
+    for key, values in (
+      ("images", _images(tracks, name)),
+      ("annotations", _annotations(tracks, numbers, category)),
+    ):
       draft.write(f', "{key}": ['.encode())
-      for number, value in enumerate(values(tracks, name)):
+      for number, value in enumerate(values):
         draft.write((b", " if number else b"") + _json(value))
       draft.write(b"]")
     draft.write(b"}\n")
@@ -130,7 +120,7 @@ def write_mot(tracks: TrackReader, path: Path, name: str, category: str) -> None
   """
   with Draft(path) as draft:
     for row in tracks.rows():
-      for one in _present(row):
+      for one in visible(row):
         if one["id"] < 1:
           raise ValueError(f"mot has ids from 1, but {tracks.path} has the id {one['id']}.")
         x, y, width, height = one["bbox"]
@@ -189,35 +179,28 @@ def _images(tracks: TrackReader, name: str) -> Iterator[dict[str, Any]]:
     height, width = row["size"]
     yield {
       "id": number, "video_id": 1, "frame_id": row["frame"], "time": row["time"],
-      "file_name": _image_name(name, row["frame"]), "width": width, "height": height,
+      "file_name": image_name(name, row["frame"]), "width": width, "height": height,
     }  # fmt: skip
 
 
-def _annotations(tracks: TrackReader, name: str) -> Iterator[dict[str, Any]]:
+def _annotations(
+  tracks: TrackReader, numbers: dict[str, int], category: str
+) -> Iterator[dict[str, Any]]:
   number = 0
   for image, row in enumerate(tracks.rows(), start=1):
-    for one in _present(row):
+    for one in visible(row):
       number += 1
       yield {
-        "id": number, "image_id": image, "video_id": 1, "category_id": 1, "iscrowd": 0,
+        "id": number, "image_id": image, "video_id": 1,
+        "category_id": numbers[one.get("phrase", category)], "iscrowd": 0,
         "instance_id": one["id"], "score": one["score"], "bbox": one["bbox"],
         "area": one["area"], "segmentation": one["segmentation"],
       }  # fmt: skip
 
 
-def _present(row: dict[str, Any]) -> list[dict[str, Any]]:
-  """The objects of a row that have pixels, by id, with their areas."""
-  objects = sorted(row["objects"], key=lambda one: one["id"])
-  height, width = row["size"]
-  found, _ = areas([one["segmentation"] for one in objects], [(height, width)] * len(objects))
-  return [
-    {**one, "area": int(area)} for one, area in zip(objects, found.tolist(), strict=True) if area
-  ]
-
-
 def _index_map(row: dict[str, Any], path: Path) -> UInt8[np.ndarray, "h w"]:
   pixels = np.zeros(row["size"], np.uint8)
-  for one in sorted(_present(row), key=lambda one: (one["score"], -one["id"])):  # the best on top
+  for one in sorted(visible(row), key=lambda one: (one["score"], -one["id"])):  # the best on top
     if not 1 <= one["id"] <= _MOST_IDS:
       raise ValueError(
         f"davis-png has ids from 1 to {_MOST_IDS}, but {path} has the id {one['id']}: use ytvis or "
@@ -225,14 +208,6 @@ def _index_map(row: dict[str, Any], path: Path) -> UInt8[np.ndarray, "h w"]:
       )
     pixels[decode(one["segmentation"]) > 0] = one["id"]
   return pixels
-
-
-def _image_name(name: str, frame: int) -> str:
-  return f"{name}/{frame:05d}.jpg"
-
-
-def _categories(category: str) -> list[dict[str, Any]]:
-  return [{"id": 1, "name": category}]
 
 
 def _info(name: str) -> dict[str, Any]:

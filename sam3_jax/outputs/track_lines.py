@@ -28,18 +28,21 @@ SUFFIX = ".tracks.jsonl"
 
 def line_of(frame: TrackedFrame) -> bytes:
   """The line of a frame, with its newline. Equal frames give equal bytes."""
+  return json_bytes(row_of(frame))
+
+
+def row_of(frame: TrackedFrame) -> dict[str, Any]:
+  """The JSON values of the line of a frame."""
   objects = entries(frame.instances, frame.size)
   for one, phrase in zip(objects, frame.phrases, strict=bool(frame.phrases)):
     if phrase is not None:
       one["phrase"] = phrase
-  return json_bytes(
-    {
-      "frame": int(frame.index),
-      "time": round(float(frame.time), 6),
-      "size": [int(side) for side in frame.size],
-      "objects": objects,
-    }
-  )
+  return {
+    "frame": int(frame.index),
+    "time": round(float(frame.time), 6),
+    "size": [int(side) for side in frame.size],
+    "objects": objects,
+  }
 
 
 class TrackWriter:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self
 from sam3_jax.utils.lease import draft_path, sync_directory
 from sam3_jax.utils.os_errors import error_text
 
+_PIECE = 2**20  # bytes read at a time
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}  # file systems without fsync
 
 
@@ -48,6 +49,11 @@ class Draft:
   def __exit__(self, *_: object) -> None:
     self.discard()
 
+  @property
+  def temporary(self) -> Path:
+    """The file until it is committed; `flush` before reading it."""
+    return self._draft
+
   def write(self, data: bytes) -> int:
     with self.naming():
       self._sum.update(data)
@@ -69,6 +75,12 @@ class Draft:
         file.seek(offset)
         return file.read(size)
 
+  def pieces(self, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """Reads back `size` bytes written at an offset, or all of them, up to 1 MB at a time."""
+    stop = self.file.tell() if size is None else offset + size
+    for start in range(offset, stop, _PIECE):
+      yield self.read(start, min(_PIECE, stop - start))
+
   def sha256(self) -> str:
     """Hexadecimal digest of the bytes written by `write`."""
     return self._sum.hexdigest()
@@ -76,7 +88,7 @@ class Draft:
   def copy(self, path: Path) -> None:
     """Appends the content of a file."""
     with path.open("rb") as source:
-      while data := source.read(2**20):
+      while data := source.read(_PIECE):
         self.write(data)
 
   def sync(self) -> None:
