@@ -7,6 +7,7 @@ from sam3_jax.checkpoint.bundle import VISUAL
 from sam3_jax.datasets.synthetic.drawings import concepts
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.server.settings import Settings
+from sam3_jax.server.video.service import unsupported
 
 TINY = "sam3-tiny"
 
@@ -31,6 +32,7 @@ def model_card(model: Sam3, settings: Settings) -> dict[str, Any]:
     "description": description,
     "concepts": known,
     "visual": VISUAL in model.params,
+    "video": not unsupported(model),
     "image_size": model.config.image_size,
     "version": version("sam3-jax"),
     "limits": settings.limits,
