@@ -20,7 +20,10 @@ export const HELP = [
   [["+", "−", "0", "1"], "Zoom in, zoom out, fit, actual size"],
   [["Space"], "Hold and drag to move the image; also the middle mouse button"],
   [["Ctrl", "Z"], "Undo; with Shift redo"],
-  [["Ctrl", "O"], "Open an image; Ctrl+V pastes one"],
+  [["Ctrl", "O"], "Open an image or a video; Ctrl+V pastes one"],
+  [[",", "."], "Video: the previous or the next frame"],
+  [["K"], "Video: play or pause"],
+  [["T"], "Video: track, or stop"],
   [["?"], "This help"],
 ];
 
