@@ -1,5 +1,6 @@
 """Videos of the server: upload, frames, prompts, tracking in a stream, corrections, export."""
 
+import dataclasses
 import io
 import json
 import time
@@ -9,9 +10,10 @@ import pytest
 from clips import frame_image, write_clip
 from PIL import Image
 from server_app import error_of, served
-from small_video import SIZE, moving_frames, small_model
+from small_video import SIZE, SMALL, moving_frames, small_model
 
-from sam3_jax import VisualPrompt
+from sam3_jax import Rules, VisualPrompt
+from sam3_jax.inputs.video import open_video
 from sam3_jax.outputs.rle import decode
 
 FRAMES = 8
@@ -82,7 +84,7 @@ def test_frames_are_jpeg(client, url):
 
 def test_a_click_is_tracked_as_in_a_session(client, clip, url):
   found = client.post(f"{url}/prompts", json={"frame": 0, "points": [POINT]}).json()
-  assert found["object"] == 1
+  assert found["objects"] == [1]
   [one] = found["result"]["objects"]
   assert one["id"] == 1
   assert decode(one["mask"]).sum() == one["area"] > 0
@@ -107,7 +109,7 @@ def test_a_click_is_tracked_as_in_a_session(client, clip, url):
 def test_correct_remove_and_track_both_ways(client, url):
   first = client.post(f"{url}/prompts", json={"frame": 4, "points": [POINT]}).json()
   second = client.post(f"{url}/prompts", json={"frame": 4, "box": [2, 2, 16, 14]}).json()
-  assert [first["object"], second["object"]] == [1, 2]
+  assert [first["objects"], second["objects"]] == [[1], [2]]
   assert [one["id"] for one in second["result"]["objects"]] == [1, 2]
   lines = lines_of(client.post(f"{url}/track", json={"direction": "both"}))
   order = [line["frame"] for line in lines[1:-1]]
@@ -116,7 +118,7 @@ def test_correct_remove_and_track_both_ways(client, url):
 
   points = {"frame": 6, "points": [POINT, [2, 2]], "point_labels": [1, 0]}
   corrected = client.post(f"{url}/objects/2/corrections", json=points).json()
-  assert corrected["object"] == 2
+  assert corrected["objects"] == [2]
   assert corrected["result"]["frame"] == 6
   kept = client.get(f"{url}/frames/6/objects").json()
   assert kept == corrected["result"]
@@ -130,6 +132,40 @@ def test_correct_remove_and_track_both_ways(client, url):
     objects = client.get(f"{url}/frames/{frame}/objects").json()["objects"]
     assert 1 not in [one["id"] for one in objects]
   assert error_of(client.delete(f"{url}/objects/1")) == (400, "invalid_prompt")
+
+
+@pytest.mark.slow  # its programs are compiled for other thresholds
+def test_phrases_find_objects(clip):
+  """With thresholds that a random model passes."""
+  rules = Rules(score_threshold_detection=0.0, new_det_thresh=0.0, hotstart_unmatch_thresh=100)
+  video = dataclasses.replace(SMALL.video, rules=rules)
+  with served(small_model(config=dataclasses.replace(SMALL, video=video))) as client:
+    url = f"/v1/videos/{opened(client, clip)['id']}"
+    found = client.post(f"{url}/prompts", json={"frame": 2, "phrase": " cat "}).json()
+    ids = found["objects"]
+    assert len(ids) >= 1
+    assert {one["id"] for one in found["result"]["objects"]} <= set(ids)
+    assert {one["phrase"] for one in found["result"]["objects"]} <= {"cat"}
+    clicked = client.post(f"{url}/prompts", json={"frame": 2, "points": [POINT]}).json()["objects"]
+    lines = lines_of(client.post(f"{url}/track", json={}))
+    assert [line["frame"] for line in lines[1:-1]] == list(range(2, FRAMES))
+    phrases = {one["id"]: one["phrase"] for line in lines[1:-1] for one in line["objects"]}
+    assert phrases[clicked[0]] is None
+    assert "cat" in phrases.values()
+    assert client.get(url).json()["phrases"] == ["cat"]
+    ytvis = client.get(f"{url}/export/ytvis").json()
+    assert len(ytvis["annotations"]) == len(phrases)
+
+    again = client.post(f"{url}/prompts", json={"frame": 0, "phrase": "cat"})
+    assert error_of(again) == (400, "invalid_prompt")
+    both = {"frame": 0, "phrase": "dog", "points": [POINT]}
+    assert error_of(client.post(f"{url}/prompts", json=both)) == (400, "invalid_prompt")
+    assert client.delete(f"{url}/phrases?phrase=cat").status_code == 204
+    assert error_of(client.delete(f"{url}/phrases?phrase=cat")) == (400, "invalid_prompt")
+    state = client.get(url).json()
+    assert (state["phrases"], state["objects"]) == ([], clicked)
+    left = client.get(f"{url}/frames/4/objects").json()["objects"]
+    assert {one["id"] for one in left} <= set(clicked)
 
 
 def test_exports(client, url, tmp_path):
@@ -149,8 +185,6 @@ def test_exports(client, url, tmp_path):
   overlay = client.get(f"{url}/export/overlay")
   assert overlay.headers["content-type"] == "video/mp4"
   (tmp_path / "overlay.mp4").write_bytes(overlay.content)
-  from sam3_jax.inputs.video import open_video
-
   with open_video(tmp_path / "overlay.mp4") as video:
     assert (video.length, video.size) == (FRAMES, SIZE)
   assert error_of(client.get(f"{url}/export/gif")) == (400, "bad_request")

@@ -107,7 +107,7 @@ def test_frames_arrive_as_they_leave_and_others_are_served(video):
     assert call(port, "GET", path)[1]["running"]
     assert call(port, "POST", f"{path}/track", {})[1]["error"]["code"] == "conflict"
     status, found = call(port, "POST", f"{path}/prompts", {"frame": 40, "points": [[8, 8]]})
-    assert (status, found["object"]) == (200, 2)
+    assert (status, found["objects"]) == (200, [2])
     lines = [json.loads(line) for line in response]
   assert [line["frame"] for line in lines[:-1]] == list(range(1, FRAMES))
   assert lines[-1]["end"]["frames"] == FRAMES

@@ -114,6 +114,9 @@ export async function* trackVideo(id, body) {
   }
 }
 
+export const removePhrase = (id, phrase) =>
+  request(`${video(id)}/phrases?phrase=${encodeURIComponent(phrase)}`, { method: "DELETE" });
+
 export const stopTracking = (id) => request(`${video(id)}/track`, { method: "DELETE" });
 
 export const exportVideo = (id, format, name) =>

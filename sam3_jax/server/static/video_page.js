@@ -1,7 +1,7 @@
 // The video mode of the page: open a video, click on any frame, track, correct, export.
 
 import * as api from "./api.js";
-import { $, download, plural } from "./dom.js";
+import { $, download, h, iconButton, keyed, plural, put } from "./dom.js";
 import { createPlayer } from "./video_player.js";
 import { createTimeline } from "./video_timeline.js";
 import { createTracks, idOf, keyOf, nameOf } from "./video_tracks.js";
@@ -110,13 +110,18 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
     if (!video) return;
     const id = selected();
     timeline.render(tracks, player.frame(), id);
+    const chip = (phrase) => h("li", {}, h("span", {}), iconButton("close", "Remove", () => forget(phrase)));
+    keyed($("#video-phrases"), tracks.phrases, String, chip, (element, phrase) => {
+      put(element.firstElementChild, "textContent", phrase);
+      element.lastElementChild.setAttribute("aria-label", `Remove ${phrase}`);
+    });
     const count = tracks.list().length;
     $("#object-count").textContent = String(count);
     $("#object-remove").disabled = id === null;
     $("#object-text").textContent = id === null
-      ? "Click on an object, or draw a box around it, on any frame. Then track it through the video."
+      ? "Type a phrase, click on an object, or draw a box around it, on any frame. Then track through the video."
       : `${nameOf(tracks.find(id))} is selected: clicks on any frame correct it.`;
-    $("#video-track").disabled = !count && !running;
+    $("#video-track").disabled = !count && !tracks.phrases.length && !running;
     $("#video-track").textContent = running ? "Stop" : "Track";
     $("#video-direction").disabled = Boolean(running);
     $("#video-progress").hidden = !running;
@@ -177,16 +182,46 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
       frame, points: points.map(({ x, y }) => [x, y]), point_labels: points.map(({ label }) => label), box,
     };
     const found = id === null ? await api.promptVideo(video.id, body) : await api.correctObject(video.id, id, body);
+    const [object] = found.objects;
     tracks.set(found.result);
-    tracks.prompt(found.object, frame, { points, box });
+    tracks.prompt(object, frame, { points, box });
     showFrame();
-    if (id === null) store.look({ active: keyOf(found.object) });
-    const one = tracks.find(found.object);
-    const here = found.result.objects.some((other) => other.id === found.object);
+    if (id === null) store.look({ active: keyOf(object) });
+    const one = tracks.find(object);
+    const here = found.result.objects.some((other) => other.id === object);
     const after = one.present.reduce((sum, on) => sum + on, 0) > 1 ? " Track again to update the other frames." : "";
     if (!here) say(`${nameOf(one)} is not on frame ${frame}.${after}`);
     else say(`${id === null ? "Added" : "Corrected"} ${nameOf(one)} on frame ${frame}.${after}`);
     showTimes({ device: found.milliseconds.device, total: performance.now() - start });
+  }
+
+  /** Finds all instances of phrases on the frame that is shown. */
+  function findAll(phrases) {
+    const frame = player.frame();
+    for (const phrase of new Set(phrases)) {
+      enqueue(async () => {
+        if (tracks.phrases.includes(phrase)) return say(`“${phrase}” is already among the phrases.`);
+        const start = performance.now();
+        const found = await api.promptVideo(video.id, { frame, phrase });
+        tracks.phrases.push(phrase);
+        tracks.set(found.result);
+        for (const id of found.objects) tracks.prompt(id, frame, { points: [], box: null });
+        showFrame();
+        const count = plural(found.objects.length, "object");
+        say(`${phrase}: ${count} on frame ${frame}. Track to find it on the other frames.`);
+        showTimes({ device: found.milliseconds.device, total: performance.now() - start });
+      });
+    }
+  }
+
+  function forget(phrase) {
+    enqueue(async () => {
+      await api.removePhrase(video.id, phrase);
+      tracks.forget(phrase);
+      showFrame();
+      $("#phrase").focus();
+      say(`Removed ${phrase}.`);
+    });
   }
 
   function remove(id = selected()) {
@@ -303,6 +338,7 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
     isOpen: () => video !== null,
     open,
     close,
+    phrases: findAll,
     tools: {
       click(at, positive, instance) {
         if (store.get().view.mode === "click") point(at, positive);

@@ -15,8 +15,16 @@ export function createTracks(length) {
     return objects.get(id);
   }
 
+  const phrases = [];
+
+  function remove(removed) {
+    for (const id of removed) objects.delete(id);
+    for (const [frame, found] of frames) frames.set(frame, found.filter((one) => !removed.includes(one.id)));
+  }
+
   return {
     length,
+    phrases,
     isTracked: (frame) => frames.has(frame),
     at: (frame) => frames.get(frame) ?? [],
     list: () => [...objects.values()].sort((a, b) => a.id - b.id),
@@ -36,9 +44,12 @@ export function createTracks(length) {
       clicks.set(`${id} ${frame}`, values);
     },
 
-    remove(id) {
-      objects.delete(id);
-      for (const [frame, found] of frames) frames.set(frame, found.filter((one) => one.id !== id));
+    remove: (id) => remove([id]),
+
+    /** Removes a phrase and its objects. */
+    forget(phrase) {
+      phrases.splice(phrases.indexOf(phrase), 1);
+      remove([...objects.values()].filter((one) => one.phrase === phrase).map(({ id }) => id));
     },
   };
 }

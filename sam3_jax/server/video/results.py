@@ -6,7 +6,7 @@ replaces the earlier one; the file is rewritten when most of it has been replace
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ class FrameResults:
       self._write(row)
     return frame_value(row)
 
-  def change(self, frame: TrackedFrame, identity: int) -> dict[str, Any]:
-    """Keeps one object of a frame, and leaves the others as they are.
+  def change(self, frame: TrackedFrame, ids: Sequence[int]) -> dict[str, Any]:
+    """Keeps some objects of a frame, and leaves the others as they are.
 
     Args:
-      frame: what is known of the frame, with the object if it is visible.
-      identity: of the object.
+      frame: what is known of the frame, with those of the objects that are visible.
+      ids: of the objects.
 
     Returns:
       All objects of the frame, as `frame_value`.
@@ -55,16 +55,16 @@ class FrameResults:
     with self._lock:
       before = self._read(frame.index)
       if before is not None:
-        kept = [one for one in before["objects"] if one["id"] != identity]
-        kept += [one for one in row["objects"] if one["id"] == identity]
+        kept = [one for one in before["objects"] if one["id"] not in ids]
+        kept += [one for one in row["objects"] if one["id"] in ids]
         row["objects"] = sorted(kept, key=lambda one: one["id"])
       self._write(row)
       return frame_value(self._shown(row))
 
-  def remove(self, identity: int) -> None:
-    """Leaves an object out of all frames; its id is not given again."""
+  def remove(self, ids: Iterable[int]) -> None:
+    """Leaves objects out of all frames; their ids are not given again."""
     with self._lock:
-      self._removed.add(identity)
+      self._removed.update(ids)
 
   def get(self, frame: int) -> dict[str, Any] | None:
     """The objects of a frame as `frame_value`; None if it was not tracked."""

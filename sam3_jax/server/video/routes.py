@@ -9,6 +9,7 @@ from sam3_jax.server.cookie import Session
 from sam3_jax.server.errors import ApiError
 from sam3_jax.server.json_body import JsonRoute
 from sam3_jax.server.schemas import error_responses
+from sam3_jax.server.settings import MAX_PHRASE
 from sam3_jax.server.video import schemas
 from sam3_jax.server.video.export import Exporter
 from sam3_jax.server.video.service import MAX_SIDE, VideoService
@@ -116,6 +117,14 @@ def router(service: VideoService, exporter: Exporter) -> APIRouter:
   async def remove(request: Request, stored: Stored, identity: Identity) -> None:
     """Removes an object, also from the results."""
     await service.remove(request, stored, identity)
+
+  @routes.delete("/{id}/phrases", status_code=204, responses=_WORK)
+  async def forget(
+    request: Request, stored: Stored,
+    phrase: Annotated[str, Query(max_length=MAX_PHRASE, description="As it was given.")],
+  ) -> None:  # fmt: skip
+    """Removes a phrase and its objects, also from the results."""
+    await service.forget(request, stored, phrase)
 
   @routes.post(
     "/{id}/track", response_class=Response, responses=_LINES | error_responses(404, 409, 429, 503)

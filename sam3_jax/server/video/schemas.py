@@ -15,13 +15,15 @@ POINT_LABELS = "1 for a point on the object, 0 for a point off it; null for all 
 
 
 class VideoPrompt(Request):
-  """A phrase finds all instances of a concept; points, a box or both select one object."""
+  """A phrase finds all instances of a concept, from this frame on; points, a box or both select one
+  object."""
 
   model_config = ConfigDict(
     extra="forbid",
     strict=True,
     json_schema_extra={
       "examples": [
+        {"frame": 0, "phrase": "lion"},
         {"frame": 0, "points": [[20, 12]]},
         {"frame": 0, "box": [4, 4, 30, 20], "points": [[8, 8]], "point_labels": [0]},
       ]
@@ -79,7 +81,7 @@ class TrackRequest(Request):
 class VideoObject(BaseModel):
   """An object on a frame. An id stands for the same object on all frames."""
 
-  id: int | None = Field(description="null for an instance of a phrase before it is tracked.")
+  id: int
   phrase: str | None = Field(description="The phrase that found it.")
   score: Number
   box: Box
@@ -128,7 +130,9 @@ class VideoPromptMilliseconds(BaseModel):
 class VideoPromptResponse(BaseModel):
   """What a prompt gives on its frame."""
 
-  object: int | None = Field(description="The id of the object; null for a phrase.")
+  objects: list[int] = Field(
+    description="The ids: one of a click or a box, or those of a phrase on this frame."
+  )
   result: VideoFrame
   milliseconds: VideoPromptMilliseconds
 

@@ -5,7 +5,6 @@ images and on other videos are computed in between. Frames are decoded in a proc
 results are converted and written in threads.
 """
 
-import importlib.util
 import io
 import shutil
 import threading
@@ -18,7 +17,6 @@ from typing import Any
 from fastapi import Request
 from PIL import Image
 
-from sam3_jax.checkpoint.bundle import VIDEO
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.inputs.video_source import VideoSource
 from sam3_jax.inputs.visual_prompts import VisualPrompt
@@ -27,6 +25,7 @@ from sam3_jax.server.disconnect import in_pool, result
 from sam3_jax.server.engine import VIDEOS, Engine, Outcome
 from sam3_jax.server.errors import ApiError
 from sam3_jax.server.metrics import Metrics
+from sam3_jax.server.model_card import no_videos
 from sam3_jax.server.service import receive_file
 from sam3_jax.server.settings import Settings
 from sam3_jax.server.video.schemas import Correction, VideoPrompt
@@ -78,7 +77,7 @@ class VideoService:
 
   def check(self) -> None:
     """Raises ApiError if this server takes no videos."""
-    if why := unsupported(self.model):
+    if why := no_videos(self.model):
       raise ApiError("unsupported_video", why)
 
   async def open(self, request: Request, session: str | None) -> dict[str, Any]:
@@ -102,7 +101,7 @@ class VideoService:
     session = stored.session
     return _facts(identity, stored.source) | {
       "objects": [] if session is None else session.objects,
-      "phrases": [],
+      "phrases": [] if session is None else [one for one in session.phrases if one is not None],
       "tracked": len(stored.results),
       "running": stored.running is not None,
     }
@@ -127,41 +126,57 @@ class VideoService:
   async def prompt(
     self, request: Request, stored: StoredVideo, asked: VideoPrompt
   ) -> dict[str, Any]:
-    """Adds an object; returns a value as `schemas.VideoPromptResponse`; raises ApiError."""
+    """Adds an object, or a phrase; returns a value as `schemas.VideoPromptResponse`.
+
+    Raises:
+      ApiError: an invalid prompt, or too many objects.
+    """
     limit = self.settings.max_video_objects
 
-    def add(session: Any) -> tuple[int, Any]:
+    def add(session: Any) -> tuple[list[int], Any]:
       if len(session.objects) >= limit:
-        raise ValueError(f"a video takes {limit} objects on this server: remove one first")
-      identity = session.add(_visual(asked), asked.frame)
-      return identity, session.at(asked.frame)
+        raise ValueError(f"a video takes {limit} objects on this server: remove one first.")
+      if asked.phrase is None:
+        ids = [session.add(_visual(asked), asked.frame)]
+      else:
+        ids = session.find(_phrase(asked, session.phrases), asked.frame)
+      return ids, session.at(asked.frame)
 
-    done = await self.on_device(request, stored, add)
-    identity, frame = done.values[0]
-    found = await in_pool(request, self.pool, stored.results.change, frame, identity)
-    return {"object": identity, "result": found, "milliseconds": _times(done)}
+    return await self._change(request, stored, add)
 
   async def correct(
     self, request: Request, stored: StoredVideo, identity: int, asked: Correction
   ) -> dict[str, Any]:
     """Corrects an object; returns a value as `schemas.VideoPromptResponse`; raises ApiError."""
 
-    def act(session: Any) -> Any:
+    def act(session: Any) -> tuple[list[int], Any]:
       prompt = _visual(asked)
       session.correct(
         identity, asked.frame,
         points=prompt.points or None, point_labels=prompt.point_labels or None, box=prompt.box,
       )  # fmt: skip
-      return session.at(asked.frame)
+      return [identity], session.at(asked.frame)
 
-    done = await self.on_device(request, stored, act)
-    found = await in_pool(request, self.pool, stored.results.change, done.values[0], identity)
-    return {"object": identity, "result": found, "milliseconds": _times(done)}
+    return await self._change(request, stored, act)
 
   async def remove(self, request: Request, stored: StoredVideo, identity: int) -> None:
     """Removes an object from the session and from all results; raises ApiError."""
     await self.on_device(request, stored, lambda session: session.remove(identity))
-    stored.results.remove(identity)
+    stored.results.remove([identity])
+
+  async def forget(self, request: Request, stored: StoredVideo, phrase: str) -> None:
+    """Removes a phrase and its objects, also from all results; raises ApiError."""
+    done = await self.on_device(request, stored, lambda session: session.forget(phrase))
+    stored.results.remove(done.values[0])
+
+  async def _change(
+    self, request: Request, stored: StoredVideo, act: Callable[[Any], tuple[list[int], Any]]
+  ) -> dict[str, Any]:
+    """Calls a function that gives ids, and what is known of their frame; keeps that."""
+    done = await self.on_device(request, stored, act)
+    ids, frame = done.values[0]
+    found = await in_pool(request, self.pool, stored.results.change, frame, ids)
+    return {"objects": ids, "result": found, "milliseconds": _times(done)}
 
   async def on_device(
     self, request: Request, stored: StoredVideo, function: Callable[[Any], Any]
@@ -216,15 +231,6 @@ class VideoService:
       threading.Thread(target=stored.close).start()
 
 
-def unsupported(model: Sam3) -> str:
-  """Why a model cannot track in videos here; "" if it can."""
-  if VIDEO not in model.params:
-    return "this checkpoint has no tracker: serve one that has, such as sam3-tiny."
-  if importlib.util.find_spec("av") is None:
-    return "videos need PyAV on the server: pip install 'sam3-jax[video]'."
-  return ""
-
-
 def no_space(error: OSError | None) -> ApiError:
   """The error for a disk that is full."""
   what = "the server's disk is nearly full" if error is None else f"the server: {error.strerror}"
@@ -244,6 +250,18 @@ def _facts(identity: str, source: VideoSource) -> dict[str, Any]:
 
 def _visual(asked: VideoPrompt | Correction) -> VisualPrompt:
   return VisualPrompt(asked.points or None, asked.point_labels, asked.box)
+
+
+def _phrase(asked: VideoPrompt, known: list[str | None]) -> str:
+  """The phrase of a prompt; raises ValueError if there is more, or if it is there already."""
+  phrase = (asked.phrase or "").strip()
+  if not phrase:
+    raise ValueError("the phrase is empty; give a short noun phrase, or points or a box.")
+  if asked.points or asked.box:
+    raise ValueError("a prompt has a phrase, or points and a box, not both; send two prompts.")
+  if phrase in known:
+    raise ValueError(f"the phrase {phrase!r:.60} is there already; track the video.")
+  return phrase
 
 
 def _jpeg(source: VideoSource, number: int, side: int) -> bytes:
