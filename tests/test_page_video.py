@@ -141,6 +141,7 @@ def test_a_video_by_keyboard(server, browser, clip):
     press(",")
     one.expect(time).to_contain_text("0 / ")
     press("b")  # a box around the hot dog
+    press("Enter")  # shows the cursor, in the middle
     press("Enter")
     for _ in range(5):
       press("Shift+ArrowUp")

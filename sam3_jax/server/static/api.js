@@ -105,12 +105,18 @@ export async function* trackVideo(id, body) {
   const stream = await post(`${video(id)}/track`, body, null, { read: (response) => response.body });
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read().catch((error) => Promise.reject(known(error)));
-    if (done) return;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    for (const line of lines) yield JSON.parse(line);
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) yield JSON.parse(line);
+    }
+  } catch (error) {
+    throw known(error);
+  } finally {
+    reader.cancel().catch(() => {});
   }
 }
 

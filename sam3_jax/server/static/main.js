@@ -68,12 +68,10 @@ async function open(file, phrases = []) {
 }
 
 async function openVideo(file) {
-  if (viewer.image() && !video.isOpen()) close();
-  await video.open(file, model);
-  if (video.isOpen()) {
+  await video.open(file, model, () => {
+    if (viewer.image()) close();
     keys.reset();
-    form.suggest([]);
-  }
+  });
 }
 
 async function faultOf(file, name) {

@@ -21,6 +21,7 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
   let running = null; // {total, done}
   let following = false; // whether the frames that leave are shown
   let queue = Promise.resolve(); // requests about objects, one after another
+  let pending = 0; // requests that the page waits for
   const player = createPlayer(viewer, {
     load: (frame, side) => api.videoFrame(video.id, frame, side),
     shown: () => showFrame(),
@@ -33,33 +34,34 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
     return active === null || !tracks?.find(idOf(active)) ? null : idOf(active);
   };
 
-  async function open(file, model) {
+  /** Opens a video file; `begins()` is called when it replaces what was open. */
+  async function open(file, model, begins = () => {}) {
     const { video_bytes: most = Infinity } = model?.limits ?? {};
     const name = file.name || "video";
     if (!model?.video) return warn("This server does not track videos: its checkpoint has no tracker, or it lacks PyAV.");
     const bytes = (count) => `${count.toLocaleString("en")} bytes`;
     if (file.size > most) return warn(`${name} has ${bytes(file.size)}; the server takes ${bytes(most)} at most.`);
-    close();
+    opening?.abort();
     const own = new AbortController();
     opening = own;
-    busy(true);
+    busy(1);
     say("Uploading the video…");
     const start = performance.now();
     try {
       const found = await api.uploadVideo(file, own.signal);
       if (own.signal.aborted) return api.removeVideo(found.id).catch(() => {});
+      close();
+      begins();
       video = { ...found, name, file };
       await begin(performance.now() - start);
     } catch (error) {
       if (own.signal.aborted || error.name === "AbortError") return;
-      const again = AGAIN.includes(error.code) ? () => open(file, model) : null;
+      const again = AGAIN.includes(error.code) ? () => open(file, model, begins) : null;
       say("");
       warn(`${name}: ${error.message}`, again);
     } finally {
-      if (opening === own) {
-        opening = null;
-        busy(false);
-      }
+      busy(-1);
+      if (opening === own) opening = null;
     }
   }
 
@@ -75,10 +77,14 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
     await player.open(video);
   }
 
-  function close() {
+  /** Closes the video, and gives up one that is being uploaded. */
+  function leave() {
     opening?.abort();
     opening = null;
-    busy(false);
+    close();
+  }
+
+  function close() {
     if (!video) return;
     api.removeVideo(video.id).catch(() => {});
     [video, tracks, running] = [null, null, null];
@@ -147,12 +153,12 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
   /** Does requests one after another, and shows what they give. */
   function enqueue(work) {
     const own = video;
-    busy(true);
+    busy(1);
     queue = queue
       .then(() => own === video && work())
       .then(() => own === video && clearWarning())
       .catch((error) => own === video && fail(error))
-      .finally(() => own === video && busy(false));
+      .finally(() => busy(-1));
     return queue;
   }
 
@@ -286,7 +292,7 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
 
   async function save(format) {
     const own = video;
-    busy(true);
+    busy(1);
     say("Exporting…");
     try {
       const blob = await api.exportVideo(own.id, format, own.name);
@@ -295,20 +301,21 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
     } catch (error) {
       if (own === video) fail(error);
     } finally {
-      busy(false);
+      busy(-1);
     }
   }
 
   function fail(error) {
     say("");
-    const { file } = video;
+    const file = video?.file;
     const lost = ["unknown_video", "offline"].includes(error.code);
-    warn(error.message, lost ? () => open(file, { video: true }) : null);
+    warn(error.message, lost && file ? () => open(file, { video: true }) : null);
   }
 
-  function busy(on) {
-    $("#busy").hidden = !on;
-    document.body.toggleAttribute("data-busy", on);
+  function busy(by) {
+    pending += by;
+    $("#busy").hidden = !pending;
+    document.body.toggleAttribute("data-busy", pending > 0);
   }
 
   /** Selects the next or the previous object. */
@@ -337,7 +344,7 @@ export function createVideoPage({ viewer, store, say, warn, clearWarning, showTi
   return {
     isOpen: () => video !== null,
     open,
-    close,
+    close: leave,
     phrases: findAll,
     tools: {
       click(at, positive, instance) {

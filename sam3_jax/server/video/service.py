@@ -89,7 +89,10 @@ class VideoService:
     self.check()
     with self.store.arriving() as directory:
       file = directory / "video"
-      await receive_file(request, file)
+      try:
+        await receive_file(request, file)
+      except OSError as error:
+        raise no_space(error) from None
       start = time.perf_counter()
       source = await in_pool(request, self.pool, open_upload, file, self.settings)
       identity = self.store.add(directory, source, session)
@@ -98,10 +101,9 @@ class VideoService:
 
   def state(self, identity: str, stored: StoredVideo) -> dict[str, Any]:
     """A value as `schemas.VideoStateResponse`."""
-    session = stored.session
     return _facts(identity, stored.source) | {
-      "objects": [] if session is None else session.objects,
-      "phrases": [] if session is None else [one for one in session.phrases if one is not None],
+      "objects": stored.objects,
+      "phrases": stored.phrases,
       "tracked": len(stored.results),
       "running": stored.running is not None,
     }
@@ -175,7 +177,12 @@ class VideoService:
     """Calls a function that gives ids, and what is known of their frame; keeps that."""
     done = await self.on_device(request, stored, act)
     ids, frame = done.values[0]
-    found = await in_pool(request, self.pool, stored.results.change, frame, ids)
+    try:
+      found = await in_pool(request, self.pool, stored.results.change, frame, ids)
+    except ValueError:  # the file of results is closed
+      raise unknown() from None
+    except OSError as error:
+      raise no_space(error) from None
     return {"objects": ids, "result": found, "milliseconds": _times(done)}
 
   async def on_device(
@@ -191,7 +198,9 @@ class VideoService:
       if stored.closed:
         return unknown()
       try:
-        return function(self._session(stored))
+        value = function(self._session(stored))
+        stored.note()
+        return value
       except (ValueError, TypeError) as error:
         return ApiError("invalid_prompt", str(error))
       except OSError as error:

@@ -36,6 +36,7 @@ class StoredVideo:
     session: the `VideoSession`, which the thread of the device creates and uses.
     running: what is being tracked; None for nothing.
     closed: whether it was deleted.
+    objects, phrases: of the session, as of its last step.
   """
 
   key: str
@@ -47,6 +48,13 @@ class StoredVideo:
   session: Any = None
   running: Any = None
   closed: bool = False
+  objects: list[int] = dataclasses.field(default_factory=list)
+  phrases: list[str] = dataclasses.field(default_factory=list)
+
+  def note(self) -> None:
+    """Notes the objects and phrases of the session; for the thread of the device."""
+    self.objects = self.session.objects
+    self.phrases = [phrase for phrase in self.session.phrases if phrase is not None]
 
   def close(self) -> None:
     """Closes the session and deletes the files; for the thread of the device."""

@@ -51,7 +51,9 @@ class Run:
     if self.stopped:
       return None
     try:
-      return next(self._frames, None)
+      frame = next(self._frames, None)
+      self._stored.note()
+      return frame
     except ValueError as error:  # of a frame that cannot be decoded
       return unknown() if self._stored.closed else ApiError("unsupported_video", str(error))
     except OSError as error:
