@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import server_app
 from clips import frame_image, write_clip
 from PIL import Image
 from server_app import error_of, served
@@ -15,6 +16,9 @@ from small_video import SIZE, SMALL, moving_frames, small_model
 from sam3_jax import Rules, VisualPrompt
 from sam3_jax.inputs.video import open_video
 from sam3_jax.outputs.rle import decode
+from sam3_jax.outputs.track_lines import line_of
+from sam3_jax.server import warm_up
+from sam3_jax.server.video import results
 
 FRAMES = 8
 POINT = [20.0, 12.0]
@@ -235,12 +239,12 @@ def test_limits(client, clip, tmp_path):
   assert len(store) == 0
 
 
-def test_frames_pixels_and_objects_are_limited(clip):
+def test_frames_and_pixels_are_limited(clip):
   options = {"max_video_frames": FRAMES - 1}
   with served(small_model(), **options) as client:
     refused = client.post("/v1/videos", content=clip.read_bytes())
     assert error_of(refused) == (413, "too_many_frames")
-  with served(small_model(), max_video_pixels=100, max_video_objects=1) as client:
+  with served(small_model(), max_video_pixels=100) as client:
     refused = client.post("/v1/videos", content=clip.read_bytes())
     assert error_of(refused) == (413, "too_many_pixels")
 
@@ -260,6 +264,56 @@ def test_the_model_says_whether_it_takes_videos(client):
   model = client.get("/v1/model").json()
   assert model["video"]
   assert model["limits"]["video_bytes"] == 100_000
+
+
+def test_a_model_without_a_tracker_takes_no_videos(clip):
+  with served(server_app.small_model()) as client:
+    assert not client.get("/v1/model").json()["video"]
+    refused = client.post("/v1/videos", content=clip.read_bytes())
+    assert error_of(refused) == (415, "unsupported_video")
+    assert "has no tracker" in refused.json()["error"]["message"]
+
+
+def test_objects_are_limited(clip):
+  with served(small_model(), max_video_objects=1) as client:
+    url = f"/v1/videos/{opened(client, clip)['id']}"
+    asked = {"frame": 0, "points": [POINT]}
+    assert client.post(f"{url}/prompts", json=asked).status_code == 200
+    refused = client.post(f"{url}/prompts", json=asked)
+    assert error_of(refused) == (400, "invalid_prompt")
+    assert "a video takes 1 objects" in refused.json()["error"]["message"]
+
+
+def test_results_are_rewritten_when_most_are_replaced(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, "_SPARE", 1000)
+  kept = results.FrameResults(tmp_path / "results.jsonl")
+  with small_model().video(moving_frames(3)) as session:
+    session.add(VisualPrompt(points=[POINT]), 0)
+    frames = list(session.run())
+  for _ in range(30):
+    values = [kept.add(frame) for frame in frames]
+  assert [kept.get(frame.index) for frame in frames] == values
+  size = sum(len(line_of(frame)) for frame in frames)
+  kept.export(tmp_path / "tracks.jsonl")
+  kept.close()
+  assert (tmp_path / "tracks.jsonl").stat().st_size == size
+  assert (tmp_path / "results.jsonl").stat().st_size < 2 * size + 2000
+
+
+@pytest.mark.slow
+def test_idle_servers_compile_the_programs_of_videos(clip):
+  model = small_model()
+  for step in warm_up._video_steps(model):
+    step()
+  before = model.video_programs.compilations
+  with served(model) as client:
+    url = f"/v1/videos/{opened(client, clip)['id']}"
+    for _ in range(2):
+      client.post(f"{url}/prompts", json={"frame": 0, "points": [POINT]})
+      client.post(f"{url}/track", json={})
+    client.post(f"{url}/objects/1/corrections", json={"frame": 2, "points": [POINT]})
+    client.post(f"{url}/track", json={"direction": "both"})
+  assert model.video_programs.compilations == before
 
 
 def test_unused_videos_are_deleted(clip):

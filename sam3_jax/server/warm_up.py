@@ -114,17 +114,21 @@ def _less_common(model: Sam3) -> Iterator[list[Any]]:
 
 
 def _video_steps(model: Sam3) -> Iterator[Callable[[], object]]:
-  """Calls that compile the programs for videos: a phrase, one and two objects."""
+  """Calls that compile the programs for videos: one object, two, a correction, and a phrase."""
   if no_videos(model):
     return
-  gray = np.full((2, 64, 64, 3), 128, np.uint8)
+  gray = np.full((3, 64, 64, 3), 128, np.uint8)
   middle = VisualPrompt(points=[[32, 32]])
   with model.video(gray) as session:
-    for _ in range(2):
-      yield lambda: session.add(middle)
+    for prompt in (
+      lambda: session.add(middle),
+      lambda: session.add(middle),
+      lambda: session.correct(1, 1, points=[[32, 32]]),
+    ):
+      yield prompt
       frames = session.run()
-      yield lambda: next(frames)  # noqa: B023
-      yield lambda: next(frames)  # noqa: B023
+      for _ in gray:
+        yield lambda: next(frames)  # noqa: B023
   with model.video(gray) as session:
     yield lambda: session.find("object")
 

@@ -47,7 +47,7 @@ export function attachKeys({ viewer, tools, store, actions, held, allowed, annou
       held.add(" ");
       return event.preventDefault();
     }
-    if (target.matches("input[type=range]") && !/^[a-z/?]$/i.test(key)) return;
+    if (target.matches("input[type=range]") && movesSlider(target, key)) return;
     const action = actions[key.length === 1 ? key.toLowerCase() : key];
     if (!action || !allowed()) return;
     event.preventDefault();
@@ -143,5 +143,9 @@ export function attachKeys({ viewer, tools, store, actions, held, allowed, annou
     },
   };
 }
+
+/** Whether a key is left to a slider; that of the frames takes those only that move it. */
+const movesSlider = ({ id }, key) =>
+  id === "video-frame" ? /^(Arrow|Home|End|Page)/.test(key) : !/^[a-z/?]$/i.test(key);
 
 const lower = (keys) => Object.fromEntries(Object.keys(keys).map((key) => [key.toLowerCase(), key]));
