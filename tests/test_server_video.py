@@ -110,6 +110,22 @@ def test_a_click_is_tracked_as_in_a_session(client, clip, url):
   assert (state["objects"], state["tracked"], state["running"]) == ([1], FRAMES, False)
 
 
+def test_a_pass_keeps_what_it_does_not_track(client, url):
+  """Backward from frame 5, an object of frame 0 is not tracked."""
+  for frame in (0, 5):
+    client.post(f"{url}/prompts", json={"frame": frame, "points": [POINT]})
+  frames = lines_of(client.post(f"{url}/track", json={"direction": "both"}))[1:-1]
+  assert [line["frame"] for line in frames] == [*range(8), 5, 4, 3, 2, 1, 0]
+  ids = [
+    {one["id"] for one in client.get(f"{url}/frames/{i}/objects").json()["objects"]}
+    for i in range(8)
+  ]
+  assert ids == [{1, 2}] * 8
+  first = [one for one in frames[3]["objects"] if one["id"] == 1]
+  last = next(line for line in frames[8:] if line["frame"] == 3)["objects"]
+  assert first == [one for one in last if one["id"] == 1]
+
+
 def test_correct_remove_and_track_both_ways(client, url):
   first = client.post(f"{url}/prompts", json={"frame": 4, "points": [POINT]}).json()
   second = client.post(f"{url}/prompts", json={"frame": 4, "box": [2, 2, 16, 14]}).json()
@@ -291,7 +307,7 @@ def test_results_are_rewritten_when_most_are_replaced(tmp_path, monkeypatch):
     session.add(VisualPrompt(points=[POINT]), 0)
     frames = list(session.run())
   for _ in range(30):
-    values = [kept.add(frame) for frame in frames]
+    values = [kept.put(frame, [1]) for frame in frames]
   assert [kept.get(frame.index) for frame in frames] == values
   size = sum(len(line_of(frame)) for frame in frames)
   kept.export(tmp_path / "tracks.jsonl")

@@ -6,7 +6,7 @@ replaces the earlier one; the file is rewritten when most of it has been replace
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,32 +34,32 @@ class FrameResults:
   def close(self) -> None:
     self._file.close()
 
-  def add(self, frame: TrackedFrame) -> dict[str, Any]:
-    """Keeps the objects of a frame instead of those before; returns them as `frame_value`."""
-    row = json.loads(line_of(frame))
-    with self._lock:
-      self._write(row)
-    return frame_value(row)
-
-  def change(self, frame: TrackedFrame, ids: Sequence[int]) -> dict[str, Any]:
-    """Keeps some objects of a frame, and leaves the others as they are.
+  def put(
+    self, frame: TrackedFrame, ids: Collection[int], phrases: Collection[str | None] = ()
+  ) -> dict[str, Any]:
+    """Keeps what a prompt or a pass gave on a frame; other objects stay as they are there.
 
     Args:
-      frame: what is known of the frame, with those of the objects that are visible.
-      ids: of the objects.
+      frame: the visible objects of the frame.
+      ids, phrases: objects, and phrases whose objects, are as on this frame, or absent.
 
     Returns:
       All objects of the frame, as `frame_value`.
     """
     row = json.loads(line_of(frame))
+
+    def is_new(one: dict[str, Any]) -> bool:
+      return one["id"] in ids or (one.get("phrase") is not None and one["phrase"] in phrases)
+
     with self._lock:
       before = self._read(frame.index)
       if before is not None:
-        kept = [one for one in before["objects"] if one["id"] not in ids]
-        kept += [one for one in row["objects"] if one["id"] in ids]
+        kept = [one for one in before["objects"] if not is_new(one)]
+        kept += [one for one in row["objects"] if is_new(one)]
         row["objects"] = sorted(kept, key=lambda one: one["id"])
+      row = self._shown(row)
       self._write(row)
-      return frame_value(self._shown(row))
+    return frame_value(row)
 
   def remove(self, ids: Iterable[int]) -> None:
     """Leaves objects out of all frames; their ids are not given again."""

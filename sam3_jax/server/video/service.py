@@ -178,7 +178,7 @@ class VideoService:
     done = await self.on_device(request, stored, act)
     ids, frame = done.values[0]
     try:
-      found = await in_pool(request, self.pool, stored.results.change, frame, ids)
+      found = await in_pool(request, self.pool, stored.results.put, frame, ids)
     except ValueError:  # the file of results is closed
       raise unknown() from None
     except OSError as error:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -22,6 +22,14 @@ MEDIA_TYPE = "application/x-ndjson"
 _DISK_FRAMES = 32  # between two looks at the free space of the disk
 
 
+class Leaving(NamedTuple):
+  """A frame that leaves, and the objects and phrases that were tracked there."""
+
+  frame: TrackedFrame
+  ids: set[int]
+  phrases: set[str | None]
+
+
 class Run:
   """Passes over a video, whose frames are computed one after another.
 
@@ -31,12 +39,13 @@ class Run:
   """
 
   def __init__(self, stored: StoredVideo):
-    self._stored, self._frames = stored, iter(())
+    self._stored, self._steps = stored, iter(())
     self.total, self.stopped = 0, False
 
   def begin(self, session: Any, asked: TrackRequest) -> None:
     """Starts; for the thread of the device. Raises ValueError as `VideoSession.run`."""
-    self._frames: Iterator[TrackedFrame] = session.run(
+    self._session = session
+    self._steps: Iterator[list[TrackedFrame]] = session.steps(
       asked.direction, start=asked.start, stop=asked.stop
     )
     length = session.clip.length
@@ -44,16 +53,23 @@ class Run:
       end = (-1 if one.backward else length) if one.stop is None else one.stop
       self.total += max(0, one.start - end if one.backward else end - one.start)
 
-  def next(self) -> TrackedFrame | ApiError | None:
-    """The next frame, None after the last one, or an error; for the thread of the device."""
+  def next(self) -> list[Leaving] | ApiError | None:
+    """Tracks a frame; for the thread of the device.
+
+    Returns:
+      The frames that leave, which may be none; None at the end; or an error.
+    """
     if self._stored.closed:
       return unknown()
     if self.stopped:
       return None
     try:
-      frame = next(self._frames, None)
+      frames = next(self._steps, None)
       self._stored.note()
-      return frame
+      if frames is None:
+        return None
+      current = self._session.passes[0]
+      return [Leaving(one, *self._session.taking_part(one.index, current)) for one in frames]
     except ValueError as error:  # of a frame that cannot be decoded
       return unknown() if self._stored.closed else ApiError("unsupported_video", str(error))
     except OSError as error:
@@ -65,7 +81,7 @@ class Run:
 
   def close(self) -> None:
     """Ends the iterator; for the thread of the device."""
-    close = getattr(self._frames, "close", None)
+    close = getattr(self._steps, "close", None)
     if close is not None:
       close()
 
@@ -119,23 +135,24 @@ async def _lines(service: VideoService, stored: StoredVideo, run: Run) -> AsyncI
   def compute() -> "asyncio.Future[Any]":
     return asyncio.wrap_future(service.engine.submit(VIDEOS, [Unit(Call(run.next))]))
 
-  loop, start, count = asyncio.get_running_loop(), time.perf_counter(), 0
-  step = None
+  loop, start = asyncio.get_running_loop(), time.perf_counter()
+  step, steps, count = None, 0, 0
   try:
     yield _line({"start": {"frames": run.total}})
     step = compute()
     while True:
-      frame = (await step).values[0]
-      if frame is None:
+      found = (await step).values[0]
+      if found is None:
         break
-      if isinstance(frame, ApiError):
-        raise frame
-      if count % _DISK_FRAMES == 0:
+      if isinstance(found, ApiError):
+        raise found
+      if steps % _DISK_FRAMES == 0:
         service.check_disk(stored)
-      step = compute()
-      value = await loop.run_in_executor(service.pool, _keep, stored, frame)
-      count += 1
-      yield _line(value)
+      step, steps = compute(), steps + 1
+      for one in found:
+        value = await loop.run_in_executor(service.pool, _keep, stored, one)
+        count += 1
+        yield _line(value)
     seconds = round(time.perf_counter() - start, 3)
     yield _line({"end": {"frames": count, "stopped": run.stopped, "seconds": seconds}})
   except ApiError as error:
@@ -145,9 +162,9 @@ async def _lines(service: VideoService, stored: StoredVideo, run: Run) -> AsyncI
       step.cancel()
 
 
-def _keep(stored: StoredVideo, frame: TrackedFrame) -> dict[str, Any]:
+def _keep(stored: StoredVideo, leaving: Leaving) -> dict[str, Any]:
   try:
-    return stored.results.add(frame)
+    return stored.results.put(*leaving)
   except (ValueError, OSError) as error:
     if stored.closed:  # and its file with it
       raise unknown() from None
