@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import browser_page
 import numpy as np
@@ -32,6 +33,28 @@ def clip(tmp_path_factory):
 
   path = tmp_path_factory.mktemp("clip") / "a clip.mp4"
   return write_clip(path, FRAMES, (HEIGHT, WIDTH), image=frame, options={"crf": "15"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(server, clip):
+  """Compiles what these tests need, which may take longer than they wait for the page."""
+
+  def send(path, body, method="POST"):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    kind = "video/mp4" if isinstance(body, bytes) else "application/json"
+    request = Request(f"{server.url}/v1/videos{path}", data, {"Content-Type": kind}, method=method)
+    with urlopen(request, timeout=600) as response:
+      return response.read()
+
+  path = f"/{json.loads(send('', clip.read_bytes()))['id']}"
+  for point in (HOT_DOG, LION):
+    send(f"{path}/prompts", {"frame": 0, "points": [point]})
+    send(f"{path}/track", {})
+  send(f"{path}/objects/1/corrections", {"frame": 3, "points": [HOT_DOG]})
+  for phrase in ("lion", "hot dog"):
+    send(f"{path}/prompts", {"frame": 0, "phrase": phrase})
+  send(f"{path}/track", {"direction": "both"})
+  send(path, {}, "DELETE")
 
 
 def ready(one, clip):
