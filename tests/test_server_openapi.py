@@ -1,6 +1,8 @@
 """The OpenAPI document, and random requests made of it by schemathesis."""
 
 import collections
+import json
+import re
 
 import jsonschema
 import pytest
@@ -8,6 +10,7 @@ from server_app import png, served, small_model, upload
 
 from sam3_jax.server import schemas
 from sam3_jax.server.errors import STATUS
+from sam3_jax.server.video import schemas as video_schemas
 
 MAX_EXAMPLES = 40  # of each operation
 
@@ -29,6 +32,17 @@ def test_documents_every_operation(client):
     ("delete", "/v1/images/{id}"),
     ("post", "/v1/images/{id}/prompts"),
     ("post", "/v1/images/{id}/everything"),
+    ("post", "/v1/videos"),
+    ("get", "/v1/videos/{id}"),
+    ("delete", "/v1/videos/{id}"),
+    ("get", "/v1/videos/{id}/frames/{number}"),
+    ("get", "/v1/videos/{id}/frames/{number}/objects"),
+    ("post", "/v1/videos/{id}/prompts"),
+    ("post", "/v1/videos/{id}/objects/{identity}/corrections"),
+    ("delete", "/v1/videos/{id}/objects/{identity}"),
+    ("post", "/v1/videos/{id}/track"),
+    ("delete", "/v1/videos/{id}/track"),
+    ("get", "/v1/videos/{id}/export/{form}"),
     ("get", "/healthz"),
     ("get", "/readyz"),
   }
@@ -39,10 +53,18 @@ def test_documents_every_operation(client):
       if path.startswith("/v1"):
         assert operation["description"]
         assert {"401", "403"} <= set(operation["responses"])
+  refs = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+  assert refs <= set(document["components"]["schemas"])
   assert set(STATUS.values()) >= {400, 401, 403, 404, 405, 408, 413, 415, 429, 431}
 
 
-@pytest.mark.parametrize("model", [schemas.PromptsRequest, schemas.EverythingRequest])
+@pytest.mark.parametrize(
+  "model",
+  [
+    schemas.PromptsRequest, schemas.EverythingRequest, video_schemas.VideoPrompt,
+    video_schemas.Correction, video_schemas.TrackRequest,
+  ],
+)  # fmt: skip
 def test_examples_are_valid(client, model):
   schema = model.model_json_schema()
   assert schema["examples"]

@@ -268,6 +268,8 @@ def test_not_videos(tmp_path):
   (tmp_path / "list.m3u8").write_text(
     "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST"
   )
+  write_clip(tmp_path / "other.mp4", 2)
+  (tmp_path / "list.txt").write_text("ffconcat version 1.0\nfile other.mp4\n")
   write_audio(tmp_path / "sound.m4a")
   write_audio(tmp_path / "sound.flac")
   faults = {
@@ -278,6 +280,7 @@ def test_not_videos(tmp_path):
     "notes.mp4": "is not a video",
     "paper.pdf": "is a PDF document, not a video",
     "list.m3u8": "list.m3u8",
+    "list.txt": "is a playlist, which names other files: give one of those",
     "sound.m4a": r"has no video stream \(it is an audio file\)",
     "sound.flac": r"has no video stream \(it is an audio file\)",
   }

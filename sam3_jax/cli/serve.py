@@ -75,6 +75,15 @@ def serve(
   readers: Annotated[
     int, typer.Option(min=1, metavar="N", help="Processes that decode images.")
   ] = 2,
+  max_videos: Annotated[
+    int, typer.Option(min=0, metavar="N", help="Videos that may be open at a time; 0 for none.")
+  ] = 4,
+  max_video_bytes: Annotated[
+    int, typer.Option(min=1, metavar="BYTES", help="Reject larger video files.")
+  ] = 2**30,
+  max_video_frames: Annotated[
+    int, typer.Option(min=1, metavar="N", help="Reject videos with more than N frames.")
+  ] = 20_000,
   label_studio_url: Annotated[
     str | None,
     typer.Option(
@@ -132,6 +141,9 @@ def serve(
     max_bytes=max_bytes,
     max_pixels=max_pixels,
     readers=readers,
+    max_videos=max_videos,
+    max_video_bytes=max_video_bytes,
+    max_video_frames=max_video_frames,
     label_studio_url=label_studio_url or None,
     label_studio_key=label_studio_key or os.environ.get("LABEL_STUDIO_API_KEY") or None,
   )

@@ -13,6 +13,7 @@ from sam3_jax.utils.paths import scheme_of
 
 _GIVE = "give a video such as MP4, WebM or MKV, or a directory of images"
 _IMAGES = ("image2", "_pipe")  # in the names of FFmpeg's formats of single images
+_PLAYLISTS = ("hls", "concat", "dash", "imf")  # FFmpeg's formats of text that names other files
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # MP4 and MOV start with one
 
 
@@ -39,7 +40,7 @@ def open_container(path: str | os.PathLike) -> Iterator[tuple[Any, Any]]:
   av = import_av()
   file = _regular(path)
   try:
-    # Playlists may name other files and addresses: only this file is opened.
+    # Playlists may name other files and addresses: only files are opened, and none is decoded.
     container = av.open(str(file), options={"protocol_whitelist": "file"})
   except av.error.FFmpegError as error:
     raise ValueError(_refusal(file, str(path), error)) from None
@@ -89,6 +90,8 @@ def _choose_stream(container: Any, name: str, cover: Any) -> Any:
   kind = container.format.name
   if any(part in kind for part in _IMAGES):
     raise ValueError(f"{name} is an image, not a video: {_GIVE}.")
+  if any(part in kind.split(",") for part in _PLAYLISTS):
+    raise ValueError(f"{name} is a playlist, which names other files: give one of those.")
   if kind == "tty":  # FFmpeg draws text files
     raise ValueError(f"{name} is a text file, not a video: {_GIVE}.")
   streams = [one for one in container.streams.video if not one.disposition & cover]

@@ -1,7 +1,6 @@
 """The routes of the server; `create_app` makes an ASGI application of them."""
 
 import contextlib
-import re
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from sam3_jax.inference.predictor import Sam3
 from sam3_jax.server import anylabeling, label_studio, schemas
 from sam3_jax.server.access_log import Log
+from sam3_jax.server.cookie import COOKIE, Session, session_of
 from sam3_jax.server.disconnect import Disconnected
 from sam3_jax.server.errors import ApiError, as_api_error, body, first_fault
 from sam3_jax.server.json_body import JsonRoute
@@ -27,15 +27,17 @@ from sam3_jax.server.security import Guard
 from sam3_jax.server.service import Service, receive_file
 from sam3_jax.server.settings import Settings
 from sam3_jax.server.store import StoredImage, new_id
+from sam3_jax.server.video import routes as video_routes
+from sam3_jax.server.video.export import Exporter
+from sam3_jax.server.video.service import VideoService
 
 STATIC = Path(__file__).parent / "static"
-COOKIE = "sam3_session"
 DESCRIPTION = (
   "Upload an image once, then prompt it: phrases and exemplar boxes find all instances of a "
-  "concept; points, boxes and masks select one object. Coordinates are pixels of the image as "
-  'displayed, x before y. Every error is {"error": {"code": ..., "message": ...}}.'
+  "concept; points, boxes and masks select one object. Upload a video, prompt its frames, and "
+  "track the objects. Coordinates are pixels of the image as displayed, x before y. "
+  'Every error is {"error": {"code": ..., "message": ...}}.'
 )
-_SESSION = re.compile(r"[A-Za-z0-9_-]{43}")
 _NO_UPLOADS = ("multipart/form-data", "application/x-www-form-urlencoded", "application/json")
 _UPLOAD = {
   "requestBody": {
@@ -76,41 +78,39 @@ def create_app(
   log = log or Log(requests=False)
   metrics = Metrics()
   service = Service(model, settings, metrics, log_error=log.error, max_batch=max_batch)
+  directory = service.store.directory / "videos"
+  videos, exporter = VideoService(model, settings, service.engine, directory, metrics), Exporter()
 
   @contextlib.asynccontextmanager
   async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     service.start(step, compiled, failed)
+    videos.start()
     try:
       yield
     finally:
+      exporter.close()
+      videos.stop()
       service.stop()
+      videos.close()
 
   app = FastAPI(
     title="sam3-jax", version=version("sam3-jax"), lifespan=lifespan,
     docs_url=None, redoc_url=None, description=DESCRIPTION,
   )  # fmt: skip
-  app.state.service = service
+  app.state.service, app.state.videos = service, videos
   app.router.route_class = JsonRoute
   app.add_middleware(
     Guard, settings=settings, metrics=metrics, log=log.request, log_error=log.error
   )
   _add_errors(app)
   _add_api(app, service)
+  app.include_router(video_routes.router(videos, exporter))
   _add_operations(app, service)
   app.include_router(label_studio.router(service))
   app.include_router(anylabeling.router(service))
   _add_page(app)
   app.openapi = lambda: document(app)
   return app
-
-
-def session_of(request: Request) -> str | None:
-  """The session of a request's cookie; None without one."""
-  value = request.cookies.get(COOKIE, "")
-  return value if _SESSION.fullmatch(value) else None
-
-
-Session = Annotated[str | None, Depends(session_of)]
 
 
 def stored_image(request: Request, id: str, session: Session) -> StoredImage:

@@ -1,8 +1,9 @@
-"""What the engine's thread computes: batches of images, concept prompts and visual prompts."""
+"""What the engine's thread computes: batches of images, concept prompts and visual prompts, and
+steps of videos."""
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from sam3_jax.inputs.visual_prompts import VisualPrompt, padded_slots
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.types import ImageEmbedding, TextEmbedding
 
+CALL = "call"  # key of steps of videos
 _PHRASES = 1024  # encoded phrases that are kept, 32 kB each for the released model
 
 
@@ -44,6 +46,12 @@ class Visual(NamedTuple):
   multimask: bool
 
 
+class Call(NamedTuple):
+  """A step of a video, computed alone: its value is what the function returns."""
+
+  function: Callable[[], Any]
+
+
 class VisualOutput(NamedTuple):
   """The masks of one visual prompt, on the decoder's grid, and their estimated IoU."""
 
@@ -54,15 +62,17 @@ class VisualOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """One image or prompt. Units of equal keys may be in the same batch."""
+  """One image, prompt or step. Units of equal keys may be in the same batch."""
 
-  value: Image | Concept | Visual
+  value: Image | Concept | Visual | Call
 
   @property
   def key(self) -> Hashable:
     if isinstance(self.value, Visual):
       prompt = self.value.prompt
       return "visual", self.value.multimask, padded_slots(prompt.slots), prompt.mask is not None
+    if isinstance(self.value, Call):
+      return CALL
     return "image" if isinstance(self.value, Image) else "concept"
 
 
@@ -84,6 +94,8 @@ class DeviceWork:
 
   def limit(self, key: Hashable) -> int:
     """The largest number of units of a batch."""
+    if key == CALL:
+      return 1
     if key == "concept":
       return self._max_batch
     if key == "image":
@@ -98,8 +110,10 @@ class DeviceWork:
     return not self._is_cpu or (key == "concept" and self._max_batch > self._sizes[0])
 
   def compute(self, units: Sequence[Unit]) -> list[Any]:
-    """The result of each unit: an `ImageEmbedding`, `Instances`, or a `VisualOutput`."""
+    """The result of each unit: an `ImageEmbedding`, `Instances`, a `VisualOutput`, or a step's."""
     values: list[Any] = [unit.value for unit in units]
+    if isinstance(values[0], Call):
+      return [call.function() for call in values]
     if isinstance(values[0], Image):
       return self._encode(values)
     return self._decode(values) if isinstance(values[0], Concept) else self._decode_visual(values)

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from sam3_jax.server.device_work import Unit
 from sam3_jax.server.errors import ApiError, busy
 
-IMAGES, PROMPTS, POINTS = "images", "prompts", "points"  # kinds of requests; points: everything
+# Kinds of requests; points: everything.
+IMAGES, PROMPTS, POINTS, VIDEOS = "images", "prompts", "points", "videos"
 _FIRST_SECONDS = 0.1  # of a unit, before one was measured
 
 
@@ -93,7 +94,7 @@ class Engine:
       log: is told of unexpected errors.
     """
     self._work = work
-    self._limits = {IMAGES: max_images, PROMPTS: max_prompts}
+    self._limits = {IMAGES: max_images, PROMPTS: max_prompts, VIDEOS: max_prompts}
     self._waiting = collections.Counter[str]()  # units by kind
     self._requests: collections.deque[_Request] = collections.deque()
     self._changed = threading.Condition()

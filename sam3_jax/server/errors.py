@@ -18,16 +18,21 @@ STATUS = {
   "forbidden_origin": 403,
   "not_found": 404,
   "unknown_image": 404,
+  "unknown_video": 404,
   "method_not_allowed": 405,
   "timeout": 408,
+  "conflict": 409,
   "too_large": 413,
+  "too_many_frames": 413,
   "too_many_pixels": 413,
   "unsupported_image": 415,
   "unsupported_media_type": 415,
+  "unsupported_video": 415,
   "busy": 429,
   "headers_too_large": 431,
   "internal": 500,
   "not_ready": 503,
+  "no_space": 507,
 }
 # Codes of errors that Starlette and FastAPI raise themselves.
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

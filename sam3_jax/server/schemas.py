@@ -21,7 +21,7 @@ Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Format = Literal["rle", "polygons", "png", "none"]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
   """No conversions, no unknown fields."""
 
   model_config = ConfigDict(extra="forbid", strict=True)
@@ -35,7 +35,7 @@ class Rle(BaseModel):
   counts: str = Field(description="As pycocotools writes them, decoded to a string.")
 
 
-class Concept(_Request):
+class Concept(Request):
   """A noun phrase, exemplar boxes, or both: finds all instances."""
 
   phrase: Annotated[str, Field(max_length=MAX_PHRASE)] | None = None
@@ -45,7 +45,7 @@ class Concept(_Request):
   )
 
 
-class Visual(_Request):
+class Visual(Request):
   """Points, a box or a mask: segments one object."""
 
   points: Annotated[list[Point], Field(max_length=MAX_POINTS)] = []
@@ -57,7 +57,7 @@ class Visual(_Request):
   multimask: bool = Field(default=True, description="Three masks for an ambiguous click, else one.")
 
 
-class PromptsRequest(_Request):
+class PromptsRequest(Request):
   """Prompts on one image."""
 
   model_config = ConfigDict(
@@ -83,7 +83,7 @@ class PromptsRequest(_Request):
   format: Format = "rle"
 
 
-class EverythingRequest(_Request):
+class EverythingRequest(Request):
   """Options of SAM's mask generator; see `MaskGeneration`."""
 
   model_config = ConfigDict(
@@ -176,6 +176,8 @@ class Limits(BaseModel):
   prompts: int
   boxes: int
   points: int
+  video_bytes: int
+  video_frames: int
 
 
 class ModelResponse(BaseModel):
@@ -187,6 +189,7 @@ class ModelResponse(BaseModel):
   description: str
   concepts: list[str] | None = Field(description="The only concepts it knows; null for any.")
   visual: bool = Field(description="Whether it takes points, boxes and masks.")
+  video: bool = Field(description="Whether the server tracks objects in videos.")
   image_size: int
   version: str = Field(description="Of sam3-jax.")
   limits: Limits

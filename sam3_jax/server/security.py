@@ -26,6 +26,7 @@ from sam3_jax.server.settings import Settings, is_loopback
 LABEL_TOOLS = ("/label-studio/", "/anylabeling/")
 PROTECTED = ("/v1", "/label-studio", "/anylabeling", "/metrics")  # paths that need the token
 STATIC = "/static/"
+VIDEOS = "/v1/videos"  # where videos are uploaded
 CSP = (
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
   "connect-src 'self' blob:; media-src 'self' blob:; font-src 'self'; worker-src 'self'; "
@@ -295,10 +296,11 @@ def _given_token(authorization: str) -> bytes:
 
 
 def _body_limit(path: str, headers: Headers, settings: Settings) -> int:
-  """Bytes that a body may have: only images may be large, and JSON of label tools with images."""
+  """Bytes that a body may have: only images and videos may be large, and JSON of label tools with
+  images."""
   kind = headers.get("content-type", "").partition(";")[0].strip().lower()
   if kind != "application/json":
-    return settings.max_bytes
+    return settings.max_video_bytes if path == VIDEOS else settings.max_bytes
   in_base64 = settings.max_bytes * 4 // 3 + 2**20
   return in_base64 if path.startswith(LABEL_TOOLS) else settings.max_json_bytes
 

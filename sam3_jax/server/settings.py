@@ -42,7 +42,14 @@ class Settings:
     expire_seconds: an image that was not used for this time is forgotten.
     readers: processes that decode images; 0 decodes in threads of this process, which a hostile
       file can crash.
-    decode_seconds: to decode an image.
+    decode_seconds: to decode an image, to open a video, or to decode a frame of it.
+    max_video_bytes: of an uploaded video.
+    max_video_frames: of a video.
+    max_video_pixels: of a frame of a video.
+    max_videos: that may be open.
+    max_video_objects: of a video.
+    video_memory: bytes of what all videos keep of tracked frames in memory; the rest is on disk.
+    video_expire_seconds: a video that was not used for this time is deleted.
     label_studio_url: of the Label Studio whose images are read; None for none.
     label_studio_key: an access token for it.
   """
@@ -66,6 +73,13 @@ class Settings:
   expire_seconds: float = 24 * 3600.0
   readers: int = 2
   decode_seconds: float = 20.0
+  max_video_bytes: int = 2**30
+  max_video_frames: int = 20_000
+  max_video_pixels: int = 10_000_000
+  max_videos: int = 4
+  max_video_objects: int = 64
+  video_memory: int = 4 * 2**30
+  video_expire_seconds: float = 3600.0
   label_studio_url: str | None = None
   label_studio_key: str | None = None
 
@@ -98,6 +112,8 @@ class Settings:
       "prompts": MAX_PROMPTS,
       "boxes": MAX_BOXES,
       "points": MAX_POINTS,
+      "video_bytes": self.max_video_bytes,
+      "video_frames": self.max_video_frames,
     }
 
 

@@ -16,6 +16,7 @@ from sam3_jax.inputs.prompts import BOX_SIZES, Prompt
 from sam3_jax.inputs.visual_prompts import POINT_SIZES, VisualPrompt
 from sam3_jax.server.device_work import Concept, DeviceWork, Image, Unit, Visual
 from sam3_jax.server.engine import Engine
+from sam3_jax.server.model_card import no_videos
 from sam3_jax.types import ImageEmbedding
 
 NO_IMAGE: Any = None
@@ -79,12 +80,22 @@ class Compiler:
     work = DeviceWork(self._model)
     embedding = None
     for units in _less_common(self._model):
-      while self._engine.idle_seconds < IDLE:
-        if self._stopping.wait(IDLE / 4):
-          return
+      if not self._wait_idle():
+        return
       if embedding is None:
         embedding = _embedding(work)
       work.compute([Unit(unit._replace(embedding=embedding)) for unit in units])
+    for step in _video_steps(self._model):
+      if not self._wait_idle():
+        return
+      step()
+
+  def _wait_idle(self) -> bool:
+    """Waits until the server has nothing to do; False if it stops."""
+    while self._engine.idle_seconds < IDLE:
+      if self._stopping.wait(IDLE / 4):
+        return False
+    return True
 
 
 def _less_common(model: Sam3) -> Iterator[list[Any]]:
@@ -100,6 +111,26 @@ def _less_common(model: Sam3) -> Iterator[list[Any]]:
   side = model.config.image_size
   boxes = [[0, 0, side, side]] * (BOX_SIZES[0] + 1)
   yield [Concept(NO_IMAGE, Prompt("object", boxes), 0.5)]
+
+
+def _video_steps(model: Sam3) -> Iterator[Callable[[], object]]:
+  """Calls that compile the programs for videos: one object, two, a correction, and a phrase."""
+  if no_videos(model):
+    return
+  gray = np.full((3, 64, 64, 3), 128, np.uint8)
+  middle = VisualPrompt(points=[[32, 32]])
+  with model.video(gray) as session:
+    for prompt in (
+      lambda: session.add(middle),
+      lambda: session.add(middle),
+      lambda: session.correct(1, 1, points=[[32, 32]]),
+    ):
+      yield prompt
+      frames = session.run()
+      for _ in gray:
+        yield lambda: next(frames)  # noqa: B023
+  with model.video(gray) as session:
+    yield lambda: session.find("object")
 
 
 def _embedding(work: DeviceWork) -> ImageEmbedding:

@@ -248,6 +248,26 @@ class PromptedObjects:
     """
     return self.find_at(self.clip.position(frame), prompt)
 
+  @property
+  def phrases(self) -> list[str | None]:
+    """The phrases of `find`, in their order; None for exemplar boxes without a phrase."""
+    return [one.phrase for one in self.finder.concepts]
+
+  def forget(self, phrase: str) -> list[int]:
+    """Removes a phrase and all objects that it found; returns their ids.
+
+    Raises:
+      ValueError: `find` was not called with this phrase.
+    """
+    chosen = [one for one in self.finder.concepts if one.phrase == phrase]
+    if not chosen:
+      raise ValueError(f"there is no phrase {phrase!r:.60}; there are {self.phrases}.")
+    ids = [identity for one in chosen for identity in one.objects.ids]
+    for identity in ids:
+      self.remove(identity)
+    self.finder.concepts = [one for one in self.finder.concepts if one.phrase != phrase]
+    return ids
+
   def find_at(self, position: int, prompt: Any) -> list[int]:
     """As `find`, on a position in the clip."""
     concept = TrackedConcept(self.finder.check(prompt), position)

@@ -120,6 +120,20 @@ class VideoSession(PromptedObjects):
       ValueError: no object, a frame outside the clip, a direction that does not exist, "both" in a
         session without history, or a source that is read once.
     """
+    return _flat(self.steps(direction, start=start, stop=stop, hold=hold))
+
+  def steps(
+    self,
+    direction: Direction = "forward",
+    *,
+    start: Position | None = None,
+    stop: Position | None = None,
+    hold: int | None = None,
+  ) -> Iterator[list[TrackedFrame]]:
+    """As `run`, but after every tracked frame it yields the frames that leave, which may be none.
+
+    While it is suspended, `passes[0]` is the pass to which the frames belong.
+    """
     if direction not in DIRECTIONS:
       raise ValueError(f"direction must be one of {list(DIRECTIONS)}; got {direction!r:.40}.")
     if not self._state.slots and not self.finder.concepts:
@@ -143,11 +157,11 @@ class VideoSession(PromptedObjects):
       )
       for backward in DIRECTIONS[direction]
     ]
-    return self.resume()
+    return self._run({})
 
   def resume(self) -> Iterator[TrackedFrame]:
     """Continues the last `run` after the last frame that it yielded, also in a loaded session."""
-    return self._run({})
+    return _flat(self._run({}))
 
   def save(self, path: str | Path) -> None:
     """Writes the session to a file, with all that `resume` and corrections need.
@@ -182,9 +196,23 @@ class VideoSession(PromptedObjects):
     """
     self._start(hold)
     self.passes = [Pass(False, 0, None, False)]
-    return self._run(prompts)
+    return _flat(self._run(prompts))
 
-  def _run(self, prompts: PromptsByFrame) -> Iterator[TrackedFrame]:
+  def taking_part(self, frame: Position, current: Pass) -> tuple[set[int], set[str | None]]:
+    """The ids of the clicked objects, and the phrases, that a pass tracks on a frame.
+
+    Other objects keep what an earlier pass gave them there.
+    """
+    position = self.clip.position(frame)
+    groups = [group for group in self._clicked() if _takes_part(group, position, current)]
+    phrases = {
+      one.phrase
+      for one in self.finder.concepts
+      if current.everyone or one.takes_part(position, current.backward)
+    }
+    return {identity for group in groups for identity in group.objects}, phrases
+
+  def _run(self, prompts: PromptsByFrame) -> Iterator[list[TrackedFrame]]:
     left = dict(prompts)
     while self.passes:
       current = self.passes[0]
@@ -197,7 +225,7 @@ class VideoSession(PromptedObjects):
 
   def _pass(
     self, current: Pass, frames: Iterator[tuple[int, Frame]], prompts: PromptsByFrame
-  ) -> Iterator[TrackedFrame]:
+  ) -> Iterator[list[TrackedFrame]]:
     backward, ahead = current.backward, self.clip.numbers is not None
     following = next(frames, None)
 
@@ -228,10 +256,16 @@ class VideoSession(PromptedObjects):
         results = self._track(position, frame, groups, backward, advance if ahead else None)
         held.objects = self._shown(results)
       current.start = position + (-1 if backward else 1)
-      yield from self.held.add(held, self._delay)
+      leaves = False
+      for one in self.held.add(held, self._delay):
+        yield [one]
+        leaves = True
+      if not leaves:
+        yield []
       if not ahead:
         following = next(frames, None)
-    yield from self.held.rest()
+    for one in self.held.rest():
+      yield [one]
 
   def _add_due(self, prompts: PromptsByFrame, position: int, frame: Frame) -> None:
     """Adds the prompts of a frame."""
@@ -291,6 +325,11 @@ class VideoSession(PromptedObjects):
     if self.clip.numbers is None or number > self.clip.numbers[-1]:
       return None
     return int(np.searchsorted(self.clip.numbers, number))
+
+
+def _flat(steps: Iterator[list[TrackedFrame]]) -> Iterator[TrackedFrame]:
+  for frames in steps:
+    yield from frames
 
 
 def _is_due(key: int | Seconds | None, frame: Frame) -> bool:

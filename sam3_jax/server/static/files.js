@@ -1,4 +1,4 @@
-// Image files from a dialog, a drop, the clipboard or the camera.
+// Image and video files from a dialog, a drop, the clipboard or the camera.
 
 import { $ } from "./dom.js";
 
@@ -17,6 +17,19 @@ const SIGNATURES = [
 export async function isImage(blob) {
   const head = new Uint8Array(await blob.slice(0, 16).arrayBuffer());
   return SIGNATURES.some(([at, bytes]) => bytes.every((byte, i) => head[at + i] === byte));
+}
+
+const VIDEOS = /\.(mp4|m4v|mov|webm|mkv|avi|mpe?g|ts|ogv)$/i;
+const IMAGE_BRANDS = ["avif", "avis", "heic", "heix", "heim", "heis", "hevc", "mif1", "msf1"];
+
+/** Whether a file is a video, by its first bytes, or else by its type or its name. */
+export async function isVideo(file) {
+  const head = new Uint8Array(await file.slice(0, 12).arrayBuffer());
+  const text = String.fromCharCode(...head);
+  if (text.slice(4, 8) === "ftyp") return !IMAGE_BRANDS.includes(text.slice(8, 12));
+  if (text.startsWith("\x1a\x45\xdf\xa3")) return true; // Matroska, WebM
+  if (await isImage(file)) return false;
+  return file.type.startsWith("video/") || VIDEOS.test(file.name ?? "");
 }
 
 /** Calls open(file) for every file that arrives. */

@@ -20,7 +20,10 @@ export const HELP = [
   [["+", "−", "0", "1"], "Zoom in, zoom out, fit, actual size"],
   [["Space"], "Hold and drag to move the image; also the middle mouse button"],
   [["Ctrl", "Z"], "Undo; with Shift redo"],
-  [["Ctrl", "O"], "Open an image; Ctrl+V pastes one"],
+  [["Ctrl", "O"], "Open an image or a video; Ctrl+V pastes one"],
+  [[",", "."], "Video: the previous or the next frame"],
+  [["K"], "Video: play or pause"],
+  [["T"], "Video: track, or stop"],
   [["?"], "This help"],
 ];
 
@@ -44,7 +47,7 @@ export function attachKeys({ viewer, tools, store, actions, held, allowed, annou
       held.add(" ");
       return event.preventDefault();
     }
-    if (target.matches("input[type=range]") && !/^[a-z/?]$/i.test(key)) return;
+    if (target.matches("input[type=range]") && movesSlider(target, key)) return;
     const action = actions[key.length === 1 ? key.toLowerCase() : key];
     if (!action || !allowed()) return;
     event.preventDefault();
@@ -140,5 +143,9 @@ export function attachKeys({ viewer, tools, store, actions, held, allowed, annou
     },
   };
 }
+
+/** Whether a key is left to a slider; that of the frames takes those only that move it. */
+const movesSlider = ({ id }, key) =>
+  id === "video-frame" ? /^(Arrow|Home|End|Page)/.test(key) : !/^[a-z/?]$/i.test(key);
 
 const lower = (keys) => Object.fromEntries(Object.keys(keys).map((key) => [key.toLowerCase(), key]));

@@ -6,7 +6,7 @@ import { fromCoco } from "./coco.js";
 import { openHelp, prepareDialogs, showModel } from "./dialogs.js";
 import { $ } from "./dom.js";
 import { attachExamples } from "./examples.js";
-import { attachCamera, attachFiles, isImage } from "./files.js";
+import { attachCamera, attachFiles, isImage, isVideo } from "./files.js";
 import { attachGestures } from "./gestures.js";
 import { createInstanceList } from "./instance_list.js";
 import { attachKeys } from "./keys.js";
@@ -20,6 +20,7 @@ import { createSession } from "./session.js";
 import { createStore } from "./store.js";
 import { attachTheme } from "./theme.js";
 import { createTools } from "./tools.js";
+import { createVideoPage } from "./video_page.js";
 import { createViewer, decodeImage } from "./viewer.js";
 
 const VIEW = {
@@ -33,18 +34,24 @@ let model = null;
 const store = createStore(empty(), VIEW, clean);
 const session = createSession(say);
 const viewer = createViewer($("#canvas"), store);
-const tools = createTools(store, viewer, say);
+const imageTools = createTools(store, viewer, say);
+const video = createVideoPage({ viewer, store, say, warn, clearWarning, showTimes });
+const tools = {
+  click: (...at) => (video.isOpen() ? video.tools : imageTools).click(...at),
+  drawn: (...at) => (video.isOpen() ? video.tools : imageTools).drawn(...at),
+};
 const asker = createAsker(store, session, createReport(store, () => model?.concepts));
-const form = createPhraseForm(store, say);
+const form = createPhraseForm(store, say, () => (video.isOpen() ? video.phrases : null));
 const renderPrompts = createPromptList(store, asker.hasFailed, say);
 const rows = createInstanceList(store, say);
-const options = createOptions(store, tools, say);
+const options = createOptions(store, imageTools, say);
 const held = new Set();
 
 async function open(file, phrases = []) {
   clearWarning();
   const name = file.name || "image";
   if (/json$/.test(file.type) || /\.json$/i.test(name)) return importCoco(file);
+  if (await isVideo(file)) return openVideo(file);
   const fault = await faultOf(file, name);
   if (fault) return warn(fault);
   let image;
@@ -60,6 +67,13 @@ async function open(file, phrases = []) {
   await show(file, image, phrases);
 }
 
+async function openVideo(file) {
+  await video.open(file, model, () => {
+    if (viewer.image()) close();
+    keys.reset();
+  });
+}
+
 async function faultOf(file, name) {
   if (!(await isImage(file))) return `${name} is not an image. Open a PNG, JPEG, WebP or another image file.`;
   const { bytes = Infinity } = model?.limits ?? {};
@@ -70,6 +84,7 @@ async function faultOf(file, name) {
 /** Shows an image at once and uploads it. */
 async function show(file, image, phrases) {
   const start = performance.now();
+  video.close();
   asker.reset();
   store.reset(empty(), { active: null, selected: [], hovered: null, hidden: [], ready: true });
   viewer.show(image);
@@ -110,7 +125,7 @@ function close() {
 
 async function importCoco(file) {
   clearWarning();
-  if (!viewer.image()) return warn("Open the image of the COCO file first.");
+  if (!viewer.image() || video.isOpen()) return warn("Open the image of the COCO file first.");
   try {
     const doc = fromCoco(await file.text(), viewer.image());
     store.commit(() => doc);
@@ -139,22 +154,26 @@ function deselect() {
   store.look({ selected: [], active: null });
 }
 
+/** What a key does with a video, if one is open, or else with an image. */
+const either = (key, ofImage = () => {}) => () => (video.isOpen() ? (video.actions[key] ?? (() => {})) : ofImage)();
+
 const files = attachFiles(open);
 const keys = attachKeys({
   viewer, tools, store, held, announce,
   allowed: () => $("#single-keys").checked,
   actions: {
     "/": form.focus, "?": openHelp, undo, redo, open: files.choose, Escape: deselect,
-    p: () => options.setMode("phrase"), e: () => options.setMode("exemplar"),
+    p: () => options.setMode("phrase"), e: either("e", () => options.setMode("exemplar")),
     c: () => options.setMode("click"), b: () => options.setMode("box"),
-    r: () => options.setMode("refine"), a: () => options.setMode("everything"),
+    r: either("r", () => options.setMode("refine")), a: either("a", () => options.setMode("everything")),
     n: () => {
       store.look({ positive: !store.get().view.positive });
       say(store.get().view.positive ? "Positive" : "Negative");
     },
     o: () => options.newObject(),
-    "[": () => rows.step(-1), "]": () => rows.step(1), m: () => rows.merge(),
-    Delete: () => rows.remove(), Backspace: () => rows.remove(),
+    "[": either("[", () => rows.step(-1)), "]": either("]", () => rows.step(1)), m: either("m", () => rows.merge()),
+    Delete: either("Delete", () => rows.remove()), Backspace: either("Backspace", () => rows.remove()),
+    ",": either(","), ".": either("."), k: either("k"), t: either("t"),
     v: () => store.look({ masks: !store.get().view.masks }),
     "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
     0: () => viewer.fit(), 1: () => viewer.actualSize(),
@@ -202,7 +221,7 @@ function render(state) {
 
 store.subscribe((state, previous) => {
   render(state);
-  if (state.doc !== previous.doc && viewer.image()) asker.update();
+  if (state.doc !== previous.doc && viewer.image() && !video.isOpen()) asker.update();
 });
 render(store.get());
 

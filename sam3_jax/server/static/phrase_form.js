@@ -6,7 +6,8 @@ import { clean, keep, preview } from "./prompts.js";
 const PAUSE = 60; // milliseconds without a key before the phrase is tried
 const SHORTEST = 3; // letters of a phrase that is tried while it is typed
 
-export function createPhraseForm(store, say) {
+/** `elsewhere()` is a function that takes the phrases of a video, or null. */
+export function createPhraseForm(store, say, elsewhere) {
   const input = $("#phrase");
   let timer = 0;
 
@@ -28,6 +29,7 @@ export function createPhraseForm(store, say) {
   });
 
   function tryOut() {
+    if (elsewhere()) return;
     const text = input.value.split(",").at(-1).trim();
     const known = store.get().doc.prompts.some((one) => !one.draft && one.phrase === text);
     store.preview((doc) => (text.length < SHORTEST || known ? clean(doc) : preview(doc, text)));
@@ -35,6 +37,8 @@ export function createPhraseForm(store, say) {
 
   /** Adds a prompt for each phrase, or chooses the prompt that has it. */
   function submit(phrases) {
+    const other = elsewhere();
+    if (other) return other(phrases);
     const { doc } = store.get();
     const isNew = (phrase) => !doc.prompts.some((one) => !one.draft && one.phrase === phrase);
     const added = [...new Set(phrases)].filter(isNew);
@@ -44,6 +48,7 @@ export function createPhraseForm(store, say) {
     const last = store.get().doc.prompts.findLast((one) => one.phrase === phrases.at(-1));
     if (last) store.look({ active: last.key });
     if (phrases.length && !added.length) say(`“${phrases.at(-1)}” is already among the prompts.`);
+    return undefined;
   }
 
   function suggest(phrases) {

@@ -90,6 +90,11 @@ export function createViewer(canvas, store) {
       if (next) move(fit(next.size, size), true);
       else redraw();
     },
+    /** Shows another frame of the same size, where the last one is. */
+    replace(next) {
+      image = next;
+      redraw();
+    },
     fit: () => image && move(fit(image.size, size), true),
     zoom: (factor, center = [size[0] / 2, size[1] / 2]) =>
       image && move(zoomAt(transform, factor, center, image.size, size)),
