@@ -59,7 +59,8 @@ class Script:
     def spy(tracker, concept, position, detections, *rest):
       decision = decide(tracker, concept, position, detections, *rest)
       for identity, row in decision.new.items():
-        drawn = [n for n in self.numbers if (mask(n, position) == detections.mask_logits[row]).all()]
+        found = detections.mask_logits[row]
+        drawn = [n for n in self.numbers if (mask(n, position) == found).all()]
         assert identity not in self.owners
         self.owners[identity] = drawn[0]
       return decision

@@ -256,7 +256,7 @@ class TestErrors:
   @pytest.mark.parametrize(
     ("typed", "message"),
     [
-      ([], "there is no object to track: give --point"),
+      ([], "there is no object to track: give --text"),
       (["--point", "1"], "--point '1' must be X,Y in pixels"),
       (["--point", "1,2,3"], "must be X,Y in pixels"),
       (["--point", "-1:1,2"], "must be X,Y in pixels"),

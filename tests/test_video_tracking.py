@@ -57,10 +57,10 @@ def test_endless_source_keeps_nothing(model):
     for t in itertools.count():
       yield moving_frames(40)[t % 40]
 
-  frames = model.track(camera(), CLICK)
+  session = model.video(camera(), history=False)
+  frames = session.stream({None: [CLICK]})
   taken = list(itertools.islice(frames, 45))
   assert [frame.index for frame in taken] == list(range(45))
-  session = frames.gi_frame.f_locals["self"]
   (group,) = session.tracker.state.groups
   assert len(group.previous) <= 20
   assert len(group.rows) <= 20
@@ -150,6 +150,19 @@ def test_object_leaves_its_group_on_a_frame_that_was_not_tracked(model):
   session.correct(2, 5, points=[[22, 8]])
   assert [group.objects for group in session.tracker.state.groups] == [[1], [2]]
   assert {x[0] for x in results(session.run())} == set(range(6))
+
+
+def test_a_backward_pass_keeps_the_objects_that_it_does_not_track(model):
+  session = model.video(moving_frames(6))
+  session.add(CLICK)
+  session.add(OTHER, 4)
+  shown = {}  # by frame: the last line of a frame counts in files of tracks
+  for frame in session.run("both"):
+    shown.setdefault(frame.index, []).append(frame.instances)
+  for index in range(1, 4):
+    first, last = shown[index]
+    assert (first.ids.tolist(), last.ids.tolist()) == ([1], [1, 2])
+    np.testing.assert_array_equal(first.masks[0], last.masks[0])
 
 
 def test_removed_object_is_gone(model):

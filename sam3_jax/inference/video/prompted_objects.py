@@ -1,6 +1,7 @@
 """The objects of a session: prompts, corrections, removal, and what is known of a frame."""
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,11 +180,20 @@ class PromptedObjects:
     Raises:
       ValueError: the frame is outside the clip.
     """
-    position, state = self.clip.position(frame), self._state
-    answers, results = self.pending.get(position, {}), {}
+    position = self.clip.position(frame)
+    found = self._loaded[position].frame if position in self._loaded else self.clip.read(position)
+    shown = self._shown(self.results_at(position))
+    return shown_frame(found.index, found.time, self.clip.size, shown)
+
+  def results_at(self, position: int, without: Collection[int] = ()) -> Results:
+    """What is known of objects on a frame, by id; `without` names ids to leave out."""
+    state, answers = self._state, self.pending.get(position, {})
+    results: Results = {}
     for group in state.groups:
+      record = group.record(position)
       for member, identity in enumerate(group.objects):
-        record = group.record(position)
+        if identity in without:
+          continue
         if identity in answers:
           answer = answers[identity]
           logits = answer.mask_logits(self._state.config.mask_size)
@@ -192,8 +202,7 @@ class PromptedObjects:
           logits = state.store.get((identity, position)).mask_logits
           numbers = float(record.object_logits[member]), float(record.iou[member])
           results[identity] = ObjectResult(logits, *numbers)
-    found = self._loaded[position].frame if position in self._loaded else self.clip.read(position)
-    return shown_frame(found.index, found.time, self.clip.size, self._shown(results))
+    return results
 
   def remember_prompts(self) -> None:
     """Makes memories of all prompts since the last time."""

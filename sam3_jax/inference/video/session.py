@@ -113,8 +113,9 @@ class VideoSession(PromptedObjects):
 
     Yields:
       A frame with the objects that are visible: ids, scores (the probability that the object is on
-      the frame), boxes, lazy masks. Prompted frames show what their prompts gave. While it runs,
-      objects may be added, corrected and removed; that has an effect from the next frame on.
+      the frame), boxes, lazy masks. Prompted frames show what their prompts gave, and objects that
+      the pass does not track there show what an earlier pass gave. While it runs, objects may be
+      added, corrected and removed; that has an effect from the next frame on.
 
     Raises:
       ValueError: no object, a frame outside the clip, a direction that does not exist, "both" in a
@@ -255,6 +256,9 @@ class VideoSession(PromptedObjects):
         held = HeldFrame(frame.index, frame.time)
         results = self._track(position, frame, groups, backward, advance if ahead else None)
         held.objects = self._shown(results)
+      taking_part = {i for group in groups for i in group.objects}
+      taking_part.update(i for one in concepts for i in one.objects.ids)
+      held.objects += self._shown(self.results_at(position, without=taking_part))
       current.start = position + (-1 if backward else 1)
       leaves = False
       for one in self.held.add(held, self._delay):
