@@ -344,3 +344,17 @@ def test_rules_are_checked_and_metas_differ_only_where_said():
     Rules(max_num_objects=200)
   with pytest.raises(ValueError, match="rules hotstart_delay must be 0 to 65,536; got -1"):
     Rules(hotstart_delay=-1)
+
+
+def test_detections_replace_tracked_masks_where_both_match_best():
+  for trust, wanted in ((0.0, {}), (0.5, {7: 0}), (0.99, {})):
+    objects, found, mask, rules = one_object(trust_detections=trust)
+    smaller = found.mask_logits.copy()
+    smaller[0, 2] = -4
+    shifted = found.mask_logits.copy()
+    shifted[0, 2:4] = -4
+    both = FrameDetections(
+      np.array([0.9, 0.9], np.float32), np.zeros((2, 4), np.float32),
+      np.concatenate([smaller, shifted]),
+    )  # fmt: skip
+    assert decide(objects, 1, both, mask, rules, room=5).refined == wanted
