@@ -83,7 +83,7 @@ def _frame_and_attention(objects: int) -> Iterator[Part]:
   reads = pack_reads([None], CONFIG, 1)
   tokens = reads.pointer_row.shape[1] * WIDTH // CHANNELS
   keys = array(VIDEO.memories, CELLS, CHANNELS), array(tokens, CHANNELS)
-  valid = array(VIDEO.memories * CELLS + tokens, dtype=bool)
+  valid = array(VIDEO.memories, dtype=bool), array(tokens, dtype=bool)
   run, (params, *args) = module(CrossAttention(SIDE, BF16), x, keys, keys, valid)
 
   def cross(params: Any, x: Any, *args: Any) -> Any:
