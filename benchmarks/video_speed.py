@@ -124,9 +124,7 @@ def summary(sides: list[Side], size: str, dtype: str) -> dict[str, Any]:
     "dtype": dtype,
     "machine": machine(),
     "versions": versions,
-    "sides": {
-      name: _medians(side.rows[WARM:]) for name, side in zip(SIDES, sides, strict=True)
-    },
+    "sides": {name: _medians(side.rows[WARM:]) for name, side in zip(SIDES, sides, strict=True)},
     "frames": {name: side.rows for name, side in zip(SIDES, sides, strict=True)},
   }
 
@@ -137,8 +135,7 @@ def _medians(rows: list[dict[str, Any]]) -> dict[str, Any]:
   for kind in ("seconds", "processor"):
     found[kind] = statistics.median(row[kind] for row in rows)
     found[f"{kind}_of"] = {
-      part: statistics.median(row[f"{kind}_of"][part] for row in rows)
-      for part in (*PARTS, "host")
+      part: statistics.median(row[f"{kind}_of"][part] for row in rows) for part in (*PARTS, "host")
     }
   return found
 

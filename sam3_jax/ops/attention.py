@@ -88,10 +88,11 @@ def attention_to_frames(
   first: tuple[Float[Array, "E C"], Float[Array, "E C"], Bool[Array, " E"]],
   frames: tuple[Float[Array, "F J C"], Float[Array, "F J C"], Bool[Array, " F"]],
 ) -> Float[Array, "I C"]:
-  """As `attention` with one head, to keys of several frames; frames that are not valid take no time.
+  """As `attention` with one head, to keys of several frames.
 
-  Running sums with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867) need the
-  logits of one frame at a time.
+  If all logits are more than a chunk, frames are added one by one to running sums with a running
+  maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and those that are not valid take no
+  time.
 
   Args:
     query: of the only head.
@@ -117,6 +118,8 @@ class _Sums(NamedTuple):
 def _scan_frames(operands: dict[str, Any], *, plan: Plan) -> Float[Array, "I C"]:
   query, (count, channels) = operands["query"], operands["query"].shape
   keys, values, valid = operands["frames"]
+  if count * (keys.shape[0] * keys.shape[1] + len(operands["first"][0])) <= plan.query_logits:
+    return _all_frames(**operands, plan=plan)
   block = _divisor(count, plan.query_logits // keys.shape[1])
   # Scales the queries, not the logits: a pass over the logits less.
   blocks = (query / math.sqrt(channels)).astype(query.dtype).reshape(-1, block, channels)
@@ -138,6 +141,15 @@ def _scan_frames(operands: dict[str, Any], *, plan: Plan) -> Float[Array, "I C"]
 
   sums, _ = jax.lax.scan(step, add(sums, *operands["first"]), (keys, values, valid))
   return (sums.out / sums.total).reshape(query.shape).astype(values.dtype)
+
+
+def _all_frames(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
+  """As `attention_to_frames`, with all logits at once."""
+  (keys, values, frames_valid), (first_key, first_value, first_valid) = frames, first
+  key = jnp.concatenate([keys.reshape(-1, keys.shape[-1]), first_key])
+  value = jnp.concatenate([values.reshape(-1, values.shape[-1]), first_value])
+  valid = jnp.concatenate([jnp.repeat(frames_valid, keys.shape[1]), first_valid])
+  return _head(query, key, value, valid=valid, plan=plan, causal=False, dropout=0.0)
 
 
 def _add_block(operands: tuple[Array, _Sums], *, key, value, valid) -> _Sums:

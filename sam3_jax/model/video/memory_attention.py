@@ -6,6 +6,7 @@ frame. The rest runs object by object, since the keys of one object take much me
 for the released model.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -57,6 +58,9 @@ class MemoryAttention(nn.Module):
       if module.is_initializing():
         return x, module._read(x, one)
       known = one.valid.any() | one.token_valid.any()
+      # A softmax needs a key, also where both branches are computed, as under `vmap`.
+      first = jnp.arange(len(one.valid), dtype=jnp.int32) == 0
+      one = dataclasses.replace(one, valid=one.valid | (~known & first))
       return x, nn.cond(
         known, MemoryAttention._read, lambda _, x, one: x[0], module, x, one, variables="params"
       )
@@ -121,7 +125,8 @@ class MemoryLayer(nn.Module):
     attended: Bool[Array, ""],
   ) -> Float[Array, "1 HW D"]:
     """Keys and values are those of the memories' cells and of the pointers' tokens; `valid` tells
-    which memories and which tokens there are. `attended` tells whether `x` is after self-attention already."""
+    which memories and which tokens there are, and `attended` whether `x` is after self-attention
+    already."""
     if self.is_initializing():
       x = self.attend(x)
     else:
