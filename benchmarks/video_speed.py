@@ -53,11 +53,10 @@ class Side:
     self.rows: list[dict[str, Any]] = []
 
   def track(self) -> None:
-    assert_open = self._process.stdin
-    if assert_open is None:
-      raise RuntimeError(f"{self._script} has no input.")
-    assert_open.write("\n")
-    assert_open.flush()
+    """Lets the side track a frame, and waits for it."""
+    if self._process.poll() is None and self._process.stdin:
+      self._process.stdin.write("\n")
+      self._process.stdin.flush()
     self.rows.append(self._read())
 
   def close(self) -> None:

@@ -25,17 +25,22 @@ class Plan(NamedTuple):
     query_logits: maximum number of logits in a chunk of one head's queries.
     ones: whether the sum of the weights is computed by the product with the values, to which a
       column of ones is appended.
+    by_frame: whether `attention_to_frames` adds frames one by one.
   """
 
   head_logits: int
   query_logits: int
   ones: bool
+  by_frame: bool = False
 
 
 # 16 MB of logits: 12 heads of windows of the released trunk, or 648 queries of a global block. In
 # float32 the extra column costs as much as the sums; in bfloat16 it costs half, and the sums the
 # same.
-CPU = {"float32": Plan(2**22, 2**22, ones=False), "bfloat16": Plan(2**22, 2**22, ones=True)}
+CPU = {
+  "float32": Plan(2**22, 2**22, ones=False, by_frame=True),
+  "bfloat16": Plan(2**22, 2**22, ones=True, by_frame=True),
+}
 # 64 MB: 48 heads of windows, or 8 heads of the decoder (16 of those, 67 MB, do not stay in VMEM).
 # And 32 MB: 1296 queries; a TPU v6e is slower with 2592. The matrix units are idle, so sums are
 # free.
@@ -90,9 +95,9 @@ def attention_to_frames(
 ) -> Float[Array, "I C"]:
   """As `attention` with one head, to keys of several frames.
 
-  If all logits are more than a chunk, frames are added one by one to running sums with a running
-  maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and those that are not valid take no
-  time.
+  On a CPU, if all logits are more than a chunk, frames are added one by one to running sums with a
+  running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and those that are not valid take
+  no time.
 
   Args:
     query: of the only head.
@@ -118,7 +123,8 @@ class _Sums(NamedTuple):
 def _scan_frames(operands: dict[str, Any], *, plan: Plan) -> Float[Array, "I C"]:
   query, (count, channels) = operands["query"], operands["query"].shape
   keys, values, valid = operands["frames"]
-  if count * (keys.shape[0] * keys.shape[1] + len(operands["first"][0])) <= plan.query_logits:
+  logits = count * (keys.shape[0] * keys.shape[1] + len(operands["first"][0]))
+  if not plan.by_frame or logits <= plan.query_logits:
     return _all_frames(**operands, plan=plan)
   block = _divisor(count, plan.query_logits // keys.shape[1])
   # Scales the queries, not the logits: a pass over the logits less.
