@@ -1,8 +1,9 @@
 """The parts of a tracked frame at the released size, as programs to compile, and the program of the
 whole frame.
 
-The parts of step "frame" run once per frame, those of "objects" for all objects. The trunk is a
-part of `model_parts`.
+The parts of step "frame" run once per frame, those of "objects" for all objects, and that of
+"phrase" for all objects that a phrase found, instead of the memory encoder of "objects". The trunk
+is a part of `model_parts`.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from model_parts import BF16, Part, array, module
 from sam3_jax.config import RELEASED, Config, VideoConfig
 from sam3_jax.inference.video import bank as banks
 from sam3_jax.inference.video.bank import Reads, pack_reads
-from sam3_jax.inference.video.functions import VideoFunctions, hide_absent
+from sam3_jax.inference.video.functions import VideoFunctions, as_map, hide_absent, hide_shrunk
 from sam3_jax.inference.video.programs import VideoPrograms
 from sam3_jax.model import layers
 from sam3_jax.model.norms import LayerNorm
@@ -83,7 +84,7 @@ def _frame_and_attention(objects: int) -> Iterator[Part]:
   reads = pack_reads([None], CONFIG, 1)
   tokens = reads.pointer_row.shape[1] * WIDTH // CHANNELS
   keys = array(VIDEO.memories, CELLS, CHANNELS), array(tokens, CHANNELS)
-  valid = array(VIDEO.memories * CELLS + tokens, dtype=bool)
+  valid = array(VIDEO.memories, dtype=bool), array(tokens, dtype=bool)
   run, (params, *args) = module(CrossAttention(SIDE, BF16), x, keys, keys, valid)
 
   def cross(params: Any, x: Any, *args: Any) -> Any:
@@ -120,6 +121,16 @@ def _decode(objects: int) -> Iterator[Part]:
 
   args = params, embedding, masks, absent
   yield Part("objects", "memory encoder", 1, memorize, args)
+
+  def memorize_found(params: Any, embedding: Any, masks: Any, owner: Any, order: Any) -> Any:
+    side, share = tracker.MASK_PROMPT_STRIDE * CONFIG.mask_size, VIDEO.rules.shrink_threshold
+    logits = hide_shrunk(bilinear.resize(masks, (side, side)), owner, order, share)
+    present = (logits > 0).any(axis=(1, 2))
+    return functions.memorize(params, embedding, logits, present, as_map)
+
+  numbers = array(objects, dtype=jnp.int32)
+  args = params, embedding, masks, numbers, numbers
+  yield Part("phrase", "memory encoder, with competing masks", 1, memorize_found, args)
 
 
 def _bank(objects: int) -> Iterator[Part]:

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from support import assert_close, normal
 
 import sam3_jax.ops.attention
-from sam3_jax.ops.attention import attention
+from sam3_jax.ops.attention import attention, attention_to_frames
 
 ROWS, QUERIES, KEYS, HEADS, CHANNELS = 3, 6, 10, 4, 8
 
@@ -46,9 +46,9 @@ LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS)
 CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 
-def plan(monkeypatch, limit, ones=False):
+def plan(monkeypatch, limit, ones=False, by_frame=False):
   """Sets the plan for this machine; `ones` is used on TPUs."""
-  chosen = sam3_jax.ops.attention.Plan(limit, limit, ones)
+  chosen = sam3_jax.ops.attention.Plan(limit, limit, ones, by_frame)
   monkeypatch.setattr(sam3_jax.ops.attention, "CPU", {"float32": chosen})
   monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
 
@@ -121,3 +121,31 @@ def test_bfloat16():
   got, want = attention(*x), plain_attention(*(np.asarray(t, np.float64) for t in x))
   assert got.dtype == jnp.bfloat16
   assert_close(got, want, rel=2e-2)  # measured 4.2e-3
+
+
+@pytest.mark.parametrize("ones", [False, True], ids=["sums", "ones"])
+@pytest.mark.parametrize("limit", [10**9, 6 * 5, 2 * 5], ids=["at once", "frames", "blocks"])
+def test_attention_to_frames(monkeypatch, limit, ones):
+  """All frames at once, one by one, and one by one in blocks of queries; some are not valid."""
+  plan(monkeypatch, limit, ones, by_frame=True)
+  query, keys, values = normal(0, 6, 8), normal(1, 3, 5, 8), normal(2, 3, 5, 8)
+  key, value = normal(3, 4, 8), normal(4, 4, 8)
+
+  def run(query, frames_valid, first_valid):
+    first, frames = (key, value, first_valid), (keys, values, frames_valid)
+    return attention_to_frames(query, first, frames)
+
+  def plain(query, frames_valid, first_valid):
+    every = [jnp.concatenate([x.reshape(-1, 8), y]) for x, y in ((keys, key), (values, value))]
+    valid = jnp.concatenate([jnp.repeat(frames_valid, 5), first_valid])
+    logits = jnp.where(valid, query @ every[0].T / math.sqrt(8), -jnp.inf)
+    return jax.nn.softmax(logits) @ every[1]
+
+  none, some = jnp.zeros(4, bool), jnp.arange(4) % 2 == 0
+  for valid in ((True, False, True), (False, True, False), (False, False, False)):
+    for tokens in (some, none)[: 2 if any(valid) else 1]:
+      args = query, jnp.array(valid), tokens
+      assert_close(jax.jit(run)(*args), plain(*args), rel=1e-6)
+      got, want = (jax.grad(lambda q, f=f, a=args: (f(q, *a[1:]) ** 2).sum())(query)
+                   for f in (run, plain))  # fmt: skip
+      assert_close(got, want, rel=1e-5)

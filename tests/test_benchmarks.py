@@ -6,9 +6,12 @@ import parity_video
 import pytest
 import scaling
 import tpu_batch
+import tpu_phrase
 import tpu_train
 import train
 import train_batch
+import video_sides
+import video_speed
 
 from sam3_jax.config import Config
 
@@ -265,3 +268,59 @@ def test_frames_of_the_comparison_of_tracking():
   frames = parity_video.crops(photo, 5)
   assert frames.shape == (5, 320, 480, 3)
   assert (frames[1] == photo[20:340, 30:510]).all()
+
+
+def test_threshold_for_three_objects():
+  assert video_sides.threshold([0.1, 0.9, 0.3, 0.5, 0.7]) == pytest.approx(0.4)
+  for scores in ([0.9, 0.8, 0.7], [0.9, 0.8, 0.5, 0.5], [0.9, 0.8, 0.7, 1e-5]):
+    with pytest.raises(SystemExit, match="no threshold keeps exactly 3 objects"):
+      video_sides.threshold(scores)
+
+
+def test_parts_of_a_frame():
+  """A call within a part belongs to that part."""
+
+  class Model:
+    def inner(self):
+      return 1
+
+    def outer(self):
+      return self.inner() + 1
+
+  model, waited = Model(), []
+  watch = video_sides.Stopwatch(lambda result: waited.append(result) or result)
+  watch.watch(model, "inner", "encode")
+  watch.watch(model, "outer", "track")
+  assert model.outer() == 2
+  assert list(watch.seconds) == list(watch.processor) == ["track"]
+  assert model.inner() == 1
+  assert list(watch.seconds) == ["track", "encode"]
+  assert waited == [2, 1]
+
+
+def test_report_of_tracking_side_by_side():
+  def rows(seconds, objects=3):
+    parts = dict.fromkeys((*video_sides.PARTS, "host"), seconds / 5)
+    times = {"seconds": seconds, "processor": 2 * seconds}
+    times |= {f"{kind}_of": parts for kind in ("seconds", "processor")}
+    return [times | {"objects": objects, "memory": 2**30}] * 4
+
+  class Side:
+    def __init__(self, rows):
+      self.rows, self.about = rows, {"versions": {"numpy": "2"}}
+
+  report = video_speed.summary([Side(rows(2.0)), Side(rows(3.0, 4))], "tiny", "float32")
+  assert list(video_speed.faults(report)) == ["transformers tracks [4] objects, not 3"]
+  lines = video_speed.markdown(report).splitlines()
+  assert lines[2].startswith("One phrase, 3 objects; medians of frames 2 to 3,")
+  assert "| **all** | 3.000 | 2.000 | **1.50** | 6.000 | 4.000 | **1.50** |" in lines
+  assert lines[-1] == "Peak memory: 1.0 GiB (sam3-jax) and 1.0 GiB (transformers)."
+
+
+def test_frames_per_second_on_a_tpu():
+  parts = dict.fromkeys(tpu_phrase.ROWS, 0.005)
+  report = {"what": "v6e", "versions": "jax", "frames": {1: parts, 5: parts | {"attention": 0.015}}}
+  report["parts"] = {"second neck, 1 slots": {"grade": "planned"}}
+  lines = tpu_phrase.markdown(report).splitlines()
+  assert lines[2] == "| ms, by objects | 1 | 5 |"
+  assert lines[-2:] == ["| **all** | **30.0** | **40.0** |", "| frames per second | 33.3 | 25.0 |"]

@@ -25,21 +25,27 @@ class Plan(NamedTuple):
     query_logits: maximum number of logits in a chunk of one head's queries.
     ones: whether the sum of the weights is computed by the product with the values, to which a
       column of ones is appended.
+    by_frame: whether `attention_to_frames` adds frames one by one.
   """
 
   head_logits: int
   query_logits: int
   ones: bool
+  by_frame: bool = False
 
 
 # 16 MB of logits: 12 heads of windows of the released trunk, or 648 queries of a global block. In
 # float32 the extra column costs as much as the sums; in bfloat16 it costs half, and the sums the
 # same.
-CPU = {"float32": Plan(2**22, 2**22, ones=False), "bfloat16": Plan(2**22, 2**22, ones=True)}
+CPU = {
+  "float32": Plan(2**22, 2**22, ones=False, by_frame=True),
+  "bfloat16": Plan(2**22, 2**22, ones=True, by_frame=True),
+}
 # 64 MB: 48 heads of windows, or 8 heads of the decoder (16 of those, 67 MB, do not stay in VMEM).
 # And 32 MB: 1296 queries; a TPU v6e is slower with 2592. The matrix units are idle, so sums are
 # free.
 OTHERS = Plan(16_000_000, 2**23, ones=True)
+LOWEST = -1e30  # below every logit, but finite
 
 
 def attention(
@@ -80,6 +86,96 @@ def attention(
   )
   out = platform_dependent(operands, cpu=on_cpu, default=elsewhere)
   return out.reshape(rows, heads, queries, channels).swapaxes(1, 2)
+
+
+def attention_to_frames(
+  query: Float[Array, "I C"],
+  first: tuple[Float[Array, "E C"], Float[Array, "E C"], Bool[Array, " E"]],
+  frames: tuple[Float[Array, "F J C"], Float[Array, "F J C"], Bool[Array, " F"]],
+) -> Float[Array, "I C"]:
+  """As `attention` with one head, to keys of several frames.
+
+  On a CPU, if all logits are more than a chunk, frames are added one by one to running sums with a
+  running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and those that are not valid take
+  no time.
+
+  Args:
+    query: of the only head.
+    first: keys, values, and which of them are valid, that are no frame's.
+    frames: keys and values of each frame, and which frames are valid. With `first`, at least one
+      key must be valid.
+  """
+  plans = CPU.get(query.dtype.name, CPU["float32"]), OTHERS
+  on_cpu, elsewhere = (functools.partial(_scan_frames, plan=plan) for plan in plans)
+  operands = {"query": query, "first": first, "frames": frames}
+  return platform_dependent(operands, cpu=on_cpu, default=elsewhere)
+
+
+class _Sums(NamedTuple):
+  """The softmax over the keys so far, for blocks of queries: the largest logit, the sum of the
+  weights, and the weighted sum of the values."""
+
+  top: Float[Array, "N B 1"]
+  total: Float[Array, "N B 1"]
+  out: Float[Array, "N B C"]
+
+
+def _scan_frames(operands: dict[str, Any], *, plan: Plan) -> Float[Array, "I C"]:
+  query, (count, channels) = operands["query"], operands["query"].shape
+  keys, values, valid = operands["frames"]
+  logits = count * (keys.shape[0] * keys.shape[1] + len(operands["first"][0]))
+  if not plan.by_frame or logits <= plan.query_logits:
+    return _all_frames(**operands, plan=plan)
+  block = _divisor(count, plan.query_logits // keys.shape[1])
+  # Scales the queries, not the logits: a pass over the logits less.
+  blocks = (query / math.sqrt(channels)).astype(query.dtype).reshape(-1, block, channels)
+  zeros = jnp.zeros((*blocks.shape[:2], 1), jnp.float32)
+  sums = _Sums(zeros + LOWEST, zeros, jnp.zeros(blocks.shape, jnp.float32))
+
+  @jax.checkpoint
+  def add(sums: _Sums, key: Array, value: Array, valid: Array | None = None) -> _Sums:
+    if plan.ones:
+      value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
+    chunk = functools.partial(_add_block, key=key, value=value, valid=valid)
+    if len(blocks) > 1:
+      return jax.lax.map(chunk, (blocks, sums))
+    return jax.tree.map(lambda x: x[None], chunk(jax.tree.map(lambda x: x[0], (blocks, sums))))
+
+  def step(sums: _Sums, frame: tuple[Array, Array, Array]) -> tuple[_Sums, None]:
+    key, value, used = frame
+    return jax.lax.cond(used, add, lambda sums, *_: sums, sums, key, value), None
+
+  sums, _ = jax.lax.scan(step, add(sums, *operands["first"]), (keys, values, valid))
+  return (sums.out / sums.total).reshape(query.shape).astype(values.dtype)
+
+
+def _all_frames(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
+  """As `attention_to_frames`, with all logits at once."""
+  (keys, values, frames_valid), (first_key, first_value, first_valid) = frames, first
+  key = jnp.concatenate([keys.reshape(-1, keys.shape[-1]), first_key])
+  value = jnp.concatenate([values.reshape(-1, values.shape[-1]), first_value])
+  valid = jnp.concatenate([jnp.repeat(frames_valid, keys.shape[1]), first_valid])
+  return _head(query, key, value, valid=valid, plan=plan, causal=False, dropout=0.0)
+
+
+def _add_block(operands: tuple[Array, _Sums], *, key, value, valid) -> _Sums:
+  """Adds keys to the sums of a block of queries; `value` may end in a column of ones."""
+  query, (top, total, out) = operands
+  channels = query.shape[1]
+  logits = einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
+  if valid is not None:
+    logits = jnp.where(valid, logits, -jnp.inf)
+  # The shift cancels out and needs no gradient.
+  highest = jnp.maximum(top, jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
+  weights, kept = jnp.exp(logits - highest), jnp.exp(top - highest)
+  added = einsum(
+    "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+  )
+  if value.shape[1] > channels:
+    added, weight = added[:, :-1], added[:, -1:]
+  else:
+    weight = weights.sum(axis=1, keepdims=True)
+  return _Sums(highest, total * kept + weight, out * kept + added)
 
 
 def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:

@@ -6,6 +6,7 @@ frame. The rest runs object by object, since the keys of one object take much me
 for the released model.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from sam3_jax.model.layers import Attention, Mlp, dense, stacked
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.model.positions import sine_map
 from sam3_jax.model.rope import rope_table, rotate
-from sam3_jax.ops.attention import attention
+from sam3_jax.ops.attention import attention_to_frames
 from sam3_jax.types import Remembered
 
 POSITION_SCALE = 0.1  # of the position codes that are added to the coarse map; fixed in Meta's code
@@ -47,14 +48,22 @@ class MemoryAttention(nn.Module):
   def __call__(
     self, coarse: Float[Array, "H W D"], remembered: Remembered
   ) -> Float[Array, "O H W D"]:
-    """Every object must have a valid memory or token."""
+    """An object without a valid memory or token takes no time; its result has no meaning."""
     width = coarse.shape[-1]
     position = sine_map(*coarse.shape) * POSITION_SCALE
     x = coarse.astype(self.dtype) + position.astype(self.dtype)
     x = self._attend(x.reshape(1, -1, width))
 
     def read(module: "MemoryAttention", x: Array, one: Remembered) -> tuple[Array, Array]:
-      return x, module._read(x, one)
+      if module.is_initializing():
+        return x, module._read(x, one)
+      known = one.valid.any() | one.token_valid.any()
+      # A softmax needs a key, also where both branches are computed, as under `vmap`.
+      first = jnp.arange(len(one.valid), dtype=jnp.int32) == 0
+      one = dataclasses.replace(one, valid=one.valid | (~known & first))
+      return x, nn.cond(
+        known, MemoryAttention._read, lambda _, x, one: x[0], module, x, one, variables="params"
+      )
 
     objects = nn.scan(
       read,
@@ -79,7 +88,7 @@ class MemoryAttention(nn.Module):
     cells = sine_map(self.grid, self.grid, memory.shape[-1]).reshape(memory.shape[1:])
     keys = memory + (cells + one.code.astype(jnp.float32)[:, None]).astype(self.dtype)
     token_keys = tokens + one.token_code.astype(self.dtype)
-    valid = jnp.concatenate([jnp.repeat(one.valid, memory.shape[1]), one.token_valid])
+    valid = one.valid, one.token_valid
 
     def step(layer: MemoryLayer, x: Array, first: Array) -> tuple[Array, None]:
       return layer(x, (keys, token_keys), (memory, tokens), valid, attended=first), None
@@ -112,11 +121,12 @@ class MemoryLayer(nn.Module):
     x: Float[Array, "1 HW D"],
     keys: tuple[Float[Array, "F HW C"], Float[Array, "E C"]],
     values: tuple[Float[Array, "F HW C"], Float[Array, "E C"]],
-    valid: Bool[Array, " J"],
+    valid: tuple[Bool[Array, " F"], Bool[Array, " E"]],
     attended: Bool[Array, ""],
   ) -> Float[Array, "1 HW D"]:
-    """Keys and values are those of the memories' cells and of the pointers' tokens; `valid` is for
-    both in this order. `attended` tells whether `x` is after self-attention already."""
+    """Keys and values are those of the memories' cells and of the pointers' tokens; `valid` tells
+    which memories and which tokens there are, and `attended` whether `x` is after self-attention
+    already."""
     if self.is_initializing():
       x = self.attend(x)
     else:
@@ -133,10 +143,10 @@ class MemoryLayer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-  """Attention of one head to cells and tokens.
+  """Attention of one head to the cells of several frames, and to tokens.
 
   Rotary positions of the grid apply to the queries and to the cells of every frame, but not to the
-  tokens.
+  tokens. On a CPU, frames of large maps that are not valid take no time.
   """
 
   grid: int
@@ -148,18 +158,18 @@ class CrossAttention(nn.Module):
     query: Float[Array, "1 HW D"],
     keys: tuple[Float[Array, "F HW C"], Float[Array, "E C"]],
     values: tuple[Float[Array, "F HW C"], Float[Array, "E C"]],
-    valid: Bool[Array, " J"],
+    valid: tuple[Bool[Array, " F"], Bool[Array, " E"]],
   ) -> Float[Array, "1 HW D"]:
     width = query.shape[-1]
-    key, value = (dense(width, self.dtype, name) for name in ("key", "value"))
+    key, value, project = (dense(width, self.dtype, name) for name in ("key", "value", "query"))
     table = rope_table(self.grid, 1.0, width)
 
-    def rotated(x: Float[Array, "A HW D"]) -> Float[Array, "A HW 1 D"]:
-      return rotate(x[:, :, None], table)
+    def rotated(x: Float[Array, "A HW D"]) -> Float[Array, "A HW D"]:
+      return rotate(x[:, :, None], table)[:, :, 0]
 
-    q = rotated(dense(width, self.dtype, "query")(query))
-    cells, tokens = keys
-    k = jnp.concatenate([rotated(key(cells)).reshape(-1, 1, width), key(tokens)[:, None]])
-    v = jnp.concatenate([value(x).reshape(-1, 1, width) for x in values])
-    out = query if self.is_initializing() else attention(q, k[None], v[None], valid=valid[None])
-    return dense(width, self.dtype, "out")(out.reshape(query.shape))
+    q, (cells, tokens), (contents, token_contents) = rotated(project(query))[0], keys, values
+    frames_valid, tokens_valid = valid
+    frames = rotated(key(cells)), value(contents), frames_valid
+    first = key(tokens), value(token_contents), tokens_valid
+    out = q if self.is_initializing() else attention_to_frames(q, first, frames)
+    return dense(width, self.dtype, "out")(out[None])

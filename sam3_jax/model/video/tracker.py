@@ -98,12 +98,10 @@ class VideoTracker(nn.Module):
     parts = pointers.shape[-1] // channels  # tokens of a pointer
     tokens = pointers.reshape(objects, -1, channels)
     known = memory_valid.any(axis=1) | pointer_valid.any(axis=1)
-    # A softmax needs a key: for an object without any, whose result is not used, the first memory.
-    first = jnp.arange(memory_valid.shape[1], dtype=jnp.int32) == 0
     remembered = Remembered(
       memory=memory,
       code=codes,
-      valid=memory_valid | (~known[:, None] & first),
+      valid=memory_valid,
       token=tokens,
       token_code=jnp.repeat(times, parts, axis=1),
       token_valid=jnp.repeat(pointer_valid, parts, axis=1),
