@@ -1,4 +1,4 @@
-"""Shows where the time of a frame goes when sam3-tiny tracks the objects of phrases, on this machine.
+"""Shows where the time of a frame goes when sam3-tiny tracks phrases, on this machine.
 
   python benchmarks/video_profile.py
   python benchmarks/video_profile.py --phrase snail --frames 24 --out benchmarks/results
