@@ -30,21 +30,25 @@ class FakeModel:
 
   def track(self, frames, prompts):
     self.calls.append((frames[0].parent.name, prompts))
-    [phrase] = prompts
     base, video = 10 * len(self.calls), frames[0].parent.name
     masks = {("v1", "box"): [A, B], ("v1", "cloud"): [moving(30, 2)], ("v2", "red box"): [A]}
     for t in [*range(1, len(frames)), 0]:
-      own = [one[t] for one in masks.get((video, phrase), [])]
-      yield tracked(t, base, [*own, rectangle(0, 0, 9, 9)], [phrase] * len(own) + [None])
+      own, phrases, scores = [], [], []
+      for phrase in prompts:
+        found = [one[t] for one in masks.get((video, phrase), [])]
+        own += found
+        phrases += [phrase] * len(found)
+        scores += np.linspace(0.9, 0.6, len(found) + 1)[: len(found)].tolist()
+      yield tracked(t, base, [*own, rectangle(0, 0, 9, 9)], [*phrases, None], [*scores, 0.6])
 
 
-def tracked(t, base, masks, phrases):
+def tracked(t, base, masks, phrases, scores=None):
   masks = [rectangle(0, 0, 0, 0) if mask is None else mask for mask in masks]
   found = RleMasks([encode(mask) for mask in masks], SIZE)
-  scores = np.linspace(0.9, 0.6, len(masks), dtype=np.float32)
+  scores = np.linspace(0.9, 0.6, len(masks)) if scores is None else scores
   boxes = np.zeros((len(masks), 4), np.float32)
   ids = np.arange(base, base + len(masks))
-  return TrackedFrame(t, t / 25, SIZE, Instances(ids, scores, boxes, found), tuple(phrases))
+  return TrackedFrame(t, t / 25, SIZE, Instances(ids, np.array(scores, np.float32), boxes, found), tuple(phrases))
 
 
 @pytest.fixture
@@ -68,11 +72,11 @@ def model(monkeypatch):
 
 
 class TestTracking:
-  def test_each_phrase_alone(self, tmp_path):
+  def test_the_phrases_of_a_video_together(self, tmp_path):
     data, model, steps = concepts(tmp_path, OBJECTS, PAIRS, videos=2), FakeModel(), []
     found = track_videos(model.track, data.videos, tmp_path, lambda *args: steps.append(args))
     (first, tracks), (second, others) = found
-    assert model.calls == [("v1", ["box"]), ("v1", ["cloud"]), ("v2", ["red box"]), ("v2", ["box"])]
+    assert model.calls == [("v1", ["box", "cloud"]), ("v2", ["red box", "box"])]
     assert [video.id for video in (first, second)] == [1, 2]
     expected = [track(A, 1), track(B, 1), track(moving(30, 2), 3)]
     assert [(one.category, one.rles, one.boxes) for one in tracks] == [
@@ -80,7 +84,7 @@ class TestTracking:
     ]
     assert [one.score for one in tracks] == [0.9, 0.75, 0.9]
     assert len(others) == 1
-    assert steps[1] == ("pair 2 of 4: cloud in v1", 0.25)
+    assert steps[1] == ("pair 3 of 4: red box in v2", 0.5)
 
   def test_score_of_the_first_frame(self, tmp_path):
     """Detection scores may change; that of the first visible frame counts."""
