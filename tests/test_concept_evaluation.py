@@ -48,7 +48,8 @@ def tracked(t, base, masks, phrases, scores=None):
   scores = np.linspace(0.9, 0.6, len(masks)) if scores is None else scores
   boxes = np.zeros((len(masks), 4), np.float32)
   ids = np.arange(base, base + len(masks))
-  return TrackedFrame(t, t / 25, SIZE, Instances(ids, np.array(scores, np.float32), boxes, found), tuple(phrases))
+  instances = Instances(ids, np.array(scores, np.float32), boxes, found)
+  return TrackedFrame(t, t / 25, SIZE, instances, tuple(phrases))
 
 
 @pytest.fixture
