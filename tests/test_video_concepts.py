@@ -154,7 +154,8 @@ def tracks(frames):
 
 @pytest.mark.slow
 def test_a_stream_equals_a_session_and_frames_leave_late(model):
-  frames = video_frames()
+  # A stream counts as 16 frames or more, which changes the times of pointers in a shorter video.
+  frames = video_frames()[np.arange(16) % 12]
   with model.video(frames) as session:
     session.find(PHRASE)
     wanted = tracks(session.run())
@@ -191,7 +192,9 @@ def test_several_phrases_are_found_as_each_of_them_alone(model):
     assert len(set(ids)) == len(ids)
     for phrase in alone:
       one, wanted = both.of(phrase), alone[phrase][both.index].instances
-      np.testing.assert_array_equal(np.asarray(one.masks), np.asarray(wanted.masks))
+      # Programs for another number of slots round differently, and these objects are nearly equal.
+      differ = np.asarray(one.masks) != np.asarray(wanted.masks)
+      assert differ.sum() <= 1e-4 * differ.size  # measured 1.3e-5
       np.testing.assert_array_equal(one.scores, wanted.scores)
       for mine, theirs in zip(one.ids.tolist(), wanted.ids.tolist(), strict=True):
         assert known.setdefault((phrase, theirs), mine) == mine
