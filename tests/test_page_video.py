@@ -80,7 +80,7 @@ def go(one, frame):
 
 
 def rows(one):
-  return one.get("#timeline .text").all_inner_texts()
+  return one.get("#timeline .text")
 
 
 def presence(one, number=0):
@@ -98,7 +98,7 @@ def test_click_track_correct_and_export(server, browser, clip, tmp_path):
     assert presence(one) == "object 1 is on frames 0. Go to its next appearance"
     one.get("#new-object").click()
     one.click(*LION)
-    assert rows(one) == ["object 1", "object 2"]
+    one.expect(rows(one)).to_have_text(["object 1", "object 2"])
 
     track(one)
     one.expect(one.get("#status")).to_have_text(f"Tracked {FRAMES} frames.")
@@ -133,7 +133,7 @@ def test_click_track_correct_and_export(server, browser, clip, tmp_path):
 
     one.get("#timeline [data-remove]").first.click()
     one.expect(one.get("#status")).to_have_text("Removed object 1.")
-    assert rows(one) == ["object 2"]
+    one.expect(rows(one)).to_have_text(["object 2"])
     one.expect(one.get("#alert")).to_be_hidden()
 
 
@@ -142,14 +142,14 @@ def test_phrases_find_objects_on_every_frame(server, browser, clip):
     ready(one, clip)
     one.ask("lion")
     one.expect(one.get("#status")).to_contain_text("lion: 1 object on frame 0.")
-    assert rows(one) == ["lion 1"]
+    one.expect(rows(one)).to_have_text(["lion 1"])
     one.ask("hot dog")
     track(one)
-    assert rows(one) == ["lion 1", "hot dog 2"]
+    one.expect(rows(one)).to_have_text(["lion 1", "hot dog 2"])
     assert f"0 to {FRAMES - 1}" in presence(one, 0)
     one.get("#video-phrases button").first.click()
     one.expect(one.get("#status")).to_have_text("Removed lion.")
-    assert rows(one) == ["hot dog 2"]
+    one.expect(rows(one)).to_have_text(["hot dog 2"])
     assert one.get("#video-phrases li").all_inner_texts() == ["hot dog"]
 
 
@@ -172,7 +172,7 @@ def test_a_video_by_keyboard(server, browser, clip):
       press("Shift+ArrowRight")
     press("Enter")
     one.idle()
-    assert rows(one) == ["object 1"]
+    one.expect(rows(one)).to_have_text(["object 1"])
     press("t")
     one.expect(one.get("#status")).to_have_text(f"Tracked {FRAMES} frames.")
     one.get("#video-frame").focus()
@@ -189,7 +189,7 @@ def test_a_video_by_keyboard(server, browser, clip):
     one.expect(one.get("#timeline .selected .text")).to_have_text("object 1")
     press("Delete")
     one.expect(one.get("#status")).to_have_text("Removed object 1.")
-    assert rows(one) == []
+    one.expect(rows(one)).to_have_text([])
 
 
 def test_tracking_is_stopped(server, browser, clip):
