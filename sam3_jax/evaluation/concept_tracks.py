@@ -14,9 +14,9 @@ from typing import Any
 from sam3_jax.datasets.annotation_fields import integer_field
 from sam3_jax.datasets.video_annotations import Video, VideoPair, compress_frames
 from sam3_jax.datasets.video_boxes import read_boxes
-from sam3_jax.evaluation.track_predictions import LINES, read_line
+from sam3_jax.evaluation.track_predictions import LINES, has_lines, read_entries, read_line
 from sam3_jax.outputs.rle import Box, Rle, areas
-from sam3_jax.utils.json_text import parse, shown
+from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
 from sam3_jax.utils.validation import are_finite
@@ -73,7 +73,7 @@ def read(
     ValueError: the file is invalid; the message names the faults.
   """
   path, kept = Path(path), Notes() if notes is None else notes
-  found = _read_lines(path, videos) if _has_lines(path) else _read_results(path, videos)
+  found = _read_lines(path, videos) if has_lines(path) else _read_results(path, videos)
   categories = {video.id: {pair.category for pair in all_pairs(video)} for video in videos}
   for number, several in found.items():
     own = [one for one in several if one.category in categories[number]]
@@ -105,17 +105,8 @@ def to_results(video: int, tracks: Sequence[ConceptTrack]) -> list[dict[str, Any
   return results
 
 
-def _has_lines(path: Path) -> bool:
-  return path.is_dir() or path.name.endswith(LINES)
-
-
 def _read_results(path: Path, videos: Sequence[Video]) -> dict[int, list[ConceptTrack]]:
-  if not path.is_file():
-    raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
-  content = parse(path.read_bytes(), str(path))
-  entries = content.get("annotations") if isinstance(content, dict) else content
-  if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-    raise ValueError(f"{path} has no predictions; {EXPECTED}")
+  entries = read_entries(path, EXPECTED)
   by_id, faults = {video.id: video for video in videos}, []
   found: dict[int, list[ConceptTrack]] = {}
   for index, entry in enumerate(entries):

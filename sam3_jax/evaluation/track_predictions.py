@@ -45,14 +45,9 @@ def read(path: str | Path, videos: Sequence[Video]) -> dict[int, dict[int, tuple
     ValueError: the file is invalid; the message names the faults.
   """
   path = Path(path)
-  if path.is_dir() or path.name.endswith(LINES):
+  if has_lines(path):
     return _read_lines(path, videos)
-  if not path.is_file():
-    raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
-  content = parse(path.read_bytes(), str(path))
-  entries = content.get("annotations") if isinstance(content, dict) else content
-  if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-    raise ValueError(f"{path} has no predictions; {EXPECTED}")
+  entries = read_entries(path, EXPECTED)
   by_id, faults = {video.id: video for video in videos}, []
   found: dict[int, dict[int, tuple[Rle | None, ...]]] = {}
   for index, entry in enumerate(entries):
@@ -65,6 +60,27 @@ def read(path: str | Path, videos: Sequence[Video]) -> dict[int, dict[int, tuple
       faults.append(str(error))
   raise_faults(faults, str(path), "Correct the file, or give the one for these videos.")
   return found
+
+
+def has_lines(path: Path) -> bool:
+  """Whether predictions are files of `sam3-jax track`, one for each video."""
+  return path.is_dir() or path.name.endswith(LINES)
+
+
+def read_entries(path: Path, expected: str) -> list[dict[str, Any]]:
+  """The entries of a JSON file of predictions, which is a list or has `annotations`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it has no such list; `expected` is the remedy.
+  """
+  if not path.is_file():
+    raise FileNotFoundError(f"there is no file of predictions {path}: check the path.")
+  content = parse(path.read_bytes(), str(path))
+  entries = content.get("annotations") if isinstance(content, dict) else content
+  if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    raise ValueError(f"{path} has no predictions; {expected}")
+  return entries
 
 
 def score(
