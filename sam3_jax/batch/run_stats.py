@@ -76,12 +76,16 @@ class RunStats:
   def progress_line(self) -> str:
     """Images done so far, and the rate."""
     count, seconds = self.done + self.failed, max(self.seconds, 1e-9)
-    left = (self.total - count) * seconds / count if count else None
     return (
       f"{count:,} of {self.total:,} images, {count / seconds:.1f} images/s, "
-      f"{self.prompts / seconds:.1f} prompts/s, {self.failed:,} failed, "
-      f"{'?' if left is None else _duration(left)} left"
+      f"{self.prompts / seconds:.1f} prompts/s, {self._end()}"
     )
+
+  def _end(self) -> str:
+    """The failures, and the time that is left."""
+    count, seconds = self.done + self.failed, max(self.seconds, 1e-9)
+    left = _duration((self.total - count) * seconds / count) if count else "?"
+    return f"{self.failed:,} failed, {left} left"
 
   def summary(self) -> list[str]:
     """Lines for the end of the run."""
@@ -117,12 +121,10 @@ class VideoStats(RunStats):
   kept_frames: int = 0
 
   def progress_line(self) -> str:
-    count, seconds = self.done + self.failed, max(self.seconds, 1e-9)
-    left = (self.total - count) * seconds / count if count else None
+    seconds = max(self.seconds, 1e-9)
     return (
-      f"{count:,} of {self.total:,} videos, {self.frames:,} frames, "
-      f"{self.frames / seconds:.1f} frames/s, {self.failed:,} failed, "
-      f"{'?' if left is None else _duration(left)} left"
+      f"{self.done + self.failed:,} of {self.total:,} videos, {self.frames:,} frames, "
+      f"{self.frames / seconds:.1f} frames/s, {self._end()}"
     )
 
   def summary(self) -> list[str]:
