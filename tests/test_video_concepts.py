@@ -280,3 +280,28 @@ def test_objects_with_the_same_mask_share_no_cell():
   assert shared[9].mask_logits is mask
   assert (shared[9].object_logit, shared[9].iou) == (2.0, 0.7)
   assert all(shared[i] is results[i] for i in (3, 5, 11))
+
+
+@pytest.mark.slow
+def test_several_concepts_of_other_images_are_tracked(model):
+  frames = video_frames()[:3]
+  embedding = model.encode(frames[0])
+  boxes = [[48, 36, 80, 66]], [[89, 7, 126, 45]]
+  concepts = [model.concept(embedding, Prompt(boxes=one)) for one in boxes]
+  with model.video(frames) as session:
+    found = [session.find(concept) for concept in concepts]
+    shown = list(session.run())
+    assert [one.number for one in session.finder.concepts] == [0, 1]
+  assert all(found)
+  assert not set(found[0]) & set(found[1])
+  assert all(frame.phrases == () for frame in shown)
+
+
+def test_a_phrase_that_cannot_be_found_leaves_nothing_behind(model, monkeypatch):
+  with model.video(video_frames()[:2]) as session:
+    with monkeypatch.context() as patched:
+      patched.setattr(ConceptTracker, "_detect", lambda *_: 1 / 0)
+      with pytest.raises(ZeroDivisionError):
+        session.find(PHRASE)
+    assert session.phrases == []
+    assert session.find(PHRASE)

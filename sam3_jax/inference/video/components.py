@@ -14,7 +14,7 @@ def clean_mask(logits: Float[np.ndarray, "Hm Wm"], area: int) -> Float[np.ndarra
   Holes are regions of 8-connected cells outside the mask, wherever they are; islands are such
   regions of the mask, if they are at most half of it.
   """
-  if area <= 0:
+  if area <= 0 or (logits.size > area and not (logits > 0).any()):
     return logits
   holes = _small_regions(logits <= 0, area)
   logits = np.where(holes, np.float32(FILLED), logits)

@@ -49,18 +49,20 @@ class FrameEmbedding(NamedTuple):
   visual: VisualEmbedding
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class TrackedConcept:
   """A concept prompt of a session, and its objects.
 
   Attributes:
     prompt: phrase, exemplars, or both.
     position: of the frame on which it was given.
+    number: differs between the concepts of a session.
     objects: those it found so far.
   """
 
   prompt: ConceptPrompt
   position: int
+  number: int
   objects: ConceptObjects = dataclasses.field(default_factory=ConceptObjects)
 
   @property
@@ -152,48 +154,30 @@ class ConceptTracker:
     Returns:
       The objects of the frame; `new` and `removed` name those that come and go.
     """
-    state, tracker = self.tracker.state, self.tracker
+    state = self.tracker.state
     owners = state.owners
     found = {identity for one in concepts for identity in one.objects.ids}
     groups = [*clicked, *{id(owners[i]): owners[i] for i in sorted(found)}.values()]
-    tracked = [group for group in groups if position not in group.conditioning]
-    tracker.readings, started = [], None
-    if tracked:
-      started = tracker.propagate(embedding.visual, position, tracked, backward, found)
+    started = self._propagate(position, embedding.visual, groups, found, backward)
     prompts = [one.prompt_on(position, backward, self._rules) for one in concepts]
     detected = self._detect(embedding.concepts, prompts)
     if ahead is not None:
       ahead()
-    results, pointers = {}, {}
-    if started is not None:
-      results, pointers = tracker.record(started, position, tracked, backward)
-    for group in groups:
-      if position in group.conditioning:
-        group.pass_over(position, backward)
-        given = tracker.conditioned(group, position)
-        results |= given[0]
-        pointers |= given[1]
+    results, pointers = self._tracked(position, groups, started, backward)
     held = HeldFrame(frame.index, frame.time)
     memories: list[Results] = []
     added: list[tuple[TrackedConcept, FrameDetections, Decision]] = []
     for concept, prompt, detections in zip(
       concepts, prompts, self._kept(prompts, detected), strict=True
     ):
-      before = list(concept.objects.ids)
-      clean = share_equal_masks({i: self._clean(results[i]) for i in before})
-      room = self._rules.max_num_objects - len(state.slots) - len(held.new)
+      clean = share_equal_masks({i: self._clean(results[i]) for i in concept.objects.ids})
       scores = dict(concept.objects.scores)
       decision = self._decide(
-        concept, position, detections, clean, next_id, room, prompt is not None, backward
+        concept, position, detections, clean, next_id, len(held.new), prompt is not None, backward
       )
       next_id += len(decision.new)
       held.new += decision.new
-      for identity, row in decision.refined.items():
-        refined = clean[identity]._replace(mask_logits=detections.mask_logits[row])
-        clean[identity] = self._clean(refined)
-      for identity in decision.occluded:
-        empty = np.full_like(clean[identity].mask_logits, EMPTY_LOGIT)
-        clean[identity] = clean[identity]._replace(mask_logits=empty)
+      self._change_masks(clean, detections, decision)
       self._recondition(position, embedding.visual, detections, decision, results, pointers)
       memories.append(clean)
       added.append((concept, detections, decision))
@@ -214,6 +198,33 @@ class ConceptTracker:
       for group in groups:
         state.forget_conditioning(group, position, backward)
     return held
+
+  def _propagate(
+    self, position: int, embedding: VisualEmbedding, groups: Sequence[Group], found: set[int],
+    backward: bool,
+  ) -> TrackedObjects | None:  # fmt: skip
+    """Starts to track groups to the frame, except those with a prompt on it; None for no group."""
+    tracked = _unprompted(groups, position)
+    self.tracker.readings = []
+    if not tracked:
+      return None
+    return self.tracker.propagate(embedding, position, tracked, backward, found)
+
+  def _tracked(
+    self, position: int, groups: Sequence[Group], started: TrackedObjects | None, backward: bool
+  ) -> tuple[Results, Pointers]:
+    """What groups have on the frame, from tracking or from their prompts."""
+    results, pointers = {}, {}
+    if started is not None:
+      tracked = _unprompted(groups, position)
+      results, pointers = self.tracker.record(started, position, tracked, backward)
+    for group in groups:
+      if position in group.conditioning:
+        group.pass_over(position, backward)
+        given = self.tracker.conditioned(group, position)
+        results |= given[0]
+        pointers |= given[1]
+    return results, pointers
 
   def _detect(self, embedding: ImageEmbedding, prompts: Sequence[ConceptPrompt | None]) -> Any:
     """Starts to detect; returns detections of the prompts that are not None."""
@@ -251,8 +262,10 @@ class ConceptTracker:
 
   def _decide(
     self, concept: TrackedConcept, position: int, detections: FrameDetections, clean: Results,
-    next_id: int, room: int, prompted: bool, backward: bool,
+    next_id: int, added: int, prompted: bool, backward: bool,
   ) -> Decision:  # fmt: skip
+    """Decides for a concept; `added` is the number of objects that others got on this frame."""
+    room = self._rules.max_num_objects - len(self.tracker.state.slots) - added
     side, ids = self.tracker.state.config.mask_size, concept.objects.ids
     masks = np.array([clean[i].mask_logits for i in ids], np.float32).reshape(-1, side, side)
     logits = np.array([clean[i].object_logit for i in ids], np.float32)
@@ -264,6 +277,15 @@ class ConceptTracker:
   def _clean(self, result: ObjectResult) -> ObjectResult:
     """Without small holes and islands."""
     return result._replace(mask_logits=clean_mask(result.mask_logits, self._rules.fill_hole_area))
+
+  def _change_masks(self, clean: Results, detections: FrameDetections, decision: Decision) -> None:
+    """Gives objects the masks of detections that are trusted, and empties those of hidden ones."""
+    for identity, row in decision.refined.items():
+      refined = clean[identity]._replace(mask_logits=detections.mask_logits[row])
+      clean[identity] = self._clean(refined)
+    for identity in decision.occluded:
+      empty = np.full_like(clean[identity].mask_logits, EMPTY_LOGIT)
+      clean[identity] = clean[identity]._replace(mask_logits=empty)
 
   def _recondition(
     self, position: int, embedding: VisualEmbedding, detections: FrameDetections,
@@ -307,7 +329,7 @@ class ConceptTracker:
   ) -> None:  # fmt: skip
     """Makes memories of the objects that were there before the frame."""
     tracker = self.tracker
-    free = [group for group in clicked if position not in group.conditioning]
+    free = _unprompted(clicked, position)
     if free and started is not None:
       tracker.memorize_tracked(embedding, position, started, free, results, pointers)
     found = [group for group in groups if not any(group is one for one in clicked)]
@@ -339,7 +361,7 @@ class ConceptTracker:
     detections: FrameDetections, decision: Decision,
   ) -> list[ShownObject]:  # fmt: skip
     """What a frame shows of a concept's objects, new ones included; `scores` are of the others."""
-    number, phrase = self.concepts.index(concept), concept.phrase
+    number, phrase = concept.number, concept.phrase
     found = [
       ShownObject(i, one, scores[i], phrase, number)
       for i, one in clean.items()
@@ -354,15 +376,20 @@ class ConceptTracker:
     return found
 
 
+def _unprompted(groups: Sequence[Group], position: int) -> list[Group]:
+  """The groups without a prompt on a frame."""
+  return [group for group in groups if position not in group.conditioning]
+
+
 def share_equal_masks(results: Results) -> Results:
   """Gives objects with the same mask exactly the same logits, those of the first one, so that not
   rounding decides which of them a cell belongs to."""
   ids, shared = list(results), dict(results)
   inside = [results[i].mask_logits > 0 for i in ids]
-  areas = [mask.sum() for mask in inside]
+  areas = [int(mask.sum()) for mask in inside]
   for k, identity in enumerate(ids):
     for j, other in enumerate(ids[:k]):
-      if abs(areas[j] - areas[k]) > 0.01 * areas[k]:
+      if not areas[k] or abs(areas[j] - areas[k]) > 0.01 * areas[k]:
         continue
       mine, first = results[identity], shared[other]
       if np.abs(mine.mask_logits - first.mask_logits).max() < SAME_LOGIT:

@@ -279,11 +279,13 @@ class PromptedObjects:
 
   def find_at(self, position: int, prompt: Any) -> list[int]:
     """As `find`, on a position in the clip."""
-    concept = TrackedConcept(self.finder.check(prompt), position)
+    number = 1 + max((one.number for one in self.finder.concepts), default=-1)
+    concept = TrackedConcept(self.finder.check(prompt), position, number)
     self.remember_prompts()
     loaded = self.load_frame(position, concepts=True)
+    found = self.step(loaded, position, [concept], [], backward=False).new
     self.finder.concepts.append(concept)
-    return self.step(loaded, position, [concept], [], backward=False).new
+    return found
 
   def step(
     self, loaded: LoadedFrame, position: int, concepts: list[TrackedConcept],
@@ -308,8 +310,8 @@ class PromptedObjects:
       if concept is None:
         found.append(ShownObject(identity, clean))
       else:
-        score, number = concept.objects.scores[identity], self.finder.concepts.index(concept)
-        found.append(ShownObject(identity, clean, score, concept.phrase, number))
+        score = concept.objects.scores[identity]
+        found.append(ShownObject(identity, clean, score, concept.phrase, concept.number))
     return found
 
   def _store(self, group: Group, identity: int, position: int, answer: Answer) -> None:

@@ -181,6 +181,7 @@ def _concept_values(one: TrackedConcept) -> dict[str, Any]:
   return {
     "prompt": {"text": prompt.text} if isinstance(prompt, Concept) else prompt_as_json(prompt),
     "position": one.position,
+    "number": one.number,
     "ids": objects.ids,
     "scores": list(objects.scores.items()),
     "lives": {name: np.asarray(x).tolist() for name, x in objects.lives._asdict().items()},
@@ -202,7 +203,7 @@ def _concept(
   }
   lives["duplicates"] = lives["duplicates"].reshape(count, count)
   objects = ConceptObjects(values["ids"], Lifetimes(**lives), dict(values["scores"]))
-  return TrackedConcept(prompt, values["position"], objects)
+  return TrackedConcept(prompt, values["position"], values["number"], objects)
 
 
 def _held_values(frame: HeldFrame) -> dict[str, Any]:
