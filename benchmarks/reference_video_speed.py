@@ -1,4 +1,4 @@
-"""The transformers side of `video_speed.py`: `Sam3VideoModel` as it is, without patches. Needs the
+"""The transformers side of `video_speed.py`: `Sam3VideoModel` without patches. Needs the
 extra `reference`."""
 
 import argparse

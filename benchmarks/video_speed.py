@@ -10,7 +10,7 @@ they take turns, frame by frame. The threshold of the scores lies between the th
 score of the first frame, and the other rules neither add nor remove objects, so that each side
 tracks three objects. The first two frames, in which programs are compiled, are not counted.
 
-transformers runs as it is: without the package `kernels` it leaves small holes in masks, so
+transformers runs without patches: without the package `kernels` it leaves small holes in masks, so
 sam3-jax leaves them, too. Both yield masks on the decoder's grid. Seconds are also given as CPU
 time of all threads, which other work on the machine affects less.
 """

@@ -241,7 +241,7 @@ class _Comparison:
           modified = False
           if not self._same_content(item, known.failed[index]):
             self.changed_failures.append(item.name)
-        else:  # a missing or retried input is done as it is now
+        else:  # a missing or retried input is done with its present content
           modified = frozen[index].identity is not None and index not in known.retried
         if modified:
           self._then[item.name], self._now[item.name] = None, item.identity

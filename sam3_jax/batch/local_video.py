@@ -71,7 +71,7 @@ def local_video(item: Input) -> Iterator[LocalVideo]:
 
 
 def read_identity(item: Input) -> FileIdentity:
-  """Reads a video for the digest of its content, as it is now.
+  """Reads a video for the digest of its present content.
 
   Raises:
     OSError: it cannot be read.

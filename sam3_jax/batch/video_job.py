@@ -21,7 +21,7 @@ class VideoJob(BatchJob):
 
   Attributes:
     part_size: videos per part. A killed process loses the videos of its part that were done, so it
-      is 1 unless there are so many short videos that the number of files matters.
+      is 1; a larger one makes fewer files of many short videos.
   """
 
   noun = "video"

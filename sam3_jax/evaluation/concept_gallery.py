@@ -24,8 +24,8 @@ from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.outputs.video_overlay import draw_objects
 
 FRAMES = 60  # at most, in a film; of longer videos, evenly spaced ones
-SIDE = 480  # longest side of one picture, in pixels
-_DURATION, _GAP = 125, 8  # milliseconds of a frame; pixels between the pictures
+SIDE = 480  # longest side of an image, in pixels
+_DURATION, _GAP = 125, 8  # milliseconds of a frame; pixels between the images
 _TEXT = """The pairs with the lowest HOTA of {pairs}, worst first; among equals, those with more
 errors at IoU 0.50 first. Ground truth is on the left, prediction on the right: a predicted track
 has the color and the number of the object that it follows best. Tracks with a score of at least
