@@ -16,6 +16,10 @@ from sam3_jax.inference.video.tracker import ObjectResult
 PHRASE, BOX = "a moving shape", (0.3, 0.3, 0.5, 0.55)  # the box as fractions
 META = Rules.meta()
 # Largest difference over largest magnitude, as measured on a CPU. Ten times as much is allowed.
+# From this call on, rounding decides the numbers of `box`: two of its objects are nearly equal, and
+# one keeps 0.293 (SSE 4.2) or 0.304 (AVX 2) of its cells. It is remembered as hidden below 0.3.
+ROUNDED = {"box": 8}
+ROUNDED_CELLS = 0.01  # of a mask; measured 0.0048
 MEASURED = {"scores": 6.3e-7, "logits": 2.4e-7, "masks": 3.3e-7, "memory": 1.9e-6, "pointer": 6e-7}
 
 
@@ -86,7 +90,11 @@ class Follower:
     self.equal("ids after", np.array(objects.ids) - 1, golden["ids_after"])
     if len(detections.scores):
       self.measure("scores", detections.scores, golden["det_scores"])
-    if ids:
+    if ids and self.calls >= ROUNDED.get(self.case, 99):
+      masks = np.array([clean[i].mask_logits for i in ids]) > 0
+      wanted = unpacked(golden["track_mask_logits"], 48)
+      self.equal("nearly equal", (masks != wanted).mean((1, 2)) <= ROUNDED_CELLS, [True] * len(ids))
+    elif ids:
       logits = [clean[i].object_logit for i in ids]
       self.measure("logits", logits, golden["track_object_logits"])
       masks = np.array([clean[i].mask_logits for i in ids])
