@@ -79,17 +79,18 @@ def serve(watch: Stopwatch, track: Callable[[], int], about: dict[str, Any]) -> 
 
 
 def threshold(scores: Any) -> float:
-  """A score threshold that exactly `OBJECTS` of the scores exceed."""
-  best = sorted((float(x) for x in scores), reverse=True)[: OBJECTS + 1]
-  if len(best) <= OBJECTS or not 0.001 < best[-1] < best[-2] < 0.999:
-    raise SystemExit(f"no threshold keeps exactly {OBJECTS} objects of the scores {best}.")
-  return (best[-1] + best[-2]) / 2
+  """A score threshold that `OBJECTS` of the scores exceed, or more if those are equal."""
+  best = sorted((float(x) for x in scores), reverse=True)
+  lower = [score for score in best if score < best[OBJECTS - 1]]
+  if not lower or not 0.001 < lower[0] < best[OBJECTS - 1] < 0.999:
+    raise SystemExit(f"no threshold keeps {OBJECTS} objects of the scores {best[: OBJECTS + 1]}.")
+  return (best[OBJECTS - 1] + lower[0]) / 2
 
 
 def rules(limit: float) -> dict[str, Any]:
   """Rules that keep the objects of the first frame: none is added, removed or changed later."""
   return {
     "score_threshold_detection": limit, "det_nms_thresh": 0.0, "new_det_thresh": 1.0,
-    "hotstart_delay": 0, "recondition_every_nth_frame": 0, "fill_hole_area": 0,
-    "suppress_overlapping_based_on_recent_occlusion_threshold": 0.0,
+    "max_num_objects": OBJECTS, "hotstart_delay": 0, "recondition_every_nth_frame": 0,
+    "fill_hole_area": 0, "suppress_overlapping_based_on_recent_occlusion_threshold": 0.0,
   }  # fmt: skip

@@ -6,9 +6,9 @@
 
 The checkpoint is that of `parity.py`, with seeded weights; `--work` may name the same directory.
 The frames are crops of a photograph that move across it. Each side has a process of its own, and
-they take turns, frame by frame. The threshold of the scores lies between the third and the fourth
-score of the first frame, and the other rules neither add nor remove objects, so that each side
-tracks three objects. The first two frames, in which programs are compiled, are not counted.
+they take turns, frame by frame. The threshold of the scores lies below the third score
+of the first frame, and the other rules neither add nor remove objects, so that each side tracks
+three objects. The first two frames, in which programs are compiled, are not counted.
 
 transformers runs without patches: without the package `kernels` it leaves small holes in masks, so
 sam3-jax leaves them, too. Both yield masks on the decoder's grid. Seconds are also given as CPU

@@ -46,9 +46,9 @@ LIMITS = (10**9, QUERIES * KEYS, 3 * KEYS)
 CHOICES = ((), ("bias", "valid"), ("causal",), ("valid", "causal"))
 
 
-def plan(monkeypatch, limit, ones=False, by_frame=False):
+def plan(monkeypatch, limit, ones=False):
   """Sets the plan for this machine; `ones` is used on TPUs."""
-  chosen = sam3_jax.ops.attention.Plan(limit, limit, ones, by_frame)
+  chosen = sam3_jax.ops.attention.Plan(limit, limit, ones)
   monkeypatch.setattr(sam3_jax.ops.attention, "CPU", {"float32": chosen})
   monkeypatch.setattr(sam3_jax.ops.attention, "OTHERS", chosen)
 
@@ -127,7 +127,7 @@ def test_bfloat16():
 @pytest.mark.parametrize("limit", [10**9, 6 * 5, 2 * 5], ids=["at once", "frames", "blocks"])
 def test_attention_to_frames(monkeypatch, limit, ones):
   """All frames at once, one by one, and one by one in blocks of queries; some are not valid."""
-  plan(monkeypatch, limit, ones, by_frame=True)
+  plan(monkeypatch, limit, ones)
   query, keys, values = normal(0, 6, 8), normal(1, 3, 5, 8), normal(2, 3, 5, 8)
   key, value = normal(3, 4, 8), normal(4, 4, 8)
 

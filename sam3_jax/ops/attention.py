@@ -25,21 +25,19 @@ class Plan(NamedTuple):
     query_logits: maximum number of logits in a chunk of one head's queries.
     ones: whether the sum of the weights is computed by the product with the values, to which a
       column of ones is appended.
-    by_frame: whether `attention_to_frames` adds frames one by one.
   """
 
   head_logits: int
   query_logits: int
   ones: bool
-  by_frame: bool = False
 
 
 # 16 MB of logits: 12 heads of windows of the released trunk, or 648 queries of a global block. In
 # float32 the extra column costs as much as the sums; in bfloat16 it costs half, and the sums the
 # same.
 CPU = {
-  "float32": Plan(2**22, 2**22, ones=False, by_frame=True),
-  "bfloat16": Plan(2**22, 2**22, ones=True, by_frame=True),
+  "float32": Plan(2**22, 2**22, ones=False),
+  "bfloat16": Plan(2**22, 2**22, ones=True),
 }
 # 64 MB: 48 heads of windows, or 8 heads of the decoder (16 of those, 67 MB, do not stay in VMEM).
 # And 32 MB: 1296 queries; a TPU v6e is slower with 2592. The matrix units are idle, so sums are
@@ -95,9 +93,9 @@ def attention_to_frames(
 ) -> Float[Array, "I C"]:
   """As `attention` with one head, to keys of several frames.
 
-  On a CPU, if all logits are more than a chunk, frames are added one by one to running sums with a
-  running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and those that are not valid take
-  no time.
+  If all logits are more than a chunk, each block of queries adds frames one by one to running sums
+  with a running maximum (Milakov and Gimelshein 2018, arXiv:1805.02867), and frames that are not
+  valid take no time.
 
   Args:
     query: of the only head.
@@ -106,47 +104,47 @@ def attention_to_frames(
       key must be valid.
   """
   plans = CPU.get(query.dtype.name, CPU["float32"]), OTHERS
-  on_cpu, elsewhere = (functools.partial(_scan_frames, plan=plan) for plan in plans)
-  operands = {"query": query, "first": first, "frames": frames}
-  return platform_dependent(operands, cpu=on_cpu, default=elsewhere)
+  on_cpu, elsewhere = (functools.partial(_by_frame, plan=plan) for plan in plans)
+  return platform_dependent(query, first, frames, cpu=on_cpu, default=elsewhere)
 
 
 class _Sums(NamedTuple):
-  """The softmax over the keys so far, for blocks of queries: the largest logit, the sum of the
+  """The softmax over the keys so far, for a block of queries: the largest logit, the sum of the
   weights, and the weighted sum of the values."""
 
-  top: Float[Array, "N B 1"]
-  total: Float[Array, "N B 1"]
-  out: Float[Array, "N B C"]
+  top: Float[Array, "B 1"]
+  total: Float[Array, "B 1"]
+  out: Float[Array, "B C"]
 
 
-def _scan_frames(operands: dict[str, Any], *, plan: Plan) -> Float[Array, "I C"]:
-  query, (count, channels) = operands["query"], operands["query"].shape
-  keys, values, valid = operands["frames"]
-  logits = count * (keys.shape[0] * keys.shape[1] + len(operands["first"][0]))
-  if not plan.by_frame or logits <= plan.query_logits:
-    return _all_frames(**operands, plan=plan)
+def _by_frame(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
+  """As `attention_to_frames`."""
+  (count, channels), (keys, values, valid) = query.shape, frames
+  logits = count * (keys.shape[0] * keys.shape[1] + len(first[0]))
+  if logits <= plan.query_logits:
+    return _all_frames(query, first, frames, plan)
   block = _divisor(count, plan.query_logits // keys.shape[1])
   # Scales the queries, not the logits: a pass over the logits less.
   blocks = (query / math.sqrt(channels)).astype(query.dtype).reshape(-1, block, channels)
-  zeros = jnp.zeros((*blocks.shape[:2], 1), jnp.float32)
-  sums = _Sums(zeros + LOWEST, zeros, jnp.zeros(blocks.shape, jnp.float32))
+  if plan.ones:
+    values, first = _with_ones(values), (first[0], _with_ones(first[1]), first[2])
 
   @jax.checkpoint
-  def add(sums: _Sums, key: Array, value: Array, valid: Array | None = None) -> _Sums:
-    if plan.ones:
-      value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
-    chunk = functools.partial(_add_block, key=key, value=value, valid=valid)
-    if len(blocks) > 1:
-      return jax.lax.map(chunk, (blocks, sums))
-    return jax.tree.map(lambda x: x[None], chunk(jax.tree.map(lambda x: x[0], (blocks, sums))))
+  def chunk(query: Array) -> Array:
+    zeros = jnp.zeros((block, 1), jnp.float32)
+    sums = _Sums(zeros + LOWEST, zeros, jnp.zeros((block, channels), jnp.float32))
+    sums = _add_keys(query, sums, *first)
 
-  def step(sums: _Sums, frame: tuple[Array, Array, Array]) -> tuple[_Sums, None]:
-    key, value, used = frame
-    return jax.lax.cond(used, add, lambda sums, *_: sums, sums, key, value), None
+    def step(sums: _Sums, frame: tuple[Array, Array, Array]) -> tuple[_Sums, None]:
+      key, value, used = frame
+      value = jax.lax.optimization_barrier(value)  # a TPU is slower if its products slice
+      add = jax.checkpoint(functools.partial(_add_keys, query))
+      return jax.lax.cond(used, add, lambda sums, *_: sums, sums, key, value), None
 
-  sums, _ = jax.lax.scan(step, add(sums, *operands["first"]), (keys, values, valid))
-  return (sums.out / sums.total).reshape(query.shape).astype(values.dtype)
+    sums, _ = jax.lax.scan(step, sums, (keys, values, valid))
+    return (sums.out / sums.total).astype(values.dtype)
+
+  return jax.lax.map(chunk, blocks).reshape(query.shape)
 
 
 def _all_frames(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
@@ -158,24 +156,29 @@ def _all_frames(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
   return _head(query, key, value, valid=valid, plan=plan, causal=False, dropout=0.0)
 
 
-def _add_block(operands: tuple[Array, _Sums], *, key, value, valid) -> _Sums:
+def _add_keys(
+  query: Float[Array, "B C"], sums: _Sums, key: Float[Array, "J C"], value: Float[Array, "J C2"],
+  valid: Bool[Array, " J"] | None = None,
+) -> _Sums:  # fmt: skip
   """Adds keys to the sums of a block of queries; `value` may end in a column of ones."""
-  query, (top, total, out) = operands
-  channels = query.shape[1]
   logits = einsum("ic,jc->ij", query, key, preferred_element_type=jnp.float32)
   if valid is not None:
     logits = jnp.where(valid, logits, -jnp.inf)
   # The shift cancels out and needs no gradient.
-  highest = jnp.maximum(top, jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
-  weights, kept = jnp.exp(logits - highest), jnp.exp(top - highest)
+  highest = jnp.maximum(sums.top, jax.lax.stop_gradient(logits.max(axis=1, keepdims=True)))
+  weights, kept = jnp.exp(logits - highest), jnp.exp(sums.top - highest)
   added = einsum(
     "ij,jc->ic", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
   )
-  if value.shape[1] > channels:
+  if value.shape[1] > query.shape[1]:
     added, weight = added[:, :-1], added[:, -1:]
   else:
     weight = weights.sum(axis=1, keepdims=True)
-  return _Sums(highest, total * kept + weight, out * kept + added)
+  return _Sums(highest, sums.total * kept + weight, sums.out * kept + added)
+
+
+def _with_ones(value: Float[Array, "*A J C"]) -> Float[Array, "*A J C2"]:
+  return jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
 
 
 def _heads_first(x: Float[Array, "A I Heads C"]) -> Float[Array, "AHeads I C"]:
@@ -203,7 +206,7 @@ def _map_heads(
 def _head(query, key, value, bias=None, valid=None, dropout_key=None, *, plan, causal, dropout):
   """One head: query [I, C], key and value [J, C], bias [I, Y] and [I, X], valid [J]."""
   if plan.ones and dropout_key is None:
-    value = jnp.concatenate([value, jnp.ones_like(value[:, :1])], axis=1)
+    value = _with_ones(value)
   block = _divisor(len(query), plan.query_logits // len(key))
   if block >= len(query) or causal or dropout_key is not None:
     return _block(query, bias, key, value, valid, dropout_key, causal, dropout)

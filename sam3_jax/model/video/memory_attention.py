@@ -146,7 +146,7 @@ class CrossAttention(nn.Module):
   """Attention of one head to the cells of several frames, and to tokens.
 
   Rotary positions of the grid apply to the queries and to the cells of every frame, but not to the
-  tokens. On a CPU, frames of large maps that are not valid take no time.
+  tokens. Frames of large maps that are not valid take no time.
   """
 
   grid: int

@@ -1,8 +1,13 @@
 """The memory encoder: an object's mask and the frame's coarse map become the memory of a frame
 (SAM 2, Ravi et al. 2024, arXiv:2408.00714, section 4 and appendix D)."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.lax import platform_dependent
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -10,7 +15,9 @@ from sam3_jax.config import VideoConfig
 from sam3_jax.model.layers import Mlp, conv, gelu, stacked
 from sam3_jax.model.norms import LayerNorm
 from sam3_jax.ops.bilinear import resize
+from sam3_jax.ops.blocks import channel_mean, halve, to_blocks
 from sam3_jax.ops.depthwise import depthwise_conv
+from sam3_jax.ops.precision import convolve
 
 EPSILON = 1e-6  # of all norms in this file
 
@@ -42,19 +49,51 @@ class MemoryEncoder(nn.Module):
 
 
 class MaskDownsampler(nn.Module):
-  """Halves a mask's resolution once for each width, then projects it to the image's channels."""
+  """Halves a mask's resolution once for each width, then projects it to the image's channels.
+
+  On a TPU the cells of the result are blocks of cells of the mask (`ops.blocks`).
+  """
 
   widths: tuple[int, ...]
   channels: int
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
   def __call__(self, mask: Float[Array, "O S S2"]) -> Float[Array, "O H W D"]:
+    if self.is_initializing():
+      return self.cell_by_cell(mask)
+    plain = functools.partial(self.clone(parent=None).apply, method="cell_by_cell")
+    blocks = functools.partial(_in_blocks, dtype=self.dtype)
+    params = {"params": self.variables["params"]}
+    return platform_dependent(params, mask, tpu=blocks, default=plain)
+
+  @nn.compact
+  def cell_by_cell(self, mask: Float[Array, "O S S2"]) -> Float[Array, "O H W D"]:
+    """As on other devices; creates the parameters."""
     x = mask[..., None].astype(self.dtype)
     for i, width in enumerate(self.widths, start=1):
       x = conv(width, 3, self.dtype, f"conv{i}", strides=2, padding=((1, 1), (1, 1)))(x)
       x = gelu(LayerNorm(EPSILON, self.dtype, name=f"norm{i}")(x))
     return conv(self.channels, 1, self.dtype, "project")(x)
+
+
+def _in_blocks(
+  variables: Any, mask: Float[Array, "O S S2"], dtype: DTypeLike
+) -> Float[Array, "O H W D"]:
+  """As `MaskDownsampler.cell_by_cell`."""
+  params, steps = variables["params"], len(variables["params"]) // 2
+  sides = [2**i for i in range(steps, 0, -1)]
+  x = to_blocks(mask[..., None].astype(dtype), sides[0])
+  for i, side in enumerate(sides, start=1):
+    weights, norm, cells = params[f"conv{i}"], params[f"norm{i}"], (side // 2) ** 2
+    x = halve(x, weights["kernel"].astype(dtype), side)
+    x = (x + jnp.tile(weights["bias"].astype(dtype), cells)).astype(jnp.float32)
+    width = x.shape[-1] // cells
+    centered = x - channel_mean(x, width)
+    factor = jax.lax.rsqrt(channel_mean(jnp.square(centered), width) + EPSILON)
+    scale, bias = (jnp.tile(norm[name].astype(jnp.float32), cells) for name in ("scale", "bias"))
+    x = gelu((centered * (factor * scale) + bias).astype(dtype))
+  project = {name: value.astype(dtype) for name, value in params["project"].items()}
+  return convolve(x, project["kernel"], "SAME") + project["bias"]
 
 
 class FuserBlock(nn.Module):
