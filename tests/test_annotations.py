@@ -4,7 +4,8 @@ import annotation_files
 import pytest
 from annotation_files import HEIGHT, WIDTH, annotation, entry, instances, sa_co
 
-from sam3_jax.datasets.annotations import read
+from sam3_jax.datasets import annotations
+from sam3_jax.datasets.annotations import AbsentPhrases, read
 from sam3_jax.outputs.rle import decode
 
 folder = annotation_files.folder
@@ -136,6 +137,22 @@ def test_lvis_lists_of_categories(write):
     ("dog", True),
     ("fox", True),
   ]
+
+
+def test_absent_phrases_of_each_image(write):
+  """All of them, without those that an image shows or may show; LVIS verifies some."""
+  content = instances()
+  content["images"][1] |= {"neg_category_ids": [10, 6]}
+  content["images"][2] |= {"not_exhaustive_category_ids": [5]}
+  absent: dict[str, AbsentPhrases] = {}
+  annotations.read_checked(write(content), None, negatives=0, absent=absent)
+  assert {name: one.listed() for name, one in absent.items()} == {
+    "a.png": ["traffic light", "bird", "cow", "fox"],
+    "b.png": ["dog", "fox"],
+    "c.png": ["dog", "traffic light", "bird", "cow", "fox"],
+  }
+  annotations.read_checked(write(sa_co()), None, absent=(others := {}))
+  assert not others
 
 
 def test_categories_of_the_same_name_are_one_phrase(write):

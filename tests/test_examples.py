@@ -1,5 +1,6 @@
 """Rows of a batch, made of an image and its phrases."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from example_rows import (
 )
 from pycocotools import mask as coco
 
-from sam3_jax.datasets.annotations import Object
+from sam3_jax.datasets.annotations import AbsentPhrases, Object
 from sam3_jax.inputs.prompts import BOXES_ALONE
 from sam3_jax.inputs.resize import resize
 from sam3_jax.training.examples import DataConfig, TrainingImage, example, usable
@@ -33,6 +34,20 @@ PLAIN = DataConfig(
   box_only_probability=0.0,
   text_and_box_probability=0.0,
 )
+
+
+def test_absent_phrases_are_drawn_anew_and_fill_the_row():
+  absent = AbsentPhrases(("cat", "a", "b", "c", "d", "e", "f"), frozenset({"cat"}))
+  config, seen = dataclasses.replace(PLAIN, negatives=("never", "b")), set()
+  for seed in range(30):
+    image = TrainingImage(IMAGE, PAIRS, absent)
+    got = example(image, 7, config, tokenize, np.random.default_rng(seed))
+    first, second, *others = phrases_of(got)
+    assert {first, second} == {"cat", "dog"}
+    assert len(others) == len(set(others)) == 3
+    seen |= set(others)
+    check_invariants(got, config)
+  assert seen == {"a", "b", "c", "d", "e", "f", "never"}
 
 
 def test_shapes_and_types():

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import training_model
+from evaluation_data import target
 from rich.console import Console
 from training_runs import TOKENIZER, start
 
@@ -97,3 +98,20 @@ def test_left_out_pairs_are_counted(tmp_path, monkeypatch, started, left_out):
   start_run(tmp_path, console=Console(file=output, width=20), scenes=None, annotations="a.json")
   note = "note: pairs left out of training, not exhaustive or with crowds: 1\n"
   assert output.getvalue() == note * left_out
+
+
+def test_a_run_without_absent_phrases_says_so(tmp_path, monkeypatch, started):
+  shown = Pair(1, "a.png", 8, 8, "cat", objects=(target(1, 1, 4, 4, size=(8, 8)),))
+  monkeypatch.setattr(annotations, "read_checked", lambda *_, **__: [shown])
+  monkeypatch.setattr(run, "train", lambda config, start, batches, out, **_: out / "final")
+  for negatives, note in ((), f"note: {run.NEVER_ABSENT}\n"), (("a dog",), ""):
+    output = io.StringIO()
+    options = {"scenes": None, "annotations": "a.json", "data": {"negatives": negatives}}
+    start_run(tmp_path, console=Console(file=output, width=20), **options)
+    assert output.getvalue() == note
+  for phrase, message in (
+    ("  Cat", "data.negatives has '  Cat', but a.png shows it: remove it from the list"),
+    (" ", "data.negatives: .*empty"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      start_run(tmp_path, scenes=None, annotations="a.json", data={"negatives": [phrase]})

@@ -48,6 +48,29 @@ class Pair:
   category_ids: tuple[int, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AbsentPhrases:
+  """The phrases that an image is known not to show.
+
+  Attributes:
+    phrases: of the whole file, in its order.
+    shown: those that the image shows, or may show.
+    verified: the only ones that are known to be absent (LVIS); None if all others are.
+  """
+
+  phrases: tuple[str, ...]
+  shown: frozenset[str] = frozenset()
+  verified: frozenset[str] | None = None
+
+  def listed(self) -> list[str]:
+    """The absent phrases, in the order of the file."""
+    return [
+      phrase
+      for phrase in self.phrases
+      if phrase not in self.shown and (self.verified is None or phrase in self.verified)
+    ]
+
+
 @dataclasses.dataclass(slots=True)
 class ImageEntry:
   """An entry of `images`: an image, or in SA-Co's layout a pair of an image and a phrase.

@@ -24,7 +24,7 @@ import numpy as np
 from sam3_jax.datasets.annotation_checks import check
 from sam3_jax.datasets.annotation_file import AnnotationFile
 from sam3_jax.datasets.annotation_objects import ObjectCollector
-from sam3_jax.datasets.annotation_schema import ImageEntry, Object, Pair
+from sam3_jax.datasets.annotation_schema import AbsentPhrases, ImageEntry, Object, Pair
 from sam3_jax.inputs.tokenizer import clean
 from sam3_jax.storage.urls import redact
 from sam3_jax.utils.notes import Notes
@@ -33,7 +33,7 @@ from sam3_jax.utils.param_tree import raise_faults
 if TYPE_CHECKING:
   from sam3_jax.inputs.tokenizer import Tokenizer
 
-__all__ = ["REMEDY", "Object", "Pair", "check", "read", "read_checked"]
+__all__ = ["REMEDY", "AbsentPhrases", "Object", "Pair", "check", "read", "read_checked"]
 
 REMEDY = "Correct the annotation file, or name the right one."
 
@@ -59,7 +59,7 @@ def read(
     ValueError: the file is invalid; the message names the faults.
   """
   with _noted(notes) as kept:
-    pairs, faults = _read(Path(path), negatives, seed, kept)
+    pairs, faults = _read(Path(path), negatives, seed, kept, {})
     raise_faults(faults, redact(path), REMEDY)
   return pairs
 
@@ -72,15 +72,20 @@ def read_checked(
   negatives: int | None = None,
   seed: int = 0,
   notes: Notes | None = None,
+  absent: dict[str, AbsentPhrases] | None = None,
 ) -> list[Pair]:
   """Calls `read` and `check`, and reports the faults of both together.
+
+  With COCO's layout, `absent` is filled with all absent phrases of each image, by file name. SA-Co's
+  layout has its own negatives.
 
   Raises:
     FileNotFoundError: no such annotation file.
     ValueError: there are faults; the message counts them and names the first twenty.
   """
   with _noted(notes) as kept:
-    pairs, faults = _read(Path(path), negatives, seed, kept)
+    found: dict[str, AbsentPhrases] = {} if absent is None else absent
+    pairs, faults = _read(Path(path), negatives, seed, kept, found)
     faults += check(pairs, images, tokenizer)
     raise_faults(list(dict.fromkeys(faults)), redact(path), REMEDY)
   return pairs
@@ -96,7 +101,7 @@ def _noted(notes: Notes | None) -> Iterator[Notes]:
 
 
 def _read(
-  path: Path, negatives: int | None, seed: int, notes: Notes
+  path: Path, negatives: int | None, seed: int, notes: Notes, absent: dict[str, AbsentPhrases]
 ) -> tuple[list[Pair], list[str]]:
   if negatives is not None and negatives < 0:
     raise ValueError(f"negatives must be None or at least 0 phrases per image; got {negatives}.")
@@ -106,7 +111,7 @@ def _read(
     objects.add(chunk)
   objects.finish()
   if file.coco:
-    pairs = list(_coco_pairs(file, objects, negatives, seed))
+    pairs = list(_coco_pairs(file, objects, negatives, seed, absent))
   else:
     pairs = list(_saco_pairs(file, objects))
   return pairs, file.faults
@@ -133,24 +138,29 @@ def _saco_pairs(file: AnnotationFile, objects: ObjectCollector) -> Iterator[Pair
 
 
 def _coco_pairs(
-  file: AnnotationFile, objects: ObjectCollector, negatives: int | None, seed: int
-) -> Iterator[Pair]:
-  """Pairs in COCO's layout: present categories and a random choice of absent ones."""
+  file: AnnotationFile, objects: ObjectCollector, negatives: int | None, seed: int,
+  every_absent: dict[str, AbsentPhrases],
+) -> Iterator[Pair]:  # fmt: skip
+  """Pairs in COCO's layout: present categories and a random choice of absent ones. All absent ones
+  are added to `every_absent`."""
   category_phrases = {number: name for name, several in file.phrases.items() for number in several}
+
+  def named(categories: set[int]) -> frozenset[str]:
+    return frozenset(category_phrases[one] for one in categories if one in category_phrases)
+
   present_in: dict[int, set[str]] = defaultdict(set)
   for number, phrase in [*objects.found, *objects.unfinished]:
     present_in[number].add(phrase)
   count = 0
-  candidates = [phrase for phrase in file.phrases if phrase not in file.never_absent]
+  candidates = tuple(phrase for phrase in file.phrases if phrase not in file.never_absent)
   for index, image in enumerate(file.images):
     # LVIS lists the categories that are verified absent and those not annotated exhaustively.
-    unfinished = {category_phrases.get(one) for one in image.unfinished}
+    unfinished = named(image.unfinished)
     found = present_in.get(image.id, ())
     present = [phrase for phrase in file.phrases if phrase in found] if found else []
-    absent = [phrase for phrase in candidates if phrase not in found]
-    if image.negative is not None:
-      verified = {category_phrases.get(one) for one in image.negative}
-      absent = [phrase for phrase in absent if phrase in verified]
+    verified = None if image.negative is None else named(image.negative)
+    absent = AbsentPhrases(candidates, frozenset(found), verified).listed()
+    every_absent[image.file_name] = AbsentPhrases(candidates, unfinished.union(found), verified)
     wanted = max(1, len(present)) if negatives is None else negatives
     order = np.random.default_rng((seed, index)).permutation(len(absent))[:wanted]
     for phrase in present + [absent[i] for i in sorted(order)]:

@@ -12,7 +12,7 @@ import numpy as np
 import regex
 from jaxtyping import Float, Int, UInt8
 
-from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.datasets.annotations import AbsentPhrases, Object, Pair
 from sam3_jax.inputs.prompts import BOXES_ALONE
 from sam3_jax.ops.boxes import iou, xyxy_to_cxcywh
 from sam3_jax.ops.masks import mask_to_box
@@ -50,8 +50,10 @@ class DataConfig:
   mask_size: int = 0
   # Prompts per image; images with fewer prompts are padded.
   prompts_per_image: int = 8
-  # Prompts per image that may have objects; the others are absent phrases.
+  # Prompts per image that may have objects; the others are absent phrases, drawn anew each time.
   present_prompts: int = 4
+  # Phrases that no image shows; they are drawn like the absent categories of the annotations.
+  negatives: tuple[str, ...] = ()
   # Maximum number of objects per prompt; the largest by mask area are kept. Meta's limit is 200.
   max_objects: int = 32
   # Maximum number of exemplar boxes per prompt.
@@ -98,10 +100,17 @@ class DataConfig:
 
 
 class TrainingImage(NamedTuple):
-  """An image and its annotated phrases; unusable pairs are ignored (see `usable`)."""
+  """An image and its annotated phrases; unusable pairs are ignored (see `usable`).
+
+  Attributes:
+    image: sRGB.
+    pairs: the phrases and their objects.
+    absent: phrases that the image does not show; None for those of the pairs without objects.
+  """
 
   image: UInt8[np.ndarray, "h w 3"]
   pairs: Sequence[Pair]
+  absent: AbsentPhrases | None = None
 
 
 class Source(Protocol):
@@ -152,8 +161,9 @@ def example(
     generator: the only source of randomness, so the same generator makes the same row.
   """
   height, width = image.image.shape[:2]
-  present, absent = _choose(image.pairs, config, generator)
-  directional = any(_DIRECTIONS.search(pair.phrase) for pair in present + absent)
+  present, absent = _choose(image, config, generator)
+  phrases = [*(pair.phrase for pair in present), *absent]
+  directional = any(map(_DIRECTIONS.search, phrases))
   frame = random_frame(
     generator,
     height,
@@ -166,7 +176,7 @@ def example(
   )
   prompts = [_Prompt(pair.phrase, _find_targets(pair.objects, frame, config)) for pair in present]
   prompts.sort(key=lambda prompt: not prompt.targets)  # stable; cropped-out phrases are now absent
-  prompts = (prompts + [_Prompt(pair.phrase, []) for pair in absent])[: config.prompts_per_image]
+  prompts = (prompts + [_Prompt(phrase, []) for phrase in absent])[: config.prompts_per_image]
   fields: dict[str, Any] = {
     "images": frame.image(image.image),
     "sizes": np.array([height, width], np.int32),
@@ -178,13 +188,20 @@ def example(
 
 
 def _choose(
-  pairs: Sequence[Pair], config: DataConfig, generator: np.random.Generator
-) -> tuple[list[Pair], list[Pair]]:
+  image: TrainingImage, config: DataConfig, generator: np.random.Generator
+) -> tuple[list[Pair], list[str]]:
   """Samples at most `present_prompts` phrases with objects, and absent ones to fill the row."""
-  pairs = [pairs[i] for i in generator.permutation(len(pairs)) if usable(pairs[i])]
+  pairs = [image.pairs[i] for i in generator.permutation(len(image.pairs))]
+  pairs = list(filter(usable, pairs))
   present = [pair for pair in pairs if pair.objects][: config.present_prompts]
-  absent = [pair for pair in pairs if not pair.objects][: config.prompts_per_image - len(present)]
-  return present, absent
+  if image.absent is None:
+    absent = [pair.phrase for pair in pairs if not pair.objects]
+  else:
+    absent = image.absent.listed()
+  absent += [phrase for phrase in config.negatives if phrase not in absent]
+  if image.absent is not None or config.negatives:
+    absent = [absent[i] for i in generator.permutation(len(absent))]
+  return present, absent[: config.prompts_per_image - len(present)]
 
 
 def _find_targets(objects: Sequence[Object], frame: Frame, config: DataConfig) -> list[_Target]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import jax
 from sam3_jax.config import Config
 from sam3_jax.datasets import annotations
 from sam3_jax.inference.predictor import Sam3
-from sam3_jax.inputs.tokenizer import Tokenizer
+from sam3_jax.inputs.tokenizer import Tokenizer, clean
 from sam3_jax.training import log, tracking
 from sam3_jax.training.config import VIDEO_METRICS, TrainConfig
 from sam3_jax.training.data import Batches
@@ -26,6 +26,11 @@ from sam3_jax.training.video_examples import ClipConfig
 from sam3_jax.utils.console import Console, say
 from sam3_jax.utils.notes import Notes
 from sam3_jax.utils.param_tree import raise_faults
+
+NEVER_ABSENT = (
+  "no phrase is ever absent, so the model may learn to find its phrases in every image: add images "
+  "that do not show them, other categories, or phrases in data.negatives"
+)
 
 
 def run(config: TrainConfig, out: Path, console: Console, *, plot: Path | None = None) -> Path:
@@ -106,6 +111,8 @@ def _open(config: TrainConfig, tokenizer: Tokenizer, console: Console) -> _Data:
     say(console, f"note: pairs left out of training, not exhaustive or with crowds: {left_out:,}")
   files, images = [], []
   if isinstance(batches.source, PairSource):
+    if not (config.data.negatives or batches.source.has_absent_phrases()):
+      say(console, f"note: {NEVER_ABSENT}")
     files.append(config.annotations)
     images.append((str(batches.source.images), batches.source.names()))
   if evaluation is not None:
@@ -183,12 +190,34 @@ def open_data(
     source, left_out = SceneSource(config.scenes), 0
   else:
     images = _image_directory(config.images, config.annotations)
-    pairs = annotations.read_checked(config.annotations, images, tokenizer, notes=notes)
-    source = PairSource(pairs, images)
+    absent: dict[str, annotations.AbsentPhrases] = {}
+    pairs = annotations.read_checked(
+      config.annotations, images, tokenizer, notes=notes, absent=absent
+    )
+    source = PairSource(pairs, images, absent)
     left_out = source.left_out
+    _check_negatives(config.data.negatives, pairs, tokenizer)
   process, processes = jax.process_index(), jax.process_count()
   batches = Batches(source, tokenizer, config.data, process=process, processes=processes)
   return batches, left_out
+
+
+def _check_negatives(
+  negatives: Sequence[str], pairs: Sequence[annotations.Pair], tokenizer: Tokenizer
+) -> None:
+  """Checks that negatives are phrases that no image shows.
+
+  Raises:
+    ValueError: an invalid phrase, or one that has objects.
+  """
+  shown = {clean(pair.phrase): pair for pair in pairs if pair.objects} if negatives else {}
+  for phrase in negatives:
+    if fault := tokenizer.fault(phrase):
+      raise ValueError(f"data.negatives: {fault}.")
+    if pair := shown.get(clean(phrase)):
+      raise ValueError(
+        f"data.negatives has {phrase!r}, but {pair.file_name} shows it: remove it from the list."
+      )
 
 
 def open_evaluation(

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sam3_jax.datasets.annotations import Object, Pair
+from sam3_jax.datasets.annotations import AbsentPhrases, Object, Pair
 from sam3_jax.datasets.synthetic import drawings, scenes
 from sam3_jax.inputs.preprocess import read_image
 from sam3_jax.outputs.rle import bounds, encode
@@ -25,12 +25,18 @@ class PairSource:
     left_out: the number of unusable pairs (crowds, or not exhaustive).
   """
 
-  def __init__(self, pairs: Sequence[Pair], images: str | Path):
+  def __init__(
+    self,
+    pairs: Sequence[Pair],
+    images: str | Path,
+    absent: Mapping[str, AbsentPhrases] | None = None,
+  ):
     """Groups pairs by image, in the order of each image's first pair.
 
     Args:
       pairs: as `annotations.read_checked` returns them.
       images: the directory that their file names are relative to.
+      absent: what each image does not show, by file name; None for the pairs without objects.
 
     Raises:
       ValueError: no pair is usable.
@@ -46,13 +52,23 @@ class PairSource:
         "(is_instance_exhaustive 1) and without crowds (iscrowd 0)."
       )
     self._images = list(grouped.items())
+    self._absent = absent or {}
 
   def __len__(self) -> int:
     return len(self._images)
 
   def __getitem__(self, index: int) -> TrainingImage:
     name, pairs = self._images[index]
-    return TrainingImage(read_image(self.images / name), pairs)
+    return TrainingImage(read_image(self.images / name), pairs, self._absent.get(name))
+
+  def has_absent_phrases(self) -> bool:
+    """Whether some image has a phrase that it does not show."""
+    return any(
+      self._absent[name].listed()
+      if name in self._absent
+      else not all(pair.objects for pair in pairs)
+      for name, pairs in self._images
+    )
 
   def names(self) -> list[str]:
     """The file names of all images."""
