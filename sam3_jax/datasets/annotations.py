@@ -76,8 +76,8 @@ def read_checked(
 ) -> list[Pair]:
   """Calls `read` and `check`, and reports the faults of both together.
 
-  With COCO's layout, `absent` is filled with all absent phrases of each image, by file name. SA-Co's
-  layout has its own negatives.
+  With COCO's layout, `absent` is filled with all absent phrases of each image, by file name.
+  SA-Co's layout has its own negatives.
 
   Raises:
     FileNotFoundError: no such annotation file.

@@ -61,14 +61,14 @@ class MaskDownsampler(nn.Module):
   def __call__(self, mask: Float[Array, "O S S2"]) -> Float[Array, "O H W D"]:
     if self.is_initializing():
       return self.cell_by_cell(mask)
-    plain = functools.partial(self.clone(parent=None).apply, method="cell_by_cell")
-    blocks = functools.partial(_in_blocks, dtype=self.dtype)
+    plain: Any = functools.partial(self.clone(parent=None).apply, method="cell_by_cell")
+    blocks: Any = functools.partial(_in_blocks, dtype=self.dtype)
     params = {"params": self.variables["params"]}
     return platform_dependent(params, mask, tpu=blocks, default=plain)
 
   @nn.compact
   def cell_by_cell(self, mask: Float[Array, "O S S2"]) -> Float[Array, "O H W D"]:
-    """As on other devices; creates the parameters."""
+    """Plain convolutions, for other devices; creates the parameters."""
     x = mask[..., None].astype(self.dtype)
     for i, width in enumerate(self.widths, start=1):
       x = conv(width, 3, self.dtype, f"conv{i}", strides=2, padding=((1, 1), (1, 1)))(x)
