@@ -1,7 +1,7 @@
 """Shows where the time of a frame goes when sam3-tiny tracks phrases, on this machine.
 
   python benchmarks/video_profile.py
-  python benchmarks/video_profile.py --phrase snail --frames 24 --out benchmarks/results
+  python benchmarks/video_profile.py --phrase ladybug --frames 24 --out benchmarks/results
 
 Tracks the sample video of the documentation twice; the first pass compiles. Each program is waited
 for, so that its time is its own. CPU time is that of all threads, which other work on the machine
@@ -83,11 +83,13 @@ def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--phrase", action="append", help="may be repeated (default: snail, turtle)")
+  parser.add_argument(
+    "--phrase", action="append", help="may be repeated (default: red apple, ladybug)"
+  )
   parser.add_argument("--frames", type=int, default=12, help="number of frames (default: 12)")
   parser.add_argument("--out", type=Path, help="output directory of video-profile.md and .json")
   arguments = parser.parse_args()
-  arguments.phrase = arguments.phrase or ["snail", "turtle"]
+  arguments.phrase = arguments.phrase or ["red apple", "ladybug"]
   return arguments
 
 

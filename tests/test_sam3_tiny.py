@@ -4,6 +4,7 @@ phrase to the files."""
 import json
 from pathlib import Path
 
+import moving_scene
 import numpy as np
 import pytest
 from PIL import Image
@@ -116,21 +117,21 @@ def test_the_command(tmp_path, truth):
 
 @pytest.mark.slow
 def test_the_track_command(tmp_path):
-  """The README's command: the two snails are found, and each keeps its id, also when it comes back
-  from behind an obstacle."""
+  """The README's command: both apples are found, and each keeps its id, also when it comes back
+  from behind a ladybug, which hides all of it but a hundredth."""
   pytest.importorskip("av")
   video = ROOT / "docs" / "moving_scene.mp4"
-  assert main(["track", str(video), "--text", "snail", "--out", str(tmp_path)]) == 0
+  assert main(["track", str(video), "--text", "red apple", "--out", str(tmp_path)]) == 0
   assert (tmp_path / "moving_scene.sam3.mp4").stat().st_size > 10_000
   content = json.loads((ROOT / "docs" / "moving_scene.json").read_text())
-  snails = [one for one in content["annotations"] if one["noun_phrase"] == "snail"]
+  apples = [one for one in content["annotations"] if one["noun_phrase"] == "red apple"]
   lines = (tmp_path / "moving_scene.tracks.jsonl").read_text().splitlines()
-  seen = {one["id"]: [] for one in snails}
+  seen = {one["id"]: [] for one in apples}
   for frame, line in enumerate(lines):
     found = json.loads(line)["objects"]
-    assert all(one["phrase"] == "snail" for one in found)
-    assert len(found) <= len(snails)
-    for one in snails:
+    assert all(one["phrase"] == "red apple" for one in found)
+    assert len(found) <= len(apples)
+    for one in apples:
       if one["segmentations"][frame] is not None:
         mask = decode(one["segmentations"][frame])
         best = max(found, key=lambda x: iou(decode(x["segmentation"]), mask), default=None)
@@ -145,11 +146,13 @@ def test_clicked_objects_keep_their_ids(tmp_path):
   """Each object keeps its id, behind an obstacle and another object."""
   pytest.importorskip("av")
   points = [word for point in ("157,142", "98,136", "267,153") for word in ("--point", point)]
-  video = ROOT / "docs" / "moving_scene.mp4"
+  made, video, masks = moving_scene.scene(34), tmp_path / "scene.mp4", tmp_path / "scene.json"
+  moving_scene.write_video(video, made)
+  moving_scene.write_masks(masks, made, 34)
   assert main(["track", str(video), *points, "--out", str(tmp_path)]) == 0
-  assert (tmp_path / "moving_scene.sam3.mp4").stat().st_size > 10_000
-  truth = json.loads((ROOT / "docs" / "moving_scene.json").read_text())["annotations"]
-  lines = (tmp_path / "moving_scene.tracks.jsonl").read_text().splitlines()
+  assert (tmp_path / "scene.sam3.mp4").stat().st_size > 10_000
+  truth = json.loads(masks.read_text())["annotations"]
+  lines = (tmp_path / "scene.tracks.jsonl").read_text().splitlines()
   assert len(lines) == len(truth[0]["segmentations"])
   overlaps = {one["id"]: [] for one in truth}
   for frame, line in enumerate(lines):
