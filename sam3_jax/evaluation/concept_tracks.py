@@ -163,8 +163,9 @@ def _read_lines(path: Path, videos: Sequence[Video]) -> dict[int, list[ConceptTr
           raise ValueError(
             f"{what}: object {identity} has no phrase; give the tracks of `sam3-jax track --text`."
           )
-        # Without a pair, the category is -1, so that `read` leaves the track out.
-        key = categories.get(phrase, -1), identity
+        if (category := categories.get(phrase)) is None:
+          category = -1  # no pair has it, so that `read` leaves it out
+        key = category, identity
         masks.setdefault(key, [None] * len(video))[frame] = one.get("segmentation")
         scores[key] = max(scores.get(key, 0.0), score)
     tracks = found[video.id] = []

@@ -154,7 +154,7 @@ def read_lines(
     name = file.name.removesuffix(LINES)
     if name not in by_name:
       raise ValueError(f"{file}: there is no video {name!r:.60} in the annotation file.")
-    last = {}
+    last: dict[int, tuple[str, int, list[dict[str, Any]]]] = {}
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
       what = f"line {number} of {file}"
       frame, objects = _read_line(line, by_name[name], what)
