@@ -50,6 +50,8 @@ def test_tracks_and_merges(folder, capsys):
   ]
   assert len(list((folder / "out" / "tracks").rglob("*.tracks.jsonl"))) == 5
   assert len(video_annotations.read(folder / "out" / "annotations.json")) == 5
+  assert main(TYPED) == 0
+  assert capsys.readouterr().out == "nothing to do: 5 videos were done before, and 0 failed\n"
   assert main([*TYPED, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
 
@@ -67,7 +69,7 @@ def test_messages(folder, capsys):
   ]
   assert main([*typed, "--skip-unreadable"]) == 0
   assert main(["batch", "--merge", "--out", "out"]) == 0
-  assert "1 videos, 2 annotations, 2 failed, 2 categories" in capsys.readouterr().out
+  assert "1 video, 2 annotations, 2 failed, 2 categories" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
