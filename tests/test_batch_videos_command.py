@@ -216,7 +216,7 @@ def test_stopped_while_tracking(folder, number):
 
 @pytest.mark.slow
 def test_killed_at_random_moments():
-  """Three times with a stub here, thirty times with sam3-tiny in the benchmark."""
+  """Three times with a stub here, thirty times with it in the recorded benchmark."""
   faults, moments = video_batch_faults.campaign(3, 1, stub=True)
   assert faults == []
   assert sum(moments.values()) == 3
