@@ -7,7 +7,10 @@ Names and defaults are those of Meta's released video model, unless a comment sa
 
 import dataclasses
 
+from sam3_jax.utils.validation import check_flag, check_number
+
 MAX_OBJECTS = 128  # the largest number of slots of the memory bank
+LOGITS = 100.0  # the largest absolute value of a logit
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,16 +78,16 @@ class Rules:
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type is float and not 0 <= value <= 1:
-        raise ValueError(f"rules {field.name} must be in [0, 1]; got {value}.")
-      least = _LEAST.get(field.name, 0)
-      if field.type is int and not least <= value <= 2**16:
-        raise ValueError(f"rules {field.name} must be {least} to {2**16:,}; got {value}.")
-    if self.max_num_objects > MAX_OBJECTS:
-      raise ValueError(
-        f"rules max_num_objects must be at most {MAX_OBJECTS}; got {self.max_num_objects}."
-      )
+      name, value = f"rules {field.name}", getattr(self, field.name)
+      if field.type is bool:
+        check_flag(name, value)
+      elif field.type is int:
+        most = MAX_OBJECTS if field.name == "max_num_objects" else 2**16
+        check_number(name, value, _LEAST.get(field.name, 0), most, whole=True)
+      elif field.name == "recondition_min_logit":
+        check_number(name, value, -LOGITS, LOGITS)
+      else:
+        check_number(name, value, 0, 1)
 
   @classmethod
   def meta(cls) -> "Rules":

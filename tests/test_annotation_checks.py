@@ -55,6 +55,11 @@ def test_boxes(folder, box, fault):
     assert fault in faults[0]
 
 
+def test_long_phrases_are_cut(folder):
+  [fault] = check([pair(0, make_object((2, 3, 0, 5)), phrase="x" * 500)], folder)
+  assert len(fault) < 200
+
+
 @pytest.mark.parametrize(
   ("mask", "fault"),
   [

@@ -50,6 +50,8 @@ def test_tracks_and_merges(folder, capsys):
   ]
   assert len(list((folder / "out" / "tracks").rglob("*.tracks.jsonl"))) == 5
   assert len(video_annotations.read(folder / "out" / "annotations.json")) == 5
+  assert main(TYPED) == 0
+  assert capsys.readouterr().out == "nothing to do: 5 videos were done before, and 0 failed\n"
   assert main([*TYPED, "--quiet"]) == 0
   assert capsys.readouterr() == ("", "")
 
@@ -67,7 +69,7 @@ def test_messages(folder, capsys):
   ]
   assert main([*typed, "--skip-unreadable"]) == 0
   assert main(["batch", "--merge", "--out", "out"]) == 0
-  assert "1 videos, 2 annotations, 2 failed, 2 categories" in capsys.readouterr().out
+  assert "1 video, 2 annotations, 2 failed, 2 categories" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_stopped_while_tracking(folder, number):
 
 @pytest.mark.slow
 def test_killed_at_random_moments():
-  """Three times with a stub here, thirty times with sam3-tiny in the benchmark."""
+  """Three times with a stub here, thirty times with it in the recorded benchmark."""
   faults, moments = video_batch_faults.campaign(3, 1, stub=True)
   assert faults == []
   assert sum(moments.values()) == 3

@@ -145,6 +145,21 @@ class TestCommand:
     assert capsys.readouterr() == ("", "")
     assert not (folder / "predictions.json").exists()
 
+  def test_teta_needs_categories(self, folder, model, capsys):
+    values = json.loads((folder / "data.json").read_text())
+    assert main([*self.typed]) == 0
+    assert "TETA" not in capsys.readouterr().err
+    phrases = {one["id"]: one["name"] for one in values.pop("categories")}
+    for one in values["annotations"]:
+      one["noun_phrase"] = phrases[one["category_id"]]
+    (folder / "data.json").write_text(json.dumps(values))
+    assert main([*self.typed]) == 0
+    assert (
+      "note: objects left out of TETA, which needs their category in `categories` of the file: 3"
+      in capsys.readouterr().err.splitlines()
+    )
+    assert json.loads((folder / "out" / "metrics.json").read_text())["teta"] is None
+
   def check_page(self, page):
     text = (page / "index.html").read_text()
     assert text.index("1. cloud") < text.index("2. ")

@@ -197,6 +197,18 @@ class TestLines:
     assert concept_tracks.read(folder, videos) == expected
     assert concept_tracks.read(folder / "v1.tracks.jsonl", videos) == expected
 
+  def test_the_last_line_of_a_frame_counts(self, tmp_path, videos):
+    """Object 2 is only in the first lines of frames 0 and 1, and there with its best score."""
+    path = tmp_path / "v1.tracks.jsonl"
+    first = [[self.row(A, t), self.row(B, t, 2, score=0.75 + (t < 2) / 8)] for t in range(3)]
+    self.write(path, first)
+    lines = path.read_text()
+    self.write(path, [[self.row(A, t)] for t in range(2)])
+    path.write_text(lines + path.read_text())
+    kept = [*A[:3], None, None, None], [None, None, B[2], None, None, None]
+    expected = [track(masks, 1, 0.75) for masks in kept]
+    assert concept_tracks.read(path, videos) == {1: expected}
+
   def test_faults(self, tmp_path, videos):
     path = tmp_path / "v1.tracks.jsonl"
     self.write(path, [[self.row(A, 0, phrase=None)]])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -144,7 +145,10 @@ def test_configurations_are_frozen_and_keyword_only():
       lambda: Rules(min_memory_score=1.5),
       "rules min_memory_score must be in [0, 1]; got 1.5.",
     ),
-    (lambda: Rules(fill_hole_area=-1), "rules fill_hole_area must be 0 to 65,536; got -1."),
+    (
+      lambda: Rules(fill_hole_area=-1),
+      "rules fill_hole_area must be a whole number from 0 to 65536; got -1.",
+    ),
     (
       lambda: _changed(video=VIDEO.to_dict()["video"] | {"mask_widths": [1, 2]}),
       "config.video.mask_widths must have 4 values; got [1, 2].",
@@ -159,6 +163,30 @@ def test_configurations_are_frozen_and_keyword_only():
 def test_invalid_values(make, message):
   with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
     make()
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "wanted"),
+  [
+    ("max_points", 2.5, "a whole number from 1 to 65536"),
+    ("fill_hole_area", True, "a whole number from 0 to 65536"),
+    ("max_lost_frames", "300", "a whole number from 0 to 65536"),
+    ("max_num_objects", 129, "a whole number from 1 to 128"),
+    ("memory_selection", 3, "True or False"),
+    ("new_det_thresh", "a", "a finite number"),
+    ("det_nms_thresh", None, "a finite number"),
+    ("high_iou_thresh", math.nan, "a finite number"),
+    ("recondition_min_logit", 101, "in [-100, 100]"),
+  ],
+)
+def test_rules_of_another_type_or_range(name, value, wanted):
+  with pytest.raises(ValueError, match=f"^{re.escape(f'rules {name} must be {wanted}; got ')}"):
+    Rules(**{name: value})
+
+
+def test_logits_of_rules_may_exceed_1():
+  assert Rules(recondition_min_logit=-2.5).recondition_min_logit == -2.5
+  assert Rules(recondition_min_logit=2).recondition_min_logit == 2
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -275,6 +275,11 @@ class TestPredictions:
     for given in (path, path.parent):
       tracks = track_predictions.read(given, videos)
       assert track_predictions.score(videos, tracks)["predictions"]["jf"] == 100
+    # The last line of a frame counts, also for objects that are absent there.
+    both = [*lines, lines[0] | {"objects": []}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in both))
+    found = track_predictions.read(path, videos)[1]
+    assert found == {key: (None, *rles[1:]) for key, rles in tracks[1].items()}
     path.write_text(json.dumps(lines[0] | {"frame": 6}))
     with pytest.raises(ValueError, match=r"line 1 of .*: there is no frame 6; video 1 \(v\) has 6"):
       track_predictions.read(path, videos)

@@ -313,3 +313,6 @@ def test_a_phrase_that_cannot_be_found_leaves_nothing_behind(model, monkeypatch)
         session.find(PHRASE)
     assert session.phrases == []
     assert session.find(PHRASE)
+    with pytest.raises(ValueError, match=r"there is no phrase 'cat cat.*; there are \[") as error:
+      session.forget(" ".join(["cat"] * 200))
+    assert len(str(error.value)) < 200

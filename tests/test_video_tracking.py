@@ -328,6 +328,13 @@ def test_error(session, call, message):
   assert session.objects == [1]
 
 
+@pytest.mark.parametrize("rules", [{"a": 1}, "x", {}])
+def test_rules_of_another_type(model, rules):
+  with pytest.raises(TypeError, match=r"^rules must be sam3_jax\.Rules, such as .*; got ") as error:
+    model.track(moving_frames(2), CLICK, rules=rules)
+  assert "\n" not in str(error.value)
+
+
 def test_errors_of_sources_and_models(model):
   frames = moving_frames(3)
   with pytest.raises(ValueError, match="no frames"):

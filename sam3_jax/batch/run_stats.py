@@ -87,8 +87,17 @@ class RunStats:
     left = _duration((self.total - count) * seconds / count) if count else "?"
     return f"{self.failed:,} failed, {left} left"
 
+  def _nothing(self, noun: str) -> str:
+    """The summary of a run that finds all done."""
+    what = f"{noun} was" if self.done_before == 1 else f"{noun}s were"
+    return (
+      f"nothing to do: {self.done_before:,} {what} done before, and {self.failed_before:,} failed"
+    )
+
   def summary(self) -> list[str]:
     """Lines for the end of the run."""
+    if not self.total:
+      return [self._nothing("image")]
     seconds = max(self.seconds, 1e-9)
     lines = [
       f"{self.done:,} images done, {self.failed:,} failed, {self.prompts:,} prompts, "
@@ -128,6 +137,8 @@ class VideoStats(RunStats):
     )
 
   def summary(self) -> list[str]:
+    if not self.total:
+      return [self._nothing("video")]
     seconds = max(self.seconds, 1e-9)
     lines = [
       f"{self.done:,} videos done, {self.failed:,} failed, {self.kept_frames:,} frames, "

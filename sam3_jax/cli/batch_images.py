@@ -11,7 +11,7 @@ from sam3_jax.batch.formats import write_labelme, write_parquet, write_yolo
 from sam3_jax.batch.inputs import check_phrases, frozen_input, list_inputs
 from sam3_jax.batch.job import Job, StorageError
 from sam3_jax.batch.job_files import noun_of, read_job
-from sam3_jax.batch.merge import ANNOTATIONS, merge
+from sam3_jax.batch.merge import ANNOTATIONS, EMPTY, merge
 from sam3_jax.batch.merge_videos import merge_videos, write_tracks
 from sam3_jax.batch.processes import initialize
 from sam3_jax.batch.record_files.columns import Columns
@@ -30,6 +30,10 @@ from sam3_jax.utils.signals import terminable
 
 # Formats of a merged job, by what its inputs are called; the first is always written.
 LAYOUTS = {"image": ("coco", "labelme", "yolo", "parquet"), "video": ("ytvis", "tracks")}
+_SINGULAR = {
+  "images": "image", "videos": "video", "annotations": "annotation", "categories": "category",
+  EMPTY: EMPTY.replace("instances", "instance"),
+}  # fmt: skip
 DEADLINE = 5.0  # seconds after SIGTERM to finish the current batches
 
 
@@ -119,10 +123,10 @@ def merge_parts(out: Path, to: str | None, quiet: bool) -> None:
       f"--to {to} is not for {noun}s; choose one of {', '.join(LAYOUTS[noun])}, or leave it out."
     )
   counts = merge_videos(out) if noun == "video" else merge(out)
-  said = ", ".join(f"{number:,} {what}" for what, number in counts.items())
+  said = ", ".join(_count_of(number, what) for what, number in counts.items())
   say(console, f"{out / ANNOTATIONS}: {said}")
   if to == "tracks":
-    say(console, f"{write_tracks(out)}: {counts['videos']:,} videos")
+    say(console, f"{write_tracks(out)}: {_count_of(counts['videos'], 'videos')}")
   elif to not in ("coco", "ytvis"):
     notes = ListingNotes()
     writers = {
@@ -130,8 +134,15 @@ def merge_parts(out: Path, to: str | None, quiet: bool) -> None:
       "yolo": lambda: write_yolo(out, notes),
       "parquet": lambda: write_parquet(out),
     }
-    say(console, f"{writers[to]()}: {counts['images']:,} images")
+    say(console, f"{writers[to]()}: {_count_of(counts['images'], 'images')}")
     arguments.say_notes(notes, quiet)
+
+
+def _count_of(number: int, what: str) -> str:
+  """A number and its noun, which is given in the plural."""
+  if number == 1:
+    what = _SINGULAR.get(what, what)
+  return f"{number:,} {what}"
 
 
 def _devices(device: str | None) -> list[Any]:

@@ -98,7 +98,7 @@ def _object_faults(chunk: Sequence[tuple[Pair, int, Object]]) -> Iterator[str]:
       found = [f"its box {shown} (x, y, width, height) {found[0]}"]
     if fault or not area:
       found.append(fault or "its mask is empty")
-    yield from (f"{pair.file_name}, {pair.phrase!r}, object {i}: {words}" for words in found)
+    yield from (f"{pair.file_name}, {pair.phrase!r:.60}, object {i}: {words}" for words in found)
 
 
 def _phrase_faults(phrases: Iterable[str], tokenizer: "Tokenizer | None") -> Iterator[str]:

@@ -82,8 +82,8 @@ class ObjectCollector:
       if len(by_id) > 1 and len({frozenset(masks) for masks in by_id.values()}) > 1:
         ids = " and ".join(map(str, by_id))
         faults.append(
-          f"images {ids} are the same file, and each has instances of {phrase!r}: annotate them "
-          f"under one id (image {number})"
+          f"images {ids} are the same file, and each has instances of {phrase!r:.60}: annotate "
+          f"them under one id (image {number})"
         )
 
   def _boxes(self, chunk: Sequence[AnnotationEntry], masks: Compressed) -> Float[np.ndarray, "n 4"]:
@@ -162,5 +162,5 @@ class ObjectCollector:
     for phrase in self._file.phrases or [one.phrase]:
       for other in self.found.get((one.image.id, phrase), ()):
         if agreement.agree(box[None], np.array([bounds(other.rle)]))[0]:
-          return f" (it looks like that of another object, {phrase!r})"
+          return f" (it looks like that of another object, {phrase!r:.60})"
     return ""

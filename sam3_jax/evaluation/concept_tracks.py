@@ -14,7 +14,7 @@ from typing import Any
 from sam3_jax.datasets.annotation_fields import integer_field
 from sam3_jax.datasets.video_annotations import Video, VideoPair, compress_frames
 from sam3_jax.datasets.video_boxes import read_boxes
-from sam3_jax.evaluation.track_predictions import LINES, has_lines, read_entries, read_line
+from sam3_jax.evaluation.track_predictions import has_lines, read_entries, read_lines
 from sam3_jax.outputs.rle import Box, Rle, areas
 from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.notes import Notes
@@ -151,40 +151,26 @@ def _check_absent(entry: dict[str, Any], what: str) -> None:
 
 def _read_lines(path: Path, videos: Sequence[Video]) -> dict[int, list[ConceptTrack]]:
   """Reads the files of `sam3-jax track`; a track has the best score of its frames."""
-  files = sorted(path.glob(f"*{LINES}")) if path.is_dir() else [path]
-  if not files or not files[0].is_file():
-    raise FileNotFoundError(f"there is no file of tracks {path}; check the path.")
-  by_name = {video.name: video for video in videos}
   found: dict[int, list[ConceptTrack]] = {}
-  for file in files:
-    name = file.name.removesuffix(LINES)
-    if name not in by_name:
-      raise ValueError(f"{file}: there is no video {name!r:.60} in the annotation file.")
-    found[by_name[name].id] = _read_file(file, by_name[name])
+  for file, video, lines in read_lines(path, videos):
+    categories = {pair.phrase: pair.category for pair in all_pairs(video)}
+    masks: dict[tuple[int, int], list[Any]] = {}
+    scores: dict[tuple[int, int], float] = {}
+    for what, frame, objects in lines:
+      for one in objects:
+        identity, score = integer_field(one, "id", what), _score(one, what)
+        if not isinstance(phrase := one.get("phrase"), str):
+          raise ValueError(
+            f"{what}: object {identity} has no phrase; give the tracks of `sam3-jax track --text`."
+          )
+        if (category := categories.get(phrase)) is None:
+          category = -1  # no pair has it, so that `read` leaves it out
+        key = category, identity
+        masks.setdefault(key, [None] * len(video))[frame] = one.get("segmentation")
+        scores[key] = max(scores.get(key, 0.0), score)
+    tracks = found[video.id] = []
+    for (category, identity), several in masks.items():
+      rles = compress_frames(several, video, f"{file}: track {identity}")
+      boxes = read_boxes(None, rles, "")
+      tracks.append(ConceptTrack(category, scores[category, identity], rles, boxes))
   return found
-
-
-def _read_file(file: Path, video: Video) -> list[ConceptTrack]:
-  categories = {pair.phrase: pair.category for pair in all_pairs(video)}
-  masks: dict[tuple[int, int], list[Any]] = {}
-  scores: dict[tuple[int, int], float] = {}
-  for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-    what = f"line {number} of {file}"
-    frame, objects = read_line(line, video, what)
-    for one in objects:
-      identity, score = integer_field(one, "id", what), _score(one, what)
-      if not isinstance(phrase := one.get("phrase"), str):
-        raise ValueError(
-          f"{what}: object {identity} has no phrase; give the tracks of `sam3-jax track --text`."
-        )
-      if (category := categories.get(phrase)) is None:
-        category = -1  # no pair has it, so that `read` leaves it out
-      key = category, identity
-      masks.setdefault(key, [None] * len(video))[frame] = one.get("segmentation")
-      scores[key] = max(scores.get(key, 0.0), score)
-  tracks = []
-  for (category, identity), several in masks.items():
-    rles = compress_frames(several, video, f"{file}: track {identity}")
-    boxes = read_boxes(None, rles, "")
-    tracks.append(ConceptTrack(category, scores[category, identity], rles, boxes))
-  return tracks

@@ -28,7 +28,7 @@ def run(
     job: what to do.
     data: the videos and their pairs.
     model: tracks the phrases; None to score the job's predictions.
-    notes: counts predictions that are left out.
+    notes: counts predictions that are left out, and objects that TETA leaves out.
     step: for progress.
 
   Returns:
@@ -36,6 +36,11 @@ def run(
     pair.
   """
   scorer, scores = ConceptScorer(data, job.threshold), []
+  unnamed = [
+    one for video in data.videos for one in video.objects if one.category not in data.categories
+  ]
+  what = "objects left out of TETA, which needs their category in `categories` of the file"
+  notes.add(what, count=len(unnamed))
   found: dict[int, list[ConceptTrack]] = {}
   for video, tracks in _tracks(job, data.videos, model, notes, step):
     scores += scorer.add(video, tracks)

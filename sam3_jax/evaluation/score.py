@@ -132,8 +132,8 @@ def _check_same(first: Mapping[int, Pair], other: Mapping[int, Pair], number: in
     if twin is None or _subject(twin) != _subject(pair):
       raise ValueError(
         f"annotation file {number} {'lacks' if twin is None else 'has something else as'} pair "
-        f"{pair.id} ({pair.file_name}, {pair.phrase!r}); all annotation files must have the same "
-        "pairs."
+        f"{pair.id} ({pair.file_name}, {pair.phrase!r:.60}); all annotation files must have "
+        "the same pairs."
       )
 
 

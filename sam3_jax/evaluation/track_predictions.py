@@ -8,7 +8,7 @@ objects in two ways: by the `id` of the object's annotation, if the objects were
 best way, one to one, so that the sum of J&F is largest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,12 +133,37 @@ def score(
   }
 
 
-def read_line(line: bytes, video: Video, what: str) -> tuple[int, list[dict[str, Any]]]:
-  """The number of a frame and its objects, in a line of a file of `sam3-jax track`.
+def read_lines(
+  path: Path, videos: Sequence[Video]
+) -> Iterator[tuple[Path, Video, list[tuple[str, int, list[dict[str, Any]]]]]]:
+  """Reads the files of `sam3-jax track`: one, or all in a directory.
+
+  Yields:
+    A file, its video, and for each frame the name of its last line, which counts if both passes
+    tracked the frame, the number of the frame and its objects.
 
   Raises:
-    ValueError: the line is invalid, or the video has no such frame; `what` names the line.
+    FileNotFoundError: there is no such file.
+    ValueError: there is no such video, or a line is invalid.
   """
+  files = sorted(path.glob(f"*{LINES}")) if path.is_dir() else [path]
+  if not files or not files[0].is_file():
+    raise FileNotFoundError(f"there is no file of tracks {path}; check the path.")
+  by_name = {video.name: video for video in videos}
+  for file in files:
+    name = file.name.removesuffix(LINES)
+    if name not in by_name:
+      raise ValueError(f"{file}: there is no video {name!r:.60} in the annotation file.")
+    last: dict[int, tuple[str, int, list[dict[str, Any]]]] = {}
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+      what = f"line {number} of {file}"
+      frame, objects = _read_line(line, by_name[name], what)
+      last[frame] = what, frame, objects
+    yield file, by_name[name], list(last.values())
+
+
+def _read_line(line: bytes, video: Video, what: str) -> tuple[int, list[dict[str, Any]]]:
+  """The number of a frame and its objects."""
   row = parse(line, what)
   objects = row.get("objects") if isinstance(row, dict) else None
   if not isinstance(objects, list) or not all(isinstance(one, dict) for one in objects):
@@ -153,20 +178,10 @@ def _read_lines(
   path: Path, videos: Sequence[Video]
 ) -> dict[int, dict[int, tuple[Rle | None, ...]]]:
   """Reads the files of tracks of `sam3-jax track`."""
-  files = sorted(path.glob(f"*{LINES}")) if path.is_dir() else [path]
-  if not files or not files[0].is_file():
-    raise FileNotFoundError(f"there is no file of tracks {path}; check the path.")
-  by_name = {video.name: video for video in videos}
   found: dict[int, dict[int, tuple[Rle | None, ...]]] = {}
-  for file in files:
-    name = file.name.removesuffix(LINES)
-    if name not in by_name:
-      raise ValueError(f"{file}: there is no video {name!r:.60} in the annotation file.")
-    video = by_name[name]
+  for file, video, lines in read_lines(path, videos):
     masks: dict[int, list[Any]] = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-      what = f"line {number} of {file}"
-      frame, objects = read_line(line, video, what)
+    for what, frame, objects in lines:
       for one in objects:
         identity = integer_field(one, "id", what)
         masks.setdefault(identity, [None] * len(video))[frame] = one.get("segmentation")

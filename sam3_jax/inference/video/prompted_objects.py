@@ -270,7 +270,7 @@ class PromptedObjects:
     """
     chosen = [one for one in self.finder.concepts if one.phrase == phrase]
     if not chosen:
-      raise ValueError(f"there is no phrase {phrase!r:.60}; there are {self.phrases}.")
+      raise ValueError(f"there is no phrase {phrase!r:.60}; there are {shown(self.phrases)}.")
     ids = [identity for one in chosen for identity in one.objects.ids]
     for identity in ids:
       self.remove(identity)

@@ -22,6 +22,7 @@ from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.model.video.tracker import video_config
 from sam3_jax.outputs.tracked_frame import TrackedFrame
 from sam3_jax.rules import Rules
+from sam3_jax.utils.json_text import shown
 from sam3_jax.utils.validation import check_flag, is_whole
 
 Direction: TypeAlias = Literal["forward", "backward", "both"]
@@ -59,7 +60,13 @@ class VideoSession(PromptedObjects):
     resample: str = "bilinear",
     origin: str | None = None,
   ):
-    """Arguments as in `Sam3.video`. The source is open; `origin` is its path, for `load`."""
+    """Arguments and errors as in `Sam3.video`. The source is open; `origin` is its path, for
+    `load`."""
+    if rules is not None and not isinstance(rules, Rules):
+      raise TypeError(
+        "rules must be sam3_jax.Rules, such as Rules(new_det_thresh=0.5), or None for those of the "
+        f"checkpoint; got {shown(rules, 60)}."
+      )
     rules = rules or video_config(model.config).rules
     programs, clip = model.video_programs.with_rules(rules), Clip(source, start, stop, every)
     state = TrackerState(

@@ -79,6 +79,7 @@ class VideoModel(LoadedModel):
 
     Raises:
       ValueError: a checkpoint without tracker, an invalid option, or as `open_video`.
+      TypeError: `rules` of another type.
     """
     _ = self.video_programs  # so that a checkpoint without tracker is reported first
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else None
