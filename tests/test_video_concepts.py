@@ -10,6 +10,7 @@ from support import difference
 from video_model import HEIGHT, WIDTH, video_frames, video_model, video_parts
 
 from sam3_jax import Prompt, Rules, VideoSession, VisualPrompt
+from sam3_jax.inference.video import concept_tracker
 from sam3_jax.inference.video.concept_tracker import ConceptTracker, share_equal_masks
 from sam3_jax.inference.video.tracker import ObjectResult
 
@@ -208,6 +209,25 @@ def test_several_phrases_are_found_as_each_of_them_alone(model):
         assert known.setdefault((phrase, theirs), mine) == mine
     one, wanted = both.of(None), clicked[both.index].instances
     np.testing.assert_array_equal(np.asarray(one.masks), np.asarray(wanted.masks))
+
+
+@pytest.mark.slow
+def test_many_phrases_are_detected_in_groups(model, monkeypatch):
+  frames, phrases = video_frames()[:3], [f"{PHRASE} {n}" for n in range(4)] + [PHRASE]
+  detect, numbers = ConceptTracker._detect, []
+
+  def spy(tracker, embedding, prompts):
+    numbers.append(len(prompts))
+    return detect(tracker, embedding, prompts)
+
+  monkeypatch.setattr(ConceptTracker, "_detect", spy)
+  wanted = tracks(model.track(frames, phrases))
+  assert set(numbers[-3:]) == {5}
+  numbers.clear()
+  monkeypatch.setattr(concept_tracker, "TOGETHER", 2)
+  assert tracks(model.track(frames, phrases)) == wanted
+  assert any(ids for _, ids, *_ in wanted)
+  assert numbers[-3:] == [2, 2, 1]
 
 
 def test_a_box_keeps_its_objects_and_is_of_its_frame(goldens, model):

@@ -10,10 +10,9 @@ from typing import Any
 
 from sam3_jax.datasets.video_annotations import Video, VideoPair
 from sam3_jax.evaluation.concept_tracks import ConceptTrack, all_pairs
+from sam3_jax.inference.video.concept_tracker import TOGETHER
 from sam3_jax.outputs.rle import Rle, areas, bounds
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-
-TOGETHER = 8  # phrases of a video that are tracked at a time
 
 Progress = Callable[[str, float], None]  # what is done, fraction of the work done so far
 # Takes the files of the frames and a list of phrases; yields each frame once. `Sam3.track` is one.
