@@ -252,6 +252,9 @@ def test_wrong_prompts_and_options_are_refused(model):
     list(model.track(frames, Prompt(boxes=[[500, 500, 510, 510]])))
   with pytest.raises(ValueError, match="phrase is empty"):
     list(model.track(frames, [""]))
+  for twice in ([PHRASE, "a Moving  shape"], {0: PHRASE, 1: [prompt_of("both")]}):
+    with pytest.raises(ValueError, match=r"phrase '.*' is given twice: give each phrase once\.$"):
+      model.track(frames, twice)
   with pytest.raises(ValueError, match="hold must be a whole number of frames from 0"):
     list(model.track(frames, PHRASE, hold=-1))
   with model.video(frames) as session:
@@ -332,4 +335,10 @@ def test_a_phrase_that_cannot_be_found_leaves_nothing_behind(model, monkeypatch)
       with pytest.raises(ZeroDivisionError):
         session.find(PHRASE)
     assert session.phrases == []
-    assert session.find(PHRASE)
+    assert (found := session.find(PHRASE))
+    for prompt, frame in ((PHRASE.upper(), 0), (prompt_of("both"), 0), (PHRASE, 1)):
+      with pytest.raises(ValueError, match="is given twice"):
+        session.find(prompt, frame)
+    assert session.objects == found
+    session.forget(PHRASE)
+    assert session.find(PHRASE, 1)
