@@ -18,6 +18,7 @@ from sam3_jax.inference.video.concept_objects import (
   ConceptObjects,
   Decision,
   FrameDetections,
+  replace_lost,
 )
 from sam3_jax.inference.video.functions import TrackedObjects
 from sam3_jax.inference.video.groups import FrameRecord, Group
@@ -191,6 +192,8 @@ class ConceptTracker:
     self._add(position, embedding.visual, added)
     for group in clicked:
       held.objects += [ShownObject(i, self._clean(results[i])) for i in group.objects]
+    if self._rules.replace_lost:
+      replace_lost([one.objects for one in concepts], [decision for *_, decision in added])
     for *_, decision in added:
       for identity in (*decision.removed, *decision.gone):
         state.remove(identity)

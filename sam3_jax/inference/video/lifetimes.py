@@ -133,9 +133,6 @@ def judge(
   gone = xp.zeros_like(removed)
   if rules.max_lost_frames:
     gone = lost >= rules.max_lost_frames
-  if rules.replace_lost:
-    rank = xp.argsort(xp.argsort(-lost, stable=True))
-    gone |= (rank < found.dropped) & (lost > 0)
   lives = lives._replace(
     unmatched=unmatched, keep_alive=alive_count, duplicates=duplicates, detected=detected,
     confirmed=confirmed, lost=lost,
