@@ -350,6 +350,13 @@ def test_a_lost_object_gives_way_if_there_is_no_room():
   assert (seen.gone, objects.ids) == ([], [7])
 
 
+def test_an_object_that_was_never_occluded_is_hidden_in_a_backward_pass_only():
+  lives = Lifetimes.none().added(0, 2, Rules())._replace(last_occluded=np.array([-1, 5]))
+  same, empty = np.ones((2, 2)), np.zeros(2, bool)
+  for reverse, wanted in ((False, [False, False]), (True, [True, False])):
+    assert hide_occluded(lives, same, empty, 4, reverse, Rules())[1].tolist() == wanted
+
+
 def test_rules_are_checked_and_metas_differ_only_where_said():
   changed = {
     name for name, value in dataclasses.asdict(Rules()).items()

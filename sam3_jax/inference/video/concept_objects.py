@@ -65,7 +65,7 @@ class Decision:
     unconfirmed: ids of objects that were not detected often enough so far.
     reconditions: the detection that gives an object a new pointer, by id.
     refined: the detection whose mask an object gets, by id; see `Rules.trust_detections`.
-    dropped: number of detections that would be new, but for whom there is no room.
+    dropped: number of detections that would be new, but for which there is no room.
   """
 
   new: dict[int, int]

@@ -316,7 +316,7 @@ class VideoSession(PromptedObjects):
 
   @property
   def _delay(self) -> int:
-    """The number of frames held back, plus 1."""
+    """The number of frames held back, plus 1; or 0 for none."""
     if self.hold is None:
       return self._state.rules.hotstart_delay if self.finder.concepts else 0
     return self.hold
