@@ -113,6 +113,8 @@ class TestResults:
     assert "--text was ['dog', 'red ball'] and is ['dog']" in capsys.readouterr().err
     track("--text", "dog", "--text", "dog", status=2)
     assert "--text 'dog' is given twice" in capsys.readouterr().err
+    track("--text", "dog", "--text", "Dog ", status=2)
+    assert "phrase 'Dog ' is given twice: give each phrase once." in capsys.readouterr().err
     track("--text", " ", out="other", status=2)
     assert "the phrase is empty" in capsys.readouterr().err
 

@@ -16,6 +16,7 @@ from sam3_jax.inference.video.clip import Clip
 from sam3_jax.inference.video.session import Direction, VideoSession
 from sam3_jax.inputs.frame_range import Position
 from sam3_jax.inputs.prompts import as_prompts
+from sam3_jax.inputs.tokenizer import check_distinct
 from sam3_jax.inputs.video import open_video
 from sam3_jax.inputs.video_source import VideoSource
 from sam3_jax.outputs.track_formats import convert_tracks
@@ -95,6 +96,7 @@ def run(
     ValueError, OSError: anything that is wrong. Lines written before it are complete.
   """
 
+  check_distinct(job.phrases)
   notes: set[str] = set()
 
   def note(line: str) -> None:
