@@ -8,9 +8,10 @@ from concept_videos import FRAMES, SIZE, concepts, content, moving, rectangle, r
 from PIL import Image
 
 from sam3_jax.cli.main import main
+from sam3_jax.datasets.video_annotations import VideoPair
 from sam3_jax.evaluation import concept_gallery, concept_tracks, run_video
 from sam3_jax.evaluation.score_concepts import ConceptScorer
-from sam3_jax.evaluation.track_concepts import track_videos
+from sam3_jax.evaluation.track_concepts import track_pairs, track_videos
 from sam3_jax.outputs.instances import Instances
 from sam3_jax.outputs.masks import RleMasks
 from sam3_jax.outputs.rle import encode
@@ -86,6 +87,20 @@ class TestTracking:
     assert [one.score for one in tracks] == [0.9, 0.75, 0.9]
     assert len(others) == 1
     assert steps[1] == ("pair 3 of 4: red box in v2", 0.5)
+
+  def test_equal_phrases_are_tracked_once(self, tmp_path):
+    data, asked = concepts(tmp_path, OBJECTS[:2], [(1, 1), (1, 3)]), []
+    [video] = data.videos
+    pairs = [VideoPair(1, "box"), VideoPair(3, " Box")]
+
+    def tracker(frames, prompts):
+      asked.append(prompts)
+      for t in range(len(frames)):
+        yield tracked(t, 1, [A[t]], prompts)
+
+    tracks = track_pairs(tracker, video, pairs, tmp_path)
+    assert [len(one) for one in asked] == [1]
+    assert [one.category for one in tracks] == [1, 3]
 
   def test_score_of_the_first_frame(self, tmp_path):
     """Detection scores may change; that of the first visible frame counts."""

@@ -15,7 +15,11 @@ from sam3_jax import Rules
 from sam3_jax.inference.video import concept_objects
 from sam3_jax.inference.video.association import associate, pairwise_iou, suppress_overlaps
 from sam3_jax.inference.video.components import clean_mask
-from sam3_jax.inference.video.concept_objects import ConceptObjects, FrameDetections
+from sam3_jax.inference.video.concept_objects import (
+  ConceptObjects,
+  FrameDetections,
+  replace_lost,
+)
 from sam3_jax.inference.video.functions import hide_shrunk
 from sam3_jax.inference.video.held_frames import HeldFrame, HeldFrames
 from sam3_jax.inference.video.lifetimes import Lifetimes, hide_occluded, judge
@@ -324,12 +328,33 @@ def test_a_lost_object_ends_without_being_hidden_before():
 
 
 def test_a_lost_object_gives_way_if_there_is_no_room():
-  for replace in (True, False):
-    objects, found, mask, rules = one_object(lost=2, replace_lost=replace)
-    other = found._replace(mask_logits=-mask)
-    decision = decide(objects, 22, other, mask, rules, room=0)
-    assert decision.dropped == 1
-    assert (decision.gone, decision.new) == ([7] if replace else [], {})
+  """Also to one of another concept; the one that was lost the longest is first."""
+  objects, found, mask, rules = one_object(lost=2)
+  longer, *_ = one_object(lost=3)
+  longer.ids, longer.scores = [9], {9: 0.9}
+  other = found._replace(mask_logits=-mask)
+  decisions = [
+    decide(objects, 23, other, mask, rules, room=0),
+    decide(longer, 23, found.select(np.zeros(1, bool)), mask, rules, room=0),
+    decide(ConceptObjects(), 23, found, mask[:0], rules, room=0),
+  ]
+  assert [one.dropped for one in decisions] == [1, 0, 1]
+  every = [objects, longer, ConceptObjects()]
+  for some, gone in ((slice(1, 3), [[9], []]), (slice(0, 3), [[7], [9], []])):
+    replace_lost(every[some], decisions[some])
+    assert [one.gone for one in decisions[some]] == gone
+  assert (objects.ids, longer.ids) == ([], [])
+  objects, found, mask, rules = one_object()
+  seen = decide(objects, 20, found, mask, rules, room=0)
+  replace_lost([objects, ConceptObjects()], [seen, decisions[2]])
+  assert (seen.gone, objects.ids) == ([], [7])
+
+
+def test_an_object_that_was_never_occluded_is_hidden_in_a_backward_pass_only():
+  lives = Lifetimes.none().added(0, 2, Rules())._replace(last_occluded=np.array([-1, 5]))
+  same, empty = np.ones((2, 2)), np.zeros(2, bool)
+  for reverse, wanted in ((False, [False, False]), (True, [True, False])):
+    assert hide_occluded(lives, same, empty, 4, reverse, Rules())[1].tolist() == wanted
 
 
 def test_rules_are_checked_and_metas_differ_only_where_said():

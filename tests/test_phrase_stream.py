@@ -108,3 +108,35 @@ def test_memory_and_programs_are_bounded_and_ids_are_never_given_again(monkeypat
   assert programs[early] == programs[frames - 1]
   assert all(len(ids) == 1 for ids in shown.values())
   assert len(shown) >= frames // EVERY - 1
+
+
+@pytest.mark.slow
+def test_lost_objects_give_way_to_those_of_another_phrase(monkeypatch):
+  """There is room for one object; that of the second phrase comes when the first one is lost."""
+  record = Tracker.record
+  square = np.full((1, SIDE, SIDE), -4, np.float32)
+  square[0, 2:7, 2:7] = 4
+  visible = [FrameDetections(np.array([0.9], np.float32), np.zeros((1, 4), np.float32), square)]
+  nothing = [visible[0].select(np.zeros(1, bool))]
+  position = iter(range(12))
+
+  def kept(tracker, prompts, detected):
+    frame = next(position)
+    return (visible if frame < 3 else nothing) + (visible if frame >= 6 else nothing)
+
+  def tracked(tracker, found, frame, groups, backward):
+    results, pointers = record(tracker, found, frame, groups, backward)
+    mask = square[0] if frame < 3 or frame >= 8 else -abs(square[0])
+    return {i: one._replace(mask_logits=mask) for i, one in results.items()}, pointers
+
+  monkeypatch.setattr(Tracker, "record", tracked)
+  rules = Rules(max_num_objects=1)
+  with small_model().video(moving_frames(10), history=False, rules=rules) as session:
+    monkeypatch.setattr(ConceptTracker, "_kept", lambda *_: nothing)
+    session.find("a square")
+    session.find("a circle")
+    monkeypatch.setattr(ConceptTracker, "_kept", kept)
+    shown = [frame.instances.ids.tolist() for frame in session.run(hold=0)]
+    assert shown == [[1]] * 3 + [[]] * 4 + [[2]] * 3
+    assert session.removed == {1}
+    assert session.finder.owner(2).phrase == "a circle"

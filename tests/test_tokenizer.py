@@ -346,3 +346,12 @@ def test_empty_phrases(tokenize, phrase):
 def test_phrases_with_undecodable_bytes(tokenize):
   assert "not valid UTF-8" in tokenize.fault("caf\udce9")
   assert phrase_fault("caf\u00e9 \N{CAT FACE} !") == ""
+
+
+def test_equal_phrases():
+  assert tokenizer.distinct(["Dog", "cat", " dog", "dogs"]) == ["Dog", "cat", "dogs"]
+  tokenizer.check_distinct(["dog", None, "cat", None])
+  with pytest.raises(
+    ValueError, match=r"^phrase 'A  DOG' is given twice: give each phrase once\.$"
+  ):
+    tokenizer.check_distinct(["a dog", "A  DOG"])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -17,10 +18,12 @@ from PIL import Image
 from small_video import SIZE, moving_frames, small_model
 from tracking_jobs import POINTS, mask_of, results, write_video
 
-from sam3_jax import VisualPrompt
+from sam3_jax import Rules, VisualPrompt
 from sam3_jax.cli import track_video
 from sam3_jax.cli.main import main
 from sam3_jax.cli.track_prompts import objects_of, parse_prompts
+from sam3_jax.inference.video.clip import Pass
+from sam3_jax.inference.video.held_frames import HeldFrame, HeldFrames
 from sam3_jax.outputs.track_lines import TrackReader, line_of
 
 FRAMES = 40
@@ -110,8 +113,38 @@ class TestResults:
     assert "--text was ['dog', 'red ball'] and is ['dog']" in capsys.readouterr().err
     track("--text", "dog", "--text", "dog", status=2)
     assert "--text 'dog' is given twice" in capsys.readouterr().err
+    track("--text", "dog", "--text", "Dog ", status=2)
+    assert "phrase 'Dog ' is given twice: give each phrase once." in capsys.readouterr().err
     track("--text", " ", out="other", status=2)
     assert "the phrase is empty" in capsys.readouterr().err
+
+  @pytest.mark.parametrize(
+    ("count", "passes", "direction", "want"),
+    [
+      (20, [Pass(False, 0, None, False)], "forward", "20 frames, 2 objects, 2.0 frames per second"),
+      (6, [Pass(True, 5, None, False)], "backward", "6 frames, 2 objects, 2.0 frames per second"),
+      (20, [Pass(False, 0, None, False), Pass(True, 3, None, False)], "both",
+       "24 frames in both directions, 2 objects, 2.0 frames per second"),
+    ],
+  )  # fmt: skip
+  def test_the_speed_is_that_of_tracking(self, monkeypatch, count, passes, direction, want):
+    """Each frame takes half a second, and leaves when 14 others are tracked."""
+    clock, shares = 0.0, []
+    monkeypatch.setattr(track_video.time, "perf_counter", lambda: clock)
+    held = HeldFrames(SIZE, Rules())
+    session = SimpleNamespace(
+      clip=SimpleNamespace(length=count), passes=passes, held=held, objects=[1, 2]
+    )
+    meter = track_video._Meter(lambda _, share: shares.append(share), session, 0)
+    for one in passes:
+      for index in range(one.start, -1, -1) if one.backward else range(one.start, count):
+        clock += 0.5
+        meter.count(list(held.add(HeldFrame(index, index / 25), 15)))
+      for frame in held.rest():
+        meter.count([frame])
+    assert meter.summary(direction) == want
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
 
   @pytest.mark.slow
   def test_box_mask_and_correction(self, folder, model):
@@ -169,7 +202,7 @@ class TestResume:
   def test_a_finished_job_writes_further_formats(self, folder, model, capsys, monkeypatch):
     track("--point", "5,5", "--stop", "9")
     before = results(folder / "out")
-    monkeypatch.setattr(track_video.VideoSession, "run", None)
+    monkeypatch.setattr(track_video.VideoSession, "steps", None)
     track("--point", "5,5", "--stop", "9", "--to", "coco-vid")
     after = results(folder / "out")
     assert after.pop("clip.coco-vid.json")

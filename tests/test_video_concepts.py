@@ -10,6 +10,7 @@ from support import difference
 from video_model import HEIGHT, WIDTH, video_frames, video_model, video_parts
 
 from sam3_jax import Prompt, Rules, VideoSession, VisualPrompt
+from sam3_jax.inference.video import concept_tracker
 from sam3_jax.inference.video.concept_tracker import ConceptTracker, share_equal_masks
 from sam3_jax.inference.video.tracker import ObjectResult
 
@@ -210,6 +211,25 @@ def test_several_phrases_are_found_as_each_of_them_alone(model):
     np.testing.assert_array_equal(np.asarray(one.masks), np.asarray(wanted.masks))
 
 
+@pytest.mark.slow
+def test_many_phrases_are_detected_in_groups(model, monkeypatch):
+  frames, phrases = video_frames()[:3], [f"{PHRASE} {n}" for n in range(4)] + [PHRASE]
+  detect, numbers = ConceptTracker._detect, []
+
+  def spy(tracker, embedding, prompts):
+    numbers.append(len(prompts))
+    return detect(tracker, embedding, prompts)
+
+  monkeypatch.setattr(ConceptTracker, "_detect", spy)
+  wanted = tracks(model.track(frames, phrases))
+  assert set(numbers[-3:]) == {5}
+  numbers.clear()
+  monkeypatch.setattr(concept_tracker, "TOGETHER", 2)
+  assert tracks(model.track(frames, phrases)) == wanted
+  assert any(ids for _, ids, *_ in wanted)
+  assert numbers[-3:] == [2, 2, 1]
+
+
 def test_a_box_keeps_its_objects_and_is_of_its_frame(goldens, model):
   frames = video_frames()
   with model.video(frames, resample="bicubic") as session:
@@ -232,6 +252,9 @@ def test_wrong_prompts_and_options_are_refused(model):
     list(model.track(frames, Prompt(boxes=[[500, 500, 510, 510]])))
   with pytest.raises(ValueError, match="phrase is empty"):
     list(model.track(frames, [""]))
+  for twice in ([PHRASE, "a Moving  shape"], {0: PHRASE, 1: [prompt_of("both")]}):
+    with pytest.raises(ValueError, match=r"phrase '.*' is given twice: give each phrase once\.$"):
+      model.track(frames, twice)
   with pytest.raises(ValueError, match="hold must be a whole number of frames from 0"):
     list(model.track(frames, PHRASE, hold=-1))
   with model.video(frames) as session:
@@ -312,7 +335,13 @@ def test_a_phrase_that_cannot_be_found_leaves_nothing_behind(model, monkeypatch)
       with pytest.raises(ZeroDivisionError):
         session.find(PHRASE)
     assert session.phrases == []
-    assert session.find(PHRASE)
+    assert (found := session.find(PHRASE))
+    for prompt, frame in ((PHRASE.upper(), 0), (prompt_of("both"), 0), (PHRASE, 1)):
+      with pytest.raises(ValueError, match="is given twice"):
+        session.find(prompt, frame)
+    assert session.objects == found
     with pytest.raises(ValueError, match=r"there is no phrase 'cat cat.*; there are \[") as error:
       session.forget(" ".join(["cat"] * 200))
     assert len(str(error.value)) < 200
+    session.forget(PHRASE)
+    assert session.find(PHRASE, 1)

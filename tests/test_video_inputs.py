@@ -1,6 +1,8 @@
 """Videos that are not files: directories, arrays, lists and iterators; ranges of frames."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -268,6 +270,17 @@ def test_read_ahead_raises():
     next(items)
   assert list(items) == []
   assert threads() == 0
+
+
+def test_read_ahead_that_is_open_at_exit_prints_nothing():
+  code = (
+    "import itertools; from sam3_jax.utils.read_ahead import read_ahead; "
+    "items = read_ahead(i for i in itertools.count()); next(items)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+  )
+  assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_memory_of_a_directory_is_bounded(tmp_path):

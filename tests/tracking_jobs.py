@@ -53,9 +53,9 @@ def use_small_model() -> None:
   if pause := float(os.environ.get(PAUSE, 0)):
     count = track_video._Meter.count
 
-    def slow(meter, frame):
+    def slow(meter, leaving):
       time.sleep(pause)
-      count(meter, frame)
+      count(meter, leaving)
 
     track_video._Meter.count = slow
 

@@ -24,6 +24,7 @@ from sam3_jax.batch.run_stats import Reporter, VideoStats
 from sam3_jax.batch.video_job import VideoJob
 from sam3_jax.batch.video_records import VideoRecord
 from sam3_jax.inference.predictor import Sam3
+from sam3_jax.inputs.tokenizer import distinct
 from sam3_jax.inputs.video import open_video
 from sam3_jax.storage import retries
 from sam3_jax.storage.urls import redact
@@ -103,7 +104,7 @@ class VideoPipeline:
   ) -> tuple[Iterator[bytes], FileIdentity]:
     """Tracks a video; returns the pieces of its record and the identity of what was read."""
     notes = list[str]()
-    phrases: list[Any] = [prompt.phrase for prompt in concept_prompts(item.prompts)]
+    phrases: list[Any] = distinct(prompt.phrase for prompt in concept_prompts(item.prompts))
     errors = _ReadErrors(item)
     try:
       with contextlib.ExitStack() as stack:

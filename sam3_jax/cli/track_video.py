@@ -16,6 +16,7 @@ from sam3_jax.inference.video.clip import Clip
 from sam3_jax.inference.video.session import Direction, VideoSession
 from sam3_jax.inputs.frame_range import Position
 from sam3_jax.inputs.prompts import as_prompts
+from sam3_jax.inputs.tokenizer import check_distinct
 from sam3_jax.inputs.video import open_video
 from sam3_jax.inputs.video_source import VideoSource
 from sam3_jax.outputs.track_formats import convert_tracks
@@ -95,6 +96,7 @@ def run(
     ValueError, OSError: anything that is wrong. Lines written before it are complete.
   """
 
+  check_distinct(job.phrases)
   notes: set[str] = set()
 
   def note(line: str) -> None:
@@ -121,11 +123,11 @@ def run(
       before = job.files.check(record)
       if before is None or before.frames is None:
         saved = job.files.session() if before else None
-        session, frames = _session(job, model, source, prompts, default, saved and saved[1])
+        session, steps = _session(job, model, source, prompts, default, saved and saved[1])
         with session:
           if before is None:
             job.files.begin(record)
-          lines = _track(job, session, frames, saved[0] if saved else 0, console, errors, stopping)
+          lines = _track(job, session, steps, saved[0] if saved else 0, console, errors, stopping)
         if lines is None:
           return False
         job.files.finish(record, lines)
@@ -143,7 +145,7 @@ def run(
 def _track(
   job: Job,
   session: VideoSession,
-  frames: Iterator[TrackedFrame],
+  steps: Iterator[list[TrackedFrame]],
   done: int,
   console: Console,
   errors: Console,
@@ -155,16 +157,17 @@ def _track(
     with progress(errors, bar=True, quiet=console.quiet) as step:
       meter, saving = _Meter(step, session, done), _Saving(job, session, tracks)
       meter.say("compiling, which can take a minute")
-      for frame in frames:
-        tracks.write(frame)
-        meter.count(frame)
+      for leaving in steps:
+        for frame in leaving:
+          tracks.write(frame)
+        meter.count(leaving)
         if stopping():
           saving.save()
           say(errors, f"stopped after {tracks.frames} frames; rerun the same command to resume")
           return None
         saving.save_if_due()
     tracks.sync()
-  say(console, meter.summary())
+  say(console, meter.summary(job.direction))
   return tracks.frames
 
 
@@ -175,12 +178,12 @@ def _session(
   prompts: Sequence[FramePrompt],
   default: int,
   saved: Path | None,
-) -> tuple[VideoSession, Iterator[TrackedFrame]]:
-  """The session and its frames: a new one with the prompts, or the saved one. Phrases are of the
+) -> tuple[VideoSession, Iterator[list[TrackedFrame]]]:
+  """The session and its steps: a new one with the prompts, or the saved one. Phrases are of the
   frame `default`."""
   if saved is not None:
     session = VideoSession.load(model, saved, source)
-    return session, session.resume()
+    return session, session.resume_steps()
   session = model.video(
     source, start=job.start, stop=job.stop, every=job.every, history=job.direction == "both"
   )
@@ -197,7 +200,7 @@ def _session(
       )  # fmt: skip
   for phrase in job.phrases:
     session.find(phrase, default)
-  return session, session.run(job.direction)
+  return session, session.steps(job.direction)
 
 
 class _Saving:
@@ -225,36 +228,46 @@ class _Saving:
 
 
 class _Meter:
-  """Shows progress: the frame, the objects on it, and the frames per second."""
+  """Shows progress: the frame, the objects on it, and the frames per second.
+
+  Speeds are those at which frames are tracked, not those at which they leave. A frame that two
+  passes track counts twice.
+  """
 
   def __init__(self, step: Step, session: VideoSession, done: int):
     length = session.clip.length or 0
     left = [each.start + 1 if each.backward else length - each.start for each in session.passes]
-    self._step, self._session, self._done = step, session, done
-    self._total = max(1, done + sum(left))
+    self._step, self._session, self._written = step, session, done
+    self._tracked = done + len(session.held.frames)
+    self._total = max(1, self._tracked + sum(left))
     self._ends: collections.deque[float] = collections.deque(maxlen=_RECENT)
     self._first, self._counted = 0.0, 0
 
   def say(self, what: str) -> None:
-    self._step(what, self._done / self._total)
+    self._step(what, self._tracked / self._total)
 
-  def count(self, frame: TrackedFrame) -> None:
-    """Counts a frame; the first one includes compilation, and speeds are measured after it."""
-    self._done, self._counted = self._done + 1, self._counted + 1
-    self._ends.append(time.perf_counter())
-    if self._counted == 1:
-      self._first = self._ends[0]
-    found = f"{len(frame.instances)} of {_count_of(len(self._session.objects), 'object')}"
-    self.say(
-      f"frame {frame.index}, {found}{_speed(len(self._ends), self._ends[0], self._ends[-1])}"
-    )
+  def count(self, leaving: Sequence[TrackedFrame]) -> None:
+    """Counts a step; the first frame includes compilation, and speeds are measured after it."""
+    held = self._session.held.frames
+    self._written += len(leaving)
+    if self._written + len(held) > self._tracked:  # else the pass has ended, and frames only leave
+      self._tracked, self._counted = self._written + len(held), self._counted + 1
+      self._ends.append(time.perf_counter())
+      if self._counted == 1:
+        self._first = self._ends[0]
+    index = held[-1].index if held else leaving[-1].index
+    objects = len(leaving[-1].instances) if leaving else len(held[-1].objects)
+    found = f"{objects} of {_count_of(len(self._session.objects), 'object')}"
+    speed = _speed(len(self._ends), self._ends[0], self._ends[-1]) if self._ends else ""
+    self.say(f"frame {index}, {found}{speed}")
 
-  def summary(self) -> str:
+  def summary(self, direction: Direction) -> str:
     """One line about the run."""
+    both = " in both directions" if direction == "both" else ""
     end = self._ends[-1] if self._ends else 0.0
     speed = _speed(self._counted, self._first, end)
     objects = _count_of(len(self._session.objects), "object")
-    return f"{_count_of(self._done, 'frame')}, {objects}{speed}"
+    return f"{_count_of(self._tracked, 'frame')}{both}, {objects}{speed}"
 
 
 def _count_of(number: int, noun: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from sam3_jax.datasets.video_annotations import Video, VideoPair
 from sam3_jax.evaluation.concept_tracks import ConceptTrack, all_pairs
+from sam3_jax.inference.video.concept_tracker import TOGETHER
+from sam3_jax.inputs.tokenizer import clean
 from sam3_jax.outputs.rle import Rle, areas, bounds
 from sam3_jax.outputs.tracked_frame import TrackedFrame
-
-TOGETHER = 8  # phrases of a video that are tracked at a time
 
 Progress = Callable[[str, float], None]  # what is done, fraction of the work done so far
 # Takes the files of the frames and a list of phrases; yields each frame once. `Sam3.track` is one.
@@ -63,7 +63,8 @@ def track_pairs(
   scores: dict[tuple[str, int], float] = {}
   seen = set()
   paths = [Path(folder) / name for name in video.file_names]
-  for frame in track(paths, [pair.phrase for pair in pairs]):
+  phrases = {clean(pair.phrase): pair.phrase for pair in pairs}  # each is tracked once
+  for frame in track(paths, list(phrases.values())):
     if frame.size != (video.height, video.width) or not 0 <= frame.index < len(video):
       raise ValueError(
         f"the tracker yields frame {frame.index} of {frame.size[1]} x {frame.size[0]}, but "
@@ -71,7 +72,7 @@ def track_pairs(
       )
     seen.add(frame.index)
     for pair in pairs:
-      own = frame.of(pair.phrase)
+      own = frame.of(phrases[clean(pair.phrase)])
       rles = [own.masks.rle(k) for k in range(len(own))]
       pixels, _ = areas(rles, [frame.size] * len(rles))
       for identity, score, rle, count in zip(own.ids, own.scores, rles, pixels, strict=True):

@@ -165,6 +165,24 @@ def phrase_fault(phrase: str) -> str:
   return ""
 
 
+def check_distinct(phrases: Iterable[str | None]) -> None:
+  """Raises ValueError if two phrases are equal after `clean`; None is no phrase."""
+  seen: set[str] = set()
+  for phrase in phrases:
+    if phrase is not None:
+      if clean(phrase) in seen:
+        raise ValueError(f"phrase {phrase!r:.60} is given twice: give each phrase once.")
+      seen.add(clean(phrase))
+
+
+def distinct(phrases: Iterable[str]) -> list[str]:
+  """The phrases without those that equal an earlier one after `clean`."""
+  found: dict[str, str] = {}
+  for phrase in phrases:
+    found.setdefault(clean(phrase), phrase)
+  return list(found.values())
+
+
 def clean(text: str) -> str:
   """Cleans text as CLIP does: fixes mojibake and HTML entities, collapses spaces, lowers case."""
   text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()

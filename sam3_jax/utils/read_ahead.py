@@ -1,6 +1,7 @@
 """Reads ahead in a thread: the next items are made while the caller uses the current one."""
 
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ def read_ahead(items: Generator[T], depth: int = DEPTH) -> Iterator[T]:
     depth: items that exist at most, without the one that the caller uses.
   """
   slots, results, stop = threading.Semaphore(depth), queue.SimpleQueue[Any](), threading.Event()
+  is_finalizing = sys.is_finalizing  # a local name, as modules are emptied at exit
   thread = threading.Thread(
     target=_produce, args=(items, slots, results, stop), name=THREAD_NAME, daemon=True
   )
@@ -37,10 +39,11 @@ def read_ahead(items: Generator[T], depth: int = DEPTH) -> Iterator[T]:
       slots.release()
       yield found.pop()
   finally:
-    stop.set()
-    slots.release()
-    if thread is not threading.current_thread():  # the garbage collector runs in any thread
-      thread.join()
+    if not is_finalizing():  # else the thread does not run any more
+      stop.set()
+      slots.release()
+      if thread is not threading.current_thread():  # the garbage collector runs in any thread
+        thread.join()
 
 
 def _produce(

@@ -21,7 +21,7 @@ class Association(NamedTuple):
     matched: bool [Q, N], whether a detection and an object match; many to many.
     new: bool [Q], detections that become objects.
     order: int [Q], the position of a new detection among the new ones, which orders their ids.
-    dropped: number of detections that would be new, but for whom there is no room.
+    dropped: number of detections that would be new, but for which there is no room.
     unmatched: bool [N], visible objects that no detection confirms.
     empty: bool [N], objects without a mask on this frame.
     reconditions: int [N], the detection that may recondition the object; -1 for none.

@@ -5,7 +5,7 @@ are those of Meta's code; `association` and `lifetimes` make them.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class Decision:
     unconfirmed: ids of objects that were not detected often enough so far.
     reconditions: the detection that gives an object a new pointer, by id.
     refined: the detection whose mask an object gets, by id; see `Rules.trust_detections`.
-    dropped: number of detections that would be new, but for whom there is no room.
+    dropped: number of detections that would be new, but for which there is no room.
   """
 
   new: dict[int, int]
@@ -162,6 +162,21 @@ class ConceptObjects:
     for identity in np.array(self.ids, np.int64)[gone].tolist():
       self.ids.remove(identity)
       del self.scores[identity]
+
+
+def replace_lost(objects: Sequence[ConceptObjects], decisions: Sequence[Decision]) -> None:
+  """Removes objects for detections for which there is no room on a frame: those that were lost the
+  longest, of any concept. Adds their ids to `gone` of the decisions, one for each concept."""
+  missing = sum(one.dropped - len(one.removed) - len(one.gone) for one in decisions)
+  lost = [
+    (-int(frames), identity, n)
+    for n, one in enumerate(objects)
+    for identity, frames in zip(one.ids, one.lives.lost, strict=True)
+    if frames
+  ]
+  for _, identity, n in sorted(lost)[: max(0, missing)]:
+    objects[n].remove([identity])
+    decisions[n].gone.append(identity)
 
 
 def _best_matches(

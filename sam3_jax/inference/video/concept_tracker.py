@@ -18,6 +18,7 @@ from sam3_jax.inference.video.concept_objects import (
   ConceptObjects,
   Decision,
   FrameDetections,
+  replace_lost,
 )
 from sam3_jax.inference.video.functions import TrackedObjects
 from sam3_jax.inference.video.groups import FrameRecord, Group
@@ -39,6 +40,7 @@ from sam3_jax.outputs.instances import kept_masks
 from sam3_jax.rules import Rules
 from sam3_jax.types import ImageEmbedding, TextEmbedding, VisualEmbedding
 
+TOGETHER = 8  # phrases that are detected at a time, as masks take 66 MB each at the released size
 SAME_LOGIT = 1e-3  # masks whose logits differ by less are the same up to rounding
 
 
@@ -160,16 +162,18 @@ class ConceptTracker:
     groups = [*clicked, *{id(owners[i]): owners[i] for i in sorted(found)}.values()]
     started = self._propagate(position, embedding.visual, groups, found, backward)
     prompts = [one.prompt_on(position, backward, self._rules) for one in concepts]
-    detected = self._detect(embedding.concepts, prompts)
+    detected = self._detect(embedding.concepts, prompts[:TOGETHER])
     if ahead is not None:
       ahead()
     results, pointers = self._tracked(position, groups, started, backward)
+    kept = self._kept(prompts[:TOGETHER], detected)
+    for start in range(TOGETHER, len(prompts), TOGETHER):
+      some = prompts[start : start + TOGETHER]
+      kept += self._kept(some, self._detect(embedding.concepts, some))
     held = HeldFrame(frame.index, frame.time)
     memories: list[Results] = []
     added: list[tuple[TrackedConcept, FrameDetections, Decision]] = []
-    for concept, prompt, detections in zip(
-      concepts, prompts, self._kept(prompts, detected), strict=True
-    ):
+    for concept, prompt, detections in zip(concepts, prompts, kept, strict=True):
       clean = share_equal_masks({i: self._clean(results[i]) for i in concept.objects.ids})
       scores = dict(concept.objects.scores)
       decision = self._decide(
@@ -188,6 +192,8 @@ class ConceptTracker:
     self._add(position, embedding.visual, added)
     for group in clicked:
       held.objects += [ShownObject(i, self._clean(results[i])) for i in group.objects]
+    if self._rules.replace_lost:
+      replace_lost([one.objects for one in concepts], [decision for *_, decision in added])
     for *_, decision in added:
       for identity in (*decision.removed, *decision.gone):
         state.remove(identity)
@@ -237,7 +243,7 @@ class ConceptTracker:
     return self.model.decode(embedding, given, text=self._texts[phrases])
 
   def _kept(self, prompts: Sequence[ConceptPrompt | None], detected: Any) -> list[FrameDetections]:
-    """The detections of each prompt with high scores, best masks only."""
+    """The detections of each prompt with high scores, after non-maximum suppression."""
     side = self.tracker.state.config.mask_size
     none = FrameDetections(
       np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, side, side), np.float32)

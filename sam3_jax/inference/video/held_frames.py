@@ -45,7 +45,7 @@ class HeldFrames:
     self._size, self._rules = size, rules
 
   def add(self, frame: HeldFrame, hold: int) -> Iterator[TrackedFrame]:
-    """Adds a frame; yields those that need not wait any longer, as N frames are there."""
+    """Adds a frame; yields the oldest frames while more than max(0, hold - 1) are held."""
     self.frames.append(frame)
     self.hidden.update(frame.removed)
     while len(self.frames) > max(0, hold - 1):

@@ -41,7 +41,7 @@ class Lifetimes(NamedTuple):
 
   @classmethod
   def none(cls) -> "Lifetimes":
-    """Of no object."""
+    """For no objects: arrays of length 0."""
     empty = np.zeros(0, np.int32)
     square = np.zeros((0, 0), np.int32)
     return cls(empty, empty, empty, empty, empty, np.zeros(0, bool), empty, square, empty)
@@ -75,7 +75,7 @@ class Verdict(NamedTuple):
   Attributes:
     removed: those that are removed, and hidden on all frames that were held back.
     hidden: those that are not shown on this frame, as no detection confirmed them for long.
-    gone: those that are removed, but were right before.
+    gone: those that are removed, but stay on earlier frames.
   """
 
   removed: Any
@@ -95,7 +95,8 @@ def judge(
   """Counts what the detections of a frame say about each object, and removes wrong new objects.
 
   A new object is removed if it was unmatched, or a duplicate of an older one, on several frames
-  soon after its first one.
+  soon after its first one. Any object is removed (`gone`) after `max_lost_frames` of the rules.
+  `concept_objects.replace_lost` removes further ones if there is no room.
 
   Args:
     lives: of the objects.
@@ -106,13 +107,13 @@ def judge(
     xp: NumPy or jax.numpy.
   """
   matched = found.matched.any(axis=0)
-  alive_count = xp.where(
+  keep_alive = xp.where(
     matched, xp.minimum(lives.keep_alive + 1, rules.max_trk_keep_alive), lives.keep_alive
   )
   missed = found.unmatched
   if rules.decrease_trk_keep_alive_for_empty_masklets:
     missed = missed | found.empty
-  alive_count = xp.where(missed, xp.maximum(alive_count - 1, rules.min_trk_keep_alive), alive_count)
+  keep_alive = xp.where(missed, xp.maximum(keep_alive - 1, rules.min_trk_keep_alive), keep_alive)
   unmatched = lives.unmatched + found.unmatched
   duplicates = lives.duplicates + _duplicates(lives.first_frame, found.matched, reverse, xp)
   recent = xp.where(
@@ -125,19 +126,16 @@ def judge(
   removed = (removed | (worst >= rules.hotstart_dup_thresh)) & recent & alive
   hidden = xp.zeros_like(removed)
   if not rules.suppress_unmatched_only_within_hotstart:
-    gone = recent & (unmatched >= rules.hotstart_unmatch_thresh)
-    hidden = (unmatched > 0) & (alive_count <= 0) & ~gone & alive
+    wrong = recent & (unmatched >= rules.hotstart_unmatch_thresh)
+    hidden = (unmatched > 0) & (keep_alive <= 0) & ~wrong & alive
   detected = xp.where(matched, lives.detected + 1, 0)
   confirmed = lives.confirmed | (detected >= rules.masklet_confirmation_consecutive_det_thresh)
   lost = xp.where(found.unmatched | found.empty, lives.lost + 1, 0)
   gone = xp.zeros_like(removed)
   if rules.max_lost_frames:
     gone = lost >= rules.max_lost_frames
-  if rules.replace_lost:
-    rank = xp.argsort(xp.argsort(-lost, stable=True))
-    gone |= (rank < found.dropped) & (lost > 0)
   lives = lives._replace(
-    unmatched=unmatched, keep_alive=alive_count, duplicates=duplicates, detected=detected,
+    unmatched=unmatched, keep_alive=keep_alive, duplicates=duplicates, detected=detected,
     confirmed=confirmed, lost=lost,
   )  # fmt: skip
   return lives, Verdict(removed, hidden, gone & alive & ~removed)
@@ -146,8 +144,11 @@ def judge(
 def hide_occluded(
   lives: Lifetimes, iou: Any, empty: Any, frame: Any, reverse: Any, rules: Rules, xp: Any = np
 ) -> tuple[Lifetimes, Any]:
-  """Hides one of two objects with nearly the same mask: the one that was occluded later, if the
-  other one was ever occluded, too.
+  """Hides one of two objects with nearly the same mask: the one that was occluded later in the
+  direction of the pass, if the other one was ever occluded, too.
+
+  In a backward pass, an object that was never occluded is hidden, too: its -1 counts as the latest.
+  This is Meta's rule.
 
   Args:
     lives: of the objects.

@@ -19,6 +19,7 @@ from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
 from sam3_jax.inputs.frame_range import Position
 from sam3_jax.inputs.prompts import ConceptPrompt
+from sam3_jax.inputs.tokenizer import check_distinct
 from sam3_jax.inputs.video_source import Frame
 from sam3_jax.inputs.visual_prompts import VisualPrompt, check_visual
 from sam3_jax.outputs.tracked_frame import TrackedFrame
@@ -252,7 +253,8 @@ class PromptedObjects:
       The ids of the objects found on this frame. Some may turn out to be wrong.
 
     Raises:
-      ValueError: a box outside the frame, or a frame outside the clip.
+      ValueError: a box outside the frame, a frame outside the clip, or a phrase that was given
+        before, also on another frame or with other boxes: it would find the same objects again.
       TypeError: a prompt of another type.
     """
     return self.find_at(self.clip.position(frame), prompt)
@@ -281,6 +283,7 @@ class PromptedObjects:
     """As `find`, on a position in the clip."""
     number = 1 + max((one.number for one in self.finder.concepts), default=-1)
     concept = TrackedConcept(self.finder.check(prompt), position, number)
+    check_distinct([*self.phrases, concept.phrase])
     self.remember_prompts()
     loaded = self.load_frame(position, concepts=True)
     found = self.step(loaded, position, [concept], [], backward=False).new

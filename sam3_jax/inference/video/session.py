@@ -139,6 +139,7 @@ class VideoSession(PromptedObjects):
     hold: int | None = None,
   ) -> Iterator[list[TrackedFrame]]:
     """As `run`, but after every tracked frame it yields the frames that leave, which may be none.
+    At the end of a pass, it yields each frame that was held back.
 
     While it is suspended, `passes[0]` is the pass to which the frames belong.
     """
@@ -169,7 +170,11 @@ class VideoSession(PromptedObjects):
 
   def resume(self) -> Iterator[TrackedFrame]:
     """Continues the last `run` after the last frame that it yielded, also in a loaded session."""
-    return _flat(self._run({}))
+    return _flat(self.resume_steps())
+
+  def resume_steps(self) -> Iterator[list[TrackedFrame]]:
+    """As `resume`, in the steps of `steps`."""
+    return self._run({})
 
   def save(self, path: str | Path) -> None:
     """Writes the session to a file, with all that `resume` and corrections need.
@@ -318,7 +323,7 @@ class VideoSession(PromptedObjects):
 
   @property
   def _delay(self) -> int:
-    """Frames that are held back, and one."""
+    """The number of frames held back, plus 1; or 0 for none."""
     if self.hold is None:
       return self._state.rules.hotstart_delay if self.finder.concepts else 0
     return self.hold

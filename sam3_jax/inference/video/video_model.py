@@ -14,6 +14,7 @@ from sam3_jax.inference.video.session import VideoSession
 from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.frame_range import Position, Seconds, parse_position
 from sam3_jax.inputs.prompts import ConceptPrompt, Prompt
+from sam3_jax.inputs.tokenizer import check_distinct
 from sam3_jax.inputs.video import VideoInput, open_video
 from sam3_jax.inputs.visual_prompts import VisualPrompt
 from sam3_jax.outputs.tracked_frame import TrackedFrame
@@ -57,8 +58,8 @@ class VideoModel(LoadedModel):
       up to 14 frames late; see `hold`.
 
     Raises:
-      ValueError: no prompt, one outside its frame or the clip, a mask of another size, a checkpoint
-        without tracker, or as `open_video`.
+      ValueError: no prompt, a phrase that is given twice, a prompt outside its frame or the clip, a
+        mask of another size, a checkpoint without tracker, or as `open_video`.
     """
     session = self.video(source, history=False, **options)
     return session.stream(prompts_by_frame(prompts, session.clip), hold)
@@ -105,7 +106,7 @@ def prompts_by_frame(
   the first frame.
 
   Raises:
-    ValueError: no prompt, or a frame outside the clip.
+    ValueError: no prompt, a frame outside the clip, or a phrase that is given twice.
     TypeError: something that is no prompt.
   """
   found: dict[int | Seconds | None, list[ObjectPrompt]] = {}
@@ -128,4 +129,10 @@ def prompts_by_frame(
     found.setdefault(key, []).extend(rows)
   if not any(found.values()):
     raise ValueError("no prompt given; pass a phrase, a VisualPrompt, a list or {frame: list}.")
+  check_distinct(
+    one if isinstance(one, str) else one.text
+    for rows in found.values()
+    for one in rows
+    if isinstance(one, str | Prompt | Concept)
+  )
   return found
