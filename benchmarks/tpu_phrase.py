@@ -70,7 +70,7 @@ def main() -> int:
   shared = {name: seconds(name, 1) for name in SHARED}
   attention = sum(runs[name] * seconds(name, 1) for name in ATTENTION)
   frames = {}
-  for objects in OBJECTS:
+  for objects in arguments.counts:
     decode, memory, *bank = (seconds(name, bucket(objects)) for name in BY_SLOT)
     frames[objects] = {
       "encode": image["sums"]["encode"] + shared[SHARED[0]],
@@ -118,6 +118,10 @@ def _arguments() -> argparse.Namespace:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--target", choices=chips.CHIPS, default="v6e")
+  parser.add_argument(
+    "--counts", type=int, nargs="+", default=OBJECTS, metavar="N",
+    help="numbers of objects (default: 1 5 10 64)",
+  )  # fmt: skip
   parser.add_argument(
     "--limit", type=int, default=300,
     help="time limit of the finer grade, in seconds per part; 1 for the coarser grade",
