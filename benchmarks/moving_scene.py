@@ -27,7 +27,7 @@ from sam3_jax.utils.atomic_files import write_json
 SEED, FRAMES, SIZE, RATE = 131, 48, (240, 320), 12
 NAME, PHRASE = "moving_scene", "red apple"
 CRF = 23  # constant rate factor of x264: lower is better and larger
-EVERY, COLORS = 2, 64  # frames and colors of the animation
+EVERY, COLORS = 2, 24  # frames and colors of the animation
 
 
 def scene(seed: int = SEED) -> MovingScene:

@@ -129,7 +129,6 @@ def _by_frame(query, first, frames, plan: Plan) -> Float[Array, "I C"]:
   if plan.ones:
     values, first = _with_ones(values), (first[0], _with_ones(first[1]), first[2])
 
-  @jax.checkpoint
   def chunk(query: Array) -> Array:
     zeros = jnp.zeros((block, 1), jnp.float32)
     sums = _Sums(zeros + LOWEST, zeros, jnp.zeros((block, channels), jnp.float32))
