@@ -9,6 +9,7 @@ import pytest
 from small_video import SMALL, moving_frames, small_model
 
 from sam3_jax import Rules
+from sam3_jax.inference.video.concept_detector import ConceptDetector
 from sam3_jax.inference.video.concept_objects import FrameDetections
 from sam3_jax.inference.video.concept_tracker import ConceptTracker
 from sam3_jax.inference.video.tracker import Tracker
@@ -66,7 +67,7 @@ class Script:
       return decision
 
     monkeypatch.setattr(ConceptTracker, "step", follow)
-    monkeypatch.setattr(ConceptTracker, "_kept", kept)
+    monkeypatch.setattr(ConceptDetector, "kept", kept)
     monkeypatch.setattr(Tracker, "record", tracked)
     monkeypatch.setattr(ConceptTracker, "_decide", spy)
 
@@ -132,10 +133,10 @@ def test_lost_objects_give_way_to_those_of_another_phrase(monkeypatch):
   monkeypatch.setattr(Tracker, "record", tracked)
   rules = Rules(max_num_objects=1)
   with small_model().video(moving_frames(10), history=False, rules=rules) as session:
-    monkeypatch.setattr(ConceptTracker, "_kept", lambda *_: nothing)
+    monkeypatch.setattr(ConceptDetector, "kept", lambda *_: nothing)
     session.find("a square")
     session.find("a circle")
-    monkeypatch.setattr(ConceptTracker, "_kept", kept)
+    monkeypatch.setattr(ConceptDetector, "kept", kept)
     shown = [frame.instances.ids.tolist() for frame in session.run(hold=0)]
     assert shown == [[1]] * 3 + [[]] * 4 + [[2]] * 3
     assert session.removed == {1}

@@ -11,6 +11,7 @@ from video_model import HEIGHT, WIDTH, video_frames, video_model, video_parts
 
 from sam3_jax import Prompt, Rules, VideoSession, VisualPrompt
 from sam3_jax.inference.video import concept_tracker
+from sam3_jax.inference.video.concept_detector import ConceptDetector
 from sam3_jax.inference.video.concept_tracker import ConceptTracker, share_equal_masks
 from sam3_jax.inference.video.tracker import ObjectResult
 
@@ -214,13 +215,13 @@ def test_several_phrases_are_found_as_each_of_them_alone(model):
 @pytest.mark.slow
 def test_many_phrases_are_detected_in_groups(model, monkeypatch):
   frames, phrases = video_frames()[:3], [f"{PHRASE} {n}" for n in range(4)] + [PHRASE]
-  detect, numbers = ConceptTracker._detect, []
+  detect, numbers = ConceptDetector.detect, []
 
   def spy(tracker, embedding, prompts):
     numbers.append(len(prompts))
     return detect(tracker, embedding, prompts)
 
-  monkeypatch.setattr(ConceptTracker, "_detect", spy)
+  monkeypatch.setattr(ConceptDetector, "detect", spy)
   wanted = tracks(model.track(frames, phrases))
   assert set(numbers[-3:]) == {5}
   numbers.clear()
@@ -331,7 +332,7 @@ def test_several_concepts_of_other_images_are_tracked(model):
 def test_a_phrase_that_cannot_be_found_leaves_nothing_behind(model, monkeypatch):
   with model.video(video_frames()[:2]) as session:
     with monkeypatch.context() as patched:
-      patched.setattr(ConceptTracker, "_detect", lambda *_: 1 / 0)
+      patched.setattr(ConceptDetector, "detect", lambda *_: 1 / 0)
       with pytest.raises(ZeroDivisionError):
         session.find(PHRASE)
     assert session.phrases == []

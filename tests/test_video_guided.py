@@ -8,6 +8,7 @@ from support import difference
 from video_model import video_frames, video_model
 
 from sam3_jax import Rules
+from sam3_jax.inference.video.concept_detector import ConceptDetector
 from sam3_jax.inference.video.concept_objects import FrameDetections
 from sam3_jax.inference.video.concept_tracker import ConceptTracker
 from sam3_jax.inference.video.tracker import Tracker
@@ -89,7 +90,7 @@ class Follower:
       return held
 
     monkeypatch.setattr(Tracker, "record", scripted_record)
-    monkeypatch.setattr(ConceptTracker, "_kept", scripted_kept)
+    monkeypatch.setattr(ConceptDetector, "kept", scripted_kept)
     monkeypatch.setattr(ConceptTracker, "_decide", spy)
     monkeypatch.setattr(ConceptTracker, "step", follow)
 

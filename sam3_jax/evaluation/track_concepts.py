@@ -10,7 +10,7 @@ from typing import Any
 
 from sam3_jax.datasets.video_annotations import Video, VideoPair
 from sam3_jax.evaluation.concept_tracks import ConceptTrack, all_pairs
-from sam3_jax.inference.video.concept_tracker import TOGETHER
+from sam3_jax.inference.video.concept_detector import TOGETHER
 from sam3_jax.inputs.tokenizer import clean
 from sam3_jax.outputs.rle import Rle, areas, bounds
 from sam3_jax.outputs.tracked_frame import TrackedFrame

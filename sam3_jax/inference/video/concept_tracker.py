@@ -5,17 +5,15 @@ detections mean for the objects (`concept_objects`); give reconditioned objects 
 memories of the objects that were there before; add the new objects, and remove the wrong ones.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from sam3_jax.inference.video.components import clean_mask
+from sam3_jax.inference.video.concept_detector import TOGETHER, ConceptDetector, FrameEmbedding
 from sam3_jax.inference.video.concept_objects import (
   EMPTY_LOGIT,
-  ConceptObjects,
   Decision,
   FrameDetections,
   replace_lost,
@@ -31,62 +29,15 @@ from sam3_jax.inference.video.prompts import (
   resize_mask,
 )
 from sam3_jax.inference.video.results import ShownObject
+from sam3_jax.inference.video.tracked_concept import TrackedConcept
 from sam3_jax.inference.video.tracker import ObjectResult, Pointers, Results, Tracker
-from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.prompts import ConceptPrompt, Prompt, as_concept_prompts, check_boxes
 from sam3_jax.inputs.video_source import Frame
 from sam3_jax.model.video.tracker import MASK_PROMPT_STRIDE
-from sam3_jax.outputs.instances import kept_masks
 from sam3_jax.rules import Rules
-from sam3_jax.types import ImageEmbedding, TextEmbedding, VisualEmbedding
+from sam3_jax.types import VisualEmbedding
 
-TOGETHER = 8  # phrases that are detected at a time, as masks take 66 MB each at the released size
 SAME_LOGIT = 1e-3  # masks whose logits differ by less are the same up to rounding
-
-
-class FrameEmbedding(NamedTuple):
-  """A frame as the detector and the tracker read it."""
-
-  concepts: ImageEmbedding
-  visual: VisualEmbedding
-
-
-@dataclasses.dataclass(eq=False)
-class TrackedConcept:
-  """A concept prompt of a session, and its objects.
-
-  Attributes:
-    prompt: phrase, exemplars, or both.
-    position: of the frame on which it was given.
-    number: differs between the concepts of a session.
-    objects: those it found so far.
-  """
-
-  prompt: ConceptPrompt
-  position: int
-  number: int
-  objects: ConceptObjects = dataclasses.field(default_factory=ConceptObjects)
-
-  @property
-  def phrase(self) -> str | None:
-    return self.prompt.text
-
-  def takes_part(self, position: int, backward: bool) -> bool:
-    """Whether it is searched on a frame: from its own frame on, in the direction of the pass."""
-    return position <= self.position if backward else position >= self.position
-
-  def prompt_on(self, position: int, backward: bool, rules: Rules) -> ConceptPrompt | None:
-    """The detector's prompt on a frame; None if there is none. Boxes are of their own frame."""
-    if isinstance(self.prompt, Concept) or not self.prompt.boxes:
-      return self.prompt
-    if position == self.position:
-      return self.prompt
-    if self.prompt.text is None:
-      return None
-    following = self.position + (-1 if backward else 1)
-    if rules.boxes_on_next_frame and position == following:
-      return self.prompt
-    return Prompt(text=self.prompt.text)
 
 
 class ConceptTracker:
@@ -96,13 +47,14 @@ class ConceptTracker:
     model: a `Sam3`.
     tracker: of the session, for all its objects.
     size: height and width of the frames.
+    detector: of its concepts.
     concepts: the prompts, in the order in which they were given.
   """
 
   def __init__(self, model: Any, tracker: Tracker, size: tuple[int, int]):
     self.model, self.tracker, self.size = model, tracker, size
+    self.detector = ConceptDetector(model, tracker, size)
     self.concepts: list[TrackedConcept] = []
-    self._texts: dict[tuple[str, ...], TextEmbedding] = {}
 
   @property
   def _rules(self) -> Rules:
@@ -122,14 +74,6 @@ class ConceptTracker:
   def owner(self, identity: int) -> TrackedConcept | None:
     """The concept that found an object; None for a clicked one."""
     return next((one for one in self.concepts if identity in one.objects.ids), None)
-
-  def encode(self, pixels: Any) -> FrameEmbedding:
-    """Encodes a frame of the model's input size: uint8, or normalized float32."""
-    model = self.model
-    pixels = jax.device_put(np.asarray(pixels)[None], model.device)
-    sizes = jax.device_put(np.array([self.size], np.int32), model.device)
-    concepts, visual = self.tracker.programs.encode_both(model.params, pixels, sizes)
-    return FrameEmbedding(dataclasses.replace(concepts, origin=model.origin), visual)
 
   def step(
     self,
@@ -162,14 +106,14 @@ class ConceptTracker:
     groups = [*clicked, *{id(owners[i]): owners[i] for i in sorted(found)}.values()]
     started = self._propagate(position, embedding.visual, groups, found, backward)
     prompts = [one.prompt_on(position, backward, self._rules) for one in concepts]
-    detected = self._detect(embedding.concepts, prompts[:TOGETHER])
+    detected = self.detector.detect(embedding.concepts, prompts[:TOGETHER])
     if ahead is not None:
       ahead()
     results, pointers = self._tracked(position, groups, started, backward)
-    kept = self._kept(prompts[:TOGETHER], detected)
+    kept = self.detector.kept(prompts[:TOGETHER], detected)
     for start in range(TOGETHER, len(prompts), TOGETHER):
       some = prompts[start : start + TOGETHER]
-      kept += self._kept(some, self._detect(embedding.concepts, some))
+      kept += self.detector.kept(some, self.detector.detect(embedding.concepts, some))
     held = HeldFrame(frame.index, frame.time)
     memories: list[Results] = []
     added: list[tuple[TrackedConcept, FrameDetections, Decision]] = []
@@ -231,40 +175,6 @@ class ConceptTracker:
         results |= given[0]
         pointers |= given[1]
     return results, pointers
-
-  def _detect(self, embedding: ImageEmbedding, prompts: Sequence[ConceptPrompt | None]) -> Any:
-    """Starts to detect; returns detections of the prompts that are not None."""
-    given = [prompt for prompt in prompts if prompt is not None]
-    if not given:
-      return None
-    phrases = tuple(prompt.phrase for prompt in given)
-    if phrases not in self._texts:  # once in a session
-      self._texts[phrases] = self.model.encode_text(given)
-    return self.model.decode(embedding, given, text=self._texts[phrases])
-
-  def _kept(self, prompts: Sequence[ConceptPrompt | None], detected: Any) -> list[FrameDetections]:
-    """The detections of each prompt with high scores, after non-maximum suppression."""
-    side = self.tracker.state.config.mask_size
-    none = FrameDetections(
-      np.zeros(0, np.float32), np.zeros((0, 4), np.float32), np.zeros((0, side, side), np.float32)
-    )
-    if detected is None:
-      return [none for _ in prompts]
-    scores, boxes = jax.device_get((detected.scores, detected.boxes))
-    # The range that Meta's code leaves after it took the logit of the score.
-    scores = np.clip(scores.astype(np.float32), 0.001, 0.999)
-    rows = [np.flatnonzero(row > self._rules.score_threshold_detection) for row in scores]
-    masks = iter(kept_masks(detected.mask_logits, rows))
-    found = iter(zip(scores, boxes.astype(np.float32), rows, strict=True))
-    kept = []
-    for prompt in prompts:
-      if prompt is None:
-        kept.append(none)
-        continue
-      score, box, row = next(found)
-      logits = next(masks).astype(np.float32)
-      kept.append(FrameDetections(score[row], box[row], logits).kept(self._rules))
-    return kept
 
   def _decide(
     self, concept: TrackedConcept, position: int, detections: FrameDetections, clean: Results,

@@ -9,12 +9,14 @@ from jaxtyping import Bool
 
 from sam3_jax.inference.video.clip import Clip
 from sam3_jax.inference.video.components import clean_mask
-from sam3_jax.inference.video.concept_tracker import ConceptTracker, FrameEmbedding, TrackedConcept
+from sam3_jax.inference.video.concept_detector import FrameEmbedding
+from sam3_jax.inference.video.concept_tracker import ConceptTracker
 from sam3_jax.inference.video.frame_pixels import RESAMPLES, model_pixels
 from sam3_jax.inference.video.groups import Group
 from sam3_jax.inference.video.held_frames import HeldFrame, HeldFrames
 from sam3_jax.inference.video.prompts import Answer, give_way
 from sam3_jax.inference.video.results import ShownObject, shown_frame
+from sam3_jax.inference.video.tracked_concept import TrackedConcept
 from sam3_jax.inference.video.tracker import ObjectResult, Results, Tracker
 from sam3_jax.inference.video.tracker_state import TrackerState
 from sam3_jax.inputs.frame_range import Position
@@ -383,7 +385,7 @@ class PromptedObjects:
         frame = self.clip.read(position) if known is None else known.frame
       pixels = model_pixels(frame.image, self._state.config.image_size, self.resample)
       if concepts:
-        both = self.finder.encode(pixels)
+        both = self.finder.detector.encode(pixels)
         known = LoadedFrame(frame, both.visual, both.concepts)
       else:
         known = LoadedFrame(frame, self.tracker.encode(pixels))

@@ -13,13 +13,13 @@ from sam3_jax.inference.video.archive import Archive, write_archive
 from sam3_jax.inference.video.bank import MemoryBank
 from sam3_jax.inference.video.clip import Pass
 from sam3_jax.inference.video.concept_objects import ConceptObjects
-from sam3_jax.inference.video.concept_tracker import TrackedConcept
 from sam3_jax.inference.video.groups import FrameRecord, Group
 from sam3_jax.inference.video.held_frames import HeldFrame
 from sam3_jax.inference.video.lifetimes import Lifetimes
 from sam3_jax.inference.video.prompts import Answer
 from sam3_jax.inference.video.results import ShownObject
 from sam3_jax.inference.video.store import StoredFrame
+from sam3_jax.inference.video.tracked_concept import TrackedConcept
 from sam3_jax.inference.video.tracker import ObjectResult
 from sam3_jax.inputs.concept import Concept
 from sam3_jax.inputs.prompts import Prompt, prompt_as_json
