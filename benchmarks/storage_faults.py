@@ -1,14 +1,16 @@
-"""Runs batch jobs on a bucket that fails, kills their processes, and compares with a local job.
+"""Runs batch jobs on a store that fails, kills their processes, and compares with a local job.
 
   python benchmarks/storage_faults.py --images 2000 --processes 4 --kills 20
 
-The bucket is a server on this machine: `tests/buckets.py` for `gs`, moto for `s3`. It is behind a
-server that answers some requests with an error, cuts answers off and drops connections, also after
-the request has taken effect; listings of `gs` are a second late. Processes are killed by SIGKILL at
-random moments of their work and started again. The merged file must be byte-equal to that of a
-local job, and the server must have received no request that the policy of retries does not count.
+The store is a server on this machine: `tests/buckets.py` for `gs`, moto for `s3`, and for `hf` (a
+dataset of the hub) and `https` (a list of addresses), which are read only, that of
+`tests/object_servers.py`; their results are written locally. The store is behind a server that
+answers some requests with an error, cuts answers off and drops connections, also after the request
+has taken effect; listings of `gs` are a second late. Processes are killed by SIGKILL at random
+moments of their work and started again. The merged file must be byte-equal to that of a local job,
+and the server must have received no request that the policy of retries does not count.
 
-Then, without faults: the throughput of a job on the bucket and of a local job, side by side; the
+Then, without faults: the throughput of a job on the store and of a local job, side by side; the
 memory of the process while it works; and the memory to list a million names. `batch_job.py`
 replaces the model by a fake one, so reading and writing is all that takes time.
 """
@@ -56,24 +58,77 @@ class Bucket:
   """A bucket called `bucket`, behind a server that makes faults.
 
   Attributes:
-    scheme: of its URLs.
     faults: the server that makes faults.
     variables: of the environment, with which a process finds the bucket.
+    images: arguments of the command for the images.
+    local_images: those for the same images on this machine.
+    results: where results are written, with a slash at its end.
   """
 
-  def __init__(self, scheme: str, faults: Any, variables: dict[str, str]):
-    self.scheme, self.faults, self.variables = scheme, faults, variables
+  local_images = ("--images", "images")
+
+  def __init__(self, scheme: str, folder: Path, faults: Any, variables: dict[str, str]):
+    self.folder, self.faults, self.variables = folder, faults, variables
+    self.results = f"{scheme}://bucket/"
+    self.images = ("--images", f"{self.results}images")
+
+  def upload(self, images: Path) -> None:
+    """Puts the files of a directory below `images/`, and waits until they are listed."""
+    for path in sorted(images.iterdir()):
+      self.put(f"images/{path.name}", path.read_bytes())
+    time.sleep(1.5)
 
   def put(self, name: str, data: bytes) -> None:
     self._path(name).write(data)
 
   def get(self, name: str) -> bytes:
+    """A result."""
     return self._path(name).read_bytes()
 
   def _path(self, name: str) -> Any:
     from sam3_jax.storage.objects import ObjectPath
 
-    return ObjectPath(f"{self.scheme}://bucket/{name}")
+    return ObjectPath(f"{self.results}{name}")
+
+
+class Dataset(Bucket):
+  """A dataset of the hub, behind a server that makes faults; results are local."""
+
+  def __init__(self, server: Any, folder: Path, faults: Any, variables: dict[str, str]):
+    super().__init__("hf", folder, faults, variables)
+    self.server, self.results = server, "results/"
+    self.images = ("--images", "hf://datasets/org/data/images")
+
+  def put(self, name: str, data: bytes) -> None:
+    self.server.files[f"/data/{name}"] = data
+
+  def get(self, name: str) -> bytes:
+    return (self.folder / self.results / name).read_bytes()
+
+
+class WebServer(Dataset):
+  """Images by address, behind a server that makes faults; results are local."""
+
+  local_images = ("--images", "local.jsonl")
+
+  def __init__(self, server: Any, folder: Path, faults: Any, variables: dict[str, str]):
+    super().__init__(server, folder, faults, variables)
+    self.root = f"{faults.address}/data/"
+    self.images = ("--images", "web.jsonl", "--allow-https")
+
+  def upload(self, images: Path) -> None:
+    super().upload(images)
+    names = [f"images/{path.name}" for path in sorted(images.iterdir())]
+    for file, root in ("web.jsonl", self.root), ("local.jsonl", ""):
+      lines = [json.dumps({"image": root + name}) for name in names]
+      (self.folder / file).write_text("\n".join(lines))
+
+  def get(self, name: str) -> bytes:
+    """A result, in which images have their local names."""
+    return super().get(name).replace(self.root.encode(), b"")
+
+
+READ_ONLY = {"hf": Dataset, "https": WebServer}
 
 
 @contextlib.contextmanager
@@ -83,6 +138,12 @@ def bucket(scheme: str, folder: Path, seed: int) -> Iterator[Bucket]:
   variables = {"TMPDIR": str(folder)}
   with contextlib.ExitStack() as stack:
     stack.enter_context(object_servers.serving(faults))
+    if scheme in READ_ONLY:
+      server = stack.enter_context(object_servers.serving(object_servers.Files()))
+      faults.upstream = server.server_port
+      variables |= {"HF_ENDPOINT": faults.address}
+      yield READ_ONLY[scheme](server, folder, faults, variables)
+      return
     if scheme == "gs":
       server = stack.enter_context(object_servers.serving(buckets.Server()))
       server.lag, faults.upstream = 1.0, server.server_port
@@ -101,14 +162,19 @@ def bucket(scheme: str, folder: Path, seed: int) -> Iterator[Bucket]:
     store._open.cache_clear()
     if scheme == "gs":
       fsspec.config.conf["gs"] = {"token": "anon"}
-    yield Bucket(scheme, faults, variables)
+    yield Bucket(scheme, folder, faults, variables)
 
 
-def local_job(folder: Path, count: int) -> bytes:
-  """Does the job locally; returns the merged file."""
+def make_images(folder: Path, count: int) -> Path:
+  """Writes the images, one of which cannot be read; returns their directory."""
   batches.write_images(folder / "images", count)
   (folder / "images" / "001-broken.png").write_bytes(b"broken")
-  arguments = ("--images", "images", "--out", "local", *OPTIONS)
+  return folder / "images"
+
+
+def local_job(folder: Path, images: tuple[str, ...]) -> bytes:
+  """Does the job locally; returns the merged file."""
+  arguments = (*images, "--out", "local", *OPTIONS)
   if batch_job.run_inline(folder, *arguments) or batch_job.run_inline(
     folder, "--merge", "--out", "local"
   ):
@@ -122,13 +188,12 @@ def kill_campaign(
   """Does the job in the bucket, while processes are killed; returns the faults and the counts."""
   log, faults = folder / "requests", list[str]()
   before = store.faults.requests
-  root = f"{store.scheme}://bucket"
   variables = store.variables | {batch_job.REQUESTS: str(log)}
 
   def start(process: int) -> Any:
     return batch_job.start(
-      folder, "--images", f"{root}/images", "--out", f"{root}/out", *OPTIONS, "--process",
-      str(process), "--processes", str(processes), pause=0.1, variables=variables,
+      folder, *store.images, "--out", f"{store.results}out", *OPTIONS, "--process", str(process),
+      "--processes", str(processes), pause=0.1, variables=variables,
     )  # fmt: skip
 
   running, killed, runs = {i: start(i) for i in range(processes)}, 0, processes
@@ -183,19 +248,16 @@ def campaign(
   rng = random.Random(seed)
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
-    wanted = local_job(folder, images)
-    log("local job done")
     with bucket(scheme, folder, seed) as store:
-      for path in sorted((folder / "images").iterdir()):
-        store.put(f"images/{path.name}", path.read_bytes())
-      time.sleep(1.5)  # until they are listed
+      store.upload(make_images(folder, images))
+      wanted = local_job(folder, store.local_images)
+      log("local job done")
       store.faults.rate = rate
       found, counts = kill_campaign(folder, store, processes, kills, rng)
       log(str(counts))
       store.faults.rate = 0.0
-      for out in (f"{scheme}://bucket/out",):
-        if batch_job.run_inline(folder, "--merge", "--out", out):
-          found.append("merging failed")
+      if batch_job.run_inline(folder, "--merge", "--out", f"{store.results}out"):
+        found.append("merging failed")
       if store.get("out/annotations.json") != wanted:
         found.append("the merged file differs from that of the local job")
       if store.get("out/errors.jsonl") != (folder / "local" / "errors.jsonl").read_bytes():
@@ -209,19 +271,15 @@ def throughput(scheme: str, images: int, rounds: int, pause: float) -> dict[str,
   memory: list[float] = []
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
-    local_job(folder, images)
     with bucket(scheme, folder, 0) as store:
-      for path in sorted((folder / "images").iterdir()):
-        store.put(f"images/{path.name}", path.read_bytes())
-      time.sleep(1.5)
-      root = f"{scheme}://bucket"
+      store.upload(make_images(folder, images))
       for number in range(rounds):
-        for kind, images_at, out in (
-          ("local", "images", f"again{number}"),
-          ("bucket", f"{root}/images", f"{root}/again{number}"),
+        for kind, given, out in (
+          ("local", store.local_images, f"again{number}"),
+          ("bucket", store.images, f"{store.results}on-store{number}"),
         ):
           process = batch_job.start(
-            folder, "--images", images_at, "--out", out, *OPTIONS, pause=pause,
+            folder, *given, "--out", out, *OPTIONS, pause=pause,
             variables=store.variables | {batch_job.TIMES: str(folder / "times")},
           )  # fmt: skip
           if kind == "bucket":
@@ -285,32 +343,34 @@ def main() -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("--store", choices=["gs", "s3"], default="gs")
+  parser.add_argument("--store", choices=["gs", "s3", *READ_ONLY], default="gs")
   parser.add_argument("--images", type=int, default=2000)
   parser.add_argument("--processes", type=int, default=4)
-  parser.add_argument("--kills", type=int, default=20)
+  parser.add_argument("--kills", type=int, default=20, help="0 for no job with faults")
   parser.add_argument("--rate", type=float, default=0.03, help="fraction of requests that fail")
   parser.add_argument("--names", type=int, default=1_000_000, help="to list")
   parser.add_argument("--rounds", type=int, default=3, help="of the comparison of throughput")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--out", type=Path, help="output directory, for storage-faults.md")
   options = parser.parse_args()
-  faults, counts = campaign(
-    options.store, options.images, options.processes, options.kills, options.rate, options.seed,
-    lambda line: print(line, flush=True),
-  )  # fmt: skip
-  lines = [
-    f"{options.images:,} images on {options.store}://, {options.processes} processes, "
-    f"{counts['kills']} kills, {counts['faults']:,} faults in {counts['requests']:,} requests "
-    f"({counts['repeated']:,} repeated by the policy): {len(faults)} differences from the local "
-    "job."
-  ]
+  faults, lines = list[str](), list[str]()
+  if options.kills:
+    faults, counts = campaign(
+      options.store, options.images, options.processes, options.kills, options.rate, options.seed,
+      lambda line: print(line, flush=True),
+    )  # fmt: skip
+    lines.append(
+      f"{options.images:,} images on {options.store}://, {options.processes} processes, "
+      f"{counts['kills']} kills, {counts['faults']:,} faults in {counts['requests']:,} requests "
+      f"({counts['repeated']:,} repeated by the policy): {len(faults)} differences from the local "
+      "job."
+    )
   for pause in (0.0, 0.2) if options.rounds else ():
     times = throughput(options.store, options.images, options.rounds, pause)
     lines.append(
       f"With {pause} s of device time per batch of 8: {options.images / times['local']:.0f} "
-      f"images/s local, {options.images / times['bucket']:.0f} on the bucket "
-      f"({times['local'] / times['bucket']:.0%}); memory on the bucket {times['early']:.0f} MB "
+      f"images/s local, {options.images / times['bucket']:.0f} on the store "
+      f"({times['local'] / times['bucket']:.0%}); memory on the store {times['early']:.0f} MB "
       f"before the middle of the job, {times['late']:.0f} MB at its end."
     )
     print(lines[-1], flush=True)

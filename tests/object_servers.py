@@ -83,7 +83,8 @@ def moto():
 class Files(http.server.ThreadingHTTPServer):
   """A web server with files by path; it also answers the requests of the hub's API for datasets.
 
-  The dataset is org/data, and its files are those below `/data/`.
+  The dataset is org/data, and its files are those below `/data/`. `seen` has the path and the
+  Authorization header of each request.
   """
 
   daemon_threads = True
@@ -91,6 +92,7 @@ class Files(http.server.ThreadingHTTPServer):
 
   def __init__(self, page=1000):
     super().__init__(("localhost", 0), _FileHandler)
+    self.seen = []
     self.files, self.page, self.address = {}, page, f"http://localhost:{self.server_port}"
 
   def handle_error(self, *_):
@@ -107,6 +109,7 @@ class _FileHandler(http.server.BaseHTTPRequestHandler):
   server: Files
 
   def do_GET(self):
+    self.server.seen.append((self.path, self.headers.get("Authorization")))
     path, _, text = self.path.partition("?")
     path, query = urllib.parse.unquote(path), dict(urllib.parse.parse_qsl(text))
     api = "/api/datasets/org/data/"
@@ -142,6 +145,7 @@ class _FileHandler(http.server.BaseHTTPRequestHandler):
     return self.answer(json.dumps(list(map(self.server.describe, page))).encode(), 200, headers)
 
   def do_POST(self):
+    self.server.seen.append((self.path, self.headers.get("Authorization")))
     names = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["paths"]
     found = [self.server.describe(name) for name in names if "/data/" + name in self.server.files]
     self.answer(json.dumps(found).encode())

@@ -1,4 +1,4 @@
-"""Jobs on a bucket that fails, whose processes are killed; see `benchmarks/storage_faults.py`."""
+"""Jobs on a store that fails, whose processes are killed; see `benchmarks/storage_faults.py`."""
 
 import importlib.util
 
@@ -14,7 +14,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
   """Restores the environment, which the benchmark changes."""
-  for name in ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "TMPDIR"):
+  for name in ("STORAGE_EMULATOR_HOST", "FSSPEC_GS_TOKEN", "HF_ENDPOINT", "TMPDIR"):
     monkeypatch.setenv(name, "")
 
 
@@ -24,6 +24,14 @@ def test_killed_processes_on_a_failing_bucket():
   assert faults == []
   assert counts["kills"] == 3
   assert counts["faults"] > 5
+
+
+@pytest.mark.parametrize("scheme", ["hf", "https"])
+def test_killed_processes_that_read_from_the_web(scheme):
+  faults, counts = storage_faults.campaign(scheme, 60, processes=2, kills=2, rate=0.05, seed=1)
+  assert faults == []
+  assert counts["kills"] == 2
+  assert counts["faults"] > 0
 
 
 def test_listings_need_little_memory():

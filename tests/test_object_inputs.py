@@ -133,12 +133,15 @@ def test_local_lists_of_objects(images, bucket, tmp_path):
   assert second.unreadable
 
 
-def test_datasets_of_the_hub(images, web):
+def test_datasets_of_the_hub(images, web, monkeypatch):
   for path in images.rglob("*"):
     if path.is_file():
       web.files[f"/data/images/{path.relative_to(images)}"] = path.read_bytes()
+  monkeypatch.setenv("HF_TOKEN", "hf_secret")
   compare("images", "hf://datasets/org/data/images")
   (one,) = list_inputs("hf://datasets/org/data/images/002.png", "cat")
+  assert {login for _, login in web.seen} == {"Bearer hf_secret"}
+  assert all("/org/data/" in path for path, _ in web.seen)  # no request that is not counted
   assert one.path == f"hf://datasets/org/data@{web.commit}/images/002.png"
 
 

@@ -73,10 +73,13 @@ class Hub(Web):
   async def _request(
     self, where: Location, url: str, headers: Mapping[str, str], **options: Any
   ) -> tuple[int, Mapping[str, str], bytes]:
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token
 
-    # aiohttp does not send the token to the other host of a redirection.
-    return await super()._request(where, url, {**build_hf_headers(), **headers}, **options)
+    # Not `build_hf_headers`, which sends a request of its own. aiohttp does not send the token to
+    # the other host of a redirection.
+    token = get_token()
+    login = {"Authorization": f"Bearer {token}"} if token else {}
+    return await super()._request(where, url, {**login, **headers}, **options)
 
 
 def _endpoint() -> str:
