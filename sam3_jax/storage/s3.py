@@ -41,7 +41,13 @@ class S3(Store):
     )
 
   async def _stat(self, where: Location) -> Entry:
-    found = await self._call("head_object", where)
+    try:
+      found = await self._call("head_object", where)
+    except StatusError as error:
+      if error.status in (400, 403):  # an answer to HEAD has no body, which would say why
+        retries.count(1)
+        await self._read(where, 0, 1, "")
+      raise
     now, written = _date(found), found.get("LastModified")
     age = (now - written).total_seconds() if now and written else None
     return Entry(where.name, int(found["ContentLength"]), found["ETag"].strip('"'), age)
