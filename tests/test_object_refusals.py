@@ -1,4 +1,4 @@
-"""What servers answer if credentials, permissions or the region are wrong, through the real clients.
+"""What servers answer if credentials, permissions or the region are wrong, by the real clients.
 
 The error is one line with the remedy and without secrets, and no request is repeated.
 """
